@@ -1,0 +1,1 @@
+//! x86_64 boot protocols, ACPI, CPUID, MSRs and registers, as plain data.

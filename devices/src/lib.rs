@@ -1,0 +1,1 @@
+//! PCI, virtio devices and their host backends, without KVM.

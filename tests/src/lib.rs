@@ -1,0 +1,1 @@
+//! End-to-end tests over real guests, interoperation tests and benchmarks against peers.

@@ -1,0 +1,1 @@
+//! A virtual machine monitor: library and command line.

@@ -1,0 +1,3 @@
+//! The `splitring` command line.
+
+fn main() {}
