@@ -1,0 +1,364 @@
+//! The guest's physical address map.
+//!
+//! It knows addresses and sizes; it does not know what the devices behind them do.
+//!
+//! ```text
+//! 0x0000_0000_0000  RAM (low)         0x0500 GDT · 0x6000 PVH start_info, modules · 0x6800 PVH memory map · 0x8000 zero page
+//!                                     0x9000 page tables (6 pages) · 0x2_0000 command line
+//! 0x0000_0009_fc00  reserved          BIOS area: ACPI tables from 0xe_0000 (the RSDP first, where kernels scan for it)
+//! 0x0000_0010_0000  RAM               up to 3 GiB
+//! 0x0000_c000_0000  32-bit hole       MMIO window, 512 MiB
+//! 0x0000_e000_0000                    ECAM, 1 MiB: bus 0
+//! 0x0000_fec0_0000                    I/O APIC
+//! 0x0000_fee0_0000                    local APICs and MSI
+//! 0x0000_feff_c000                    KVM identity map (1 page) and TSS (3 pages)
+//! 0x0001_0000_0000  RAM (high)        what did not fit below the hole
+//! top of RAM, 1 GiB aligned           64-bit MMIO window, up to the physical address width
+//! ```
+//!
+//! I/O ports: COM1 at 0x3f8, the power block (sleep, reset, event) at 0x600, PCI windows from 0x1000, CF8/CFC where enabled.
+
+use std::ops::Range;
+
+/// One mebibyte, in bytes.
+pub const MIB: u64 = 1 << 20;
+/// One gibibyte, in bytes.
+pub const GIB: u64 = 1 << 30;
+/// The page size that every address and length here is a multiple of.
+pub const PAGE: u64 = 4096;
+
+/// Global descriptor table of the 64-bit and PVH entries.
+pub const GDT: u64 = 0x500;
+/// PVH `hvm_start_info`.
+pub const PVH_START_INFO: u64 = 0x6000;
+/// PVH module list; one entry, the initrd.
+pub const PVH_MODULES: u64 = 0x6100;
+/// PVH memory map; room for 64 entries up to the zero page.
+pub const PVH_MEMMAP: u64 = 0x6800;
+/// Linux `boot_params`, one page.
+pub const ZERO_PAGE: u64 = 0x8000;
+/// Identity page tables of the 64-bit entry: PML4, PDPT, four page directories.
+pub const PAGE_TABLES: u64 = 0x9000;
+/// The command line, NUL-terminated.
+pub const CMDLINE: u64 = 0x2_0000;
+/// Bytes of command line that Linux keeps (`COMMAND_LINE_SIZE`), the NUL included.
+pub const CMDLINE_MAX: usize = 2048;
+/// End of the RAM below the BIOS area.
+pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// ACPI tables; the RSDP is the first, on a 16-byte boundary in the area that kernels scan.
+pub const ACPI: Range<u64> = 0xe_0000..0x10_0000;
+/// RAM above the BIOS area; kernels live from here on.
+pub const HIGH_MEMORY: u64 = 0x10_0000;
+
+/// Where RAM stops below 4 GiB.
+pub const HOLE: Range<u64> = 0xc000_0000..0x1_0000_0000;
+/// 32-bit PCI memory window.
+pub const MMIO32: Range<u64> = 0xc000_0000..0xe000_0000;
+/// PCI configuration space of bus 0 (ECAM), 4 KiB a function.
+pub const ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
+/// I/O APIC registers.
+pub const IOAPIC: u64 = 0xfec0_0000;
+/// Interrupt lines of the I/O APIC.
+pub const IOAPIC_PINS: u32 = 24;
+/// Local APIC registers; the same 1 MiB holds the MSI doorbell.
+pub const LOCAL_APIC: u64 = 0xfee0_0000;
+/// One page for `KVM_SET_IDENTITY_MAP_ADDR`.
+pub const KVM_IDENTITY_MAP: u64 = 0xfeff_c000;
+/// Three pages for `KVM_SET_TSS_ADDR`.
+pub const KVM_TSS: u64 = 0xfeff_d000;
+
+/// First serial port.
+pub const COM1: u16 = 0x3f8;
+/// Interrupt line of the first serial port.
+pub const COM1_GSI: u32 = 4;
+/// ACPI sleep control register, one byte (FADT `SLEEP_CONTROL_REG`).
+pub const SLEEP_CONTROL: u16 = 0x600;
+/// ACPI sleep status register, one byte (FADT `SLEEP_STATUS_REG`).
+pub const SLEEP_STATUS: u16 = 0x601;
+/// ACPI reset register, one byte (FADT `RESET_REG`).
+pub const RESET: u16 = 0x602;
+/// What the guest must write to [`RESET`].
+pub const RESET_VALUE: u8 = 1;
+/// Pending events of the generic event device, one byte, cleared by reading: see [`GED_POWER_BUTTON`].
+pub const GED_EVENTS: u16 = 0x604;
+/// Bit in [`GED_EVENTS`]: the power button was pressed.
+pub const GED_POWER_BUTTON: u8 = 1;
+/// Interrupt line of the generic event device (edge-triggered).
+pub const GED_GSI: u32 = 5;
+/// Ports of the power block above.
+pub const POWER_PORTS: Range<u16> = 0x600..0x608;
+/// PCI configuration address and data ports, where enabled.
+pub const CF8: Range<u16> = 0xcf8..0xd00;
+/// I/O ports that PCI functions may claim.
+pub const PCI_IO: Range<u16> = 0x1000..0xf000;
+/// Interrupt lines for PCI INTx, level-triggered, outside the range that old PICs know.
+pub const PCI_INTX_GSI: Range<u32> = 16..24;
+
+/// Least memory of a machine: the boot structures and a kernel's first pages.
+pub const MIN_MEMORY: u64 = 2 * MIB;
+/// Widest 64-bit MMIO window; wider ones only cost the guest page tables.
+const MMIO64_MAX: u64 = 64 * GIB;
+/// Narrowest 64-bit MMIO window that is worth declaring.
+const MMIO64_MIN: u64 = GIB;
+
+/// A memory size that makes no machine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// Zero, or too little to hold the boot structures.
+    #[error("memory size {size} is too small; give at least {MIN_MEMORY} bytes (2 MiB)")]
+    TooSmall {
+        /// Bytes asked for.
+        size: u64,
+    },
+    /// Not whole pages.
+    #[error(
+        "memory size {size} is not a multiple of {PAGE} bytes; give whole pages, best whole MiB"
+    )]
+    Unaligned {
+        /// Bytes asked for.
+        size: u64,
+    },
+    /// RAM and the 64-bit MMIO window do not fit the guest's physical addresses.
+    #[error(
+        "memory size {size} exceeds what {bits} physical address bits can hold; give at most {max} bytes"
+    )]
+    TooLarge {
+        /// Bytes asked for.
+        size: u64,
+        /// Physical address bits of the vCPUs.
+        bits: u8,
+        /// Most bytes that fit.
+        max: u64,
+    },
+}
+
+/// What an address range is, in the firmware's memory map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MemoryKind {
+    /// Usable RAM.
+    Ram = 1,
+    /// Not to be touched as RAM.
+    Reserved = 2,
+}
+
+/// One entry of the memory map that the guest boots with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryMapEntry {
+    /// Guest-physical addresses.
+    pub range: Range<u64>,
+    /// What they are.
+    pub kind: MemoryKind,
+}
+
+/// The parts of the map that depend on the memory size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    ram: Vec<Range<u64>>,
+    mmio64: Range<u64>,
+}
+
+impl Layout {
+    /// Lays `memory` bytes of RAM out for vCPUs with `physical_bits` address bits (CPUID 0x8000_0008 EAX).
+    pub fn new(memory: u64, physical_bits: u8) -> Result<Self, LayoutError> {
+        if memory < MIN_MEMORY {
+            return Err(LayoutError::TooSmall { size: memory });
+        }
+        if !memory.is_multiple_of(PAGE) {
+            return Err(LayoutError::Unaligned { size: memory });
+        }
+        let limit = 1u64 << physical_bits.clamp(33, 52);
+        let low = memory.min(HOLE.start);
+        let high = memory - low;
+        let too_large = LayoutError::TooLarge {
+            size: memory,
+            bits: physical_bits,
+            max: limit - HOLE.end - MMIO64_MIN + HOLE.start,
+        };
+        let Some(top) = HOLE
+            .end
+            .checked_add(high)
+            .and_then(|end| end.checked_next_multiple_of(GIB))
+        else {
+            return Err(too_large);
+        };
+        if limit.checked_sub(top).is_none_or(|room| room < MMIO64_MIN) {
+            return Err(too_large);
+        }
+        // The IOMMU-less host bridge decodes whole powers of two well only when aligned; a GiB is enough for BARs of up to that size.
+        let mmio64 = top..limit.min(top + MMIO64_MAX);
+        let mut ram = vec![0..low];
+        if high > 0 {
+            ram.push(HOLE.end..HOLE.end + high);
+        }
+        Ok(Self { ram, mmio64 })
+    }
+
+    /// RAM as the guest's memory slots: one range, or two with the 32-bit hole between them. The first one starts at 0 and holds the BIOS area.
+    #[must_use]
+    pub fn ram(&self) -> &[Range<u64>] {
+        &self.ram
+    }
+
+    /// Bytes of RAM.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.ram.iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// End of the RAM below 4 GiB.
+    #[must_use]
+    pub fn low_end(&self) -> u64 {
+        self.ram.first().map_or(0, |range| range.end)
+    }
+
+    /// 64-bit PCI memory window; at least a GiB, above all RAM.
+    #[must_use]
+    pub fn mmio64(&self) -> Range<u64> {
+        self.mmio64.clone()
+    }
+
+    /// The firmware memory map (E820): usable RAM, and the reserved ranges that Linux must find there (ECAM is ignored otherwise).
+    #[must_use]
+    pub fn memory_map(&self) -> Vec<MemoryMapEntry> {
+        use MemoryKind::{Ram, Reserved};
+        let mut map = vec![
+            MemoryMapEntry {
+                range: 0..LOW_RAM_END,
+                kind: Ram,
+            },
+            MemoryMapEntry {
+                range: LOW_RAM_END..HIGH_MEMORY,
+                kind: Reserved,
+            },
+            MemoryMapEntry {
+                range: HIGH_MEMORY..self.low_end(),
+                kind: Ram,
+            },
+            MemoryMapEntry {
+                range: ECAM,
+                kind: Reserved,
+            },
+            MemoryMapEntry {
+                range: KVM_IDENTITY_MAP..KVM_TSS + 3 * PAGE,
+                kind: Reserved,
+            },
+        ];
+        map.extend(self.ram.iter().skip(1).map(|range| MemoryMapEntry {
+            range: range.clone(),
+            kind: Ram,
+        }));
+        map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_gib_is_one_range_below_the_hole() {
+        let layout = Layout::new(GIB, 40).unwrap();
+        assert_eq!(layout.ram(), [0..GIB]);
+        assert_eq!(layout.mmio64(), 4 * GIB..68 * GIB);
+        assert_eq!(
+            layout
+                .memory_map()
+                .iter()
+                .filter(|entry| entry.kind == MemoryKind::Ram)
+                .count(),
+            2
+        );
+    }
+
+    #[test]
+    fn six_gib_are_split_by_the_hole_and_lose_nothing() {
+        let layout = Layout::new(6 * GIB, 40).unwrap();
+        assert_eq!(layout.ram(), [0..3 * GIB, 4 * GIB..7 * GIB]);
+        assert_eq!(layout.memory(), 6 * GIB);
+        assert_eq!(layout.mmio64().start, 7 * GIB);
+    }
+
+    #[test]
+    fn memory_map_is_sorted_disjoint_and_within_ram_or_reserved() {
+        for memory in [
+            MIN_MEMORY,
+            256 * MIB,
+            3 * GIB - PAGE,
+            3 * GIB,
+            3 * GIB + PAGE,
+            6 * GIB,
+            100 * GIB,
+        ] {
+            let layout = Layout::new(memory, 46).unwrap();
+            let map = layout.memory_map();
+            for pair in map.windows(2) {
+                assert!(
+                    pair[0].range.end <= pair[1].range.start,
+                    "{memory:#x}: {pair:?}"
+                );
+            }
+            for entry in map.iter().filter(|entry| entry.kind == MemoryKind::Ram) {
+                assert!(!entry.range.is_empty());
+                assert!(
+                    layout
+                        .ram()
+                        .iter()
+                        .any(|ram| ram.start <= entry.range.start && entry.range.end <= ram.end)
+                );
+            }
+            assert!(
+                map.iter()
+                    .any(|entry| entry.kind == MemoryKind::Reserved && entry.range == ECAM)
+            );
+            assert!(layout.mmio64().start >= layout.ram().last().unwrap().end);
+        }
+    }
+
+    #[test]
+    fn hostile_sizes_are_refused_with_the_limit_named() {
+        for (size, bits) in [(0, 46), (PAGE, 46)] {
+            assert_eq!(Layout::new(size, bits), Err(LayoutError::TooSmall { size }));
+        }
+        assert_eq!(
+            Layout::new(GIB + 1, 46),
+            Err(LayoutError::Unaligned { size: GIB + 1 })
+        );
+        for size in [1 << 46, u64::MAX & !(PAGE - 1)] {
+            let Err(LayoutError::TooLarge { max, .. }) = Layout::new(size, 46) else {
+                panic!("{size:#x} was accepted")
+            };
+            assert!(Layout::new(max, 46).is_ok());
+            assert!(Layout::new(max + PAGE, 46).is_err());
+        }
+    }
+
+    #[test]
+    fn fixed_ranges_do_not_overlap() {
+        let fixed = [
+            MMIO32,
+            ECAM,
+            IOAPIC..IOAPIC + PAGE,
+            LOCAL_APIC..LOCAL_APIC + MIB,
+            KVM_IDENTITY_MAP..KVM_IDENTITY_MAP + PAGE,
+            KVM_TSS..KVM_TSS + 3 * PAGE,
+        ];
+        for pair in fixed.windows(2) {
+            assert!(pair[0].end <= pair[1].start);
+        }
+        let low = [
+            GDT..GDT + 64,
+            PVH_START_INFO..PVH_START_INFO + 56,
+            PVH_MODULES..PVH_MODULES + 32,
+            PVH_MEMMAP..ZERO_PAGE,
+            ZERO_PAGE..ZERO_PAGE + PAGE,
+            PAGE_TABLES..PAGE_TABLES + 6 * PAGE,
+            CMDLINE..CMDLINE + 2048,
+            LOW_RAM_END..ACPI.start,
+            ACPI,
+        ];
+        for pair in low.windows(2) {
+            assert!(pair[0].end <= pair[1].start, "{pair:x?}");
+        }
+    }
+}
