@@ -1,3 +1,83 @@
 //! The project's own commands: demo, test, lab, bench.
 
-fn main() {}
+mod assets;
+mod cleanup;
+mod host;
+mod kernel;
+mod lab;
+mod progress;
+mod tools;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+/// The project's own commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Install what is missing without asking
+    #[arg(long, global = true)]
+    yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in the lab: a guest under software emulation whose KVM is complete
+    Lab(LabArgs),
+}
+
+#[derive(Debug, Args)]
+struct LabArgs {
+    /// Count instructions: one CPU whose clock repeats, whatever this machine does
+    #[arg(long)]
+    icount: bool,
+    /// Kill the lab after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    timeout: u64,
+    /// Virtual CPUs of the lab
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    cpus: u32,
+    /// Load this kernel module too (tun, veth, bridge, vhost_net, loop, …)
+    #[arg(long = "module", value_name = "NAME")]
+    modules: Vec<String>,
+    /// The command and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    command: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    match cleanup::install().and_then(|()| dispatch(Cli::parse())) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Lab(arguments) => {
+            let options = lab::Options {
+                icount: arguments.icount,
+                cpus: arguments.cpus,
+                timeout: Duration::from_secs(arguments.timeout),
+                modules: arguments.modules,
+                yes: cli.yes,
+            };
+            let status = lab::run(&options, &arguments.command, lab::Output::Pass)?;
+            Ok(ExitCode::from(u8::try_from(status.code).unwrap_or(u8::MAX)))
+        }
+    }
+}

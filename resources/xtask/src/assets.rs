@@ -1,0 +1,172 @@
+//! The cache of things that come from elsewhere: Debian packages, unpacked, never installed.
+//!
+//! An asset is a directory that appears whole, by a rename, or not at all; the second run needs
+//! no network.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cleanup::Scratch;
+use crate::host;
+use crate::progress::Step;
+
+/// The cache directory, held for one command.
+#[derive(Debug, Clone)]
+pub(crate) struct Cache {
+    dir: PathBuf,
+}
+
+impl Cache {
+    /// Opens `$XDG_CACHE_HOME/splitring`, or `~/.cache/splitring`.
+    pub(crate) fn open() -> Result<Self> {
+        let base = std::env::var_os("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .filter(|dir| dir.is_absolute())
+            .or_else(|| std::env::home_dir().map(|home| home.join(".cache")))
+            .context("no cache directory: neither XDG_CACHE_HOME nor HOME is set")?;
+        let dir = base.join("splitring");
+        fs::create_dir_all(&dir)
+            .with_context(|| format!("cannot make the cache directory {}", dir.display()))?;
+        Ok(Self { dir })
+    }
+
+    /// Where it is.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A directory for one run's scratch files, on the same file system.
+    pub(crate) fn scratch(&self, prefix: &str) -> Result<Scratch> {
+        Scratch::new(&self.dir.join("run"), prefix)
+    }
+
+    /// The asset `name`, built by `build` in a directory that then takes its place.
+    pub(crate) fn asset(
+        &self,
+        name: &str,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let place = self.dir.join(name);
+        if place.exists() {
+            return Ok(place);
+        }
+        let lock_path = self.dir.join("lock");
+        let lock = File::create(&lock_path)
+            .with_context(|| format!("cannot create {}", lock_path.display()))?;
+        let _step = Step::start(format!("preparing {name}"));
+        lock.lock()
+            .with_context(|| format!("cannot lock {}", lock_path.display()))?;
+        if place.exists() {
+            return Ok(place);
+        }
+        let scratch = self.scratch("build-")?;
+        let made = scratch.path().join("asset");
+        fs::create_dir(&made).context("cannot make a directory in the cache")?;
+        build(&made).with_context(|| format!("cannot prepare {name}"))?;
+        if let Some(parent) = place.parent() {
+            fs::create_dir_all(parent).context("cannot make a directory in the cache")?;
+        }
+        fs::rename(&made, &place)
+            .with_context(|| format!("cannot put {} in its place", place.display()))?;
+        Ok(place)
+    }
+
+    /// The files of the Debian package `package`, or of the one package it depends on.
+    pub(crate) fn package(&self, package: &str) -> Result<PathBuf> {
+        self.asset(&format!("packages/{package}"), |into| {
+            let scratch = self.scratch("apt-")?;
+            let archive = self.download(package, scratch.path())?;
+            run(Command::new("dpkg").arg("-x").arg(&archive).arg(into))
+        })
+    }
+
+    /// Downloads `package`, with the system's package lists if they do, else with fresh ones.
+    fn download(&self, package: &str, into: &Path) -> Result<PathBuf> {
+        let system = Apt { lists: None };
+        if let Ok(archive) = system.download(package, into) {
+            return Ok(archive);
+        }
+        let lists = self.dir.join("apt");
+        fs::create_dir_all(lists.join("lists/partial")).context("cannot make apt's directory")?;
+        let own = Apt { lists: Some(lists) };
+        run(own.command("apt-get").arg("update")).context("cannot update the package lists")?;
+        own.download(package, into).with_context(|| {
+            format!("cannot download the Debian package {package}; this needs Debian 12's package sources and the network, once")
+        })
+    }
+}
+
+/// apt with the system's lists, or with lists of our own that need no privilege.
+struct Apt {
+    lists: Option<PathBuf>,
+}
+
+impl Apt {
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        if let Some(dir) = &self.lists {
+            command
+                .arg("-o")
+                .arg(format!("Dir::State::Lists={}", dir.join("lists").display()));
+            command
+                .arg("-o")
+                .arg(format!("Dir::Cache={}", dir.display()));
+        }
+        if host::is_root() {
+            // Else apt complains that its own user can't write where we download to.
+            command.args(["-o", "APT::Sandbox::User=root"]);
+        }
+        command
+    }
+
+    /// A kernel's metapackage holds nothing but a dependency on the image.
+    fn resolve(&self, package: &str) -> Result<String> {
+        if !package.starts_with("linux-image-") {
+            return Ok(package.to_owned());
+        }
+        let output = self
+            .command("apt-cache")
+            .args(["depends", "--important", package])
+            .output()
+            .context("cannot run apt-cache")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .find(|name| name.starts_with("linux-image-"))
+            .map(str::to_owned)
+            .with_context(|| format!("apt knows no package {package}"))
+    }
+
+    fn download(&self, package: &str, into: &Path) -> Result<PathBuf> {
+        let image = self.resolve(package)?;
+        run(self
+            .command("apt-get")
+            .args(["-q", "download"])
+            .arg(&image)
+            .current_dir(into))?;
+        fs::read_dir(into)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .with_context(|| format!("apt-get download {image} left no package behind"))
+    }
+}
+
+/// Runs a helper program quietly; its error output becomes the error.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let name = command.get_program().display().to_string();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {name}"))?;
+    if !output.status.success() {
+        bail!(
+            "{name} failed ({}): {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! What this machine is: whether its KVM can run a stock kernel, and whether we are in the lab.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+/// Set in the environment of everything that runs inside the lab.
+pub(crate) const IN_LAB: &str = "SPLITRING_LAB";
+
+/// What the host's KVM is good for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum HostKvm {
+    /// Hardware virtualisation: a stock kernel runs.
+    Hardware,
+    /// There is no `/dev/kvm`.
+    Missing,
+    /// `/dev/kvm` can't be opened by this user.
+    Denied(String),
+    /// KVM-PVM: kernel code is emulated, a stock kernel does not get through.
+    Pvm,
+    /// KVM without VMX or SVM in sight.
+    NoExtensions,
+}
+
+impl HostKvm {
+    /// Looks at the machine.
+    pub(crate) fn detect() -> Self {
+        if !Path::new("/dev/kvm").exists() {
+            return Self::Missing;
+        }
+        if let Err(why) = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+        {
+            return Self::Denied(why.to_string());
+        }
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        judge(&cpuinfo, Path::new("/sys/module/kvm_pvm").exists())
+    }
+
+    /// Whether a stock kernel can run on it.
+    pub(crate) fn runs_stock_kernels(&self) -> bool {
+        *self == Self::Hardware
+    }
+}
+
+/// The verdict over an opened `/dev/kvm`.
+fn judge(cpuinfo: &str, pvm_module: bool) -> HostKvm {
+    let hardware = cpuinfo
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .flat_map(str::split_whitespace)
+        .any(|flag| flag == "vmx" || flag == "svm");
+    match (hardware, pvm_module) {
+        (true, _) => HostKvm::Hardware,
+        (false, true) => HostKvm::Pvm,
+        (false, false) => HostKvm::NoExtensions,
+    }
+}
+
+impl fmt::Display for HostKvm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hardware => write!(f, "the host's KVM has hardware virtualisation"),
+            Self::Missing => write!(f, "the host has no /dev/kvm"),
+            Self::Denied(why) => write!(f, "the host's /dev/kvm can't be opened ({why})"),
+            Self::Pvm => write!(
+                f,
+                "the host's KVM is KVM-PVM, which can't run a stock kernel"
+            ),
+            Self::NoExtensions => write!(f, "the host's CPU shows neither VMX nor SVM"),
+        }
+    }
+}
+
+/// Whether this process runs inside the lab.
+pub(crate) fn in_lab() -> bool {
+    std::env::var_os(IN_LAB).is_some()
+}
+
+/// Whether this process may install packages.
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_with_svm_runs_stock_kernels_even_beside_a_pvm_module() {
+        assert_eq!(judge("flags\t\t: fpu svm npt\n", true), HostKvm::Hardware);
+        assert_eq!(judge("flags\t\t: fpu vmx\n", false), HostKvm::Hardware);
+    }
+
+    #[test]
+    fn a_flag_that_only_contains_vmx_is_not_vmx() {
+        assert_eq!(
+            judge("flags\t\t: fpu svm_lock\nvmx flags\t: vnmi\n", true),
+            HostKvm::Pvm
+        );
+        assert_eq!(judge("model name\t: vmx\n", false), HostKvm::NoExtensions);
+    }
+}

@@ -1,0 +1,285 @@
+//! The lab: a level-1 guest under QEMU's software emulation that offers a complete hardware KVM.
+//!
+//! The host's whole file system is its root, by virtio-fs, so whatever was built here runs there
+//! as it is. A command's output travels over virtio-serial ports, its exit status by a file.
+//! One lab runs at a time on a machine: two would only slow each other down.
+
+mod channel;
+mod script;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{IsTerminal, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::assets::Cache;
+use crate::cleanup::{Process, RawTerminal, mortal};
+use crate::host;
+use crate::kernel::{Flavour, Kernel};
+use crate::progress::{Step, say};
+use crate::tools;
+use channel::Channels;
+
+const MEMORY_MIB: u32 = 8192;
+/// Emulates SVM with nested paging, which Debian's kvm-amd drives.
+const CPU: &str = "EPYC,+svm,+npt";
+/// What `timeout(1)` answers, too.
+const TIMED_OUT: i32 = 124;
+const POLL: Duration = Duration::from_millis(20);
+/// How long the last output may take to arrive once the command has ended.
+const DRAIN: Duration = Duration::from_secs(10);
+const VIRTIOFSD_START: Duration = Duration::from_secs(10);
+
+/// How a lab is to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    /// One CPU whose clock counts instructions.
+    pub(crate) icount: bool,
+    /// Virtual CPUs, unless `icount`.
+    pub(crate) cpus: u32,
+    /// The whole run is bounded by this.
+    pub(crate) timeout: Duration,
+    /// Kernel modules besides KVM's.
+    pub(crate) modules: Vec<String>,
+    /// Install what is missing without asking.
+    pub(crate) yes: bool,
+}
+
+/// What becomes of the command's standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Passed on; interactive if this is a terminal.
+    Pass,
+}
+
+/// How the command ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// Its exit status; 124 after a timeout.
+    pub(crate) code: i32,
+}
+
+/// Runs `command` in the lab, or right here if this is the lab already.
+pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Result<Outcome> {
+    if host::in_lab() {
+        return run_here(command);
+    }
+    tools::ensure(&[tools::QEMU, tools::VIRTIOFSD], "the lab", options.yes)?;
+    if !host::is_root() {
+        bail!(
+            "the lab shows the host's files to its guest through virtiofsd, which needs root; \
+             run it as root"
+        );
+    }
+    let cache = Cache::open()?;
+    let kernel = Kernel::get(&cache, Flavour::Cloud612)?;
+    let busybox = cache.package("busybox-static")?.join("bin/busybox");
+    let mut wanted = vec!["kvm_amd"];
+    wanted.extend(options.modules.iter().map(String::as_str));
+    let modules = kernel.modules(&wanted)?;
+
+    let _turn = take_turn()?;
+    let scratch = cache.scratch("lab-")?;
+    let dir = scratch.path();
+    let interactive =
+        output == Output::Pass && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    script::write(dir, &busybox, &modules, command, interactive)?;
+
+    let channels = Channels::listen(dir, interactive)?;
+    let _virtiofsd = start_virtiofsd(dir)?;
+    let mut qemu = Process::spawn(
+        mortal("qemu-system-x86_64")
+            .args(arguments(options, dir, &kernel, &channels))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(create(&dir.join("qemu.log"))?),
+        "QEMU",
+    )?;
+    let raw = if interactive {
+        Some(RawTerminal::enter()?)
+    } else {
+        None
+    };
+    let pumps = channels
+        .start(&mut qemu)
+        .with_context(|| tail(&dir.join("qemu.log")))?;
+    let outcome = wait(dir, &mut qemu, options.timeout);
+    let ended = Instant::now();
+    while outcome.is_ok() && !pumps.finished() && ended.elapsed() < DRAIN && qemu.ended()?.is_none()
+    {
+        std::thread::sleep(POLL);
+    }
+    drop(qemu);
+    pumps.join();
+    drop(raw);
+    outcome
+}
+
+/// Inside the lab a lab is no more than the command itself.
+fn run_here(command: &[OsString]) -> Result<Outcome> {
+    let (program, arguments) = command.split_first().context("no command to run")?;
+    let status = Command::new(program)
+        .args(arguments)
+        .status()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    Ok(Outcome {
+        code: status.code().unwrap_or(TIMED_OUT),
+    })
+}
+
+/// The lock that keeps labs from running side by side; held until dropped.
+fn take_turn() -> Result<File> {
+    let path = std::env::temp_dir().join("splitring-lab.lock");
+    let mut lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o666)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    if lock.try_lock().is_err() {
+        let holder = fs::read_to_string(&path).unwrap_or_default();
+        say(format!(
+            "another lab is running (process {}); waiting for it",
+            holder.trim()
+        ));
+        let _step = Step::start("waiting for the other lab");
+        lock.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    lock.set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(lock)
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("cannot create {}", path.display()))
+}
+
+fn fs_socket(dir: &Path) -> PathBuf {
+    dir.join("fs.sock")
+}
+
+fn start_virtiofsd(dir: &Path) -> Result<Process> {
+    let log = dir.join("virtiofsd.log");
+    let socket = fs_socket(dir);
+    let mut process = Process::spawn(
+        mortal("/usr/lib/qemu/virtiofsd")
+            .arg(format!("--socket-path={}", socket.display()))
+            .args(["-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=auto"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(create(&log)?),
+        "virtiofsd",
+    )?;
+    let started = Instant::now();
+    while !socket.exists() {
+        if process.ended()?.is_some() || started.elapsed() > VIRTIOFSD_START {
+            bail!("virtiofsd did not start: {}", tail(&log));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(process)
+}
+
+fn arguments(options: &Options, dir: &Path, kernel: &Kernel, channels: &Channels) -> Vec<OsString> {
+    let (accel, cpus) = if options.icount {
+        ("tcg,thread=single", 1)
+    } else {
+        ("tcg,thread=multi", options.cpus)
+    };
+    let mut list: Vec<OsString> = Vec::new();
+    let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
+    add(&[
+        "-M",
+        "q35",
+        "-accel",
+        accel,
+        "-cpu",
+        CPU,
+        "-smp",
+        &cpus.to_string(),
+    ]);
+    if options.icount {
+        add(&["-icount", "shift=0,sleep=off"]);
+    }
+    add(&[
+        "-nodefaults",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-m",
+        &format!("{MEMORY_MIB}M"),
+    ]);
+    add(&[
+        "-object",
+        &format!("memory-backend-memfd,id=m,size={MEMORY_MIB}M,share=on"),
+    ]);
+    add(&["-numa", "node,memdev=m"]);
+    add(&[
+        "-chardev",
+        &format!("socket,id=fs,path={}", fs_socket(dir).display()),
+    ]);
+    add(&["-device", "vhost-user-fs-pci,chardev=fs,tag=root"]);
+    add(&[
+        "-serial",
+        &format!("file:{}", dir.join("console.log").display()),
+    ]);
+    add(&[
+        "-kernel",
+        &kernel.vmlinuz().display().to_string(),
+        "-append",
+    ]);
+    add(&[&format!(
+        "console=ttyS0 panic=-1 quiet rootfstype=virtiofs root=root rw init={}",
+        script::init(dir).display()
+    )]);
+    list.extend(channels.arguments());
+    list
+}
+
+/// Waits for the command's exit status, the lab's end, or the timeout.
+fn wait(dir: &Path, qemu: &mut Process, timeout: Duration) -> Result<Outcome> {
+    let started = Instant::now();
+    loop {
+        let ended = qemu.ended()?.is_some();
+        if let Some(code) = script::status(dir) {
+            return Ok(Outcome { code });
+        }
+        if ended {
+            bail!(
+                "the lab ended before the command did\n{}\n{}",
+                tail(&dir.join("qemu.log")),
+                tail(&dir.join("console.log"))
+            );
+        }
+        if started.elapsed() > timeout {
+            eprintln!("error: the lab was stopped after {} s", timeout.as_secs());
+            eprintln!("{}", tail(&dir.join("console.log")));
+            return Ok(Outcome { code: TIMED_OUT });
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// The last lines of a log, for an error message.
+fn tail(path: &Path) -> String {
+    const LINES: usize = 15;
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text
+        .lines()
+        .map(|line| line.trim_end_matches('\r'))
+        .collect();
+    lines
+        .get(lines.len().saturating_sub(LINES)..)
+        .unwrap_or_default()
+        .join("\n")
+}

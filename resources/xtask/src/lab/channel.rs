@@ -1,0 +1,194 @@
+//! The lab's standard streams: virtio-serial ports, or one console when a terminal is attached.
+//!
+//! QEMU connects to sockets of ours, so nothing is lost between its start and the first byte.
+
+use std::ffi::OsString;
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cleanup::Process;
+
+const CHUNK: usize = 64 * 1024;
+const RETRY: Duration = Duration::from_millis(5);
+/// Typed three times in a row it ends an interactive lab: Ctrl-].
+const ESCAPE: u8 = 0x1d;
+const ESCAPES: usize = 3;
+
+/// One stream between the lab and us.
+#[derive(Debug)]
+struct Channel {
+    name: &'static str,
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+/// All streams, before QEMU has started.
+#[derive(Debug)]
+pub(crate) struct Channels {
+    interactive: bool,
+    channels: Vec<Channel>,
+}
+
+impl Channels {
+    /// Makes the sockets in `dir`.
+    pub(crate) fn listen(dir: &Path, interactive: bool) -> Result<Self> {
+        let names: &[_] = if interactive {
+            &["console"]
+        } else {
+            &["in", "out", "err"]
+        };
+        let channels = names
+            .iter()
+            .map(|&name| {
+                let path = dir.join(name);
+                let listener = UnixListener::bind(&path)
+                    .with_context(|| format!("cannot make the socket {}", path.display()))?;
+                Ok(Channel {
+                    name,
+                    path,
+                    listener,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            interactive,
+            channels,
+        })
+    }
+
+    /// QEMU's arguments for them.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let device = if self.interactive {
+            "virtconsole"
+        } else {
+            "virtserialport"
+        };
+        let mut list = vec!["-device".into(), "virtio-serial-pci".into()];
+        for Channel { name, path, .. } in &self.channels {
+            list.push("-chardev".into());
+            list.push(format!("socket,id={name},path={}", path.display()).into());
+            list.push("-device".into());
+            list.push(format!("{device},chardev={name},name={name}").into());
+        }
+        list
+    }
+
+    /// Waits for QEMU to connect and starts to carry bytes.
+    pub(crate) fn start(self, qemu: &mut Process) -> Result<Pumps> {
+        let running = Arc::new(AtomicUsize::new(0));
+        let mut threads = Vec::new();
+        let mut carry = |work: Box<dyn FnOnce() + Send>| {
+            running.fetch_add(1, Ordering::Relaxed);
+            let running = Arc::clone(&running);
+            threads.push(std::thread::spawn(move || {
+                work();
+                running.fetch_sub(1, Ordering::Relaxed);
+            }));
+        };
+        for Channel {
+            name,
+            path,
+            listener,
+        } in self.channels
+        {
+            let stream = accept(&listener, qemu)
+                .with_context(|| format!("QEMU did not connect to {}", path.display()))?;
+            match name {
+                "in" => from_stdin(stream, false),
+                "err" => carry(Box::new(move || copy(stream, std::io::stderr()))),
+                "console" => {
+                    from_stdin(stream.try_clone().context("cannot clone a socket")?, true);
+                    carry(Box::new(move || copy(stream, std::io::stdout())));
+                }
+                _ => carry(Box::new(move || copy(stream, std::io::stdout()))),
+            }
+        }
+        Ok(Pumps { running, threads })
+    }
+}
+
+/// Waits for the connection, as long as QEMU lives.
+fn accept(listener: &UnixListener, qemu: &mut Process) -> Result<UnixStream> {
+    listener.set_nonblocking(true)?;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+            Err(why) if why.kind() == ErrorKind::WouldBlock => {}
+            Err(why) => return Err(why.into()),
+        }
+        if qemu.ended()?.is_some() {
+            bail!("it has ended");
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// The threads that carry output.
+#[derive(Debug)]
+pub(crate) struct Pumps {
+    running: Arc<AtomicUsize>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pumps {
+    /// Whether all output has arrived: QEMU has closed its ends.
+    pub(crate) fn finished(&self) -> bool {
+        self.running.load(Ordering::Relaxed) == 0
+    }
+
+    /// Waits for the rest; QEMU must be gone.
+    pub(crate) fn join(self) {
+        for thread in self.threads {
+            // A panic in it has been printed.
+            drop(thread.join());
+        }
+    }
+}
+
+fn copy(mut from: UnixStream, mut to: impl Write) {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) | Err(_) => return,
+            Ok(count) => {
+                // When nobody reads our output any more the lab still runs to its end.
+                drop(to.write_all(buffer.get(..count).unwrap_or_default()));
+                drop(to.flush());
+            }
+        }
+    }
+}
+
+/// Carries our input into the lab; the thread dies with the process, blocked in a read.
+fn from_stdin(mut to: UnixStream, escapable: bool) {
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; CHUNK];
+        let mut escapes = 0;
+        while let Ok(count @ 1..) = std::io::stdin().read(&mut buffer) {
+            let bytes = buffer.get(..count).unwrap_or_default();
+            for &byte in bytes {
+                escapes = if byte == ESCAPE { escapes + 1 } else { 0 };
+            }
+            if escapable && escapes >= ESCAPES {
+                // As if interrupted: the signal thread cleans up.
+                drop(signal_hook::low_level::raise(signal_hook::consts::SIGINT));
+            }
+            if to.write_all(bytes).is_err() {
+                return;
+            }
+        }
+        // The command sees the end of its input.
+        drop(to.shutdown(Shutdown::Write));
+    });
+}

@@ -1,0 +1,157 @@
+//! What runs as process 1 in the lab: a shell script beside the command it starts.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::host;
+
+/// The script that is process 1.
+pub(crate) fn init(dir: &Path) -> PathBuf {
+    dir.join("init")
+}
+
+/// The command's exit status, once it has ended.
+pub(crate) fn status(dir: &Path) -> Option<i32> {
+    // The newline tells a whole number from a half-written one.
+    fs::read_to_string(dir.join("status"))
+        .ok()?
+        .strip_suffix('\n')?
+        .parse()
+        .ok()
+}
+
+/// Writes process 1 and the command, with this process's environment and directory.
+pub(crate) fn write(
+    dir: &Path,
+    busybox: &Path,
+    modules: &[PathBuf],
+    command: &[OsString],
+    interactive: bool,
+) -> Result<()> {
+    let put = |name: &Path, text: &[u8]| -> Result<()> {
+        fs::write(name, text)
+            .and_then(|()| fs::set_permissions(name, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("cannot write {}", name.display()))
+    };
+    put(
+        &init(dir),
+        process_one(dir, busybox, modules, interactive).as_bytes(),
+    )?;
+    put(&dir.join("command"), &command_script(busybox, command)?)
+}
+
+fn process_one(dir: &Path, busybox: &Path, modules: &[PathBuf], interactive: bool) -> String {
+    let busybox = busybox.display();
+    let dir = dir.display();
+    let load: String = modules
+        .iter()
+        .map(|path| format!("bb insmod {}\n", path.display()))
+        .collect();
+    let start = if interactive {
+        format!("bb setsid -c {busybox} sh {dir}/command <>/dev/hvc0 >&0 2>&1")
+    } else {
+        format!("{busybox} sh {dir}/command <$(port in) >$(port out) 2>$(port err)")
+    };
+    format!(
+        r#"#!{busybox} sh
+bb() {{ {busybox} "$@"; }}
+bb mount -t proc proc /proc
+bb mount -t sysfs sysfs /sys
+bb mount -t devtmpfs devtmpfs /dev 2>/dev/null
+bb mkdir -p /dev/pts /dev/shm
+bb mount -t devpts devpts /dev/pts
+bb mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+bb mount -t tracefs tracefs /sys/kernel/tracing
+bb ln -sf /proc/self/fd /dev/fd
+bb ln -sf /proc/self/fd/0 /dev/stdin
+bb ln -sf /proc/self/fd/1 /dev/stdout
+bb ln -sf /proc/self/fd/2 /dev/stderr
+bb hostname lab
+bb ip link set lo up
+{load}
+# The device file of a virtio-serial port, by the port's name.
+port() {{
+  for entry in /sys/class/virtio-ports/*; do
+    if [ "$(bb cat $entry/name)" = "$1" ]; then echo /dev/${{entry##*/}}; return; fi
+  done
+}}
+{start}
+code=$?
+bb sync
+echo $code >{dir}/status
+bb poweroff -f
+"#
+    )
+}
+
+/// The environment, the directory and the command, quoted for a shell.
+fn command_script(busybox: &Path, command: &[OsString]) -> Result<Vec<u8>> {
+    let mut text = format!("#!{} sh\n", busybox.display()).into_bytes();
+    for (name, value) in std::env::vars_os() {
+        if !is_shell_name(&name) {
+            continue;
+        }
+        text.extend(b"export ");
+        text.extend(name.as_bytes());
+        text.push(b'=');
+        quote(&value, &mut text);
+        text.push(b'\n');
+    }
+    text.extend(format!("export {}=1\n", host::IN_LAB).as_bytes());
+    let cwd = std::env::current_dir().context("the current directory is gone")?;
+    text.extend(b"cd ");
+    quote(cwd.as_os_str(), &mut text);
+    text.extend(b" || exit 126\nexec");
+    for word in command {
+        text.push(b' ');
+        quote(word, &mut text);
+    }
+    text.push(b'\n');
+    Ok(text)
+}
+
+fn is_shell_name(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    bytes
+        .first()
+        .is_some_and(|first| first.is_ascii_alphabetic() || *first == b'_')
+        && bytes
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+}
+
+fn quote(word: &OsStr, text: &mut Vec<u8>) {
+    text.push(b'\'');
+    for &byte in word.as_bytes() {
+        match byte {
+            b'\'' => text.extend(b"'\\''"),
+            other => text.push(other),
+        }
+    }
+    text.push(b'\'');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quote_survives_the_shell() {
+        let mut text = Vec::new();
+        quote(OsStr::new("it's $HOME"), &mut text);
+        assert_eq!(text, br"'it'\''s $HOME'");
+    }
+
+    #[test]
+    fn names_that_no_shell_takes_are_left_out() {
+        assert!(is_shell_name(OsStr::new("_A1")));
+        assert!(!is_shell_name(OsStr::new("1A")));
+        assert!(!is_shell_name(OsStr::new("BASH_FUNC_x%%")));
+        assert!(!is_shell_name(OsStr::new("")));
+    }
+}
