@@ -1,1 +1,59 @@
 //! PCI, virtio devices and their host backends, without KVM.
+//!
+//! A device is one chapter of the virtio specification behind `VirtioDevice`; `pci` gives it
+//! registers, `worker` a thread, [`wiring::Wiring`] its interrupts. Nothing here knows KVM or the machine.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+pub mod bus;
+pub mod wiring;
+
+use core::fmt;
+
+/// Declares what can be put on the bus: one line a device.
+macro_rules! device_table {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal, type $id:literal, class $class:literal;)+) => {
+        /// The kinds of virtio device this crate implements.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum DeviceKind { $($(#[$doc])* $kind),+ }
+
+        impl DeviceKind {
+            /// Every kind, in the table's order.
+            pub const ALL: &[DeviceKind] = &[$(DeviceKind::$kind),+];
+
+            /// The device type number (VIRTIO 1.2 §5).
+            pub fn type_id(self) -> u16 { match self { $(Self::$kind => $id),+ } }
+
+            /// PCI class, subclass and programming interface, as three bytes of one number.
+            pub fn pci_class(self) -> u32 { match self { $(Self::$kind => $class),+ } }
+
+            /// The name used in messages and in configuration.
+            pub fn name(self) -> &'static str { match self { $(Self::$kind => $name),+ } }
+        }
+    };
+}
+
+device_table! {
+    /// Network card (VIRTIO 1.2 §5.1).
+    Net = "net", type 1, class 0x02_0000;
+    /// Block device (§5.2).
+    Blk = "blk", type 2, class 0x01_8000;
+    /// Entropy source (§5.4).
+    Rng = "rng", type 4, class 0xff_0000;
+    /// SCSI host adapter (§5.6).
+    Scsi = "scsi", type 8, class 0x01_0000;
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

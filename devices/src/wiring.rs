@@ -1,0 +1,66 @@
+//! The one window devices have onto the hypervisor: doorbells in, interrupts out.
+//!
+//! The machine implements [`Wiring`] on KVM's ioeventfd and irqfd; tests implement it on plain memory.
+//! It doesn't know virtio or PCI; a message-signalled interrupt is an address, a value and a requester.
+
+use std::io;
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+/// What a device may ask of the hypervisor. Nothing here is on the data path.
+pub trait Wiring: Send + Sync {
+    /// From now on a guest write of any width to the guest-physical address `addr` signals `fd`, without an
+    /// exit to user space.
+    fn bind_notify(&self, addr: u64, fd: &EventFd) -> Result<(), WiringError>;
+
+    /// Undoes [`Wiring::bind_notify`] with the same address and descriptor.
+    fn unbind_notify(&self, addr: u64, fd: &EventFd) -> Result<(), WiringError>;
+
+    /// A new message-signalled interrupt line; it goes away with the returned value.
+    fn msi(&self) -> Result<Box<dyn MsiLine>, WiringError>;
+
+    /// A level-triggered line: `trigger` asserts `gsi`; the guest's end of interrupt deasserts it and signals
+    /// `resample`, whose listener asserts it again if its reason persists. Several devices may share a line.
+    fn intx(&self, gsi: u32, trigger: &EventFd, resample: &EventFd) -> Result<(), WiringError>;
+}
+
+/// One message-signalled interrupt.
+pub trait MsiLine: Send + Sync {
+    /// Writing to it sends the message last routed.
+    fn trigger(&self) -> &EventFd;
+
+    /// Sets the message to send from now on.
+    fn route(&self, message: MsiMessage) -> Result<(), WiringError>;
+}
+
+/// What a device writes to raise an interrupt (PCI Local Bus 3.0 §6.8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MsiMessage {
+    /// The 64-bit address written to.
+    pub address: u64,
+    /// The value written.
+    pub data: u32,
+    /// Who writes: bus, device and function as 8, 5 and 3 bits.
+    pub requester: u16,
+}
+
+/// The hypervisor refused.
+#[derive(Debug, Error)]
+#[error("cannot {operation}: {source}")]
+pub struct WiringError {
+    /// What was asked, as a verb with its object.
+    pub operation: String,
+    /// What the hypervisor answered.
+    pub source: io::Error,
+}
+
+impl WiringError {
+    /// A refusal of `operation`, which reads on after "cannot".
+    pub fn new(operation: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self {
+            operation: operation.into(),
+            source: source.into(),
+        }
+    }
+}
