@@ -14,6 +14,8 @@
 )]
 
 pub mod bus;
+pub mod power;
+pub mod serial;
 pub mod wiring;
 
 use core::fmt;

@@ -1,0 +1,168 @@
+//! A 16550A serial port in eight port addresses.
+//!
+//! The registers are `vm-superio`'s; this adds the interrupt as an eventfd, a writer the embedder chooses, and input that waits until the guest has room for it.
+//! It doesn't know what it is connected to.
+
+use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vm_superio::Trigger;
+use vm_superio::serial::SerialEvents;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::bus::BusDevice;
+
+/// Number of port addresses.
+pub const LEN: u64 = 8;
+
+/// Where the guest's bytes go.
+pub type Output = Box<dyn Write + Send>;
+
+struct Line(EventFd);
+
+impl Trigger for Line {
+    type E = io::Error;
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// Tells who has input that there is room for more.
+struct Room(EventFd);
+
+impl SerialEvents for Room {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+    fn in_buffer_empty(&self) {
+        // A counter at its limit is readable already.
+        let _ = self.0.write(1);
+    }
+}
+
+/// The port.
+pub struct Serial {
+    uart: Mutex<vm_superio::Serial<Line, Room, Output>>,
+}
+
+impl Serial {
+    /// A port that raises its (edge-triggered) interrupt by writing `line` and sends what the guest writes to `output`, byte by byte, on the vCPU's thread.
+    ///
+    /// # Errors
+    /// No eventfd to be had.
+    pub fn new(line: EventFd, output: Output) -> io::Result<Self> {
+        let room = Room(EventFd::new(EFD_NONBLOCK)?);
+        let uart = vm_superio::Serial::with_events(Line(line), room, output);
+        Ok(Self {
+            uart: Mutex::new(uart),
+        })
+    }
+
+    fn uart(&self) -> MutexGuard<'_, vm_superio::Serial<Line, Room, Output>> {
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts as much of `bytes` into the receive FIFO (64 bytes) as fits and returns how much did; the rest is to be offered again when [`Serial::room`] is readable.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        let mut uart = self.uart();
+        if uart.fifo_capacity() == 0 {
+            return 0;
+        }
+        match uart.enqueue_raw_bytes(bytes) {
+            Ok(taken) => taken,
+            Err(error) => {
+                tracing::warn!(%error, "serial input is lost");
+                bytes.len()
+            }
+        }
+    }
+
+    /// A descriptor that becomes readable when the guest has emptied the receive FIFO; the listener reads it.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn room(&self) -> io::Result<EventFd> {
+        self.uart().events().0.try_clone()
+    }
+}
+
+impl BusDevice for Serial {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
+            *byte = self.uart().read(offset);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let Ok(offset) = u8::try_from(offset) else {
+            return;
+        };
+        // A string instruction arrives as several bytes for the one register.
+        for byte in data {
+            if let Err(error) = self.uart().write(offset, *byte) {
+                tracing::debug!(%error, "serial output is lost");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn serial() -> (Serial, Sink, EventFd) {
+        let line = EventFd::new(EFD_NONBLOCK).unwrap();
+        let sink = Sink::default();
+        let serial = Serial::new(line.try_clone().unwrap(), Box::new(sink.clone())).unwrap();
+        (serial, sink, line)
+    }
+
+    #[test]
+    fn what_the_guest_writes_comes_out() {
+        let (serial, sink, _) = serial();
+        serial.write(0, b"h");
+        serial.write(0, b"ey");
+        assert_eq!(*sink.0.lock().unwrap(), b"hey");
+    }
+
+    #[test]
+    fn input_waits_until_the_guest_has_room() {
+        let (serial, _, _) = serial();
+        let room = serial.room().unwrap();
+        let taken = serial.input(&[b'x'; 100]);
+        assert_eq!(taken, 64);
+        assert_eq!(serial.input(b"y"), 0);
+        assert!(room.read().is_err());
+        let mut byte = [0];
+        for _ in 0..64 {
+            serial.read(0, &mut byte);
+            assert_eq!(byte, *b"x");
+        }
+        assert_eq!(room.read().unwrap(), 1);
+        assert_eq!(serial.input(b"y"), 1);
+    }
+
+    #[test]
+    fn odd_widths_and_offsets_do_no_harm() {
+        let (serial, sink, _) = serial();
+        serial.read(0, &mut [0; 4]);
+        serial.read(300, &mut [0]);
+        serial.write(300, &[1]);
+        assert!(sink.0.lock().unwrap().is_empty());
+    }
+}
