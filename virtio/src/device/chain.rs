@@ -1,0 +1,386 @@
+//! One request of the driver's: its segments, and a reader and a writer over any framing of them.
+//!
+//! Descriptors have been fetched and checked once when the chain was popped; nothing here looks at
+//! the ring again. It does not know what the bytes mean. Sections 2.7.4 and 2.7.5.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use thiserror::Error;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::mem::{Buffers, Cursor, GuestRam, Segment};
+
+/// A chain has fewer bytes than asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the chain has {left} bytes left where {wanted} are needed")]
+pub struct ShortChain {
+    /// Bytes asked for.
+    pub wanted: u64,
+    /// Bytes there.
+    pub left: u64,
+}
+
+/// Set for good when a queue has met something it can't go on after.
+#[derive(Debug, Default)]
+pub(super) struct Latch(AtomicBool);
+
+impl Latch {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a chain is made of; queues keep and reuse them.
+pub(super) struct Slot<M: GuestRam> {
+    pub(super) head: u16,
+    /// Place in the available ring's sequence.
+    pub(super) position: u16,
+    /// The request is the driver's to get back: forgetting it breaks the queue.
+    pub(super) armed: bool,
+    /// Segments before this one are readable, those from it on writable.
+    pub(super) writable_at: usize,
+    pub(super) readable_len: u64,
+    pub(super) writable_len: u64,
+    pub(super) buffers: Buffers<M>,
+    pub(super) latch: Arc<Latch>,
+}
+
+impl<M: GuestRam> Slot<M> {
+    pub(super) fn new(ram: M, latch: Arc<Latch>, limit: usize) -> Self {
+        Self {
+            head: 0,
+            position: 0,
+            armed: false,
+            writable_at: 0,
+            readable_len: 0,
+            writable_len: 0,
+            buffers: Buffers::new(ram, limit),
+            latch,
+        }
+    }
+
+    /// Marks the writable part dirty. All of it: what the kernel wrote into it nobody counted.
+    #[inline]
+    pub(super) fn mark_dirty(&self) {
+        let ram = self.buffers.ram();
+        if ram.tracks_dirty() {
+            let writable = self.buffers.segments().get(self.writable_at..);
+            for segment in writable.unwrap_or_default() {
+                ram.mark_dirty(segment, segment.len());
+            }
+        }
+    }
+}
+
+impl<M: GuestRam> Drop for Slot<M> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.mark_dirty();
+            self.latch.set();
+        }
+    }
+}
+
+/// One request, from the moment it is popped until it is completed.
+///
+/// It keeps guest memory mapped. Hand it back with
+/// [`ActiveQueue::complete`](super::queue::ActiveQueue::complete); dropping it instead latches its
+/// queue broken, because the driver would wait for it for ever.
+#[must_use = "a chain that is dropped breaks its queue: complete it"]
+pub struct Chain<M: GuestRam>(pub(super) Box<Slot<M>>);
+
+impl<M: GuestRam> Chain<M> {
+    /// Index of its first descriptor: what the driver knows it by until it is completed.
+    #[inline]
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.0.head
+    }
+
+    /// The device-readable segments, none of them empty.
+    #[inline]
+    #[must_use]
+    pub fn readable(&self) -> &[Segment] {
+        let segments = self.0.buffers.segments();
+        segments.get(..self.0.writable_at).unwrap_or_default()
+    }
+
+    /// The device-writable segments, none of them empty.
+    #[inline]
+    #[must_use]
+    pub fn writable(&self) -> &[Segment] {
+        let segments = self.0.buffers.segments();
+        segments.get(self.0.writable_at..).unwrap_or_default()
+    }
+
+    /// Bytes of the readable part.
+    #[inline]
+    #[must_use]
+    pub fn readable_len(&self) -> u64 {
+        self.0.readable_len
+    }
+
+    /// Bytes of the writable part.
+    #[inline]
+    #[must_use]
+    pub fn writable_len(&self) -> u64 {
+        self.0.writable_len
+    }
+
+    /// A reader at the start of the readable part.
+    #[inline]
+    #[must_use]
+    pub fn reader(&self) -> Reader<'_> {
+        Reader(
+            self.0
+                .buffers
+                .cursor(0..self.0.writable_at, self.0.readable_len),
+        )
+    }
+
+    /// A writer at the start of the writable part.
+    #[inline]
+    #[must_use]
+    pub fn writer(&mut self) -> Writer<'_> {
+        let end = self.0.buffers.segments().len();
+        let cursor = self
+            .0
+            .buffers
+            .cursor(self.0.writable_at..end, self.0.writable_len);
+        Writer { cursor, written: 0 }
+    }
+
+    /// The `len` readable bytes from `start` on as whole segments, in the layout of an iovec. Where
+    /// the framing cuts through a segment, the segment is split for good.
+    ///
+    /// # Errors
+    /// The readable part ends before `start + len`.
+    pub fn readable_range(&mut self, start: u64, len: u64) -> Result<&[Segment], ShortChain> {
+        let short = ShortChain {
+            wanted: start.saturating_add(len),
+            left: self.0.readable_len,
+        };
+        if short.wanted > short.left {
+            return Err(short);
+        }
+        let before = self.0.buffers.segments().len();
+        let first = self.boundary(0, start).ok_or(short)?;
+        let last = self.boundary(first, len).ok_or(short)?;
+        let added = self.0.buffers.segments().len().saturating_sub(before);
+        self.0.writable_at = self.0.writable_at.saturating_add(added);
+        self.0.buffers.segments().get(first..last).ok_or(short)
+    }
+
+    /// The `len` writable bytes from `start` on as whole segments; see
+    /// [`readable_range`](Self::readable_range).
+    ///
+    /// # Errors
+    /// The writable part ends before `start + len`.
+    pub fn writable_range(&mut self, start: u64, len: u64) -> Result<&[Segment], ShortChain> {
+        let short = ShortChain {
+            wanted: start.saturating_add(len),
+            left: self.0.writable_len,
+        };
+        if short.wanted > short.left {
+            return Err(short);
+        }
+        let first = self.boundary(self.0.writable_at, start).ok_or(short)?;
+        let last = self.boundary(first, len).ok_or(short)?;
+        self.0.buffers.segments().get(first..last).ok_or(short)
+    }
+
+    /// Index of the segment that begins `bytes` after segment `from`, made so by a split if need be.
+    fn boundary(&mut self, from: usize, bytes: u64) -> Option<usize> {
+        let mut left = usize::try_from(bytes).ok()?;
+        let mut index = from;
+        while left > 0 {
+            let len = self.0.buffers.segments().get(index)?.len();
+            if left < len {
+                self.0.buffers.split(index, left)?;
+            }
+            left = left.saturating_sub(len);
+            index = index.checked_add(1)?;
+        }
+        Some(index)
+    }
+
+    /// Gives the chain up without completing it and without breaking its queue. Only for a queue that
+    /// is being reset, when the driver has taken all its buffers back, or is being saved, when the
+    /// restored queue hands the chain out again.
+    pub fn abandon(mut self) {
+        self.0.mark_dirty();
+        self.0.armed = false;
+    }
+}
+
+impl<M: GuestRam> fmt::Debug for Chain<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chain")
+            .field("head", &self.head())
+            .field("readable", &self.readable())
+            .field("writable", &self.writable())
+            .finish()
+    }
+}
+
+/// Reads the readable part of a chain as one stream of bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a>(Cursor<'a>);
+
+impl<'a> Reader<'a> {
+    /// Bytes ahead.
+    #[inline]
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        self.0.remaining()
+    }
+
+    /// Fills `out`, or moves nothing.
+    ///
+    /// # Errors
+    /// Fewer bytes are ahead.
+    pub fn read_exact(&mut self, out: &mut [u8]) -> Result<(), ShortChain> {
+        enough(&self.0, out.len())?;
+        self.0.copy_to(out);
+        Ok(())
+    }
+
+    /// Copies a structure out, once: what is judged is what was copied.
+    ///
+    /// # Errors
+    /// Fewer bytes are ahead.
+    pub fn read_obj<T: FromBytes + IntoBytes>(&mut self) -> Result<T, ShortChain> {
+        let mut value = T::new_zeroed();
+        self.read_exact(value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Moves on by `len` bytes, or nowhere.
+    ///
+    /// # Errors
+    /// Fewer bytes are ahead.
+    pub fn skip(&mut self, len: u64) -> Result<(), ShortChain> {
+        enough64(&self.0, len)?;
+        self.0.skip(len);
+        Ok(())
+    }
+
+    /// The pieces ahead, none of them empty.
+    pub fn segments(&self) -> impl Iterator<Item = Segment> + Clone + use<'a> {
+        self.0.segments()
+    }
+}
+
+/// Writes the writable part of a chain as one stream of bytes.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    cursor: Cursor<'a>,
+    written: u64,
+}
+
+impl<'a> Writer<'a> {
+    /// Bytes ahead.
+    #[inline]
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        self.cursor.remaining()
+    }
+
+    /// Bytes this writer has written or skipped since it was made or split off.
+    #[inline]
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Writes all of `data`, or nothing.
+    ///
+    /// # Errors
+    /// Fewer bytes are ahead.
+    pub fn write_all(&mut self, data: &[u8]) -> Result<(), ShortChain> {
+        enough(&self.cursor, data.len())?;
+        let done = self.cursor.copy_from(data);
+        self.count(u64::try_from(done).unwrap_or(u64::MAX));
+        Ok(())
+    }
+
+    /// Writes a structure, or nothing.
+    ///
+    /// # Errors
+    /// Fewer bytes are ahead.
+    pub fn write_obj<T: IntoBytes + Immutable>(&mut self, value: &T) -> Result<(), ShortChain> {
+        self.write_all(value.as_bytes())
+    }
+
+    /// Writes `len` zeroes, or nothing.
+    ///
+    /// # Errors
+    /// Fewer bytes are ahead.
+    pub fn write_zeroes(&mut self, len: u64) -> Result<(), ShortChain> {
+        enough64(&self.cursor, len)?;
+        let zeroes = [0; 256];
+        let mut left = len;
+        while left > 0 {
+            let run = usize::try_from(left)
+                .unwrap_or(usize::MAX)
+                .min(zeroes.len());
+            let done = self.cursor.copy_from(zeroes.get(..run).unwrap_or_default());
+            left = left.saturating_sub(u64::try_from(done.max(1)).unwrap_or(u64::MAX));
+        }
+        self.count(len);
+        Ok(())
+    }
+
+    /// Moves on by `len` bytes that somebody else writes, or nowhere.
+    ///
+    /// # Errors
+    /// Fewer bytes are ahead.
+    pub fn skip(&mut self, len: u64) -> Result<(), ShortChain> {
+        enough64(&self.cursor, len)?;
+        self.cursor.skip(len);
+        self.count(len);
+        Ok(())
+    }
+
+    /// A writer over the next `len` bytes, and one over what follows.
+    ///
+    /// # Errors
+    /// Fewer bytes are ahead.
+    pub fn split_at(self, len: u64) -> Result<(Self, Self), ShortChain> {
+        enough64(&self.cursor, len)?;
+        let (first, second) = self.cursor.split_at(len).ok_or(ShortChain {
+            wanted: len,
+            left: self.cursor.remaining(),
+        })?;
+        let part = |cursor| Self { cursor, written: 0 };
+        Ok((part(first), part(second)))
+    }
+
+    /// The pieces ahead, none of them empty.
+    pub fn segments(&self) -> impl Iterator<Item = Segment> + Clone + use<'a> {
+        self.cursor.segments()
+    }
+
+    fn count(&mut self, bytes: u64) {
+        self.written = self.written.saturating_add(bytes);
+    }
+}
+
+fn enough(cursor: &Cursor<'_>, wanted: usize) -> Result<(), ShortChain> {
+    enough64(cursor, u64::try_from(wanted).unwrap_or(u64::MAX))
+}
+
+fn enough64(cursor: &Cursor<'_>, wanted: u64) -> Result<(), ShortChain> {
+    let left = cursor.remaining();
+    if wanted > left {
+        return Err(ShortChain { wanted, left });
+    }
+    Ok(())
+}

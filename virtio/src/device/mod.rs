@@ -1,0 +1,6 @@
+//! The device's end of a virtqueue: taking chains off the available ring and putting them onto the
+//! used ring.
+
+pub mod chain;
+mod config;
+pub mod queue;

@@ -1,0 +1,554 @@
+//! A live queue, device's end: pop a chain, complete it, publish a batch.
+//!
+//! Size, addresses and features are frozen by type. Whatever the driver writes into the ring, a pop
+//! gives a chain of checked segments, nothing, or an error that names the head and latches the queue
+//! broken. It does not know what a request means, nor how interrupts and notifications travel.
+//! Sections 2.7.5 to 2.7.13.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use thiserror::Error;
+
+use super::chain::{Chain, Latch, Slot};
+pub use super::config::{
+    ActivateError, InFlight, Part, QueueConfig, QueueState, RestoreError, RingFeatures,
+};
+use crate::mem::{Access, Desc, DeviceRing, GuestRam, Translator, Untranslatable};
+use crate::ring::{self, DeviceCells};
+use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, MAX_CHAIN_BYTES};
+
+/// Whether the driver asked to be interrupted.
+#[must_use = "the driver may be waiting for this interrupt"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupt {
+    /// Interrupt it.
+    Needed,
+    /// It is looking anyway, or there is nothing new.
+    NotNeeded,
+}
+
+/// What is wrong with a descriptor chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ChainFault {
+    /// A head or next index beyond the queue, or beyond the indirect table.
+    #[error("a descriptor index is out of range")]
+    IndexOutOfRange,
+    /// The head is in flight already.
+    #[error("it was made available again before it was used")]
+    Duplicate,
+    /// More descriptors than the queue is long: a loop, perhaps.
+    #[error("it is longer than the queue")]
+    TooLong,
+    /// More than 2^32 bytes.
+    #[error("it describes more than 2^32 bytes")]
+    TooManyBytes,
+    /// A buffer or an indirect table that is not guest memory, or may not be accessed so.
+    #[error("an address is outside guest memory")]
+    OutsideRam,
+    /// Crossing memory regions, it falls into too many pieces.
+    #[error("it is scattered over too many memory regions")]
+    Fragmented,
+    /// A writable descriptor comes before a readable one.
+    #[error("a readable descriptor follows a writable one")]
+    ReadableAfterWritable,
+    /// An indirect table without the feature.
+    #[error("it uses an indirect table, which was not negotiated")]
+    IndirectNotNegotiated,
+    /// An indirect descriptor that goes on.
+    #[error("an indirect descriptor has a next one")]
+    IndirectWithNext,
+    /// A table whose length is zero or no multiple of a descriptor's.
+    #[error("the length of its indirect table is not that of whole descriptors")]
+    IndirectLength,
+    /// A table in a table.
+    #[error("its indirect table holds an indirect descriptor")]
+    IndirectNested,
+}
+
+/// Why nothing can be popped. The queue is broken from then on, and so is its device until reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ChainError {
+    /// It has been broken before.
+    #[error("the queue is broken")]
+    Broken,
+    /// The available index is further ahead than the queue is long.
+    #[error("the available index jumped to {avail} where the next entry is {next}")]
+    IndexJump {
+        /// The driver's index.
+        avail: u16,
+        /// Ours.
+        next: u16,
+    },
+    /// A malformed chain.
+    #[error("the chain at head {head} is malformed: {fault}")]
+    Malformed {
+        /// Its head.
+        head: u16,
+        /// What is wrong.
+        fault: ChainFault,
+    },
+}
+
+/// A live queue. Everything is allocated at activation, but for a request's slot, which is made when
+/// more requests are in flight than ever before and then reused.
+pub struct ActiveQueue<M: GuestRam> {
+    ring: DeviceRing<M>,
+    translator: Translator,
+    /// Next entry of the available ring.
+    next_avail: u16,
+    /// Entries before this one may be popped without another look at the index.
+    horizon: u16,
+    /// Next entry of the used ring; published up to `published`.
+    next_used: u16,
+    published: u16,
+    /// Most descriptors of a chain, direct and indirect together.
+    limit: u16,
+    /// Chains this pass may still take from the ring; `None` is no limit.
+    budget: Option<u16>,
+    features: RingFeatures,
+    drained: bool,
+    /// For each head, whether it is in flight, and its place in the available ring's sequence.
+    heads: Box<[Head]>,
+    /// Unused slots, the last used on top.
+    pool: Vec<Box<Slot<M>>>,
+    /// In order only: which positions, modulo the size, are done but wait for earlier ones.
+    done: Box<[bool]>,
+    /// Restored requests, the next one last.
+    replay: Vec<InFlight>,
+    latch: Arc<Latch>,
+    /// Addresses, for `save`.
+    config: QueueState,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Head {
+    in_flight: bool,
+    position: u16,
+}
+
+/// What there is to pop.
+enum Supply {
+    Nothing,
+    Ring,
+    Restored(InFlight),
+}
+
+impl<M: GuestRam> ActiveQueue<M> {
+    pub(super) fn new(
+        ring: DeviceRing<M>,
+        max_size: u16,
+        features: RingFeatures,
+        state: &QueueState,
+    ) -> Self {
+        let size = usize::from(ring.size());
+        let mut replay = state.in_flight.clone();
+        replay.sort_unstable_by_key(|it| {
+            core::cmp::Reverse(it.position.wrapping_sub(state.next_used))
+        });
+        let mut queue = Self {
+            ring,
+            translator: Translator::new(),
+            next_avail: state.next_avail,
+            horizon: state.next_avail,
+            next_used: state.next_used,
+            published: state.published,
+            limit: max_size,
+            budget: None,
+            features,
+            drained: false,
+            heads: vec![Head::default(); size].into_boxed_slice(),
+            pool: Vec::with_capacity(size),
+            done: vec![false; if features.in_order { size } else { 0 }].into_boxed_slice(),
+            replay,
+            latch: Arc::default(),
+            config: QueueState {
+                in_flight: Vec::new(),
+                ..state.clone()
+            },
+        };
+        queue.restore_done();
+        queue
+    }
+
+    /// In order, restored positions that are not in flight are done.
+    fn restore_done(&mut self) {
+        if !self.features.in_order {
+            return;
+        }
+        let mut position = self.next_used;
+        while position != self.next_avail {
+            let waiting = self.replay.iter().any(|it| it.position == position);
+            self.set_done(position, !waiting);
+            position = position.wrapping_add(1);
+        }
+        self.advance_in_order();
+    }
+
+    /// Starts a pass that may take up to `chains` chains; a queue that was never granted any has
+    /// no limit. A driver that refills for ever is so kept from starving other queues.
+    pub fn grant(&mut self, chains: u16) {
+        self.budget = Some(chains);
+        // Entries already seen count anew.
+        self.horizon = self.next_avail;
+    }
+
+    /// Whether the grant is used up; there may be more in the ring.
+    #[must_use]
+    pub fn spent(&self) -> bool {
+        self.budget == Some(0) && self.horizon == self.next_avail
+    }
+
+    /// Takes the next chain off the available ring: its descriptors are read once, its addresses
+    /// checked and translated. `None` when there is none or the grant is used up.
+    ///
+    /// # Errors
+    /// What the driver wrote is malformed; the queue is broken from then on.
+    #[inline]
+    pub fn pop(&mut self) -> Result<Option<Chain<M>>, ChainError> {
+        if self.next_avail == self.horizon {
+            match self.supply()? {
+                Supply::Nothing => return Ok(None),
+                Supply::Ring => {}
+                Supply::Restored(it) => return self.take(it.position, it.head).map(Some),
+            }
+        }
+        let position = self.next_avail;
+        self.next_avail = position.wrapping_add(1);
+        let head = self.ring.avail_entry(position);
+        self.take(position, head).map(Some)
+    }
+
+    /// Looks at the available index, once for as many chains as it shows.
+    fn supply(&mut self) -> Result<Supply, ChainError> {
+        if self.latch.is_set() {
+            return Err(ChainError::Broken);
+        }
+        self.drained = false;
+        if self.budget == Some(0) {
+            return Ok(Supply::Nothing);
+        }
+        if let Some(restored) = self.replay.pop() {
+            self.spend(1);
+            return Ok(Supply::Restored(restored));
+        }
+        let avail = self.ring.avail_idx();
+        let ahead = avail.wrapping_sub(self.next_avail);
+        if ahead > self.ring.size() {
+            self.latch.set();
+            let next = self.next_avail;
+            return Err(ChainError::IndexJump { avail, next });
+        }
+        if ahead == 0 {
+            self.drained = true;
+            return Ok(Supply::Nothing);
+        }
+        let granted = ahead.min(self.budget.unwrap_or(ahead));
+        self.spend(granted);
+        self.horizon = self.next_avail.wrapping_add(granted);
+        Ok(Supply::Ring)
+    }
+
+    fn spend(&mut self, chains: u16) {
+        self.budget = self.budget.map(|left| left.saturating_sub(chains));
+    }
+
+    /// Makes a chain of what hangs off `head`.
+    #[inline]
+    fn take(&mut self, position: u16, head: u16) -> Result<Chain<M>, ChainError> {
+        let mut slot = match self.pool.pop() {
+            Some(slot) => slot,
+            None => self.new_slot(),
+        };
+        match self.fill(&mut slot, position, head) {
+            Ok(()) => {
+                slot.armed = true;
+                Ok(Chain(slot))
+            }
+            Err(fault) => {
+                self.latch.set();
+                self.horizon = self.next_avail;
+                Err(ChainError::Malformed { head, fault })
+            }
+        }
+    }
+
+    #[cold]
+    fn new_slot(&self) -> Box<Slot<M>> {
+        let limit = usize::from(self.limit).saturating_mul(2);
+        let latch = Arc::clone(&self.latch);
+        Box::new(Slot::new(self.ring.ram().clone(), latch, limit))
+    }
+
+    #[inline]
+    fn fill(&mut self, slot: &mut Slot<M>, position: u16, head: u16) -> Result<(), ChainFault> {
+        let state = self
+            .heads
+            .get_mut(usize::from(head))
+            .ok_or(ChainFault::IndexOutOfRange)?;
+        if state.in_flight {
+            return Err(ChainFault::Duplicate);
+        }
+        *state = Head {
+            in_flight: true,
+            position,
+        };
+        slot.head = head;
+        slot.position = position;
+        let mut walk = Walk::new(slot, &mut self.translator, self.limit);
+        let mut index = head;
+        loop {
+            let desc = self.ring.desc(index);
+            if desc.flags & DESC_F_INDIRECT != 0 {
+                walk.indirect(&self.ring, desc, self.features.indirect)?;
+                break;
+            }
+            walk.add(desc)?;
+            if desc.flags & DESC_F_NEXT == 0 {
+                break;
+            }
+            index = desc.next;
+            if index >= self.ring.size() {
+                return Err(ChainFault::IndexOutOfRange);
+            }
+        }
+        walk.finish()
+    }
+
+    /// Puts a chain onto the used ring with `written` bytes, cut to what its writable part holds.
+    /// The driver sees it after [`publish`](Self::publish).
+    #[inline]
+    pub fn complete(&mut self, chain: Chain<M>, written: u32) {
+        let mut slot = chain.0;
+        if !Arc::ptr_eq(&slot.latch, &self.latch) {
+            // Another queue's: dropping it breaks that one, and this one can't be trusted either.
+            self.latch.set();
+            return;
+        }
+        let writable = u32::try_from(slot.writable_len).unwrap_or(u32::MAX);
+        let written = written.min(writable);
+        slot.mark_dirty();
+        slot.armed = false;
+        if let Some(head) = self.heads.get_mut(usize::from(slot.head)) {
+            head.in_flight = false;
+        }
+        if self.features.in_order {
+            self.ring.set_used_entry(slot.position, slot.head, written);
+            self.set_done(slot.position, true);
+            self.advance_in_order();
+        } else {
+            self.ring.set_used_entry(self.next_used, slot.head, written);
+            self.next_used = self.next_used.wrapping_add(1);
+        }
+        self.pool.push(slot);
+    }
+
+    fn set_done(&mut self, position: u16, done: bool) {
+        let slot = usize::from(position & self.ring.size().wrapping_sub(1));
+        if let Some(flag) = self.done.get_mut(slot) {
+            *flag = done;
+        }
+    }
+
+    /// Moves on over positions that are done, up to the first that is not.
+    fn advance_in_order(&mut self) {
+        let mask = self.ring.size().wrapping_sub(1);
+        while let Some(done) = self.done.get_mut(usize::from(self.next_used & mask))
+            && core::mem::take(done)
+        {
+            self.next_used = self.next_used.wrapping_add(1);
+        }
+    }
+
+    /// Shows the driver what was completed since the last call: one store of the index, one fence,
+    /// one decision.
+    #[inline]
+    pub fn publish(&mut self) -> Interrupt {
+        let (old, new) = (self.published, self.next_used);
+        if old == new {
+            return Interrupt::NotNeeded;
+        }
+        self.published = new;
+        let needed = ring::publish_used(&self.ring, self.features.event_idx, old, new);
+        self.ring.mark_used_dirty();
+        if needed {
+            Interrupt::Needed
+        } else {
+            Interrupt::NotNeeded
+        }
+    }
+
+    /// Whether the last pop found the available ring empty.
+    #[must_use]
+    pub fn drained(&self) -> bool {
+        self.drained
+    }
+
+    /// Asks the driver not to notify, as long as we are looking anyway.
+    pub fn disable_notification(&mut self) {
+        ring::disable_notification(&self.ring, self.features.event_idx);
+        self.ring.mark_used_dirty();
+    }
+
+    /// Asks the driver to notify about the next chain. True when it is there already, and no
+    /// notification need come: pop again.
+    #[must_use = "a chain that is already there may bring no notification"]
+    pub fn enable_notification(&mut self) -> bool {
+        let next = self.next_avail;
+        let more = ring::enable_notification(&self.ring, self.features.event_idx, next);
+        self.ring.mark_used_dirty();
+        // Broken, there is nothing to come back for.
+        more && !self.latch.is_set()
+    }
+
+    /// Chains popped and not yet completed (in order: not yet on the used ring).
+    #[must_use]
+    pub fn in_flight(&self) -> u16 {
+        self.next_avail.wrapping_sub(self.next_used)
+    }
+
+    /// Entries.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// Whether the driver, or a forgotten chain, has made the queue unusable until reset.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.latch.is_set()
+    }
+
+    /// The queue as plain numbers, for a snapshot. Requests in flight are listed; the queue restored
+    /// from it hands them out again, so they must not be completed on this one any more.
+    #[must_use]
+    pub fn save(&self) -> QueueState {
+        let live = (0..).zip(&self.heads).filter(|(_, state)| state.in_flight);
+        let live = live.map(|(head, state)| InFlight {
+            position: state.position,
+            head,
+        });
+        QueueState {
+            next_avail: self.next_avail,
+            next_used: self.next_used,
+            published: self.published,
+            in_flight: live.chain(self.replay.iter().copied()).collect(),
+            ..self.config.clone()
+        }
+    }
+}
+
+/// One chain being taken apart.
+struct Walk<'a, M: GuestRam> {
+    slot: &'a mut Slot<M>,
+    translator: &'a mut Translator,
+    /// Descriptors the chain may still have.
+    left: u16,
+    readable: u64,
+    writable: u64,
+    seen_writable: bool,
+}
+
+impl<'a, M: GuestRam> Walk<'a, M> {
+    #[inline]
+    fn new(slot: &'a mut Slot<M>, translator: &'a mut Translator, limit: u16) -> Self {
+        slot.buffers.clear();
+        slot.writable_at = 0;
+        Self {
+            slot,
+            translator,
+            left: limit,
+            readable: 0,
+            writable: 0,
+            seen_writable: false,
+        }
+    }
+
+    /// Adds the buffer of a direct descriptor, or of one in a table.
+    #[inline]
+    fn add(&mut self, desc: Desc) -> Result<(), ChainFault> {
+        self.left = self.left.checked_sub(1).ok_or(ChainFault::TooLong)?;
+        let len = u64::from(desc.len);
+        let access = if desc.flags & DESC_F_WRITE != 0 {
+            if !self.seen_writable {
+                self.seen_writable = true;
+                self.slot.writable_at = self.slot.buffers.segments().len();
+            }
+            // At most 2^15 descriptors of 2^32 bytes: no sum here can wrap.
+            self.writable = self.writable.wrapping_add(len);
+            Access::Write
+        } else {
+            if self.seen_writable {
+                return Err(ChainFault::ReadableAfterWritable);
+            }
+            self.readable = self.readable.wrapping_add(len);
+            Access::Read
+        };
+        if len == 0 {
+            return Ok(());
+        }
+        self.translator
+            .append(&mut self.slot.buffers, desc.addr, desc.len, access)
+            .map_err(ChainFault::from)
+    }
+
+    /// Adds the buffers of the table that `desc`, the last direct descriptor, points to. Its own
+    /// `DESC_F_WRITE` says nothing (section 2.7.5.3.2).
+    fn indirect(
+        &mut self,
+        ring: &DeviceRing<M>,
+        desc: Desc,
+        negotiated: bool,
+    ) -> Result<(), ChainFault> {
+        if !negotiated {
+            return Err(ChainFault::IndirectNotNegotiated);
+        }
+        if desc.flags & DESC_F_NEXT != 0 {
+            return Err(ChainFault::IndirectWithNext);
+        }
+        if desc.len == 0 || !desc.len.is_multiple_of(DESC_SIZE) {
+            return Err(ChainFault::IndirectLength);
+        }
+        let entries = desc.len.wrapping_div(DESC_SIZE);
+        let table = self.translator.table(ring.ram(), desc.addr, entries)?;
+        let mut index = 0;
+        loop {
+            let desc = table.desc(index)?;
+            if desc.flags & DESC_F_INDIRECT != 0 {
+                return Err(ChainFault::IndirectNested);
+            }
+            self.add(desc)?;
+            if desc.flags & DESC_F_NEXT == 0 {
+                return Ok(());
+            }
+            index = u32::from(desc.next);
+            if index >= entries {
+                return Err(ChainFault::IndexOutOfRange);
+            }
+        }
+    }
+
+    #[inline]
+    fn finish(self) -> Result<(), ChainFault> {
+        if self.readable.wrapping_add(self.writable) > MAX_CHAIN_BYTES {
+            return Err(ChainFault::TooManyBytes);
+        }
+        if !self.seen_writable {
+            self.slot.writable_at = self.slot.buffers.segments().len();
+        }
+        self.slot.readable_len = self.readable;
+        self.slot.writable_len = self.writable;
+        Ok(())
+    }
+}
+
+impl From<Untranslatable> for ChainFault {
+    fn from(fault: Untranslatable) -> Self {
+        match fault {
+            Untranslatable::OutsideRam => Self::OutsideRam,
+            Untranslatable::Fragmented => Self::Fragmented,
+        }
+    }
+}

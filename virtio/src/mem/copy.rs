@@ -1,0 +1,89 @@
+//! Moving bytes between guest memory and ours, volatile, a word at a time where alignment allows.
+
+use core::ptr;
+
+const WORD: usize = size_of::<u64>();
+
+/// Copies `dst.len()` bytes out of guest memory.
+///
+/// # Safety
+/// `src` must be valid for volatile reads of `dst.len()` bytes.
+pub(super) unsafe fn from_guest(dst: &mut [u8], src: *const u8) {
+    let mut src = src;
+    let (head, words, tail) = shape(src.addr(), dst.len());
+    let mut dst = dst.as_mut_ptr();
+    // SAFETY: head + words × 8 + tail is dst.len(), so neither pointer leaves its range; guest words
+    // are aligned because `shape` put the unaligned bytes into `head`; ours are written unaligned.
+    unsafe {
+        for _ in 0..head {
+            dst.write(ptr::read_volatile(src));
+            (src, dst) = (src.add(1), dst.add(1));
+        }
+        for _ in 0..words {
+            dst.cast::<u64>()
+                .write_unaligned(ptr::read_volatile(src.cast::<u64>()));
+            (src, dst) = (src.add(WORD), dst.add(WORD));
+        }
+        for _ in 0..tail {
+            dst.write(ptr::read_volatile(src));
+            (src, dst) = (src.add(1), dst.add(1));
+        }
+    }
+}
+
+/// Copies `src` into guest memory.
+///
+/// # Safety
+/// `dst` must be valid for volatile writes of `src.len()` bytes.
+pub(super) unsafe fn to_guest(dst: *mut u8, src: &[u8]) {
+    let mut dst = dst;
+    let (head, words, tail) = shape(dst.addr(), src.len());
+    let mut src = src.as_ptr();
+    // SAFETY: as in `from_guest`, with the sides exchanged.
+    unsafe {
+        for _ in 0..head {
+            ptr::write_volatile(dst, src.read());
+            (src, dst) = (src.add(1), dst.add(1));
+        }
+        for _ in 0..words {
+            ptr::write_volatile(dst.cast::<u64>(), src.cast::<u64>().read_unaligned());
+            (src, dst) = (src.add(WORD), dst.add(WORD));
+        }
+        for _ in 0..tail {
+            ptr::write_volatile(dst, src.read());
+            (src, dst) = (src.add(1), dst.add(1));
+        }
+    }
+}
+
+/// Splits `len` bytes at guest address `at` into bytes up to alignment, aligned words, bytes left.
+fn shape(at: usize, len: usize) -> (usize, usize, usize) {
+    let head = at.wrapping_neg().wrapping_rem(WORD).min(len);
+    let rest = len.saturating_sub(head);
+    (head, rest.wrapping_div(WORD), rest.wrapping_rem(WORD))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_offset_and_length_copies_exactly_its_bytes() {
+        let source: Vec<u8> = (0..64).collect();
+        for offset in 0..17 {
+            for len in 0..40 {
+                let mut out = vec![0xaa; len];
+                // SAFETY: offset + len is below 64.
+                unsafe { from_guest(&mut out, source.as_ptr().add(offset)) };
+                assert_eq!(out, source[offset..offset + len]);
+
+                let mut target = vec![0xaa; 64];
+                // SAFETY: offset + len is below 64.
+                unsafe { to_guest(target.as_mut_ptr().add(offset), &out) };
+                assert_eq!(target[offset..offset + len], out);
+                assert!(target[..offset].iter().all(|b| *b == 0xaa));
+                assert!(target[offset + len..].iter().all(|b| *b == 0xaa));
+            }
+        }
+    }
+}
