@@ -2,7 +2,9 @@
 
 mod assets;
 mod cleanup;
+mod guest;
 mod host;
+mod initramfs;
 mod kernel;
 mod lab;
 mod progress;
@@ -30,6 +32,8 @@ struct Cli {
 enum Command {
     /// Run a command in the lab: a guest under software emulation whose KVM is complete
     Lab(LabArgs),
+    /// Fetch and prepare kernels and root disk, and say where they are
+    Assets,
 }
 
 #[derive(Debug, Args)]
@@ -68,6 +72,18 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
+        Command::Assets => {
+            let cache = assets::Cache::open()?;
+            for flavour in kernel::Flavour::ALL {
+                let kernel = guest::GuestKernel::get(&cache, flavour)?;
+                println!("{}: {}", flavour.name(), kernel.dir().display());
+            }
+            println!(
+                "root disk: {}",
+                guest::DEMO_ROOT.get(&cache, cli.yes)?.display()
+            );
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Lab(arguments) => {
             let options = lab::Options {
                 icount: arguments.icount,
