@@ -97,6 +97,7 @@ impl RootDisk {
             ROOT_SESSION,
             initramfs::CONSOLE,
             SUITE,
+            MAKE_DISK,
         ];
         let name = format!("disks/{}", self.name);
         let what = "building a Debian root disk";
@@ -144,6 +145,13 @@ impl RootDisk {
 const MAKE_DISK: &str = r#"
 mkdir root
 tar -x -f root.tar -C root --exclude='./dev/*' --no-same-owner
+# The essential packages hold no mount, ip or poweroff: busybox stands in for what is missing.
+for applet in $(root/bin/busybox --list); do
+  for dir in bin sbin usr/bin usr/sbin; do
+    if [ -e "root/$dir/$applet" ] || [ -L "root/$dir/$applet" ]; then continue 2; fi
+  done
+  ln -s busybox "root/bin/$applet"
+done
 install -m 755 overlay/init root/sbin/init
 install -m 644 overlay/session overlay/console root/etc
 /sbin/mke2fs -q -t ext4 -d root -L root root.img "$1"
