@@ -33,11 +33,6 @@ impl Cache {
         Ok(Self { dir })
     }
 
-    /// Where it is.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// A directory for one run's scratch files, on the same file system.
     pub(crate) fn scratch(&self, prefix: &str) -> Result<Scratch> {
         Scratch::new(&self.dir.join("run"), prefix)

@@ -2,6 +2,7 @@
 
 mod assets;
 mod cleanup;
+mod demo;
 mod guest;
 mod host;
 mod initramfs;
@@ -9,6 +10,7 @@ mod kernel;
 mod lab;
 mod progress;
 mod tools;
+mod vmm;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -30,6 +32,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Boot a stock Debian kernel on a Debian root disk
+    Demo {
+        /// Run a short session in the guest and power off, even at a terminal
+        #[arg(long)]
+        batch: bool,
+    },
     /// Run a command in the lab: a guest under software emulation whose KVM is complete
     Lab(LabArgs),
     /// Fetch and prepare kernels and root disk, and say where they are
@@ -72,6 +80,10 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
+        Command::Demo { batch } => {
+            demo::run(batch, cli.yes)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Assets => {
             let cache = assets::Cache::open()?;
             for flavour in kernel::Flavour::ALL {
