@@ -1,7 +1,7 @@
 //! PCI, virtio devices and their host backends, without KVM.
 //!
-//! A device is one chapter of the virtio specification behind `VirtioDevice`; `pci` gives it
-//! registers, `worker` a thread, [`wiring::Wiring`] its interrupts. Nothing here knows KVM or the machine.
+//! A device is one chapter of the virtio specification behind [`device::VirtioDevice`]; [`pci`] gives it
+//! registers, [`worker`] a thread, [`wiring::Wiring`] its interrupts. Nothing here knows KVM or the machine.
 #![cfg_attr(
     not(test),
     deny(
@@ -14,9 +14,14 @@
 )]
 
 pub mod bus;
+pub mod device;
+pub mod interrupt;
+pub mod pci;
 pub mod power;
+pub mod ram;
 pub mod serial;
 pub mod wiring;
+pub mod worker;
 
 use core::fmt;
 

@@ -4,3 +4,4 @@
 pub mod chain;
 mod config;
 pub mod queue;
+pub mod transport;

@@ -1,0 +1,245 @@
+//! What a virtio device is to the rest of the machine: one chapter of the specification.
+//!
+//! A device has a configuration side ([`VirtioDevice`], shared, called from vCPU threads) and, while the driver
+//! runs it, a data side ([`QueueHandler`], owned by one worker). Neither knows PCI, KVM or threads.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
+use splitring_virtio::device::queue::ActiveQueue;
+use thiserror::Error;
+
+use crate::DeviceKind;
+use crate::interrupt::ConfigNotifier;
+use crate::ram::Ram;
+
+/// A running queue over the machine's memory.
+pub type Queue = ActiveQueue<Ram>;
+
+/// One request of a [`Queue`].
+pub type Chain = splitring_virtio::device::chain::Chain<Ram>;
+
+/// The configuration side of a device. Methods are called from vCPU threads, one at a time but for
+/// [`VirtioDevice::read_config`], and must not block for long.
+pub trait VirtioDevice: Send + Sync {
+    /// The operator's name for it, unique in the machine.
+    fn id(&self) -> &str;
+
+    /// Which chapter of VIRTIO 1.2 §5 it implements.
+    fn kind(&self) -> DeviceKind;
+
+    /// The feature bits it offers beyond those of the ring and the transport, which are added by them.
+    fn features(&self) -> u64;
+
+    /// Features that are nothing without others (the "feature bit requirements" of its chapter).
+    fn feature_rules(&self) -> &[FeatureRule] {
+        &[]
+    }
+
+    /// The largest size of each queue, a power of two; their number is the number of queues.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Reads the device configuration space. Bytes past its end are to be left as they are (zero).
+    fn read_config(&self, offset: usize, data: &mut [u8]);
+
+    /// The driver writes the device configuration space. Read-only and absent fields ignore it.
+    fn write_config(&self, _offset: usize, _data: &[u8]) {}
+
+    /// The driver is ready (DRIVER_OK): says which handler serves which queues. Called again after a reset.
+    fn start(&self, start: Start) -> Result<Vec<Task>, StartError>;
+
+    /// The driver reset the device; its tasks have been stopped and dropped.
+    fn reset(&self) {}
+}
+
+/// `feature` may be negotiated only together with at least one of `needs_any`. Both are bit masks.
+pub use splitring_virtio::device::transport::FeatureRule;
+
+/// What a device learns when the driver is ready.
+pub struct Start {
+    /// The negotiated features.
+    pub features: u64,
+    /// The machine's memory.
+    pub ram: Ram,
+    /// The queues the driver enabled, in ascending order.
+    pub queues: Vec<ReadyQueue>,
+    /// Announces changes of the configuration space, until the next reset.
+    pub config: ConfigNotifier,
+}
+
+/// A queue the driver enabled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadyQueue {
+    /// Its number.
+    pub index: u16,
+    /// The size the driver chose.
+    pub size: u16,
+}
+
+/// Work for one worker: some queues and who serves them. A queue belongs to at most one task.
+pub struct Task {
+    /// Queue numbers. Those the driver didn't enable must not be in it.
+    pub queues: Vec<u16>,
+    /// Who serves them.
+    pub handler: Box<dyn QueueHandler>,
+}
+
+/// The data side of a device. It runs on one worker's thread and takes no lock between kick and interrupt.
+pub trait QueueHandler: Send {
+    /// The backend's descriptors to wait for. Asked once, before the first [`QueueHandler::run`].
+    fn sources(&self) -> Vec<Source<'_>> {
+        Vec::new()
+    }
+
+    /// Does what can be done now. Completed chains are published and interrupts raised by the worker
+    /// afterwards, once per pass. The worker limits how many chains a pass gets from each queue and runs the
+    /// handler again after other events if there may be more, so popping until `None` is right. A queue popped
+    /// until it was empty is notified again at the next buffer; one left with buffers is not, and the handler
+    /// must be waiting for a source or return [`Outcome::More`].
+    fn run(&mut self, queues: &mut QueueSet<'_>, cause: Cause) -> Result<Outcome, Broken>;
+
+    /// Cancels and waits, in bounded time, for everything in flight, and completes the chains it holds. Called
+    /// once, at reset or when the machine ends. After it returns nobody writes guest memory for this handler.
+    fn stop(&mut self, queues: &mut QueueSet<'_>);
+}
+
+/// Why a handler runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The driver made buffers available in this queue, or may have.
+    Kick(u16),
+    /// A source is ready; its token.
+    Source(u32),
+    /// The first run, the first after a pause, or the continuation of [`Outcome::More`]: look at everything.
+    Resume,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing left to do until a kick or a source.
+    Idle,
+    /// There is more to do: run again after the worker's other events.
+    More,
+}
+
+/// A descriptor a handler waits for. The handler keeps it open until it is dropped.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// What to wait for.
+    pub fd: BorrowedFd<'a>,
+    /// Comes back in [`Cause::Source`].
+    pub token: u32,
+    /// Readable, or writable too.
+    pub interest: Interest,
+    /// Whether an event repeats until its reason is gone.
+    pub trigger: Trigger,
+}
+
+/// What to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// Something to read.
+    Read,
+    /// Room to write.
+    Write,
+    /// Either.
+    Both,
+}
+
+/// When to report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// As long as it is ready; the handler must consume the reason.
+    Level,
+    /// Each time something arrives. An eventfd waited for so need never be read.
+    Edge,
+}
+
+impl<'a> Source<'a> {
+    /// Waits for `fd` to become readable, edge-triggered: right for eventfds and for handlers that read until
+    /// there is no more.
+    pub fn edge(fd: BorrowedFd<'a>, token: u32) -> Self {
+        Self {
+            fd,
+            token,
+            interest: Interest::Read,
+            trigger: Trigger::Edge,
+        }
+    }
+
+    /// Waits for `fd` as long as it is readable.
+    pub fn level(fd: BorrowedFd<'a>, token: u32) -> Self {
+        Self {
+            trigger: Trigger::Level,
+            ..Self::edge(fd, token)
+        }
+    }
+}
+
+/// One of a task's queues.
+pub struct TaskQueue {
+    /// Its number.
+    pub index: u16,
+    /// The ring.
+    pub queue: Queue,
+}
+
+/// The queues of a task, lent to its handler for one run.
+pub struct QueueSet<'a> {
+    queues: &'a mut [TaskQueue],
+}
+
+impl<'a> QueueSet<'a> {
+    /// Lends `queues`.
+    pub fn new(queues: &'a mut [TaskQueue]) -> Self {
+        Self { queues }
+    }
+
+    /// Queue `index`, if it belongs to this task.
+    pub fn get(&mut self, index: u16) -> Option<&mut Queue> {
+        self.queues
+            .iter_mut()
+            .find(|slot| slot.index == index)
+            .map(|slot| &mut slot.queue)
+    }
+
+    /// All of them with their numbers.
+    pub fn iter(&mut self) -> impl Iterator<Item = (u16, &mut Queue)> {
+        self.queues
+            .iter_mut()
+            .map(|slot| (slot.index, &mut slot.queue))
+    }
+}
+
+/// The guest broke the protocol in a way no status can tell it: the device needs a reset.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("queue {queue}: {reason}")]
+pub struct Broken {
+    /// The queue it happened on.
+    pub queue: u16,
+    /// What was wrong.
+    pub reason: String,
+}
+
+impl Broken {
+    /// `reason` is what was wrong on `queue`.
+    pub fn new(queue: u16, reason: impl fmt::Display) -> Self {
+        Self {
+            queue,
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// The device could not be started.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct StartError(String);
+
+impl StartError {
+    /// `reason` says what failed, with its object.
+    pub fn new(reason: impl fmt::Display) -> Self {
+        Self(reason.to_string())
+    }
+}

@@ -1,0 +1,256 @@
+//! Configuration space as memory: 256 pages of 4 KiB, one a function of bus 0 (PCI Express Base §7.2.2, ECAM).
+//!
+//! Reading configuration space has no side effects, so the machine may show this mapping to the guest as
+//! read-only memory, and reads then never leave the guest. Absent functions are all ones: every slot that is
+//! empty maps the same few pages, so the megabyte costs next to nothing. It doesn't know what the bytes mean.
+//!
+//! The one exception is the virtio window capability (VIRTIO 1.2 §4.1.4.9), whose data field reads a BAR. Its
+//! first use calls a hook with which the machine takes the memory away again, so that reads arrive here.
+#![expect(
+    unsafe_code,
+    reason = "maps configuration space so that the guest may read it directly"
+)]
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::pwrite;
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+/// Bytes of one function's configuration space.
+pub const FUNCTION_SIZE: usize = 4096;
+/// Functions a slot can have.
+const FUNCTIONS_PER_SLOT: usize = 8;
+/// Slots of the bus.
+pub const SLOTS: usize = 32;
+/// Bytes of one slot.
+const SLOT_SIZE: usize = FUNCTION_SIZE * FUNCTIONS_PER_SLOT;
+/// Bytes of the bus.
+pub const BUS_SIZE: usize = SLOT_SIZE * SLOTS;
+/// 32-bit words of a function's configuration space.
+const WORDS: usize = FUNCTION_SIZE / 4;
+
+/// Called when direct reads must end.
+pub type ExitOnRead = Box<dyn Fn() + Send + Sync>;
+
+/// Configuration space of the bus, mapped once.
+pub struct ConfigPages {
+    base: NonNull<u8>,
+    exit_on_read: OnceLock<ExitOnRead>,
+}
+
+// SAFETY: the mapping is reached through atomics only, and lives until the value is dropped.
+unsafe impl Send for ConfigPages {}
+// SAFETY: as above.
+unsafe impl Sync for ConfigPages {}
+
+impl ConfigPages {
+    /// A bus on which every function is absent.
+    pub fn new() -> io::Result<Arc<Self>> {
+        let ones = memfd_create("pci-absent", MemfdFlags::CLOEXEC)?;
+        if pwrite(&ones, &[0xff; SLOT_SIZE], 0)? != SLOT_SIZE {
+            return Err(io::Error::from(io::ErrorKind::WriteZero));
+        }
+        // SAFETY: the kernel picks a free range.
+        let base = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                BUS_SIZE,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )?
+        };
+        let pages = Self {
+            base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
+            exit_on_read: OnceLock::new(),
+        };
+        for slot in 0..SLOTS {
+            // SAFETY: the slot lies within the range mapped above, which nothing refers to yet.
+            unsafe {
+                mmap(
+                    pages.place(slot),
+                    SLOT_SIZE,
+                    ProtFlags::READ,
+                    MapFlags::SHARED | MapFlags::FIXED,
+                    &ones,
+                    0,
+                )?;
+            }
+        }
+        Ok(Arc::new(pages))
+    }
+
+    /// Where the bus is mapped: [`BUS_SIZE`] bytes, valid as long as `self`. Written by devices at any time.
+    pub fn host_address(&self) -> *const u8 {
+        self.base.as_ptr()
+    }
+
+    /// Sets what to do when reads have to arrive at the functions themselves; to be set before the guest runs
+    /// by whoever shows it the mapping. It may be called more than once.
+    pub fn set_exit_on_read(&self, hook: ExitOnRead) {
+        // There is one machine: a second hook would be a second owner of the mapping.
+        let _ = self.exit_on_read.set(hook);
+    }
+
+    fn place(&self, slot: usize) -> *mut core::ffi::c_void {
+        self.base
+            .as_ptr()
+            .wrapping_add(slot.wrapping_mul(SLOT_SIZE))
+            .cast()
+    }
+
+    /// Gives function 0 of `slot` a page of zeros of its own. `None` when the bus has no such slot.
+    ///
+    /// Not while another page of that slot is in use: the root bus hands each slot out once.
+    pub(super) fn claim(self: &Arc<Self>, slot: u8) -> io::Result<Option<ConfigPage>> {
+        let index = usize::from(slot);
+        if index >= SLOTS {
+            return Ok(None);
+        }
+        let own = memfd_create("pci-function", MemfdFlags::CLOEXEC)?;
+        ftruncate(&own, FUNCTION_SIZE as u64)?;
+        // SAFETY: the page lies within the bus; it replaces a mapping that only the guest reads. It is
+        // unmapped with the bus, which the returned value keeps.
+        let base = unsafe {
+            mmap(
+                self.place(index),
+                FUNCTION_SIZE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::FIXED,
+                &own,
+                0,
+            )?
+        };
+        Ok(NonNull::new(base.cast()).map(|words| ConfigPage {
+            words,
+            bus: Arc::clone(self),
+        }))
+    }
+}
+
+impl Drop for ConfigPages {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`; every `ConfigPage` into it holds the `Arc` that is gone now, and the machine
+        // drops its memory slot first.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), BUS_SIZE) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// Configuration space of one function. Accesses are per 32-bit word and atomic; offsets past the end read as
+/// ones and drop writes.
+#[derive(Clone)]
+pub struct ConfigPage {
+    words: NonNull<[AtomicU32; WORDS]>,
+    bus: Arc<ConfigPages>,
+}
+
+// SAFETY: reached through atomics only; `bus` keeps the page mapped.
+unsafe impl Send for ConfigPage {}
+// SAFETY: as above.
+unsafe impl Sync for ConfigPage {}
+
+impl ConfigPage {
+    fn word(&self, offset: u16) -> Option<&AtomicU32> {
+        // SAFETY: the page is mapped, aligned and writable while `bus` lives, and only atomics touch it.
+        let words = unsafe { self.words.as_ref() };
+        words.get(usize::from(offset >> 2))
+    }
+
+    /// The 32-bit word that holds `offset`.
+    pub fn load(&self, offset: u16) -> u32 {
+        self.word(offset)
+            .map_or(u32::MAX, |word| u32::from_le(word.load(Ordering::Acquire)))
+    }
+
+    /// Changes the bits of `mask` in the word that holds `offset` to those of `value`.
+    pub fn update(&self, offset: u16, mask: u32, value: u32) {
+        if let Some(word) = self.word(offset) {
+            let change = |old: u32| Some(((u32::from_le(old) & !mask) | (value & mask)).to_le());
+            // The closure never declines.
+            let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+        }
+    }
+
+    /// Reads bytes; an access may cross words.
+    pub fn read(&self, offset: u16, data: &mut [u8]) {
+        for (at, byte) in (offset..=u16::MAX).zip(data) {
+            let [b0, b1, b2, b3] = self.load(at).to_le_bytes();
+            *byte = match at & 3 {
+                0 => b0,
+                1 => b1,
+                2 => b2,
+                _ => b3,
+            };
+        }
+    }
+
+    /// From now on reads by the guest must arrive at the function: one of its fields is not memory.
+    pub fn end_direct_reads(&self) {
+        if let Some(hook) = self.bus.exit_on_read.get() {
+            hook();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest_read(pages: &ConfigPages, offset: usize) -> u32 {
+        assert!(offset + 4 <= BUS_SIZE);
+        // SAFETY: within the mapping; the test's stand-in for the guest's own load.
+        unsafe {
+            pages
+                .host_address()
+                .wrapping_add(offset)
+                .cast::<u32>()
+                .read_volatile()
+        }
+    }
+
+    #[test]
+    fn absent_functions_are_all_ones_and_present_ones_show_their_bytes() {
+        let pages = ConfigPages::new().unwrap();
+        let page = pages.claim(3).unwrap().unwrap();
+        page.update(0, u32::MAX, 0x1041_1af4);
+        for slot in 0..SLOTS {
+            for function in 0..FUNCTIONS_PER_SLOT {
+                let wanted = match (slot, function) {
+                    (3, 0) => 0x1041_1af4,
+                    _ => u32::MAX,
+                };
+                let offset = slot * SLOT_SIZE + function * FUNCTION_SIZE;
+                assert_eq!(guest_read(&pages, offset), wanted, "{slot}.{function}");
+            }
+        }
+        assert_eq!(guest_read(&pages, BUS_SIZE - 4), u32::MAX);
+        assert!(pages.claim(32).unwrap().is_none());
+    }
+
+    #[test]
+    fn bytes_are_read_across_words_and_past_the_end_as_ones() {
+        let pages = ConfigPages::new().unwrap();
+        let page = pages.claim(0).unwrap().unwrap();
+        page.update(4, u32::MAX, 0x0403_0201);
+        page.update(8, 0xff, 0x05);
+        let mut data = [0; 4];
+        page.read(5, &mut data);
+        assert_eq!(data, [2, 3, 4, 5]);
+        page.read(4094, &mut data);
+        assert_eq!(data, [0, 0, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn an_update_leaves_the_other_bits_alone() {
+        let pages = ConfigPages::new().unwrap();
+        let page = pages.claim(0).unwrap().unwrap();
+        page.update(4, u32::MAX, 0x0010_0406);
+        page.update(4, 1 << 19, 1 << 19);
+        page.update(4, 0x406, 0);
+        assert_eq!(page.load(4), 0x0018_0000);
+    }
+}

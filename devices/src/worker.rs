@@ -1,0 +1,263 @@
+//! A worker: one thread with one event loop that owns queues and the handlers that serve them.
+//!
+//! It turns a kick or a ready backend into one pass of a handler, publishes what the pass completed once, and
+//! raises at most one interrupt a queue. Nothing on that way takes a lock. It doesn't know what the devices do,
+//! nor how interrupts reach the guest. The thread is made with the machine, not by the guest.
+
+mod event_loop;
+mod running;
+
+use std::io;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use event_manager::{EventManager, RemoteEndpoint, SubscriberId, SubscriberOps};
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::device::{QueueHandler, TaskQueue};
+use crate::interrupt::InterruptSink;
+
+use event_loop::{Entry, Loop, Ops, Reporter, Watcher, events_of, loop_of, serve, unwatch_fd};
+use running::Running;
+
+/// How long a caller waits for the loop. Handlers stop in far less; longer means that one hangs.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// Called once when a worker can't go on; the machine has to end.
+pub type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
+
+/// Why a worker can't go on.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Failure {
+    /// A handler panicked: a bug in this program.
+    #[error("device thread {worker} panicked: {message}")]
+    Panic {
+        /// The worker's name.
+        worker: String,
+        /// What the panic said.
+        message: String,
+    },
+    /// The loop doesn't answer: a backend hangs.
+    #[error("device thread {worker} does not answer, a backend must be hanging")]
+    Stuck {
+        /// The worker's name.
+        worker: String,
+    },
+    /// The event loop failed.
+    #[error("device thread {worker} cannot wait for events: {message}")]
+    Loop {
+        /// The worker's name.
+        worker: String,
+        /// What the loop said.
+        message: String,
+    },
+}
+
+/// A request to a worker failed.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// The worker has failed; see [`OnFailure`].
+    #[error("device thread {0} has ended")]
+    Gone(String),
+    /// A descriptor can't be waited for.
+    #[error("cannot wait for a descriptor of {task}: {message}")]
+    Watch {
+        /// The task's label.
+        task: String,
+        /// What the kernel said.
+        message: String,
+    },
+    /// No task has this identifier.
+    #[error("no such task")]
+    NoTask,
+}
+
+/// Names a task of one worker until it is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskId(u16);
+
+/// What [`Worker::add`] takes in.
+pub struct NewTask {
+    /// For messages: the device's id.
+    pub label: String,
+    /// The queues, each with the eventfd that its doorbell signals.
+    pub queues: Vec<(TaskQueue, EventFd)>,
+    /// Who serves them.
+    pub handler: Box<dyn QueueHandler>,
+    /// Where interrupts go.
+    pub sink: Arc<dyn InterruptSink>,
+}
+
+/// What [`Worker::stop`] gives back.
+pub struct Stopped {
+    /// The handler, stopped.
+    pub handler: Box<dyn QueueHandler>,
+    /// The queues as they are now.
+    pub queues: Vec<TaskQueue>,
+    /// Chains that were taken from the queues and not completed. The handler's stop leaves none.
+    pub in_flight: u32,
+}
+
+/// A handle on a worker's thread. The thread ends with the last handle.
+pub struct Worker {
+    name: String,
+    endpoint: RemoteEndpoint<Loop>,
+    subscriber: SubscriberId,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    on_failure: OnFailure,
+}
+
+impl Worker {
+    /// Starts a thread called `name` (the kernel keeps 15 bytes of it).
+    pub fn spawn(name: &str, on_failure: OnFailure) -> io::Result<Arc<Worker>> {
+        let mut manager = EventManager::new().map_err(|e| io::Error::other(e.to_string()))?;
+        let subscriber = manager.add_subscriber(Loop::default());
+        let endpoint = manager.remote_endpoint();
+        let reporter = Reporter {
+            worker: name.to_owned(),
+            on_failure: Arc::clone(&on_failure),
+        };
+        let thread = thread::Builder::new()
+            .name(name.chars().take(15).collect())
+            .spawn(move || serve(manager, subscriber, &reporter))?;
+        Ok(Arc::new(Worker {
+            name: name.to_owned(),
+            endpoint,
+            subscriber,
+            thread: Mutex::new(Some(thread)),
+            on_failure,
+        }))
+    }
+
+    /// The worker's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes a task in and runs it for the first time.
+    pub fn add(&self, task: NewTask) -> Result<TaskId, WorkerError> {
+        self.add_entry(Entry::Task(Running::new(task)))
+    }
+
+    /// Calls `action` on the loop's thread whenever `fd` is signalled. Stop it like a task.
+    pub fn watch(
+        &self,
+        label: &str,
+        fd: EventFd,
+        action: Box<dyn FnMut() + Send>,
+    ) -> Result<TaskId, WorkerError> {
+        let label = label.to_owned();
+        self.add_entry(Entry::Watch(Watcher { label, fd, action }))
+    }
+
+    fn add_entry(&self, entry: Entry) -> Result<TaskId, WorkerError> {
+        self.ask(move |ops, subscriber| {
+            let mut entry = Some(entry);
+            let state = loop_of(ops, subscriber)?;
+            let slot = state.free_slot().ok_or(WorkerError::NoTask)?;
+            let paused = state.paused;
+            if let Some(entry) = entry.as_ref().filter(|_| !paused) {
+                let mut events = events_of(ops, subscriber)?;
+                entry.watch(slot, &mut events)?;
+            }
+            loop_of(ops, subscriber)?.put(slot, entry.take());
+            Ok(TaskId(slot))
+        })?
+    }
+
+    /// Ends a task: nothing of it runs or is in flight when this returns. This is the one operation behind
+    /// reset, unplugging, a snapshot and the machine's end. Bounded; not to be called on the loop's own thread.
+    ///
+    /// A watch returns no [`Stopped`].
+    pub fn stop(&self, id: TaskId) -> Result<Option<Stopped>, WorkerError> {
+        self.ask(move |ops, subscriber| {
+            let entry = loop_of(ops, subscriber)?
+                .take(id.0)
+                .ok_or(WorkerError::NoTask)?;
+            entry.unwatch(&mut events_of(ops, subscriber)?);
+            Ok(match entry {
+                Entry::Task(running) => Some(running.stop()),
+                Entry::Watch(_) => None,
+            })
+        })?
+    }
+
+    /// Freezes every task: when this returns none runs until [`Worker::resume`]. What backends have in flight
+    /// still completes into guest memory, but nothing is published.
+    pub fn pause(&self) -> Result<(), WorkerError> {
+        self.ask(|ops, subscriber| {
+            let slots = loop_of(ops, subscriber)?.pause();
+            for (slot, watched) in slots {
+                for fd in watched {
+                    unwatch_fd(&mut events_of(ops, subscriber)?, fd, slot);
+                }
+            }
+            Ok(())
+        })?
+    }
+
+    /// Undoes [`Worker::pause`]; every task looks at everything once.
+    pub fn resume(&self) -> Result<(), WorkerError> {
+        self.ask(|ops, subscriber| {
+            let state = loop_of(ops, subscriber)?;
+            state.paused = false;
+            for slot in state.live_slots() {
+                let state = loop_of(ops, subscriber)?;
+                let Some(entry) = state.take(slot) else {
+                    continue;
+                };
+                let watched = entry.watch(slot, &mut events_of(ops, subscriber)?);
+                loop_of(ops, subscriber)?.put(slot, Some(entry));
+                watched?;
+            }
+            Ok(())
+        })?
+    }
+
+    /// Runs `work` on the loop's thread and waits for its result.
+    fn ask<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Ops<'_>, SubscriberId) -> T + Send + 'static,
+    ) -> Result<T, WorkerError> {
+        let gone = || WorkerError::Gone(self.name.clone());
+        let (answer, answered) = sync_channel(1);
+        let subscriber = self.subscriber;
+        self.endpoint
+            .fire(move |ops| {
+                // The asker may have given up; then the answer goes away with whatever it holds.
+                let _ = answer.send(work(ops, subscriber));
+            })
+            .map_err(|_| gone())?;
+        answered.recv_timeout(ANSWER_LIMIT).map_err(|error| {
+            if error == RecvTimeoutError::Timeout {
+                let worker = self.name.clone();
+                (self.on_failure)(Failure::Stuck { worker });
+            }
+            gone()
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let subscriber = self.subscriber;
+        // A loop that has ended already needs no telling.
+        let _ = self.endpoint.fire(move |ops| {
+            if let Ok(state) = ops.subscriber_mut(subscriber) {
+                state.quit = true;
+            }
+        });
+        let thread = self
+            .thread
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread.filter(|t| t.thread().id() != thread::current().id()) {
+            // `serve` catches panics, so there is no other result.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The worker's thread: waits for events, runs the tasks they belong to, and those that asked to go on.
+//!
+//! It knows slots and descriptors; what a pass over a task does is `running`'s.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::running::{KICK_EVENTS, Next, Running};
+use super::{Failure, OnFailure, WorkerError};
+use crate::device::Cause;
+
+pub(super) type Ops<'a> = dyn SubscriberOps<Subscriber = Loop> + 'a;
+
+pub(super) fn loop_of<'a>(
+    ops: &'a mut Ops<'_>,
+    id: SubscriberId,
+) -> Result<&'a mut Loop, WorkerError> {
+    ops.subscriber_mut(id).map_err(|_| WorkerError::NoTask)
+}
+
+pub(super) fn events_of<'a>(
+    ops: &'a mut Ops<'_>,
+    id: SubscriberId,
+) -> Result<EventOps<'a>, WorkerError> {
+    ops.event_ops(id).map_err(|_| WorkerError::NoTask)
+}
+
+pub(super) struct Reporter {
+    pub(super) worker: String,
+    pub(super) on_failure: OnFailure,
+}
+
+impl Reporter {
+    fn panic(&self, payload: &(dyn Any + Send)) {
+        let message = payload
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".to_owned());
+        let worker = self.worker.clone();
+        (self.on_failure)(Failure::Panic { worker, message });
+    }
+}
+
+/// The thread. A panic in a handler, or in dropping it, is reported and goes no further.
+pub(super) fn serve(
+    mut manager: EventManager<Loop>,
+    subscriber: SubscriberId,
+    reporter: &Reporter,
+) {
+    let ended = catch_unwind(AssertUnwindSafe(|| turn(&mut manager, subscriber)));
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(message)) => (reporter.on_failure)(Failure::Loop {
+            worker: reporter.worker.clone(),
+            message,
+        }),
+        Err(payload) => reporter.panic(payload.as_ref()),
+    }
+    let dropped = catch_unwind(AssertUnwindSafe(move || {
+        if let Ok(state) = manager.subscriber_mut(subscriber) {
+            state.stop_all();
+        }
+        drop(manager);
+    }));
+    if let Err(payload) = dropped {
+        reporter.panic(payload.as_ref());
+    }
+}
+
+fn turn(manager: &mut EventManager<Loop>, subscriber: SubscriberId) -> Result<(), String> {
+    let mut wait = -1;
+    loop {
+        manager
+            .run_with_timeout(wait)
+            .map_err(|error| error.to_string())?;
+        let state = manager
+            .subscriber_mut(subscriber)
+            .map_err(|error| error.to_string())?;
+        if state.quit {
+            return Ok(());
+        }
+        // Only what was ready before this round: a task that asks for more waits for the others' events.
+        let round = state.ready.len();
+        let halted = state.run_ready(round);
+        wait = if state.has_ready() { 0 } else { -1 };
+        for (slot, fd) in halted {
+            let mut events = manager
+                .event_ops(subscriber)
+                .map_err(|error| error.to_string())?;
+            unwatch_fd(&mut events, fd, slot);
+        }
+    }
+}
+
+/// The state of the event loop: its one subscriber.
+#[derive(Default)]
+pub(super) struct Loop {
+    slots: Vec<Option<Entry>>,
+    /// Slots of tasks to run again.
+    ready: VecDeque<u16>,
+    pub(super) paused: bool,
+    pub(super) quit: bool,
+}
+
+pub(super) enum Entry {
+    Task(Running),
+    Watch(Watcher),
+}
+
+pub(super) struct Watcher {
+    pub(super) label: String,
+    pub(super) fd: EventFd,
+    pub(super) action: Box<dyn FnMut() + Send>,
+}
+
+impl MutEventSubscriber for Loop {
+    fn init(&mut self, _ops: &mut EventOps) {}
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let (slot, watch) = unpack(events.data());
+        let Some(Some(entry)) = self.slots.get_mut(usize::from(slot)) else {
+            return;
+        };
+        let next = match entry {
+            Entry::Watch(watcher) => {
+                (watcher.action)();
+                Next::Idle
+            }
+            Entry::Task(running) => running.event(watch),
+        };
+        match next {
+            Next::Idle => {}
+            Next::Again => self.push_ready(slot),
+            Next::Halted => entry.unwatch(ops),
+        }
+    }
+}
+
+impl Loop {
+    pub(super) fn free_slot(&self) -> Option<u16> {
+        let free = self.slots.iter().position(Option::is_none);
+        u16::try_from(free.unwrap_or(self.slots.len())).ok()
+    }
+
+    pub(super) fn put(&mut self, slot: u16, entry: Option<Entry>) {
+        let index = usize::from(slot);
+        if index >= self.slots.len() {
+            self.slots.resize_with(index.saturating_add(1), || None);
+        }
+        if let Some(place) = self.slots.get_mut(index) {
+            *place = entry;
+        }
+        self.push_ready(slot);
+    }
+
+    pub(super) fn take(&mut self, slot: u16) -> Option<Entry> {
+        self.ready.retain(|&other| other != slot);
+        self.slots.get_mut(usize::from(slot))?.take()
+    }
+
+    pub(super) fn live_slots(&self) -> Vec<u16> {
+        (0..=u16::MAX)
+            .zip(&self.slots)
+            .filter(|(_, entry)| entry.is_some())
+            .map(|(slot, _)| slot)
+            .collect()
+    }
+
+    pub(super) fn pause(&mut self) -> Vec<(u16, Vec<RawFd>)> {
+        self.paused = true;
+        (0..=u16::MAX)
+            .zip(&self.slots)
+            .filter_map(|(slot, entry)| Some((slot, entry.as_ref()?.descriptors())))
+            .collect()
+    }
+
+    fn push_ready(&mut self, slot: u16) {
+        if !self.ready.contains(&slot) {
+            self.ready.push_back(slot);
+        }
+    }
+
+    fn has_ready(&self) -> bool {
+        !self.paused && !self.ready.is_empty()
+    }
+
+    /// Runs up to `round` ready tasks; returns the descriptors of those that must run no more.
+    fn run_ready(&mut self, round: usize) -> Vec<(u16, RawFd)> {
+        let mut halted = Vec::new();
+        for _ in 0..round {
+            if self.paused {
+                break;
+            }
+            let Some(slot) = self.ready.pop_front() else {
+                break;
+            };
+            let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
+                continue;
+            };
+            match running.pass(Cause::Resume) {
+                Next::Idle => {}
+                Next::Again => self.push_ready(slot),
+                Next::Halted => halted.extend(running.descriptors().map(|fd| (slot, fd))),
+            }
+        }
+        halted
+    }
+
+    fn stop_all(&mut self) {
+        for entry in self.slots.drain(..).flatten() {
+            if let Entry::Task(running) = entry {
+                running.stop();
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn label(&self) -> &str {
+        match self {
+            Entry::Task(running) => &running.label,
+            Entry::Watch(watcher) => &watcher.label,
+        }
+    }
+
+    fn descriptors(&self) -> Vec<RawFd> {
+        match self {
+            Entry::Task(running) => running.descriptors().collect(),
+            Entry::Watch(watcher) => vec![watcher.fd.as_raw_fd()],
+        }
+    }
+
+    pub(super) fn watch(&self, slot: u16, ops: &mut EventOps) -> Result<(), WorkerError> {
+        let wanted: Vec<(RawFd, EventSet)> = match self {
+            Entry::Task(running) if running.halted => Vec::new(),
+            Entry::Task(running) => running.watches.iter().map(|w| (w.fd, w.events)).collect(),
+            Entry::Watch(watcher) => vec![(watcher.fd.as_raw_fd(), KICK_EVENTS)],
+        };
+        for (index, &(fd, events)) in (0..).zip(&wanted) {
+            let added = ops.add(Events::with_data_raw(fd, pack(slot, index), events));
+            if let Err(error) = added {
+                self.unwatch(ops);
+                return Err(WorkerError::Watch {
+                    task: self.label().to_owned(),
+                    message: error.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn unwatch(&self, ops: &mut EventOps) {
+        for fd in self.descriptors() {
+            unwatch_fd(ops, fd, 0);
+        }
+    }
+}
+
+pub(super) fn unwatch_fd(ops: &mut EventOps, fd: RawFd, slot: u16) {
+    // Fails only for a descriptor that is not watched, which is what is wanted.
+    let _ = ops.remove(Events::with_data_raw(fd, pack(slot, 0), EventSet::empty()));
+}
+
+/// Which slot and which of its watches, as the 32 bits that come back with an event.
+fn pack(slot: u16, watch: u16) -> u32 {
+    u32::from(slot) << 16 | u32::from(watch)
+}
+
+fn unpack(data: u32) -> (u16, usize) {
+    let [s1, s0, w1, w0] = data.to_be_bytes();
+    (
+        u16::from_be_bytes([s1, s0]),
+        usize::from(u16::from_be_bytes([w1, w0])),
+    )
+}
