@@ -18,6 +18,8 @@
 extern crate alloc;
 
 pub mod device;
+pub mod driver;
 pub mod mem;
 pub mod ring;
+pub mod scatterlist;
 pub mod spec;

@@ -1,0 +1,400 @@
+//! Building a buffer piece by piece, after the RFC of February 2013 ("virtio: new API for addition of
+//! buffers, scatterlist changes", Paolo Bonzini): `start_buf`, any number of `add_sg`, `end_buf`.
+//!
+//! ```
+//! # use splitring_virtio::driver::{DeviceId, DmaBytes, Kick, Queue, QueueOptions, Refused};
+//! # use splitring_virtio::scatterlist::ScatterList;
+//! struct Request {
+//!     header: ScatterList,
+//!     data: ScatterList,
+//! }
+//!
+//! fn submit(queue: &mut Queue<Request>, request: Request) -> Result<Kick, Box<dyn core::error::Error>> {
+//!     let mut buffer = queue.start_buf(request, 3, 2).map_err(|refused| refused.why)?;
+//!     buffer.add_sg(|request| &request.header, 1)?;
+//!     let mut buffer = buffer.writable();
+//!     buffer.add_sg(|request| &request.data, 2)?;
+//!     buffer.end_buf().map_err(|refused| refused.why)?;
+//!     Ok(queue.publish())
+//! }
+//! # let device = DeviceId::new();
+//! # let options = QueueOptions::new(4, 0);
+//! # let memory = DmaBytes::zeroed(options.memory_len(), 64).unwrap();
+//! # let mut queue = Queue::new(options, memory, splitring_virtio::driver::Identity, &device)?;
+//! # let piece = || DmaBytes::from(vec![0; 16]);
+//! # let request = Request {
+//! #     header: ScatterList::from(piece()),
+//! #     data: ScatterList::from_buffers([piece(), piece()]),
+//! # };
+//! # assert_eq!(submit(&mut queue, request)?, Kick::Needed);
+//! # Ok::<(), Box<dyn core::error::Error>>(())
+//! ```
+//!
+//! What differs from the RFC, and why:
+//! - Lists are picked out of the token, which the queue keeps: what the device is lent is owned, so
+//!   that no borrow can end while it is in use.
+//! - Device-readable lists come before writable ones (section 2.7.4.2) by type:
+//!   ```compile_fail,E0382
+//!   # use splitring_virtio::driver::Queue;
+//!   # use splitring_virtio::scatterlist::ScatterList;
+//!   fn readable_after_writable(queue: &mut Queue<ScatterList>, token: ScatterList) {
+//!       let mut buffer = queue.start_buf(token, 2, 2).unwrap_or_else(|_| todo!());
+//!       let writable = buffer.writable();
+//!       let _ = buffer.add_sg(|token| token, 1);
+//!   }
+//!   ```
+//! - Adding can fail, and a buffer that is dropped instead of ended was never there: nothing of it
+//!   is in the queue's books before `end_buf`.
+//! - `end_buf` exposes nothing; one `publish` does, for as many buffers as there are, and what it
+//!   says about notifying must not be ignored:
+//!   ```compile_fail
+//!   #![deny(unused_must_use)]
+//!   # use splitring_virtio::driver::Queue;
+//!   fn forgets_to_kick(queue: &mut Queue<()>) {
+//!       queue.publish();
+//!   }
+//!   ```
+
+use core::ops::Range;
+
+use super::engine::{Closed, Core, Open};
+use super::queue::{Book, Broken, Queue, Ticket};
+use crate::mem::dma::{Direction, DmaBuf, DmaMap, MapError};
+use crate::scatterlist::ScatterList;
+
+/// Why a buffer was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There are not enough free slots now. Publish, and pop what the device has used.
+    #[error("the queue has not enough free slots")]
+    Full,
+    /// It has no segment.
+    #[error("the buffer has no segment")]
+    Empty,
+    /// It has more segments than the queue can ever hold in one buffer.
+    #[error("the buffer has more segments than the queue takes")]
+    TooLong,
+    /// The queue is out of use.
+    #[error("the queue is broken: {0}")]
+    Broken(Broken),
+    /// A part of it could not be added.
+    #[error(transparent)]
+    Add(#[from] AddError),
+}
+
+/// Why a list could not be added. The buffer can only be abandoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddError {
+    /// More segments or lists than `start_buf` was told of.
+    #[error("more segments or lists than were announced")]
+    OverReserved,
+    /// A segment without bytes.
+    #[error("a segment has no byte")]
+    EmptySegment,
+    /// A list is shorter than the caller says, or a range outside its memory.
+    #[error("a list or a piece of memory is shorter than asked for")]
+    TooShort,
+    /// More than 2^32 bytes in the buffer, or 2^32 or more in a segment or the writable part.
+    #[error("more bytes than one buffer can have")]
+    TooLong,
+    /// The device can't be shown the memory.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// A buffer that was not accepted, and its token.
+#[derive(Debug, thiserror::Error)]
+#[error("buffer refused: {why}")]
+pub struct Refused<T> {
+    /// What would have gone in.
+    pub token: T,
+    /// Why it did not.
+    pub why: Refusal,
+}
+
+/// State of a [`Builder`]: lists that are added are for the device to read.
+#[derive(Debug)]
+pub enum Readable {}
+
+/// State of a [`Builder`]: lists that are added are for the device to write.
+#[derive(Debug)]
+pub enum Writable {}
+
+/// What a [`Builder`] adds at present.
+pub trait State: sealed::Sealed {}
+impl State for Readable {}
+impl State for Writable {}
+
+mod sealed {
+    use crate::mem::dma::Direction;
+
+    pub trait Sealed {
+        const DIRECTION: Direction;
+    }
+
+    impl Sealed for super::Readable {
+        const DIRECTION: Direction = Direction::Readable;
+    }
+
+    impl Sealed for super::Writable {
+        const DIRECTION: Direction = Direction::Writable;
+    }
+}
+
+/// A buffer under construction. Dropping it abandons the buffer: nothing of it was in the queue.
+#[must_use = "a buffer that is not ended is abandoned"]
+pub struct Builder<'q, T: 'static, M: DmaMap, S: State = Readable> {
+    // Dropped before the token: undoes mappings of memory the token owns.
+    open: Open<'q, M>,
+    book: &'q mut Book<T>,
+    token: T,
+    spoiled: Option<AddError>,
+    state: core::marker::PhantomData<S>,
+}
+
+impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
+    /// Appends a list the token owns: its segments in order, through links to further lists, up to
+    /// its end marker or until there were `nents`. Answers how many there were.
+    ///
+    /// # Errors
+    /// See [`AddError`]. The buffer is spoiled: `end_buf` refuses it.
+    #[inline]
+    pub fn add_sg<B: DmaBuf>(
+        &mut self,
+        pick: impl FnOnce(&T) -> &ScatterList<B>,
+        nents: usize,
+    ) -> Result<usize, AddError> {
+        let list = pick(&self.token);
+        let added = self.open.add_list(list.iter().take(nents), S::DIRECTION);
+        if let Err(error) = added {
+            self.spoiled = Some(error);
+        }
+        added
+    }
+
+    /// Appends a range of one piece of memory the token owns. It counts as a list.
+    ///
+    /// # Errors
+    /// As [`add_sg`](Self::add_sg).
+    #[inline]
+    pub fn add_bytes<B: DmaBuf>(
+        &mut self,
+        pick: impl FnOnce(&T) -> &B,
+        range: Range<usize>,
+    ) -> Result<(), AddError> {
+        let region = pick(&self.token).region().part(range);
+        let added = self.open.list().and_then(|()| {
+            let region = region.ok_or(AddError::TooShort)?;
+            self.open.append(region, S::DIRECTION)
+        });
+        if let Err(error) = added {
+            self.spoiled = Some(error);
+        }
+        added
+    }
+
+    /// Segments that may still be added.
+    pub fn room(&self) -> usize {
+        self.open.room()
+    }
+
+    /// Closes the buffer and puts it behind the others. The device does not see it yet: see
+    /// [`Queue::publish`]. Fewer segments than announced are fine.
+    ///
+    /// # Errors
+    /// The buffer has no segment, or adding one failed: the token comes back, the buffer is
+    /// abandoned.
+    #[inline]
+    pub fn end_buf(self) -> Result<Ticket, Refused<T>> {
+        let closed = match self.spoiled {
+            None => self.open.close().ok_or(Refusal::Empty),
+            Some(error) => Err(Refusal::Add(error)),
+        };
+        match closed {
+            Ok(closed) => Ok(self.book.enter(closed, self.token)),
+            Err(why) => Err(Refused {
+                token: self.token,
+                why,
+            }),
+        }
+    }
+
+    /// Abandons the buffer and gives the token back.
+    pub fn abort(self) -> T {
+        self.token
+    }
+}
+
+impl<'q, T: 'static, M: DmaMap> Builder<'q, T, M, Readable> {
+    /// Goes on to what the device writes. There is no way back.
+    #[inline]
+    pub fn writable(self) -> Builder<'q, T, M, Writable> {
+        Builder {
+            open: self.open,
+            book: self.book,
+            token: self.token,
+            spoiled: self.spoiled,
+            state: core::marker::PhantomData,
+        }
+    }
+}
+
+impl<M: DmaMap> Open<'_, M> {
+    /// Appends the segments of a list.
+    #[inline]
+    fn add_list<'b, B: DmaBuf>(
+        &mut self,
+        segments: impl Iterator<Item = &'b B>,
+        direction: Direction,
+    ) -> Result<usize, AddError> {
+        self.list()?;
+        let mut added = 0usize;
+        for buffer in segments {
+            self.append(buffer.region(), direction)?;
+            added = added.wrapping_add(1);
+        }
+        Ok(added)
+    }
+
+    /// As [`add_list`](Self::add_list), of which exactly `count` segments have to come.
+    #[inline]
+    fn add_exactly<'b, B: DmaBuf>(
+        &mut self,
+        segments: impl Iterator<Item = &'b B>,
+        count: usize,
+        direction: Direction,
+    ) -> Result<(), AddError> {
+        let added = self.add_list(segments.take(count), direction)?;
+        if added == count {
+            Ok(())
+        } else {
+            Err(AddError::TooShort)
+        }
+    }
+}
+
+impl<M: DmaMap> Core<M> {
+    /// One list whose first `outs` segments are readable and the next `ins` writable.
+    fn build_buf<B: DmaBuf>(
+        &mut self,
+        list: &ScatterList<B>,
+        outs: usize,
+        ins: usize,
+    ) -> Result<Closed, Refusal> {
+        let mut open = self.open(outs.saturating_add(ins), 2)?;
+        open.add_exactly(list.iter(), outs, Direction::Readable)?;
+        open.add_exactly(list.iter().skip(outs), ins, Direction::Writable)?;
+        open.close().ok_or(Refusal::Empty)
+    }
+
+    /// Lists up to their end markers, the first `outs` readable, the others writable.
+    fn build_sgs<B: DmaBuf>(
+        &mut self,
+        lists: &[&ScatterList<B>],
+        outs: usize,
+    ) -> Result<Closed, Refusal> {
+        let count = lists.iter().map(|list| list.segments()).sum();
+        let mut open = self.open(count, lists.len())?;
+        for (index, list) in lists.iter().enumerate() {
+            let direction = if index < outs {
+                Direction::Readable
+            } else {
+                Direction::Writable
+            };
+            open.add_list(list.iter(), direction)?;
+        }
+        open.close().ok_or(Refusal::Empty)
+    }
+}
+
+impl<T: 'static, M: DmaMap> Queue<T, M> {
+    /// Opens a buffer of up to `count` segments from up to `lists` lists, and decides whether it
+    /// goes into the ring or into a table. `token` owns the memory and stays with the queue once
+    /// the buffer is ended.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; the token comes back.
+    #[inline]
+    pub fn start_buf(
+        &mut self,
+        token: T,
+        count: usize,
+        lists: usize,
+    ) -> Result<Builder<'_, T, M>, Refused<T>> {
+        let Self { core, book, .. } = self;
+        match core.open(count, lists) {
+            Ok(open) => Ok(Builder {
+                open,
+                book,
+                token,
+                spoiled: None,
+                state: core::marker::PhantomData,
+            }),
+            Err(why) => Err(Refused { token, why }),
+        }
+    }
+
+    /// Adds a whole buffer from one list of the token's: `outs` segments for the device to read,
+    /// then `ins` for it to write (`virtqueue_add_buf`).
+    ///
+    /// # Errors
+    /// See [`Refusal`]; the token comes back.
+    pub fn add_buf<B: DmaBuf>(
+        &mut self,
+        token: T,
+        outs: usize,
+        ins: usize,
+        pick: impl FnOnce(&T) -> &ScatterList<B>,
+    ) -> Result<Ticket, Refused<T>> {
+        let built = self.core.build_buf(pick(&token), outs, ins);
+        self.enter(built, token)
+    }
+
+    /// Adds a whole buffer from several lists of the token's, each up to its end marker: the first
+    /// `outs` are for the device to read, the others for it to write (`virtqueue_add_sgs`).
+    ///
+    /// # Errors
+    /// See [`Refusal`]; the token comes back.
+    pub fn add_sgs<B: DmaBuf, const N: usize>(
+        &mut self,
+        token: T,
+        outs: usize,
+        pick: impl for<'t> FnOnce(&'t T) -> [&'t ScatterList<B>; N],
+    ) -> Result<Ticket, Refused<T>> {
+        let built = self.core.build_sgs(&pick(&token), outs);
+        self.enter(built, token)
+    }
+
+    /// Adds `nents` segments of one list for the device to read (`virtqueue_add_outbuf`).
+    ///
+    /// # Errors
+    /// See [`Refusal`]; the token comes back.
+    pub fn add_outbuf<B: DmaBuf>(
+        &mut self,
+        token: T,
+        nents: usize,
+        pick: impl FnOnce(&T) -> &ScatterList<B>,
+    ) -> Result<Ticket, Refused<T>> {
+        self.add_buf(token, nents, 0, pick)
+    }
+
+    /// Adds `nents` segments of one list for the device to write (`virtqueue_add_inbuf`).
+    ///
+    /// # Errors
+    /// See [`Refusal`]; the token comes back.
+    pub fn add_inbuf<B: DmaBuf>(
+        &mut self,
+        token: T,
+        nents: usize,
+        pick: impl FnOnce(&T) -> &ScatterList<B>,
+    ) -> Result<Ticket, Refused<T>> {
+        self.add_buf(token, 0, nents, pick)
+    }
+
+    fn enter(&mut self, built: Result<Closed, Refusal>, token: T) -> Result<Ticket, Refused<T>> {
+        match built {
+            Ok(closed) => Ok(self.book.enter(closed, token)),
+            Err(why) => Err(Refused { token, why }),
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! A virtqueue as its driver sees it: buffers go in, completed ones come out.
+//!
+//! Who owns what: a buffer goes in with a token, any value, that owns the memory the device is lent
+//! (through [`ScatterList`](crate::scatterlist::ScatterList)s and other [`DmaBuf`](super::DmaBuf)s
+//! inside it). The queue keeps the token until the device completes the buffer or is proven to have
+//! been reset; if the queue goes away earlier, what is in flight is leaked, never freed.
+//!
+//! What the device writes is judged before it is believed: a used entry must name a live buffer and
+//! claim no more bytes than that buffer has room for, else the queue is [`Broken`] and gives nothing
+//! back but for a [`ResetProof`]. The in-flight table is private; the shared one is never read.
+//!
+//! It knows neither transports nor what the buffers mean. Sections 2.7.13 and 2.7.14.
+
+use alloc::boxed::Box;
+use core::mem::ManuallyDrop;
+
+use super::engine::{Closed, Core};
+use crate::mem::dma::{DmaBytes, DmaMap, Identity};
+use crate::mem::driver_ring::{DriverRing, QueueMemoryError, memory_len};
+use crate::mem::reset::{DeviceId, ResetProof, SetUp};
+use crate::ring::{self, DriverCells};
+use crate::spec::feature;
+
+/// When a buffer's segments go into an indirect table rather than into the ring (section 2.7.5.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IndirectPolicy {
+    /// Never.
+    Never,
+    /// Whenever there is more than one segment; what does not fit into a table is refused.
+    Always,
+    /// As the RFC kept it from `virtqueue_add_buf`: more than one segment and a free slot; what
+    /// does not fit into a table goes into the ring.
+    Rfc,
+    /// Short chains into the ring while it has room to spare, everything else as `Rfc`.
+    #[default]
+    Auto,
+}
+
+/// What a queue is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueOptions {
+    size: u16,
+    table_entries: u16,
+    policy: IndirectPolicy,
+    event_idx: bool,
+    indirect: bool,
+}
+
+impl QueueOptions {
+    /// A queue of `size` slots, a power of two, as far as `features`, the negotiated ones, allow.
+    pub const fn new(size: u16, features: u64) -> Self {
+        Self {
+            size,
+            table_entries: 0,
+            policy: IndirectPolicy::Auto,
+            event_idx: features & feature::EVENT_IDX != 0,
+            indirect: features & feature::INDIRECT_DESC != 0,
+        }
+    }
+
+    /// Sets `entries` indirect descriptors aside for every slot, at most as many as the queue has
+    /// slots (a longer chain is never legal). Without `INDIRECT_DESC` there are none.
+    pub const fn tables(mut self, entries: u16) -> Self {
+        self.table_entries = entries;
+        self
+    }
+
+    /// When to use them; [`IndirectPolicy::Auto`] if nothing is said.
+    pub const fn policy(mut self, policy: IndirectPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    const fn entries(&self) -> u16 {
+        match self.indirect {
+            true if self.table_entries > self.size => self.size,
+            true => self.table_entries,
+            false => 0,
+        }
+    }
+
+    /// Bytes of shared memory the queue needs, starting at a multiple of 64.
+    pub fn memory_len(&self) -> usize {
+        memory_len(self.size, self.entries())
+    }
+}
+
+/// Where the three parts of a queue are, in the device's addresses: what a transport tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueAreas {
+    /// Number of slots.
+    pub size: u16,
+    /// Descriptor area (`queue_desc`).
+    pub descriptors: u64,
+    /// Driver area (`queue_driver`): the available ring.
+    pub driver: u64,
+    /// Device area (`queue_device`): the used ring.
+    pub device: u64,
+}
+
+/// Whether the device wants to be told of what was published.
+#[must_use = "a device that asked for a notification waits for it"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kick {
+    /// Notify it.
+    Needed,
+    /// It looks by itself, or nothing is new.
+    NotNeeded,
+}
+
+impl Kick {
+    /// Rings the bell if that is needed.
+    #[inline]
+    pub fn send(self, notify: impl FnOnce()) {
+        if self == Self::Needed {
+            notify();
+        }
+    }
+
+    /// Needed if either is: one notification covers both.
+    pub const fn or(self, other: Self) -> Self {
+        match self {
+            Self::Needed => self,
+            Self::NotNeeded => other,
+        }
+    }
+}
+
+/// What a device did that no device may do. The queue is out of use until it is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// A used entry names a slot the queue does not have.
+    #[error("the device used slot {0}, which the queue does not have")]
+    NoSuchSlot(u32),
+    /// A used entry names no buffer in flight: never made available, or completed twice.
+    #[error("the device used slot {0}, where no buffer is in flight")]
+    NotInFlight(u16),
+    /// A used entry claims more bytes than the buffer has room for.
+    #[error("the device claims {claimed} bytes in the {writable} of slot {slot}")]
+    TooLong {
+        /// Head of the buffer.
+        slot: u16,
+        /// Bytes claimed.
+        claimed: u32,
+        /// Bytes that may be written.
+        writable: u32,
+    },
+    /// The used index is further ahead than there are buffers in flight.
+    #[error("the device moved its index by {moved} with {in_flight} buffers in flight")]
+    IndexJump {
+        /// Entries it claims.
+        moved: u16,
+        /// Buffers it could have used.
+        in_flight: u16,
+    },
+}
+
+/// The proof is of another device, or of a reset before the queue was set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the reset is not one that ended this queue")]
+pub struct NotProven;
+
+/// Names a buffer in flight; the same slot's next buffer has another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    slot: u16,
+    generation: u32,
+}
+
+/// A buffer that came back.
+#[derive(Debug)]
+pub struct Completion<T> {
+    /// What went in with it.
+    pub token: T,
+    /// Bytes the device says it wrote, from the start of the writable part; never more than that
+    /// has. What lies behind is not to be believed.
+    pub written: u32,
+    /// Its name while it was in flight.
+    pub ticket: Ticket,
+}
+
+/// A slot's entry in the in-flight table. A token says that the buffer is live.
+struct Flight<T> {
+    token: Option<T>,
+    generation: u32,
+    closed: Closed,
+}
+
+/// The in-flight table.
+pub(super) struct Book<T> {
+    /// Leaked unless a reset is proven, like everything the device may still use.
+    flights: ManuallyDrop<Box<[Flight<T>]>>,
+    live: u16,
+    generation: u32,
+}
+
+impl<T> Book<T> {
+    fn new(size: u16) -> Self {
+        let empty = Closed {
+            head: 0,
+            last: 0,
+            segments: 0,
+            indirect: false,
+            writable: 0,
+        };
+        let flights = (0..size).map(|_| Flight {
+            token: None,
+            generation: 0,
+            closed: empty,
+        });
+        Self {
+            flights: ManuallyDrop::new(flights.collect()),
+            live: 0,
+            generation: 0,
+        }
+    }
+
+    /// Enters a closed buffer.
+    #[inline]
+    pub(super) fn enter(&mut self, closed: Closed, token: T) -> Ticket {
+        self.generation = self.generation.wrapping_add(1);
+        self.live = self.live.wrapping_add(1);
+        if let Some(flight) = self.flights.get_mut(usize::from(closed.head)) {
+            flight.token = Some(token);
+            flight.generation = self.generation;
+            flight.closed = closed;
+        }
+        Ticket {
+            slot: closed.head,
+            generation: self.generation,
+        }
+    }
+
+    /// Takes a buffer out, if what the device says of it can be true.
+    #[inline]
+    fn leave(&mut self, id: u32, written: u32) -> Result<(Closed, Completion<T>), Broken> {
+        // Compared before it is cut down to 16 bits.
+        let slot = u16::try_from(id).map_err(|_| Broken::NoSuchSlot(id))?;
+        let flight = self.flights.get_mut(usize::from(slot));
+        let flight = flight.ok_or(Broken::NoSuchSlot(id))?;
+        let closed = flight.closed;
+        if flight.token.is_some() && written > closed.writable {
+            return Err(Broken::TooLong {
+                slot,
+                claimed: written,
+                writable: closed.writable,
+            });
+        }
+        let token = flight.token.take().ok_or(Broken::NotInFlight(slot))?;
+        self.live = self.live.wrapping_sub(1);
+        let completion = Completion {
+            token,
+            written,
+            ticket: Ticket {
+                slot,
+                generation: flight.generation,
+            },
+        };
+        Ok((closed, completion))
+    }
+
+    fn holds(&self, ticket: Ticket) -> bool {
+        let flight = self.flights.get(usize::from(ticket.slot));
+        flight
+            .is_some_and(|flight| flight.token.is_some() && flight.generation == ticket.generation)
+    }
+
+    fn empty(&mut self, mut each: impl FnMut(T)) {
+        self.live = 0;
+        for flight in self.flights.iter_mut() {
+            if let Some(token) = flight.token.take() {
+                each(token);
+            }
+        }
+    }
+}
+
+/// The driver's end of one split virtqueue; see the module's description.
+pub struct Queue<T: 'static, M: DmaMap = Identity> {
+    /// Leaked, with the hook and the ring's memory, unless a reset is proven.
+    pub(super) core: ManuallyDrop<Core<M>>,
+    pub(super) book: Book<T>,
+    /// Used entries taken, and the used index as last seen.
+    taken: u16,
+    seen: u16,
+    set_up: SetUp,
+}
+
+impl<T: 'static, M: DmaMap> Queue<T, M> {
+    /// Sets a queue up in `memory` ([`QueueOptions::memory_len`] bytes), of which the device,
+    /// `device`, has not been told yet. `hook` finds addresses for it.
+    ///
+    /// # Errors
+    /// The size or the memory is not fit for a queue.
+    pub fn new(
+        options: QueueOptions,
+        memory: DmaBytes,
+        hook: M,
+        device: &DeviceId,
+    ) -> Result<Self, QueueMemoryError> {
+        let ring = DriverRing::new(memory, &hook, options.size, options.entries())?;
+        let policy = match options.entries() {
+            0 => IndirectPolicy::Never,
+            _ => options.policy,
+        };
+        Ok(Self {
+            core: ManuallyDrop::new(Core::new(ring, hook, policy, options.event_idx)),
+            book: Book::new(options.size),
+            taken: 0,
+            seen: 0,
+            set_up: device.now(),
+        })
+    }
+
+    /// What to tell the device about the queue.
+    pub fn areas(&self) -> QueueAreas {
+        let [descriptors, driver, device] = self.core.ring.areas();
+        QueueAreas {
+            size: self.core.ring.size(),
+            descriptors,
+            driver,
+            device,
+        }
+    }
+
+    /// Slots that are free: a buffer takes one for each segment, or one with a table.
+    pub fn free_slots(&self) -> u16 {
+        self.core.free
+    }
+
+    /// Buffers the queue holds, published or not.
+    pub const fn in_flight(&self) -> u16 {
+        self.book.live
+    }
+
+    /// Whether this buffer has not come back yet.
+    pub fn holds(&self, ticket: Ticket) -> bool {
+        self.book.holds(ticket)
+    }
+
+    /// What broke the queue, if it is broken.
+    pub fn broken(&self) -> Option<Broken> {
+        self.core.broken
+    }
+
+    /// Shows the device what was added, without deciding on a notification: for a device that
+    /// polls, or before more is added. A [`publish`](Self::publish) has to follow.
+    #[inline]
+    pub fn expose(&mut self) {
+        if self.core.exposed != self.core.added {
+            self.core.ring.set_avail_idx(self.core.added);
+            self.core.exposed = self.core.added;
+        }
+    }
+
+    /// Shows the device everything that was added and says whether it wants to be told: one index
+    /// store, one fence and one decision for the whole batch.
+    #[inline]
+    pub fn publish(&mut self) -> Kick {
+        let core = &mut *self.core;
+        if core.undecided == 0 || core.broken.is_some() {
+            return Kick::NotNeeded;
+        }
+        let asked = ring::publish_avail(&core.ring, core.event_idx, core.decided, core.added);
+        // Exposed piece by piece, more than 2^16 - 1 buffers may have passed the index the device
+        // asked to be told at, which the difference of two indices no longer shows.
+        let lapped = core.undecided > u32::from(u16::MAX);
+        core.exposed = core.added;
+        core.decided = core.added;
+        core.undecided = 0;
+        if asked || lapped {
+            Kick::Needed
+        } else {
+            Kick::NotNeeded
+        }
+    }
+
+    /// Takes back one buffer the device has used. `Ok(None)` if there is none.
+    ///
+    /// # Errors
+    /// The device did what no device may do, now or before: the queue is out of use.
+    #[inline]
+    pub fn pop(&mut self) -> Result<Option<Completion<T>>, Broken> {
+        if let Some(broken) = self.core.broken {
+            return Err(broken);
+        }
+        if self.taken == self.seen && !self.look()? {
+            return Ok(None);
+        }
+        let (id, written) = self.core.ring.used_entry(self.taken);
+        let (closed, completion) = match self.book.leave(id, written) {
+            Ok(left) => left,
+            Err(broken) => return Err(self.break_down(broken)),
+        };
+        self.core.unmap(closed, written);
+        self.core.free_slots(closed);
+        self.taken = self.taken.wrapping_add(1);
+        Ok(Some(completion))
+    }
+
+    /// Looks at the used index; true if there is something new.
+    #[inline]
+    fn look(&mut self) -> Result<bool, Broken> {
+        self.seen = self.core.ring.used_idx();
+        let moved = self.seen.wrapping_sub(self.taken);
+        let in_flight = self.book.live;
+        if moved > in_flight {
+            return Err(self.break_down(Broken::IndexJump { moved, in_flight }));
+        }
+        Ok(moved != 0)
+    }
+
+    #[cold]
+    fn break_down(&mut self, broken: Broken) -> Broken {
+        self.core.broken = Some(broken);
+        broken
+    }
+
+    /// Asks the device not to interrupt for used buffers. It may still do so: spurious interrupts
+    /// are normal.
+    pub fn disable_interrupts(&mut self) {
+        ring::disable_interrupt(&self.core.ring, self.core.event_idx);
+    }
+
+    /// Asks the device to interrupt for the next used buffer. True if there is one already, in
+    /// which case none may come: pop first, then ask again.
+    #[must_use]
+    pub fn enable_interrupts(&mut self) -> bool {
+        ring::enable_interrupt(&self.core.ring, self.core.event_idx, self.taken)
+    }
+
+    /// Gives back everything in flight, published or not, because the device was reset, and makes
+    /// the queue a fresh one, of which the device has to be told anew.
+    ///
+    /// # Errors
+    /// The proof is not of this device or not later than the queue; nothing happens.
+    pub fn reclaim(&mut self, proof: &ResetProof, each: impl FnMut(T)) -> Result<(), NotProven> {
+        if !self.set_up.ended_by(proof) {
+            return Err(NotProven);
+        }
+        self.core.maps.unmap_all();
+        self.core.start_over();
+        (self.taken, self.seen) = (0, 0);
+        self.set_up = self.set_up.restarted();
+        self.book.empty(each);
+        Ok(())
+    }
+
+    /// Takes the queue apart after a reset: tokens first, then its memory and hook.
+    ///
+    /// # Errors
+    /// The proof is not of this device or not later than the queue, which comes back.
+    #[expect(clippy::result_large_err, reason = "the error is the queue itself")]
+    pub fn dismantle(
+        mut self,
+        proof: &ResetProof,
+        each: impl FnMut(T),
+    ) -> Result<(DmaBytes, M), Self> {
+        if self.reclaim(proof, each).is_err() {
+            return Err(self);
+        }
+        drop(ManuallyDrop::into_inner(self.book.flights));
+        let core = ManuallyDrop::into_inner(self.core);
+        Ok((core.ring.release(), core.maps.into_hook()))
+    }
+}

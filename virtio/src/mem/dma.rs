@@ -1,0 +1,505 @@
+//! Memory a device may touch while the driver's end has lent it out.
+//!
+//! Two contracts live here, and their few implementations. [`DmaBuf`] says what owns such memory;
+//! [`DmaMap`] says where the device finds it. Who lends the memory, and for how long, is the
+//! business of `driver::queue`; this file does not know descriptors.
+//!
+//! A borrowed slice is no [`DmaBuf`]: a queue that is forgotten (`mem::forget`) never ends its
+//! borrow's use by the device. So whatever is lent is owned, and what is owned goes into the queue
+//! with its token and comes back with it.
+
+use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::mem;
+use core::ops::Range;
+use core::ptr::NonNull;
+
+/// Where a piece of memory is, and how long it is.
+#[derive(Clone, Copy, Debug)]
+pub struct DmaRegion {
+    pub(crate) place: Place,
+    pub(crate) len: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place {
+    /// Addressable by this program; a [`DmaMap`] finds the device's address.
+    Memory(NonNull<u8>),
+    /// The device's own address, known to the caller.
+    Bus(u64),
+}
+
+impl DmaRegion {
+    /// `len` bytes at `ptr`, in this program's address space.
+    #[inline]
+    pub const fn memory(ptr: NonNull<u8>, len: usize) -> Self {
+        Self {
+            place: Place::Memory(ptr),
+            len,
+        }
+    }
+
+    /// `len` bytes at `address`, as the device sees them; no [`DmaMap`] is asked.
+    #[inline]
+    pub const fn bus(address: u64, len: usize) -> Self {
+        Self {
+            place: Place::Bus(address),
+            len,
+        }
+    }
+
+    /// The bytes of `range` alone. `None` if they are not inside.
+    #[inline]
+    pub(crate) fn part(self, range: Range<usize>) -> Option<Self> {
+        let len = range.end.checked_sub(range.start)?;
+        if range.end > self.len {
+            return None;
+        }
+        let place = match self.place {
+            // SAFETY: the start is inside the region or at its end.
+            Place::Memory(ptr) => Place::Memory(unsafe { ptr.add(range.start) }),
+            Place::Bus(address) => {
+                Place::Bus(address.checked_add(u64::try_from(range.start).ok()?)?)
+            }
+        };
+        Some(Self { place, len })
+    }
+
+    /// Bytes of the region.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the region has no byte.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// An owner of one contiguous piece of memory that a device may read and write.
+///
+/// # Safety
+/// - The region stays the same, and valid for reads and writes, until the owner is dropped; moving
+///   the owner does not move it.
+/// - Safe code reaches the bytes only through `&mut Self` or by consuming the owner, never through
+///   `&Self`: while a queue holds the owner, it holds it by shared reference at most, and the
+///   device may be writing.
+/// - Two live owners never overlap.
+pub unsafe trait DmaBuf: 'static {
+    /// The memory owned.
+    fn region(&self) -> DmaRegion;
+}
+
+/// Owned bytes: from the heap, or from memory that is there for good.
+///
+/// The bytes are reached through `&mut` only, reading included (see [`DmaBuf`]).
+pub struct DmaBytes {
+    ptr: NonNull<u8>,
+    len: usize,
+    /// Alignment of the heap allocation, or 0 for memory that is never freed.
+    heap: usize,
+}
+
+// SAFETY: the memory belongs to this value alone, like that of a `Box<[u8]>`.
+unsafe impl Send for DmaBytes {}
+// SAFETY: a shared reference gives no access to the bytes.
+unsafe impl Sync for DmaBytes {}
+
+// SAFETY: pointer and length never change, the allocation is freed by Drop only and does not move
+// with the value; the accessors all take `&mut self`; constructors take memory over whole.
+unsafe impl DmaBuf for DmaBytes {
+    #[inline]
+    fn region(&self) -> DmaRegion {
+        DmaRegion::memory(self.ptr, self.len)
+    }
+}
+
+impl DmaBytes {
+    /// `len` zero bytes from the heap at a multiple of `align`, a power of two. `None` if there is
+    /// no such memory.
+    pub fn zeroed(len: usize, align: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(len, align).ok()?;
+        if len == 0 {
+            return Some(Self::from(Vec::new()));
+        }
+        // SAFETY: the layout's size is not zero.
+        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(Self {
+            ptr,
+            len,
+            heap: align,
+        })
+    }
+
+    /// Memory that is there for good, such as a `static` array of the guest.
+    pub fn from_static(bytes: &'static mut [u8]) -> Self {
+        Self {
+            len: bytes.len(),
+            ptr: NonNull::from(bytes).cast(),
+            heap: 0,
+        }
+    }
+
+    /// Memory found by other means: a page allocator, or a piece of a virtual machine's memory.
+    ///
+    /// # Safety
+    /// `ptr` is valid for reads and writes of `len` bytes for as long as the result, or any device
+    /// it was lent to, lives; nobody else but a device it is lent to touches these bytes; they are
+    /// initialised.
+    pub const unsafe fn from_raw(ptr: NonNull<u8>, len: usize) -> Self {
+        Self { ptr, len, heap: 0 }
+    }
+
+    /// Bytes owned.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no byte is owned.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes, to read; `&mut` because nobody may be lent them meanwhile.
+    #[inline]
+    pub fn bytes(&mut self) -> &[u8] {
+        self.bytes_mut()
+    }
+
+    /// The bytes, to read and write.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: valid and initialised for `len` bytes by every constructor, and exclusively
+        // ours: a queue that lends the bytes to a device owns `self` meanwhile.
+        unsafe { core::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// Takes the first `len` bytes off as an owner of their own. `None`, and nothing happens, if
+    /// there are fewer, or if the memory came from the heap, where it can only be freed whole.
+    pub fn split_to(&mut self, len: usize) -> Option<Self> {
+        let rest = self.len.checked_sub(len)?;
+        if self.heap != 0 {
+            return None;
+        }
+        let front = Self {
+            ptr: self.ptr,
+            len,
+            heap: 0,
+        };
+        // SAFETY: `len` is within the region, so the result is in it or one past its end.
+        self.ptr = unsafe { self.ptr.add(len) };
+        self.len = rest;
+        Some(front)
+    }
+
+    /// Gives up ever freeing the memory, which lets [`split_to`](Self::split_to) divide it.
+    pub const fn leak(mut self) -> Self {
+        self.heap = 0;
+        self
+    }
+}
+
+impl Drop for DmaBytes {
+    fn drop(&mut self) {
+        if self.heap == 0 || self.len == 0 {
+            return;
+        }
+        if let Ok(layout) = Layout::from_size_align(self.len, self.heap) {
+            // SAFETY: `heap` is set by constructors that allocated exactly this layout.
+            unsafe { dealloc(self.ptr.as_ptr(), layout) }
+        }
+    }
+}
+
+impl From<Box<[u8]>> for DmaBytes {
+    fn from(bytes: Box<[u8]>) -> Self {
+        let len = bytes.len();
+        Self {
+            ptr: NonNull::from(Box::leak(bytes)).cast(),
+            len,
+            heap: 1,
+        }
+    }
+}
+
+impl From<Vec<u8>> for DmaBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        bytes.into_boxed_slice().into()
+    }
+}
+
+impl fmt::Debug for DmaBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaBytes({} bytes at {:p})", self.len, self.ptr)
+    }
+}
+
+/// An address and a length that were found elsewhere, such as in a page list.
+#[derive(Debug)]
+pub struct RawSegment {
+    address: u64,
+    len: u32,
+}
+
+impl RawSegment {
+    /// `len` bytes at the device's address `address`.
+    ///
+    /// # Safety
+    /// From the moment this goes into a queue until the queue gives it back, the memory stays
+    /// valid and nobody but the device touches it. A queue that is dropped or forgotten while the
+    /// device may still use it never gives it back.
+    pub const unsafe fn new(address: u64, len: u32) -> Self {
+        Self { address, len }
+    }
+}
+
+// SAFETY: the constructor's caller vouches for the memory; nothing here reaches its bytes.
+unsafe impl DmaBuf for RawSegment {
+    #[inline]
+    fn region(&self) -> DmaRegion {
+        // A u32 fits into usize on every platform with memory worth sharing (32 and 64 bits).
+        #[expect(clippy::as_conversions, reason = "u32 to usize, see above")]
+        let len = self.len as usize;
+        DmaRegion::bus(self.address, len)
+    }
+}
+
+/// What the device does with a piece of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// It reads.
+    Readable,
+    /// It writes.
+    Writable,
+}
+
+/// Why memory could not be made visible to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// The memory is not where the device can reach it.
+    #[error("the memory is outside what the device can reach")]
+    Unreachable,
+    /// There is no room left to make it reachable; some comes back with completed buffers.
+    #[error("no bounce memory is left")]
+    Exhausted,
+}
+
+/// How the device finds the driver's memory: the DMA hook of a queue.
+///
+/// # Safety
+/// What `map` answers, and nothing else, is what the device is given: an implementation vouches
+/// that a device that reads or writes `len` bytes there touches the mapped memory, or a stand-in of
+/// its own that no safe code reaches, until `unmap`.
+pub unsafe trait DmaMap: 'static {
+    /// What `unmap` needs to know.
+    type Mapping;
+
+    /// Whether `unmap` does anything. If not, queues keep no record of mappings.
+    const UNMAPS: bool;
+
+    /// Makes `len` bytes at `ptr` visible and answers their address for the device.
+    ///
+    /// # Errors
+    /// The memory can't be reached, or there is no room to make it reachable.
+    ///
+    /// # Safety
+    /// The memory is valid for reads and writes and nobody writes it, until the mapping is undone.
+    unsafe fn map(
+        &mut self,
+        ptr: NonNull<u8>,
+        len: u32,
+        direction: Direction,
+    ) -> Result<(u64, Self::Mapping), MapError>;
+
+    /// Undoes `map`; the device wrote at most the first `written` bytes.
+    ///
+    /// # Safety
+    /// `mapping` came from `map`, is undone once, the device is done with it, and the memory is
+    /// still valid.
+    unsafe fn unmap(&mut self, mapping: Self::Mapping, written: u32);
+
+    /// The device's address of memory that both ends use at the same time (the rings), if it is
+    /// reachable as it is.
+    fn shared(&self, ptr: NonNull<u8>, len: usize) -> Option<u64>;
+}
+
+/// The device's address is the pointer itself: a guest whose memory is mapped one to one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Identity;
+
+// SAFETY: under a one-to-one mapping the pointer is the address; the caller of a driver in such an
+// environment chose this hook for it.
+unsafe impl DmaMap for Identity {
+    type Mapping = ();
+    const UNMAPS: bool = false;
+
+    #[inline]
+    unsafe fn map(
+        &mut self,
+        ptr: NonNull<u8>,
+        _len: u32,
+        _direction: Direction,
+    ) -> Result<(u64, ()), MapError> {
+        Ok((address(ptr), ()))
+    }
+
+    #[inline]
+    unsafe fn unmap(&mut self, (): (), _written: u32) {}
+
+    fn shared(&self, ptr: NonNull<u8>, _len: usize) -> Option<u64> {
+        Some(address(ptr))
+    }
+}
+
+/// One window of memory that the device sees at another address: direct maps of kernels, and both
+/// ends in one process.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    start: u64,
+    len: u64,
+    bus: u64,
+}
+
+impl Window {
+    /// The device sees the `len` bytes at `start` at its own address `bus`. `None` if either range
+    /// runs over the end of the address space.
+    pub fn new(start: NonNull<u8>, len: u64, bus: u64) -> Option<Self> {
+        let start = address(start);
+        start.checked_add(len)?;
+        bus.checked_add(len)?;
+        Some(Self { start, len, bus })
+    }
+
+    #[inline]
+    fn translate(&self, ptr: NonNull<u8>, len: u64) -> Option<u64> {
+        let offset = address(ptr).wrapping_sub(self.start);
+        let fits = len <= self.len && offset <= self.len.wrapping_sub(len);
+        // Within the window, whose end was checked not to overflow.
+        fits.then(|| self.bus.wrapping_add(offset))
+    }
+}
+
+// SAFETY: only memory inside the window is answered, at the place the constructor's caller named.
+unsafe impl DmaMap for Window {
+    type Mapping = ();
+    const UNMAPS: bool = false;
+
+    #[inline]
+    unsafe fn map(
+        &mut self,
+        ptr: NonNull<u8>,
+        len: u32,
+        _direction: Direction,
+    ) -> Result<(u64, ()), MapError> {
+        let address = self.translate(ptr, u64::from(len));
+        Ok((address.ok_or(MapError::Unreachable)?, ()))
+    }
+
+    #[inline]
+    unsafe fn unmap(&mut self, (): (), _written: u32) {}
+
+    fn shared(&self, ptr: NonNull<u8>, len: usize) -> Option<u64> {
+        self.translate(ptr, u64::try_from(len).ok()?)
+    }
+}
+
+#[inline]
+#[expect(
+    clippy::as_conversions,
+    reason = "the address is what the device is told"
+)]
+fn address(ptr: NonNull<u8>) -> u64 {
+    ptr.as_ptr() as usize as u64
+}
+
+/// The mappings of a queue's segments, by a number the queue gives each (its slot, or its place in
+/// a slot's table). Empty where the hook needs no undoing.
+///
+/// Invariant the queue keeps: from `map` until `unmap` it owns the token that owns the memory, and
+/// by then the device has completed the buffer, never saw it, or was reset.
+pub(crate) struct Mappings<M: DmaMap> {
+    hook: M,
+    records: Box<[Record<M::Mapping>]>,
+}
+
+/// One mapped segment.
+struct Record<T> {
+    /// `None` if the segment was the device's own address, or there is no segment.
+    mapping: Option<T>,
+    /// Bytes the device may write.
+    writable: u32,
+}
+
+impl<M: DmaMap> Mappings<M> {
+    pub(crate) fn new(hook: M, segments: usize) -> Self {
+        let records = if M::UNMAPS { segments } else { 0 };
+        let empty = |_| Record {
+            mapping: None,
+            writable: 0,
+        };
+        Self {
+            hook,
+            records: (0..records).map(empty).collect(),
+        }
+    }
+
+    pub(crate) fn into_hook(self) -> M {
+        self.hook
+    }
+
+    #[inline]
+    pub(crate) fn map(
+        &mut self,
+        record: usize,
+        region: DmaRegion,
+        len: u32,
+        direction: Direction,
+    ) -> Result<u64, MapError> {
+        let (address, mapping) = match region.place {
+            Place::Bus(address) => (address, None),
+            Place::Memory(ptr) => {
+                // SAFETY: the region is a `DmaBuf`'s, valid and unreachable to others while the
+                // queue holds it; `len` is the region's length.
+                let (address, mapping) = unsafe { self.hook.map(ptr, len, direction)? };
+                (address, Some(mapping))
+            }
+        };
+        if M::UNMAPS
+            && let Some(record) = self.records.get_mut(record)
+        {
+            *record = Record {
+                mapping,
+                writable: if direction == Direction::Writable {
+                    len
+                } else {
+                    0
+                },
+            };
+        }
+        Ok(address)
+    }
+
+    /// Undoes the mapping under this number, if there is one. `written` bytes were written to this
+    /// segment and those behind it; answers how many are left for those.
+    pub(crate) fn unmap(&mut self, record: usize, written: u32) -> u32 {
+        let Some(record) = self.records.get_mut(record) else {
+            return written;
+        };
+        let here = mem::take(&mut record.writable).min(written);
+        if let Some(mapping) = record.mapping.take() {
+            // SAFETY: the record was made by `map` and is taken out, so this happens once; the
+            // queue's invariant above covers the rest.
+            unsafe { self.hook.unmap(mapping, here) }
+        }
+        written.wrapping_sub(here)
+    }
+
+    /// Undoes all of them after a reset; nothing the device wrote counts.
+    pub(crate) fn unmap_all(&mut self) {
+        for record in 0..self.records.len() {
+            self.unmap(record, 0);
+        }
+    }
+}

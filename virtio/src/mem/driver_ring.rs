@@ -1,0 +1,342 @@
+//! The memory of one queue as the driver's end touches it: the three parts of the ring and a table
+//! for indirect descriptors per slot, laid out in one piece that the caller supplies.
+//!
+//! Everything the device may read is only ever written here, never read back: what the driver needs
+//! to remember it keeps in its own tables. Sections 2.7.5 to 2.7.8.
+
+use core::mem::ManuallyDrop;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+
+use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Place};
+use crate::ring::{DriverCells, ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET};
+use crate::spec::ring::{DESC_F_INDIRECT, MAX_SIZE};
+
+/// The parts lie on cache lines of their own: the two rings are written by different ends.
+const LINE: usize = 64;
+const DESC: usize = 16;
+
+/// What the memory of a queue can't be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueueMemoryError {
+    /// The size is not a power of two between 1 and 32768.
+    #[error("queue size {0} is not a power of two between 1 and 32768")]
+    Size(u16),
+    /// There are fewer bytes than the queue needs.
+    #[error("the queue needs {need} bytes of memory, not {have}")]
+    TooSmall {
+        /// Bytes needed.
+        need: usize,
+        /// Bytes supplied.
+        have: usize,
+    },
+    /// The memory does not start at a multiple of 64.
+    #[error("queue memory has to start at a multiple of 64")]
+    Misaligned,
+    /// The device can't reach the memory as it is.
+    #[error("queue memory is outside what the device can reach")]
+    Unreachable,
+}
+
+/// Offsets of the parts in a queue's memory.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    avail: usize,
+    used: usize,
+    tables: usize,
+    total: usize,
+}
+
+impl Layout {
+    /// Sizes are at most 2^15, so nothing here exceeds 2^35 and wraps on a 64-bit machine; on a
+    /// 32-bit one `None` says that it would.
+    fn new(size: u16, table_entries: u16) -> Option<Self> {
+        let entries = usize::from(size);
+        let line = |bytes: usize| bytes.checked_next_multiple_of(LINE);
+        let avail = line(entries.checked_mul(DESC)?)?;
+        let used = line(avail.checked_add(entries.checked_mul(2)?.checked_add(6)?)?)?;
+        let tables = line(used.checked_add(entries.checked_mul(8)?.checked_add(6)?)?)?;
+        let table = usize::from(table_entries).checked_mul(DESC)?;
+        let total = tables.checked_add(entries.checked_mul(table)?)?;
+        Some(Self {
+            avail,
+            used,
+            tables,
+            total,
+        })
+    }
+}
+
+/// Bytes of memory a queue of `size` entries needs, with tables for `table_entries` indirect
+/// descriptors per slot.
+pub(crate) fn memory_len(size: u16, table_entries: u16) -> usize {
+    Layout::new(size, table_entries).map_or(usize::MAX, |layout| layout.total)
+}
+
+/// The ring of one queue. Slots and positions are taken modulo the size, and indices into a table
+/// are checked, so no call can leave the memory.
+pub(crate) struct DriverRing {
+    base: NonNull<u8>,
+    avail: NonNull<u8>,
+    used: NonNull<u8>,
+    /// The first table and its address as the device sees it.
+    tables: NonNull<u8>,
+    tables_bus: u64,
+    table_entries: u16,
+    /// Size less one; the size is a power of two.
+    mask: u16,
+    bus: u64,
+    layout: Layout,
+    /// Freed only by `release`: the device may use the ring for as long as nobody proved otherwise.
+    memory: ManuallyDrop<DmaBytes>,
+}
+
+// SAFETY: the pointers are into `memory`, which is Send and owned here; the accesses are atomic.
+unsafe impl Send for DriverRing {}
+
+impl DriverRing {
+    /// Lays a ring out in `memory`, which `hook` must be able to show to the device as it is.
+    pub(crate) fn new(
+        memory: DmaBytes,
+        hook: &impl DmaMap,
+        size: u16,
+        table_entries: u16,
+    ) -> Result<Self, QueueMemoryError> {
+        if !size.is_power_of_two() || size > MAX_SIZE {
+            return Err(QueueMemoryError::Size(size));
+        }
+        let have = memory.len();
+        let need = memory_len(size, table_entries);
+        let layout = Layout::new(size, table_entries)
+            .filter(|layout| layout.total <= have)
+            .ok_or(QueueMemoryError::TooSmall { need, have })?;
+        let Place::Memory(base) = memory.region().place else {
+            return Err(QueueMemoryError::Unreachable);
+        };
+        if !base.addr().get().is_multiple_of(LINE) {
+            return Err(QueueMemoryError::Misaligned);
+        }
+        let bus = hook.shared(base, layout.total);
+        let bus = bus.ok_or(QueueMemoryError::Unreachable)?;
+        // SAFETY: the three offsets are within `total`, which is within the memory.
+        let (avail, used, tables) = unsafe {
+            (
+                base.add(layout.avail),
+                base.add(layout.used),
+                base.add(layout.tables),
+            )
+        };
+        let ring = Self {
+            base,
+            avail,
+            used,
+            tables,
+            tables_bus: bus.wrapping_add(wide(layout.tables)),
+            table_entries,
+            mask: size.wrapping_sub(1),
+            bus,
+            layout,
+            memory: ManuallyDrop::new(memory),
+        };
+        Ok(ring)
+    }
+
+    /// Makes the memory a fresh ring: zero, and every slot linked to the next. Only before the
+    /// device is told of it or after it was reset.
+    pub(crate) fn initialise(&mut self) {
+        self.memory.bytes_mut().fill(0);
+        for slot in 0..self.mask {
+            self.link(slot, slot.wrapping_add(1));
+        }
+    }
+
+    /// Gives the memory back. Only before the device was told of it or after it was reset.
+    pub(crate) fn release(self) -> DmaBytes {
+        ManuallyDrop::into_inner(self.memory)
+    }
+
+    /// Addresses, for the device, of the descriptor table, the available and the used ring.
+    pub(crate) fn areas(&self) -> [u64; 3] {
+        [0, self.layout.avail, self.layout.used].map(|offset| self.bus.wrapping_add(wide(offset)))
+    }
+
+    pub(crate) const fn size(&self) -> u16 {
+        self.mask.wrapping_add(1)
+    }
+
+    pub(crate) const fn table_entries(&self) -> u16 {
+        self.table_entries
+    }
+
+    /// Writes descriptor `slot`.
+    #[inline]
+    pub(crate) fn write(&self, slot: u16, addr: u64, len: u32, flags: u16, next: u16) {
+        let at = usize::from(slot & self.mask).wrapping_mul(DESC);
+        // SAFETY: the masked slot is below size, so the 16 bytes are inside the descriptor table.
+        unsafe { store(self.base.add(at), addr, len, flags, next) }
+    }
+
+    /// Writes the link of descriptor `slot` alone.
+    #[inline]
+    pub(crate) fn link(&self, slot: u16, next: u16) {
+        let at = usize::from(slot & self.mask).wrapping_mul(DESC);
+        // SAFETY: the masked slot is below size; the link is the last of the four fields.
+        let word = unsafe {
+            &*self
+                .base
+                .add(at.wrapping_add(14))
+                .cast::<AtomicU16>()
+                .as_ptr()
+        };
+        word.store(next.to_le(), Ordering::Relaxed);
+    }
+
+    /// Writes entry `index` of the table of `slot`; without effect past the table's end.
+    #[inline]
+    pub(crate) fn write_table(
+        &self,
+        slot: u16,
+        index: u16,
+        addr: u64,
+        len: u32,
+        flags: u16,
+        next: u16,
+    ) {
+        if index >= self.table_entries {
+            return;
+        }
+        let at = self.table_offset(slot);
+        let at = at.wrapping_add(usize::from(index).wrapping_mul(DESC));
+        // SAFETY: the slot is masked and the index checked, so the 16 bytes are inside the tables.
+        unsafe { store(self.tables.add(at), addr, len, flags, next) }
+    }
+
+    /// Makes descriptor `slot` point at the first `entries` entries of its table.
+    #[inline]
+    pub(crate) fn write_indirect(&self, slot: u16, entries: u16, next: u16) {
+        let addr = self.tables_bus.wrapping_add(wide(self.table_offset(slot)));
+        let len = u32::from(entries).wrapping_mul(16);
+        self.write(slot, addr, len, DESC_F_INDIRECT, next);
+    }
+
+    #[inline]
+    fn table_offset(&self, slot: u16) -> usize {
+        let table = usize::from(self.table_entries).wrapping_mul(DESC);
+        usize::from(slot & self.mask).wrapping_mul(table)
+    }
+
+    /// Writes entry `position` of the available ring, modulo the size.
+    #[inline]
+    pub(crate) fn set_avail_entry(&self, position: u16, head: u16) {
+        let slot = usize::from(position & self.mask);
+        let word = self.avail_word(ENTRIES_OFFSET.wrapping_add(slot.wrapping_mul(2)));
+        word.store(head.to_le(), Ordering::Relaxed);
+    }
+
+    /// Entry `position` of the used ring, modulo the size: what the device says it used, and how
+    /// many bytes it says it wrote. Loaded once; whatever it says is to be judged.
+    #[inline]
+    pub(crate) fn used_entry(&self, position: u16) -> (u32, u32) {
+        let slot = usize::from(position & self.mask);
+        let at = ENTRIES_OFFSET.wrapping_add(slot.wrapping_mul(8));
+        // SAFETY: the masked position is below size, so the 8 bytes are inside the used ring, which
+        // is aligned to 64; all accesses to ring words are atomic.
+        unsafe {
+            let entry = self.used.add(at).cast::<AtomicU32>().as_ptr();
+            (
+                u32::from_le((*entry).load(Ordering::Relaxed)),
+                u32::from_le((*entry.add(1)).load(Ordering::Relaxed)),
+            )
+        }
+    }
+
+    /// The 16-bit word at `at` of the available ring, which must be even and inside it.
+    #[inline]
+    fn avail_word(&self, at: usize) -> &AtomicU16 {
+        // SAFETY: private, and called with offsets inside the ring: the header, an entry below
+        // size, the event word; the reference is to an atomic and does not outlive `self`.
+        unsafe { &*self.avail.add(at).cast::<AtomicU16>().as_ptr() }
+    }
+
+    /// As [`avail_word`](Self::avail_word), of the used ring.
+    #[inline]
+    fn used_word(&self, at: usize) -> &AtomicU16 {
+        // SAFETY: as in `avail_word`.
+        unsafe { &*self.used.add(at).cast::<AtomicU16>().as_ptr() }
+    }
+
+    /// Offset of the event word behind entries of `elem` bytes.
+    #[inline]
+    const fn event_offset(&self, elem: usize) -> usize {
+        #[expect(clippy::as_conversions, reason = "u16 to usize in a const fn")]
+        let entries = self.size() as usize;
+        ENTRIES_OFFSET.wrapping_add(entries.wrapping_mul(elem))
+    }
+}
+
+/// Stores a descriptor as two words: its four fields are not written apart, so that it is in memory
+/// as one before the index that publishes it.
+///
+/// # Safety
+/// `at` must be valid for writes of 16 bytes and aligned to 16.
+#[inline]
+unsafe fn store(at: NonNull<u8>, addr: u64, len: u32, flags: u16, next: u16) {
+    let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48;
+    // SAFETY: as the caller vouches; atomics, because a device in this process may be reading.
+    unsafe {
+        let words = at.cast::<AtomicU64>().as_ptr();
+        (*words).store(addr.to_le(), Ordering::Relaxed);
+        (*words.add(1)).store(rest.to_le(), Ordering::Relaxed);
+    }
+}
+
+#[inline]
+#[expect(
+    clippy::as_conversions,
+    reason = "usize to u64 on machines of at most 64 bits"
+)]
+const fn wide(offset: usize) -> u64 {
+    offset as u64
+}
+
+impl DriverCells for DriverRing {
+    #[inline]
+    fn used_idx(&self) -> u16 {
+        // Acquire orders the entries and buffers behind the index.
+        u16::from_le(self.used_word(IDX_OFFSET).load(Ordering::Acquire))
+    }
+
+    #[inline]
+    fn used_flags(&self) -> u16 {
+        u16::from_le(self.used_word(FLAGS_OFFSET).load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn avail_event(&self) -> u16 {
+        let word = self.used_word(self.event_offset(8));
+        u16::from_le(word.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn set_avail_idx(&self, value: u16) {
+        let word = self.avail_word(IDX_OFFSET);
+        word.store(value.to_le(), Ordering::Release);
+    }
+
+    #[inline]
+    fn set_avail_flags(&self, value: u16) {
+        let word = self.avail_word(FLAGS_OFFSET);
+        word.store(value.to_le(), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn set_used_event(&self, value: u16) {
+        let word = self.avail_word(self.event_offset(2));
+        word.store(value.to_le(), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+}
