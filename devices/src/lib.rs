@@ -15,6 +15,7 @@
 
 pub mod bus;
 pub mod device;
+pub mod disk;
 pub mod interrupt;
 pub mod pci;
 pub mod power;

@@ -1,0 +1,158 @@
+//! Transfers that O_DIRECT would refuse: through an aligned buffer of ours, blocking on the queue's thread.
+//!
+//! The page cache would be less code, but mixing it with O_DIRECT loses data: a cached write of one sector writes its
+//! whole block back over sectors that went around the cache meanwhile. So a block that a guest writes in part is
+//! read, patched and written here under a lock. Whole blocks need no lock: overlapping one with a partial write that
+//! is in flight is undefined for the guest too.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::image::Image;
+use super::transfer::Transfer;
+use super::{IoFault, SECTOR};
+
+/// Bytes bounced at a time.
+const CHUNK: u64 = 256 << 10;
+
+/// Whether the host takes this transfer as it is.
+#[inline]
+pub(super) fn fits(image: &Image, transfer: &Transfer, offset: u64) -> bool {
+    !image.direct
+        || (in_blocks(image, offset, transfer.len()) && transfer.is_aligned(image.align.memory))
+}
+
+/// Whether a range consists of whole blocks of the host's.
+fn in_blocks(image: &Image, offset: u64, len: u64) -> bool {
+    let align = u64::from(image.align.offset);
+    offset.is_multiple_of(align) && len.is_multiple_of(align)
+}
+
+/// Reads what `fits` refused.
+pub(super) fn read(image: &Image, transfer: &mut Transfer, offset: u64) -> Result<(), IoFault> {
+    let mut buffer = Aligned::new(image);
+    let mut at = offset;
+    while transfer.left() > 0 {
+        let window = Window::at(image, at, transfer.left());
+        image
+            .file
+            .read_exact_at(buffer.get(window.bytes()), window.start)?;
+        transfer.fill_from(buffer.part(window.skip, window.count));
+        at = at.saturating_add(window.count);
+    }
+    Ok(())
+}
+
+/// Writes what `fits` refused; stable at the return if `fua`.
+pub(super) fn write(
+    image: &Image,
+    transfer: &mut Transfer,
+    offset: u64,
+    fua: bool,
+) -> Result<(), IoFault> {
+    let partial = !in_blocks(image, offset, transfer.len());
+    let _lock = partial.then(|| {
+        image
+            .partial_writes
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    });
+    let mut buffer = Aligned::new(image);
+    let mut at = offset;
+    while transfer.left() > 0 {
+        let window = Window::at(image, at, transfer.left());
+        if window.bytes() != window.count {
+            image
+                .file
+                .read_exact_at(buffer.get(window.bytes()), window.start)?;
+        }
+        transfer.copy_into(buffer.part(window.skip, window.count));
+        image
+            .file
+            .write_all_at(buffer.get(window.bytes()), window.start)?;
+        at = at.saturating_add(window.count);
+    }
+    if fua {
+        image.file.sync_data()?;
+    }
+    Ok(())
+}
+
+/// Reads one aligned block, to see whether O_DIRECT takes that alignment.
+pub(super) fn probe_read(file: &File, align: u32) -> io::Result<()> {
+    let mut buffer = Aligned::with(align, u64::from(align));
+    file.read_at(buffer.get(u64::from(align)), 0).map(|_| ())
+}
+
+/// The whole blocks around the next piece of a transfer.
+struct Window {
+    /// First byte of the first block.
+    start: u64,
+    /// Bytes of the first block in front of the piece.
+    skip: u64,
+    /// Bytes of the piece.
+    count: u64,
+    /// First byte behind the last block.
+    end: u64,
+}
+
+impl Window {
+    fn at(image: &Image, at: u64, left: u64) -> Self {
+        let align = u64::from(image.align.offset).max(SECTOR);
+        let skip = at.checked_rem(align).unwrap_or(0);
+        let start = at.saturating_sub(skip);
+        let count = left.min(CHUNK.saturating_sub(skip));
+        // Below the capacity, so no overflow.
+        let end = at
+            .saturating_add(count)
+            .checked_next_multiple_of(align)
+            .unwrap_or(u64::MAX);
+        Self {
+            start,
+            skip,
+            count,
+            end,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+}
+
+/// A zeroed buffer whose first byte is aligned.
+struct Aligned {
+    bytes: Vec<u8>,
+    first: usize,
+}
+
+impl Aligned {
+    fn new(image: &Image) -> Self {
+        let block = u64::from(image.align.offset);
+        Self::with(
+            image.align.memory.max(image.align.offset),
+            CHUNK.saturating_add(block),
+        )
+    }
+
+    fn with(align: u32, len: u64) -> Self {
+        let align = usize::try_from(align).unwrap_or(usize::MAX);
+        let len = usize::try_from(len).unwrap_or(0);
+        let bytes = vec![0; len.saturating_add(align)];
+        let first = bytes.as_ptr().align_offset(align);
+        Self { bytes, first }
+    }
+
+    fn get(&mut self, len: u64) -> &mut [u8] {
+        self.part(0, len)
+    }
+
+    fn part(&mut self, skip: u64, len: u64) -> &mut [u8] {
+        let place = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let from = self.first.saturating_add(place(skip));
+        self.bytes
+            .get_mut(from..from.saturating_add(place(len)))
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,375 @@
+//! What an operator may say about a disk: the keys of `--disk` and of a `[[disk]]` table, with their help.
+//!
+//! Knows neither command line nor file format: values come through serde, as numbers or as words.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize};
+
+/// One disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DiskConfig {
+    /// The image: a regular file or a block device.
+    pub path: PathBuf,
+    /// Name of the device, in metrics, logs and run-time changes. Default: `disk0`, `disk1`…
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// How the image is laid out; never guessed.
+    #[serde(default)]
+    pub format: Format,
+    /// What the guest sees it on.
+    #[serde(default)]
+    pub bus: Bus,
+    /// The guest can't write, and the image is opened for reading only.
+    #[serde(default)]
+    pub readonly: bool,
+    /// What GET_ID and the identity pages return; virtio-blk cuts it at 20 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Request queues; default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// Descriptors a queue, a power of two; default 256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_size: Option<u16>,
+    /// Go around the host's page cache (O_DIRECT).
+    #[serde(default)]
+    pub direct: bool,
+    /// When a write counts as done.
+    #[serde(default)]
+    pub cache: Cache,
+    /// Let the guest free blocks of the image.
+    #[serde(default = "on")]
+    pub discard: bool,
+    /// Logical block size the guest sees: 512 or 4096; default what the host's alignment asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u32>,
+    /// Requests a second at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Bytes a second at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bytes>,
+    /// Allow other users of the image that say so too.
+    #[serde(default)]
+    pub share: bool,
+    /// How the host is asked.
+    #[serde(default)]
+    pub aio: Aio,
+}
+
+/// The keys of [`DiskConfig`] in the order help lists them, each with one line of text.
+pub const DISK_KEYS: &[(&str, &str)] = &[
+    ("path", "image file or block device"),
+    (
+        "id",
+        "name of the device, in metrics and run-time changes [disk0, disk1, …]",
+    ),
+    ("format", "raw or qcow2, never guessed [raw]"),
+    ("bus", "virtio or scsi [virtio]"),
+    ("readonly", "on or off [off]"),
+    (
+        "serial",
+        "identity the guest reads; virtio cuts it at 20 bytes [empty]",
+    ),
+    ("queues", "number of request queues [1]"),
+    (
+        "queue-size",
+        "descriptors a queue, a power of two up to 32768 [256]",
+    ),
+    ("direct", "on or off: go around the host's page cache [off]"),
+    (
+        "cache",
+        "writeback: a flush makes writes stable; writethrough: each write is stable when done [writeback]",
+    ),
+    (
+        "discard",
+        "on or off: the guest may free blocks of the image [on]",
+    ),
+    (
+        "block-size",
+        "logical block the guest sees, 512 or 4096 [what the host's alignment asks for]",
+    ),
+    ("iops", "most requests a second [no limit]"),
+    ("bandwidth", "most bytes a second, as 10M or 1G [no limit]"),
+    (
+        "share",
+        "on or off: allow other users of the image that say share=on too [off]",
+    ),
+    (
+        "aio",
+        "auto, ring (io_uring) or plain (blocking reads and writes) [auto: ring where the host allows it]",
+    ),
+];
+
+/// Layout of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Byte for byte.
+    #[default]
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+/// Bus of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bus {
+    /// A virtio-blk device of its own.
+    #[default]
+    Virtio,
+    /// A logical unit of a virtio-scsi controller.
+    Scsi,
+}
+
+/// Cache mode as the guest finds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Flushes make writes stable.
+    #[default]
+    Writeback,
+    /// Each write is stable when it completes.
+    Writethrough,
+}
+
+/// Backend of raw images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Aio {
+    /// io_uring, unless the host refuses it or the image lives in memory, where plain calls are faster.
+    #[default]
+    Auto,
+    /// io_uring or an error.
+    Ring,
+    /// Blocking calls on the device's thread.
+    Plain,
+}
+
+/// A number of bytes: a plain number, or one with K, M, G or T (powers of 1024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Bytes(pub u64);
+
+impl std::str::FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refuse =
+            || format!("`{text}` is not a number of bytes; write it as 4096, 64K, 10M, 1G or 2T");
+        let (digits, shift) = match text.as_bytes().last() {
+            Some(b'k' | b'K') => (text.get(..text.len().saturating_sub(1)), 10),
+            Some(b'm' | b'M') => (text.get(..text.len().saturating_sub(1)), 20),
+            Some(b'g' | b'G') => (text.get(..text.len().saturating_sub(1)), 30),
+            Some(b't' | b'T') => (text.get(..text.len().saturating_sub(1)), 40),
+            _ => (Some(text), 0),
+        };
+        let number: u64 = digits
+            .and_then(|digits| digits.parse().ok())
+            .ok_or_else(refuse)?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(refuse)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NumberOrWord;
+        impl Visitor<'_> for NumberOrWord {
+            type Value = Bytes;
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a number of bytes, as 4096, 64K, 10M, 1G or 2T")
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Bytes, E> {
+                Ok(Bytes(number))
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Bytes, E> {
+                u64::try_from(number)
+                    .map(Bytes)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(number), &self))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Bytes, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(NumberOrWord)
+    }
+}
+
+fn on() -> bool {
+    true
+}
+
+impl DiskConfig {
+    /// A writable raw image with every other key at its default.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            id: None,
+            format: Format::default(),
+            bus: Bus::default(),
+            readonly: false,
+            serial: None,
+            queues: None,
+            queue_size: None,
+            direct: false,
+            cache: Cache::default(),
+            discard: true,
+            block_size: None,
+            iops: None,
+            bandwidth: None,
+            share: false,
+            aio: Aio::default(),
+        }
+    }
+
+    /// Request queues, with the default filled in.
+    #[must_use]
+    pub fn queue_count(&self) -> u16 {
+        self.queues.unwrap_or(1)
+    }
+
+    /// Descriptors a queue, with the default filled in.
+    #[must_use]
+    pub fn queue_len(&self) -> u16 {
+        self.queue_size.unwrap_or(DEFAULT_QUEUE_SIZE)
+    }
+
+    /// Judges each key by itself and against the others; opens nothing.
+    ///
+    /// # Errors
+    /// The key, its value, why it can't be, and what can.
+    pub fn validate(&self) -> Result<(), InvalidDisk> {
+        let refuse = |key, value: String, remedy| Err(InvalidDisk { key, value, remedy });
+        if self.path.as_os_str().is_empty() {
+            return refuse(
+                "path",
+                String::new(),
+                "name an image file or a block device",
+            );
+        }
+        if !(1..=MAX_QUEUES).contains(&self.queue_count()) {
+            return refuse("queues", self.queue_count().to_string(), "give 1 to 64");
+        }
+        let size = self.queue_len();
+        if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
+            return refuse(
+                "queue-size",
+                size.to_string(),
+                "give a power of two from 1 to 32768",
+            );
+        }
+        if let Some(block) = self.block_size
+            && !matches!(block, 512 | 4096)
+        {
+            return refuse("block-size", block.to_string(), "give 512 or 4096");
+        }
+        if self.iops == Some(0) {
+            return refuse(
+                "iops",
+                "0".into(),
+                "give at least 1, or leave it out for no limit",
+            );
+        }
+        if self.bandwidth == Some(Bytes(0)) {
+            return refuse(
+                "bandwidth",
+                "0".into(),
+                "give at least 1, or leave it out for no limit",
+            );
+        }
+        if self.format == Format::Qcow2 && (self.direct || self.aio == Aio::Ring) {
+            let key = if self.direct { "direct" } else { "aio" };
+            return refuse(
+                key,
+                "set".into(),
+                "leave it out with format=qcow2, which has a backend of its own",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Descriptors a queue unless said otherwise.
+pub const DEFAULT_QUEUE_SIZE: u16 = 256;
+/// Most request queues a disk may have.
+const MAX_QUEUES: u16 = 64;
+/// Most descriptors a split ring can have (virtio 1.3, 2.7).
+const MAX_QUEUE_SIZE: u16 = 32768;
+
+/// A key of a disk with a value that can't be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("disk key `{key}` can't be `{value}`: {remedy}")]
+pub struct InvalidDisk {
+    key: &'static str,
+    value: String,
+    remedy: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_lists_exactly_the_keys_serde_knows() {
+        // deny_unknown_fields names the expected fields in declaration order in its message.
+        let error =
+            DiskConfig::deserialize(de::value::MapDeserializer::<_, de::value::Error>::new(
+                [("no-such-key", 0_u32)].into_iter(),
+            ))
+            .expect_err("unknown key")
+            .to_string();
+        for (key, text) in DISK_KEYS {
+            assert!(
+                error.contains(&format!("`{key}`")),
+                "{key} is in the help only"
+            );
+            assert!(!text.is_empty());
+        }
+        assert_eq!(
+            error.matches('`').count() / 2 - 1,
+            DISK_KEYS.len(),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn byte_counts_take_units_and_refuse_the_rest() {
+        assert_eq!("10M".parse(), Ok(Bytes(10 << 20)));
+        assert_eq!("4096".parse(), Ok(Bytes(4096)));
+        assert_eq!("2T".parse(), Ok(Bytes(2 << 40)));
+        for bad in ["", "K", "1Q", "-1", "1.5G", "99999999T"] {
+            assert!(bad.parse::<Bytes>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn contradictory_or_impossible_keys_are_named() {
+        let good = DiskConfig::new("a.raw");
+        assert_eq!(good.validate(), Ok(()));
+        type Spoil = fn(&mut DiskConfig);
+        let cases: [(&str, Spoil); 8] = [
+            ("path", |c| c.path = PathBuf::new()),
+            ("queues", |c| c.queues = Some(0)),
+            ("queues", |c| c.queues = Some(65)),
+            ("queue-size", |c| c.queue_size = Some(100)),
+            ("block-size", |c| c.block_size = Some(1024)),
+            ("iops", |c| c.iops = Some(0)),
+            ("bandwidth", |c| c.bandwidth = Some(Bytes(0))),
+            ("direct", |c| {
+                c.format = Format::Qcow2;
+                c.direct = true;
+            }),
+        ];
+        for (key, spoil) in cases {
+            let mut config = good.clone();
+            spoil(&mut config);
+            assert_eq!(config.validate().expect_err(key).key, key);
+        }
+    }
+}

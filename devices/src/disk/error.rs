@@ -1,0 +1,121 @@
+//! The two kinds of disk error: what an operator hears ([`DiskError`]) and what a guest's request ends with ([`IoFault`]).
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a disk could not be opened or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// The image could not be opened.
+    #[error("cannot open {}: {source}", path.display())]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// An operation on the opened image failed.
+    #[error("cannot {operation} {}: {source}", path.display())]
+    Host {
+        /// What was tried, as a verb with its object's preposition ("query the size of").
+        operation: &'static str,
+        /// The image.
+        path: PathBuf,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// Something that is neither a file nor a block device.
+    #[error("cannot use {} as a disk: it is {what}; give a regular file or a block device", path.display())]
+    NotADisk {
+        /// The path.
+        path: PathBuf,
+        /// What it is, with an article.
+        what: &'static str,
+    },
+    /// Another process, or another disk of this machine, holds the image.
+    #[error(
+        "cannot lock {}: it is in use {by}; stop the other user, or give readonly=on to both if neither writes, \
+         or share=on to both if the guests coordinate their writes",
+        path.display()
+    )]
+    Locked {
+        /// The image.
+        path: PathBuf,
+        /// For what, as far as the lock tells.
+        by: &'static str,
+    },
+    /// A size or alignment that can't be served.
+    #[error("cannot use {} as a disk: {problem}; {remedy}", path.display())]
+    Unusable {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// More streams or requests asked for than the disk was opened for.
+    #[error("stream {index} of {} is in use or was not prepared when the disk was opened", path.display())]
+    NoSuchQueue {
+        /// The image.
+        path: PathBuf,
+        /// Which.
+        index: u16,
+    },
+}
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IoFault {
+    /// The range does not lie within the disk; nothing was done.
+    #[error("range past the end of the disk")]
+    OutOfRange,
+    /// The disk is read-only; nothing was done.
+    #[error("disk is read-only")]
+    ReadOnly,
+    /// A segment is not of the memory the queue was opened with; nothing was done.
+    #[error("segment outside the queue's memory")]
+    BadMemory,
+    /// The host has no space left.
+    #[error("no space left on the host")]
+    NoSpace,
+    /// The host transferred less than asked for, and nothing more when asked again.
+    #[error("short transfer")]
+    Short,
+    /// An earlier flush failed, so what is stable is not known any more.
+    #[error("an earlier flush failed")]
+    FlushLost,
+    /// Cancelled by [`drain`](super::DiskQueue::drain) before it had an effect.
+    #[error("cancelled")]
+    Cancelled,
+    /// The host did not give it back in time.
+    #[error("the host does not answer")]
+    Stuck,
+    /// Any other error of the host's, by its number.
+    #[error("host error: {}", io::Error::from_raw_os_error(*.0))]
+    Host(i32),
+}
+
+impl IoFault {
+    /// The fault for a host error number.
+    #[must_use]
+    pub fn from_errno(errno: i32) -> Self {
+        match errno {
+            libc::ENOSPC | libc::EDQUOT => Self::NoSpace,
+            libc::ECANCELED => Self::Cancelled,
+            other => Self::Host(other),
+        }
+    }
+}
+
+impl From<io::Error> for IoFault {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(errno) => Self::from_errno(errno),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Self::Short,
+            None => Self::Host(libc::EIO),
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! An opened raw image: what it is, how large, how aligned, and its lock. Raw backends share it.
+//!
+//! Knows no rings and no guest memory. Paths are used only while opening.
+
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
+
+use super::config::{Cache, DiskConfig};
+use super::lock::{self, Refused, Use};
+use super::{DiskError, Geometry, IoFault, RangeLimits, SECTOR};
+
+/// What file systems and page caches work in.
+const PAGE: u32 = 4096;
+/// Longest discard of a file that is worth one request: freeing extents is quick.
+const FILE_DISCARD_MAX: u64 = 1 << 30;
+/// Longest zeroing that is worth one request: it may have to be done by writing.
+const ZEROES_MAX: u64 = 16 << 20;
+/// `f_type` of tmpfs and ramfs (statfs(2)), the file systems without a disk below.
+const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// A regular file or block device opened as a disk.
+#[derive(Debug)]
+pub(super) struct Image {
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+    pub(super) block_device: bool,
+    /// What transfers have to be aligned to.
+    pub(super) align: Align,
+    /// Every write is made stable before it completes.
+    pub(super) writethrough: bool,
+    /// The host's page cache is gone around.
+    pub(super) direct: bool,
+    /// It has no medium that a transfer could wait for.
+    pub(super) in_memory: bool,
+    read_only: bool,
+    capacity: AtomicU64,
+    blocks: Blocks,
+    discard: Option<RangeLimits>,
+    /// A flush failed: the kernel has forgotten which pages were not written, so no later one can be believed.
+    flush_lost: AtomicBool,
+    /// The host said it can't zero ranges while keeping them allocated.
+    pub(super) no_zero_range: AtomicBool,
+    /// Held over read-modify-write of blocks that a guest writes in part, see `bounce`.
+    pub(super) partial_writes: Mutex<()>,
+}
+
+/// What the host asks of transfers; 1 where it asks nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Align {
+    /// Of addresses and lengths in memory.
+    pub(super) memory: u32,
+    /// Of offsets and lengths in the file.
+    pub(super) offset: u32,
+}
+
+/// Block sizes to report, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Blocks {
+    logical: u32,
+    physical: u32,
+    alignment_offset: u32,
+    min_io: u32,
+    opt_io: u32,
+}
+
+impl Image {
+    /// Opens and locks what `config` names.
+    pub(super) fn open(config: &DiskConfig) -> Result<Self, DiskError> {
+        let path = config.path.clone();
+        let flags = if config.direct { libc::O_DIRECT } else { 0 };
+        let file = File::options()
+            .read(true)
+            .write(!config.readonly)
+            // Without O_NONBLOCK a FIFO given by mistake would hang here.
+            .custom_flags(flags | libc::O_NONBLOCK)
+            .open(&path)
+            .map_err(|source| Self::refused(&path, config, source))?;
+        Self::from_file(file, config)
+    }
+
+    /// Takes a descriptor opened by somebody else, with the access mode and O_DIRECT that `config` asks for.
+    pub(super) fn from_file(file: File, config: &DiskConfig) -> Result<Self, DiskError> {
+        let path = config.path.clone();
+        let host = |operation: &'static str| {
+            let path = path.clone();
+            move |source: io::Error| DiskError::Host {
+                operation,
+                path,
+                source,
+            }
+        };
+        let meta = file.metadata().map_err(host("query"))?;
+        let block_device = meta.file_type().is_block_device();
+        if let Some(what) = not_a_disk(&meta.file_type()) {
+            return Err(DiskError::NotADisk { path, what });
+        }
+        rustix::fs::fcntl_getfl(&file)
+            .and_then(|flags| {
+                rustix::fs::fcntl_setfl(&file, flags.difference(rustix::fs::OFlags::NONBLOCK))
+            })
+            .map_err(|error| host("set the flags of")(error.into()))?;
+        take_lock(&file, config)?;
+
+        let queue = block_device.then(|| sysfs_queue(meta.rdev()));
+        let limits = |name: &str| queue.as_deref().and_then(|dir| sysfs_number(dir, name));
+        let align = if config.direct {
+            direct_alignment(&file, limits("logical_block_size"))
+                .map_err(host("find the O_DIRECT alignment of"))?
+        } else {
+            // The page cache takes everything, but a device with blocks of 4 KiB still is one.
+            Align {
+                memory: 1,
+                offset: 1,
+            }
+        };
+        let blocks = Blocks::new(config, &meta, align, limits)?;
+        let image = Self {
+            in_memory: !block_device && lives_in_memory(&file),
+            discard: None,
+            capacity: AtomicU64::new(0),
+            read_only: config.readonly,
+            writethrough: config.cache == Cache::Writethrough,
+            direct: config.direct,
+            flush_lost: AtomicBool::new(false),
+            no_zero_range: AtomicBool::new(false),
+            partial_writes: Mutex::new(()),
+            path,
+            block_device,
+            align,
+            blocks,
+            file,
+        };
+        image.rescan()?;
+        let discard = (config.discard && !config.readonly)
+            .then(|| image.probe_discard(limits))
+            .flatten();
+        Ok(Self { discard, ..image })
+    }
+
+    /// The best remedy for a failed open.
+    fn refused(path: &Path, config: &DiskConfig, source: io::Error) -> DiskError {
+        if fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
+            return DiskError::NotADisk {
+                path: path.to_owned(),
+                what: "a directory",
+            };
+        }
+        if config.direct && source.raw_os_error() == Some(libc::EINVAL) {
+            return DiskError::Unusable {
+                path: path.to_owned(),
+                problem: "its file system has no O_DIRECT".into(),
+                remedy: "use direct=off",
+            };
+        }
+        DiskError::Open {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// Asks the host for the size again and takes it over, cut to whole logical blocks.
+    pub(super) fn rescan(&self) -> Result<Geometry, DiskError> {
+        // Block devices have no size in their metadata; seeking works on both, and nobody uses the file position.
+        let size = (&self.file)
+            .seek(SeekFrom::End(0))
+            .map_err(|source| DiskError::Host {
+                operation: "query the size of",
+                path: self.path.clone(),
+                source,
+            })?;
+        let block = u64::from(self.blocks.logical);
+        let whole = size
+            .checked_next_multiple_of(block)
+            .filter(|rounded| *rounded == size);
+        let capacity = whole.unwrap_or_else(|| {
+            let rest = size.checked_rem(block).unwrap_or(0);
+            tracing::warn!(
+                "{}: its size of {size} bytes is not a multiple of {block}; the last {rest} bytes can't be used",
+                self.path.display()
+            );
+            size.saturating_sub(rest)
+        });
+        if capacity == 0 {
+            return Err(DiskError::Unusable {
+                path: self.path.clone(),
+                problem: format!("its size of {size} bytes has no whole block of {block}"),
+                remedy: "make it larger, for example with `truncate -s 1G`",
+            });
+        }
+        self.capacity.store(capacity, Ordering::Release);
+        Ok(self.geometry())
+    }
+
+    /// The present geometry.
+    pub(super) fn geometry(&self) -> Geometry {
+        Geometry {
+            capacity: self.capacity.load(Ordering::Acquire),
+            logical_block: self.blocks.logical,
+            physical_block: self.blocks.physical,
+            alignment_offset: self.blocks.alignment_offset,
+            min_io: self.blocks.min_io,
+            opt_io: self.blocks.opt_io,
+            memory_alignment: self.align.memory,
+            read_only: self.read_only,
+            write_cache: !self.writethrough,
+            discard: self.discard,
+            zeroes: RangeLimits {
+                granularity: self.blocks.logical,
+                max: ZEROES_MAX,
+            },
+        }
+    }
+
+    /// Whether a request may touch this range.
+    pub(super) fn admit(&self, offset: u64, len: u64, writes: bool) -> Result<(), IoFault> {
+        if writes && self.read_only {
+            return Err(IoFault::ReadOnly);
+        }
+        match offset.checked_add(len) {
+            Some(end) if end <= self.capacity.load(Ordering::Acquire) => Ok(()),
+            _ => Err(IoFault::OutOfRange),
+        }
+    }
+
+    /// Whether a flush may be believed.
+    pub(super) fn admit_flush(&self) -> Result<(), IoFault> {
+        if self.flush_lost.load(Ordering::Relaxed) {
+            Err(IoFault::FlushLost)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Remembers that a flush failed where pages may have been dropped. Around the page cache the next flush still
+    /// reports what the device lost.
+    pub(super) fn flush_failed(&self) {
+        if !self.direct && !self.flush_lost.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "{}: the host failed to write cached data back; every flush from now on fails, since what is on the \
+                 medium is not known any more. Free space or replace the medium, check the image and restart",
+                self.path.display()
+            );
+        }
+    }
+
+    /// Whether the host discards, found out without an effect on the image.
+    fn probe_discard(&self, limits: impl Fn(&str) -> Option<u64>) -> Option<RangeLimits> {
+        if self.block_device {
+            let max = limits("discard_max_bytes").filter(|max| *max > 0)?;
+            let granularity = limits("discard_granularity").unwrap_or(0);
+            return Some(RangeLimits {
+                granularity: u32::try_from(granularity)
+                    .unwrap_or(PAGE)
+                    .max(self.blocks.logical),
+                max: max.min(FILE_DISCARD_MAX),
+            });
+        }
+        // A hole behind the end is nothing, but is refused where holes can't be made.
+        let end = self
+            .capacity
+            .load(Ordering::Acquire)
+            .checked_next_multiple_of(u64::from(PAGE))?;
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, hole, end, u64::from(PAGE)) {
+            Ok(()) => Some(RangeLimits {
+                granularity: self.blocks.physical.max(PAGE),
+                max: FILE_DISCARD_MAX,
+            }),
+            Err(error) => {
+                tracing::info!(
+                    "{}: no discard, holes can't be made in it: {error}",
+                    self.path.display()
+                );
+                None
+            }
+        }
+    }
+}
+
+impl Blocks {
+    fn new(
+        config: &DiskConfig,
+        meta: &fs::Metadata,
+        align: Align,
+        limits: impl Fn(&str) -> Option<u64>,
+    ) -> Result<Self, DiskError> {
+        let limit = |name: &str| limits(name).and_then(|number| u32::try_from(number).ok());
+        let sector = u32::try_from(SECTOR).unwrap_or(512);
+        // Below a device's own block only its page cache could write, and below O_DIRECT's not even that.
+        let least = limit("logical_block_size")
+            .unwrap_or(sector)
+            .max(align.offset)
+            .max(sector);
+        let logical = config.block_size.unwrap_or(least);
+        if logical < least && config.direct {
+            return Err(DiskError::Unusable {
+                path: config.path.clone(),
+                problem: format!(
+                    "block-size={logical} is below the {least} bytes O_DIRECT asks for here"
+                ),
+                remedy: "leave block-size out, or use direct=off",
+            });
+        }
+        let native = limit("physical_block_size")
+            .unwrap_or_else(|| u32::try_from(meta.blksize()).unwrap_or(PAGE));
+        // File systems name transfer sizes up to a MiB as their block; none writes more than a page at least.
+        let physical = if native.is_power_of_two() {
+            native.clamp(sector, PAGE)
+        } else {
+            PAGE
+        };
+        Ok(Self {
+            logical,
+            physical: physical.max(logical),
+            alignment_offset: limit("../alignment_offset")
+                .and_then(|bytes| bytes.checked_div(logical))
+                .unwrap_or(0),
+            min_io: limit("minimum_io_size").unwrap_or(physical).max(logical),
+            opt_io: limit("optimal_io_size").unwrap_or(0),
+        })
+    }
+}
+
+/// What a file type is, if it can't be a disk.
+fn not_a_disk(kind: &fs::FileType) -> Option<&'static str> {
+    if kind.is_file() || kind.is_block_device() {
+        None
+    } else if kind.is_dir() {
+        Some("a directory")
+    } else if kind.is_char_device() {
+        Some("a character device")
+    } else if kind.is_fifo() {
+        Some("a pipe")
+    } else {
+        Some("neither file nor device")
+    }
+}
+
+fn take_lock(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
+    let intent = Use {
+        write: !config.readonly,
+        share: config.share,
+    };
+    match lock::acquire(file, intent) {
+        Ok(()) => Ok(()),
+        Err(Refused::Held(by)) => Err(DiskError::Locked {
+            path: config.path.clone(),
+            by,
+        }),
+        Err(Refused::Unsupported(error)) if config.share => {
+            tracing::warn!(
+                "{}: shared without a lock, its file system has none: {error}",
+                config.path.display()
+            );
+            Ok(())
+        }
+        Err(Refused::Unsupported(error)) => Err(DiskError::Unusable {
+            path: config.path.clone(),
+            problem: format!(
+                "its file system has no locks ({error}), so a second writer would go unnoticed"
+            ),
+            remedy: "use share=on if you make sure yourself that there is none",
+        }),
+    }
+}
+
+/// The alignment O_DIRECT asks for: what statx says since Linux 6.1, else the device's block, else found by reading.
+fn direct_alignment(file: &File, device_block: Option<u64>) -> io::Result<Align> {
+    let stat = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)?;
+    if StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN)
+        && stat.stx_dio_offset_align != 0
+    {
+        return Ok(Align {
+            memory: stat.stx_dio_mem_align.max(1),
+            offset: stat.stx_dio_offset_align,
+        });
+    }
+    if let Some(block) = device_block.and_then(|block| u32::try_from(block).ok()) {
+        return Ok(Align {
+            memory: block,
+            offset: block,
+        });
+    }
+    for align in [512, 1024, 2048, PAGE] {
+        match super::bounce::probe_read(file, align) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(error),
+            Ok(()) => {
+                return Ok(Align {
+                    memory: align,
+                    offset: align,
+                });
+            }
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+fn lives_in_memory(file: &File) -> bool {
+    rustix::fs::fstatfs(file.as_fd()).is_ok_and(|stat| {
+        MEMORY_FILE_SYSTEMS
+            .iter()
+            .any(|magic| i128::from(stat.f_type) == i128::from(*magic))
+    })
+}
+
+/// The directory with the limits of a block device; a partition's are its disk's.
+fn sysfs_queue(device: u64) -> PathBuf {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let own = PathBuf::from(format!("/sys/dev/block/{major}:{minor}/queue"));
+    if own.is_dir() {
+        own
+    } else {
+        PathBuf::from(format!("/sys/dev/block/{major}:{minor}/../queue"))
+    }
+}
+
+fn sysfs_number(dir: &Path, name: &str) -> Option<u64> {
+    fs::read_to_string(dir.join(name)).ok()?.trim().parse().ok()
+}

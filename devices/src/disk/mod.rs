@@ -1,0 +1,194 @@
+//! The block backend contract, shared by virtio-blk and virtio-scsi.
+//!
+//! A [`Disk`] is an opened image; a [`DiskQueue`] is one stream of requests to it, used by one thread. Offsets and
+//! lengths are bytes. Nothing here knows virtio rings, SCSI or PCI: front ends hand over segments of guest memory
+//! (or buffers of their own) and a tag, and get the tag back with a result.
+//!
+//! What every implementation keeps:
+//! - a request is answered exactly once, in any order; writes are visible to reads submitted after their completion;
+//! - a `Flush`, and a write with `fua`, complete when everything they cover survives a power cut. `Flush` covers the
+//!   writes that completed before it was submitted;
+//! - a result is `Ok(bytes)` only if all bytes asked for were transferred; short transfers are retried, then reported;
+//! - guest memory is not touched after the completion of its request, nor after [`DiskQueue::drain`] returned.
+
+mod bounce;
+pub mod config;
+mod error;
+mod image;
+mod lock;
+mod plain;
+mod range;
+mod raw;
+mod ring;
+mod transfer;
+
+use std::os::fd::BorrowedFd;
+
+use splitring_virtio::mem::Segment;
+
+pub use error::{DiskError, IoFault};
+pub use raw::RawDisk;
+
+use crate::ram::Ram;
+
+/// Bytes in a sector, the unit of virtio-blk requests and the smallest block a disk may have.
+pub const SECTOR: u64 = 512;
+
+/// An opened image.
+pub trait Disk: Send + Sync {
+    /// Its present size, blocks and abilities. Only the capacity changes while the disk is open.
+    fn geometry(&self) -> Geometry;
+
+    /// Opens stream number `index` (from 0) for up to `depth` requests in flight into and out of `ram`.
+    ///
+    /// Rings and descriptors behind it are made when the disk is opened; this takes them and dropping the queue
+    /// gives them back, so it may be called again after a device reset. It opens no path.
+    fn open_queue(&self, ram: Ram, index: u16, depth: u16)
+    -> Result<Box<dyn DiskQueue>, DiskError>;
+
+    /// Looks at the host's file or device again and returns the geometry with its new capacity.
+    fn rescan(&self) -> Result<Geometry, DiskError> {
+        Ok(self.geometry())
+    }
+}
+
+/// One stream of requests to a disk, owned by one thread. Dropping it drains it.
+pub trait DiskQueue: Send {
+    /// Whether one more request may be submitted now. If not, because `depth` requests are in flight or a rate
+    /// limit is reached, one of [`events`](Self::events) becomes readable when this may have changed.
+    fn ready(&mut self) -> bool;
+
+    /// Takes a request. `tag` is the caller's and comes back with the completion.
+    ///
+    /// Rate limits are charged here and looked at by [`ready`](Self::ready) only, so that one request larger than a
+    /// limit's burst still goes through. Fails with [`Full`] when `depth` requests are in flight, with no effect.
+    fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full>;
+
+    /// Hands everything submitted since the last call to the host, once for the whole batch.
+    fn commit(&mut self);
+
+    /// Appends what has completed to `out`, and re-arms the events. To be called after each
+    /// [`commit`](Self::commit), since much completes at once, and when an event was readable.
+    fn completions(&mut self, out: &mut Vec<Completion>);
+
+    /// Descriptors that become readable when completions wait or [`ready`](Self::ready) may have turned true. They
+    /// are to be watched edge-triggered: nobody reads them. None at all means that everything completes within
+    /// `commit` and no limit is set.
+    fn events(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Requests submitted and not yet returned by [`completions`](Self::completions).
+    fn in_flight(&self) -> usize;
+
+    /// Cancels what can be cancelled and waits for the rest, for a bounded time; what is still with the host after
+    /// that is reported as [`IoFault::Stuck`], and the guest memory it may write is kept mapped for good. The
+    /// completions are appended to `out`. Afterwards nothing is in flight.
+    fn drain(&mut self, out: &mut Vec<Completion>);
+}
+
+/// A request. Ranges are not necessarily multiples of a block: a front end checks what its guest may ask for, and
+/// ranges past the end fail with [`IoFault::OutOfRange`] without any effect.
+#[derive(Debug)]
+pub enum DiskOp<'a> {
+    /// Fills `data` from `offset` on.
+    Read {
+        /// First byte on the disk.
+        offset: u64,
+        /// Where to; its length is the length of the transfer.
+        data: Data<'a>,
+    },
+    /// Stores `data` at `offset`.
+    Write {
+        /// First byte on the disk.
+        offset: u64,
+        /// Where from; its length is the length of the transfer.
+        data: Data<'a>,
+        /// Completes only when the data is stable.
+        fua: bool,
+    },
+    /// Makes all completed writes, discards and zeroes stable.
+    Flush,
+    /// Tells the host that the range is not needed any more; what reads of it return is undefined, and where the
+    /// host can't discard it is no error.
+    Discard {
+        /// First byte on the disk.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Completes only when its effect is stable.
+        fua: bool,
+    },
+    /// Makes the range read as zeroes.
+    WriteZeroes {
+        /// First byte on the disk.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Whether the range may be deallocated.
+        may_unmap: bool,
+        /// Completes only when its effect is stable.
+        fua: bool,
+    },
+}
+
+/// The memory of a transfer.
+#[derive(Debug)]
+pub enum Data<'a> {
+    /// Guest memory, in this order, of the `Ram` the queue was opened with; anything else fails with
+    /// [`IoFault::BadMemory`]. The list itself is copied; the memory is used until the completion. It is not marked
+    /// dirty here: completing the chain it belongs to does that.
+    Guest(&'a [Segment]),
+    /// A buffer of the front end's, which comes back in [`Completion::buffer`].
+    Host(Vec<u8>),
+}
+
+/// The answer to one request.
+#[derive(Debug)]
+pub struct Completion {
+    /// The caller's tag.
+    pub tag: u64,
+    /// Bytes transferred (0 for requests without data), which are all that were asked for; or why not.
+    pub result: Result<u64, IoFault>,
+    /// The buffer of [`Data::Host`].
+    pub buffer: Option<Vec<u8>>,
+}
+
+/// As many requests are in flight as the queue was opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the disk queue is full")]
+pub struct Full;
+
+/// What a disk is like. All sizes are bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size, a multiple of [`SECTOR`] and of `logical_block`.
+    pub capacity: u64,
+    /// Smallest addressable block: a power of two from 512 up.
+    pub logical_block: u32,
+    /// Block the medium writes without reading first: a power of two, at least `logical_block`.
+    pub physical_block: u32,
+    /// Where the first physical block boundary lies, in logical blocks from the start of the disk.
+    pub alignment_offset: u32,
+    /// Smallest transfer without a penalty; 0 if unknown.
+    pub min_io: u32,
+    /// Best size for a stream of transfers; 0 if unknown.
+    pub opt_io: u32,
+    /// Alignment of memory below which the host's transfers are bounced (1 with the page cache).
+    pub memory_alignment: u32,
+    /// Writes, discards and zeroes fail with [`IoFault::ReadOnly`].
+    pub read_only: bool,
+    /// `false` if every completed write is stable already, because the disk was opened as writethrough.
+    pub write_cache: bool,
+    /// What discards free; `None` if the host can't discard.
+    pub discard: Option<RangeLimits>,
+    /// How `WriteZeroes` likes its ranges; it always works.
+    pub zeroes: RangeLimits,
+}
+
+/// How a discard or zeroing likes its ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeLimits {
+    /// Ranges smaller or less aligned than this free nothing.
+    pub granularity: u32,
+    /// The longest range worth one request: longer ones are accepted but hold up the queue.
+    pub max: u64,
+}

@@ -1,0 +1,157 @@
+//! Discarding and zeroing ranges of an image, blocking. What the host can't do in one call is done in others.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::image::Image;
+use super::transfer::{Reach, Transfer};
+use super::{Data, IoFault, SECTOR, bounce};
+
+/// Zeroes written at a time where the host has no call for it.
+const CHUNK: u64 = 1 << 20;
+
+/// How a range is to be freed or zeroed by fallocate(2), or `None` if it takes something else. Ring and plain
+/// backends both start with this.
+pub(super) fn fallocate_mode(image: &Image, task: Task) -> Option<FallocateFlags> {
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match task {
+        Task::Discard if image.block_device => None,
+        Task::Discard | Task::Zero { may_unmap: true } => Some(hole),
+        Task::Zero { may_unmap: false }
+            if image
+                .no_zero_range
+                .load(std::sync::atomic::Ordering::Relaxed) =>
+        {
+            None
+        }
+        Task::Zero { may_unmap: false } => {
+            Some(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE)
+        }
+    }
+}
+
+/// What is to happen to a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    Discard,
+    Zero { may_unmap: bool },
+}
+
+impl Task {
+    /// A zeroing, which unmaps only where the operator lets the guest free blocks.
+    pub(super) fn zero(image: &Image, may_unmap: bool) -> Self {
+        Self::Zero {
+            may_unmap: may_unmap && image.geometry().discard.is_some(),
+        }
+    }
+}
+
+/// Does it, blocking.
+pub(super) fn run(
+    image: &Image,
+    reach: &Reach,
+    task: Task,
+    offset: u64,
+    len: u64,
+) -> Result<(), IoFault> {
+    match fallocate_mode(image, task) {
+        None => instead(image, reach, task, offset, len),
+        Some(mode) => match rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(&image.file, mode, offset, len)
+        }) {
+            Ok(()) => Ok(()),
+            Err(error) if refused(error.raw_os_error()) => {
+                note_refusal(image, task);
+                instead(image, reach, task, offset, len)
+            }
+            Err(error) => Err(IoFault::from_errno(error.raw_os_error())),
+        },
+    }
+}
+
+/// Whether an error of fallocate means that it can't do this, rather than that it failed.
+pub(super) fn refused(errno: i32) -> bool {
+    // A block device answers EINVAL to ranges that are no whole blocks of its own.
+    [Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL]
+        .iter()
+        .any(|known| known.raw_os_error() == errno)
+}
+
+/// Remembers what need not be tried again.
+pub(super) fn note_refusal(image: &Image, task: Task) {
+    if task == (Task::Zero { may_unmap: false }) && !image.block_device {
+        image
+            .no_zero_range
+            .store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// What to do where fallocate can't.
+pub(super) fn instead(
+    image: &Image,
+    reach: &Reach,
+    task: Task,
+    offset: u64,
+    len: u64,
+) -> Result<(), IoFault> {
+    match task {
+        Task::Discard if image.block_device => discard_blocks(image, offset, len),
+        // A hint, and nothing to take it.
+        Task::Discard => Ok(()),
+        Task::Zero { may_unmap: true } => {
+            run(image, reach, Task::Zero { may_unmap: false }, offset, len)
+        }
+        Task::Zero { may_unmap: false } => write_zeroes(image, reach, offset, len),
+    }
+}
+
+/// BLKDISCARD over the whole blocks of the range.
+fn discard_blocks(image: &Image, offset: u64, len: u64) -> Result<(), IoFault> {
+    let block = u64::from(image.geometry().logical_block).max(SECTOR);
+    let end = offset.saturating_add(len);
+    let end = end.saturating_sub(end.checked_rem(block).unwrap_or(0));
+    let start = offset.checked_next_multiple_of(block).unwrap_or(end);
+    let Some(len) = end.checked_sub(start).filter(|len| *len > 0) else {
+        return Ok(());
+    };
+    match blkdiscard(&image.file, [start, len]) {
+        Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(IoFault::from_errno(error.raw_os_error())),
+    }
+}
+
+#[expect(unsafe_code, reason = "an ioctl that rustix has no function for")]
+fn blkdiscard(file: &File, range: [u64; 2]) -> Result<(), Errno> {
+    /// `_IO(0x12, 119)` of linux/fs.h.
+    const BLKDISCARD: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 119);
+    // SAFETY: BLKDISCARD takes a pointer to two u64, offset and length, and only reads them.
+    unsafe {
+        rustix::ioctl::ioctl(
+            file.as_fd(),
+            rustix::ioctl::Setter::<BLKDISCARD, [u64; 2]>::new(range),
+        )
+    }
+}
+
+fn write_zeroes(image: &Image, reach: &Reach, offset: u64, len: u64) -> Result<(), IoFault> {
+    let mut transfer = Transfer::default();
+    let mut zeroes = vec![0; usize::try_from(CHUNK.min(len)).unwrap_or(0)];
+    let (mut at, mut left) = (offset, len);
+    while left > 0 {
+        let count = left.min(CHUNK);
+        zeroes.truncate(usize::try_from(count).unwrap_or(0));
+        transfer.load(Data::Host(zeroes), reach)?;
+        if bounce::fits(image, &transfer, at) {
+            transfer.write_at(&image.file, at, false)?;
+        } else {
+            bounce::write(image, &mut transfer, at, false)?;
+        }
+        zeroes = transfer.clear().unwrap_or_default();
+        at = at.saturating_add(count);
+        left = left.saturating_sub(count);
+    }
+    Ok(())
+}

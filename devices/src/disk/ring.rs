@@ -1,0 +1,602 @@
+//! Requests through an io_uring of the queue's own.
+//!
+//! The ring is made when the disk is opened, restricted to this one file and to the operations below, and stays
+//! disabled until the queue's thread uses it first: that thread is its single issuer from then on. A batch costs one
+//! io_uring_enter; what completes within it is picked up without a signal; the eventfd is armed only while something
+//! is with the kernel and nobody looks.
+#![expect(
+    unsafe_code,
+    reason = "submission entries hold raw pointers that stay valid until their completion"
+)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use io_uring::register::{Probe, Restriction};
+use io_uring::types::{CancelBuilder, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::image::Image;
+use super::range::{self, Task};
+use super::raw::Home;
+use super::transfer::{Reach, Transfer};
+use super::{Completion, DiskOp, DiskQueue, Full, IoFault, bounce};
+use crate::ram::Ram;
+
+/// The image, as the only registered file.
+const IMAGE: Fixed = Fixed(0);
+/// Operations the ring may do.
+const OPERATIONS: [u8; 7] = [
+    opcode::Read::CODE,
+    opcode::Write::CODE,
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+    opcode::AsyncCancel::CODE,
+];
+/// Tag of entries that belong to no request.
+const NO_SLOT: u64 = u64::MAX;
+/// How long a drain waits for the host.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// How often a request the host was too busy for is tried again.
+const BUSY_LIMIT: u8 = 100;
+
+/// A ring, made and restricted, waiting for its thread.
+pub(super) struct Ring {
+    io: IoUring,
+    event: EventFd,
+    enabled: bool,
+}
+
+impl Ring {
+    /// Makes a ring for `depth` requests to `image`.
+    pub(super) fn new(image: &Image, depth: u16) -> io::Result<Self> {
+        let entries = u32::from(depth).max(1).next_power_of_two();
+        let io = IoUring::builder()
+            .setup_r_disabled()
+            .setup_submit_all()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(entries)
+            // Before Linux 6.1.
+            .or_else(|_| IoUring::builder().setup_r_disabled().build(entries))?;
+        let mut probe = Probe::new();
+        io.submitter().register_probe(&mut probe)?;
+        if !OPERATIONS
+            .iter()
+            .all(|operation| probe.is_supported(*operation))
+        {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        io.submitter().register_files(&[image.file.as_raw_fd()])?;
+        io.submitter().register_eventfd(event.as_raw_fd())?;
+        let fixed = squeue::Flags::FIXED_FILE.bits();
+        let mut rules: Vec<Restriction> = OPERATIONS.into_iter().map(Restriction::sqe_op).collect();
+        rules.push(Restriction::sqe_flags_allowed(fixed));
+        rules.push(Restriction::sqe_flags_required(fixed));
+        io.submitter().register_restrictions(&mut rules)?;
+        Ok(Self {
+            io,
+            event,
+            enabled: false,
+        })
+    }
+}
+
+/// What a slot's request is doing.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Read,
+    Write { fua: bool },
+    Flush,
+    Range { task: Task, len: u64, fua: bool },
+}
+
+#[derive(Debug)]
+struct Slot {
+    tag: u64,
+    step: Step,
+    offset: u64,
+    transfer: Transfer,
+    busy: u8,
+}
+
+pub(super) struct RingQueue {
+    home: Arc<Home>,
+    index: u16,
+    image: Arc<Image>,
+    reach: Reach,
+    /// `None` only while it is being dropped.
+    ring: Option<Ring>,
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    /// Slots pushed to the submission queue and not taken by the kernel yet, in order.
+    pushed: Vec<u16>,
+    done: Vec<Completion>,
+    /// Whether completions signal the eventfd.
+    armed: bool,
+    /// The ring can't be used any more, for this reason.
+    dead: Option<IoFault>,
+}
+
+impl RingQueue {
+    pub(super) fn new(
+        home: Arc<Home>,
+        index: u16,
+        ring: Ring,
+        image: Arc<Image>,
+        ram: Ram,
+        depth: u16,
+    ) -> Self {
+        let slot = |_| Slot {
+            tag: 0,
+            step: Step::Flush,
+            offset: 0,
+            transfer: Transfer::default(),
+            busy: 0,
+        };
+        Self {
+            home,
+            index,
+            image,
+            reach: Reach::new(ram),
+            ring: Some(ring),
+            slots: (0..depth).map(slot).collect(),
+            free: (0..depth).rev().collect(),
+            pushed: Vec::with_capacity(usize::from(depth)),
+            done: Vec::with_capacity(usize::from(depth)),
+            // Rings start with signals on.
+            armed: true,
+            dead: None,
+        }
+    }
+
+    /// Checks a request and fills a slot with it; `Some(result)` if that is all there is to do.
+    fn prepare(&mut self, index: u16, tag: u64, op: DiskOp<'_>) -> Option<Result<u64, IoFault>> {
+        let image = Arc::clone(&self.image);
+        let slot = self.slots.get_mut(usize::from(index))?;
+        (slot.tag, slot.busy) = (tag, 0);
+        let admitted = match op {
+            DiskOp::Read { offset, data } => {
+                (slot.step, slot.offset) = (Step::Read, offset);
+                let loaded = slot.transfer.load(data, &self.reach);
+                loaded.and_then(|()| image.admit(offset, slot.transfer.len(), false))
+            }
+            DiskOp::Write { offset, data, fua } => {
+                (slot.step, slot.offset) = (
+                    Step::Write {
+                        fua: fua || image.writethrough,
+                    },
+                    offset,
+                );
+                let loaded = slot.transfer.load(data, &self.reach);
+                loaded.and_then(|()| image.admit(offset, slot.transfer.len(), true))
+            }
+            DiskOp::Flush => {
+                slot.step = Step::Flush;
+                image.admit_flush()
+            }
+            DiskOp::Discard { offset, len, fua } => {
+                let fua = fua || image.writethrough;
+                (slot.step, slot.offset) = (
+                    Step::Range {
+                        task: Task::Discard,
+                        len,
+                        fua,
+                    },
+                    offset,
+                );
+                image.admit(offset, len, true)
+            }
+            DiskOp::WriteZeroes {
+                offset,
+                len,
+                may_unmap,
+                fua,
+            } => {
+                let fua = fua || image.writethrough;
+                (slot.step, slot.offset) = (
+                    Step::Range {
+                        task: Task::zero(&image, may_unmap),
+                        len,
+                        fua,
+                    },
+                    offset,
+                );
+                image.admit(offset, len, true)
+            }
+        };
+        match admitted.and(self.dead.map_or(Ok(()), Err)) {
+            Ok(()) => self.on_this_thread(index),
+            Err(fault) => Some(Err(fault)),
+        }
+    }
+
+    /// Does what the ring can't, here and now.
+    fn on_this_thread(&mut self, index: u16) -> Option<Result<u64, IoFault>> {
+        let slot = self.slots.get_mut(usize::from(index))?;
+        match slot.step {
+            Step::Read | Step::Write { .. } if slot.transfer.len() == 0 => Some(Ok(0)),
+            Step::Range { len: 0, .. } => Some(Ok(0)),
+            Step::Read if !bounce::fits(&self.image, &slot.transfer, slot.offset) => {
+                let result = bounce::read(&self.image, &mut slot.transfer, slot.offset);
+                Some(result.map(|()| slot.transfer.len()))
+            }
+            Step::Write { fua } if !bounce::fits(&self.image, &slot.transfer, slot.offset) => {
+                let result = bounce::write(&self.image, &mut slot.transfer, slot.offset, fua);
+                Some(result.map(|()| slot.transfer.len()))
+            }
+            Step::Range { task, len, fua }
+                if range::fallocate_mode(&self.image, task).is_none() =>
+            {
+                match range::instead(&self.image, &self.reach, task, slot.offset, len) {
+                    Ok(()) if fua => {
+                        slot.step = Step::Flush;
+                        None
+                    }
+                    result => Some(result.map(|()| 0)),
+                }
+            }
+            _ => None,
+        }
+    }
+
+    /// The entry for what a slot does next.
+    fn entry(&self, index: u16) -> Option<squeue::Entry> {
+        let slot = self.slots.get(usize::from(index))?;
+        let at = slot
+            .offset
+            .saturating_add(slot.transfer.len().saturating_sub(slot.transfer.left()));
+        let rest = slot.transfer.rest();
+        let count = u32::try_from(rest.len()).unwrap_or(0);
+        let flags = |fua| if fua { libc::RWF_DSYNC } else { 0 };
+        let entry = match (slot.step, rest) {
+            (Step::Read, [one]) => {
+                opcode::Read::new(IMAGE, one.iov_base.cast(), length(one.iov_len))
+                    .offset(at)
+                    .build()
+            }
+            (Step::Write { fua }, [one]) => {
+                let write = opcode::Write::new(IMAGE, one.iov_base.cast(), length(one.iov_len));
+                write.offset(at).rw_flags(flags(fua)).build()
+            }
+            (Step::Read, many) => opcode::Readv::new(IMAGE, many.as_ptr(), count)
+                .offset(at)
+                .build(),
+            (Step::Write { fua }, many) => opcode::Writev::new(IMAGE, many.as_ptr(), count)
+                .offset(at)
+                .rw_flags(flags(fua))
+                .build(),
+            (Step::Flush, _) => opcode::Fsync::new(IMAGE)
+                .flags(FsyncFlags::DATASYNC)
+                .build(),
+            (Step::Range { task, len, .. }, _) => {
+                let mode = range::fallocate_mode(&self.image, task)?.bits();
+                opcode::Fallocate::new(IMAGE, len)
+                    .offset(at)
+                    .mode(i32::try_from(mode).ok()?)
+                    .build()
+            }
+        };
+        Some(entry.user_data(u64::from(index)))
+    }
+
+    /// Puts a slot into the submission queue, or answers it if that can't be.
+    fn push(&mut self, index: u16) {
+        let entry = self.entry(index);
+        // There is an entry for each slot, and a slot is pushed once until the kernel took it, so there is room.
+        let pushed = entry.zip(self.ring.as_mut()).is_some_and(|(entry, ring)| {
+            // SAFETY: the buffers and the iovec array belong to the slot, which is left alone until its completion,
+            // and the memory is mapped as long as `reach` or owned by the slot. Where completions can't be awaited,
+            // `abandon` leaks them.
+            unsafe { ring.io.submission().push(&entry) }.is_ok()
+        });
+        if pushed {
+            self.pushed.push(index);
+        } else {
+            self.finish(index, Err(IoFault::Host(libc::EBUSY)));
+        }
+    }
+
+    /// Answers a request and frees its slot.
+    fn finish(&mut self, index: u16, result: Result<u64, IoFault>) {
+        if let Some(slot) = self.slots.get_mut(usize::from(index)) {
+            let buffer = slot.transfer.clear();
+            self.done.push(Completion {
+                tag: slot.tag,
+                result,
+                buffer,
+            });
+            self.free.push(index);
+        }
+    }
+
+    /// Requests the kernel has or is about to get.
+    fn active(&self) -> usize {
+        self.slots.len().saturating_sub(self.free.len())
+    }
+
+    /// Gives the kernel what was pushed, and time to finish deferred work if it asks for that.
+    fn enter(&mut self) {
+        let Some(ring) = self.ring.as_mut().filter(|_| self.dead.is_none()) else {
+            return;
+        };
+        let result = if ring.enabled {
+            Ok(())
+        } else {
+            ring.io.submitter().register_enable_rings()
+        };
+        ring.enabled |= result.is_ok();
+        match result.and_then(|()| ring.io.submit()) {
+            Ok(count) => {
+                self.pushed.drain(..count.min(self.pushed.len()));
+            }
+            Err(error) => match error.raw_os_error() {
+                // Interrupted, or short of memory or of completion entries for now: what was pushed stays pushed.
+                Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => {}
+                errno => self.give_up(errno.unwrap_or(libc::EIO)),
+            },
+        }
+    }
+
+    /// The ring failed for good: answers what the kernel has not taken, and lets nothing new in.
+    fn give_up(&mut self, errno: i32) {
+        let fault = IoFault::from_errno(errno);
+        tracing::error!(
+            "{}: io_uring failed: {fault}; all requests fail from now on",
+            self.image.path.display()
+        );
+        self.dead = Some(fault);
+        for index in std::mem::take(&mut self.pushed) {
+            self.finish(index, Err(fault));
+        }
+    }
+
+    /// Takes all completions there are. Requests that need another step are pushed again.
+    fn reap(&mut self) -> bool {
+        let mut any = false;
+        while let Some((tag, result)) = self
+            .ring
+            .as_mut()
+            .and_then(|ring| ring.io.completion().next())
+            .map(|entry| (entry.user_data(), entry.result()))
+        {
+            any = true;
+            if let Ok(index) = u16::try_from(tag) {
+                self.completed(index, result);
+            }
+        }
+        any
+    }
+
+    /// Judges one completion.
+    fn completed(&mut self, index: u16, result: i32) {
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+            return;
+        };
+        if matches!(result.checked_neg(), Some(libc::EAGAIN | libc::EINTR))
+            && slot.busy < BUSY_LIMIT
+        {
+            slot.busy = slot.busy.saturating_add(1);
+            return self.push(index);
+        }
+        match (slot.step, u64::try_from(result)) {
+            (Step::Read | Step::Write { .. }, Ok(0)) => self.finish(index, Err(IoFault::Short)),
+            (Step::Read | Step::Write { .. }, Ok(count)) => {
+                slot.transfer.advance(count);
+                if slot.transfer.left() > 0 {
+                    return self.push(index);
+                }
+                let len = slot.transfer.len();
+                self.finish(index, Ok(len));
+            }
+            (Step::Range { fua: true, .. }, Ok(_)) => {
+                slot.step = Step::Flush;
+                self.push(index);
+            }
+            (Step::Flush | Step::Range { .. }, Ok(_)) => self.finish(index, Ok(0)),
+            (Step::Range { task, .. }, Err(_)) if range::refused(result.saturating_neg()) => {
+                range::note_refusal(&self.image, task);
+                self.zero_otherwise(index);
+            }
+            (step, Err(_)) => {
+                if matches!(step, Step::Flush) {
+                    self.image.flush_failed();
+                }
+                self.finish(index, Err(IoFault::from_errno(result.saturating_neg())));
+            }
+        }
+    }
+
+    /// The host can't do this range by fallocate: does it here.
+    fn zero_otherwise(&mut self, index: u16) {
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+            return;
+        };
+        let Step::Range { task, len, fua } = slot.step else {
+            return;
+        };
+        match range::instead(&self.image, &self.reach, task, slot.offset, len) {
+            Ok(()) if fua => {
+                slot.step = Step::Flush;
+                self.push(index);
+            }
+            result => self.finish(index, result.map(|()| 0)),
+        }
+    }
+
+    /// Switches the signal for completions. Off while this thread looks by itself.
+    fn arm(&mut self, on: bool) {
+        if self.armed != on
+            && let Some(ring) = self.ring.as_mut()
+        {
+            let completions = ring.io.completion();
+            if on {
+                completions.enable_eventfd();
+            } else {
+                completions.disable_eventfd();
+            }
+            self.armed = on;
+            // What completes from here on signals; what completed before is seen by the look that follows.
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the kernel holds back completions until it is entered.
+    fn work_deferred(&mut self) -> bool {
+        self.dead.is_none()
+            && self
+                .ring
+                .as_mut()
+                .is_some_and(|ring| ring.io.submission().taskrun())
+    }
+
+    /// One turn of waiting at the end: up to `limit` for a completion.
+    fn wait(&mut self, limit: Duration) {
+        let Some(ring) = self.ring.as_mut() else {
+            return;
+        };
+        let limit = Timespec::from(limit);
+        let waited = ring
+            .io
+            .submitter()
+            .submit_with_args(1, &SubmitArgs::new().timespec(&limit));
+        if let Ok(count) = waited {
+            self.pushed.drain(..count.min(self.pushed.len()));
+        } else if waited.is_err_and(|error| error.raw_os_error() != Some(libc::ETIME)) {
+            // Not the ring's thread, or the ring is dead: completions come without our help or not at all.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The kernel still has requests: keeps all they may touch for good, and answers them.
+    fn abandon(&mut self) {
+        tracing::error!(
+            "{}: {} requests did not come back from the host within {} s; the memory they use is kept",
+            self.image.path.display(),
+            self.active(),
+            DRAIN_LIMIT.as_secs()
+        );
+        let free = std::mem::take(&mut self.free);
+        let slots = std::mem::take(&mut self.slots);
+        for (index, slot) in slots.iter().enumerate() {
+            if !free.iter().any(|other| usize::from(*other) == index) {
+                self.done.push(Completion {
+                    tag: slot.tag,
+                    result: Err(IoFault::Stuck),
+                    buffer: None,
+                });
+            }
+        }
+        std::mem::forget((
+            self.ring.take(),
+            slots,
+            self.reach.clone(),
+            Arc::clone(&self.image),
+        ));
+        self.dead = Some(IoFault::Stuck);
+    }
+}
+
+/// A length for one entry; what is cut off is transferred by the next.
+fn length(len: usize) -> u32 {
+    const MOST: u32 = 1 << 30;
+    u32::try_from(len).unwrap_or(MOST).min(MOST)
+}
+
+impl DiskQueue for RingQueue {
+    fn ready(&mut self) -> bool {
+        !self.free.is_empty() && self.done.len() < self.slots.len()
+    }
+
+    fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
+        let index = self.free.pop().ok_or(Full)?;
+        match self.prepare(index, tag, op) {
+            None => self.push(index),
+            Some(result) => self.finish(index, result),
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) {
+        if !self.pushed.is_empty() {
+            self.arm(false);
+            self.enter();
+        }
+    }
+
+    fn completions(&mut self, out: &mut Vec<Completion>) {
+        // Bounded: each turn but the last has taken a completion or given the kernel an entry.
+        for _ in 0..=self.slots.len().saturating_mul(4) {
+            let reaped = self.reap();
+            if !self.pushed.is_empty() || self.work_deferred() {
+                self.enter();
+            } else if self.active() == 0 {
+                break;
+            } else if !reaped {
+                if self.armed {
+                    break;
+                }
+                self.arm(true);
+            }
+        }
+        if !self.pushed.is_empty() || (self.active() > 0 && !self.armed) {
+            // The kernel would not take everything, or keeps completing: have the worker come back.
+            self.arm(true);
+            if let Some(ring) = self.ring.as_ref() {
+                let _ = ring.event.write(1);
+            }
+        }
+        out.append(&mut self.done);
+    }
+
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        // SAFETY: the event is open as long as the ring, which this borrow keeps in place.
+        let borrow = |ring: &Ring| unsafe { BorrowedFd::borrow_raw(ring.event.as_raw_fd()) };
+        self.ring.iter().map(borrow).collect()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.active().saturating_add(self.done.len())
+    }
+
+    fn drain(&mut self, out: &mut Vec<Completion>) {
+        let end = Instant::now().checked_add(DRAIN_LIMIT);
+        self.arm(false);
+        self.enter();
+        self.reap();
+        if self.active() > 0
+            && let Some(ring) = self.ring.as_mut()
+        {
+            let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
+            let cancel = cancel.flags(squeue::Flags::FIXED_FILE).user_data(NO_SLOT);
+            // SAFETY: a cancellation points to nothing. If there is no room for it, requests run to their end.
+            let _ = unsafe { ring.io.submission().push(&cancel) };
+        }
+        while self.active() > 0 {
+            if end.is_none_or(|end| Instant::now() >= end) {
+                self.abandon();
+                break;
+            }
+            self.wait(Duration::from_millis(100));
+            self.reap();
+        }
+        out.append(&mut self.done);
+    }
+}
+
+impl Drop for RingQueue {
+    fn drop(&mut self) {
+        self.drain(&mut Vec::new());
+        if let Some(ring) = self.ring.take().filter(|_| self.dead.is_none()) {
+            self.home.give_back(self.index, ring);
+        }
+    }
+}
