@@ -17,7 +17,6 @@ pub mod bus;
 pub mod device;
 pub mod disk;
 pub mod interrupt;
-pub mod net;
 pub mod pci;
 pub mod power;
 pub mod ram;

@@ -1,3 +1,7 @@
-//! The `splitring` command line.
+//! The `splitring` command line: parse, build, run, report.
 
-fn main() {}
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

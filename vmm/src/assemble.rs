@@ -1,0 +1,431 @@
+//! From configuration to machine, in the order of a boot: address map, memory, kernel, interrupt controllers, devices, tables, processors.
+//!
+//! The one place that knows everybody. Each step is a function that fits a screen; what a step needs to know about a device is the device's own business.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, Msrs};
+use kvm_ioctls::{Cap, VcpuFd};
+use splitring_arch::acpi::{AcpiError, Platform, SerialPort};
+use splitring_arch::boot::{BootError, BootParameters};
+use splitring_arch::cpuid::{self, CpuFeatures};
+use splitring_arch::kernel::{CachePolicy, Entry, Initrd, Kernel, KernelError};
+use splitring_arch::layout::{self, Layout, LayoutError};
+use splitring_arch::{boot, msr, regs};
+use splitring_devices::bus::{Bus, BusError};
+use splitring_devices::power::{Power, PowerRequest};
+use splitring_devices::serial::{self, Serial};
+use splitring_devices::{power, wiring};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::config::{ConfigError, SerialMode, VmConfig};
+use crate::control::{Control, End};
+use crate::kick::KickError;
+use crate::kvm::{Host, KvmError, Vm};
+use crate::machine::Console;
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::vcpu::{Exits, Vcpu};
+
+// The tables and the device must mean the same registers.
+const _: () = {
+    let base = layout::SLEEP_CONTROL as u64;
+    assert!(layout::POWER_PORTS.start == layout::SLEEP_CONTROL && power::SLEEP_CONTROL == 0);
+    assert!(layout::SLEEP_STATUS as u64 - base == power::SLEEP_STATUS);
+    assert!(
+        layout::RESET as u64 - base == power::RESET && layout::RESET_VALUE == power::RESET_VALUE
+    );
+    assert!(
+        layout::GED_EVENTS as u64 - base == power::EVENTS
+            && layout::GED_POWER_BUTTON == power::POWER_BUTTON
+    );
+    assert!((layout::POWER_PORTS.end - layout::POWER_PORTS.start) as u64 == power::LEN);
+};
+
+/// Why a machine can't be built or started.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The host's KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The amount of memory.
+    #[error("memory: {0}")]
+    Layout(#[from] LayoutError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Kernel or initrd.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Boot parameters.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// Two devices claim one address.
+    #[error("cannot place {what}: {error}")]
+    Place {
+        /// The device.
+        what: &'static str,
+        /// With whom.
+        error: BusError,
+    },
+    /// Devices' events.
+    #[error(transparent)]
+    Wiring(#[from] wiring::WiringError),
+    /// A table doesn't fit guest memory.
+    #[error("cannot write {what} at guest address {guest:#x}")]
+    Write {
+        /// Which.
+        what: &'static str,
+        /// Where.
+        guest: u64,
+    },
+    /// No descriptor.
+    #[error("cannot create an event descriptor: {0}; raise the limit on open files")]
+    Event(std::io::Error),
+    /// No thread.
+    #[error("cannot start the thread of {what}: {error}; raise the limit on processes")]
+    Thread {
+        /// Whose.
+        what: String,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// The kick signal.
+    #[error(transparent)]
+    Kick(#[from] KickError),
+}
+
+/// An eventfd that never blocks.
+pub(crate) fn event() -> Result<EventFd, BuildError> {
+    EventFd::new(EFD_NONBLOCK).map_err(BuildError::Event)
+}
+
+/// What tells an embedder's event loop that a machine ended; it outlives restarts.
+pub(crate) fn changed() -> Result<OwnedFd, BuildError> {
+    let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+    rustix::event::eventfd(0, flags).map_err(|error| BuildError::Event(error.into()))
+}
+
+/// Everything a machine is made of, ready to run.
+pub(crate) struct Parts {
+    pub(crate) control: Arc<Control>,
+    pub(crate) vcpus: Vec<Vcpu>,
+    pub(crate) exits: Vec<Arc<Exits>>,
+    pub(crate) power: Arc<Power>,
+    pub(crate) serial: Option<Arc<Serial>>,
+    buses: Buses,
+    // Last: KVM uses the memory until its descriptors are closed, which the fields above hold.
+    _vm: Vm,
+    _memory: GuestMemory,
+}
+
+impl Parts {
+    /// Takes the devices apart: workers end, images are closed and unlocked. To be called when no vCPU runs any more.
+    pub(crate) fn release(&self) {
+        self.buses.clear();
+    }
+}
+
+/// Port and memory-mapped I/O.
+#[derive(Clone)]
+struct Buses {
+    ports: Arc<Bus>,
+    mmio: Arc<Bus>,
+}
+
+impl Buses {
+    fn clear(&self) {}
+}
+
+/// Builds the machine.
+pub(crate) fn assemble(
+    config: &VmConfig,
+    console: &Console,
+    changed: &OwnedFd,
+) -> Result<Parts, BuildError> {
+    config.validate()?;
+    let host = Host::open()?;
+    let supported = host.supported_cpuid()?;
+    let layout = Layout::new(
+        config.memory.size.0,
+        cpuid::physical_bits(supported.as_slice()),
+    )?;
+
+    let kernel = Kernel::open(
+        config.kernel.as_deref().unwrap_or("".as_ref()),
+        &cache_policy(config),
+    )?;
+    let memory = create_memory(&layout, config)?;
+    let initrd = load(config, &layout, &kernel, &memory)?;
+
+    let vm = host.create_vm(layout::KVM_TSS, layout::KVM_IDENTITY_MAP)?;
+    map_memory(&vm, &memory)?;
+
+    let control = Arc::new(Control::new(
+        changed.try_clone().map_err(BuildError::Event)?,
+    ));
+    let buses = Buses {
+        ports: Arc::new(Bus::new()),
+        mmio: Arc::new(Bus::new()),
+    };
+    let power = add_power(&vm, &buses, &control)?;
+    let serial = add_serial(config.serial, &vm, &buses, console)?;
+
+    let rsdp = write_tables(&platform(config), &memory)?;
+    write_parameters(config, &layout, &kernel, initrd, rsdp, &memory)?;
+
+    let fds = create_vcpus(&vm, config.cpus)?;
+    let exits: Vec<Arc<Exits>> = fds.iter().map(|_| Arc::default()).collect();
+    let vcpus = set_up_vcpus(fds, &supported, &vm, kernel.entry(), &buses, &exits)?;
+    Ok(Parts {
+        control,
+        vcpus,
+        exits,
+        power,
+        serial,
+        buses,
+        _vm: vm,
+        _memory: memory,
+    })
+}
+
+fn cache_policy(config: &VmConfig) -> CachePolicy {
+    if config.kernel_cache {
+        CachePolicy::User
+    } else {
+        CachePolicy::Off
+    }
+}
+
+fn create_memory(layout: &Layout, config: &VmConfig) -> Result<GuestMemory, BuildError> {
+    let ranges: Vec<(u64, u64)> = layout
+        .ram()
+        .iter()
+        .map(|range| (range.start, range.end - range.start))
+        .collect();
+    Ok(memory::create(&ranges, &config.memory)?)
+}
+
+/// Puts kernel and initrd into memory; returns where the initrd is.
+fn load(
+    config: &VmConfig,
+    layout: &Layout,
+    kernel: &Kernel,
+    memory: &GuestMemory,
+) -> Result<Option<std::ops::Range<u64>>, BuildError> {
+    kernel.copy_into(memory)?;
+    let Some(path) = &config.initrd else {
+        return Ok(None);
+    };
+    let initrd = Initrd::open(path, &cache_policy(config), layout, kernel)?;
+    initrd.copy_into(memory)?;
+    Ok(Some(initrd.range))
+}
+
+#[expect(unsafe_code, reason = "KVM is given guest memory")]
+fn map_memory(vm: &Vm, memory: &GuestMemory) -> Result<(), BuildError> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        // SAFETY: `Parts` and every device's `Ram` keep the mapping until after the machine's descriptors are closed.
+        unsafe {
+            vm.map(
+                slot,
+                region.start_addr().0,
+                region.as_ptr(),
+                region.len(),
+                true,
+            )
+        }?;
+    }
+    Ok(())
+}
+
+fn add_power(vm: &Vm, buses: &Buses, control: &Arc<Control>) -> Result<Arc<Power>, BuildError> {
+    let line = event()?;
+    vm.bind_edge(layout::GED_GSI, &line)?;
+    let control = Arc::clone(control);
+    let power = Arc::new(Power::new(line, move |request| {
+        control.end(match request {
+            PowerRequest::Off => End::Poweroff,
+            PowerRequest::Reset => End::Reboot,
+        });
+    }));
+    place(
+        &buses.ports,
+        "the power block",
+        layout::POWER_PORTS.start,
+        power::LEN,
+        power.clone(),
+    )?;
+    Ok(power)
+}
+
+fn add_serial(
+    mode: SerialMode,
+    vm: &Vm,
+    buses: &Buses,
+    console: &Console,
+) -> Result<Option<Arc<Serial>>, BuildError> {
+    let output = match mode {
+        SerialMode::None => return Ok(None),
+        SerialMode::Null => Console::null().output(),
+        SerialMode::Console => console.output(),
+    };
+    let line = event()?;
+    vm.bind_edge(layout::COM1_GSI, &line)?;
+    let serial = Arc::new(Serial::new(line, output).map_err(BuildError::Event)?);
+    place(
+        &buses.ports,
+        "the serial port",
+        layout::COM1,
+        serial::LEN,
+        serial.clone(),
+    )?;
+    Ok(Some(serial))
+}
+
+fn place(
+    bus: &Bus,
+    what: &'static str,
+    base: impl Into<u64>,
+    len: u64,
+    device: Arc<dyn splitring_devices::bus::BusDevice>,
+) -> Result<(), BuildError> {
+    bus.insert(base.into(), len, device)
+        .map_err(|error| BuildError::Place { what, error })
+}
+
+/// What the ACPI tables say.
+fn platform(config: &VmConfig) -> Platform {
+    let serial = match config.serial {
+        SerialMode::None => Vec::new(),
+        _ => vec![SerialPort {
+            port: layout::COM1,
+            gsi: layout::COM1_GSI,
+        }],
+    };
+    Platform {
+        vcpus: config.cpus,
+        pci: None,
+        serial,
+    }
+}
+
+fn write_tables(platform: &Platform, memory: &GuestMemory) -> Result<u64, BuildError> {
+    let tables = platform.build()?;
+    write(memory, "the ACPI tables", tables.rsdp, &tables.bytes)?;
+    Ok(tables.rsdp)
+}
+
+fn write(
+    memory: &GuestMemory,
+    what: &'static str,
+    guest: u64,
+    bytes: &[u8],
+) -> Result<(), BuildError> {
+    memory
+        .write_slice(bytes, GuestAddress(guest))
+        .map_err(|_| BuildError::Write { what, guest })
+}
+
+fn write_parameters(
+    config: &VmConfig,
+    layout: &Layout,
+    kernel: &Kernel,
+    initrd: Option<std::ops::Range<u64>>,
+    rsdp: u64,
+    memory: &GuestMemory,
+) -> Result<(), BuildError> {
+    let command_line = boot::command_line(config.cmdline.as_deref());
+    tracing::info!(%command_line, entry = ?kernel.entry(), "booting");
+    BootParameters {
+        layout,
+        initrd,
+        command_line: &command_line,
+        rsdp,
+    }
+    .write(kernel, memory)?;
+    Ok(())
+}
+
+fn create_vcpus(vm: &Vm, cpus: u32) -> Result<Vec<VcpuFd>, BuildError> {
+    (0..cpus)
+        .map(|index| vm.create_vcpu(index).map_err(BuildError::from))
+        .collect()
+}
+
+fn set_up_vcpus(
+    fds: Vec<VcpuFd>,
+    supported: &CpuId,
+    vm: &Vm,
+    entry: Entry,
+    buses: &Buses,
+    exits: &[Arc<Exits>],
+) -> Result<Vec<Vcpu>, BuildError> {
+    let features = CpuFeatures {
+        vcpus: u32::try_from(fds.len()).unwrap_or(u32::MAX),
+        tsc_deadline: vm.check_extension(Cap::TscDeadlineTimer),
+        tsc_khz: fds.first().and_then(|fd| fd.get_tsc_khz().ok()),
+    };
+    let mut vcpus = Vec::new();
+    for ((index, fd), exits) in (0..).zip(fds).zip(exits) {
+        set_features(&fd, supported, &features, index)?;
+        if index == 0 {
+            set_entry(&fd, entry)?;
+        }
+        vcpus.push(Vcpu {
+            index,
+            fd,
+            ports: Arc::clone(&buses.ports),
+            mmio: Arc::clone(&buses.mmio),
+            exits: Arc::clone(exits),
+        });
+    }
+    Ok(vcpus)
+}
+
+/// What the guest finds the processor to be.
+fn set_features(
+    fd: &VcpuFd,
+    supported: &CpuId,
+    features: &CpuFeatures,
+    index: u32,
+) -> Result<(), BuildError> {
+    let leaves = cpuid::vcpu_cpuid(supported.as_slice(), features, index);
+    let leaves =
+        CpuId::from_entries(&leaves).map_err(|_| KvmError::Missing("room for the CPUID leaves"))?;
+    fd.set_cpuid2(&leaves)
+        .map_err(crate::kvm::refused("set the processor's features"))?;
+    // One at a time: KVM stops at the first register it does not take, and some KVMs take few.
+    for register in msr::boot_msrs() {
+        let one = Msrs::from_entries(&[register.entry()])
+            .map_err(|_| KvmError::Missing("room for registers"))?;
+        if !matches!(fd.set_msrs(&one), Ok(1)) {
+            tracing::debug!(
+                register = format_args!("{:#x}", register.index),
+                "KVM does not take a register's value"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Puts the first vCPU at the kernel's entry; the others wait to be woken by it.
+fn set_entry(fd: &VcpuFd, entry: Entry) -> Result<(), BuildError> {
+    let before = fd
+        .get_sregs()
+        .map_err(crate::kvm::refused("read the first vCPU's registers"))?;
+    fd.set_sregs(&regs::special(before, entry))
+        .map_err(crate::kvm::refused("set segment registers"))?;
+    fd.set_regs(&regs::general(entry))
+        .map_err(crate::kvm::refused("set general registers"))?;
+    fd.set_fpu(&regs::fpu())
+        .map_err(crate::kvm::refused("set floating-point registers"))?;
+    Ok(())
+}

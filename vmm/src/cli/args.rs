@@ -1,0 +1,284 @@
+//! What can be typed, and how it becomes a `VmConfig`: the file first, flags over it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use splitring::config::{DISK_KEYS, DiskConfig, MemoryConfig, OnReboot, SerialMode, VmConfig};
+
+use super::{Failure, keyvalue};
+
+const EXIT_CODES: &str = "\
+Exit codes of `splitring run`:
+  0  the guest powered off          3  the guest asked for a reboot (on-reboot=exit)
+  1  failure; the reason is said    4  triple fault
+  2  usage                          5  stopped from outside (Ctrl-A x, SIGTERM)";
+
+/// Runs virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "splitring", version, about = "A KVM-based virtual machine monitor", after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// Say more: -v information, -vv debugging, -vvv every exit
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a virtual machine until it ends
+    Run(Box<RunArgs>),
+    /// Say what this host can and cannot do, and what to do about it
+    Check(CheckArgs),
+    /// Print completions for a shell
+    Completions {
+        /// Which one
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// A configuration file to check as well
+    #[arg(value_name = "VM.toml")]
+    pub(crate) file: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A switch that can be set either way, so that a flag can override a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Reboot {
+    Exit,
+    Restart,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Serial {
+    Console,
+    Null,
+    None,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub(crate) struct RunArgs {
+    /// Configuration file; it has the same keys as the flags, and flags override it
+    #[arg(value_name = "VM.toml")]
+    pub(crate) file: Option<PathBuf>,
+    /// Kernel: ELF (vmlinux) or bzImage (vmlinuz)
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial ramdisk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line, added to the default one
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    /// Number of vCPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+    #[arg(long, value_name = "SIZE[,KEY=VALUE…]", help = keys("Guest memory", MemoryConfig::KEYS))]
+    memory: Option<String>,
+    #[arg(long, value_name = "path=FILE[,KEY=VALUE…]", help = keys("A disk; may be repeated. One with the id of a disk in the file replaces it", DISK_KEYS))]
+    disk: Vec<String>,
+    /// What a reboot by the guest does [default: exit]
+    #[arg(long, value_name = "WHAT")]
+    on_reboot: Option<Reboot>,
+    /// The serial port: on the terminal, silent, or not there [default: console]
+    #[arg(long, value_name = "WHERE")]
+    serial: Option<Serial>,
+    /// A random number generator [default: on]
+    #[arg(long, value_name = "SWITCH")]
+    rng: Option<Switch>,
+    /// PCI configuration by ports 0xcf8/0xcfc too; guests that find them get slower [default: off]
+    #[arg(long, value_name = "SWITCH")]
+    pci_ports: Option<Switch>,
+    /// Keep unpacked kernels in the user's cache directory [default: on]
+    #[arg(long, value_name = "SWITCH")]
+    kernel_cache: Option<Switch>,
+    /// Print the resulting configuration as a file, and run nothing
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// Print counters as JSON on standard error when the machine ends
+    #[arg(long)]
+    pub(crate) metrics: bool,
+    /// Try even where KVM has no hardware virtualisation, which no stock kernel survives
+    #[arg(long)]
+    pub(crate) any_kvm: bool,
+}
+
+/// Reads a configuration file.
+pub(crate) fn read_file(path: &Path) -> Result<VmConfig, Failure> {
+    let shown = path.display();
+    let text = fs::read_to_string(path)
+        .map_err(|error| anyhow!("cannot read the configuration {shown}: {error}"))?;
+    toml::from_str(&text)
+        .with_context(|| format!("the configuration {shown} is not valid"))
+        .map_err(|error| Failure::Usage(one_line(&error)))
+}
+
+/// toml's messages end in a newline and carry a picture of the place, which stands better under the first line than beside it.
+fn one_line(error: &anyhow::Error) -> anyhow::Error {
+    let cause = error.root_cause().to_string();
+    anyhow!(cause.trim_end().replace('\n', "\n  ")).context(error.to_string())
+}
+
+impl RunArgs {
+    /// The file with the flags over it.
+    pub(crate) fn config(&self) -> Result<VmConfig, Failure> {
+        let mut config = match &self.file {
+            Some(path) => read_file(path)?,
+            None => VmConfig::default(),
+        };
+        set(&mut config.kernel, self.kernel.clone().map(Some));
+        set(&mut config.initrd, self.initrd.clone().map(Some));
+        set(&mut config.cmdline, self.cmdline.clone().map(Some));
+        set(&mut config.cpus, self.cpus);
+        set(&mut config.rng, self.rng.map(is_on));
+        set(&mut config.pci_ports, self.pci_ports.map(is_on));
+        set(&mut config.kernel_cache, self.kernel_cache.map(is_on));
+        set(
+            &mut config.on_reboot,
+            self.on_reboot.map(|what| match what {
+                Reboot::Exit => OnReboot::Exit,
+                Reboot::Restart => OnReboot::Restart,
+            }),
+        );
+        set(
+            &mut config.serial,
+            self.serial.map(|place| match place {
+                Serial::Console => SerialMode::Console,
+                Serial::Null => SerialMode::Null,
+                Serial::None => SerialMode::None,
+            }),
+        );
+        if let Some(text) = &self.memory {
+            config.memory = keyvalue::parse(text, Some("size"))
+                .map_err(|error| usage("--memory", text, &error))?;
+        }
+        for text in &self.disk {
+            let disk: DiskConfig = keyvalue::parse(text, Some("path"))
+                .map_err(|error| usage("--disk", text, &error))?;
+            match config
+                .disk
+                .iter_mut()
+                .find(|known| known.id.is_some() && known.id == disk.id)
+            {
+                Some(known) => *known = disk,
+                None => config.disk.push(disk),
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// Help of a flag with keys of its own: one line for each.
+fn keys(what: &str, keys: &[(&str, &str)]) -> String {
+    let width = keys.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+    let lines = keys
+        .iter()
+        .map(|(key, text)| format!("\n  {key:<width$}  {text}"));
+    std::iter::once(what.to_owned()).chain(lines).collect()
+}
+
+fn set<T>(field: &mut T, flag: Option<T>) {
+    if let Some(value) = flag {
+        *field = value;
+    }
+}
+
+fn is_on(switch: Switch) -> bool {
+    switch == Switch::On
+}
+
+fn usage(flag: &str, text: &str, error: &str) -> Failure {
+    Failure::Usage(
+        anyhow!("{error}; see `splitring run --help`")
+            .context(format!("{flag} {text} is not valid")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_args(words: &[&str]) -> RunArgs {
+        let words = ["splitring", "run"].iter().chain(words);
+        match Cli::try_parse_from(words).expect("parses").command {
+            Command::Run(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("vm.toml");
+        let text = "kernel = \"/a\"\ncpus = 4\nmemory = { size = \"1G\" }\n[[disk]]\npath = \"/d0\"\nid = \"root\"\n";
+        fs::write(&file, text).expect("write");
+        let file = file.to_str().expect("utf-8");
+        let args = run_args(&[
+            file,
+            "--kernel",
+            "/b",
+            "--disk",
+            "/d1,id=root",
+            "--disk",
+            "path=/d2",
+        ]);
+        let Ok(config) = args.config() else {
+            panic!("refused")
+        };
+        assert_eq!((config.kernel, config.cpus), (Some("/b".into()), 4));
+        assert_eq!(config.memory.size.0, 1 << 30);
+        let paths: Vec<_> = config.disk.iter().map(|disk| disk.path.clone()).collect();
+        assert_eq!(paths, [PathBuf::from("/d1"), PathBuf::from("/d2")]);
+    }
+
+    #[test]
+    fn a_printed_configuration_reads_back_as_itself() {
+        let args = run_args(&[
+            "--kernel",
+            "/k",
+            "--memory",
+            "2G,shared=on",
+            "--disk",
+            "/d,readonly=on",
+        ]);
+        let Ok(config) = args.config() else {
+            panic!("refused")
+        };
+        let text = toml::to_string(&config).expect("serialises");
+        assert_eq!(
+            toml::from_str::<VmConfig>(&text).expect("reads back"),
+            config
+        );
+    }
+
+    #[test]
+    fn unknown_keys_are_usage_errors() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("vm.toml");
+        fs::write(&file, "kernal = \"/a\"\n").expect("write");
+        let unknown_in_file = run_args(&[file.to_str().expect("utf-8")]).config();
+        assert!(matches!(unknown_in_file, Err(Failure::Usage(_))));
+        let unknown_sub_key = run_args(&["--disk", "path=/d,colour=red"]).config();
+        assert!(matches!(unknown_sub_key, Err(Failure::Usage(_))));
+    }
+}

@@ -1,0 +1,43 @@
+//! `splitring check`: what this host can do, for people and for programs.
+
+use anyhow::Context;
+use splitring::host::{self, Outcome};
+
+use super::Failure;
+use super::args::{self, CheckArgs};
+
+/// Exit code 0 if a stock kernel can run here and the file, if given, is valid.
+pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
+    if let Some(path) = &args.file {
+        let config = args::read_file(path)?;
+        config
+            .validate()
+            .with_context(|| format!("the configuration {} is not valid", path.display()))
+            .map_err(Failure::Usage)?;
+    }
+    let report = host::report();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        for found in &report.findings {
+            let mark = match found.outcome {
+                Outcome::Ok => "ok     ",
+                Outcome::Limited => "limited",
+                Outcome::Failed => "FAILED ",
+            };
+            println!("{mark} {:<11} {}", found.name, found.detail);
+            if !found.remedy.is_empty() {
+                println!("{:>20}{}", "", found.remedy);
+            }
+        }
+        println!(
+            "{}",
+            if report.can_run {
+                "stock kernels run here"
+            } else {
+                "stock kernels do not run here"
+            }
+        );
+    }
+    Ok(u8::from(!report.can_run))
+}

@@ -1,0 +1,118 @@
+//! The main thread while a machine runs: keys to the guest, signals and keys for us, until the machine ends.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use splitring::{End, MachineHandle};
+
+use super::Failure;
+use super::terminal::{self, Key, Keyboard, Signals};
+
+/// While the guest has no room for input, how often it is asked again.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// What has been typed and not been taken yet.
+struct Input {
+    keyboard: Keyboard,
+    /// Only a terminal has escape keys: piped input is all the guest's.
+    terminal: bool,
+    pending: Vec<u8>,
+    open: bool,
+}
+
+/// Serves the machine until it ends.
+pub(crate) fn serve(
+    machine: &MachineHandle,
+    signals: &Signals,
+    terminal: bool,
+) -> Result<End, Failure> {
+    let mut input = Input {
+        keyboard: Keyboard::default(),
+        terminal,
+        pending: Vec::new(),
+        open: true,
+    };
+    let stdin = io::stdin();
+    loop {
+        if let Some(end) = machine.try_wait()? {
+            return Ok(end);
+        }
+        let listening = input.open && input.pending.is_empty();
+        let ready = wait(
+            machine,
+            signals,
+            listening.then(|| stdin.as_fd()),
+            !input.pending.is_empty(),
+        )?;
+        if signals.next().is_some() {
+            machine.stop();
+        }
+        if ready {
+            input.read(machine);
+        }
+        input.offer(machine);
+    }
+}
+
+/// Waits for any of the three; says whether standard input is ready.
+fn wait(
+    machine: &MachineHandle,
+    signals: &Signals,
+    stdin: Option<BorrowedFd<'_>>,
+    retry: bool,
+) -> io::Result<bool> {
+    let changed = machine.changed();
+    let mut fds = vec![
+        PollFd::new(&changed, PollFlags::IN),
+        PollFd::new(signals, PollFlags::IN),
+    ];
+    if let Some(stdin) = &stdin {
+        fds.push(PollFd::new(stdin, PollFlags::IN));
+    }
+    let timeout = retry.then(|| Timespec {
+        tv_sec: 0,
+        tv_nsec: i64::from(RETRY.subsec_nanos()),
+    });
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(fds.get(2).is_some_and(|fd| !fd.revents().is_empty()))
+}
+
+impl Input {
+    fn read(&mut self, machine: &MachineHandle) {
+        let mut bytes = [0; 256];
+        // Not through std's buffer: what waits there would not wake the poll.
+        match rustix::io::read(io::stdin(), &mut bytes) {
+            Ok(0) => self.open = false,
+            Ok(len) if self.terminal => {
+                for key in self.keyboard.read(bytes.get(..len).unwrap_or_default()) {
+                    match key {
+                        Key::Input(bytes) => self.pending.extend(bytes),
+                        Key::Stop => machine.stop(),
+                        Key::PowerButton => machine.press_power_button(),
+                        Key::Keys => terminal::show_keys(),
+                    }
+                }
+            }
+            Ok(len) => self
+                .pending
+                .extend_from_slice(bytes.get(..len).unwrap_or_default()),
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot read standard input any more");
+                self.open = false;
+            }
+        }
+    }
+
+    fn offer(&mut self, machine: &MachineHandle) {
+        if !self.pending.is_empty() {
+            let taken = machine.input(&self.pending);
+            self.pending.drain(..taken.min(self.pending.len()));
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! `key=value,key=value` on the command line, read through the same serde types as the file.
+//!
+//! Knows nothing of any particular option: names, types and refusals of unknown keys are the target type's. A comma inside a value is written twice.
+
+use serde::de::value::{Error, MapDeserializer};
+use serde::de::{self, DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
+
+/// Reads `text` as the fields of `T`. `shorthand` is the key a leading word without `=` stands for.
+///
+/// # Errors
+/// A key without value, a key given twice, and everything `T` refuses, as one line.
+pub(crate) fn parse<T: DeserializeOwned>(text: &str, shorthand: Option<&str>) -> Result<T, String> {
+    let mut pairs: Vec<(String, Word)> = Vec::new();
+    for (index, item) in split(text).into_iter().enumerate() {
+        let (key, value) = match (item.split_once('='), shorthand) {
+            (Some((key, value)), _) => (key.trim().to_owned(), value.to_owned()),
+            (None, Some(key)) if index == 0 && !item.is_empty() => (key.to_owned(), item),
+            (None, _) => return Err(format!("`{item}` is not key=value")),
+        };
+        if pairs.iter().any(|(known, _)| *known == key) {
+            return Err(format!("key `{key}` is given twice"));
+        }
+        pairs.push((key, Word(value)));
+    }
+    T::deserialize(MapDeserializer::<_, Error>::new(pairs.into_iter()))
+        .map_err(|error| error.to_string())
+}
+
+/// Splits at single commas; a doubled one stands for itself.
+fn split(text: &str) -> Vec<String> {
+    let mut items = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(character) = chars.next() {
+        if character == ',' && chars.next_if_eq(&',').is_none() {
+            items.push(String::new());
+        } else if let Some(last) = items.last_mut() {
+            last.push(character);
+        }
+    }
+    items
+}
+
+/// One value as typed; the field it goes into decides what it means.
+struct Word(String);
+
+impl Word {
+    fn parsed<T: std::str::FromStr>(&self, what: &str) -> Result<T, Error> {
+        self.0
+            .parse()
+            .map_err(|_| Error::custom(format!("`{}` is not {what}", self.0)))
+    }
+
+    fn switch(&self) -> Result<bool, Error> {
+        match self.0.as_str() {
+            "on" | "true" | "yes" => Ok(true),
+            "off" | "false" | "no" => Ok(false),
+            other => Err(Error::custom(format!("`{other}` is neither on nor off"))),
+        }
+    }
+}
+
+impl IntoDeserializer<'_, Error> for Word {
+    type Deserializer = Self;
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+macro_rules! numbers {
+    ($($method:ident $visit:ident $type:ty, $what:literal;)*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            visitor.$visit(self.parsed::<$type>($what)?)
+        })*
+    };
+}
+
+impl<'de> Deserializer<'de> for Word {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_string(self.0)
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_bool(self.switch()?)
+    }
+
+    numbers! {
+        deserialize_u8 visit_u8 u8, "a number from 0 to 255";
+        deserialize_u16 visit_u16 u16, "a number from 0 to 65535";
+        deserialize_u32 visit_u32 u32, "a number from 0 to 4294967295";
+        deserialize_u64 visit_u64 u64, "a whole number";
+        deserialize_i8 visit_i8 i8, "a whole number";
+        deserialize_i16 visit_i16 i16, "a whole number";
+        deserialize_i32 visit_i32 i32, "a whole number";
+        deserialize_i64 visit_i64 i64, "a whole number";
+        deserialize_f32 visit_f32 f32, "a number";
+        deserialize_f64 visit_f64 f64, "a number";
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        visitor.visit_enum(IntoDeserializer::<Error>::into_deserializer(self.0))
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        // A list inside a comma list is separated by colons: `cpus=0:2:4`.
+        let words: Vec<Word> = self
+            .0
+            .split(':')
+            .map(|word| Word(word.to_owned()))
+            .collect();
+        visitor.visit_seq(de::value::SeqDeserializer::new(words.into_iter()))
+    }
+
+    serde::forward_to_deserialize_any! {
+        char str string bytes byte_buf unit unit_struct tuple tuple_struct map struct identifier
+        ignored_any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Colour {
+        Red,
+        Blue,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+    struct Target {
+        path: String,
+        #[serde(default)]
+        read_only: bool,
+        queues: Option<u16>,
+        colour: Option<Colour>,
+    }
+
+    #[test]
+    fn typed_fields_are_read_from_words() {
+        let target: Target =
+            parse("path=a,,b=c,read-only=on,queues=4,colour=blue", None).expect("valid");
+        let expected = Target {
+            path: "a,b=c".into(),
+            read_only: true,
+            queues: Some(4),
+            colour: Some(Colour::Blue),
+        };
+        assert_eq!(target, expected);
+    }
+
+    #[test]
+    fn a_leading_word_stands_for_the_shorthand_key() {
+        let target: Target = parse("123,queues=1", Some("path")).expect("valid");
+        assert_eq!((target.path.as_str(), target.queues), ("123", Some(1)));
+    }
+
+    #[test]
+    fn mistakes_are_refused_by_name() {
+        for (text, wanted) in [
+            ("path=a,color=red", "unknown field `color`"),
+            ("path=a,path=b", "given twice"),
+            ("path=a,queues=x", "`x` is not a number"),
+            ("path=a,read-only=maybe", "neither on nor off"),
+            ("path=a,colour=green", "unknown variant `green`"),
+            ("queues=1", "missing field `path`"),
+            ("path=a,", "not key=value"),
+        ] {
+            let error = parse::<Target>(text, None).expect_err(text);
+            assert!(error.contains(wanted), "{text}: {error}");
+        }
+    }
+}

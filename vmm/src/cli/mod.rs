@@ -1,0 +1,92 @@
+//! The command line: what can be typed, and what is said when it goes wrong.
+//!
+//! Owns what belongs to a process and not to the library: arguments, log subscriber, terminal, exit codes.
+
+mod args;
+mod check;
+mod console;
+mod keyvalue;
+mod run;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use splitring::control::End;
+
+use args::{Cli, Command};
+
+/// Why a command did not do what it was asked.
+pub(crate) enum Failure {
+    /// What was typed makes no sense: exit code 2.
+    Usage(anyhow::Error),
+    /// It made sense and went wrong: exit code 1.
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Exit codes of `splitring run`, in `--help` too.
+pub(crate) fn exit_code(end: &End) -> u8 {
+    match end {
+        End::Poweroff => 0,
+        End::Crashed { .. } | End::Failed(_) => 1,
+        End::Reboot => 3,
+        End::TripleFault { .. } => 4,
+        End::Stopped => 5,
+    }
+}
+
+/// The whole program.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    subscribe(cli.verbose);
+    let done = match cli.command {
+        Command::Run(args) => run::run(*args),
+        Command::Check(args) => check::check(&args),
+        Command::Completions { shell } => {
+            let mut command = Cli::command();
+            clap_complete::generate(shell, &mut command, "splitring", &mut std::io::stdout());
+            Ok(0)
+        }
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(Failure::Usage(error)) => {
+            complain(&error);
+            ExitCode::from(2)
+        }
+        Err(Failure::Failed(error)) => {
+            complain(&error);
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// The chain of an error, each link once: the outermost on the first line, its causes indented below.
+fn complain(error: &anyhow::Error) {
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  {cause}");
+    }
+}
+
+/// Log lines go to standard error: warnings, and more with each -v.
+fn subscribe(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        2 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(verbose > 1)
+        .without_time()
+        .init();
+}

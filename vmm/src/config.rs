@@ -1,0 +1,341 @@
+//! What a virtual machine is made of: one set of serde types behind flags, the TOML file, the API and code that builds a `VmConfig` by hand.
+//!
+//! `VmConfig` is as typed; `validate` judges what can be judged without opening anything. A device's own keys live beside the device.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+use splitring_devices::disk::config::InvalidDisk;
+pub use splitring_devices::disk::config::{DISK_KEYS, DiskConfig};
+
+/// The most vCPUs a machine may have: an 8-bit APIC id each, one left for the I/O APIC and one for broadcast.
+pub const MAX_CPUS: u32 = 254;
+/// The name of the random number generator.
+pub(crate) const RNG_ID: &str = "rng";
+/// The least memory a Linux kernel and its tables fit in.
+const MIN_MEMORY: u64 = 16 << 20;
+/// Guest memory ends below the 46-bit address space every x86-64 processor has, with room for 64-bit windows above.
+const MAX_MEMORY: u64 = 1 << 45;
+
+/// A number of bytes, written `4096`, `512M`, `2G` (binary units K, M, G, T).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let invalid = || format!("`{text}` is not a size such as 4096, 512M or 2G");
+        let trimmed = text
+            .trim()
+            .trim_end_matches(['B', 'b'])
+            .trim_end_matches('i');
+        let (digits, shift) = match trimmed.char_indices().last() {
+            Some((at, 'k' | 'K')) => (&trimmed[..at], 10),
+            Some((at, 'm' | 'M')) => (&trimmed[..at], 20),
+            Some((at, 'g' | 'G')) => (&trimmed[..at], 30),
+            Some((at, 't' | 'T')) => (&trimmed[..at], 40),
+            _ => (trimmed, 0),
+        };
+        let number: u64 = digits.trim_end().parse().map_err(|_| invalid())?;
+        number
+            .checked_mul(1 << shift)
+            .map(Self)
+            .ok_or_else(|| format!("`{text}` is more than 64 bits can address"))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+        match units
+            .iter()
+            .find(|(shift, _)| self.0 != 0 && self.0.trailing_zeros() >= *shift)
+        {
+            Some((shift, unit)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SizeVisitor;
+        impl Visitor<'_> for SizeVisitor {
+            type Value = Size;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size such as 4096, \"512M\" or \"2G\"")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
+                text.parse().map_err(E::custom)
+            }
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Size, E> {
+                Ok(Size(bytes))
+            }
+            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
+                u64::try_from(bytes)
+                    .map(Size)
+                    .map_err(|_| E::custom("a size can't be negative"))
+            }
+        }
+        deserializer.deserialize_any(SizeVisitor)
+    }
+}
+
+/// `memory`: how much, and on what pages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct MemoryConfig {
+    /// Bytes of guest memory; a multiple of 4096.
+    pub size: Size,
+    /// Backed by a file descriptor that other processes can be given (vhost-user).
+    pub shared: bool,
+    /// Backed by reserved 2 MiB pages.
+    pub hugepages: bool,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self {
+            size: Size(512 << 20),
+            shared: false,
+            hugepages: false,
+        }
+    }
+}
+
+impl MemoryConfig {
+    /// The keys with a line of help each.
+    pub const KEYS: &[(&str, &str)] = &[
+        (
+            "size",
+            "bytes of guest memory, as 512M or 6G; the key itself may be left out [512M]",
+        ),
+        (
+            "shared",
+            "on or off: in a descriptor that other processes can map [off]",
+        ),
+        ("hugepages", "on or off: on reserved 2 MiB pages [off]"),
+    ];
+}
+
+/// What happens when the guest asks for a reboot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReboot {
+    /// The machine ends.
+    #[default]
+    Exit,
+    /// A new machine is built from the same configuration.
+    Restart,
+}
+
+/// Where the serial port's output goes and its input comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SerialMode {
+    /// What the embedder gives: for the command line its standard input and output.
+    #[default]
+    Console,
+    /// There is a port, but nobody listens.
+    Null,
+    /// There is no port.
+    None,
+}
+
+/// A virtual machine, as typed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct VmConfig {
+    /// ELF or bzImage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// Initial ramdisk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The whole kernel command line; without it one that fits the machine is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// What a reboot does.
+    pub on_reboot: OnReboot,
+    /// The serial port COM1.
+    pub serial: SerialMode,
+    /// A random number generator device.
+    pub rng: bool,
+    /// Configuration ports 0xcf8 and 0xcfc. Off: a guest that finds them uses them, an exit each, where the memory-mapped way needs none.
+    pub pci_ports: bool,
+    /// Keep unpacked kernels in the user's cache directory.
+    pub kernel_cache: bool,
+    /// Guest memory.
+    pub memory: MemoryConfig,
+    /// Disks, in the order the guest finds them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disk: Vec<DiskConfig>,
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            kernel: None,
+            initrd: None,
+            cmdline: None,
+            cpus: 1,
+            on_reboot: OnReboot::default(),
+            serial: SerialMode::default(),
+            rng: true,
+            pci_ports: false,
+            kernel_cache: true,
+            memory: MemoryConfig::default(),
+            disk: Vec::new(),
+        }
+    }
+}
+
+/// A configuration that can't become a machine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Nothing to run.
+    #[error("no kernel is given: name one with --kernel, or `kernel` in the file")]
+    NoKernel,
+    /// Not a number of vCPUs.
+    #[error("cpus: {0} is not possible; give 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    /// Not an amount of memory.
+    #[error("memory: {size} {problem}")]
+    Memory {
+        /// As typed.
+        size: Size,
+        /// What is wrong and what would be right.
+        problem: &'static str,
+    },
+    /// Two devices of one name.
+    #[error("two devices have the id `{0}`: give each its own id=")]
+    DuplicateId(String),
+    /// A disk's keys.
+    #[error("{id}: {error}")]
+    Disk {
+        /// Its name, given or by number.
+        id: String,
+        /// What is wrong with it.
+        error: InvalidDisk,
+    },
+}
+
+impl VmConfig {
+    /// Judges everything that can be judged without opening a file.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.kernel.is_none() {
+            return Err(ConfigError::NoKernel);
+        }
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        self.memory.validate()?;
+        for (id, disk) in self.disks() {
+            disk.validate()
+                .map_err(|error| ConfigError::Disk { id, error })?;
+        }
+        self.distinct_ids()
+    }
+
+    /// Every disk with its name: the given one, or `disk` and its number.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = (String, &DiskConfig)> {
+        self.disk.iter().enumerate().map(|(number, disk)| {
+            (
+                disk.id.clone().unwrap_or_else(|| format!("disk{number}")),
+                disk,
+            )
+        })
+    }
+
+    fn distinct_ids(&self) -> Result<(), ConfigError> {
+        let mut known = vec![RNG_ID.to_owned()];
+        for (id, _) in self.disks() {
+            if known.contains(&id) {
+                return Err(ConfigError::DuplicateId(id));
+            }
+            known.push(id);
+        }
+        Ok(())
+    }
+}
+
+impl MemoryConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let size = self.size;
+        let problem = match size.0 {
+            0..MIN_MEMORY => "is too little for a kernel; give at least 16M",
+            bytes if bytes % 4096 != 0 => "is not a multiple of 4096 bytes",
+            bytes if bytes > MAX_MEMORY => "is more than a guest can address; the most is 32T",
+            bytes if self.hugepages && bytes % (2 << 20) != 0 => {
+                "is not a multiple of the huge page size 2M"
+            }
+            _ => return Ok(()),
+        };
+        Err(ConfigError::Memory { size, problem })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_written_in_binary_units() {
+        for (text, bytes, written) in [
+            ("4096", 4096, "4K"),
+            ("512M", 512 << 20, "512M"),
+            ("6G", 6 << 30, "6G"),
+            ("1GiB", 1 << 30, "1G"),
+            ("1000", 1000, "1000"),
+            ("0", 0, "0"),
+        ] {
+            let size: Size = text.parse().expect(text);
+            assert_eq!((size.0, size.to_string().as_str()), (bytes, written));
+        }
+        for text in ["", "M", "-1", "1.5G", "12X", "99999999999T"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    fn valid() -> VmConfig {
+        VmConfig {
+            kernel: Some("/k".into()),
+            ..VmConfig::default()
+        }
+    }
+
+    #[test]
+    fn impossible_machines_are_refused() {
+        assert_eq!(valid().validate(), Ok(()));
+        assert_eq!(VmConfig::default().validate(), Err(ConfigError::NoKernel));
+        for cpus in [0, 255, u32::MAX] {
+            assert_eq!(
+                VmConfig { cpus, ..valid() }.validate(),
+                Err(ConfigError::Cpus(cpus))
+            );
+        }
+        for size in [0, 4096, (64 << 20) + 1, u64::MAX - 4095] {
+            let memory = MemoryConfig {
+                size: Size(size),
+                ..Default::default()
+            };
+            let refused = VmConfig { memory, ..valid() }.validate();
+            assert!(matches!(refused, Err(ConfigError::Memory { .. })), "{size}");
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! What this host can and cannot do for a virtual machine, and what to do about it.
+//!
+//! Reads /proc, /sys and /dev and tries each thing itself; changes nothing. Behind `splitring check` and the remedies in error messages.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::kvm;
+
+/// How far KVM on this host goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Virtualisation {
+    /// VMX or SVM: everything runs.
+    Hardware,
+    /// KVM without either (KVM-PVM): guest kernel code is emulated instruction by instruction, which stock kernels don't survive.
+    SoftwareOnly,
+}
+
+/// A stock kernel was asked for where none can run.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "KVM here works without VMX or SVM{module}: it emulates kernel code and cannot run a stock kernel; \
+     use a host with hardware virtualisation (in a virtual machine: nested virtualisation switched on), or `splitring selftest`, which runs here"
+)]
+pub struct SoftwareKvm {
+    module: &'static str,
+}
+
+/// How far KVM goes, by what the processor and the loaded modules say.
+#[must_use]
+pub fn virtualisation() -> Virtualisation {
+    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if !has_hardware(&flags) || pvm_only() {
+        Virtualisation::SoftwareOnly
+    } else {
+        Virtualisation::Hardware
+    }
+}
+
+/// Refuses hosts whose KVM can't run a stock kernel.
+///
+/// # Errors
+/// [`SoftwareKvm`] says what is missing.
+pub fn require_hardware() -> Result<(), SoftwareKvm> {
+    match virtualisation() {
+        Virtualisation::Hardware => Ok(()),
+        Virtualisation::SoftwareOnly => Err(SoftwareKvm {
+            module: if pvm_loaded() {
+                " (module kvm_pvm)"
+            } else {
+                ""
+            },
+        }),
+    }
+}
+
+fn has_hardware(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| {
+            line.split_whitespace()
+                .any(|flag| flag == "vmx" || flag == "svm")
+        })
+}
+
+fn pvm_loaded() -> bool {
+    Path::new("/sys/module/kvm_pvm").exists()
+}
+
+/// kvm_pvm and kvm_intel or kvm_amd exclude each other: one vendor module owns /dev/kvm.
+fn pvm_only() -> bool {
+    let vendor = ["/sys/module/kvm_intel", "/sys/module/kvm_amd"];
+    pvm_loaded() && !vendor.iter().any(|module| Path::new(module).exists())
+}
+
+/// What to do when /dev/kvm can't be opened for this reason.
+#[must_use]
+pub fn kvm_remedy(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            if flags.contains("svm") {
+                "load its module: modprobe kvm-amd".into()
+            } else if flags.contains("vmx") {
+                "load its module: modprobe kvm-intel".into()
+            } else {
+                "this processor shows no VMX or SVM: switch virtualisation on in the firmware, or nested virtualisation for this virtual machine".into()
+            }
+        }
+        io::ErrorKind::PermissionDenied => {
+            "join its group and log in again: sudo usermod -aG kvm \"$USER\"".into()
+        }
+        _ => match error.raw_os_error() {
+            Some(libc::ENXIO | libc::ENODEV) => {
+                "its module is not loaded: modprobe kvm-intel or kvm-amd".into()
+            }
+            Some(libc::EBUSY) => "another hypervisor holds the processor's virtualisation".into(),
+            _ => "see `splitring check`".into(),
+        },
+    }
+}
+
+/// How one line of the report turned out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It works.
+    Ok,
+    /// Works without; something is slower or not offered.
+    Limited,
+    /// Virtual machines can't run.
+    Failed,
+}
+
+/// One thing that was tried.
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    /// A word.
+    pub name: &'static str,
+    /// How it went.
+    pub outcome: Outcome,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it; empty if nothing.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub remedy: String,
+}
+
+/// Everything that was tried.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// A stock kernel can run.
+    pub can_run: bool,
+    /// One line each.
+    pub findings: Vec<Finding>,
+}
+
+fn finding(
+    name: &'static str,
+    outcome: Outcome,
+    detail: impl Into<String>,
+    remedy: impl Into<String>,
+) -> Finding {
+    Finding {
+        name,
+        outcome,
+        detail: detail.into(),
+        remedy: remedy.into(),
+    }
+}
+
+/// Tries everything.
+#[must_use]
+pub fn report() -> Report {
+    let findings = vec![kvm_device(), hardware(), huge_pages(), tun(), open_files()];
+    let can_run = findings
+        .iter()
+        .all(|found| found.outcome != Outcome::Failed);
+    Report { can_run, findings }
+}
+
+fn kvm_device() -> Finding {
+    const NAME: &str = "kvm";
+    match kvm::Host::open() {
+        Ok(host) => finding(
+            NAME,
+            Outcome::Ok,
+            format!("/dev/kvm opens, up to {} vCPUs", host.max_vcpus()),
+            "",
+        ),
+        Err(kvm::KvmError::Open(error)) => finding(
+            NAME,
+            Outcome::Failed,
+            format!("cannot open /dev/kvm: {error}"),
+            kvm_remedy(&error),
+        ),
+        Err(error) => finding(NAME, Outcome::Failed, error.to_string(), ""),
+    }
+}
+
+fn hardware() -> Finding {
+    const NAME: &str = "hardware";
+    match require_hardware() {
+        Ok(()) => finding(
+            NAME,
+            Outcome::Ok,
+            "VMX or SVM is there: stock kernels run",
+            "",
+        ),
+        Err(error) => {
+            let text = error.to_string();
+            let (detail, remedy) = text.split_once("; ").unwrap_or((&text, ""));
+            finding(NAME, Outcome::Failed, detail, remedy)
+        }
+    }
+}
+
+fn huge_pages() -> Finding {
+    const NAME: &str = "huge-pages";
+    let file = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    let free: u64 = fs::read_to_string(file)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0);
+    let transparent =
+        fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    let transparent = if transparent.contains("[always]") || transparent.contains("[madvise]") {
+        "on"
+    } else {
+        "off"
+    };
+    let detail = format!("{free} reserved pages of 2 MiB free, transparent ones {transparent}");
+    if free > 0 {
+        finding(NAME, Outcome::Ok, detail, "")
+    } else {
+        let remedy = "only for memory hugepages=on: echo 512 | sudo tee /proc/sys/vm/nr_hugepages";
+        finding(NAME, Outcome::Limited, detail, remedy)
+    }
+}
+
+fn tun() -> Finding {
+    const NAME: &str = "tun";
+    match OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+    {
+        Ok(_) => finding(
+            NAME,
+            Outcome::Ok,
+            "/dev/net/tun opens: tap networks can be used",
+            "",
+        ),
+        Err(error) => {
+            let remedy = match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "have an administrator make the tap for you: ip tuntap add mode tap user \"$USER\" …; or use passt"
+                }
+                _ => "load its module: modprobe tun; or use passt",
+            };
+            finding(
+                NAME,
+                Outcome::Limited,
+                format!("cannot open /dev/net/tun: {error}"),
+                remedy,
+            )
+        }
+    }
+}
+
+fn open_files() -> Finding {
+    const NAME: &str = "open-files";
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let shown = limit
+        .current
+        .map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
+    if limit.current.is_some_and(|limit| limit < 256) {
+        let remedy = "raise it: ulimit -n 1024; every queue of a device needs a few";
+        finding(
+            NAME,
+            Outcome::Limited,
+            format!("at most {shown} open files"),
+            remedy,
+        )
+    } else {
+        finding(NAME, Outcome::Ok, format!("{shown} files may be open"), "")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardware_is_read_from_whole_flag_words() {
+        assert!(has_hardware("processor : 0\nflags\t\t: fpu vme svm sse\n"));
+        assert!(has_hardware("flags\t\t: fpu vmx\n"));
+        assert!(!has_hardware(
+            "flags\t\t: fpu svm_lock vmxnet\nbugs : vmx\n"
+        ));
+    }
+
+    #[test]
+    fn every_way_of_not_opening_kvm_has_its_own_remedy() {
+        let remedies: Vec<String> = [libc::EACCES, libc::ENXIO, libc::EBUSY, libc::EIO]
+            .map(|errno| kvm_remedy(&io::Error::from_raw_os_error(errno)))
+            .into();
+        assert!(remedies[0].contains("usermod"));
+        assert!(remedies[1].contains("modprobe"));
+        assert!(remedies[2].contains("another hypervisor"));
+        assert!(remedies[3].contains("splitring check"));
+    }
+}

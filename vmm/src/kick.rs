@@ -1,0 +1,137 @@
+#![expect(
+    unsafe_code,
+    reason = "a signal handler writes immediate_exit of its own thread's kvm_run; pthread_kill of a live thread"
+)]
+//! How a vCPU thread is called out of the guest.
+//!
+//! A real-time signal whose handler sets `immediate_exit` in the `kvm_run` of the thread it arrives on: wherever the signal lands (before, in or after KVM_RUN), the next
+//! KVM_RUN returns. The signal is the only thing this library installs in the process, once; an embedder that uses the default one itself picks another.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::signal::{SIGRTMAX, SIGRTMIN, register_signal_handler};
+
+/// Why the signal can't be installed.
+#[derive(Debug, thiserror::Error)]
+pub enum KickError {
+    /// Out of range.
+    #[error("kick signal SIGRTMIN+{offset} does not exist: the last one is SIGRTMIN+{last}")]
+    Range {
+        /// As asked for.
+        offset: i32,
+        /// The largest there is.
+        last: i32,
+    },
+    /// Another one was chosen before, or a machine started already.
+    #[error(
+        "the kick signal is SIGRTMIN+{installed} already: choose it before the first machine is built"
+    )]
+    Installed {
+        /// The one in use.
+        installed: i32,
+    },
+    /// sigaction refused.
+    #[error("cannot install the handler of the kick signal: {0}")]
+    Install(vmm_sys_util::errno::Error),
+}
+
+static INSTALLED: OnceLock<i32> = OnceLock::new();
+static INSTALLING: Mutex<()> = Mutex::new(());
+
+/// Chooses SIGRTMIN+`offset` as the signal that interrupts vCPU threads; the default is SIGRTMIN itself. To be called before the first machine of the process is built.
+///
+/// # Errors
+/// No such signal, another one in use, or sigaction's own error.
+pub fn set_kick_signal(offset: i32) -> Result<(), KickError> {
+    let last = SIGRTMAX() - SIGRTMIN();
+    if !(0..=last).contains(&offset) {
+        return Err(KickError::Range { offset, last });
+    }
+    let _guard = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    match INSTALLED.get() {
+        Some(&installed) if installed == offset => Ok(()),
+        Some(&installed) => Err(KickError::Installed { installed }),
+        None => {
+            register_signal_handler(SIGRTMIN() + offset, on_kick).map_err(KickError::Install)?;
+            INSTALLED.get_or_init(|| offset);
+            Ok(())
+        }
+    }
+}
+
+/// Installs the default signal unless one was chosen.
+pub(crate) fn ensure_installed() -> Result<(), KickError> {
+    match INSTALLED.get() {
+        Some(_) => Ok(()),
+        None => match set_kick_signal(0) {
+            // Somebody else was faster; theirs is as good.
+            Err(KickError::Installed { .. }) => Ok(()),
+            other => other,
+        },
+    }
+}
+
+thread_local! {
+    /// This thread's `kvm_run.immediate_exit`, null while it runs no vCPU. Const-initialised and without destructor, so that a signal handler may read it.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
+
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let flag = IMMEDIATE_EXIT.get();
+    if !flag.is_null() {
+        // SAFETY: the pointer is set only by `Target::enter` on this thread, to a byte of the vCPU's mapping, and cleared before that can go away.
+        unsafe { flag.write_volatile(1) };
+    }
+}
+
+/// The calling thread as the thing to be kicked, from `enter` to drop. Not Send: it is this thread's.
+pub(crate) struct Target<'a> {
+    kicks: &'a Kicks,
+    thread: libc::pthread_t,
+    not_send: PhantomData<*const ()>,
+}
+
+/// The vCPU threads of one machine that are inside their run loop.
+#[derive(Debug, Default)]
+pub(crate) struct Kicks(Mutex<Vec<libc::pthread_t>>);
+
+impl Kicks {
+    /// Registers the calling thread, which is about to run `vcpu` and drops the target before it drops the vCPU.
+    pub(crate) fn enter(&self, vcpu: &mut VcpuFd) -> Target<'_> {
+        IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
+        // SAFETY: no argument, cannot fail.
+        let thread = unsafe { libc::pthread_self() };
+        self.threads().push(thread);
+        Target {
+            kicks: self,
+            thread,
+            not_send: PhantomData,
+        }
+    }
+
+    /// Interrupts every registered thread.
+    pub(crate) fn kick_all(&self) {
+        let Some(offset) = INSTALLED.get() else {
+            return;
+        };
+        for &thread in self.threads().iter() {
+            // SAFETY: a registered thread is alive: it takes itself off this list, under the lock held here, before it ends.
+            unsafe { libc::pthread_kill(thread, SIGRTMIN() + offset) };
+        }
+    }
+
+    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<libc::pthread_t>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Target<'_> {
+    fn drop(&mut self) {
+        self.kicks.threads().retain(|&thread| thread != self.thread);
+        IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
+}

@@ -1,0 +1,390 @@
+#![expect(
+    unsafe_code,
+    reason = "KVM maps host memory into a guest; reads of the kvm_run union"
+)]
+//! Every ioctl on KVM: opening it, one virtual machine's memory, interrupts and notify addresses.
+//!
+//! The one module that talks to KVM (`vcpu.rs` runs what is created here). Knows no device and no boot protocol. Kernel documentation: Documentation/virt/kvm/api.rst.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_MSI_VALID_DEVID, KvmIrqRouting,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip,
+    kvm_irq_routing_msi, kvm_userspace_memory_region,
+};
+use kvm_bindings::{KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use splitring_devices::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
+use vm_allocator::IdAllocator;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::host;
+
+/// Pins of the in-kernel I/O APIC; the first GSIs are theirs.
+pub(crate) const IOAPIC_PINS: u32 = 24;
+/// GSIs handed out for message interrupts: the least any KVM offers beyond the pins.
+const LAST_GSI: u32 = 1023;
+
+/// What KVM refused.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// /dev/kvm can't be opened.
+    #[error("cannot open /dev/kvm: {source}; {remedy}", source = .0, remedy = host::kvm_remedy(.0))]
+    Open(io::Error),
+    /// Another API version or a missing capability.
+    #[error("the host's KVM has no {0}; Splitring needs Linux 5.10 or later on x86-64")]
+    Missing(&'static str),
+    /// An ioctl failed.
+    #[error("KVM refused to {operation}: {error}")]
+    Ioctl {
+        /// In words.
+        operation: String,
+        /// Its errno.
+        error: kvm_ioctls::Error,
+    },
+}
+
+/// Adds what was attempted to an errno.
+pub(crate) fn refused(operation: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
+    let operation = operation.into();
+    move |error| KvmError::Ioctl { operation, error }
+}
+
+/// The host's KVM.
+pub(crate) struct Host {
+    kvm: Kvm,
+}
+
+impl Host {
+    /// Opens /dev/kvm and checks what Splitring can't do without.
+    pub(crate) fn open() -> Result<Self, KvmError> {
+        let kvm = Kvm::new()
+            .map_err(|error| KvmError::Open(io::Error::from_raw_os_error(error.errno())))?;
+        if kvm.get_api_version() != 12 {
+            return Err(KvmError::Missing("API version 12"));
+        }
+        let needed = [
+            (Cap::Irqchip, "interrupt controller"),
+            (Cap::Irqfd, "irqfd"),
+            (Cap::Ioeventfd, "ioeventfd"),
+            (Cap::IoeventfdNoLength, "ioeventfd of any length"),
+            (Cap::UserMemory, "user memory regions"),
+            (Cap::ReadonlyMem, "read-only memory regions"),
+            (Cap::ImmediateExit, "immediate exit"),
+            (Cap::TscDeadlineTimer, "TSC deadline timer"),
+            (Cap::IrqRouting, "interrupt routing"),
+        ];
+        match needed
+            .into_iter()
+            .find(|(cap, _)| !kvm.check_extension(*cap))
+        {
+            Some((_, name)) => Err(KvmError::Missing(name)),
+            None => Ok(Self { kvm }),
+        }
+    }
+
+    /// CPUID leaves KVM can give a guest.
+    pub(crate) fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
+        self.kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(refused("list the CPU features it supports"))
+    }
+
+    /// The most vCPUs one machine may have.
+    pub(crate) fn max_vcpus(&self) -> usize {
+        self.kvm.get_max_vcpus()
+    }
+
+    /// A virtual machine with interrupt controllers, without memory and vCPUs.
+    pub(crate) fn create_vm(&self, tss: u64, identity_map: u64) -> Result<Vm, KvmError> {
+        let fd = self
+            .kvm
+            .create_vm()
+            .map_err(refused("create a virtual machine"))?;
+        let tss = usize::try_from(tss).map_err(|_| KvmError::Missing("64-bit address space"))?;
+        fd.set_identity_map_address(identity_map)
+            .map_err(refused("place its identity map"))?;
+        fd.set_tss_address(tss)
+            .map_err(refused("place its task state segment"))?;
+        fd.create_irq_chip()
+            .map_err(refused("create the interrupt controllers"))?;
+        let gsis = IdAllocator::new(IOAPIC_PINS, LAST_GSI)
+            .map_err(|_| KvmError::Missing("interrupt lines"))?;
+        let requester = fd.check_extension(Cap::MsiDevid);
+        let interrupts = Interrupts {
+            gsis,
+            routes: pin_routes(),
+            requester,
+        };
+        Ok(Vm(Arc::new(Shared {
+            fd,
+            interrupts: Mutex::new(interrupts),
+        })))
+    }
+}
+
+/// The default routing: every pin of the I/O APIC under its own number, and no PIC.
+fn pin_routes() -> Vec<kvm_irq_routing_entry> {
+    (0..IOAPIC_PINS)
+        .map(|pin| kvm_irq_routing_entry {
+            gsi: pin,
+            type_: KVM_IRQ_ROUTING_IRQCHIP,
+            u: kvm_irq_routing_entry__bindgen_ty_1 {
+                irqchip: kvm_irq_routing_irqchip {
+                    irqchip: KVM_IRQCHIP_IOAPIC,
+                    pin,
+                },
+            },
+            ..Default::default()
+        })
+        .collect()
+}
+
+/// One virtual machine; clones are the same machine.
+#[derive(Clone)]
+pub(crate) struct Vm(Arc<Shared>);
+
+struct Shared {
+    fd: VmFd,
+    interrupts: Mutex<Interrupts>,
+}
+
+struct Interrupts {
+    gsis: IdAllocator,
+    /// KVM replaces the whole table at a time; this is the copy that is edited.
+    routes: Vec<kvm_irq_routing_entry>,
+    /// Whether KVM wants to know which function sent a message.
+    requester: bool,
+}
+
+impl Shared {
+    fn interrupts(&self) -> MutexGuard<'_, Interrupts> {
+        self.interrupts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Vm {
+    /// Gives the guest `len` bytes of host memory at `guest` as slot number `slot`.
+    ///
+    /// # Safety
+    /// `host` stays mapped for `len` bytes, and is used by this process as memory a guest writes at any time, until the last clone of this machine is gone.
+    pub(crate) unsafe fn map(
+        &self,
+        slot: u32,
+        guest: u64,
+        host: *mut u8,
+        len: u64,
+        writable: bool,
+    ) -> Result<(), KvmError> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: if writable { 0 } else { KVM_MEM_READONLY },
+            guest_phys_addr: guest,
+            memory_size: len,
+            userspace_addr: host.expose_provenance() as u64,
+        };
+        // SAFETY: the caller keeps the memory mapped; slots do not overlap because the address map they come from does not.
+        unsafe { self.0.fd.set_user_memory_region(region) }.map_err(refused(format!(
+            "map {} MiB of guest memory at {guest:#x}",
+            len >> 20
+        )))
+    }
+
+    /// A new vCPU with APIC id `index`.
+    pub(crate) fn create_vcpu(&self, index: u32) -> Result<VcpuFd, KvmError> {
+        self.0
+            .fd
+            .create_vcpu(u64::from(index))
+            .map_err(refused(format!("create vCPU {index}")))
+    }
+
+    /// Whether KVM has the capability for this machine.
+    pub(crate) fn check_extension(&self, cap: Cap) -> bool {
+        self.0.fd.check_extension(cap)
+    }
+
+    /// Makes writes to `fd` pulse pin `gsi` of the I/O APIC (edge).
+    pub(crate) fn bind_edge(&self, gsi: u32, fd: &EventFd) -> Result<(), KvmError> {
+        self.0
+            .fd
+            .register_irqfd(fd, gsi)
+            .map_err(refused(format!("bind interrupt {gsi}")))
+    }
+}
+
+/// An errno as devices see it.
+fn unwired(operation: String) -> impl FnOnce(kvm_ioctls::Error) -> WiringError {
+    move |error| WiringError::new(operation, io::Error::from_raw_os_error(error.errno()))
+}
+
+impl Wiring for Vm {
+    fn bind_notify(&self, address: u64, fd: &EventFd) -> Result<(), WiringError> {
+        self.0
+            .fd
+            .register_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(unwired(format!("bind notify address {address:#x}")))
+    }
+
+    fn unbind_notify(&self, address: u64, fd: &EventFd) -> Result<(), WiringError> {
+        self.0
+            .fd
+            .unregister_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(unwired(format!("unbind notify address {address:#x}")))
+    }
+
+    fn msi(&self) -> Result<Box<dyn MsiLine>, WiringError> {
+        let what = || "create a message interrupt";
+        let event = EventFd::new(EFD_NONBLOCK).map_err(|error| WiringError::new(what(), error))?;
+        let gsi = self.0.interrupts().gsis.allocate_id().map_err(|_| {
+            let full = format!("all {LAST_GSI} interrupt lines are in use; give the machine fewer devices or queues");
+            WiringError::new(what(), io::Error::other(full))
+        })?;
+        let line = MessageLine {
+            vm: Arc::clone(&self.0),
+            gsi,
+            event,
+        };
+        line.vm
+            .fd
+            .register_irqfd(&line.event, gsi)
+            .map_err(unwired(format!("bind message interrupt {gsi}")))?;
+        Ok(Box::new(line))
+    }
+
+    fn intx(&self, gsi: u32, trigger: &EventFd, resample: &EventFd) -> Result<(), WiringError> {
+        self.0
+            .fd
+            .register_irqfd_with_resample(trigger, resample, gsi)
+            .map_err(unwired(format!("bind level interrupt {gsi}")))
+    }
+}
+
+/// A GSI with its eventfd; given back at drop.
+struct MessageLine {
+    vm: Arc<Shared>,
+    gsi: u32,
+    event: EventFd,
+}
+
+impl MsiLine for MessageLine {
+    fn trigger(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// The table goes to KVM only if the message is news to it.
+    fn route(&self, message: MsiMessage) -> Result<(), WiringError> {
+        let mut interrupts = self.vm.interrupts();
+        let entry = interrupts.message(self.gsi, message);
+        if !interrupts.replace(entry) {
+            return Ok(());
+        }
+        let operation = format!("route message interrupt {}", self.gsi);
+        match KvmIrqRouting::from_entries(&interrupts.routes) {
+            Ok(table) => self
+                .vm
+                .fd
+                .set_gsi_routing(&table)
+                .map_err(unwired(operation)),
+            Err(_) => Err(WiringError::new(
+                operation,
+                io::Error::other("the routing table is full"),
+            )),
+        }
+    }
+}
+
+impl Interrupts {
+    fn message(&self, gsi: u32, wanted: MsiMessage) -> kvm_irq_routing_entry {
+        let MsiMessage {
+            address,
+            data,
+            requester,
+        } = wanted;
+        let mut message = kvm_irq_routing_msi {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "the low half is what this field holds"
+            )]
+            address_lo: address as u32,
+            address_hi: u32::try_from(address >> 32).unwrap_or(u32::MAX),
+            data,
+            ..Default::default()
+        };
+        let mut flags = 0;
+        if self.requester {
+            message.__bindgen_anon_1.devid = u32::from(requester);
+            flags = KVM_MSI_VALID_DEVID;
+        }
+        kvm_irq_routing_entry {
+            gsi,
+            type_: KVM_IRQ_ROUTING_MSI,
+            flags,
+            u: kvm_irq_routing_entry__bindgen_ty_1 { msi: message },
+            ..Default::default()
+        }
+    }
+
+    /// Puts `entry` in its GSI's place; false if it was there already.
+    fn replace(&mut self, entry: kvm_irq_routing_entry) -> bool {
+        match self.routes.iter_mut().find(|route| route.gsi == entry.gsi) {
+            Some(route) if same_message(route, &entry) => false,
+            Some(route) => {
+                *route = entry;
+                true
+            }
+            None => {
+                self.routes.push(entry);
+                true
+            }
+        }
+    }
+}
+
+/// Both entries are of type MSI: GSIs beyond the pins have no other.
+fn same_message(a: &kvm_irq_routing_entry, b: &kvm_irq_routing_entry) -> bool {
+    // SAFETY: every field of the union is plain integers, written whole by `message`.
+    let (a, b) = unsafe { (a.u.msi, b.u.msi) };
+    (a.address_lo, a.address_hi, a.data) == (b.address_lo, b.address_hi, b.data)
+}
+
+impl Drop for MessageLine {
+    fn drop(&mut self) {
+        // The stale route stays until the next change of the table: without irqfd nothing can send it.
+        if let Err(error) = self.vm.fd.unregister_irqfd(&self.event, self.gsi) {
+            tracing::warn!(gsi = self.gsi, %error, "cannot unbind a message interrupt");
+        }
+        let mut interrupts = self.vm.interrupts();
+        interrupts.routes.retain(|route| route.gsi != self.gsi);
+        if interrupts.gsis.free_id(self.gsi).is_err() {
+            tracing::warn!(gsi = self.gsi, "a message interrupt was given back twice");
+        }
+    }
+}
+
+/// What KVM says about an exit it calls an internal error.
+pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> String {
+    let run = vcpu.get_kvm_run();
+    // SAFETY: for KVM_EXIT_INTERNAL_ERROR the kernel fills this member; all of it is integers.
+    let details = unsafe { run.__bindgen_anon_1.internal };
+    let reason = match details.suberror {
+        1 => "an instruction could not be emulated",
+        2 => "simultaneous exceptions",
+        3 => "an event could not be delivered",
+        4 => "an unexpected exit reason",
+        _ => "unknown",
+    };
+    let count = usize::try_from(details.ndata)
+        .unwrap_or(0)
+        .min(details.data.len());
+    let data = details.data.iter().take(count);
+    let words: Vec<String> = data.map(|word| format!("{word:#x}")).collect();
+    format!(
+        "{reason} (suberror {}, data [{}])",
+        details.suberror,
+        words.join(" ")
+    )
+}

@@ -1,0 +1,266 @@
+//! A machine's life: built, started, paused, asked to power off, stopped, started over.
+//!
+//! Knows threads and their order of ending; what the machine is made of is `assemble.rs`'s business.
+
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use splitring_devices::serial::Output;
+
+use crate::assemble::{self, BuildError, Parts};
+use crate::config::{OnReboot, VmConfig};
+use crate::control::{Control, End};
+use crate::vcpu::{ExitCounts, Vcpu};
+
+/// Where the serial port's output goes: a writer that outlives reboots.
+#[derive(Clone)]
+pub struct Console(Arc<Mutex<dyn Write + Send>>);
+
+impl Console {
+    /// Output goes to `writer`, on the vCPU's thread: a slow writer slows the guest.
+    pub fn new(writer: impl Write + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(writer)))
+    }
+
+    /// Output goes nowhere.
+    #[must_use]
+    pub fn null() -> Self {
+        Self::new(std::io::sink())
+    }
+
+    pub(crate) fn output(&self) -> Output {
+        Box::new(self.clone())
+    }
+
+    fn writer(&self) -> MutexGuard<'_, dyn Write + Send + 'static> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.writer().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.writer().flush()
+    }
+}
+
+/// A built machine that does not run yet.
+pub struct Machine {
+    config: VmConfig,
+    console: Console,
+    changed: OwnedFd,
+    parts: Parts,
+}
+
+impl Machine {
+    /// Builds the machine `config` describes: opens everything it needs, so that nothing is left to open later.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, the host or a file, by name. Nothing is left behind.
+    pub fn build(config: VmConfig, console: Console) -> Result<Self, BuildError> {
+        crate::kick::ensure_installed()?;
+        let changed = assemble::changed()?;
+        let parts = assemble::assemble(&config, &console, &changed)?;
+        Ok(Self {
+            config,
+            console,
+            changed,
+            parts,
+        })
+    }
+
+    /// Lets the guest run.
+    ///
+    /// # Errors
+    /// No thread to be had.
+    pub fn start(self) -> Result<MachineHandle, BuildError> {
+        let running = Running::start(self.parts)?;
+        Ok(MachineHandle {
+            config: self.config,
+            console: self.console,
+            changed: self.changed,
+            running: Mutex::new(Arc::new(running)),
+        })
+    }
+}
+
+/// One generation of a running machine: a restart makes another.
+struct Running {
+    parts: Parts,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Running {
+    fn start(mut parts: Parts) -> Result<Self, BuildError> {
+        let vcpus = std::mem::take(&mut parts.vcpus);
+        let running = Self {
+            parts,
+            threads: Mutex::new(Vec::new()),
+        };
+        for vcpu in vcpus {
+            let thread = spawn(vcpu, &running.parts.control)?;
+            running.threads().push(thread);
+        }
+        Ok(running)
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the vCPU threads; afterwards nobody touches the devices but their own workers.
+    fn stop(&self) {
+        self.parts.control.end(End::Stopped);
+        for thread in self.threads().drain(..) {
+            // Panics are caught inside and reported as the reason of the end.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+        self.parts.release();
+    }
+}
+
+fn spawn(vcpu: Vcpu, control: &Arc<Control>) -> Result<JoinHandle<()>, BuildError> {
+    let control = Arc::clone(control);
+    // Counted before the thread is there, so that a pause right after the start waits for it.
+    control.join();
+    let counted = Arc::clone(&control);
+    let index = vcpu.index;
+    thread::Builder::new()
+        .name(format!("vcpu{index}"))
+        .spawn(move || {
+            vcpu.run(&control);
+            control.leave();
+        })
+        .map_err(|error| {
+            counted.leave();
+            BuildError::Thread {
+                what: format!("vCPU {index}"),
+                error,
+            }
+        })
+}
+
+/// A running machine. Dropping it stops it.
+pub struct MachineHandle {
+    config: VmConfig,
+    console: Console,
+    changed: OwnedFd,
+    running: Mutex<Arc<Running>>,
+}
+
+impl MachineHandle {
+    fn running(&self) -> Arc<Running> {
+        Arc::clone(&self.running.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until the machine ends. A reboot with `on-reboot = restart` is no end: the machine is built again from its configuration here.
+    ///
+    /// # Errors
+    /// Building it again failed; the machine has ended.
+    pub fn wait(&self) -> Result<End, BuildError> {
+        loop {
+            let running = self.running();
+            running.parts.control.wait(None);
+            if let Some(end) = self.settle(&running)? {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// What `wait` would say, if it would return now. For event loops: call it when [`MachineHandle::changed`] is readable.
+    ///
+    /// # Errors
+    /// As for `wait`.
+    pub fn try_wait(&self) -> Result<Option<End>, BuildError> {
+        let running = self.running();
+        self.settle(&running)
+    }
+
+    /// Becomes readable when `try_wait` has something to do; it reads it.
+    #[must_use]
+    pub fn changed(&self) -> BorrowedFd<'_> {
+        self.changed.as_fd()
+    }
+
+    /// Says why `ended` ended, or starts over if that is what a reboot does here.
+    fn settle(&self, ended: &Arc<Running>) -> Result<Option<End>, BuildError> {
+        match ended.parts.control.reason() {
+            Some(End::Reboot) if self.config.on_reboot == OnReboot::Restart => self.restart(ended),
+            reason => Ok(reason),
+        }
+    }
+
+    fn restart(&self, ended: &Arc<Running>) -> Result<Option<End>, BuildError> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have been faster.
+        if Arc::ptr_eq(&running, ended) {
+            ended.stop();
+            // The images' locks must be given back before they are taken again.
+            ended.parts.release();
+            let _ = rustix::io::read(&self.changed, &mut [0; 8]);
+            let parts = assemble::assemble(&self.config, &self.console, &self.changed)?;
+            *running = Arc::new(Running::start(parts)?);
+        }
+        Ok(None)
+    }
+
+    /// Stops the vCPUs between two instructions; returns when they stand still.
+    pub fn pause(&self) {
+        self.running().parts.control.pause();
+    }
+
+    /// Takes `pause` back.
+    pub fn resume(&self) {
+        self.running().parts.control.resume();
+    }
+
+    /// Presses the power button without waiting for what the guest makes of it.
+    pub fn press_power_button(&self) {
+        if let Err(error) = self.running().parts.power.press_button() {
+            tracing::warn!(%error, "cannot press the power button");
+        }
+    }
+
+    /// Presses the power button and waits at most `timeout` for the end; None if the guest has not powered off by then.
+    #[must_use]
+    pub fn shutdown(&self, timeout: Duration) -> Option<End> {
+        self.press_power_button();
+        self.running().parts.control.wait(Some(timeout))
+    }
+
+    /// Ends the machine now, as if its power had been cut. Returns when its vCPUs have ended.
+    pub fn stop(&self) {
+        self.running().stop();
+    }
+
+    /// Offers console input; returns how many bytes the guest's port had room for. Nothing is taken without a port.
+    #[must_use]
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        self.running()
+            .parts
+            .serial
+            .as_ref()
+            .map_or(bytes.len(), |serial| serial.input(bytes))
+    }
+
+    /// Exits to user space since the machine started (or restarted).
+    #[must_use]
+    pub fn exits(&self) -> ExitCounts {
+        let mut sum = ExitCounts::default();
+        for exits in &self.running().parts.exits {
+            exits.add_to(&mut sum);
+        }
+        sum
+    }
+}

@@ -1,0 +1,284 @@
+#![expect(
+    unsafe_code,
+    reason = "file pages are mapped over private guest memory"
+)]
+//! Guest memory: host mappings behind guest-physical ranges, private or shared, on ordinary or huge pages.
+//!
+//! Knows neither KVM nor where the ranges come from.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
+
+use crate::config::MemoryConfig;
+
+/// Guest memory as every crate sees it.
+pub(crate) type GuestMemory = GuestMemoryMmap<Option<AtomicBitmap>>;
+
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// Why guest memory can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// mmap refused.
+    #[error("memory: cannot map {mib} MiB{kind}: {error}; {remedy}")]
+    Map {
+        /// Its size.
+        mib: u64,
+        /// " of huge pages" or nothing.
+        kind: &'static str,
+        /// Of the system.
+        error: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// memfd_create or ftruncate refused.
+    #[error("memory: cannot create {mib} MiB of shared memory: {error}")]
+    Shared {
+        /// Its size.
+        mib: u64,
+        /// Of the system.
+        error: io::Error,
+    },
+    /// A bug in the address map.
+    #[error("memory: {0}")]
+    Layout(String),
+    /// A file can't be mapped over it.
+    #[error("memory: cannot map a file at guest address {guest:#x}: {error}")]
+    Overlay {
+        /// Where.
+        guest: u64,
+        /// Of the system.
+        error: io::Error,
+    },
+}
+
+/// Maps host memory for each of `ranges` (guest address, bytes), which don't overlap.
+pub(crate) fn create(
+    ranges: &[(u64, u64)],
+    config: &MemoryConfig,
+) -> Result<GuestMemory, MemoryError> {
+    let total = ranges.iter().map(|(_, len)| len).sum();
+    let shared = config
+        .shared
+        .then(|| shared_file(total, config.hugepages))
+        .transpose()?;
+    let mut regions = Vec::new();
+    let mut offset = 0;
+    for &(guest, len) in ranges {
+        let file = match &shared {
+            Some(file) => {
+                let file = file
+                    .try_clone()
+                    .map_err(|error| shared_error(total, error))?;
+                Some(FileOffset::new(file, offset))
+            }
+            None => None,
+        };
+        offset += len;
+        regions.push(Arc::new(region(guest, len, file, config.hugepages)?));
+    }
+    GuestMemoryMmap::from_arc_regions(regions)
+        .map_err(|error| MemoryError::Layout(error.to_string()))
+}
+
+fn region(
+    guest: u64,
+    len: u64,
+    file: Option<FileOffset>,
+    hugepages: bool,
+) -> Result<GuestRegionMmap<Option<AtomicBitmap>>, MemoryError> {
+    let size = usize::try_from(len).map_err(|_| too_large(len))?;
+    let private = file.is_none();
+    let mut flags = libc::MAP_NORESERVE;
+    flags |= if private {
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS
+    } else {
+        libc::MAP_SHARED
+    };
+    if private && hugepages {
+        // Huge pages that are not there must fail here, not as SIGBUS in the middle of the guest.
+        flags = flags & !libc::MAP_NORESERVE | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+    }
+    let mut builder = MmapRegionBuilder::new_with_bitmap(size, None)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(flags);
+    if let Some(file) = file {
+        builder = builder.with_file_offset(file);
+    }
+    let region = builder
+        .build()
+        .map_err(|error| map_error(len, hugepages, error))?;
+    if private && !hugepages {
+        // Fewer nested page faults, and fewer entries to walk. A kernel without transparent huge pages answers EINVAL; ordinary pages do.
+        // SAFETY: the range is the mapping just made.
+        let _ = unsafe { libc::madvise(region.as_ptr().cast(), size, libc::MADV_HUGEPAGE) };
+    }
+    GuestRegionMmap::new(region, GuestAddress(guest))
+        .ok_or_else(|| MemoryError::Layout(format!("the range at {guest:#x} wraps around")))
+}
+
+fn too_large(len: u64) -> MemoryError {
+    MemoryError::Map {
+        mib: len >> 20,
+        kind: "",
+        error: io::Error::from_raw_os_error(libc::ENOMEM),
+        remedy: "ask for less memory",
+    }
+}
+
+fn map_error(len: u64, hugepages: bool, error: MmapRegionError) -> MemoryError {
+    let error = match error {
+        MmapRegionError::Mmap(error) => error,
+        other => return MemoryError::Layout(other.to_string()),
+    };
+    let (kind, remedy) = if hugepages {
+        (
+            " of huge pages",
+            "reserve them in /proc/sys/vm/nr_hugepages (2 MiB each)",
+        )
+    } else {
+        (
+            "",
+            "ask for less memory, or raise the limit on address space (ulimit -v) or vm.overcommit_memory",
+        )
+    };
+    MemoryError::Map {
+        mib: len >> 20,
+        kind,
+        error,
+        remedy,
+    }
+}
+
+fn shared_error(total: u64, error: io::Error) -> MemoryError {
+    MemoryError::Shared {
+        mib: total >> 20,
+        error,
+    }
+}
+
+/// A memfd of `total` bytes, so that another process can be given the same memory.
+fn shared_file(total: u64, hugepages: bool) -> Result<File, MemoryError> {
+    let mut flags = libc::MFD_CLOEXEC;
+    if hugepages {
+        flags |= libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+    }
+    // SAFETY: the name is a C string; the result is checked.
+    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(shared_error(total, io::Error::last_os_error()));
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let len = total.next_multiple_of(if hugepages { HUGE_PAGE } else { 1 });
+    file.set_len(len)
+        .map_err(|error| shared_error(total, error))?;
+    Ok(file)
+}
+
+/// Puts `len` bytes of `file` from `offset` at guest address `guest`, copy on write: what the guest writes stays its own, what it only reads is the page cache's.
+/// All three are multiples of the page size.
+pub(crate) fn overlay(
+    memory: &GuestMemory,
+    guest: u64,
+    len: u64,
+    file: BorrowedFd<'_>,
+    offset: u64,
+) -> Result<(), MemoryError> {
+    let fail = |error| MemoryError::Overlay { guest, error };
+    let invalid = || fail(io::Error::from_raw_os_error(libc::EINVAL));
+    let region = memory
+        .find_region(GuestAddress(guest))
+        .ok_or_else(invalid)?;
+    let start = guest - region.start_addr().0;
+    if region.len() - start < len || guest % 4096 != 0 || len % 4096 != 0 {
+        return Err(invalid());
+    }
+    let at = usize::try_from(start).map_err(|_| invalid())?;
+    let size = usize::try_from(len).map_err(|_| invalid())?;
+    let offset = i64::try_from(offset).map_err(|_| invalid())?;
+    // SAFETY: the target lies inside the region's own mapping (checked above), which stays reserved for guest memory: replacing pages there frees nothing that is in use,
+    // the guest does not run yet, and munmap of the region later covers the new mapping too.
+    let mapped = unsafe {
+        libc::mmap(
+            region.as_ptr().add(at).cast(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            offset,
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        Err(fail(io::Error::last_os_error()))
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use std::os::fd::AsFd;
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn an_overlay_shows_the_file_and_keeps_writes_to_itself() {
+        let memory = create(&[(0, 1 << 20)], &MemoryConfig::default()).expect("memory");
+        let mut file = tempfile::tempfile().expect("file");
+        file.write_all(&[7; 8192]).expect("write");
+        overlay(&memory, 0x4000, 4096, file.as_fd(), 4096).expect("overlay");
+        assert_eq!(
+            memory.read_obj::<u8>(GuestAddress(0x4fff)).expect("read"),
+            7
+        );
+        assert_eq!(
+            memory.read_obj::<u8>(GuestAddress(0x5000)).expect("read"),
+            0
+        );
+        memory.write_obj(9u8, GuestAddress(0x4000)).expect("write");
+        let bytes = std::os::unix::fs::FileExt::read_at(&file, &mut [0; 1], 4096).expect("read");
+        assert_eq!(bytes, 1);
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 4096).expect("read");
+        assert_eq!(byte, [7]);
+    }
+
+    #[test]
+    fn an_overlay_that_leaves_its_region_is_refused() {
+        let memory = create(&[(0, 1 << 20)], &MemoryConfig::default()).expect("memory");
+        let file = tempfile::tempfile().expect("file");
+        for (guest, len) in [(0xff000, 8192), (0x100, 4096), (0x20_0000, 4096)] {
+            assert!(
+                overlay(&memory, guest, len, file.as_fd(), 0).is_err(),
+                "{guest:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn shared_memory_is_one_file_over_all_ranges() {
+        let config = MemoryConfig {
+            shared: true,
+            ..Default::default()
+        };
+        let memory = create(&[(0, 1 << 20), (1 << 32, 1 << 20)], &config).expect("memory");
+        let offsets: Vec<_> = memory
+            .iter()
+            .map(|region| region.file_offset().map(FileOffset::start))
+            .collect();
+        assert_eq!(offsets, [Some(0), Some(1 << 20)]);
+    }
+}

@@ -1,0 +1,218 @@
+//! One vCPU's thread: enter the guest, answer its exits, end with a reason.
+//!
+//! Knows the two buses and the switchboard, no device. Exits the guest can cause are answered or end this machine; none ends the process.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use serde::Serialize;
+use splitring_devices::bus::Bus;
+
+use crate::control::{Control, End};
+use crate::kvm;
+
+/// Exits to user space, by kind.
+#[derive(Debug, Default)]
+pub(crate) struct Exits {
+    port_in: AtomicU64,
+    port_out: AtomicU64,
+    mmio_read: AtomicU64,
+    mmio_write: AtomicU64,
+    interrupted: AtomicU64,
+    other: AtomicU64,
+}
+
+/// A reading of the exits to user space of all of a machine's vCPUs.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ExitCounts {
+    /// `in`.
+    pub port_in: u64,
+    /// `out`.
+    pub port_out: u64,
+    /// Reads of device memory.
+    pub mmio_read: u64,
+    /// Writes to device memory.
+    pub mmio_write: u64,
+    /// Kicks and other signals.
+    pub interrupted: u64,
+    /// Everything else.
+    pub other: u64,
+}
+
+impl ExitCounts {
+    /// The sum.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.port_in
+            + self.port_out
+            + self.mmio_read
+            + self.mmio_write
+            + self.interrupted
+            + self.other
+    }
+}
+
+impl Exits {
+    /// Adds this vCPU's counters to `sum`.
+    pub(crate) fn add_to(&self, sum: &mut ExitCounts) {
+        sum.port_in += self.port_in.load(Ordering::Relaxed);
+        sum.port_out += self.port_out.load(Ordering::Relaxed);
+        sum.mmio_read += self.mmio_read.load(Ordering::Relaxed);
+        sum.mmio_write += self.mmio_write.load(Ordering::Relaxed);
+        sum.interrupted += self.interrupted.load(Ordering::Relaxed);
+        sum.other += self.other.load(Ordering::Relaxed);
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A vCPU that is set up and not running.
+pub(crate) struct Vcpu {
+    /// APIC id.
+    pub(crate) index: u32,
+    /// Its KVM descriptor.
+    pub(crate) fd: VcpuFd,
+    /// Port I/O.
+    pub(crate) ports: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub(crate) mmio: Arc<Bus>,
+    /// What happened so far.
+    pub(crate) exits: Arc<Exits>,
+}
+
+impl Vcpu {
+    /// Runs the guest on the calling thread until the machine ends.
+    pub(crate) fn run(mut self, control: &Control) {
+        let kicks = control.kicks();
+        let target = kicks.enter(&mut self.fd);
+        let ran = catch_unwind(AssertUnwindSafe(|| self.serve(control)));
+        // The thread must be off the list before the descriptor, and with it the mapping the signal handler writes, is dropped.
+        drop(target);
+        match ran {
+            Ok(Some(end)) => control.end(end),
+            Ok(None) => {}
+            Err(_) => control.end(End::Failed(format!(
+                "panic on the thread of vCPU {}",
+                self.index
+            ))),
+        }
+    }
+
+    /// The run loop. None: somebody else ended the machine.
+    fn serve(&mut self, control: &Control) -> Option<End> {
+        while control.may_run() {
+            if let Some(end) = self.enter() {
+                return Some(end);
+            }
+        }
+        None
+    }
+
+    /// Enters the guest until a kick or an end.
+    fn enter(&mut self) -> Option<End> {
+        loop {
+            match self.fd.run() {
+                Ok(exit) => match answer(exit, &self.ports, &self.mmio, &self.exits) {
+                    Answer::Again => {}
+                    Answer::Check => return None,
+                    Answer::TripleFault => return Some(End::TripleFault { cpu: self.index }),
+                    Answer::Crash(detail) => return Some(self.crashed(&detail)),
+                    Answer::Internal => {
+                        let detail = kvm::internal_error(&mut self.fd);
+                        return Some(self.crashed(&detail));
+                    }
+                },
+                // A kick or some other signal: see what is wanted.
+                Err(error) if error.errno() == libc::EINTR => {
+                    count(&self.exits.interrupted);
+                    self.fd.set_kvm_immediate_exit(0);
+                    return None;
+                }
+                Err(error) if error.errno() == libc::EAGAIN => {}
+                Err(error) => return Some(self.crashed(&format!("KVM_RUN failed: {error}"))),
+            }
+        }
+    }
+
+    fn crashed(&self, detail: &str) -> End {
+        let place = match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => format!(
+                "; rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+                regs.rip,
+                regs.rsp,
+                regs.rflags,
+                sregs.cs.selector,
+                sregs.cr0,
+                sregs.cr2,
+                sregs.cr3,
+                sregs.cr4,
+                sregs.efer
+            ),
+            _ => String::new(),
+        };
+        End::Crashed {
+            cpu: self.index,
+            detail: format!("{detail}{place}"),
+        }
+    }
+}
+
+enum Answer {
+    /// Enter again.
+    Again,
+    /// The device may have ended the machine: look before entering again.
+    Check,
+    TripleFault,
+    Crash(String),
+    Internal,
+}
+
+fn answer(exit: VcpuExit<'_>, ports: &Bus, mmio: &Bus, exits: &Exits) -> Answer {
+    match exit {
+        VcpuExit::MmioWrite(address, data) => {
+            count(&exits.mmio_write);
+            tracing::trace!(address = format_args!("{address:#x}"), ?data, "mmio write");
+            mmio.write(address, data);
+            Answer::Again
+        }
+        VcpuExit::MmioRead(address, data) => {
+            count(&exits.mmio_read);
+            // What nobody answers reads as ones, as on a PCI bus.
+            data.fill(0xff);
+            mmio.read(address, data);
+            tracing::trace!(address = format_args!("{address:#x}"), ?data, "mmio read");
+            Answer::Again
+        }
+        VcpuExit::IoOut(port, data) => {
+            count(&exits.port_out);
+            tracing::trace!(port = format_args!("{port:#x}"), ?data, "port out");
+            ports.write(u64::from(port), data);
+            // The power and reset registers are ports.
+            Answer::Check
+        }
+        VcpuExit::IoIn(port, data) => {
+            count(&exits.port_in);
+            data.fill(0xff);
+            ports.read(u64::from(port), data);
+            tracing::trace!(port = format_args!("{port:#x}"), ?data, "port in");
+            Answer::Again
+        }
+        VcpuExit::Shutdown => Answer::TripleFault,
+        VcpuExit::InternalError => Answer::Internal,
+        VcpuExit::FailEntry(reason, cpu) => Answer::Crash(format!(
+            "the processor refused to enter the guest (reason {reason:#x}, host CPU {cpu})"
+        )),
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen => {
+            count(&exits.other);
+            Answer::Again
+        }
+        other => {
+            count(&exits.other);
+            Answer::Crash(format!("unexpected exit {other:?}"))
+        }
+    }
+}
