@@ -88,6 +88,14 @@ pub enum ActivateError {
         /// Requests between the two indices.
         counted: u16,
     },
+    /// A restored state, in order, with a request outside its indices or two in one place.
+    #[error("the saved request with head {head} can't be at position {position}")]
+    Position {
+        /// Its head.
+        head: u16,
+        /// Its place in the available ring's sequence.
+        position: u16,
+    },
 }
 
 /// Why a saved state is refused.
@@ -157,6 +165,38 @@ pub struct QueueState {
     pub in_flight: Vec<InFlight>,
 }
 
+impl QueueState {
+    /// Compares the requests in flight with the indices.
+    fn check_in_flight(&self, in_order: bool) -> Result<(), ActivateError> {
+        let counted = self.next_avail.wrapping_sub(self.next_used);
+        if !in_order {
+            let listed = u16::try_from(self.in_flight.len()).unwrap_or(u16::MAX);
+            return if listed == counted {
+                Ok(())
+            } else {
+                Err(ActivateError::InFlight { listed, counted })
+            };
+        }
+        // In order, what is missing from the list is done and waits for an earlier one.
+        let mut taken = alloc::vec![false; usize::from(counted)];
+        for &InFlight { position, head } in &self.in_flight {
+            let age = usize::from(position.wrapping_sub(self.next_used));
+            match taken.get_mut(age) {
+                Some(taken) if !*taken => *taken = true,
+                _ => return Err(ActivateError::Position { head, position }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the requests in flight into the order in which they became available.
+    pub(super) fn sort_in_flight(&mut self) {
+        let next = self.next_avail;
+        self.in_flight
+            .sort_unstable_by_key(|it| core::cmp::Reverse(next.wrapping_sub(it.position)));
+    }
+}
+
 /// What the driver may still change about a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueConfig {
@@ -199,16 +239,10 @@ impl QueueConfig {
             });
         }
         let mut heads = alloc::vec![false; usize::from(size)];
-        let mut positions = heads.clone();
         for &InFlight { position, head } in &state.in_flight {
             let refused = RestoreError::InFlight { head, position };
-            let age = position.wrapping_sub(state.next_used);
-            if age >= pending {
-                return Err(refused);
-            }
             let head = heads.get_mut(usize::from(head)).ok_or(refused)?;
-            let position = positions.get_mut(usize::from(age)).ok_or(refused)?;
-            if core::mem::replace(head, true) || core::mem::replace(position, true) {
+            if core::mem::replace(head, true) {
                 return Err(refused);
             }
         }
@@ -307,12 +341,7 @@ impl QueueConfig {
         if !state.ready {
             return Err(ActivateError::NotReady);
         }
-        let counted = state.next_avail.wrapping_sub(state.next_used);
-        let listed = u16::try_from(state.in_flight.len()).unwrap_or(u16::MAX);
-        // In order, requests may be done that wait for an earlier one.
-        if listed != counted && !features.in_order {
-            return Err(ActivateError::InFlight { listed, counted });
-        }
+        state.check_in_flight(features.in_order)?;
         let parts = [state.desc, state.avail, state.used];
         let ring = DeviceRing::map(ram, state.size, features.event_idx, parts);
         let ring = ring.map_err(|(part, fault)| {

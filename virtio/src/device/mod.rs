@@ -5,3 +5,13 @@ pub mod chain;
 mod config;
 pub mod queue;
 pub mod transport;
+mod walk;
+
+#[cfg(test)]
+mod chain_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod play;
+#[cfg(test)]
+mod queue_tests;

@@ -16,9 +16,10 @@ use super::chain::{Chain, Latch, Slot};
 pub use super::config::{
     ActivateError, InFlight, Part, QueueConfig, QueueState, RestoreError, RingFeatures,
 };
-use crate::mem::{Access, Desc, DeviceRing, GuestRam, Translator, Untranslatable};
+pub use super::walk::ChainFault;
+use super::walk::Walk;
+use crate::mem::{DeviceRing, GuestRam, Translator};
 use crate::ring::{self, DeviceCells};
-use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, MAX_CHAIN_BYTES};
 
 /// Whether the driver asked to be interrupted.
 #[must_use = "the driver may be waiting for this interrupt"]
@@ -28,44 +29,6 @@ pub enum Interrupt {
     Needed,
     /// It is looking anyway, or there is nothing new.
     NotNeeded,
-}
-
-/// What is wrong with a descriptor chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum ChainFault {
-    /// A head or next index beyond the queue, or beyond the indirect table.
-    #[error("a descriptor index is out of range")]
-    IndexOutOfRange,
-    /// The head is in flight already.
-    #[error("it was made available again before it was used")]
-    Duplicate,
-    /// More descriptors than the queue is long: a loop, perhaps.
-    #[error("it is longer than the queue")]
-    TooLong,
-    /// More than 2^32 bytes.
-    #[error("it describes more than 2^32 bytes")]
-    TooManyBytes,
-    /// A buffer or an indirect table that is not guest memory, or may not be accessed so.
-    #[error("an address is outside guest memory")]
-    OutsideRam,
-    /// Crossing memory regions, it falls into too many pieces.
-    #[error("it is scattered over too many memory regions")]
-    Fragmented,
-    /// A writable descriptor comes before a readable one.
-    #[error("a readable descriptor follows a writable one")]
-    ReadableAfterWritable,
-    /// An indirect table without the feature.
-    #[error("it uses an indirect table, which was not negotiated")]
-    IndirectNotNegotiated,
-    /// An indirect descriptor that goes on.
-    #[error("an indirect descriptor has a next one")]
-    IndirectWithNext,
-    /// A table whose length is zero or no multiple of a descriptor's.
-    #[error("the length of its indirect table is not that of whole descriptors")]
-    IndirectLength,
-    /// A table in a table.
-    #[error("its indirect table holds an indirect descriptor")]
-    IndirectNested,
 }
 
 /// Why nothing can be popped. The queue is broken from then on, and so is its device until reset.
@@ -144,10 +107,10 @@ impl<M: GuestRam> ActiveQueue<M> {
         state: &QueueState,
     ) -> Self {
         let size = usize::from(ring.size());
-        let mut replay = state.in_flight.clone();
-        replay.sort_unstable_by_key(|it| {
-            core::cmp::Reverse(it.position.wrapping_sub(state.next_used))
-        });
+        let mut config = state.clone();
+        config.sort_in_flight();
+        let mut replay = core::mem::take(&mut config.in_flight);
+        replay.reverse();
         let mut queue = Self {
             ring,
             translator: Translator::new(),
@@ -164,10 +127,7 @@ impl<M: GuestRam> ActiveQueue<M> {
             done: vec![false; if features.in_order { size } else { 0 }].into_boxed_slice(),
             replay,
             latch: Arc::default(),
-            config: QueueState {
-                in_flight: Vec::new(),
-                ..state.clone()
-            },
+            config,
         };
         queue.restore_done();
         queue
@@ -298,22 +258,7 @@ impl<M: GuestRam> ActiveQueue<M> {
         slot.head = head;
         slot.position = position;
         let mut walk = Walk::new(slot, &mut self.translator, self.limit);
-        let mut index = head;
-        loop {
-            let desc = self.ring.desc(index);
-            if desc.flags & DESC_F_INDIRECT != 0 {
-                walk.indirect(&self.ring, desc, self.features.indirect)?;
-                break;
-            }
-            walk.add(desc)?;
-            if desc.flags & DESC_F_NEXT == 0 {
-                break;
-            }
-            index = desc.next;
-            if index >= self.ring.size() {
-                return Err(ChainFault::IndexOutOfRange);
-            }
-        }
+        walk.direct(&self.ring, head, self.features.indirect)?;
         walk.finish()
     }
 
@@ -430,125 +375,14 @@ impl<M: GuestRam> ActiveQueue<M> {
             position: state.position,
             head,
         });
-        QueueState {
+        let mut state = QueueState {
             next_avail: self.next_avail,
             next_used: self.next_used,
             published: self.published,
             in_flight: live.chain(self.replay.iter().copied()).collect(),
             ..self.config.clone()
-        }
-    }
-}
-
-/// One chain being taken apart.
-struct Walk<'a, M: GuestRam> {
-    slot: &'a mut Slot<M>,
-    translator: &'a mut Translator,
-    /// Descriptors the chain may still have.
-    left: u16,
-    readable: u64,
-    writable: u64,
-    seen_writable: bool,
-}
-
-impl<'a, M: GuestRam> Walk<'a, M> {
-    #[inline]
-    fn new(slot: &'a mut Slot<M>, translator: &'a mut Translator, limit: u16) -> Self {
-        slot.buffers.clear();
-        slot.writable_at = 0;
-        Self {
-            slot,
-            translator,
-            left: limit,
-            readable: 0,
-            writable: 0,
-            seen_writable: false,
-        }
-    }
-
-    /// Adds the buffer of a direct descriptor, or of one in a table.
-    #[inline]
-    fn add(&mut self, desc: Desc) -> Result<(), ChainFault> {
-        self.left = self.left.checked_sub(1).ok_or(ChainFault::TooLong)?;
-        let len = u64::from(desc.len);
-        let access = if desc.flags & DESC_F_WRITE != 0 {
-            if !self.seen_writable {
-                self.seen_writable = true;
-                self.slot.writable_at = self.slot.buffers.segments().len();
-            }
-            // At most 2^15 descriptors of 2^32 bytes: no sum here can wrap.
-            self.writable = self.writable.wrapping_add(len);
-            Access::Write
-        } else {
-            if self.seen_writable {
-                return Err(ChainFault::ReadableAfterWritable);
-            }
-            self.readable = self.readable.wrapping_add(len);
-            Access::Read
         };
-        if len == 0 {
-            return Ok(());
-        }
-        self.translator
-            .append(&mut self.slot.buffers, desc.addr, desc.len, access)
-            .map_err(ChainFault::from)
-    }
-
-    /// Adds the buffers of the table that `desc`, the last direct descriptor, points to. Its own
-    /// `DESC_F_WRITE` says nothing (section 2.7.5.3.2).
-    fn indirect(
-        &mut self,
-        ring: &DeviceRing<M>,
-        desc: Desc,
-        negotiated: bool,
-    ) -> Result<(), ChainFault> {
-        if !negotiated {
-            return Err(ChainFault::IndirectNotNegotiated);
-        }
-        if desc.flags & DESC_F_NEXT != 0 {
-            return Err(ChainFault::IndirectWithNext);
-        }
-        if desc.len == 0 || !desc.len.is_multiple_of(DESC_SIZE) {
-            return Err(ChainFault::IndirectLength);
-        }
-        let entries = desc.len.wrapping_div(DESC_SIZE);
-        let table = self.translator.table(ring.ram(), desc.addr, entries)?;
-        let mut index = 0;
-        loop {
-            let desc = table.desc(index)?;
-            if desc.flags & DESC_F_INDIRECT != 0 {
-                return Err(ChainFault::IndirectNested);
-            }
-            self.add(desc)?;
-            if desc.flags & DESC_F_NEXT == 0 {
-                return Ok(());
-            }
-            index = u32::from(desc.next);
-            if index >= entries {
-                return Err(ChainFault::IndexOutOfRange);
-            }
-        }
-    }
-
-    #[inline]
-    fn finish(self) -> Result<(), ChainFault> {
-        if self.readable.wrapping_add(self.writable) > MAX_CHAIN_BYTES {
-            return Err(ChainFault::TooManyBytes);
-        }
-        if !self.seen_writable {
-            self.slot.writable_at = self.slot.buffers.segments().len();
-        }
-        self.slot.readable_len = self.readable;
-        self.slot.writable_len = self.writable;
-        Ok(())
-    }
-}
-
-impl From<Untranslatable> for ChainFault {
-    fn from(fault: Untranslatable) -> Self {
-        match fault {
-            Untranslatable::OutsideRam => Self::OutsideRam,
-            Untranslatable::Fragmented => Self::Fragmented,
-        }
+        state.sort_in_flight();
+        state
     }
 }

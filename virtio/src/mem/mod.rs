@@ -25,3 +25,6 @@ pub use buffers::Cursor;
 pub(crate) use buffers::{Buffers, Translator, Untranslatable};
 pub(crate) use device_ring::{Desc, DeviceRing, RingFault};
 pub use ram::{Access, GuestRam, RamRegion, Segment};
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

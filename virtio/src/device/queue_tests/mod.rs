@@ -1,0 +1,44 @@
+//! The device's end against a driver that writes what it likes, with one regression test for each bug
+//! that others had.
+
+mod activate;
+mod complete;
+mod index;
+mod notify;
+mod save;
+mod walk;
+
+use super::chain::Chain;
+use super::play::{PLAIN, Play};
+use super::queue::*;
+use crate::mem::testing::TestRam;
+
+pub(super) type Queue = ActiveQueue<TestRam>;
+
+pub(super) fn pop(queue: &mut Queue) -> Chain<TestRam> {
+    queue.pop().unwrap().expect("a chain is available")
+}
+
+pub(super) fn fault(play: &mut Play, head: u16) -> ChainFault {
+    let mut queue = play.activate(PLAIN);
+    play.offer(head);
+    fault_of(&mut queue, head)
+}
+
+pub(super) fn fault_of(queue: &mut Queue, head: u16) -> ChainFault {
+    let error = queue.pop().expect_err("the chain is malformed");
+    assert!(queue.is_broken());
+    assert_eq!(queue.pop().unwrap_err(), ChainError::Broken);
+    match error {
+        ChainError::Malformed { head: at, fault } => {
+            assert_eq!(at, head);
+            fault
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(super) fn lens(chain: &Chain<TestRam>) -> (Vec<usize>, Vec<usize>) {
+    let of = |segments: &[crate::mem::Segment]| segments.iter().map(|s| s.len()).collect();
+    (of(chain.readable()), of(chain.writable()))
+}

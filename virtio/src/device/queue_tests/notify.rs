@@ -1,0 +1,139 @@
+//! Interrupts, notifications and the grant of a pass.
+
+use super::super::play::{DATA, EVENT, PLAIN, Play};
+use super::pop;
+use crate::device::queue::Interrupt;
+use crate::spec::ring::{AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY};
+
+#[test]
+fn without_event_idx_the_interrupt_flag_decides() {
+    let mut play = Play::new(8);
+    let mut queue = play.activate(PLAIN);
+    play.chain(0, &[(DATA, 16, 0)]);
+    // The event index of the other mode must not matter.
+    play.set_used_event(0x1234);
+    for (flags, expected) in [
+        (0, Interrupt::Needed),
+        (AVAIL_F_NO_INTERRUPT, Interrupt::NotNeeded),
+        (0xfffe, Interrupt::Needed),
+    ] {
+        play.set_avail_flags(flags);
+        play.offer(0);
+        let chain = pop(&mut queue);
+        queue.complete(chain, 0);
+        assert_eq!(queue.publish(), expected);
+    }
+}
+
+#[test]
+fn with_event_idx_the_flag_is_ignored_and_used_event_decides() {
+    let mut play = Play::new(8);
+    let mut queue = play.activate(EVENT);
+    play.set_avail_flags(AVAIL_F_NO_INTERRUPT);
+    play.chain(0, &[(DATA, 16, 0)]);
+    for (used_event, expected) in [
+        (0, Interrupt::Needed),
+        (0, Interrupt::NotNeeded),
+        (5, Interrupt::NotNeeded),
+        (3, Interrupt::Needed),
+    ] {
+        play.set_used_event(used_event);
+        play.offer(0);
+        let chain = pop(&mut queue);
+        queue.complete(chain, 0);
+        assert_eq!(queue.publish(), expected);
+    }
+}
+
+#[test]
+fn an_empty_batch_publishes_nothing_and_interrupts_nobody() {
+    let play = Play::new(8);
+    for features in [PLAIN, EVENT] {
+        let mut queue = play.activate(features);
+        play.put16(play.used + 2, 0x55aa);
+        assert_eq!(queue.publish(), Interrupt::NotNeeded);
+        assert_eq!(play.used_idx(), 0x55aa);
+    }
+}
+
+#[test]
+fn notification_is_suppressed_by_flag_without_event_idx() {
+    let mut play = Play::new(8);
+    let mut queue = play.activate(PLAIN);
+    queue.disable_notification();
+    assert_eq!(play.used_flags(), USED_F_NO_NOTIFY);
+    assert!(!queue.enable_notification());
+    assert_eq!(play.used_flags(), 0);
+    queue.disable_notification();
+    play.chain(0, &[(DATA, 16, 0)]);
+    play.offer(0);
+    assert!(
+        queue.enable_notification(),
+        "the buffer that came meanwhile is seen"
+    );
+}
+
+#[test]
+fn notification_follows_avail_event_with_event_idx_and_the_flags_stay_zero() {
+    let mut play = Play::new(8);
+    let mut queue = play.activate(EVENT);
+    play.chain(0, &[(DATA, 16, 0)]);
+    for next in 1..5 {
+        queue.disable_notification();
+        assert_eq!(play.used_flags(), 0);
+        play.offer(0);
+        assert!(queue.enable_notification());
+        let chain = pop(&mut queue);
+        assert!(queue.pop().unwrap().is_none());
+        queue.complete(chain, 0);
+        assert!(!queue.enable_notification());
+        assert_eq!(play.avail_event(), next);
+        assert_eq!(play.used_flags(), 0);
+    }
+}
+
+#[test]
+fn a_spurious_notification_finds_nothing() {
+    let play = Play::new(8);
+    let mut queue = play.activate(EVENT);
+    for _ in 0..3 {
+        assert!(queue.pop().unwrap().is_none());
+        assert!(queue.drained());
+    }
+}
+
+#[test]
+fn a_grant_bounds_a_pass_though_the_driver_refills_for_ever() {
+    let mut play = Play::new(4);
+    let mut queue = play.activate(PLAIN);
+    for head in 0..4 {
+        play.chain(head, &[(DATA, 16, 0)]);
+        play.offer(head);
+    }
+    queue.grant(10);
+    let mut done = 0;
+    while let Some(chain) = queue.pop().unwrap() {
+        let head = chain.head();
+        queue.complete(chain, 0);
+        let _ = queue.publish();
+        play.offer(head);
+        done += 1;
+        assert!(done <= 10);
+    }
+    assert_eq!(done, 10);
+    assert!(queue.spent() && !queue.drained());
+    queue.grant(1);
+    let chain = pop(&mut queue);
+    queue.complete(chain, 0);
+    assert!(queue.pop().unwrap().is_none());
+    // A grant that is not used up does not add to the next.
+    queue.grant(3);
+    let chain = pop(&mut queue);
+    queue.complete(chain, 0);
+    assert!(!queue.spent());
+    queue.grant(1);
+    let chain = pop(&mut queue);
+    queue.complete(chain, 0);
+    assert!(queue.pop().unwrap().is_none());
+    assert!(queue.spent());
+}

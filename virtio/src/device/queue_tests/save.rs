@@ -1,0 +1,185 @@
+//! Saving a queue and going on from what was saved.
+
+use super::super::play::{DATA, EVENT, IN_ORDER, PLAIN, Play, WRITE};
+use super::pop;
+use crate::device::queue::{
+    ActivateError, InFlight, Interrupt, QueueConfig, QueueState, RestoreError, RingFeatures,
+};
+
+#[test]
+fn a_restored_queue_goes_on_where_the_saved_one_stopped() {
+    for features in [PLAIN, EVENT, IN_ORDER] {
+        let mut play = Play::new(4);
+        let mut queue = play.activate_at(65534, features);
+        for head in 0..4 {
+            play.chain(head, &[(DATA, 16, WRITE)]);
+            play.offer(head);
+        }
+        let (first, second, third) = (pop(&mut queue), pop(&mut queue), pop(&mut queue));
+        queue.complete(second, 2);
+        let state = queue.save();
+        first.abandon();
+        third.abandon();
+        assert_eq!(state.in_flight.len(), 2);
+        drop(queue);
+
+        let config = QueueConfig::restore(4, state.clone()).unwrap();
+        assert_eq!(config.save(), state);
+        let mut queue = config.activate(play.ram.clone(), features).unwrap();
+        assert_eq!(
+            queue.save(),
+            state,
+            "saving again before a pop loses nothing"
+        );
+        let heads: Vec<_> = (0..3)
+            .map(|_| {
+                let chain = pop(&mut queue);
+                let head = chain.head();
+                queue.complete(chain, u32::from(head));
+                head
+            })
+            .collect();
+        assert_eq!(
+            heads,
+            [0, 2, 3],
+            "what was in flight comes first, in its order"
+        );
+        assert!(queue.pop().unwrap().is_none());
+        assert_eq!(queue.publish(), Interrupt::Needed);
+        assert_eq!(play.used_idx(), 2, "65534 and four more");
+        let mut used: Vec<_> = (0..4).map(|n| play.used_entry(n).0).collect();
+        used.sort_unstable();
+        assert_eq!(used, [0, 1, 2, 3]);
+        assert_eq!((queue.in_flight(), queue.is_broken()), (0, false));
+    }
+}
+
+#[test]
+fn a_state_saved_between_completion_and_publication_publishes_after_restore() {
+    let mut play = Play::new(4);
+    let mut queue = play.activate(PLAIN);
+    play.chain(0, &[(DATA, 16, WRITE)]);
+    play.offer(0);
+    let chain = pop(&mut queue);
+    queue.complete(chain, 1);
+    let state = queue.save();
+    let config = QueueConfig::restore(4, state).unwrap();
+    let mut queue = config.activate(play.ram.clone(), PLAIN).unwrap();
+    assert_eq!(queue.publish(), Interrupt::Needed);
+    assert_eq!(play.used_idx(), 1);
+}
+
+#[test]
+fn a_state_that_contradicts_itself_is_refused() {
+    let play = Play::new(4);
+    let good = QueueState {
+        next_avail: 7,
+        next_used: 5,
+        published: 5,
+        in_flight: vec![
+            InFlight {
+                position: 5,
+                head: 1,
+            },
+            InFlight {
+                position: 6,
+                head: 3,
+            },
+        ],
+        ..play.config().save()
+    };
+    assert!(QueueConfig::restore(4, good.clone()).is_ok());
+    let bad = |change: &dyn Fn(&mut QueueState)| {
+        let mut state = good.clone();
+        change(&mut state);
+        QueueConfig::restore(4, state).unwrap_err()
+    };
+    assert!(matches!(
+        bad(&|s| s.size = 3),
+        RestoreError::Size { size: 3, max: 4 }
+    ));
+    assert!(matches!(bad(&|s| s.size = 8), RestoreError::Size { .. }));
+    assert!(matches!(
+        bad(&|s| s.next_avail = 10),
+        RestoreError::Indices { .. }
+    ));
+    assert!(matches!(
+        bad(&|s| s.next_avail = 4),
+        RestoreError::Indices { .. }
+    ));
+    assert!(matches!(
+        bad(&|s| s.published = 6),
+        RestoreError::Indices { .. }
+    ));
+    for head in [4, 3, 0xffff] {
+        let error = bad(&|s| s.in_flight[0].head = head);
+        assert!(matches!(error, RestoreError::InFlight { .. }), "{head}");
+    }
+    for position in [4, 7, 0xffff] {
+        let mut state = good.clone();
+        state.in_flight.truncate(1);
+        state.in_flight[0].position = position;
+        let config = QueueConfig::restore(4, state).unwrap();
+        assert_eq!(
+            config.activate(play.ram.clone(), IN_ORDER).err(),
+            Some(ActivateError::Position { head: 1, position })
+        );
+    }
+    let mut state = good;
+    state.in_flight[1].position = 5;
+    let config = QueueConfig::restore(4, state).unwrap();
+    assert_eq!(
+        config.activate(play.ram, IN_ORDER).err(),
+        Some(ActivateError::Position {
+            head: 3,
+            position: 5
+        })
+    );
+}
+
+#[test]
+fn a_state_that_lost_a_request_is_activated_only_in_order() {
+    let play = Play::new(4);
+    let state = QueueState {
+        next_avail: 7,
+        next_used: 5,
+        published: 5,
+        in_flight: vec![InFlight {
+            position: 6,
+            head: 3,
+        }],
+        ..play.config().save()
+    };
+    let config = QueueConfig::restore(4, state).unwrap();
+    assert_eq!(
+        config.activate(play.ram.clone(), PLAIN).err(),
+        Some(ActivateError::InFlight {
+            listed: 1,
+            counted: 2
+        })
+    );
+    let queue = config.activate(play.ram.clone(), IN_ORDER).unwrap();
+    assert_eq!(
+        queue.in_flight(),
+        1,
+        "position 5 was done and waits for nobody"
+    );
+}
+
+#[test]
+fn feature_bits_map_to_ring_features() {
+    use crate::spec::feature;
+    assert_eq!(RingFeatures::from_bits(0), RingFeatures::default());
+    assert_eq!(
+        RingFeatures::from_bits(feature::VERSION_1),
+        RingFeatures::default()
+    );
+    assert_eq!(
+        RingFeatures::from_bits(RingFeatures::SUPPORTED),
+        RingFeatures {
+            event_idx: true,
+            indirect: true,
+            in_order: true
+        }
+    );
+}
