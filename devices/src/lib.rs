@@ -13,6 +13,7 @@
     )
 )]
 
+pub mod blk;
 pub mod bus;
 pub mod device;
 pub mod disk;

@@ -16,6 +16,7 @@ pub mod config;
 mod error;
 mod image;
 mod lock;
+pub mod metrics;
 mod plain;
 mod range;
 mod raw;
