@@ -22,6 +22,7 @@ pub mod pci;
 pub mod power;
 pub mod ram;
 pub mod serial;
+pub mod throttle;
 pub mod wiring;
 pub mod worker;
 

@@ -1,0 +1,221 @@
+//! A virtio-pci function's interrupts: MSI-X vectors, the interrupt line with the ISR register, NEEDS_RESET and
+//! the configuration generation (VIRTIO 1.2 §4.1.4.5, §4.1.5.3, §4.1.5.4).
+//!
+//! What workers call takes no lock. It doesn't know queues or registers beyond these.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use splitring_virtio::spec::pci::{NO_VECTOR, isr};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::config::{COMMAND, COMMAND_INTX_DISABLE, STATUS_INTERRUPT};
+use super::msix::Msix;
+use super::pages::ConfigPage;
+use crate::device::Broken;
+use crate::interrupt::{ConfigGate, InterruptSink};
+use crate::throttle::Throttle;
+use crate::wiring::{Wiring, WiringError};
+
+pub(super) struct Interrupts {
+    label: String,
+    pub(super) msix: Msix,
+    queue_vectors: Box<[AtomicU16]>,
+    config_vector: AtomicU16,
+    isr: AtomicU8,
+    /// Its command register says whether the line may be asserted, its status register shows that it would.
+    page: ConfigPage,
+    line: EventFd,
+    resample: EventFd,
+    line_bound: AtomicBool,
+    needs_reset: AtomicBool,
+    driver_ok: AtomicBool,
+    generation: AtomicU8,
+    /// Held while the configuration changes and while it is read.
+    gate: Mutex<()>,
+    throttle: Throttle,
+}
+
+impl Interrupts {
+    pub(super) fn new(
+        label: String,
+        msix: Msix,
+        queues: usize,
+        page: ConfigPage,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            label,
+            msix,
+            queue_vectors: std::iter::repeat_with(|| AtomicU16::new(NO_VECTOR))
+                .take(queues)
+                .collect(),
+            config_vector: AtomicU16::new(NO_VECTOR),
+            isr: AtomicU8::new(0),
+            page,
+            line: EventFd::new(EFD_NONBLOCK)?,
+            resample: EventFd::new(EFD_NONBLOCK)?,
+            line_bound: AtomicBool::new(false),
+            needs_reset: AtomicBool::new(false),
+            driver_ok: AtomicBool::new(false),
+            generation: AtomicU8::new(0),
+            gate: Mutex::new(()),
+            throttle: Throttle::default(),
+        })
+    }
+
+    /// Connects the interrupt line, once, if MSI-X doesn't replace it. Returns the eventfd to listen on, whose
+    /// signals are for [`Interrupts::resample`], the first time.
+    pub(super) fn bind_line(
+        &self,
+        wiring: &dyn Wiring,
+        gsi: u32,
+    ) -> Result<Option<EventFd>, WiringError> {
+        if self.msix.enabled() || self.line_bound.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let listener = self
+            .resample
+            .try_clone()
+            .map_err(|error| WiringError::new("duplicate an eventfd", error))?;
+        wiring.intx(gsi, &self.line, &self.resample)?;
+        self.line_bound.store(true, Ordering::Release);
+        self.resample();
+        Ok(Some(listener))
+    }
+
+    /// The guest ended the interrupt, or may have the line again: assert it if there is still a reason.
+    pub(super) fn resample(&self) {
+        if self.isr.load(Ordering::Acquire) != 0 {
+            self.assert_line();
+        }
+    }
+
+    fn assert_line(&self) {
+        let held_back = self.page.load(COMMAND) & COMMAND_INTX_DISABLE != 0;
+        if !held_back && !self.msix.enabled() && self.line_bound.load(Ordering::Acquire) {
+            // An eventfd at its limit is signalled already.
+            let _ = self.line.write(1);
+        }
+    }
+
+    /// Sends `vector`, or with MSI-X off sets `reason` in the ISR register and asserts the line.
+    fn raise(&self, vector: &AtomicU16, reason: u8) {
+        if self.msix.enabled() {
+            self.msix.trigger(vector.load(Ordering::Acquire));
+            return;
+        }
+        self.isr.fetch_or(reason, Ordering::AcqRel);
+        self.show_pending();
+        self.assert_line();
+    }
+
+    fn show_pending(&self) {
+        self.page
+            .update(COMMAND, STATUS_INTERRUPT, STATUS_INTERRUPT);
+    }
+
+    /// The guest reads the ISR register, which clears it.
+    pub(super) fn read_isr(&self) -> u8 {
+        let reasons = self.isr.swap(0, Ordering::AcqRel);
+        self.page.update(COMMAND, STATUS_INTERRUPT, 0);
+        // A reason that arrived between the two must show.
+        if self.isr.load(Ordering::Acquire) != 0 {
+            self.show_pending();
+        }
+        reasons
+    }
+
+    /// The driver assigns a vector to a queue, or to configuration changes (`None`). One that is not there is
+    /// refused: the register reads back as no vector.
+    pub(super) fn set_vector(&self, queue: Option<u16>, vector: u16) {
+        let vector = if self.msix.has(vector) {
+            vector
+        } else {
+            NO_VECTOR
+        };
+        if let Some(place) = self.vector_place(queue) {
+            place.store(vector, Ordering::Release);
+        }
+    }
+
+    pub(super) fn vector(&self, queue: Option<u16>) -> u16 {
+        self.vector_place(queue)
+            .map_or(NO_VECTOR, |place| place.load(Ordering::Acquire))
+    }
+
+    fn vector_place(&self, queue: Option<u16>) -> Option<&AtomicU16> {
+        match queue {
+            Some(index) => self.queue_vectors.get(usize::from(index)),
+            None => Some(&self.config_vector),
+        }
+    }
+
+    pub(super) fn set_driver_ok(&self) {
+        self.driver_ok.store(true, Ordering::Release);
+    }
+
+    /// Everything as after power-on; the MSI-X table is PCI's and stays. The workers are quiet.
+    pub(super) fn reset(&self) {
+        self.driver_ok.store(false, Ordering::Release);
+        self.needs_reset.store(false, Ordering::Release);
+        self.config_vector.store(NO_VECTOR, Ordering::Release);
+        for vector in &self.queue_vectors {
+            vector.store(NO_VECTOR, Ordering::Release);
+        }
+        self.read_isr();
+    }
+
+    pub(super) fn generation(&self) -> u8 {
+        self.read_config(|| self.generation.load(Ordering::Acquire))
+    }
+
+    /// Reads the configuration while it doesn't change.
+    pub(super) fn read_config<T>(&self, read: impl FnOnce() -> T) -> T {
+        let _still = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        read()
+    }
+}
+
+impl InterruptSink for Interrupts {
+    fn queue(&self, index: u16) {
+        if let Some(vector) = self.queue_vectors.get(usize::from(index)) {
+            self.raise(vector, isr::QUEUE);
+        }
+    }
+
+    fn config(&self) {
+        self.raise(&self.config_vector, isr::CONFIG);
+    }
+
+    fn broken(&self, why: &Broken) {
+        if self.needs_reset.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if self.throttle.allow() {
+            tracing::warn!(device = self.label, %why, "the device needs a reset by its driver");
+        }
+        if self.driver_ok.load(Ordering::Acquire) {
+            self.config();
+        }
+    }
+
+    fn is_broken(&self) -> bool {
+        self.needs_reset.load(Ordering::Acquire)
+    }
+}
+
+impl ConfigGate for Interrupts {
+    fn change(&self, apply: &mut dyn FnMut()) {
+        self.read_config(|| {
+            apply();
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        });
+        if self.driver_ok.load(Ordering::Acquire) {
+            self.config();
+        }
+    }
+}
+
+/// The parts that several threads share.
+pub(super) type Shared = Arc<Interrupts>;

@@ -1,0 +1,276 @@
+//! MSI-X: the vector table and the pending bits (PCI Local Bus 3.0 §6.8.2).
+//!
+//! Raising an interrupt takes no lock. A vector's mask and pending bits share one atomic word: who raises a
+//! masked vector sets its pending bit and looks at the mask once more, who unmasks it takes the pending bit
+//! away, and whoever gets the bit sends the message, so none is lost. It doesn't know virtio.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
+
+/// Most vectors a function can have.
+pub(super) const MAX_VECTORS: u16 = 2048;
+/// Bytes of a table entry.
+pub(super) const ENTRY_SIZE: u64 = 16;
+/// Message control: all vectors are masked.
+const FUNCTION_MASK: u16 = 1 << 14;
+/// Message control: MSI-X instead of the interrupt line.
+const ENABLE: u16 = 1 << 15;
+
+/// Vector state: its message must not be sent now.
+const MASKED: u8 = 1;
+/// Vector state: it was to be sent.
+const PENDING: u8 = 2;
+
+pub(super) struct Msix {
+    vectors: Box<[Vector]>,
+    enabled: AtomicBool,
+    table: Mutex<Table>,
+    wiring: Arc<dyn Wiring>,
+    label: String,
+}
+
+struct Vector {
+    state: AtomicU8,
+    /// Made when the vector is first unmasked.
+    line: OnceLock<Box<dyn MsiLine>>,
+}
+
+struct Table {
+    entries: Box<[Entry]>,
+    function_masked: bool,
+}
+
+#[derive(Clone)]
+struct Entry {
+    message: MsiMessage,
+    masked: bool,
+    /// What the line sends at present.
+    routed: Option<MsiMessage>,
+}
+
+impl Msix {
+    /// `count` vectors of the function `requester`, all masked; `label` is for messages.
+    pub(super) fn new(count: u16, requester: u16, wiring: Arc<dyn Wiring>, label: String) -> Self {
+        let message = MsiMessage {
+            requester,
+            ..MsiMessage::default()
+        };
+        let entry = Entry {
+            message,
+            masked: true,
+            routed: None,
+        };
+        let count = usize::from(count.min(MAX_VECTORS));
+        Self {
+            vectors: std::iter::repeat_with(Vector::new).take(count).collect(),
+            enabled: AtomicBool::new(false),
+            table: Mutex::new(Table {
+                entries: vec![entry; count].into_boxed_slice(),
+                function_masked: false,
+            }),
+            wiring,
+            label,
+        }
+    }
+
+    /// Whether MSI-X replaces the interrupt line.
+    pub(super) fn enabled(&self) -> bool {
+        self.enabled.load(Ordering::Acquire)
+    }
+
+    /// Whether there is a vector `index`.
+    pub(super) fn has(&self, index: u16) -> bool {
+        usize::from(index) < self.vectors.len()
+    }
+
+    /// Raises a vector, or marks it pending. One that is not there is nobody's.
+    pub(super) fn trigger(&self, index: u16) {
+        if let Some(vector) = self.vectors.get(usize::from(index)) {
+            vector.trigger();
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest wrote message control.
+    pub(super) fn set_control(&self, control: u16) {
+        let mut table = self.table();
+        let enabled = control & ENABLE != 0;
+        let was_enabled = self.enabled.swap(enabled, Ordering::AcqRel);
+        table.function_masked = control & FUNCTION_MASK != 0;
+        for index in 0..self.vectors.len() {
+            self.apply(&mut table, index);
+        }
+        if was_enabled && !enabled {
+            for vector in &self.vectors {
+                vector.take_pending();
+            }
+        }
+    }
+
+    /// Brings a vector's line and mask in step with its entry.
+    fn apply(&self, table: &mut Table, index: usize) {
+        let silent = table.function_masked || !self.enabled();
+        let (Some(entry), Some(vector)) = (table.entries.get_mut(index), self.vectors.get(index))
+        else {
+            return;
+        };
+        if silent || entry.masked {
+            vector.mask();
+            return;
+        }
+        match self.route(entry, vector) {
+            Ok(()) => vector.unmask(),
+            // The message stays pending, and the next unmasking tries again.
+            Err(error) => {
+                tracing::error!(device = self.label, vector = index, %error, "interrupt is held back")
+            }
+        }
+    }
+
+    fn route(&self, entry: &mut Entry, vector: &Vector) -> Result<(), WiringError> {
+        let line = match vector.line.get() {
+            Some(line) => line,
+            None => {
+                let line = self.wiring.msi()?;
+                vector.line.get_or_init(|| line)
+            }
+        };
+        if entry.routed != Some(entry.message) {
+            line.route(entry.message)?;
+            entry.routed = Some(entry.message);
+        }
+        Ok(())
+    }
+
+    /// A guest's read of the table. Naturally aligned accesses of 1 to 8 bytes; others read as zero.
+    pub(super) fn read_table(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let table = self.table();
+        let Some((index, at)) = locate(offset, data.len()) else {
+            return;
+        };
+        if let Some(entry) = table.entries.get(index)
+            && let Some(bytes) = entry.bytes().get(at..)
+        {
+            data.iter_mut()
+                .zip(bytes)
+                .for_each(|(to, from)| *to = *from);
+        }
+    }
+
+    /// A guest's write of the table; 4 or 8 bytes, naturally aligned, as the specification demands.
+    pub(super) fn write_table(&self, offset: u64, data: &[u8]) {
+        if data.len() != 4 && data.len() != 8 {
+            return;
+        }
+        let Some((index, at)) = locate(offset, data.len()) else {
+            return;
+        };
+        let mut table = self.table();
+        if let Some(entry) = table.entries.get_mut(index) {
+            let mut bytes = entry.bytes();
+            if let Some(place) = bytes.get_mut(at..) {
+                place
+                    .iter_mut()
+                    .zip(data)
+                    .for_each(|(to, from)| *to = *from);
+            }
+            entry.set_bytes(bytes);
+            self.apply(&mut table, index);
+        }
+    }
+
+    /// A guest's read of the pending bits, a bit a vector.
+    pub(super) fn read_pending(&self, offset: u64, data: &mut [u8]) {
+        for (byte, at) in data.iter_mut().zip(offset..) {
+            let first = usize::try_from(at).unwrap_or(usize::MAX).saturating_mul(8);
+            let vectors = self.vectors.get(first..).unwrap_or_default();
+            *byte = (0..8).zip(vectors).fold(0, |bits, (bit, vector)| {
+                bits | u8::from(vector.is_pending()) << bit
+            });
+        }
+    }
+}
+
+/// Entry and byte in it, if the access is naturally aligned and so within one entry.
+fn locate(offset: u64, len: usize) -> Option<(usize, usize)> {
+    let len = u64::try_from(len)
+        .ok()
+        .filter(|len| (1..=8).contains(len))?;
+    if !len.is_power_of_two() || offset & len.wrapping_sub(1) != 0 {
+        return None;
+    }
+    let at = usize::try_from(offset & (ENTRY_SIZE - 1)).ok()?;
+    let index = usize::try_from(offset / ENTRY_SIZE).ok()?;
+    Some((index, at))
+}
+
+impl Entry {
+    fn bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        let address = self.message.address.to_le_bytes();
+        let data = self.message.data.to_le_bytes();
+        let control = u32::from(self.masked).to_le_bytes();
+        let all = address.iter().chain(&data).chain(&control);
+        bytes.iter_mut().zip(all).for_each(|(to, from)| *to = *from);
+        bytes
+    }
+
+    fn set_bytes(&mut self, bytes: [u8; 16]) {
+        let [a0, a1, a2, a3, a4, a5, a6, a7, d0, d1, d2, d3, control, ..] = bytes;
+        self.message.address = u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
+        self.message.data = u32::from_le_bytes([d0, d1, d2, d3]);
+        self.masked = control & 1 != 0;
+    }
+}
+
+impl Vector {
+    fn new() -> Self {
+        Self {
+            state: AtomicU8::new(MASKED),
+            line: OnceLock::new(),
+        }
+    }
+
+    fn trigger(&self) {
+        if self.state.load(Ordering::Acquire) & MASKED == 0 {
+            return self.send();
+        }
+        let before = self.state.fetch_or(PENDING, Ordering::AcqRel);
+        // Unmasked between the two looks: nobody else would send it.
+        if before & MASKED == 0 && self.take_pending() {
+            self.send();
+        }
+    }
+
+    fn mask(&self) {
+        self.state.fetch_or(MASKED, Ordering::AcqRel);
+    }
+
+    fn unmask(&self) {
+        let before = self.state.fetch_and(!MASKED, Ordering::AcqRel);
+        if before & PENDING != 0 && self.take_pending() {
+            self.send();
+        }
+    }
+
+    fn take_pending(&self) -> bool {
+        self.state.fetch_and(!PENDING, Ordering::AcqRel) & PENDING != 0
+    }
+
+    fn is_pending(&self) -> bool {
+        self.state.load(Ordering::Acquire) & PENDING != 0
+    }
+
+    fn send(&self) {
+        // A line is there before the vector is first unmasked. An eventfd at its limit is signalled already.
+        if let Some(line) = self.line.get() {
+            let _ = line.trigger().write(1);
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! A virtio device as a PCI function (VIRTIO 1.2 §4.1, modern only).
+//!
+//! Registers are mapped onto the transport's state machine and the device; what runs the queues is a worker's.
+//! It doesn't know KVM nor any device's chapter.
+//!
+//! ```text
+//! BAR 0, 64 KiB   0x0000 common · 0x1000 ISR · 0x2000 device · 0x3000 pending bits
+//!                 0x4000 notify, 4 bytes a queue · 0x8000 MSI-X table
+//! ```
+
+mod common;
+mod run;
+mod window;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use splitring_virtio::device::transport::Transport;
+use splitring_virtio::spec::pci::{self as spec, cfg_type};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use zerocopy::IntoBytes;
+
+use super::config::{ConfigSpace, Identity};
+use super::interrupts::{Interrupts, Shared};
+use super::msix::{ENTRY_SIZE, MAX_VECTORS, Msix};
+use super::root::{PciError, PciFunction, PciRoot};
+use crate::bus::BusDevice;
+use crate::device::VirtioDevice;
+use crate::ram::Ram;
+use crate::wiring::Wiring;
+use crate::worker::Worker;
+
+use run::RunningDevice;
+
+/// Bytes of the BAR.
+const BAR_SIZE: u32 = 0x1_0000;
+/// Interrupt status, one byte.
+const ISR: u32 = 0x1000;
+/// Device configuration.
+const DEVICE: u32 = 0x2000;
+/// Bytes of device configuration.
+const DEVICE_SIZE: u32 = 0x1000;
+/// MSI-X pending bits.
+const PENDING: u32 = 0x3000;
+/// Doorbells.
+const NOTIFY: u32 = 0x4000;
+/// Bytes from one doorbell to the next.
+const NOTIFY_STRIDE: u32 = 4;
+/// MSI-X table.
+const TABLE: u32 = 0x8000;
+/// Most queues: each wants a vector, and configuration changes one more.
+const MAX_QUEUES: usize = MAX_VECTORS as usize - 1;
+/// Identifier of the MSI-X capability.
+const MSIX_ID: u8 = 0x11;
+
+/// What a virtio function is made of.
+pub struct VirtioParts {
+    /// The device.
+    pub device: Arc<dyn VirtioDevice>,
+    /// The machine's memory.
+    pub ram: Ram,
+    /// The way to the hypervisor.
+    pub wiring: Arc<dyn Wiring>,
+    /// Who runs its queues: tasks go to them in turn. At least one.
+    pub workers: Vec<Arc<Worker>>,
+    /// Features that may be offered, all ones for all; the others are hidden from the driver.
+    pub mask: u64,
+}
+
+/// A virtio device on the PCI bus.
+pub struct VirtioPci {
+    device: Arc<dyn VirtioDevice>,
+    ram: Ram,
+    wiring: Arc<dyn Wiring>,
+    workers: Vec<Arc<Worker>>,
+    config: ConfigSpace,
+    /// Offset of the MSI-X capability.
+    msix_at: u16,
+    /// Offset of the window capability.
+    window_at: u16,
+    gsi: u32,
+    interrupts: Shared,
+    /// A doorbell a queue.
+    kicks: Vec<EventFd>,
+    state: Mutex<State>,
+}
+
+struct State {
+    transport: Transport,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    queue_select: u16,
+    /// Where the BAR answers.
+    base: Option<u64>,
+    running: Option<RunningDevice>,
+}
+
+impl VirtioPci {
+    /// Makes a function of `parts` and plugs it into `slot` of `root`.
+    pub fn plug(root: &PciRoot, slot: u8, parts: VirtioParts) -> Result<Arc<Self>, PciError> {
+        let host = |operation| {
+            move |source| PciError::Host {
+                slot,
+                operation,
+                source,
+            }
+        };
+        let page = root.claim(slot)?;
+        let sizes = parts.device.queue_sizes();
+        let sizes = sizes.get(..MAX_QUEUES).unwrap_or(sizes);
+        let vectors = u16::try_from(sizes.len().saturating_add(1)).unwrap_or(MAX_VECTORS);
+        let mut config = ConfigSpace::new(page.clone(), identity(parts.device.as_ref()));
+        let gsi = root.intx(slot);
+        config.set_interrupt(u8::try_from(gsi).unwrap_or(0xff));
+        config.set_bar(BAR_SIZE);
+        let (msix_at, window_at) = add_capabilities(&mut config, vectors)
+            .ok_or_else(|| host("lay capabilities out")(std::io::ErrorKind::OutOfMemory.into()))?;
+        let id = parts.device.id().to_owned();
+        let requester = u16::from(slot) << 3;
+        let msix = Msix::new(vectors, requester, Arc::clone(&parts.wiring), id.clone());
+        let interrupts = Interrupts::new(id, msix, sizes.len(), page);
+        let kicks = sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK));
+        let kicks: Result<Vec<_>, _> = kicks.collect();
+        let (features, rules) = (parts.device.features(), parts.device.feature_rules());
+        let transport = Transport::new(features, parts.mask, rules, sizes);
+        let function = Arc::new(Self {
+            config,
+            msix_at,
+            window_at,
+            gsi,
+            interrupts: Arc::new(interrupts.map_err(host("create an eventfd"))?),
+            kicks: kicks.map_err(host("create an eventfd"))?,
+            state: Mutex::new(State {
+                transport,
+                device_feature_select: 0,
+                driver_feature_select: 0,
+                queue_select: 0,
+                base: None,
+                running: None,
+            }),
+            device: parts.device,
+            ram: parts.ram,
+            wiring: parts.wiring,
+            workers: parts.workers,
+        });
+        root.plug(slot, function.clone(), Some(function.clone()))?;
+        Ok(function)
+    }
+
+    /// The device behind the registers.
+    pub fn device(&self) -> &Arc<dyn VirtioDevice> {
+        &self.device
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for VirtioPci {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn identity(device: &dyn VirtioDevice) -> Identity {
+    let kind = device.kind();
+    Identity {
+        vendor: spec::VENDOR,
+        device: spec::DEVICE_BASE.saturating_add(kind.type_id()),
+        revision: spec::REVISION,
+        class: kind.pci_class(),
+        subsystem_vendor: spec::VENDOR,
+        // Below 0x40 would say transitional (§4.1.2.1).
+        subsystem: kind.type_id().saturating_add(0x40),
+    }
+}
+
+/// Appends MSI-X and the five virtio capabilities; returns where MSI-X and the window are.
+fn add_capabilities(config: &mut ConfigSpace, vectors: u16) -> Option<(u16, u16)> {
+    let queues = u32::from(vectors).saturating_sub(1);
+    let [last0, last1] = vectors.saturating_sub(1).to_le_bytes();
+    // Both in BAR 0, which the low bits of the offsets say.
+    let [t0, t1, t2, t3] = TABLE.to_le_bytes();
+    let [p0, p1, p2, p3] = PENDING.to_le_bytes();
+    let msix = [last0, last1, t0, t1, t2, t3, p0, p1, p2, p3];
+    let msix_at = config.add_capability(MSIX_ID, &msix, &[0x00, 0xc0])?;
+    let common = u32::try_from(spec::common::SIZE).ok()?;
+    add_virtio(config, cfg_type::COMMON, 0, common)?;
+    let notify = spec::NotifyCapability {
+        cap: capability(
+            cfg_type::NOTIFY,
+            20,
+            NOTIFY,
+            queues.saturating_mul(NOTIFY_STRIDE),
+        ),
+        notify_off_multiplier: NOTIFY_STRIDE.into(),
+    };
+    config.add_capability(spec::CAP_ID, notify.as_bytes().get(2..)?, &[])?;
+    add_virtio(config, cfg_type::ISR, ISR, 1)?;
+    add_virtio(config, cfg_type::DEVICE, DEVICE, DEVICE_SIZE)?;
+    let window = spec::CfgCapability {
+        cap: capability(cfg_type::PCI, 20, 0, 0),
+        pci_cfg_data: [0; 4],
+    };
+    let window_at = config.add_capability(
+        spec::CAP_ID,
+        window.as_bytes().get(2..)?,
+        window::WRITABLE.get(2..)?,
+    )?;
+    Some((msix_at, window_at))
+}
+
+fn add_virtio(config: &mut ConfigSpace, kind: u8, offset: u32, length: u32) -> Option<u16> {
+    let body = capability(kind, 16, offset, length);
+    config.add_capability(spec::CAP_ID, body.as_bytes().get(2..)?, &[])
+}
+
+fn capability(kind: u8, cap_len: u8, offset: u32, length: u32) -> spec::Capability {
+    spec::Capability {
+        cap_len,
+        cfg_type: kind,
+        offset: offset.into(),
+        length: length.into(),
+        ..spec::Capability::default()
+    }
+}
+
+impl PciFunction for VirtioPci {
+    fn config(&self) -> &ConfigSpace {
+        &self.config
+    }
+
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        self.fill_window(offset, data.len());
+        self.config.read(offset, data);
+    }
+
+    fn config_written(&self, offset: u16, len: usize) {
+        let touches = |from: u16, to: u16| {
+            let end = usize::from(offset).saturating_add(len);
+            offset < to && usize::from(from) < end
+        };
+        let control = self.msix_at.saturating_add(2);
+        if touches(control, control.saturating_add(2)) {
+            let mut word = [0; 2];
+            self.config.read(control, &mut word);
+            self.interrupts.msix.set_control(u16::from_le_bytes(word));
+            self.line_wanted();
+        }
+        if touches(
+            super::config::COMMAND,
+            super::config::COMMAND.saturating_add(2),
+        ) {
+            self.interrupts.resample();
+        }
+        self.window_written(touches);
+    }
+
+    fn bar_moved(&self, base: Option<u64>) {
+        let mut state = self.state();
+        state.base = base;
+        self.move_doorbells(&mut state);
+    }
+}
+
+/// The regions of the BAR. Accesses that reach from one into the next belong to neither.
+enum Region {
+    Common(u64),
+    Isr,
+    Device(usize),
+    Pending(u64),
+    Notify(u64),
+    Table(u64),
+}
+
+fn region(offset: u64, len: usize) -> Option<Region> {
+    let within = |start: u32, size: u64| {
+        let at = offset.checked_sub(u64::from(start))?;
+        let end = at.checked_add(u64::try_from(len).ok()?)?;
+        (end <= size).then_some(at)
+    };
+    let table = u64::from(MAX_VECTORS).saturating_mul(ENTRY_SIZE);
+    let pending = u64::from(MAX_VECTORS) / 8;
+    within(0, spec::common::SIZE)
+        .map(Region::Common)
+        .or_else(|| within(ISR, 1).map(|_| Region::Isr))
+        .or_else(|| {
+            let at = within(DEVICE, u64::from(DEVICE_SIZE))?;
+            usize::try_from(at).ok().map(Region::Device)
+        })
+        .or_else(|| within(PENDING, pending).map(Region::Pending))
+        .or_else(|| within(NOTIFY, u64::from(TABLE.saturating_sub(NOTIFY))).map(Region::Notify))
+        .or_else(|| within(TABLE, table).map(Region::Table))
+}
+
+impl BusDevice for VirtioPci {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        match region(offset, data.len()) {
+            Some(Region::Common(at)) => self.read_common(at, data),
+            Some(Region::Isr) => data.fill(self.interrupts.read_isr()),
+            Some(Region::Device(at)) => self
+                .interrupts
+                .read_config(|| self.device.read_config(at, data)),
+            Some(Region::Pending(at)) => self.interrupts.msix.read_pending(at, data),
+            Some(Region::Table(at)) => self.interrupts.msix.read_table(at, data),
+            Some(Region::Notify(_)) | None => {}
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        match region(offset, data.len()) {
+            Some(Region::Common(at)) => self.write_common(at, data),
+            Some(Region::Device(at)) => {
+                let _one_at_a_time = self.state();
+                self.device.write_config(at, data);
+            }
+            Some(Region::Notify(at)) => self.notify(at),
+            Some(Region::Table(at)) => self.interrupts.msix.write_table(at, data),
+            Some(Region::Isr | Region::Pending(_)) | None => {}
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Starting and stopping a device: rings to queues, tasks to workers, doorbells to eventfds.
+
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{NOTIFY, NOTIFY_STRIDE, State, VirtioPci};
+use crate::device::{Broken, Queue, ReadyQueue, Start, Task, TaskQueue};
+use crate::interrupt::{ConfigNotifier, InterruptSink};
+use crate::worker::{NewTask, TaskId, Worker};
+
+/// What a started device has running.
+pub(super) struct RunningDevice {
+    tasks: Vec<(Arc<Worker>, TaskId)>,
+    /// The queues that have a doorbell.
+    queues: Vec<u16>,
+    /// Where they are bound, if anywhere.
+    bound_at: Option<u64>,
+}
+
+impl VirtioPci {
+    /// DRIVER_OK. What goes wrong is the driver's to learn: the device needs a reset.
+    pub(super) fn start(&self, state: &mut State) {
+        self.interrupts.set_driver_ok();
+        self.connect_line();
+        let mut running = RunningDevice {
+            tasks: Vec::new(),
+            queues: Vec::new(),
+            bound_at: None,
+        };
+        if let Err(broken) = self.start_tasks(state, &mut running) {
+            self.interrupts.broken(&broken);
+        }
+        state.running = Some(running);
+        self.move_doorbells(state);
+    }
+
+    fn start_tasks(&self, state: &State, running: &mut RunningDevice) -> Result<(), Broken> {
+        let mut queues = self.activate(state)?;
+        let ready = queues
+            .iter()
+            .map(|slot| ReadyQueue {
+                index: slot.index,
+                size: slot.queue.size(),
+            })
+            .collect();
+        running.queues = queues.iter().map(|slot| slot.index).collect();
+        let start = Start {
+            features: state.transport.accepted(),
+            ram: self.ram.clone(),
+            queues: ready,
+            config: ConfigNotifier::new(self.interrupts.clone()),
+        };
+        let tasks = self.device.start(start).map_err(Broken::device)?;
+        for (task, worker) in tasks.into_iter().zip(self.workers.iter().cycle()) {
+            let task = self.equip(task, &mut queues).map_err(Broken::device)?;
+            let id = worker.add(task).map_err(Broken::device)?;
+            running.tasks.push((Arc::clone(worker), id));
+        }
+        Ok(())
+    }
+
+    /// The rings the driver enabled, checked and made live.
+    fn activate(&self, state: &State) -> Result<Vec<TaskQueue>, Broken> {
+        let features = state.transport.ring_features();
+        (0u16..)
+            .zip(state.transport.queues())
+            .filter(|(_, config)| config.ready())
+            .map(|(index, config)| {
+                let queue: Queue = config
+                    .activate(self.ram.clone(), features)
+                    .map_err(|error| Broken::new(index, error))?;
+                Ok(TaskQueue { index, queue })
+            })
+            .collect()
+    }
+
+    /// Gives a task its queues, each with its doorbell.
+    fn equip(&self, task: Task, queues: &mut Vec<TaskQueue>) -> std::io::Result<NewTask> {
+        let mut own = Vec::with_capacity(task.queues.len());
+        for index in task.queues {
+            let Some(at) = queues.iter().position(|slot| slot.index == index) else {
+                continue;
+            };
+            if let Some(kick) = self.kicks.get(usize::from(index)) {
+                own.push((queues.swap_remove(at), kick.try_clone()?));
+            }
+        }
+        Ok(NewTask {
+            label: self.device.id().to_owned(),
+            queues: own,
+            handler: task.handler,
+            sink: self.interrupts.clone(),
+        })
+    }
+
+    /// Connects the interrupt line if the driver does without MSI-X.
+    fn connect_line(&self) {
+        let Some(worker) = self.workers.first() else {
+            return;
+        };
+        let connected = self.interrupts.bind_line(self.wiring.as_ref(), self.gsi);
+        match connected {
+            Ok(None) => {}
+            Ok(Some(resample)) => {
+                let interrupts = Arc::clone(&self.interrupts);
+                let action = Box::new(move || interrupts.resample());
+                if let Err(error) = worker.watch(self.device.id(), resample, action) {
+                    tracing::error!(device = self.device.id(), %error, "the interrupt line may hang");
+                }
+            }
+            Err(error) => {
+                tracing::error!(device = self.device.id(), %error, "the interrupt line is not connected");
+            }
+        }
+    }
+
+    /// The driver turned MSI-X on or off: off on a running device, the line is needed.
+    pub(super) fn line_wanted(&self) {
+        let runs = self.state().running.is_some();
+        if runs {
+            self.connect_line();
+        }
+    }
+
+    /// Lets the doorbells of the running queues signal their eventfds where the BAR answers now, and nowhere else.
+    pub(super) fn move_doorbells(&self, state: &mut State) {
+        let base = state.base;
+        let Some(running) = state.running.as_mut() else {
+            return;
+        };
+        if running.bound_at == base {
+            return;
+        }
+        if let Some(old) = running.bound_at.take() {
+            self.each_doorbell(&running.queues, old, |addr, kick| {
+                self.wiring.unbind_notify(addr, kick)
+            });
+        }
+        if let Some(new) = base {
+            // One that can't be bound still works, by an exit to user space.
+            self.each_doorbell(&running.queues, new, |addr, kick| {
+                self.wiring.bind_notify(addr, kick)
+            });
+        }
+        running.bound_at = base;
+    }
+
+    fn each_doorbell(
+        &self,
+        queues: &[u16],
+        base: u64,
+        act: impl Fn(u64, &EventFd) -> Result<(), crate::wiring::WiringError>,
+    ) {
+        for &index in queues {
+            let offset = u64::from(NOTIFY_STRIDE).saturating_mul(u64::from(index));
+            let addr = base
+                .saturating_add(u64::from(NOTIFY))
+                .saturating_add(offset);
+            if let Some(kick) = self.kicks.get(usize::from(index))
+                && let Err(error) = act(addr, kick)
+            {
+                tracing::warn!(device = self.device.id(), %error, "a doorbell is slow");
+            }
+        }
+    }
+
+    /// A doorbell that arrived as an access: before its eventfd was bound, or through the window. Ignored unless the
+    /// device runs.
+    pub(super) fn notify(&self, offset: u64) {
+        const STRIDE: u64 = NOTIFY_STRIDE as u64;
+        let index = offset / STRIDE;
+        let state = self.state();
+        let runs = |running: &RunningDevice| running.queues.iter().any(|&q| u64::from(q) == index);
+        if state.running.as_ref().is_some_and(runs)
+            && let Some(kick) = usize::try_from(index)
+                .ok()
+                .and_then(|index| self.kicks.get(index))
+        {
+            // An eventfd at its limit is signalled already.
+            let _ = kick.write(1);
+        }
+    }
+
+    /// The driver wrote 0 to the status. When this returns nothing is in flight and all is as after power-on.
+    pub(super) fn reset(&self, state: &mut State) {
+        self.quiesce(state);
+        state.transport.reset();
+        state.device_feature_select = 0;
+        state.driver_feature_select = 0;
+        state.queue_select = 0;
+        self.interrupts.reset();
+        self.device.reset();
+    }
+
+    /// Stops the device for good, before the machine's memory goes: no queue runs afterwards.
+    pub fn stop(&self) {
+        self.quiesce(&mut self.state());
+    }
+
+    fn quiesce(&self, state: &mut State) {
+        let base = state.base.take();
+        self.move_doorbells(state);
+        state.base = base;
+        let Some(running) = state.running.take() else {
+            return;
+        };
+        for (worker, id) in running.tasks {
+            match worker.stop(id) {
+                Ok(Some(stopped)) if stopped.in_flight > 0 => tracing::debug!(
+                    device = self.device.id(),
+                    in_flight = stopped.in_flight,
+                    "requests are given back unanswered"
+                ),
+                Ok(_) => {}
+                // The worker has told the machine, which is ending.
+                Err(error) => {
+                    tracing::error!(device = self.device.id(), %error, "the device cannot be stopped");
+                }
+            }
+        }
+    }
+}
