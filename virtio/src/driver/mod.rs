@@ -22,3 +22,6 @@ pub use crate::mem::dma::{
 pub use crate::mem::driver_ring::QueueMemoryError;
 pub use crate::mem::mmio::{Mmio, PciFunction, Registers};
 pub use crate::mem::reset::{DeviceId, ResetProof};
+
+#[cfg(test)]
+mod reference_tests;

@@ -464,3 +464,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         Ok((core.ring.release(), core.maps.into_hook()))
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

@@ -18,12 +18,16 @@ mod device_ring;
 pub(crate) mod dma;
 pub(crate) mod driver_ring;
 pub(crate) mod mmio;
+mod plain;
 mod ram;
 pub(crate) mod reset;
+#[cfg(test)]
+pub(crate) mod testbed;
 
 pub use buffers::Cursor;
 pub(crate) use buffers::{Buffers, Translator, Untranslatable};
 pub(crate) use device_ring::{Desc, DeviceRing, RingFault};
+pub use plain::PlainRam;
 pub use ram::{Access, GuestRam, RamRegion, Segment};
 
 #[cfg(any(test, feature = "testing"))]

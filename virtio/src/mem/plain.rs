@@ -1,0 +1,54 @@
+//! Guest memory that is a plain allocation of this process, for both ends in one program: tests,
+//! benchmarks, and devices driven without a virtual machine.
+
+use core::ptr::NonNull;
+
+use crate::mem::dma::{DmaBuf, DmaBytes, Place, Window};
+use crate::mem::{Access, GuestRam, RamRegion};
+
+/// One region of memory, never freed.
+#[derive(Clone, Copy, Debug)]
+pub struct PlainRam {
+    start: NonNull<u8>,
+    len: u64,
+    base: u64,
+}
+
+// SAFETY: the memory is never freed and may be touched from any thread; see `RamRegion`.
+unsafe impl Send for PlainRam {}
+// SAFETY: as above.
+unsafe impl Sync for PlainRam {}
+
+impl PlainRam {
+    /// Allocates `len` zero bytes that the device's end finds at guest address `base`, and the
+    /// driver's end as the bytes answered, to be divided with [`DmaBytes::split_to`]. `None` if
+    /// there is no such memory.
+    ///
+    /// # Safety
+    /// While a device's end uses the region, the driver's end holds no reference to bytes that are
+    /// named in the ring the device serves.
+    pub unsafe fn leak(len: usize, base: u64) -> Option<(Self, DmaBytes)> {
+        let bytes = DmaBytes::zeroed(len, 4096)?.leak();
+        let Place::Memory(start) = bytes.region().place else {
+            return None;
+        };
+        let len = u64::try_from(len).ok()?;
+        base.checked_add(len)?;
+        Some((Self { start, len, base }, bytes))
+    }
+
+    /// The hook by which a driver's queue names this memory to the device.
+    pub fn window(&self) -> Option<Window> {
+        Window::new(self.start, self.len, self.base)
+    }
+}
+
+// SAFETY: one region, valid for reads and writes for good; `region` answers it for its own
+// addresses only.
+unsafe impl GuestRam for PlainRam {
+    fn region(&self, addr: u64, _access: Access) -> Option<RamRegion> {
+        // SAFETY: `leak` allocated the memory, and its caller vouches for the references.
+        let region = unsafe { RamRegion::new(self.base, self.len, self.start.as_ptr()) };
+        (region.available(addr) > 0).then_some(region)
+    }
+}
