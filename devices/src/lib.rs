@@ -18,10 +18,13 @@ pub mod bus;
 pub mod device;
 pub mod disk;
 pub mod interrupt;
+pub mod net;
 pub mod pci;
 pub mod power;
 pub mod ram;
 pub mod serial;
+#[cfg(test)]
+mod testing;
 pub mod throttle;
 pub mod wiring;
 pub mod worker;

@@ -1,0 +1,328 @@
+//! The network card (section 5.1): mergeable buffers, several queue pairs, offloads, control queue.
+//!
+//! It knows its queues and configuration space; where frames go is a [`NetBackend`]'s business.
+
+mod backend;
+mod buffers;
+mod config;
+mod control;
+mod filter;
+mod header;
+pub mod passt;
+pub mod port;
+mod receive;
+mod state;
+pub mod tap;
+mod tasks;
+mod transmit;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use splitring_virtio::spec::net::{Config, feature, status};
+use zerocopy::IntoBytes;
+
+pub use backend::{NetError, open};
+pub use config::{MAX_PAIRS, MTU_RANGE, MacAddress, NET_KEYS, NetConfig, NetConfigError};
+pub use filter::Mac;
+pub use port::{FramePort, NetBackend, Offloads};
+pub use state::{Counters, NetMetrics};
+
+use crate::DeviceKind;
+use crate::device::{FeatureRule, Start, StartError, Task, VirtioDevice};
+use crate::interrupt::ConfigNotifier;
+use control::GUEST_OFFLOADS;
+use filter::Filter;
+use receive::Receiver;
+use state::State;
+use tasks::{ControlHandler, PairHandler};
+use transmit::Transmitter;
+
+/// Descriptors of the control queue.
+const CONTROL_QUEUE_SIZE: u16 = 64;
+/// Speed reported, in Mbit/s; a guess that nothing depends on but bonding and monitoring tools.
+const SPEED: u32 = 10_000;
+const FULL_DUPLEX: u8 = 1;
+
+/// What a feature needs (section 5.1.3.1).
+const RULES: &[FeatureRule] = &[
+    rule(feature::GUEST_TSO4, feature::GUEST_CSUM),
+    rule(feature::GUEST_TSO6, feature::GUEST_CSUM),
+    rule(
+        feature::GUEST_ECN,
+        feature::GUEST_TSO4 | feature::GUEST_TSO6,
+    ),
+    rule(feature::GUEST_UFO, feature::GUEST_CSUM),
+    rule(feature::GUEST_USO4, feature::GUEST_CSUM),
+    rule(feature::GUEST_USO6, feature::GUEST_CSUM),
+    rule(feature::HOST_TSO4, feature::CSUM),
+    rule(feature::HOST_TSO6, feature::CSUM),
+    rule(feature::HOST_ECN, feature::HOST_TSO4 | feature::HOST_TSO6),
+    rule(feature::HOST_UFO, feature::CSUM),
+    rule(feature::HOST_USO, feature::CSUM),
+    rule(feature::CTRL_RX, feature::CTRL_VQ),
+    rule(feature::CTRL_RX_EXTRA, feature::CTRL_VQ),
+    rule(feature::CTRL_VLAN, feature::CTRL_VQ),
+    rule(feature::GUEST_ANNOUNCE, feature::CTRL_VQ),
+    rule(feature::MQ, feature::CTRL_VQ),
+    rule(feature::CTRL_MAC_ADDR, feature::CTRL_VQ),
+    rule(feature::CTRL_GUEST_OFFLOADS, feature::CTRL_VQ),
+];
+
+const fn rule(feature: u64, needs_any: u64) -> FeatureRule {
+    FeatureRule { feature, needs_any }
+}
+
+/// A network card.
+pub struct Net {
+    id: String,
+    mac: Mac,
+    mtu: Option<u16>,
+    only_from: Option<Mac>,
+    offloads: bool,
+    pairs: u16,
+    queue_sizes: Vec<u16>,
+    backend: Arc<dyn NetBackend>,
+    state: Arc<State>,
+    /// While the driver runs the card.
+    notifier: Mutex<Option<ConfigNotifier>>,
+}
+
+impl Net {
+    /// A card called `id` with address `mac` where the configuration names none. `config` has been validated.
+    pub fn new(
+        id: &str,
+        mac: MacAddress,
+        config: &NetConfig,
+        backend: Arc<dyn NetBackend>,
+    ) -> Self {
+        let MacAddress(mac) = config.mac.unwrap_or(mac);
+        let pairs = config.pairs().min(backend.max_pairs()).max(1);
+        let mut queue_sizes = vec![config.queue_size(); usize::from(pairs).saturating_mul(2)];
+        queue_sizes.push(CONTROL_QUEUE_SIZE);
+        Self {
+            id: id.to_owned(),
+            mac,
+            mtu: config.mtu,
+            only_from: config.mac_filter.then_some(mac),
+            offloads: config.offloads.unwrap_or(true),
+            pairs,
+            queue_sizes,
+            backend,
+            state: Arc::new(State::new(mac)),
+            notifier: Mutex::new(None),
+        }
+    }
+
+    /// Takes the link up or down; the guest is told, and frames are dropped while it is down.
+    pub fn set_link(&self, up: bool) {
+        self.change_status(|state| state.set_link(up));
+    }
+
+    /// Asks the driver to announce the guest to the network, as after a migration.
+    pub fn announce(&self) {
+        self.change_status(|state| state.set_announcing(true));
+    }
+
+    /// What has been counted so far.
+    pub fn metrics(&self) -> &NetMetrics {
+        &self.state.metrics
+    }
+
+    fn change_status(&self, change: impl FnOnce(&State)) {
+        let notifier = self
+            .notifier
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        match notifier {
+            Some(notifier) => notifier.change(|| change(&self.state)),
+            None => change(&self.state),
+        }
+    }
+
+    fn config(&self) -> Config {
+        let up = if self.state.link_up() {
+            status::LINK_UP
+        } else {
+            0
+        };
+        let announce = if self.state.announcing() {
+            status::ANNOUNCE
+        } else {
+            0
+        };
+        Config {
+            mac: self.mac,
+            status: (up | announce).into(),
+            max_virtqueue_pairs: self.pairs.into(),
+            mtu: self.mtu.unwrap_or(0).into(),
+            speed: SPEED.into(),
+            duplex: FULL_DUPLEX,
+        }
+    }
+
+    /// The task of queue pair `pair`, if the driver enabled any of its queues.
+    fn pair_task(&self, start: &Start, pair: u16) -> Result<Option<Task>, StartError> {
+        let receive = pair.saturating_mul(2);
+        let transmit = receive.saturating_add(1);
+        let ready = start.queues.iter().map(|queue| queue.index);
+        let queues: Vec<u16> = ready
+            .filter(|index| *index == receive || *index == transmit)
+            .collect();
+        if queues.is_empty() {
+            return Ok(None);
+        }
+        let port = self.backend.open_port(pair);
+        let port =
+            port.map_err(|e| StartError::new(format_args!("{}: queue pair {pair}: {e}", self.id)))?;
+        let handler = Box::new(PairHandler {
+            state: Arc::clone(&self.state),
+            port,
+            receive,
+            transmit,
+            receiver: Receiver::new(start.features, self.mtu.unwrap_or(0), &self.state),
+            transmitter: Transmitter::new(start.features, self.only_from),
+        });
+        Ok(Some(Task { queues, handler }))
+    }
+
+    fn control_task(&self, start: &Start, max_pairs: u16) -> Option<Task> {
+        let queue = max_pairs.saturating_mul(2);
+        let offered = start.features & feature::CTRL_VQ != 0;
+        if !offered || !start.queues.iter().any(|ready| ready.index == queue) {
+            return None;
+        }
+        let handler = Box::new(ControlHandler {
+            state: Arc::clone(&self.state),
+            backend: Arc::clone(&self.backend),
+            queue,
+            features: start.features,
+            max_pairs,
+        });
+        Some(Task {
+            queues: vec![queue],
+            handler,
+        })
+    }
+}
+
+impl VirtioDevice for Net {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+
+    fn features(&self) -> u64 {
+        let mut features = feature::MAC
+            | feature::STATUS
+            | feature::MRG_RXBUF
+            | feature::CTRL_VQ
+            | feature::CTRL_RX
+            | feature::CTRL_RX_EXTRA
+            | feature::CTRL_VLAN
+            | feature::CTRL_MAC_ADDR
+            | feature::GUEST_ANNOUNCE
+            | feature::SPEED_DUPLEX;
+        if self.pairs > 1 {
+            features |= feature::MQ;
+        }
+        if self.mtu.is_some() {
+            features |= feature::MTU;
+        }
+        let offloads = if self.offloads {
+            self.backend.offloads()
+        } else {
+            Offloads::empty()
+        };
+        if !offloads.is_empty() {
+            features |= feature::CTRL_GUEST_OFFLOADS;
+        }
+        OFFLOADS
+            .iter()
+            .filter(|row| offloads.contains(row.0))
+            .fold(features, |all, row| all | row.1 | row.2)
+    }
+
+    fn feature_rules(&self) -> &[FeatureRule] {
+        RULES
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let config = self.config();
+        let bytes = config.as_bytes().iter().skip(offset);
+        data.iter_mut()
+            .zip(bytes)
+            .for_each(|(to, from)| *to = *from);
+    }
+
+    fn start(&self, start: Start) -> Result<Vec<Task>, StartError> {
+        let has = |feature| start.features & feature != 0;
+        self.state.change_filter(|filter| {
+            *filter = Filter::new(self.mac, has(feature::CTRL_RX), has(feature::CTRL_VLAN));
+        });
+        let failed = |what: &str, e: std::io::Error| {
+            StartError::new(format_args!("{}: cannot {what}: {e}", self.id))
+        };
+        let offloads = guest_offloads(start.features & GUEST_OFFLOADS);
+        self.backend
+            .set_guest_offloads(offloads)
+            .map_err(|e| failed("set the offloads", e))?;
+        // Until the driver asks for more (section 5.1.6.5.5).
+        self.backend
+            .set_pairs(1)
+            .map_err(|e| failed("use one queue pair", e))?;
+        *self.notifier.lock().unwrap_or_else(PoisonError::into_inner) = Some(start.config.clone());
+        let pairs = if has(feature::MQ) { self.pairs } else { 1 };
+        let mut tasks = Vec::with_capacity(usize::from(pairs).saturating_add(1));
+        for pair in 0..pairs {
+            tasks.extend(self.pair_task(&start, pair)?);
+        }
+        tasks.extend(self.control_task(&start, pairs));
+        Ok(tasks)
+    }
+
+    fn reset(&self) {
+        *self.notifier.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.state.set_announcing(false);
+        // The host would go on preparing frames for a driver that is gone.
+        let plain = self.backend.set_guest_offloads(Offloads::empty());
+        if let Err(error) = plain.and_then(|()| self.backend.set_pairs(1)) {
+            tracing::warn!(device = self.id, %error, "cannot reset the interface");
+        }
+    }
+}
+
+/// An offload and the features that offer it: what the device takes, what the driver takes.
+const OFFLOADS: [(Offloads, u64, u64); 6] = [
+    (Offloads::CSUM, feature::CSUM, feature::GUEST_CSUM),
+    (Offloads::TSO4, feature::HOST_TSO4, feature::GUEST_TSO4),
+    (Offloads::TSO6, feature::HOST_TSO6, feature::GUEST_TSO6),
+    (Offloads::ECN, feature::HOST_ECN, feature::GUEST_ECN),
+    (Offloads::UFO, feature::HOST_UFO, feature::GUEST_UFO),
+    (
+        Offloads::USO,
+        feature::HOST_USO,
+        feature::GUEST_USO4 | feature::GUEST_USO6,
+    ),
+];
+
+/// What the host may leave to a driver with these features.
+fn guest_offloads(features: u64) -> Offloads {
+    let taken = OFFLOADS.iter().filter(|row| features & row.2 == row.2);
+    taken.fold(Offloads::empty(), |all, row| all | row.0)
+}
+
+/// A length as it is counted on the wire.
+fn wire_len(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod net_tests;

@@ -1,0 +1,342 @@
+//! The keys of `--net` and of a `[[net]]` table, with their help.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::filter::Mac;
+
+/// Smallest and largest MTU a device offers (section 5.1.4.1).
+pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 68..=65_535;
+/// Queue pairs at most.
+pub const MAX_PAIRS: u16 = 32;
+/// Descriptors a queue has where none are asked for.
+const DEFAULT_QUEUE_SIZE: u16 = 256;
+
+/// One network card.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NetConfig {
+    /// Name of the device. Default: `net0`, `net1`…
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// A TAP interface by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// Opened TAP descriptors, one a queue pair.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fd: Vec<RawFd>,
+    /// User-space networking through passt.
+    pub passt: bool,
+    /// Socket of a running passt; without it one is started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// TCP ports forwarded to the guest, as passt's `-t` takes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<String>,
+    /// UDP ports forwarded to the guest, as passt's `-u` takes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp: Option<String>,
+    /// The guest's address. Default: locally administered, the same for the same machine and index.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+    /// MTU offered to the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// Queue pairs; default 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// Descriptors a queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_size: Option<u16>,
+    /// Checksum and segmentation offloads; default on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offloads: Option<bool>,
+    /// Send only frames whose source is the guest's own address.
+    pub mac_filter: bool,
+}
+
+/// The keys of [`NetConfig`] in the order help lists them, each with one line of text.
+pub const NET_KEYS: &[(&str, &str)] = &[
+    (
+        "tap",
+        "name of a TAP interface; one that is yours needs no privilege",
+    ),
+    (
+        "fd",
+        "opened TAP descriptors, one a queue pair, as 3 or 3:4",
+    ),
+    ("passt", "user-space networking without privilege, by passt"),
+    ("socket", "socket of a running passt [one is started]"),
+    (
+        "tcp",
+        "TCP ports forwarded to the guest, as passt -t takes them [none]",
+    ),
+    (
+        "udp",
+        "UDP ports forwarded to the guest, as passt -u takes them [none]",
+    ),
+    ("id", "name of the device [net0, net1, …]"),
+    (
+        "mac",
+        "the guest's address [locally administered, stable per machine and index]",
+    ),
+    ("mtu", "MTU offered to the guest, 68 to 65535 [not offered]"),
+    ("queues", "number of queue pairs, 1 to 32 [1]"),
+    (
+        "queue-size",
+        "descriptors a queue, a power of two up to 32768 [256]",
+    ),
+    (
+        "offloads",
+        "on or off: checksum and segmentation offloads [on]",
+    ),
+    (
+        "mac-filter",
+        "on or off: drop frames whose source is not the guest's address [off]",
+    ),
+];
+
+/// What is wrong with a network card's keys.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NetConfigError {
+    /// No backend, or more than one.
+    #[error("exactly one of tap=, fd= and passt must be given")]
+    Backend,
+    /// passt's keys without passt.
+    #[error("{0}= goes with passt only")]
+    PasstOnly(&'static str),
+    /// Not in [`MTU_RANGE`].
+    #[error("mtu={0} is out of range; it must be 68 to 65535")]
+    Mtu(u16),
+    /// Not 1 to [`MAX_PAIRS`], or more than the backend has.
+    #[error("queues={asked} is out of range; it must be 1 to {max} with this backend")]
+    Queues {
+        /// Pairs asked for.
+        asked: u16,
+        /// Pairs the backend can have.
+        max: u16,
+    },
+    /// No power of two the ring can have.
+    #[error("queue-size={0} is not possible; it must be a power of two from 2 to 32768")]
+    QueueSize(u16),
+    /// A group address, or none at all.
+    #[error(
+        "mac={0} can't be a card's address: the first byte must be even and not all bytes zero"
+    )]
+    Mac(MacAddress),
+}
+
+impl NetConfig {
+    /// Refuses what contradicts itself.
+    pub fn validate(&self) -> Result<(), NetConfigError> {
+        let backends = [self.tap.is_some(), !self.fd.is_empty(), self.passt];
+        if backends.iter().filter(|given| **given).count() != 1 {
+            return Err(NetConfigError::Backend);
+        }
+        let passt_only = [
+            ("socket", self.socket.is_some()),
+            ("tcp", self.tcp.is_some()),
+            ("udp", self.udp.is_some()),
+        ];
+        if let Some((key, _)) = passt_only.iter().find(|(_, given)| *given && !self.passt) {
+            return Err(NetConfigError::PasstOnly(key));
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
+            return Err(NetConfigError::Mtu(mtu));
+        }
+        let max = match (self.passt, self.fd.len()) {
+            (true, _) => 1,
+            (false, 0) => MAX_PAIRS,
+            (false, fds) => u16::try_from(fds).unwrap_or(u16::MAX).min(MAX_PAIRS),
+        };
+        let asked = self.pairs();
+        if !(1..=max).contains(&asked) {
+            return Err(NetConfigError::Queues { asked, max });
+        }
+        let size = self.queue_size();
+        if !size.is_power_of_two() || size < 2 {
+            return Err(NetConfigError::QueueSize(size));
+        }
+        match self.mac {
+            Some(mac) if !mac.is_unicast() => Err(NetConfigError::Mac(mac)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Queue pairs asked for; with descriptors handed over, as many as there are.
+    pub fn pairs(&self) -> u16 {
+        let fds = u16::try_from(self.fd.len()).unwrap_or(u16::MAX);
+        self.queues.unwrap_or(fds.max(1))
+    }
+
+    /// Descriptors a queue has.
+    pub fn queue_size(&self) -> u16 {
+        self.queue_size.unwrap_or(DEFAULT_QUEUE_SIZE)
+    }
+}
+
+/// An Ethernet address as operators write it: six hexadecimal bytes with colons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub Mac);
+
+impl MacAddress {
+    /// Whether a card may have it.
+    pub fn is_unicast(self) -> bool {
+        let [first, ..] = self.0;
+        first & 1 == 0 && self.0 != [0; 6]
+    }
+
+    /// The address of card `index` of the machine called `machine`: locally administered, and the same each time.
+    pub fn stable(machine: &str, index: usize) -> Self {
+        // FNV-1a: well spread, and the same in every version.
+        let bytes = machine.bytes().chain(index.to_le_bytes());
+        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let [a, b, c, d, e, ..] = hash.to_be_bytes();
+        Self([0x02, a, b, c, d, e])
+    }
+}
+
+impl std::fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> Self {
+        mac.to_string()
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::str::FromStr for MacAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refused =
+            || format!("`{text}` is no MAC address; write six bytes as 52:54:00:12:34:56");
+        let byte = |part: &str| {
+            u8::from_str_radix(part, 16)
+                .ok()
+                .filter(|_| part.len() == 2 && !part.starts_with('+'))
+        };
+        let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+        bytes
+            .and_then(|bytes| <Mac>::try_from(bytes).ok())
+            .map(Self)
+            .ok_or_else(refused)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tap() -> NetConfig {
+        NetConfig {
+            tap: Some("tap0".into()),
+            ..NetConfig::default()
+        }
+    }
+
+    #[test]
+    fn one_backend_is_needed_and_no_more() {
+        assert_eq!(tap().validate(), Ok(()));
+        assert_eq!(
+            NetConfig::default().validate(),
+            Err(NetConfigError::Backend)
+        );
+        assert_eq!(
+            NetConfig {
+                passt: true,
+                ..tap()
+            }
+            .validate(),
+            Err(NetConfigError::Backend)
+        );
+        let stray = NetConfig {
+            tcp: Some("22".into()),
+            ..tap()
+        };
+        assert_eq!(stray.validate(), Err(NetConfigError::PasstOnly("tcp")));
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        assert_eq!(
+            NetConfig {
+                mtu: Some(67),
+                ..tap()
+            }
+            .validate(),
+            Err(NetConfigError::Mtu(67))
+        );
+        for asked in [0, 33] {
+            let config = NetConfig {
+                queues: Some(asked),
+                ..tap()
+            };
+            assert_eq!(
+                config.validate(),
+                Err(NetConfigError::Queues { asked, max: 32 })
+            );
+        }
+        let two = NetConfig {
+            fd: vec![3, 4],
+            ..NetConfig::default()
+        };
+        assert_eq!((two.pairs(), two.validate()), (2, Ok(())));
+        assert_eq!(
+            NetConfig {
+                queue_size: Some(100),
+                ..tap()
+            }
+            .validate(),
+            Err(NetConfigError::QueueSize(100))
+        );
+    }
+
+    #[test]
+    fn addresses_are_read_and_refused() {
+        let mac: MacAddress = "52:54:00:ab:cd:ef".parse().unwrap();
+        assert_eq!(
+            (mac.0, mac.to_string().as_str()),
+            ([0x52, 0x54, 0, 0xab, 0xcd, 0xef], "52:54:00:ab:cd:ef")
+        );
+        for bad in [
+            "",
+            "52:54:00:ab:cd",
+            "52:54:00:ab:cd:ef:00",
+            "5254.00ab.cdef",
+            "52:54:0:ab:cd:ef",
+            "52:54:00:ab:cd:+f",
+        ] {
+            assert!(bad.parse::<MacAddress>().is_err(), "{bad}");
+        }
+        let group = NetConfig {
+            mac: Some(MacAddress([1, 0, 0, 0, 0, 1])),
+            ..tap()
+        };
+        assert!(matches!(group.validate(), Err(NetConfigError::Mac(_))));
+    }
+
+    #[test]
+    fn default_addresses_are_stable_distinct_and_local() {
+        let (a, b) = (MacAddress::stable("vm", 0), MacAddress::stable("vm", 1));
+        assert!(a == MacAddress::stable("vm", 0) && a != b && a != MacAddress::stable("vm2", 0));
+        assert!(a.is_unicast() && a.0[0] & 2 != 0);
+    }
+}

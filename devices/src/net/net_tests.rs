@@ -1,0 +1,534 @@
+//! The card, played with by a guest on plain memory and a backend that keeps frames in lists.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the tests' own numbers are small"
+)]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use splitring_virtio::mem::Segment;
+use splitring_virtio::spec::feature::VERSION_1;
+use splitring_virtio::spec::net::{HEADER_SIZE, Header, ctrl, feature, gso};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::*;
+use crate::device::{Cause, Outcome, VirtioDevice};
+use crate::testing::{Bench, Buffer};
+
+const RX: u16 = 0;
+const TX: u16 = 1;
+const CTRL: u16 = 2;
+const MAC: Mac = [2, 0, 0, 0, 0, 1];
+const HEAD: u32 = 12;
+
+/// What the host side has seen and has to give.
+#[derive(Default)]
+struct Host {
+    to_guest: VecDeque<Vec<u8>>,
+    from_guest: Vec<(Header, Vec<u8>)>,
+    full: bool,
+    pairs: u16,
+    offloads: Option<Offloads>,
+}
+
+struct Lists {
+    host: Arc<Mutex<Host>>,
+    ready: Arc<io::PipeReader>,
+    pairs: u16,
+}
+
+struct ListPort {
+    host: Arc<Mutex<Host>>,
+    ready: Arc<io::PipeReader>,
+}
+
+impl NetBackend for Lists {
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+    fn max_pairs(&self) -> u16 {
+        self.pairs
+    }
+    fn open_port(&self, _: u16) -> io::Result<Box<dyn FramePort>> {
+        Ok(Box::new(ListPort {
+            host: Arc::clone(&self.host),
+            ready: Arc::clone(&self.ready),
+        }))
+    }
+    fn set_guest_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        self.host.lock().unwrap().offloads = Some(offloads);
+        Ok(())
+    }
+    fn set_pairs(&self, pairs: u16) -> io::Result<()> {
+        self.host.lock().unwrap().pairs = pairs;
+        Ok(())
+    }
+}
+
+impl FramePort for ListPort {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.ready.as_fd()
+    }
+    fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
+        let Some(frame) = self.host.lock().unwrap().to_guest.pop_front() else {
+            return Ok(None);
+        };
+        // As a host does that leaves the checksum validated: only a driver that negotiated it may see so.
+        let header = Header {
+            flags: 2,
+            ..Header::default()
+        };
+        buffers::copy_in(&[header.as_bytes(), &frame], into);
+        Ok(Some((HEADER_SIZE + frame.len()) as u64))
+    }
+    fn discard(&mut self) -> io::Result<bool> {
+        Ok(self.host.lock().unwrap().to_guest.pop_front().is_some())
+    }
+    fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool> {
+        let mut host = self.host.lock().unwrap();
+        if host.full {
+            return Ok(false);
+        }
+        let mut bytes = vec![0; buffers::total(frame)];
+        buffers::copy_out(frame, &mut bytes);
+        host.from_guest.push((*header, bytes));
+        Ok(true)
+    }
+}
+
+struct Card {
+    bench: Bench<Net>,
+    host: Arc<Mutex<Host>>,
+}
+
+impl Card {
+    fn new(features: u64) -> Self {
+        Self::sized(features, 256, NetConfig::default())
+    }
+
+    fn sized(features: u64, size: u16, config: NetConfig) -> Self {
+        let host = Arc::new(Mutex::new(Host::default()));
+        let ready = Arc::new(io::pipe().unwrap().0);
+        let backend = Lists {
+            host: Arc::clone(&host),
+            ready,
+            pairs: config.pairs(),
+        };
+        let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(backend));
+        Self {
+            bench: Bench::start(Arc::new(card), features | VERSION_1, size),
+            host,
+        }
+    }
+
+    fn offer(&mut self, queue: u16, buffers: &[Buffer]) -> u16 {
+        self.bench.rings[usize::from(queue)].offer(buffers)
+    }
+
+    fn used(&mut self, queue: u16) -> Vec<(u16, u32)> {
+        self.bench.rings[usize::from(queue)].used()
+    }
+
+    fn arrive(&self, frame: Vec<u8>) {
+        self.host.lock().unwrap().to_guest.push_back(frame);
+    }
+
+    /// Runs a control command; the answer, if the card gives one, with its used length.
+    fn control(&mut self, command: &[u8]) -> (u8, u32) {
+        self.bench.poke(0x100, command);
+        self.bench.poke(0x900, &[0xaa]);
+        self.offer(
+            CTRL,
+            &[(0x100, command.len() as u32, false), (0x900, 1, true)],
+        );
+        self.bench.kick(CTRL).unwrap();
+        let used = self.used(CTRL);
+        (self.bench.peek(0x900, 1)[0], used[0].1)
+    }
+
+    fn dropped(&self) -> u64 {
+        self.bench
+            .device
+            .metrics()
+            .sent
+            .dropped
+            .load(Ordering::Relaxed)
+    }
+}
+
+fn frame(len: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+    bytes[..6].copy_from_slice(&MAC);
+    bytes
+}
+
+#[test]
+fn a_chain_that_is_hostile_breaks_the_card_and_reaches_nobody() {
+    let mut card = Card::new(0);
+    card.offer(TX, &[(u64::MAX - 4, 64, false)]);
+    assert!(card.bench.kick(TX).is_err());
+    assert!(card.host.lock().unwrap().from_guest.is_empty());
+}
+
+#[test]
+fn a_packet_is_sent_whatever_its_framing() {
+    let sent = frame(100);
+    let bytes = [Header::default().as_bytes(), &sent].concat();
+    for cuts in [
+        vec![112],
+        vec![12, 100],
+        vec![1, 11, 100],
+        vec![5, 10, 97],
+        vec![12, 14, 86],
+    ] {
+        let mut card = Card::new(0);
+        card.bench.poke(0x1000, &bytes);
+        let mut at = 0x1000;
+        let chain: Vec<Buffer> = cuts
+            .iter()
+            .map(|len| {
+                at += u64::from(*len);
+                (at - u64::from(*len), *len, false)
+            })
+            .collect();
+        let head = card.offer(TX, &chain);
+        assert_eq!(card.bench.kick(TX), Ok(Outcome::Idle));
+        assert_eq!(card.used(TX), [(head, 0)]);
+        assert_eq!(
+            card.host.lock().unwrap().from_guest,
+            [(Header::default(), sent.clone())],
+            "{cuts:?}"
+        );
+    }
+}
+
+#[test]
+fn a_bad_packet_is_dropped_completed_and_counted() {
+    let gso = Header {
+        gso_type: gso::TCPV4,
+        gso_size: 100.into(),
+        flags: 1,
+        ..Header::default()
+    };
+    let bad = [
+        (Header::default(), 11), // shorter than the header
+        (Header::default(), 12), // no frame behind it
+        (Header::default(), 12 + 13),
+        (Header::default(), 12 + 70_000),
+        (gso, 12 + 1000), // not negotiated
+        (
+            Header {
+                gso_type: 9,
+                ..Header::default()
+            },
+            12 + 1000,
+        ),
+        (
+            Header {
+                flags: 1,
+                csum_start: 500.into(),
+                ..Header::default()
+            },
+            12 + 100,
+        ),
+    ];
+    let mut card = Card::new(0);
+    for (count, (header, len)) in (1..).zip(bad) {
+        card.bench.poke(0x1000, header.as_bytes());
+        let head = card.offer(TX, &[(0x1000, len, false)]);
+        card.bench.kick(TX).unwrap();
+        assert_eq!(
+            (card.used(TX), card.dropped()),
+            (vec![(head, 0)], count),
+            "{header:?} {len}"
+        );
+    }
+    assert!(card.host.lock().unwrap().from_guest.is_empty());
+}
+
+#[test]
+fn a_packet_waits_for_room_and_none_overtakes_it() {
+    let mut card = Card::new(0);
+    for byte in [1, 2] {
+        card.bench.poke(0x1000 * u64::from(byte) + 12, &[byte; 60]);
+        card.offer(TX, &[(0x1000 * u64::from(byte), 72, false)]);
+    }
+    card.host.lock().unwrap().full = true;
+    card.bench.kick(TX).unwrap();
+    assert!(card.used(TX).is_empty());
+    card.host.lock().unwrap().full = false;
+    card.bench.run(TX, Cause::Source(0)).unwrap();
+    assert_eq!(card.used(TX).len(), 2);
+    let order: Vec<u8> = card
+        .host
+        .lock()
+        .unwrap()
+        .from_guest
+        .iter()
+        .map(|(_, f)| f[0])
+        .collect();
+    assert_eq!(order, [1, 2]);
+}
+
+#[test]
+fn without_mergeable_buffers_a_frame_fills_one_and_num_buffers_is_one() {
+    let mut card = Card::new(0);
+    let head = card.offer(RX, &[(0x1000, 1526, true)]);
+    card.offer(RX, &[(0x2000, 1526, true)]);
+    card.arrive(frame(1000));
+    card.bench.run(RX, Cause::Source(0)).unwrap();
+    assert_eq!(card.used(RX), [(head, HEAD + 1000)]);
+    let header = Header::read_from_bytes(&card.bench.peek(0x1000, 12)).unwrap();
+    assert_eq!(
+        (header.num_buffers.get(), header.flags),
+        (1, 0),
+        "flags are zero without GUEST_CSUM"
+    );
+    assert_eq!(card.bench.peek(0x100c, 1000), frame(1000));
+}
+
+#[test]
+fn a_frame_longer_than_the_buffer_is_dropped_whole_and_the_buffer_kept() {
+    let mut card = Card::new(0);
+    let head = card.offer(RX, &[(0x1000, 500, true)]);
+    card.arrive(frame(1000));
+    card.arrive(frame(100));
+    card.bench.run(RX, Cause::Source(0)).unwrap();
+    assert_eq!(card.used(RX), [(head, HEAD + 100)]);
+    assert_eq!(
+        card.bench.peek(0x1000 + 500, 8),
+        [0; 8],
+        "nothing past the buffer"
+    );
+}
+
+#[test]
+fn mergeable_buffers_are_filled_one_after_the_other_and_published_together() {
+    let mut card = Card::new(feature::MRG_RXBUF | feature::GUEST_CSUM | feature::GUEST_TSO4);
+    let heads: Vec<u16> = (0..64)
+        .map(|i| card.offer(RX, &[(0x10000 + i * 0x1000, 1526, true)]))
+        .collect();
+    card.arrive(frame(4000));
+    card.arrive(frame(60));
+    card.bench.run(RX, Cause::Source(0)).unwrap();
+    let last = HEAD + 4000 - 2 * 1526;
+    assert_eq!(
+        card.used(RX),
+        [
+            (heads[0], 1526),
+            (heads[1], 1526),
+            (heads[2], last),
+            (heads[3], HEAD + 60)
+        ]
+    );
+    let header = Header::read_from_bytes(&card.bench.peek(0x10000, 12)).unwrap();
+    assert_eq!((header.num_buffers.get(), header.flags), (3, 2));
+    let joined = [
+        card.bench.peek(0x1000c, 1514),
+        card.bench.peek(0x11000, 1526),
+        card.bench.peek(0x12000, last as usize),
+    ]
+    .concat();
+    assert_eq!(joined, frame(4000));
+}
+
+#[test]
+fn a_frame_waits_in_the_host_until_the_ring_can_hold_the_longest() {
+    let mut card = Card::new(feature::MRG_RXBUF);
+    card.offer(RX, &[(0x1000, 1526, true)]);
+    card.arrive(frame(60));
+    assert_eq!(card.bench.run(RX, Cause::Source(0)), Ok(Outcome::Idle));
+    assert!(card.used(RX).is_empty(), "9216 bytes may come next");
+    for i in 0..8 {
+        card.offer(RX, &[(0x10000 + i * 0x1000, 1526, true)]);
+    }
+    card.bench.kick(RX).unwrap();
+    assert_eq!(card.used(RX), [(0, HEAD + 60)]);
+}
+
+#[test]
+fn a_whole_ring_of_small_buffers_still_receives_what_fits() {
+    let mut card = Card::sized(feature::MRG_RXBUF, 4, NetConfig::default());
+    for i in 0..4 {
+        card.offer(RX, &[(0x10000 + i * 0x1000, 1526, true)]);
+    }
+    card.arrive(frame(8000));
+    card.arrive(frame(60));
+    card.bench.run(RX, Cause::Source(0)).unwrap();
+    assert_eq!(card.used(RX), [(0, HEAD + 60)]);
+}
+
+#[test]
+fn a_receive_buffer_under_the_header_needs_a_reset() {
+    for features in [0, feature::MRG_RXBUF] {
+        let mut card = Card::new(features);
+        card.offer(RX, &[(0x1000, 11, true)]);
+        assert!(card.bench.run(RX, Cause::Source(0)).is_err());
+    }
+}
+
+#[test]
+fn a_reset_gives_held_buffers_back_and_the_card_starts_again() {
+    let mut card = Card::new(feature::MRG_RXBUF);
+    for i in 0..16 {
+        card.offer(RX, &[(0x10000 + i * 0x1000, 1526, true)]);
+    }
+    card.bench.run(RX, Cause::Resume).unwrap();
+    card.host.lock().unwrap().full = true;
+    card.bench.poke(0x1000, &[0; 72]);
+    card.offer(TX, &[(0x1000, 72, false)]);
+    card.bench.kick(TX).unwrap();
+    card.bench.stop();
+    let host = card.host.lock().unwrap();
+    assert_eq!((host.pairs, host.offloads), (1, Some(Offloads::empty())));
+}
+
+#[test]
+fn the_filter_follows_the_control_queue() {
+    let mut card = Card::new(feature::CTRL_VQ | feature::CTRL_RX);
+    let arrives = |card: &mut Card, to: Mac| {
+        let mut bytes = frame(60);
+        bytes[..6].copy_from_slice(&to);
+        card.offer(RX, &[(0x4000, 1526, true)]);
+        card.arrive(bytes);
+        card.bench.run(RX, Cause::Source(0)).unwrap();
+        !card.used(RX).is_empty()
+    };
+    assert!(arrives(&mut card, MAC) && !arrives(&mut card, [2, 9, 9, 9, 9, 9]));
+    assert_eq!(
+        card.control(&[ctrl::RX, ctrl::RX_PROMISC, 1]),
+        (ctrl::OK, 1)
+    );
+    assert!(arrives(&mut card, [2, 9, 9, 9, 9, 9]));
+}
+
+#[test]
+fn control_commands_are_answered_in_the_last_byte_with_an_honest_length() {
+    let mut card = Card::new(feature::CTRL_VQ | feature::CTRL_RX);
+    assert_eq!(card.control(&[9, 9]), (ctrl::ERR, 1));
+    assert_eq!(card.control(&[]), (ctrl::ERR, 1));
+    card.bench.poke(0x900, &[0xaa; 4]);
+    card.bench.poke(0x100, &[ctrl::RX, ctrl::RX_ALLMULTI, 1]);
+    // Split anywhere, and with room in front of the answer.
+    card.offer(
+        CTRL,
+        &[
+            (0x100, 1, false),
+            (0x101, 2, false),
+            (0x900, 3, true),
+            (0x903, 1, true),
+        ],
+    );
+    card.bench.kick(CTRL).unwrap();
+    assert_eq!(card.used(CTRL)[0].1, 4);
+    assert_eq!(card.bench.peek(0x900, 4), [0, 0, 0, ctrl::OK]);
+}
+
+#[test]
+fn a_control_command_without_a_byte_for_the_answer_needs_a_reset() {
+    let mut card = Card::new(feature::CTRL_VQ);
+    card.offer(CTRL, &[(0x100, 3, false)]);
+    assert!(card.bench.kick(CTRL).is_err());
+}
+
+#[test]
+fn queue_pairs_are_switched_within_their_range() {
+    let config = NetConfig {
+        queues: Some(4),
+        ..NetConfig::default()
+    };
+    let mut card = Card::sized(feature::CTRL_VQ | feature::MQ, 256, config);
+    assert_eq!(card.host.lock().unwrap().pairs, 1, "one pair after reset");
+    let mut ask = |pairs: u16| {
+        let [low, high] = pairs.to_le_bytes();
+        card.bench
+            .poke(0x100, &[ctrl::MQ, ctrl::MQ_VQ_PAIRS_SET, low, high]);
+        card.bench.rings[8].offer(&[(0x100, 4, false), (0x900, 1, true)]);
+        card.bench.kick(8).unwrap();
+        (
+            card.bench.peek(0x900, 1)[0],
+            card.host.lock().unwrap().pairs,
+        )
+    };
+    assert_eq!(ask(4), (ctrl::OK, 4));
+    assert_eq!((ask(0), ask(5)), ((ctrl::ERR, 4), (ctrl::ERR, 4)));
+}
+
+#[test]
+fn offloads_follow_the_driver() {
+    let mut card = Card::new(feature::CTRL_VQ | feature::CTRL_GUEST_OFFLOADS | feature::GUEST_CSUM);
+    assert_eq!(card.host.lock().unwrap().offloads, Some(Offloads::CSUM));
+    let command = [&[ctrl::GUEST_OFFLOADS, 0][..], &0u64.to_le_bytes()].concat();
+    assert_eq!(card.control(&command), (ctrl::OK, 1));
+    assert_eq!(card.host.lock().unwrap().offloads, Some(Offloads::empty()));
+    let command = [
+        &[ctrl::GUEST_OFFLOADS, 0][..],
+        &feature::GUEST_TSO4.to_le_bytes(),
+    ]
+    .concat();
+    assert_eq!(card.control(&command), (ctrl::ERR, 1), "not negotiated");
+}
+
+#[test]
+fn a_link_that_is_down_drops_frames_and_shows_in_the_configuration() {
+    let mut card = Card::new(0);
+    let status = |card: &Card| {
+        let mut bytes = [0; 2];
+        card.bench.device.read_config(6, &mut bytes);
+        u16::from_le_bytes(bytes)
+    };
+    assert_eq!(status(&card), 1);
+    card.bench.device.set_link(false);
+    assert_eq!(status(&card), 0);
+    card.bench.poke(0x1000, &[0; 72]);
+    card.offer(TX, &[(0x1000, 72, false)]);
+    card.bench.kick(TX).unwrap();
+    assert_eq!((card.used(TX).len(), card.dropped()), (1, 1));
+    card.bench.device.announce();
+    assert_eq!(status(&card), 2);
+}
+
+#[test]
+fn only_the_own_address_may_send_where_that_is_asked_for() {
+    let mut card = Card::sized(
+        0,
+        256,
+        NetConfig {
+            mac_filter: true,
+            ..NetConfig::default()
+        },
+    );
+    for (source, passes) in [(MAC, 1), ([2, 0, 0, 0, 0, 9], 1)] {
+        let mut bytes = vec![0; 72];
+        bytes[18..24].copy_from_slice(&source);
+        card.bench.poke(0x1000, &bytes);
+        card.offer(TX, &[(0x1000, 72, false)]);
+        card.bench.kick(TX).unwrap();
+        assert_eq!(card.host.lock().unwrap().from_guest.len(), passes);
+    }
+}
+
+#[test]
+fn the_configuration_can_be_read_at_any_offset_and_ends_where_it_ends() {
+    let card = Card::sized(
+        0,
+        256,
+        NetConfig {
+            mtu: Some(9000),
+            ..NetConfig::default()
+        },
+    );
+    let mut whole = [0xee; 24];
+    card.bench.device.read_config(0, &mut whole);
+    assert_eq!(
+        (&whole[..6], &whole[10..12], &whole[17..]),
+        (&MAC[..], &9000u16.to_le_bytes()[..], &[0xee; 7][..])
+    );
+    let mut byte = [0xee];
+    card.bench.device.read_config(usize::MAX, &mut byte);
+    assert_eq!(byte, [0xee]);
+}

@@ -1,0 +1,294 @@
+//! passt: user-space networking for a guest whose user has no privilege at all.
+//!
+//! passt(1) speaks QEMU's stream protocol: each frame behind its length as a 32-bit big-endian number,
+//! without a `virtio_net_hdr`. So nothing can be left unfinished in either direction.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use splitring_virtio::mem::Segment;
+use splitring_virtio::spec::net::{HEADER_SIZE, Header};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::buffers;
+use super::header::MAX_FRAME;
+use super::port::{FramePort, NetBackend, Offloads};
+
+/// How long a passt we started may take to end after its socket closed, before it is killed.
+const END_LIMIT: Duration = Duration::from_secs(2);
+/// Bytes read from the stream at once: some full-sized frames.
+const READ_AHEAD: usize = 256 << 10;
+
+/// Why passt can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PasstError {
+    /// The program is not there.
+    #[error(
+        "cannot start passt: {0}; install it (Debian: `apt install passt`), or name the socket of a running one with socket="
+    )]
+    Start(#[source] io::Error),
+    /// It ended at once.
+    #[error("passt ended with {0} when it was started; what it printed stands above")]
+    Ended(std::process::ExitStatus),
+    /// Nobody answers at the socket.
+    #[error("cannot connect to passt at {}: {source}; start it first: `passt --socket {}`", path.display(), path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The connection can't be prepared.
+    #[error("cannot prepare the connection to passt: {0}")]
+    Socket(#[source] io::Error),
+}
+
+/// A connection to passt, and the process if we started it.
+#[derive(Debug)]
+pub struct Passt {
+    stream: Arc<UnixStream>,
+    buffer: Arc<Mutex<Inbound>>,
+    child: Option<Child>,
+}
+
+impl Passt {
+    /// Starts `passt` on a socket pair. `forwards` are its own port options: (`-t` or `-u`, ports).
+    pub fn spawn(forwards: &[(&str, String)]) -> Result<Self, PasstError> {
+        let (ours, theirs) = UnixStream::pair().map_err(PasstError::Socket)?;
+        // The pair is made close-on-exec; the child's end must not be.
+        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())
+            .map_err(|e| PasstError::Socket(e.into()))?;
+        let mut command = Command::new("passt");
+        command.args([
+            "--foreground",
+            "--quiet",
+            "--fd",
+            &theirs.as_raw_fd().to_string(),
+        ]);
+        for (option, ports) in forwards {
+            command.args([*option, ports.as_str()]);
+        }
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(PasstError::Start)?;
+        drop(theirs);
+        // It checks its options at once, so one that can't run is seen here and not as a silent network.
+        std::thread::sleep(Duration::from_millis(50));
+        if let Ok(Some(status)) = child.try_wait() {
+            return Err(PasstError::Ended(status));
+        }
+        Self::over(ours, Some(child))
+    }
+
+    /// Connects to a passt that listens at `path`.
+    pub fn connect(path: &Path) -> Result<Self, PasstError> {
+        let stream = UnixStream::connect(path).map_err(|source| PasstError::Connect {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::over(stream, None)
+    }
+
+    /// Uses a connected stream socket.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, PasstError> {
+        Self::over(UnixStream::from(fd), None)
+    }
+
+    fn over(stream: UnixStream, child: Option<Child>) -> Result<Self, PasstError> {
+        stream.set_nonblocking(true).map_err(PasstError::Socket)?;
+        Ok(Self {
+            stream: Arc::new(stream),
+            buffer: Arc::default(),
+            child,
+        })
+    }
+}
+
+impl Drop for Passt {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        // It ends by itself when the connection does.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let deadline = Instant::now().checked_add(END_LIMIT);
+        while let Ok(None) = child.try_wait() {
+            if deadline.is_none_or(|deadline| Instant::now() >= deadline) {
+                let _ = child.kill();
+                let _ = child.wait();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl NetBackend for Passt {
+    fn offloads(&self) -> Offloads {
+        Offloads::empty()
+    }
+
+    fn max_pairs(&self) -> u16 {
+        1
+    }
+
+    fn open_port(&self, _: u16) -> io::Result<Box<dyn FramePort>> {
+        Ok(Box::new(PasstPort {
+            stream: Arc::clone(&self.stream),
+            inbound: Arc::clone(&self.buffer),
+            outbound: Outbound::default(),
+        }))
+    }
+
+    fn set_guest_offloads(&self, _: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_pairs(&self, _: u16) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Bytes read from the stream and not yet taken as frames. It outlives a port: a reset of the device
+/// must not lose the place in the stream.
+#[derive(Debug, Default)]
+struct Inbound {
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+impl Inbound {
+    /// The next whole frame, if one is here; `Err` if the other side's framing can't be right.
+    fn next(&mut self) -> io::Result<Option<&[u8]>> {
+        let ahead = self.bytes.get(self.taken..).unwrap_or_default();
+        let Some((len, rest)) = ahead.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let len = u32::from_be_bytes(*len);
+        if u64::from(len) > MAX_FRAME {
+            return Err(io::Error::new(
+                ErrorKind::InvalidData,
+                "passt sent a frame longer than any frame",
+            ));
+        }
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        if rest.len() < len {
+            return Ok(None);
+        }
+        let start = self.taken.saturating_add(4);
+        self.taken = start.saturating_add(len);
+        Ok(self.bytes.get(start..self.taken))
+    }
+
+    /// Reads more; `false` if nothing waits.
+    fn fill(&mut self, mut stream: &UnixStream) -> io::Result<bool> {
+        self.bytes.drain(..self.taken);
+        self.taken = 0;
+        let have = self.bytes.len();
+        self.bytes.resize(have.saturating_add(READ_AHEAD), 0);
+        let answer = loop {
+            match stream.read(self.bytes.get_mut(have..).unwrap_or_default()) {
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                other => break other,
+            }
+        };
+        self.bytes
+            .truncate(have.saturating_add(*answer.as_ref().unwrap_or(&0)));
+        match answer {
+            Ok(0) => Err(io::Error::new(
+                ErrorKind::ConnectionAborted,
+                "passt closed the connection",
+            )),
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// A frame the socket has taken only part of: the rest must go before anything else.
+#[derive(Debug, Default)]
+struct Outbound {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Outbound {
+    /// Sends what is left; `false` if some of it still is.
+    fn flush(&mut self, mut stream: &UnixStream) -> io::Result<bool> {
+        while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            match stream.write(rest) {
+                Ok(count) => self.sent = self.sent.saturating_add(count),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.bytes.clear();
+        self.sent = 0;
+        Ok(true)
+    }
+}
+
+struct PasstPort {
+    stream: Arc<UnixStream>,
+    inbound: Arc<Mutex<Inbound>>,
+    outbound: Outbound,
+}
+
+impl PasstPort {
+    /// Hands the next frame to `take`, reading more of the stream as long as that helps.
+    fn next<T>(&mut self, take: impl FnOnce(&[u8]) -> T) -> io::Result<Option<T>> {
+        // Only one port is open at a time, so this never waits.
+        let mut inbound = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(frame) = inbound.next()? {
+                return Ok(Some(take(frame)));
+            }
+            if !inbound.fill(&self.stream)? {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+impl FramePort for PasstPort {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
+        self.next(|frame| {
+            buffers::copy_in(&[Header::new_zeroed().as_bytes(), frame], into);
+            u64::try_from(frame.len().saturating_add(HEADER_SIZE)).unwrap_or(u64::MAX)
+        })
+    }
+
+    fn discard(&mut self) -> io::Result<bool> {
+        Ok(self.next(|_| ())?.is_some())
+    }
+
+    fn send(&mut self, _: &Header, frame: &[Segment]) -> io::Result<bool> {
+        if !self.outbound.flush(&self.stream)? {
+            return Ok(false);
+        }
+        let len = buffers::total(frame);
+        self.outbound
+            .bytes
+            .extend(u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
+        self.outbound.bytes.resize(len.saturating_add(4), 0);
+        if let Some(target) = self.outbound.bytes.get_mut(4..) {
+            buffers::copy_out(frame, target);
+        }
+        // What the socket does not take now goes before the next frame.
+        self.outbound.flush(&self.stream)?;
+        Ok(true)
+    }
+}

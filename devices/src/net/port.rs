@@ -1,0 +1,64 @@
+//! The host's end of a network device, whatever it is: a backend with one port a queue pair.
+//!
+//! A frame on a port has a [`Header`] in front, in both directions. Ports know no virtqueue: they get
+//! segments of guest memory and move bytes.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use splitring_virtio::mem::Segment;
+use splitring_virtio::spec::net::Header;
+
+bitflags::bitflags! {
+    /// Work that one side may leave to the other.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Offloads: u32 {
+        /// Partial checksums.
+        const CSUM = 1;
+        /// TCP over IPv4 segmentation.
+        const TSO4 = 1 << 1;
+        /// TCP over IPv6 segmentation.
+        const TSO6 = 1 << 2;
+        /// Segmentation of packets with ECN.
+        const ECN = 1 << 3;
+        /// UDP fragmentation.
+        const UFO = 1 << 4;
+        /// UDP segmentation.
+        const USO = 1 << 5;
+    }
+}
+
+/// Where a device's frames go to and come from. Shared by the control path and the ports.
+pub trait NetBackend: Send + Sync {
+    /// What the host takes from the guest, and the guest may be given, unfinished.
+    fn offloads(&self) -> Offloads;
+
+    /// Most queue pairs.
+    fn max_pairs(&self) -> u16;
+
+    /// Opens the port of queue pair `pair`, below [`max_pairs`](Self::max_pairs). Only one is open at a time.
+    fn open_port(&self, pair: u16) -> io::Result<Box<dyn FramePort>>;
+
+    /// What received frames may leave to the guest from now on.
+    fn set_guest_offloads(&self, offloads: Offloads) -> io::Result<()>;
+
+    /// How many pairs, from the first on, the guest listens at.
+    fn set_pairs(&self, pairs: u16) -> io::Result<()>;
+}
+
+/// One queue pair's frames, used by one thread.
+pub trait FramePort: Send {
+    /// Becomes readable when frames wait, and writable when frames can be sent; watched edge-triggered.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Stores the next frame, header first, into `into` and says how long it is. `None`: none waits.
+    ///
+    /// A frame longer than `into` is cut, and the length says so by being larger than `into` holds.
+    fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>>;
+
+    /// Takes the next frame off and drops it. `false`: none waits.
+    fn discard(&mut self) -> io::Result<bool>;
+
+    /// Sends a frame behind `header`. `false`: there is no room now; the frame was not taken.
+    fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool>;
+}

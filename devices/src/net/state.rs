@@ -1,0 +1,108 @@
+//! What the parts of a network card share: the control path writes it, the queue pairs follow it.
+//!
+//! The data path reads atomics only; the filter it keeps a copy of, renewed when its generation moved.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::filter::{Filter, Mac};
+
+/// Counters of one direction. Reading them while the card runs gives each one's value of some moment.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Frames delivered.
+    pub frames: AtomicU64,
+    /// Bytes of them, without the virtio header.
+    pub bytes: AtomicU64,
+    /// Frames dropped: malformed, too long for the buffers, not wanted by the filter, link down.
+    pub dropped: AtomicU64,
+    /// Frames the host refused, and failed reads.
+    pub errors: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn delivered(&self, bytes: u64) {
+        add(&self.frames, 1);
+        add(&self.bytes, bytes);
+    }
+
+    pub(super) fn drop_one(&self) {
+        add(&self.dropped, 1);
+    }
+
+    pub(super) fn fail_one(&self) {
+        add(&self.errors, 1);
+    }
+}
+
+fn add(counter: &AtomicU64, value: u64) {
+    counter.fetch_add(value, Ordering::Relaxed);
+}
+
+/// What a network card has counted.
+#[derive(Debug, Default)]
+pub struct NetMetrics {
+    /// Host to guest.
+    pub received: Counters,
+    /// Guest to host.
+    pub sent: Counters,
+}
+
+/// Shared by the device, its control queue and its queue pairs.
+pub(super) struct State {
+    pub(super) metrics: NetMetrics,
+    link_up: AtomicBool,
+    announce: AtomicBool,
+    filter: Mutex<Filter>,
+    /// Moves on with every change of `filter`.
+    filter_generation: AtomicU32,
+}
+
+impl State {
+    pub(super) fn new(mac: Mac) -> Self {
+        Self {
+            metrics: NetMetrics::default(),
+            link_up: AtomicBool::new(true),
+            announce: AtomicBool::new(false),
+            filter: Mutex::new(Filter::new(mac, false, false)),
+            filter_generation: AtomicU32::new(0),
+        }
+    }
+
+    pub(super) fn link_up(&self) -> bool {
+        self.link_up.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_link(&self, up: bool) {
+        self.link_up.store(up, Ordering::Relaxed);
+    }
+
+    pub(super) fn announcing(&self) -> bool {
+        self.announce.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_announcing(&self, on: bool) {
+        self.announce.store(on, Ordering::Relaxed);
+    }
+
+    /// Changes the filter; queue pairs see it with their next frame.
+    pub(super) fn change_filter<T>(&self, change: impl FnOnce(&mut Filter) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.filter_generation.fetch_add(1, Ordering::Release);
+        result
+    }
+
+    /// The filter as it is now, with its generation.
+    pub(super) fn filter(&self) -> (u32, Filter) {
+        let generation = self.filter_generation();
+        (generation, self.lock().clone())
+    }
+
+    pub(super) fn filter_generation(&self) -> u32 {
+        self.filter_generation.load(Ordering::Acquire)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Filter> {
+        self.filter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

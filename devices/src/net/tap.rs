@@ -1,0 +1,454 @@
+//! A TAP interface: one file descriptor a queue pair, each carrying frames behind a 12-byte
+//! `virtio_net_hdr` (`virtio` 1.2 section 5.1.6), as Linux's tun driver exchanges them.
+//!
+//! It knows no virtqueue. An interface that exists already and belongs to this user needs no
+//! privilege: nothing here asks for one unless the interface has to be created.
+
+#![expect(unsafe_code, reason = "the tun driver is configured by ioctl")]
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use libc::{c_char, c_int, c_short, c_uint, c_ulong};
+use rustix::fs::{Mode, OFlags};
+
+use std::sync::Arc;
+
+use splitring_virtio::mem::Segment;
+use splitring_virtio::spec::net::{HEADER_SIZE, Header};
+use zerocopy::IntoBytes;
+
+use super::buffers::Vectors;
+use super::port::{FramePort, NetBackend, Offloads};
+
+/// Name bytes an interface has at the most, without the closing zero (`IFNAMSIZ - 1`).
+pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
+
+const TUN_DEVICE: &CStr = c"/dev/net/tun";
+
+/// Why a TAP interface can't be used. The messages say what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The tun driver is not there or not ours to open.
+    #[error(
+        "cannot open /dev/net/tun: {0}; load the module `tun` and give this user read and write access to the device"
+    )]
+    Driver(#[source] io::Error),
+    /// The name is empty, too long or has a character no interface has.
+    #[error("`{0}` is no interface name: 1 to {MAX_NAME} characters without blanks, `/` or `%`")]
+    Name(String),
+    /// No interface has this name and this user may not make one.
+    #[error(
+        "tap {name}: there is no such interface and creating one is not permitted; create it first: `ip tuntap add dev {name} mode tap vnet_hdr user $USER{multi}`"
+    )]
+    Missing {
+        /// The interface asked for.
+        name: String,
+        /// ` multi_queue` where several queue pairs were asked for.
+        multi: &'static str,
+    },
+    /// The interface exists and another program has it.
+    #[error(
+        "tap {0}: in use by another program; stop it, or give each machine an interface of its own"
+    )]
+    Busy(String),
+    /// The interface exists and belongs to somebody else.
+    #[error(
+        "tap {0}: not permitted: it belongs to another user or group; `ip tuntap` shows its owner, and root can make it anew with `user $USER`"
+    )]
+    NotPermitted(String),
+    /// The interface is a TUN, or single-queue where several queues were asked for, or the other way round.
+    #[error(
+        "tap {name}: its flags do not fit: a TAP interface made {wanted} is needed for queues={queues}"
+    )]
+    Flags {
+        /// The interface asked for.
+        name: String,
+        /// How it has to be made.
+        wanted: &'static str,
+        /// Queue pairs asked for.
+        queues: u16,
+    },
+    /// A descriptor handed over is no TAP with the flags needed.
+    #[error("fd {fd}: {why}; it must be a TAP opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")]
+    Descriptor {
+        /// The descriptor's number.
+        fd: RawFd,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Any other refusal of the kernel.
+    #[error("tap {name}: cannot {operation}: {source}")]
+    Ioctl {
+        /// The interface.
+        name: String,
+        /// What was tried.
+        operation: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// `struct ifreq` as the tun ioctls use it: a name and flags.
+#[repr(C)]
+struct IfReq {
+    name: [c_char; libc::IFNAMSIZ],
+    flags: c_short,
+    rest: [u8; 22],
+}
+
+impl IfReq {
+    fn new(name: &CStr, flags: c_int) -> Self {
+        let mut request = Self {
+            name: [0; libc::IFNAMSIZ],
+            flags: flags.try_into().unwrap_or(0),
+            rest: [0; 22],
+        };
+        for (to, from) in request.name.iter_mut().zip(name.to_bytes()) {
+            *to = from.cast_signed();
+        }
+        request
+    }
+
+    fn name(&self) -> String {
+        self.name
+            .iter()
+            .take_while(|c| **c != 0)
+            .map(|c| char::from(c.cast_unsigned()))
+            .collect()
+    }
+
+    fn has(&self, flag: c_int) -> bool {
+        c_int::from(self.flags.cast_unsigned().cast_signed()) & flag == flag
+    }
+}
+
+/// One opened queue of a TAP interface; closing it detaches the queue.
+#[derive(Debug, Clone)]
+struct TapQueue {
+    file: Arc<File>,
+}
+
+/// An opened TAP interface.
+#[derive(Debug)]
+pub struct Tap {
+    name: String,
+    queues: Vec<TapQueue>,
+    supported: Offloads,
+}
+
+impl Tap {
+    /// Attaches to the interface `name`, or creates it where that is allowed, with `queues` queue pairs.
+    pub fn open(name: &str, queues: u16) -> Result<Self, TapError> {
+        let c_name = checked_name(name)?;
+        let existed = exists(&c_name);
+        let queues = (0..queues.max(1))
+            .map(|_| attach(&c_name, name, queues, existed))
+            .collect::<Result<Vec<_>, _>>()?;
+        Self::prepare(name.to_owned(), queues)
+    }
+
+    /// Takes over descriptors that somebody with the right to opened, one a queue pair.
+    pub fn from_fds(fds: Vec<OwnedFd>) -> Result<Self, TapError> {
+        let mut name = String::new();
+        let mut queues = Vec::with_capacity(fds.len());
+        for fd in fds {
+            name = inspect(&fd)?;
+            rustix::io::ioctl_fionbio(&fd, true)
+                .map_err(|e| failed(&name, "make it non-blocking", e.into()))?;
+            queues.push(TapQueue::from(fd));
+        }
+        Self::prepare(name, queues)
+    }
+
+    fn prepare(name: String, queues: Vec<TapQueue>) -> Result<Self, TapError> {
+        for queue in &queues {
+            let len = c_int::try_from(HEADER_SIZE).unwrap_or(0);
+            // SAFETY: the ioctl reads one int that lives across the call.
+            let done = unsafe {
+                libc::ioctl(
+                    queue.file.as_raw_fd(),
+                    libc::TUNSETVNETHDRSZ,
+                    &raw const len,
+                )
+            };
+            checked(done).map_err(|e| failed(&name, "set the header length", e))?;
+        }
+        let mut tap = Self {
+            name,
+            queues,
+            supported: Offloads::empty(),
+        };
+        tap.supported = tap.probe_offloads();
+        tap.set_guest_offloads(Offloads::empty())
+            .map_err(|e| failed(&tap.name, "set offloads", e))?;
+        Ok(tap)
+    }
+
+    /// The interface's name in the kernel.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Which offloads this kernel's tun driver knows, found by asking: older ones lack USO, newer ones UFO.
+    fn probe_offloads(&self) -> Offloads {
+        let candidates = [
+            Offloads::empty(),
+            Offloads::USO,
+            Offloads::UFO,
+            Offloads::USO | Offloads::UFO,
+        ]
+        .map(|lacking| Offloads::all().difference(lacking));
+        let known = |offloads: &Offloads| self.set_guest_offloads(*offloads).is_ok();
+        candidates
+            .into_iter()
+            .find(known)
+            .unwrap_or(Offloads::empty())
+    }
+}
+
+impl NetBackend for Tap {
+    fn offloads(&self) -> Offloads {
+        self.supported
+    }
+
+    fn max_pairs(&self) -> u16 {
+        u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
+    }
+
+    fn open_port(&self, pair: u16) -> io::Result<Box<dyn FramePort>> {
+        let queue = self
+            .queues
+            .get(usize::from(pair))
+            .ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(TapPort {
+            queue: queue.clone(),
+            vectors: Vectors::default(),
+        }))
+    }
+
+    fn set_guest_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        self.queues
+            .iter()
+            .try_for_each(|queue| queue.set_offloads(offloads))
+    }
+
+    fn set_pairs(&self, pairs: u16) -> io::Result<()> {
+        if self.queues.len() < 2 {
+            return Ok(());
+        }
+        self.queues
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, queue)| {
+                match queue.attach(index < usize::from(pairs)) {
+                    // Already as asked for.
+                    Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+                    other => other,
+                }
+            })
+    }
+}
+
+struct TapPort {
+    queue: TapQueue,
+    vectors: Vectors,
+}
+
+impl FramePort for TapPort {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.queue.file.as_fd()
+    }
+
+    fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
+        // Takes what a longer frame has left, so that its length shows; as long as a header, below
+        // which the driver refuses to read.
+        let mut rest = [0; HEADER_SIZE];
+        self.vectors.read(self.queue.file.as_fd(), into, &mut rest)
+    }
+
+    fn discard(&mut self) -> io::Result<bool> {
+        Ok(self.receive(&[])?.is_some())
+    }
+
+    fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool> {
+        // The header is the copy that was judged: the guest may have changed its own since.
+        Ok(self
+            .vectors
+            .write(self.queue.file.as_fd(), header.as_bytes(), frame)?
+            .is_some())
+    }
+}
+
+impl From<OwnedFd> for TapQueue {
+    fn from(fd: OwnedFd) -> Self {
+        Self {
+            file: Arc::new(File::from(fd)),
+        }
+    }
+}
+
+impl TapQueue {
+    /// Stops (`false`) or resumes the kernel's use of this queue for received frames.
+    fn attach(&self, on: bool) -> io::Result<()> {
+        let flag = if on {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
+        let request = IfReq::new(c"", flag);
+        // SAFETY: the ioctl reads an ifreq that lives across the call.
+        checked(unsafe {
+            libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request)
+        })
+    }
+
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        let flags = c_ulong::from(tun_flags(offloads));
+        // SAFETY: the argument is a plain integer.
+        checked(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) })
+    }
+}
+
+/// The tun driver's flags for a set of offloads. Segmentation is refused without checksums.
+fn tun_flags(offloads: Offloads) -> c_uint {
+    if !offloads.contains(Offloads::CSUM) {
+        return 0;
+    }
+    let table = [
+        (Offloads::CSUM, libc::TUN_F_CSUM),
+        (Offloads::TSO4, libc::TUN_F_TSO4),
+        (Offloads::TSO6, libc::TUN_F_TSO6),
+        (Offloads::ECN, libc::TUN_F_TSO_ECN),
+        (Offloads::UFO, libc::TUN_F_UFO),
+        (Offloads::USO, libc::TUN_F_USO4 | libc::TUN_F_USO6),
+    ];
+    table
+        .iter()
+        .filter(|(offload, _)| offloads.contains(*offload))
+        .fold(0, |flags, (_, flag)| flags | flag)
+}
+
+fn checked(result: c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn failed(name: &str, operation: &'static str, source: io::Error) -> TapError {
+    TapError::Ioctl {
+        name: name.to_owned(),
+        operation,
+        source,
+    }
+}
+
+fn checked_name(name: &str) -> Result<CString, TapError> {
+    let fits = !name.is_empty()
+        && name.len() <= MAX_NAME
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && b != b'/' && b != b'%');
+    let refused = || TapError::Name(name.to_owned());
+    if !fits {
+        return Err(refused());
+    }
+    CString::new(name).map_err(|_| refused())
+}
+
+fn exists(name: &CStr) -> bool {
+    // SAFETY: the name is a C string that lives across the call.
+    unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
+}
+
+fn open_driver() -> Result<OwnedFd, TapError> {
+    rustix::fs::open(
+        TUN_DEVICE,
+        OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|e| TapError::Driver(e.into()))
+}
+
+fn attach(c_name: &CStr, name: &str, queues: u16, existed: bool) -> Result<TapQueue, TapError> {
+    let fd = open_driver()?;
+    let multi = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    let request = IfReq::new(
+        c_name,
+        libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi,
+    );
+    // SAFETY: the ioctl reads and writes an ifreq that lives across the call.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
+    match checked(done) {
+        Ok(()) => Ok(TapQueue::from(fd)),
+        Err(e) => Err(refusal(name, queues, existed, e)),
+    }
+}
+
+fn refusal(name: &str, queues: u16, existed: bool, error: io::Error) -> TapError {
+    let name = name.to_owned();
+    match error.raw_os_error() {
+        Some(libc::EPERM) if !existed => TapError::Missing {
+            name,
+            multi: if queues > 1 { " multi_queue" } else { "" },
+        },
+        Some(libc::EPERM) => TapError::NotPermitted(name),
+        Some(libc::EBUSY) => TapError::Busy(name),
+        Some(libc::EINVAL) if existed => {
+            let wanted = if queues > 1 {
+                "with `multi_queue`"
+            } else {
+                "without `multi_queue`"
+            };
+            TapError::Flags {
+                name,
+                wanted,
+                queues,
+            }
+        }
+        _ => failed(&name, "attach to it", error),
+    }
+}
+
+/// Reads what a descriptor handed over is, and the interface's name.
+fn inspect(fd: &OwnedFd) -> Result<String, TapError> {
+    let refused = |why| TapError::Descriptor {
+        fd: fd.as_raw_fd(),
+        why,
+    };
+    let mut request = IfReq::new(c"", 0);
+    // SAFETY: the ioctl fills an ifreq that lives across the call.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+    checked(done).map_err(|_| refused("not a TAP interface"))?;
+    if !request.has(libc::IFF_TAP)
+        || !request.has(libc::IFF_NO_PI)
+        || !request.has(libc::IFF_VNET_HDR)
+    {
+        return Err(refused("its flags do not fit"));
+    }
+    Ok(request.name())
+}
+
+/// Takes the descriptor number an operator named, which must be open and is owned from here on.
+pub fn inherited(fd: RawFd) -> Result<OwnedFd, TapError> {
+    // SAFETY: F_GETFD only asks whether the number is open.
+    if fd < 3 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(TapError::Descriptor {
+            fd,
+            why: "not an open descriptor above 2",
+        });
+    }
+    // SAFETY: the operator named it as ours; it is open.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC).map_err(|_| {
+        TapError::Descriptor {
+            fd,
+            why: "cannot be closed on exec",
+        }
+    })?;
+    Ok(owned)
+}

@@ -1,0 +1,172 @@
+//! What runs on a worker: a queue pair, and the control queue.
+
+use std::sync::Arc;
+
+use splitring_virtio::spec::net::ctrl;
+
+use super::control::{Command, MAX_COMMAND};
+use super::port::{FramePort, NetBackend};
+use super::receive::Receiver;
+use super::state::State;
+use super::transmit::Transmitter;
+use super::{guest_offloads, wire_len};
+use crate::device::{Broken, Cause, Chain, Outcome, QueueHandler, QueueSet, Source};
+
+/// The port has frames, or room.
+const PORT: u32 = 0;
+
+/// One queue pair. A queue the driver did not enable is not in its set and stays untouched.
+pub(super) struct PairHandler {
+    pub(super) state: Arc<State>,
+    pub(super) port: Box<dyn FramePort>,
+    /// Queue numbers.
+    pub(super) receive: u16,
+    pub(super) transmit: u16,
+    pub(super) receiver: Receiver,
+    pub(super) transmitter: Transmitter,
+}
+
+impl PairHandler {
+    fn receive(&mut self, queues: &mut QueueSet<'_>) -> Result<Outcome, Broken> {
+        let Some(queue) = queues.get(self.receive) else {
+            return Ok(Outcome::Idle);
+        };
+        let done = self.receiver.run(queue, self.port.as_mut(), &self.state);
+        done.map_err(|fault| Broken::new(self.receive, fault))
+    }
+
+    fn transmit(&mut self, queues: &mut QueueSet<'_>) -> Result<Outcome, Broken> {
+        let Some(queue) = queues.get(self.transmit) else {
+            return Ok(Outcome::Idle);
+        };
+        let done = self.transmitter.run(queue, self.port.as_mut(), &self.state);
+        done.map_err(|fault| Broken::new(self.transmit, fault))
+    }
+}
+
+impl QueueHandler for PairHandler {
+    fn sources(&self) -> Vec<Source<'_>> {
+        vec![Source {
+            interest: crate::device::Interest::Both,
+            ..Source::edge(self.port.fd(), PORT)
+        }]
+    }
+
+    fn run(&mut self, queues: &mut QueueSet<'_>, cause: Cause) -> Result<Outcome, Broken> {
+        let (receive, transmit) = match cause {
+            // New buffers matter only if frames were left waiting for them.
+            Cause::Kick(queue) if queue == self.receive => (self.receiver.starved, false),
+            Cause::Kick(_) => (false, true),
+            Cause::Source(_) => (true, self.transmitter.blocked()),
+            Cause::Resume => (true, true),
+        };
+        let sent = if transmit {
+            self.transmit(queues)?
+        } else {
+            Outcome::Idle
+        };
+        let received = if receive {
+            self.receive(queues)?
+        } else {
+            Outcome::Idle
+        };
+        let more = sent == Outcome::More || received == Outcome::More;
+        Ok(if more { Outcome::More } else { Outcome::Idle })
+    }
+
+    fn stop(&mut self, _: &mut QueueSet<'_>) {
+        self.receiver.abandon();
+        self.transmitter.abandon();
+    }
+}
+
+/// The control queue.
+pub(super) struct ControlHandler {
+    pub(super) state: Arc<State>,
+    pub(super) backend: Arc<dyn NetBackend>,
+    pub(super) queue: u16,
+    pub(super) features: u64,
+    /// Queue pairs the driver may ask for.
+    pub(super) max_pairs: u16,
+}
+
+impl ControlHandler {
+    /// Carries a command out; `false` is answered with `ERR`.
+    fn apply(&self, command: Command) -> bool {
+        match command {
+            Command::Rx(mode, on) => self.state.change_filter(|filter| mode.set(filter, on)),
+            Command::Address(mac) => self.state.change_filter(|filter| filter.mac = mac),
+            Command::Tables { unicast, multicast } => {
+                self.state
+                    .change_filter(|filter| filter.set_tables(&unicast, &multicast));
+            }
+            Command::Vlan { id, wanted } => {
+                return self
+                    .state
+                    .change_filter(|filter| filter.set_vlan(id, wanted));
+            }
+            Command::AnnounceAck => self.state.set_announcing(false),
+            Command::Pairs(pairs) => {
+                return (1..=self.max_pairs).contains(&pairs)
+                    && self.backend.set_pairs(pairs).is_ok();
+            }
+            Command::GuestOffloads(wanted) => {
+                return self
+                    .backend
+                    .set_guest_offloads(guest_offloads(wanted))
+                    .is_ok();
+            }
+        }
+        true
+    }
+
+    /// Reads, does and answers one command; `None` if there is no byte for the answer.
+    fn serve(&self, chain: &mut Chain) -> Option<u32> {
+        let mut reader = chain.reader();
+        let len = usize::try_from(reader.remaining())
+            .ok()
+            .filter(|len| *len <= MAX_COMMAND);
+        let command = len.and_then(|len| {
+            let mut bytes = vec![0; len];
+            reader.read_exact(&mut bytes).ok()?;
+            Command::parse(&bytes, self.features)
+        });
+        let answer_at = chain
+            .writable_len()
+            .checked_sub(wire_len(size_of::<u8>()))?;
+        let ack = if command.is_some_and(|command| self.apply(command)) {
+            ctrl::OK
+        } else {
+            ctrl::ERR
+        };
+        let mut writer = chain.writer();
+        // Bytes in front of the answer belong to it as far as the length is concerned: they become zero.
+        writer.write_zeroes(answer_at).ok()?;
+        writer.write_all(&[ack]).ok()?;
+        u32::try_from(writer.written()).ok()
+    }
+}
+
+impl QueueHandler for ControlHandler {
+    fn run(&mut self, queues: &mut QueueSet<'_>, _: Cause) -> Result<Outcome, Broken> {
+        let Some(queue) = queues.get(self.queue) else {
+            return Ok(Outcome::Idle);
+        };
+        // One ring's worth a pass: the driver waits for each answer.
+        for _ in 0..queue.size() {
+            let Some(mut chain) = queue.pop().map_err(|e| Broken::new(self.queue, e))? else {
+                return Ok(Outcome::Idle);
+            };
+            let Some(written) = self.serve(&mut chain) else {
+                return Err(Broken::new(
+                    self.queue,
+                    "a control command without a byte for its answer",
+                ));
+            };
+            queue.complete(chain, written);
+        }
+        Ok(Outcome::More)
+    }
+
+    fn stop(&mut self, _: &mut QueueSet<'_>) {}
+}

@@ -1,0 +1,109 @@
+//! From the transmit queue to a port (section 5.1.6.2).
+//!
+//! A packet goes from guest buffers straight to the kernel, behind a header that was copied and judged.
+
+use splitring_virtio::device::queue::ChainError;
+use splitring_virtio::mem::Segment;
+use splitring_virtio::spec::net::Header;
+
+use super::filter::Mac;
+use super::header;
+use super::port::FramePort;
+use super::state::State;
+use crate::device::{Chain, Outcome, Queue};
+
+/// Packets of one pass.
+const BUDGET: u32 = 128;
+
+/// One pair's sending side.
+pub(super) struct Transmitter {
+    features: u64,
+    /// Packets must come from this address.
+    only_from: Option<Mac>,
+    /// Taken from the ring while the port had no room.
+    pending: Option<Chain>,
+    /// Reused from packet to packet.
+    segments: Vec<Segment>,
+}
+
+impl Transmitter {
+    pub(super) fn new(features: u64, only_from: Option<Mac>) -> Self {
+        Self {
+            features,
+            only_from,
+            pending: None,
+            segments: Vec::new(),
+        }
+    }
+
+    /// Whether a packet waits for room at the port.
+    pub(super) fn blocked(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Sends what the ring holds, as far as room and budget go.
+    pub(super) fn run(
+        &mut self,
+        queue: &mut Queue,
+        port: &mut dyn FramePort,
+        state: &State,
+    ) -> Result<Outcome, ChainError> {
+        for _ in 0..BUDGET {
+            let chain = match self.pending.take() {
+                Some(chain) => chain,
+                None => match queue.pop()? {
+                    Some(chain) => chain,
+                    None => return Ok(Outcome::Idle),
+                },
+            };
+            if !self.send(&chain, port, state) {
+                self.pending = Some(chain);
+                return Ok(Outcome::Idle);
+            }
+            queue.complete(chain, 0);
+        }
+        Ok(Outcome::More)
+    }
+
+    /// Sends or drops one packet; `false` if it has to wait.
+    fn send(&mut self, chain: &Chain, port: &mut dyn FramePort, state: &State) -> bool {
+        let counters = &state.metrics.sent;
+        let Some((header, frame)) = self.judged(chain).filter(|_| state.link_up()) else {
+            counters.drop_one();
+            return true;
+        };
+        match port.send(&header, &self.segments) {
+            Ok(true) => counters.delivered(frame),
+            Ok(false) => return false,
+            Err(error) => {
+                counters.fail_one();
+                tracing::debug!(%error, "the host refused a frame");
+            }
+        }
+        true
+    }
+
+    /// The header to send and the frame's length, with its segments in `self.segments`; `None` to drop it.
+    fn judged(&mut self, chain: &Chain) -> Option<(Header, u64)> {
+        let mut reader = chain.reader();
+        let header: Header = reader.read_obj().ok()?;
+        let frame = reader.remaining();
+        let header = header::judge(header, frame, self.features).ok()?;
+        if let Some(own) = self.only_from {
+            let mut addresses = [0; 12];
+            let mut peek = reader;
+            peek.read_exact(&mut addresses).ok()?;
+            addresses.ends_with(&own).then_some(())?;
+        }
+        self.segments.clear();
+        self.segments.extend(reader.segments());
+        Some((header, frame))
+    }
+
+    /// Gives a waiting packet back to a driver that resets the device.
+    pub(super) fn abandon(&mut self) {
+        if let Some(chain) = self.pending.take() {
+            chain.abandon();
+        }
+    }
+}
