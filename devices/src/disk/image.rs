@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 
 use super::config::{Cache, DiskConfig};
 use super::lock::{self, Refused, Use};
-use super::{DiskError, Geometry, IoFault, RangeLimits, SECTOR};
+use super::{DiskError, Extent, Geometry, ImageId, IoFault, RangeLimits, SECTOR};
 
 /// What file systems and page caches work in.
 const PAGE: u32 = 4096;
@@ -216,6 +216,48 @@ impl Image {
                 max: ZEROES_MAX,
             },
         }
+    }
+
+    /// Whether there is storage behind `offset`, and up to where. The file position is nobody's, so it may be moved.
+    pub(super) fn extent(&self, offset: u64) -> Result<Extent, IoFault> {
+        use rustix::fs::{SeekFrom, seek};
+        let capacity = self.capacity.load(Ordering::Acquire);
+        if offset >= capacity {
+            return Err(IoFault::OutOfRange);
+        }
+        if self.block_device {
+            return Ok(Extent {
+                mapped: true,
+                end: capacity,
+            });
+        }
+        let (mapped, next) = match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) if data == offset => (true, seek(&self.file, SeekFrom::Hole(offset))),
+            Ok(data) => (false, Ok(data)),
+            // No data from here on.
+            Err(rustix::io::Errno::NXIO) => (false, Ok(capacity)),
+            Err(error) => return Err(IoFault::from_errno(error.raw_os_error())),
+        };
+        let next = next.map_err(|error| IoFault::from_errno(error.raw_os_error()))?;
+        Ok(Extent {
+            mapped,
+            end: next.clamp(offset.saturating_add(1), capacity),
+        })
+    }
+
+    /// What tells it from other images.
+    pub(super) fn identity(&self) -> Option<ImageId> {
+        let meta = self.file.metadata().ok()?;
+        Some(match self.block_device {
+            true => ImageId {
+                device: meta.rdev(),
+                inode: 0,
+            },
+            false => ImageId {
+                device: meta.dev(),
+                inode: meta.ino(),
+            },
+        })
     }
 
     /// Whether a request may touch this range.

@@ -21,6 +21,7 @@ mod plain;
 mod range;
 mod raw;
 mod ring;
+mod share;
 mod transfer;
 
 use std::os::fd::BorrowedFd;
@@ -29,6 +30,7 @@ use splitring_virtio::mem::Segment;
 
 pub use error::{DiskError, IoFault};
 pub use raw::RawDisk;
+pub use share::{Member, RingShare, Seat, SharedRings};
 
 use crate::ram::Ram;
 
@@ -50,6 +52,26 @@ pub trait Disk: Send + Sync {
     /// Looks at the host's file or device again and returns the geometry with its new capacity.
     fn rescan(&self) -> Result<Geometry, DiskError> {
         Ok(self.geometry())
+    }
+
+    /// Whether the host has storage behind `offset`, and up to where. Everything has, if that is not known.
+    fn extent(&self, offset: u64) -> Result<Extent, IoFault> {
+        let end = self.geometry().capacity;
+        if offset < end {
+            Ok(Extent { mapped: true, end })
+        } else {
+            Err(IoFault::OutOfRange)
+        }
+    }
+
+    /// What tells its image from others, however often and by whatever path it is opened.
+    fn identity(&self) -> Option<ImageId> {
+        None
+    }
+
+    /// What a [`RingShare`] takes to serve this disk beside others; `None` if it has to have queues of its own.
+    fn member(&self) -> Option<Member> {
+        None
     }
 }
 
@@ -183,6 +205,24 @@ pub struct Geometry {
     pub discard: Option<RangeLimits>,
     /// How `WriteZeroes` likes its ranges; it always works.
     pub zeroes: RangeLimits,
+}
+
+/// A run of bytes the host stores, or does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// There is storage behind it; otherwise it reads as zeroes.
+    pub mapped: bool,
+    /// The first byte after it.
+    pub end: u64,
+}
+
+/// Names an image on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ImageId {
+    /// The file system's device number; for a block device its own.
+    pub device: u64,
+    /// The inode, 0 for a block device.
+    pub inode: u64,
 }
 
 /// How a discard or zeroing likes its ranges.

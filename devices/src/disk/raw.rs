@@ -8,7 +8,8 @@ use super::config::{Aio, DiskConfig};
 use super::image::Image;
 use super::plain::PlainQueue;
 use super::ring::{Ring, RingQueue};
-use super::{Disk, DiskError, DiskQueue, Geometry};
+use super::share::Member;
+use super::{Disk, DiskError, DiskQueue, Extent, Geometry, ImageId, IoFault};
 use crate::ram::Ram;
 
 /// An opened raw image.
@@ -21,16 +22,26 @@ pub struct RawDisk {
 /// Where the rings wait while no queue uses them, one place a stream.
 pub(super) struct Home {
     rings: Vec<Mutex<Option<Ring>>>,
-    depth: u16,
+    pub(super) depth: u16,
 }
 
 impl Home {
-    fn new(image: &Image, queues: u16, depth: u16) -> io::Result<Self> {
-        let rings = (0..queues).map(|_| Ring::new(image, depth).map(|ring| Mutex::new(Some(ring))));
+    /// `make` makes each of `queues` rings for `depth` requests.
+    pub(super) fn new(
+        queues: u16,
+        depth: u16,
+        make: impl Fn(u16) -> io::Result<Ring>,
+    ) -> io::Result<Self> {
+        let rings = (0..queues).map(|_| make(depth).map(|ring| Mutex::new(Some(ring))));
         Ok(Self {
             rings: rings.collect::<io::Result<_>>()?,
             depth,
         })
+    }
+
+    /// Ring number `index`, unless somebody uses it.
+    pub(super) fn take(&self, index: u16) -> Option<Ring> {
+        self.place(index).and_then(|mut place| place.take())
     }
 
     fn place(&self, index: u16) -> Option<MutexGuard<'_, Option<Ring>>> {
@@ -46,7 +57,8 @@ impl Home {
 }
 
 impl RawDisk {
-    /// Opens and locks the image, with `queues` streams of up to `depth` requests each.
+    /// Opens and locks the image, with `queues` streams of up to `depth` requests each; none for a disk that is
+    /// used through a [`RingShare`](super::RingShare) only.
     ///
     /// # Errors
     /// What is wrong with the image, or with io_uring if `aio=ring` insists on it.
@@ -77,7 +89,9 @@ impl RawDisk {
                 );
                 None
             }
-            Aio::Auto | Aio::Ring => Some(Home::new(&image, queues, depth)),
+            Aio::Auto | Aio::Ring => {
+                Some(Home::new(queues, depth, |depth| Ring::new(&image, depth)))
+            }
         };
         let home = match rings {
             None => None,
@@ -130,19 +144,16 @@ impl Disk for RawDisk {
         let Some(home) = &self.home else {
             return Ok(Box::new(PlainQueue::new(image, ram, depth)));
         };
-        let ring = home
-            .place(index)
-            .and_then(|mut place| place.take())
-            .ok_or_else(|| DiskError::NoSuchQueue {
-                path: self.image.path.clone(),
-                index,
-            })?;
+        let ring = home.take(index).ok_or_else(|| DiskError::NoSuchQueue {
+            path: self.image.path.clone(),
+            index,
+        })?;
         let depth = depth.min(home.depth);
         Ok(Box::new(RingQueue::new(
             Arc::clone(home),
             index,
             ring,
-            image,
+            vec![Some(image)],
             ram,
             depth,
         )))
@@ -150,5 +161,17 @@ impl Disk for RawDisk {
 
     fn rescan(&self) -> Result<Geometry, DiskError> {
         self.image.rescan()
+    }
+
+    fn extent(&self, offset: u64) -> Result<Extent, IoFault> {
+        self.image.extent(offset)
+    }
+
+    fn identity(&self) -> Option<ImageId> {
+        self.image.identity()
+    }
+
+    fn member(&self) -> Option<Member> {
+        self.home.as_ref().map(|_| Member(Arc::clone(&self.image)))
     }
 }

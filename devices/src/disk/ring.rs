@@ -1,16 +1,17 @@
-//! Requests through an io_uring of the queue's own.
+//! Requests through an io_uring, of one disk or shared by many.
 //!
-//! The ring is made when the disk is opened, restricted to this one file and to the operations below, and stays
+//! The ring is made when the disk is opened, restricted to registered files and to the operations below, and stays
 //! disabled until the queue's thread uses it first: that thread is its single issuer from then on. A batch costs one
 //! io_uring_enter; what completes within it is picked up without a signal; the eventfd is armed only while something
-//! is with the kernel and nobody looks.
+//! is with the kernel and nobody looks. Files sit in numbered seats: a disk's own ring has one, taken for good; in a
+//! shared ring disks come and go (see `share`).
 #![expect(
     unsafe_code,
     reason = "submission entries hold raw pointers that stay valid until their completion"
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
@@ -27,8 +28,6 @@ use super::transfer::{Reach, Transfer};
 use super::{Completion, DiskOp, DiskQueue, Full, IoFault, bounce};
 use crate::ram::Ram;
 
-/// The image, as the only registered file.
-const IMAGE: Fixed = Fixed(0);
 /// Operations the ring may do.
 const OPERATIONS: [u8; 7] = [
     opcode::Read::CODE,
@@ -39,10 +38,14 @@ const OPERATIONS: [u8; 7] = [
     opcode::Fallocate::CODE,
     opcode::AsyncCancel::CODE,
 ];
+/// A registered file that is not there.
+const NO_FILE: RawFd = -1;
 /// Tag of entries that belong to no request.
 const NO_SLOT: u64 = u64::MAX;
 /// How long a drain waits for the host.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// IORING_REGISTER_FILES_UPDATE: what a shared ring may still do once it is restricted.
+const UPDATE_FILES: u8 = 6;
 /// How often a request the host was too busy for is tried again.
 const BUSY_LIMIT: u8 = 100;
 
@@ -56,6 +59,15 @@ pub(super) struct Ring {
 impl Ring {
     /// Makes a ring for `depth` requests to `image`.
     pub(super) fn new(image: &Image, depth: u16) -> io::Result<Self> {
+        Self::with_files(&[image.file.as_raw_fd()], false, depth)
+    }
+
+    /// Makes a ring for `depth` requests to disks that take one of `seats` later.
+    pub(super) fn shared(seats: u16, depth: u16) -> io::Result<Self> {
+        Self::with_files(&vec![NO_FILE; usize::from(seats)], true, depth)
+    }
+
+    fn with_files(files: &[RawFd], change: bool, depth: u16) -> io::Result<Self> {
         let entries = u32::from(depth).max(1).next_power_of_two();
         let io = IoUring::builder()
             .setup_r_disabled()
@@ -75,12 +87,15 @@ impl Ring {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        io.submitter().register_files(&[image.file.as_raw_fd()])?;
+        io.submitter().register_files(files)?;
         io.submitter().register_eventfd(event.as_raw_fd())?;
         let fixed = squeue::Flags::FIXED_FILE.bits();
         let mut rules: Vec<Restriction> = OPERATIONS.into_iter().map(Restriction::sqe_op).collect();
         rules.push(Restriction::sqe_flags_allowed(fixed));
         rules.push(Restriction::sqe_flags_required(fixed));
+        if change {
+            rules.push(Restriction::register_op(UPDATE_FILES));
+        }
         io.submitter().register_restrictions(&mut rules)?;
         Ok(Self {
             io,
@@ -102,6 +117,7 @@ enum Step {
 #[derive(Debug)]
 struct Slot {
     tag: u64,
+    seat: u16,
     step: Step,
     offset: u64,
     transfer: Transfer,
@@ -111,7 +127,8 @@ struct Slot {
 pub(super) struct RingQueue {
     home: Arc<Home>,
     index: u16,
-    image: Arc<Image>,
+    /// Whose file sits in which seat of the ring.
+    images: Vec<Option<Arc<Image>>>,
     reach: Reach,
     /// `None` only while it is being dropped.
     ring: Option<Ring>,
@@ -131,12 +148,13 @@ impl RingQueue {
         home: Arc<Home>,
         index: u16,
         ring: Ring,
-        image: Arc<Image>,
+        images: Vec<Option<Arc<Image>>>,
         ram: Ram,
         depth: u16,
     ) -> Self {
         let slot = |_| Slot {
             tag: 0,
+            seat: 0,
             step: Step::Flush,
             offset: 0,
             transfer: Transfer::default(),
@@ -145,7 +163,7 @@ impl RingQueue {
         Self {
             home,
             index,
-            image,
+            images,
             reach: Reach::new(ram),
             ring: Some(ring),
             slots: (0..depth).map(slot).collect(),
@@ -159,10 +177,18 @@ impl RingQueue {
     }
 
     /// Checks a request and fills a slot with it; `Some(result)` if that is all there is to do.
-    fn prepare(&mut self, index: u16, tag: u64, op: DiskOp<'_>) -> Option<Result<u64, IoFault>> {
-        let image = Arc::clone(&self.image);
+    fn prepare(
+        &mut self,
+        index: u16,
+        seat: u16,
+        tag: u64,
+        op: DiskOp<'_>,
+    ) -> Option<Result<u64, IoFault>> {
         let slot = self.slots.get_mut(usize::from(index))?;
-        (slot.tag, slot.busy) = (tag, 0);
+        (slot.tag, slot.seat, slot.busy) = (tag, seat, 0);
+        let Some(image) = seated(&self.images, seat) else {
+            return Some(Err(IoFault::Host(libc::EBADF)));
+        };
         let admitted = match op {
             DiskOp::Read { offset, data } => {
                 (slot.step, slot.offset) = (Step::Read, offset);
@@ -204,7 +230,7 @@ impl RingQueue {
                 let fua = fua || image.writethrough;
                 (slot.step, slot.offset) = (
                     Step::Range {
-                        task: Task::zero(&image, may_unmap),
+                        task: Task::zero(image, may_unmap),
                         len,
                         fua,
                     },
@@ -222,21 +248,20 @@ impl RingQueue {
     /// Does what the ring can't, here and now.
     fn on_this_thread(&mut self, index: u16) -> Option<Result<u64, IoFault>> {
         let slot = self.slots.get_mut(usize::from(index))?;
+        let image = seated(&self.images, slot.seat)?;
         match slot.step {
             Step::Read | Step::Write { .. } if slot.transfer.len() == 0 => Some(Ok(0)),
             Step::Range { len: 0, .. } => Some(Ok(0)),
-            Step::Read if !bounce::fits(&self.image, &slot.transfer, slot.offset) => {
-                let result = bounce::read(&self.image, &mut slot.transfer, slot.offset);
+            Step::Read if !bounce::fits(image, &slot.transfer, slot.offset) => {
+                let result = bounce::read(image, &mut slot.transfer, slot.offset);
                 Some(result.map(|()| slot.transfer.len()))
             }
-            Step::Write { fua } if !bounce::fits(&self.image, &slot.transfer, slot.offset) => {
-                let result = bounce::write(&self.image, &mut slot.transfer, slot.offset, fua);
+            Step::Write { fua } if !bounce::fits(image, &slot.transfer, slot.offset) => {
+                let result = bounce::write(image, &mut slot.transfer, slot.offset, fua);
                 Some(result.map(|()| slot.transfer.len()))
             }
-            Step::Range { task, len, fua }
-                if range::fallocate_mode(&self.image, task).is_none() =>
-            {
-                match range::instead(&self.image, &self.reach, task, slot.offset, len) {
+            Step::Range { task, len, fua } if range::fallocate_mode(image, task).is_none() => {
+                match range::instead(image, &self.reach, task, slot.offset, len) {
                     Ok(()) if fua => {
                         slot.step = Step::Flush;
                         None
@@ -251,6 +276,8 @@ impl RingQueue {
     /// The entry for what a slot does next.
     fn entry(&self, index: u16) -> Option<squeue::Entry> {
         let slot = self.slots.get(usize::from(index))?;
+        let image = seated(&self.images, slot.seat)?;
+        let file = Fixed(u32::from(slot.seat));
         let at = slot
             .offset
             .saturating_add(slot.transfer.len().saturating_sub(slot.transfer.left()));
@@ -259,27 +286,25 @@ impl RingQueue {
         let flags = |fua| if fua { libc::RWF_DSYNC } else { 0 };
         let entry = match (slot.step, rest) {
             (Step::Read, [one]) => {
-                opcode::Read::new(IMAGE, one.iov_base.cast(), length(one.iov_len))
+                opcode::Read::new(file, one.iov_base.cast(), length(one.iov_len))
                     .offset(at)
                     .build()
             }
             (Step::Write { fua }, [one]) => {
-                let write = opcode::Write::new(IMAGE, one.iov_base.cast(), length(one.iov_len));
+                let write = opcode::Write::new(file, one.iov_base.cast(), length(one.iov_len));
                 write.offset(at).rw_flags(flags(fua)).build()
             }
-            (Step::Read, many) => opcode::Readv::new(IMAGE, many.as_ptr(), count)
+            (Step::Read, many) => opcode::Readv::new(file, many.as_ptr(), count)
                 .offset(at)
                 .build(),
-            (Step::Write { fua }, many) => opcode::Writev::new(IMAGE, many.as_ptr(), count)
+            (Step::Write { fua }, many) => opcode::Writev::new(file, many.as_ptr(), count)
                 .offset(at)
                 .rw_flags(flags(fua))
                 .build(),
-            (Step::Flush, _) => opcode::Fsync::new(IMAGE)
-                .flags(FsyncFlags::DATASYNC)
-                .build(),
+            (Step::Flush, _) => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
             (Step::Range { task, len, .. }, _) => {
-                let mode = range::fallocate_mode(&self.image, task)?.bits();
-                opcode::Fallocate::new(IMAGE, len)
+                let mode = range::fallocate_mode(image, task)?.bits();
+                opcode::Fallocate::new(file, len)
                     .offset(at)
                     .mode(i32::try_from(mode).ok()?)
                     .build()
@@ -318,6 +343,76 @@ impl RingQueue {
         }
     }
 
+    /// What to call the ring in messages: its disk, or the first of them.
+    fn name(&self) -> String {
+        let first = self.images.iter().flatten().next();
+        first.map_or_else(
+            || "shared ring".into(),
+            |image| image.path.display().to_string(),
+        )
+    }
+
+    /// Gives `image` a free seat.
+    pub(super) fn sit(&mut self, image: &Arc<Image>) -> io::Result<u16> {
+        let free = self.images.iter().position(Option::is_none);
+        let seat = free
+            .and_then(|seat| u16::try_from(seat).ok())
+            .ok_or(io::ErrorKind::QuotaExceeded)?;
+        self.update_file(seat, image.file.as_raw_fd())?;
+        if let Some(place) = self.images.get_mut(usize::from(seat)) {
+            *place = Some(Arc::clone(image));
+        }
+        Ok(seat)
+    }
+
+    /// Frees a seat that has nothing in flight.
+    pub(super) fn stand(&mut self, seat: u16) {
+        if let Err(error) = self.update_file(seat, NO_FILE) {
+            tracing::warn!("{}: the ring keeps the file open: {error}", self.name());
+        }
+        if let Some(place) = self.images.get_mut(usize::from(seat)) {
+            *place = None;
+        }
+    }
+
+    /// Frees all seats; nothing is in flight.
+    pub(super) fn stand_all(&mut self) {
+        for seat in 0..u16::try_from(self.images.len()).unwrap_or(u16::MAX) {
+            if seated(&self.images, seat).is_some() {
+                self.stand(seat);
+            }
+        }
+    }
+
+    fn update_file(&mut self, seat: u16, file: RawFd) -> io::Result<()> {
+        self.enable()?;
+        let ring = self.ring.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        ring.io
+            .submitter()
+            .register_files_update(u32::from(seat), &[file])
+            .map(|_| ())
+    }
+
+    /// Lets the ring work, for this thread only from then on.
+    fn enable(&mut self) -> io::Result<()> {
+        let ring = self.ring.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        if !ring.enabled {
+            ring.io.submitter().register_enable_rings()?;
+            ring.enabled = true;
+        }
+        Ok(())
+    }
+
+    /// Takes a request to the file in `seat`.
+    pub(super) fn submit_to(&mut self, seat: u16, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
+        let index = self.free.pop().ok_or(Full)?;
+        match self.prepare(index, seat, tag, op) {
+            None => self.push(index),
+            Some(result) => self.finish(index, result),
+        }
+        Ok(())
+    }
+
     /// Requests the kernel has or is about to get.
     fn active(&self) -> usize {
         self.slots.len().saturating_sub(self.free.len())
@@ -325,15 +420,10 @@ impl RingQueue {
 
     /// Gives the kernel what was pushed, and time to finish deferred work if it asks for that.
     fn enter(&mut self) {
+        let result = self.enable();
         let Some(ring) = self.ring.as_mut().filter(|_| self.dead.is_none()) else {
             return;
         };
-        let result = if ring.enabled {
-            Ok(())
-        } else {
-            ring.io.submitter().register_enable_rings()
-        };
-        ring.enabled |= result.is_ok();
         match result.and_then(|()| ring.io.submit()) {
             Ok(count) => {
                 self.pushed.drain(..count.min(self.pushed.len()));
@@ -351,7 +441,7 @@ impl RingQueue {
         let fault = IoFault::from_errno(errno);
         tracing::error!(
             "{}: io_uring failed: {fault}; all requests fail from now on",
-            self.image.path.display()
+            self.name()
         );
         self.dead = Some(fault);
         for index in std::mem::take(&mut self.pushed) {
@@ -387,6 +477,9 @@ impl RingQueue {
             slot.busy = slot.busy.saturating_add(1);
             return self.push(index);
         }
+        let Some(image) = seated(&self.images, slot.seat) else {
+            return self.finish(index, Err(IoFault::Host(libc::EBADF)));
+        };
         match (slot.step, u64::try_from(result)) {
             (Step::Read | Step::Write { .. }, Ok(0)) => self.finish(index, Err(IoFault::Short)),
             (Step::Read | Step::Write { .. }, Ok(count)) => {
@@ -403,12 +496,12 @@ impl RingQueue {
             }
             (Step::Flush | Step::Range { .. }, Ok(_)) => self.finish(index, Ok(0)),
             (Step::Range { task, .. }, Err(_)) if range::refused(result.saturating_neg()) => {
-                range::note_refusal(&self.image, task);
+                range::note_refusal(image, task);
                 self.zero_otherwise(index);
             }
             (step, Err(_)) => {
                 if matches!(step, Step::Flush) {
-                    self.image.flush_failed();
+                    image.flush_failed();
                 }
                 self.finish(index, Err(IoFault::from_errno(result.saturating_neg())));
             }
@@ -423,7 +516,10 @@ impl RingQueue {
         let Step::Range { task, len, fua } = slot.step else {
             return;
         };
-        match range::instead(&self.image, &self.reach, task, slot.offset, len) {
+        let Some(image) = seated(&self.images, slot.seat) else {
+            return self.finish(index, Err(IoFault::Host(libc::EBADF)));
+        };
+        match range::instead(image, &self.reach, task, slot.offset, len) {
             Ok(()) if fua => {
                 slot.step = Step::Flush;
                 self.push(index);
@@ -480,7 +576,7 @@ impl RingQueue {
     fn abandon(&mut self) {
         tracing::error!(
             "{}: {} requests did not come back from the host within {} s; the memory they use is kept",
-            self.image.path.display(),
+            self.name(),
             self.active(),
             DRAIN_LIMIT.as_secs()
         );
@@ -499,10 +595,15 @@ impl RingQueue {
             self.ring.take(),
             slots,
             self.reach.clone(),
-            Arc::clone(&self.image),
+            std::mem::take(&mut self.images),
         ));
         self.dead = Some(IoFault::Stuck);
     }
+}
+
+/// Whose file sits there.
+fn seated(images: &[Option<Arc<Image>>], seat: u16) -> Option<&Arc<Image>> {
+    images.get(usize::from(seat))?.as_ref()
 }
 
 /// A length for one entry; what is cut off is transferred by the next.
@@ -517,12 +618,7 @@ impl DiskQueue for RingQueue {
     }
 
     fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
-        let index = self.free.pop().ok_or(Full)?;
-        match self.prepare(index, tag, op) {
-            None => self.push(index),
-            Some(result) => self.finish(index, result),
-        }
-        Ok(())
+        self.submit_to(0, tag, op)
     }
 
     fn commit(&mut self) {

@@ -1,0 +1,229 @@
+//! One io_uring for many disks: what a controller with hundreds of them gives each of its threads.
+//!
+//! The rings are made with the controller and stay, as a disk's own do; disks take a seat when a thread first uses
+//! them and leave it when they are removed. A disk that is idle costs a slot in a table.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use super::image::Image;
+use super::raw::Home;
+use super::ring::{Ring, RingQueue};
+use super::{Completion, DiskOp, DiskQueue, Full};
+use crate::ram::Ram;
+
+/// A disk as a [`RingShare`] sees it, from [`Disk::member`](super::Disk::member).
+#[derive(Clone)]
+pub struct Member(pub(super) Arc<Image>);
+
+/// A disk's place in a [`RingShare`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat(u16);
+
+/// The rings of one controller, made before the machine starts.
+pub struct SharedRings {
+    home: Arc<Home>,
+    seats: u16,
+}
+
+impl SharedRings {
+    /// Makes `count` rings for `depth` requests each, to at most `seats` disks.
+    ///
+    /// # Errors
+    /// The host refuses io_uring, or has no memory for it.
+    pub fn new(count: u16, depth: u16, seats: u16) -> io::Result<Self> {
+        let home = Home::new(count, depth, |depth| Ring::shared(seats, depth))?;
+        Ok(Self {
+            home: Arc::new(home),
+            seats,
+        })
+    }
+
+    /// Ring number `index`, for requests into and out of `ram`. `None` while it is in use.
+    #[must_use]
+    pub fn take(&self, index: u16, ram: Ram) -> Option<RingShare> {
+        let ring = self.home.take(index)?;
+        let empty = vec![None; usize::from(self.seats)];
+        let depth = self.home.depth;
+        Some(RingShare(RingQueue::new(
+            Arc::clone(&self.home),
+            index,
+            ring,
+            empty,
+            ram,
+            depth,
+        )))
+    }
+}
+
+/// One ring in use, owned by one thread. Its methods are those of [`DiskQueue`], for many disks. Dropping it drains
+/// it and gives the ring back.
+pub struct RingShare(RingQueue);
+
+impl RingShare {
+    /// Gives a disk a seat. To be called on the thread that submits.
+    ///
+    /// # Errors
+    /// All seats are taken, or the kernel refuses the file.
+    pub fn join(&mut self, member: &Member) -> io::Result<Seat> {
+        self.0.sit(&member.0).map(Seat)
+    }
+
+    /// Takes the seat back from a disk that has nothing in flight.
+    pub fn leave(&mut self, seat: Seat) {
+        self.0.stand(seat.0);
+    }
+
+    /// Takes a request to the disk in `seat`, as [`DiskQueue::submit`].
+    ///
+    /// # Errors
+    /// As many requests are in flight as the ring was made for; nothing happened.
+    pub fn submit(&mut self, seat: Seat, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
+        self.0.submit_to(seat.0, tag, op)
+    }
+
+    /// As [`DiskQueue::ready`].
+    pub fn ready(&mut self) -> bool {
+        self.0.ready()
+    }
+
+    /// As [`DiskQueue::commit`].
+    pub fn commit(&mut self) {
+        self.0.commit();
+    }
+
+    /// As [`DiskQueue::completions`].
+    pub fn completions(&mut self, out: &mut Vec<Completion>) {
+        self.0.completions(out);
+    }
+
+    /// As [`DiskQueue::events`].
+    #[must_use]
+    pub fn events(&self) -> Vec<BorrowedFd<'_>> {
+        self.0.events()
+    }
+
+    /// As [`DiskQueue::in_flight`].
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.0.in_flight()
+    }
+
+    /// As [`DiskQueue::drain`]; then every disk leaves. To be called on the thread that submits.
+    pub fn drain(&mut self, out: &mut Vec<Completion>) {
+        self.0.drain(out);
+        self.0.stand_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::config::{Aio, DiskConfig};
+    use crate::disk::{Data, Disk, RawDisk};
+    use crate::ram::Mapping;
+    use std::os::unix::fs::FileExt;
+    use tempfile::NamedTempFile;
+    use vm_memory::mmap::MmapRegionBuilder;
+    use vm_memory::{GuestAddress, GuestRegionMmap};
+
+    const LEN: usize = 4096;
+
+    fn ram() -> Ram {
+        let region = MmapRegionBuilder::new_with_bitmap(LEN, None)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+            .build()
+            .unwrap();
+        let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
+        Ram::new(Arc::new(Mapping::from_regions(vec![region]).unwrap()))
+    }
+
+    fn disk(fill: u8) -> (NamedTempFile, RawDisk) {
+        let file = NamedTempFile::new().unwrap();
+        file.as_file().write_all_at(&[fill; LEN], 0).unwrap();
+        let config = DiskConfig {
+            aio: Aio::Ring,
+            ..DiskConfig::new(file.path())
+        };
+        let disk = RawDisk::open(&config, 0, 1).unwrap();
+        (file, disk)
+    }
+
+    fn run(ring: &mut RingShare, count: usize) -> Vec<Completion> {
+        let mut done = Vec::new();
+        while done.len() < count {
+            ring.commit();
+            ring.completions(&mut done);
+        }
+        done.sort_by_key(|completion| completion.tag);
+        done
+    }
+
+    fn read(offset: u64) -> DiskOp<'static> {
+        DiskOp::Read {
+            offset,
+            data: Data::Host(vec![0; 512]),
+        }
+    }
+
+    #[test]
+    fn disks_share_a_ring_and_each_gets_its_own_data() {
+        let disks: Vec<_> = (1..=3).map(disk).collect();
+        let rings = SharedRings::new(1, 8, 3).unwrap();
+        let mut ring = rings.take(0, ram()).unwrap();
+        assert!(rings.take(0, ram()).is_none());
+        let seats: Vec<_> = disks
+            .iter()
+            .map(|(_, disk)| ring.join(&disk.member().unwrap()).unwrap())
+            .collect();
+        for (tag, seat) in (0..).zip(&seats) {
+            ring.submit(*seat, tag, read(0)).unwrap();
+        }
+        for (fill, done) in (1..).zip(run(&mut ring, 3)) {
+            assert_eq!((done.result, done.buffer), (Ok(512), Some(vec![fill; 512])));
+        }
+        assert!(
+            ring.join(&disks[0].1.member().unwrap()).is_err(),
+            "all seats are taken"
+        );
+    }
+
+    #[test]
+    fn a_seat_left_is_free_for_another_disk_and_lets_the_image_go() {
+        let ((_keep, first), (_keep_too, second)) = (disk(1), disk(2));
+        let rings = SharedRings::new(1, 8, 1).unwrap();
+        let mut ring = rings.take(0, ram()).unwrap();
+        let seat = ring.join(&first.member().unwrap()).unwrap();
+        ring.submit(seat, 0, read(0)).unwrap();
+        run(&mut ring, 1);
+        ring.leave(seat);
+        ring.submit(seat, 1, read(0)).unwrap();
+        assert_eq!(
+            run(&mut ring, 1)[0].result,
+            Err(crate::disk::IoFault::Host(libc::EBADF))
+        );
+        let image = Arc::downgrade(&first.member().unwrap().0);
+        drop(first);
+        assert!(image.upgrade().is_none());
+        let seat = ring.join(&second.member().unwrap()).unwrap();
+        ring.submit(seat, 2, read(0)).unwrap();
+        assert_eq!(run(&mut ring, 1)[0].buffer, Some(vec![2; 512]));
+    }
+
+    #[test]
+    fn a_drained_ring_can_be_taken_again() {
+        let (_keep, disk) = disk(7);
+        let rings = SharedRings::new(1, 8, 1).unwrap();
+        for _ in 0..3 {
+            let mut ring = rings.take(0, ram()).unwrap();
+            let seat = ring.join(&disk.member().unwrap()).unwrap();
+            ring.submit(seat, 0, read(512)).unwrap();
+            ring.commit();
+            let mut done = Vec::new();
+            ring.drain(&mut done);
+            assert_eq!((done.len(), ring.in_flight()), (1, 0));
+        }
+    }
+}
