@@ -22,6 +22,7 @@ pub mod net;
 pub mod pci;
 pub mod power;
 pub mod ram;
+pub mod rng;
 pub mod serial;
 #[cfg(test)]
 mod testing;

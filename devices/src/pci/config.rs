@@ -158,7 +158,7 @@ impl ConfigSpace {
             let room = 4usize.saturating_sub(usize::from(at & 3));
             let (now, later) = rest.split_at_checked(room).unwrap_or((rest, &[]));
             let (mut mask, mut value) = (0, 0);
-            for (offset, &byte) in (at..).zip(now) {
+            for (offset, &byte) in (at..=u16::MAX).zip(now) {
                 mask |= 0xff << bit_of(offset);
                 value |= u32::from(byte) << bit_of(offset);
             }
