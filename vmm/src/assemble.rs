@@ -224,9 +224,9 @@ fn load(
     let Some(path) = &config.initrd else {
         return Ok(None);
     };
-    let initrd = Initrd::open(path, &cache_policy(config), layout, kernel)?;
+    let initrd = Initrd::open(path, layout, kernel)?;
     initrd.copy_into(memory)?;
-    Ok(Some(initrd.range))
+    Ok(Some(initrd.range()))
 }
 
 #[expect(unsafe_code, reason = "KVM is given guest memory")]
@@ -372,6 +372,7 @@ fn set_up_vcpus(
         vcpus: u32::try_from(fds.len()).unwrap_or(u32::MAX),
         tsc_deadline: vm.check_extension(Cap::TscDeadlineTimer),
         tsc_khz: fds.first().and_then(|fd| fd.get_tsc_khz().ok()),
+        nested: false,
     };
     let mut vcpus = Vec::new();
     for ((index, fd), exits) in (0..).zip(fds).zip(exits) {

@@ -1,25 +1,55 @@
-//! Boot parameters in guest memory: PVH `hvm_start_info` and the Linux zero page, and the command line.
+//! Boot parameters in guest memory: PVH `hvm_start_info` or the Linux zero page, and the command line.
 //!
-//! It knows both boot protocols' structures (Xen PVH ABI; Linux `Documentation/arch/x86/boot.rst`); it does not know files.
+//! It knows both boot protocols' structures (Xen `docs/misc/pvh.pandoc`; Linux `Documentation/arch/x86/boot.rst`); it does not know files or
+//! devices.
 
 use std::ops::Range;
 
-use vm_memory::GuestMemoryBackend;
+use linux_loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::cmdline::Cmdline;
+use linux_loader::configurator::linux::LinuxBootConfigurator;
+use linux_loader::configurator::pvh::PvhBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::load_cmdline;
+use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::kernel::{Entry, Kernel};
-use crate::layout::Layout;
+use crate::layout::{
+    CMDLINE, CMDLINE_MAX, Layout, PVH_MEMMAP, PVH_MODULES, PVH_START_INFO, ZERO_PAGE,
+};
+use crate::regs;
+
+/// `XEN_HVM_START_MAGIC_VALUE`.
+const PVH_MAGIC: u32 = 0x336e_c578;
+/// The first version with a memory map.
+const PVH_VERSION: u32 = 1;
+/// `type_of_loader` of loaders without a registered number.
+const LOADER_UNDEFINED: u8 = 0xff;
+/// Setup header of kernels that have none: magic, boot flag and the protocol version with all the fields we set.
+const SETUP_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
+const SETUP_BOOT_FLAG: u16 = 0xaa55;
+const SETUP_VERSION: u16 = 0x20f;
 
 /// Boot parameters that can't be written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BootError {
-    /// The command line has more bytes than the kernel keeps.
-    #[error("the command line is {len} bytes long; the kernel keeps {max}")]
+    /// Linux would cut it off.
+    #[error("the kernel command line is {len} bytes long, the kernel keeps {max}; shorten it", max = CMDLINE_MAX - 1)]
     CommandLineTooLong {
-        /// Its length.
+        /// Its length in bytes, the defaults included.
         len: usize,
-        /// Most bytes.
-        max: usize,
     },
+    /// linux-loader refuses characters outside printable ASCII.
+    #[error("the kernel command line is not valid: {reason}; use printable ASCII characters only")]
+    CommandLineInvalid {
+        /// What is wrong with it.
+        reason: linux_loader::cmdline::Error,
+    },
+    /// Memory is smaller than the structures, or they don't fit one another.
+    #[error("cannot write the boot parameters into guest memory: {0}")]
+    Write(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// What the kernel is told.
@@ -36,21 +66,143 @@ pub struct BootParameters<'a> {
 }
 
 impl BootParameters<'_> {
-    /// Writes what `kernel`'s entry expects into `memory`: start_info or zero page, memory map, command line, and for the 64-bit entry the
-    /// page tables; and the GDT for both.
+    /// Writes what `kernel`'s entry expects into `memory`: start_info or zero page, the memory map in it, the command line, the GDT, and for
+    /// the 64-bit entry page tables.
     pub fn write<M: GuestMemoryBackend>(
         &self,
         kernel: &Kernel,
         memory: &M,
     ) -> Result<(), BootError> {
-        let _ = (kernel, memory, Entry::Pvh(0));
-        todo!()
+        load_cmdline(memory, GuestAddress(CMDLINE), &checked(self.command_line)?)
+            .map_err(write_error)?;
+        match kernel.entry() {
+            Entry::Pvh(_) => PvhBootConfigurator::write_bootparams(&self.start_info(), memory)
+                .map_err(write_error)?,
+            Entry::Linux64(_) => {
+                let page = BootParams::new(&self.zero_page(kernel), GuestAddress(ZERO_PAGE));
+                LinuxBootConfigurator::write_bootparams(&page, memory).map_err(write_error)?;
+            }
+        }
+        for (address, bytes) in regs::tables(kernel.entry()) {
+            memory
+                .write_slice(&bytes, GuestAddress(address))
+                .map_err(write_error)?;
+        }
+        Ok(())
+    }
+
+    fn start_info(&self) -> BootParams {
+        let map: Vec<_> = self
+            .layout
+            .memory_map()
+            .into_iter()
+            .map(|entry| hvm_memmap_table_entry {
+                addr: entry.range.start,
+                size: entry.range.end - entry.range.start,
+                type_: entry.kind as u32,
+                reserved: 0,
+            })
+            .collect();
+        let modules: Vec<_> = self
+            .initrd
+            .iter()
+            .map(|range| hvm_modlist_entry {
+                paddr: range.start,
+                size: range.end - range.start,
+                ..Default::default()
+            })
+            .collect();
+        let info = hvm_start_info {
+            magic: PVH_MAGIC,
+            version: PVH_VERSION,
+            nr_modules: u32::from(self.initrd.is_some()),
+            modlist_paddr: if modules.is_empty() { 0 } else { PVH_MODULES },
+            cmdline_paddr: CMDLINE,
+            rsdp_paddr: self.rsdp,
+            memmap_paddr: PVH_MEMMAP,
+            memmap_entries: u32::try_from(map.len()).unwrap_or(u32::MAX),
+            ..Default::default()
+        };
+        let mut parameters = BootParams::new(&info, GuestAddress(PVH_START_INFO));
+        parameters.set_sections(&map, GuestAddress(PVH_MEMMAP));
+        if !modules.is_empty() {
+            parameters.set_modules(&modules, GuestAddress(PVH_MODULES));
+        }
+        parameters
+    }
+
+    fn zero_page(&self, kernel: &Kernel) -> boot_params {
+        let mut page = boot_params::default();
+        if let Some(header) = kernel.setup_header() {
+            page.hdr = *header;
+        } else {
+            page.hdr.header = SETUP_MAGIC;
+            page.hdr.boot_flag = SETUP_BOOT_FLAG;
+            page.hdr.version = SETUP_VERSION;
+        }
+        page.hdr.type_of_loader = LOADER_UNDEFINED;
+        page.hdr.code32_start = low_half(kernel.range().start);
+        page.hdr.cmd_line_ptr = low_half(CMDLINE);
+        page.acpi_rsdp_addr = self.rsdp;
+        if let Some(range) = &self.initrd {
+            let size = range.end - range.start;
+            page.hdr.ramdisk_image = low_half(range.start);
+            page.hdr.ramdisk_size = low_half(size);
+            page.ext_ramdisk_image = low_half(range.start >> 32);
+            page.ext_ramdisk_size = low_half(size >> 32);
+        }
+        let map = self.layout.memory_map();
+        page.e820_entries = u8::try_from(map.len()).unwrap_or(u8::MAX);
+        for (slot, entry) in page.e820_table.iter_mut().zip(map) {
+            *slot = boot_e820_entry {
+                addr: entry.range.start,
+                size: entry.range.end - entry.range.start,
+                r#type: entry.kind as u32,
+            };
+        }
+        page
     }
 }
 
-/// The command line: our defaults, then what the user gave. A user's `console=` replaces the default console.
+/// The low 32 bits.
+fn low_half(value: u64) -> u32 {
+    let [a, b, c, d, ..] = value.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+fn write_error(error: impl std::error::Error + Send + Sync + 'static) -> BootError {
+    BootError::Write(Box::new(error))
+}
+
+fn checked(line: &str) -> Result<Cmdline, BootError> {
+    Cmdline::try_from(line, CMDLINE_MAX).map_err(|reason| match reason {
+        linux_loader::cmdline::Error::TooLarge => BootError::CommandLineTooLong { len: line.len() },
+        reason => BootError::CommandLineInvalid { reason },
+    })
+}
+
+/// Console on the first serial port.
+const DEFAULT_CONSOLE: &str = "console=ttyS0";
+/// A panic restarts at once: the machine ends (or starts again) instead of standing still.
+const DEFAULT_PANIC: &str = "panic=-1";
+
+/// The command line: our defaults, then what the user gave, which wins. A default that the user sets is left out.
+///
+/// Nothing in it suppresses probing of old hardware: the ACPI tables already say that there is no 8042, CMOS clock, PIT or VGA.
 #[must_use]
 pub fn command_line(user: Option<&str>) -> String {
-    let _ = user;
-    todo!()
+    let user = user.unwrap_or_default().trim();
+    let defaults = [DEFAULT_CONSOLE, DEFAULT_PANIC]
+        .into_iter()
+        .filter(|default| {
+            let key = default.split_inclusive('=').next().unwrap_or_default();
+            !user
+                .split_ascii_whitespace()
+                .take_while(|word| *word != "--")
+                .any(|word| word.starts_with(key))
+        });
+    defaults
+        .chain((!user.is_empty()).then_some(user))
+        .collect::<Vec<_>>()
+        .join(" ")
 }

@@ -1,8 +1,11 @@
-//! CPUID of each vCPU: what KVM supports, with this machine's topology and paravirtual features.
+//! CPUID of each vCPU: what KVM supports, with this machine's topology, timers and paravirtual features.
 //!
-//! Pure data: entries in, entries out. It knows Intel's and AMD's leaves and KVM's; it does not know the host.
+//! Pure data: entries in, entries out. It knows Intel's leaves (SDM vol. 2A, CPUID), AMD's (APM vol. 3, appendix E) and KVM's (Linux
+//! `Documentation/virt/kvm/x86/cpuid.rst`); it does not know the host: whatever `KVM_GET_SUPPORTED_CPUID` did not offer stays absent.
+//!
+//! The topology is one package with a core for each vCPU and one thread a core; the APIC id is the vCPU's index.
 
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// Most vCPUs of a machine.
 pub const MAX_VCPUS: u32 = 32;
@@ -10,13 +13,40 @@ pub const MAX_VCPUS: u32 = 32;
 /// What vCPUs get beyond what `KVM_GET_SUPPORTED_CPUID` answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuFeatures {
-    /// vCPUs, 1 to [`MAX_VCPUS`]; one package, one thread a core, APIC id = index.
+    /// vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
     /// `KVM_CAP_TSC_DEADLINE_TIMER`; KVM does not report the bit by itself.
     pub tsc_deadline: bool,
     /// TSC frequency (`KVM_GET_TSC_KHZ`): with it the guest calibrates nothing.
     pub tsc_khz: Option<u32>,
+    /// Whether the guest may run virtual machines itself (VMX, SVM), if KVM offers that.
+    pub nested: bool,
 }
+
+/// Leaf 1 ECX.
+const VMX: u32 = 1 << 5;
+const X2APIC: u32 = 1 << 21;
+const TSC_DEADLINE: u32 = 1 << 24;
+const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1 EDX.
+const HTT: u32 = 1 << 28;
+/// Leaf 7 EBX and ECX. Enclaves need EPC memory in the address map, which is not there.
+const SGX: u32 = 1 << 2;
+const SGX_LAUNCH: u32 = 1 << 30;
+/// Leaf 0x8000_0001 ECX.
+const CMP_LEGACY: u32 = 1 << 1;
+const SVM: u32 = 1 << 2;
+const TOPOEXT: u32 = 1 << 22;
+
+/// Cache levels in leaves 4 and 0x8000_001d, EAX bits 5..=7.
+const LAST_LEVEL: u32 = 3;
+/// KVM's local APIC timer counts at this rate, in kHz.
+const APIC_BUS_KHZ: u32 = 1_000_000;
+/// Hypervisor leaves: signature, and (TSC, APIC bus) frequencies in kHz as VMware defined it.
+const HYPERVISOR_BASE: u32 = 0x4000_0000;
+const HYPERVISOR_TIMING: u32 = 0x4000_0010;
+/// Physical address bits of processors without leaf 0x8000_0008.
+const DEFAULT_PHYSICAL_BITS: u8 = 36;
 
 /// The CPUID of vCPU `index`, made from `supported` (`KVM_GET_SUPPORTED_CPUID`).
 #[must_use]
@@ -25,13 +55,442 @@ pub fn vcpu_cpuid(
     features: &CpuFeatures,
     index: u32,
 ) -> Vec<kvm_cpuid_entry2> {
-    let _ = (supported, features, index);
-    todo!()
+    let topology = Topology {
+        cores: features.vcpus.max(1),
+        id: index,
+    };
+    let mut leaves = Leaves(supported.to_vec());
+    leaves.features(features, &topology);
+    leaves.extended_topology(&topology);
+    if leaves.is_amd() {
+        leaves.amd_topology(&topology);
+    } else {
+        leaves.caches(4, &topology);
+    }
+    if let Some(khz) = features.tsc_khz {
+        leaves.timing(khz);
+    }
+    leaves.0
 }
 
-/// Physical address bits in `cpuid` (leaf 0x8000_0008), 36 if not given.
+/// Physical address bits in `cpuid` (leaf 0x8000_0008).
 #[must_use]
 pub fn physical_bits(cpuid: &[kvm_cpuid_entry2]) -> u8 {
-    let _ = cpuid;
-    todo!()
+    let leaf = cpuid.iter().find(|entry| entry.function == 0x8000_0008);
+    let bits = leaf.map_or(0, |entry| entry.eax.to_le_bytes()[0]);
+    if bits == 0 {
+        DEFAULT_PHYSICAL_BITS
+    } else {
+        bits
+    }
+}
+
+struct Topology {
+    cores: u32,
+    id: u32,
+}
+
+impl Topology {
+    /// Bits of the APIC id that number cores.
+    fn shift(&self) -> u32 {
+        self.cores.next_power_of_two().trailing_zeros()
+    }
+
+    /// APIC ids that the package reserves, less one.
+    fn last_id(&self) -> u32 {
+        self.cores.next_power_of_two() - 1
+    }
+}
+
+struct Leaves(Vec<kvm_cpuid_entry2>);
+
+impl Leaves {
+    fn get(&self, function: u32) -> Option<&kvm_cpuid_entry2> {
+        self.0.iter().find(|entry| entry.function == function)
+    }
+
+    fn edit(&mut self, function: u32, change: impl FnOnce(&mut kvm_cpuid_entry2)) {
+        if let Some(entry) = self.0.iter_mut().find(|entry| entry.function == function) {
+            change(entry);
+        }
+    }
+
+    /// Replaces all of a function's entries.
+    fn replace(&mut self, function: u32, entries: impl IntoIterator<Item = kvm_cpuid_entry2>) {
+        self.0.retain(|entry| entry.function != function);
+        self.0.extend(
+            entries
+                .into_iter()
+                .map(|entry| kvm_cpuid_entry2 { function, ..entry }),
+        );
+    }
+
+    /// The last leaf of the range that `base` starts.
+    fn last(&self, base: u32) -> u32 {
+        self.get(base).map_or(0, |entry| entry.eax)
+    }
+
+    fn is_amd(&self) -> bool {
+        let words = self
+            .get(0)
+            .map(|entry| [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes));
+        matches!(
+            words.unwrap_or_default().as_flattened(),
+            b"AuthenticAMD" | b"HygonGenuine"
+        )
+    }
+
+    /// Leaves 1, 7 and 0x8000_0001: identity and feature bits.
+    fn features(&mut self, features: &CpuFeatures, topology: &Topology) {
+        let hidden = if features.nested { (0, 0) } else { (VMX, SVM) };
+        self.edit(1, |entry| {
+            entry.ebx = entry.ebx & 0xffff | (topology.last_id() + 1) << 16 | topology.id << 24;
+            entry.ecx = (entry.ecx | HYPERVISOR | X2APIC) & !hidden.0;
+            entry.ecx = if features.tsc_deadline {
+                entry.ecx | TSC_DEADLINE
+            } else {
+                entry.ecx & !TSC_DEADLINE
+            };
+            entry.edx = if topology.cores > 1 {
+                entry.edx | HTT
+            } else {
+                entry.edx & !HTT
+            };
+        });
+        self.edit(7, |entry| {
+            entry.ebx &= !SGX;
+            entry.ecx &= !SGX_LAUNCH;
+        });
+        self.edit(0x8000_0001, |entry| entry.ecx &= !hidden.1);
+        self.replace(0x12, []);
+    }
+
+    /// Leaves 0xb and 0x1f, where the processor has them: threads, cores, end.
+    fn extended_topology(&mut self, topology: &Topology) {
+        const THREAD: u32 = 1;
+        const CORE: u32 = 2;
+        let level = |index, kind: u32, eax, ebx| kvm_cpuid_entry2 {
+            index,
+            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            eax,
+            ebx,
+            ecx: index | kind << 8,
+            edx: topology.id,
+            ..Default::default()
+        };
+        let last = self.last(0);
+        for function in [0xb, 0x1f] {
+            let levels = [
+                level(0, THREAD, 0, 1),
+                level(1, CORE, topology.shift(), topology.cores),
+                level(2, 0, 0, 0),
+            ];
+            self.replace(function, levels.into_iter().filter(|_| function <= last));
+        }
+    }
+
+    /// Leaf 4 (Intel) and 0x8000_001d (AMD): inner caches belong to a core, the last level to the package.
+    fn caches(&mut self, function: u32, topology: &Topology) {
+        for entry in self
+            .0
+            .iter_mut()
+            .filter(|entry| entry.function == function && entry.eax & 0x1f != 0)
+        {
+            let level = entry.eax >> 5 & 7;
+            let sharers = if level >= LAST_LEVEL {
+                topology.last_id()
+            } else {
+                0
+            };
+            // Leaf 4 also counts cores, in bits that AMD reserves.
+            let cores = if function == 4 { topology.last_id() } else { 0 };
+            entry.eax = entry.eax & 0x3fff | sharers << 14 | cores << 26;
+        }
+    }
+
+    fn amd_topology(&mut self, topology: &Topology) {
+        let more = topology.cores > 1;
+        let mut topoext = false;
+        self.edit(0x8000_0001, |entry| {
+            // Without it Linux takes the cores of leaf 1 for threads of one core.
+            entry.ecx = if more {
+                entry.ecx | CMP_LEGACY
+            } else {
+                entry.ecx & !CMP_LEGACY
+            };
+            topoext = entry.ecx & TOPOEXT != 0;
+        });
+        self.edit(0x8000_0008, |entry| {
+            entry.ecx = entry.ecx & !0xf0ff | topology.shift() << 12 | (topology.cores - 1)
+        });
+        if topoext {
+            let core = kvm_cpuid_entry2 {
+                eax: topology.id,
+                ebx: topology.id,
+                ..Default::default()
+            };
+            self.replace(0x8000_001e, [core]);
+        }
+        self.caches(0x8000_001d, topology);
+    }
+
+    /// Frequencies: the hypervisor's leaf for all, leaves 0x15 and 0x16 for Intel processors that have them.
+    fn timing(&mut self, tsc_khz: u32) {
+        if self.last(HYPERVISOR_BASE) >= HYPERVISOR_BASE {
+            self.edit(HYPERVISOR_BASE, |entry| {
+                entry.eax = entry.eax.max(HYPERVISOR_TIMING)
+            });
+            self.replace(
+                HYPERVISOR_TIMING,
+                [kvm_cpuid_entry2 {
+                    eax: tsc_khz,
+                    ebx: APIC_BUS_KHZ,
+                    ..Default::default()
+                }],
+            );
+        }
+        let last = self.last(0);
+        if self.is_amd() || last < 0x16 || tsc_khz == 0 {
+            return;
+        }
+        // TSC = crystal × ebx / eax, and the crystal also drives the local APIC's timer. Linux multiplies in 32 bits: no leaf is better
+        // than one that overflows there.
+        let divisor = gcd(tsc_khz, APIC_BUS_KHZ);
+        let (numerator, denominator) = (tsc_khz / divisor, APIC_BUS_KHZ / divisor);
+        if APIC_BUS_KHZ.checked_mul(numerator).is_some() {
+            let ratio = kvm_cpuid_entry2 {
+                eax: denominator,
+                ebx: numerator,
+                ecx: APIC_BUS_KHZ * 1000,
+                ..Default::default()
+            };
+            self.replace(0x15, [ratio]);
+        }
+        let mhz = tsc_khz / 1000;
+        self.replace(
+            0x16,
+            [kvm_cpuid_entry2 {
+                eax: mhz,
+                ebx: mhz,
+                ecx: 100,
+                ..Default::default()
+            }],
+        );
+    }
+}
+
+fn gcd(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTEL: [u32; 3] = [0x756e_6547, 0x6c65_746e, 0x4965_6e69];
+    const AMD: [u32; 3] = [0x6874_7541, 0x444d_4163, 0x6974_6e65];
+
+    fn entry(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
+        let flags = if matches!(function, 4 | 0xb | 0x8000_001d) {
+            KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+        } else {
+            0
+        };
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            flags,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        }
+    }
+
+    fn supported([ebx, ecx, edx]: [u32; 3]) -> Vec<kvm_cpuid_entry2> {
+        vec![
+            entry(0, 0, [0x1f, ebx, ecx, edx]),
+            entry(1, 0, [0x0080_0f12, 0x0102_0800, VMX, 0x078b_fbff]),
+            entry(4, 0, [0x0c00_4121, 0x01c0_003f, 0x3f, 0]),
+            entry(4, 1, [0x0c03_c163, 0x03c0_003f, 0x3fff, 4]),
+            entry(4, 2, [0, 0, 0, 0]),
+            entry(7, 0, [0, SGX | 1 << 9, SGX_LAUNCH, 0]),
+            entry(0xb, 0, [0, 0, 0, 0]),
+            entry(0x12, 0, [1, 0, 0, 0]),
+            entry(
+                HYPERVISOR_BASE,
+                0,
+                [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d],
+            ),
+            entry(0x4000_0001, 0, [0x0100_7efb, 0, 0, 0]),
+            entry(0x8000_0001, 0, [0, 0, SVM | TOPOEXT, 0]),
+            entry(0x8000_0008, 0, [0x3028, 0, 0x1234_7007, 0]),
+            entry(0x8000_001d, 0, [0x0000_c121, 0, 0, 0]),
+            entry(0x8000_001d, 1, [0x0001_c163, 0, 0, 0]),
+            entry(0x8000_001e, 0, [0, 0, 0, 0]),
+        ]
+    }
+
+    fn features(vcpus: u32) -> CpuFeatures {
+        CpuFeatures {
+            vcpus,
+            tsc_deadline: true,
+            tsc_khz: Some(2_450_000),
+            nested: false,
+        }
+    }
+
+    fn leaf(cpuid: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
+        let mut found = cpuid
+            .iter()
+            .filter(|entry| entry.function == function && entry.index == index);
+        let leaf = *found
+            .next()
+            .unwrap_or_else(|| panic!("leaf {function:#x} is missing"));
+        assert!(found.next().is_none(), "leaf {function:#x} is there twice");
+        leaf
+    }
+
+    #[test]
+    fn apic_ids_are_distinct_and_the_same_in_every_leaf() {
+        for vendor in [INTEL, AMD] {
+            for vcpus in 1..=MAX_VCPUS {
+                for index in 0..vcpus {
+                    let cpuid = vcpu_cpuid(&supported(vendor), &features(vcpus), index);
+                    assert_eq!(leaf(&cpuid, 1, 0).ebx >> 24, index);
+                    for level in 0..3 {
+                        assert_eq!(leaf(&cpuid, 0xb, level).edx, index);
+                        assert_eq!(leaf(&cpuid, 0x1f, level).edx, index);
+                    }
+                    if vendor == AMD {
+                        assert_eq!(leaf(&cpuid, 0x8000_001e, 0).eax, index);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn cores_of_one_package_agree_in_all_leaves() {
+        for (vcpus, shift, reserved) in [
+            (1, 0, 1),
+            (2, 1, 2),
+            (3, 2, 4),
+            (4, 2, 4),
+            (31, 5, 32),
+            (32, 5, 32),
+        ] {
+            let intel = vcpu_cpuid(&supported(INTEL), &features(vcpus), 0);
+            assert_eq!(leaf(&intel, 1, 0).ebx >> 16 & 0xff, reserved);
+            assert_eq!(leaf(&intel, 1, 0).edx & HTT != 0, vcpus > 1);
+            assert_eq!(
+                (
+                    leaf(&intel, 0xb, 0).eax,
+                    leaf(&intel, 0xb, 0).ebx,
+                    leaf(&intel, 0xb, 0).ecx
+                ),
+                (0, 1, 0x100)
+            );
+            assert_eq!(
+                (
+                    leaf(&intel, 0xb, 1).eax,
+                    leaf(&intel, 0xb, 1).ebx,
+                    leaf(&intel, 0xb, 1).ecx
+                ),
+                (shift, vcpus, 0x201)
+            );
+            assert_eq!(leaf(&intel, 0xb, 2).ebx, 0);
+            let (inner, outer) = (leaf(&intel, 4, 0).eax, leaf(&intel, 4, 1).eax);
+            assert_eq!((inner >> 26, inner >> 14 & 0xfff), (reserved - 1, 0));
+            assert_eq!(
+                (outer >> 26, outer >> 14 & 0xfff),
+                (reserved - 1, reserved - 1)
+            );
+            assert_eq!(leaf(&intel, 4, 2).eax, 0, "the end mark stays");
+            let amd = vcpu_cpuid(&supported(AMD), &features(vcpus), 0);
+            assert_eq!(
+                leaf(&amd, 0x8000_0008, 0).ecx,
+                0x1234_0f00 & !0xf00 | shift << 12 | (vcpus - 1)
+            );
+            assert_eq!(leaf(&amd, 0x8000_001d, 1).eax >> 14 & 0xfff, reserved - 1);
+            assert_eq!(leaf(&amd, 0x8000_0001, 0).ecx & CMP_LEGACY != 0, vcpus > 1);
+        }
+    }
+
+    #[test]
+    fn feature_bits_follow_what_kvm_and_the_configuration_offer() {
+        let with = leaf(&vcpu_cpuid(&supported(INTEL), &features(2), 0), 1, 0).ecx;
+        assert_eq!(
+            with & (HYPERVISOR | X2APIC | TSC_DEADLINE | VMX),
+            HYPERVISOR | X2APIC | TSC_DEADLINE
+        );
+        let nested = CpuFeatures {
+            tsc_deadline: false,
+            nested: true,
+            ..features(2)
+        };
+        let cpuid = vcpu_cpuid(&supported(AMD), &nested, 0);
+        assert_eq!(leaf(&cpuid, 1, 0).ecx & (TSC_DEADLINE | VMX), VMX);
+        assert_ne!(leaf(&cpuid, 0x8000_0001, 0).ecx & SVM, 0);
+        assert_eq!(
+            (leaf(&cpuid, 7, 0).ebx, leaf(&cpuid, 7, 0).ecx),
+            (1 << 9, 0)
+        );
+        assert!(cpuid.iter().all(|entry| entry.function != 0x12));
+    }
+
+    #[test]
+    fn a_known_frequency_is_told_exactly_or_not_at_all() {
+        let cpuid = vcpu_cpuid(&supported(INTEL), &features(1), 0);
+        assert_eq!(leaf(&cpuid, HYPERVISOR_BASE, 0).eax, HYPERVISOR_TIMING);
+        assert_eq!(
+            (
+                leaf(&cpuid, HYPERVISOR_TIMING, 0).eax,
+                leaf(&cpuid, HYPERVISOR_TIMING, 0).ebx
+            ),
+            (2_450_000, 1_000_000)
+        );
+        let ratio = leaf(&cpuid, 0x15, 0);
+        assert_eq!(
+            u64::from(ratio.ecx) * u64::from(ratio.ebx) / u64::from(ratio.eax),
+            2_450_000_000
+        );
+        assert_eq!(leaf(&cpuid, 0x16, 0).eax, 2450);
+        let odd = CpuFeatures {
+            tsc_khz: Some(2_449_999),
+            ..features(1)
+        };
+        assert!(
+            vcpu_cpuid(&supported(INTEL), &odd, 0)
+                .iter()
+                .all(|entry| entry.function != 0x15)
+        );
+        let amd = vcpu_cpuid(&supported(AMD), &features(1), 0);
+        assert!(
+            amd.iter()
+                .all(|entry| !matches!(entry.function, 0x15 | 0x16))
+        );
+    }
+
+    #[test]
+    fn leaves_that_the_processor_lacks_are_not_invented() {
+        let mut small = supported(INTEL);
+        small.retain(|entry| entry.function < 4);
+        small[0].eax = 0xa;
+        let cpuid = vcpu_cpuid(&small, &features(4), 3);
+        let mut functions: Vec<_> = cpuid.iter().map(|entry| entry.function).collect();
+        functions.sort_unstable();
+        assert_eq!(functions, [0, 1]);
+        assert!(vcpu_cpuid(&[], &features(1), 0).is_empty());
+    }
+
+    #[test]
+    fn physical_bits_come_from_the_processor() {
+        assert_eq!(physical_bits(&supported(AMD)), 40);
+        assert_eq!(physical_bits(&[]), DEFAULT_PHYSICAL_BITS);
+    }
 }

@@ -1,15 +1,48 @@
 //! A kernel file from path to guest memory: sniff, unpack, plan, load.
 //!
-//! It knows file formats and guest addresses; it does not know boot parameters (see [`crate::boot`]) or how memory is mapped.
-//! `vmm` either copies a [`LoadPlan`] into memory or maps its pieces over memory.
+//! It knows file formats and guest addresses; it does not know boot parameters (see [`crate::boot`]) or how memory is mapped: `vmm` copies
+//! a kernel into memory, or maps the pieces of its [`LoadPlan`] over memory.
+//!
+//! ```text
+//! vmlinux ─────────────────────────────┐
+//! vmlinuz ─ payload ─ unpack ─ vmlinux ┴ flatten ─ cache ─ one piece, mappable       (entry: PVH, or Linux's 64-bit entry)
+//!         └ as it is, when the payload can't be unpacked or has no PVH note          (entry: 64-bit, decompresses itself)
+//! ```
+//!
+//! Direct boot of the ELF file loads it where it was linked: the guest gives up KASLR.
 
-use std::fs::File;
+mod bzimage;
+mod cache;
+mod elf;
+mod error;
+mod flat;
+mod initrd;
+mod plan;
+mod unpack;
+
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::ops::Range;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use linux_loader::bootparam::setup_header;
-use vm_memory::GuestMemoryBackend;
+use linux_loader::loader::{BzImage as BzImageLoader, Elf as ElfLoader, KernelLoader};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+pub use cache::CachePolicy;
+pub use error::KernelError;
+pub use initrd::Initrd;
+pub use plan::{ImageFile, LoadPlan, Piece, Source};
+pub use unpack::Format;
+
+use crate::layout::{Layout, MIB};
+use bzimage::{BzImage, BzImageError};
+use cache::{Cache, Stamp};
+use elf::{ElfError, ElfImage};
+use plan::with_reader;
+use unpack::UnpackError;
 
 /// How the first vCPU enters the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,90 +53,69 @@ pub enum Entry {
     Linux64(u64),
 }
 
-/// Bytes to load from.
-#[derive(Debug, Clone)]
-pub enum Source {
-    /// A file opened read-only.
-    File(Arc<File>),
-    /// A file unpacked into our own memory.
-    Bytes(Arc<[u8]>),
-}
-
-/// A run of bytes that belongs at a guest address.
-#[derive(Debug, Clone)]
-pub struct Piece {
-    /// First guest-physical address.
-    pub guest: u64,
-    /// Where the bytes come from.
-    pub source: Source,
-    /// Offset in the source.
-    pub offset: u64,
-    /// Length in bytes.
-    pub len: u64,
-    /// The source is a file of our own cache that nobody changes, offset and guest address are page-aligned and the file reaches to the
-    /// end of the last page: it may be mapped `MAP_PRIVATE` over guest memory instead of being copied.
-    pub mappable: bool,
-}
-
-/// What has to be in guest memory for something to run.
-#[derive(Debug, Clone, Default)]
-pub struct LoadPlan {
-    /// Bytes to place, sorted by address, disjoint.
-    pub pieces: Vec<Piece>,
-    /// Ranges that must read as zero; fresh guest memory does.
-    pub zero: Vec<Range<u64>>,
-}
-
-/// Whether unpacked kernels are kept.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum CachePolicy {
-    /// In `$XDG_CACHE_HOME/splitring` or `~/.cache/splitring`.
-    #[default]
-    User,
-    /// In this directory.
-    Directory(PathBuf),
-    /// Not at all.
-    Off,
-}
-
 /// A kernel file, opened, recognised and ready to be loaded.
 #[derive(Debug)]
 pub struct Kernel {
+    path: PathBuf,
+    image: Image,
     plan: LoadPlan,
     entry: Entry,
     range: Range<u64>,
-    setup_header: Option<setup_header>,
 }
 
-/// An initial ramdisk, placed in guest memory.
+/// What the source of the plan's pieces is.
 #[derive(Debug)]
-pub struct Initrd {
-    /// How to load it.
-    pub plan: LoadPlan,
-    /// Guest addresses of its bytes.
-    pub range: Range<u64>,
+enum Image {
+    /// An ELF file, as it is.
+    Elf(Source),
+    /// A bzImage, as it is.
+    Wrapper(Source, Box<setup_header>),
+    /// An image of guest memory.
+    Flat,
 }
 
-/// Why a kernel or initrd can't be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum KernelError {
-    /// The file can't be opened or read.
-    #[error("cannot {operation} {path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        operation: &'static str,
-        /// Why not.
-        source: std::io::Error,
-    },
-}
+/// Bytes that tell formats apart and hold the whole setup header.
+const HEAD: usize = 1024;
 
 impl Kernel {
-    /// Opens and recognises the kernel at `path`, unpacking a bzImage's payload (or taking it from the cache).
+    /// Opens and recognises the kernel at `path`; a bzImage's payload is unpacked, or found unpacked in the cache.
     pub fn open(path: &Path, cache: &CachePolicy) -> Result<Self, KernelError> {
-        let _ = (path, cache);
-        todo!()
+        Self::from_file(open_regular(path)?, path, cache)
+    }
+
+    /// [`Kernel::open`] for a file that is open already; `path` is for messages only.
+    pub fn from_file(file: File, path: &Path, cache: &CachePolicy) -> Result<Self, KernelError> {
+        let cache = Cache::open(cache);
+        let opened = Opened::new(file, path)?;
+        if let Some(cached) = cache.as_ref().and_then(|cache| cache.find(&opened.stamp))
+            && let Some(kernel) = flat::from_cache(path, cached)
+        {
+            return Ok(kernel);
+        }
+        let len = opened.len;
+        let mut head = [0; HEAD];
+        let head = &mut head[..usize::try_from(len).unwrap_or(HEAD).min(HEAD)];
+        let source = Source::File(ImageFile::new(
+            opened
+                .file
+                .try_clone()
+                .map_err(|source| io_error(path, "read", source))?,
+        ));
+        source
+            .read_exact_at(head, 0)
+            .map_err(|source| io_error(path, "read", source))?;
+        if head.starts_with(&elf::MAGIC) {
+            let image = ElfImage::parse(&source, len).map_err(|error| error.at(path, len))?;
+            return Ok(opened.keep(Self::elf(path, &image, source), cache.as_ref(), None));
+        }
+        if !bzimage::recognise(head) {
+            return Err(KernelError::NotAKernel {
+                path: path.to_owned(),
+                found: describe(head),
+            });
+        }
+        let wrapper = BzImage::parse(head, len).map_err(|error| error.at(path, len))?;
+        opened.unwrap_bzimage(&wrapper, source, cache.as_ref())
     }
 
     /// Where execution starts.
@@ -112,7 +124,7 @@ impl Kernel {
         self.entry
     }
 
-    /// Guest addresses it occupies, its zero-initialised data included.
+    /// Guest addresses it occupies, its zero-initialised data (and for a bzImage the room to unpack itself) included.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
         self.range.clone()
@@ -127,31 +139,333 @@ impl Kernel {
     /// The setup header of a bzImage that is booted by its own 64-bit entry.
     #[must_use]
     pub fn setup_header(&self) -> Option<&setup_header> {
-        self.setup_header.as_ref()
+        match &self.image {
+            Image::Wrapper(_, header) => Some(header),
+            Image::Elf(_) | Image::Flat => None,
+        }
     }
 
-    /// Copies the kernel into `memory` by linux-loader; the alternative to mapping the pieces of [`Kernel::plan`].
+    /// Whether it lies within `layout`'s RAM below the 32-bit hole.
+    pub fn check_fits(&self, layout: &Layout) -> Result<(), KernelError> {
+        if self.range.end <= layout.low_end() {
+            return Ok(());
+        }
+        Err(KernelError::KernelDoesNotFit {
+            path: self.path.clone(),
+            needed: self.range.end,
+            available: layout.low_end(),
+            remedy: self.range.end.div_ceil(MIB),
+        })
+    }
+
+    /// Copies the kernel into fresh `memory`; the alternative to mapping the pieces of [`Kernel::plan`].
     pub fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), KernelError> {
-        let _ = memory;
-        todo!()
+        let result = match &self.image {
+            Image::Flat => self.plan.copy_into(memory).map_err(Into::into),
+            Image::Elf(source) => load_with::<ElfLoader, _>(source, memory, None),
+            Image::Wrapper(source, _) => {
+                load_with::<BzImageLoader, _>(source, memory, Some(GuestAddress(self.range.start)))
+            }
+        };
+        result.map_err(|source| KernelError::Copy {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn elf(path: &Path, image: &ElfImage, source: Source) -> Self {
+        let mut plan = LoadPlan::default();
+        for segment in &image.segments {
+            if segment.file_len > 0 {
+                let source = source.clone();
+                plan.pieces.push(Piece {
+                    guest: segment.guest,
+                    source,
+                    offset: segment.offset,
+                    len: segment.file_len,
+                    mappable: false,
+                });
+            }
+            if segment.memory_len > segment.file_len {
+                plan.zero
+                    .push(segment.guest + segment.file_len..segment.range().end);
+            }
+        }
+        Self {
+            path: path.to_owned(),
+            image: Image::Elf(source),
+            plan,
+            entry: image.entry,
+            range: image.range(),
+        }
+    }
+
+    fn bzimage(path: &Path, wrapper: &BzImage, source: Source, range: Range<u64>) -> Self {
+        let (offset, len) = (
+            wrapper.protected.start,
+            wrapper.protected.end - wrapper.protected.start,
+        );
+        let piece = Piece {
+            guest: range.start,
+            source: source.clone(),
+            offset,
+            len,
+            mappable: false,
+        };
+        let plan = LoadPlan {
+            pieces: vec![piece],
+            zero: Vec::new(),
+        };
+        let image = Image::Wrapper(source, Box::new(wrapper.header));
+        Self {
+            path: path.to_owned(),
+            image,
+            plan,
+            entry: Entry::Linux64(BzImage::entry(range.start)),
+            range,
+        }
     }
 }
 
-impl Initrd {
-    /// Opens the initrd at `path` and places it as high in `layout`'s low RAM as the kernel allows.
-    pub fn open(
-        path: &Path,
-        cache: &CachePolicy,
-        layout: &crate::layout::Layout,
-        kernel: &Kernel,
-    ) -> Result<Self, KernelError> {
-        let _ = (path, cache, layout, kernel);
-        todo!()
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+fn load_with<L: KernelLoader, M: GuestMemoryBackend>(
+    source: &Source,
+    memory: &M,
+    at: Option<GuestAddress>,
+) -> Result<(), AnyError> {
+    with_reader!(source, 0, reader => L::load(memory, at, reader, None))
+        .map_err(|error: io::Error| AnyError::from(error))??;
+    Ok(())
+}
+
+/// A kernel file on its way to being recognised.
+struct Opened<'a> {
+    path: &'a Path,
+    file: File,
+    len: u64,
+    stamp: Stamp,
+}
+
+impl<'a> Opened<'a> {
+    fn new(file: File, path: &'a Path) -> Result<Self, KernelError> {
+        let metadata = file
+            .metadata()
+            .map_err(|source| io_error(path, "read", source))?;
+        check_regular(path, &metadata)?;
+        let stamp = Stamp::of(&file).map_err(|source| io_error(path, "read", source))?;
+        Ok(Self {
+            path,
+            file,
+            len: metadata.len(),
+            stamp,
+        })
     }
 
-    /// Copies the initrd into `memory`.
-    pub fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), KernelError> {
-        let _ = memory;
-        todo!()
+    /// Boots a bzImage's payload if that can be done, else the bzImage.
+    fn unwrap_bzimage(
+        &self,
+        wrapper: &BzImage,
+        source: Source,
+        cache: Option<&Cache>,
+    ) -> Result<Kernel, KernelError> {
+        let bytes = self.read_all()?;
+        let digest = cache.map(|_| blake3::hash(&bytes));
+        if let (Some(cache), Some(digest)) = (cache, &digest)
+            && let Some(kernel) = cache
+                .find_content(digest, &self.file, &self.stamp)
+                .and_then(|cached| flat::from_cache(self.path, cached))
+        {
+            return Ok(kernel);
+        }
+        let reason = match self.payload(wrapper, &bytes)? {
+            Ok(kernel) => {
+                drop(bytes);
+                return Ok(self.keep(kernel, cache, digest));
+            }
+            Err(reason) => reason,
+        };
+        tracing::warn!(kernel = %self.path.display(), reason, "the kernel unpacks itself, which takes longer");
+        let Some(range) = wrapper.range() else {
+            let [minor, major] = wrapper.header.version.to_le_bytes();
+            return Err(KernelError::NoEntry {
+                path: self.path.to_owned(),
+                payload: reason,
+                major,
+                minor,
+            });
+        };
+        Ok(Kernel::bzimage(self.path, wrapper, source, range))
     }
+
+    /// The kernel in the payload; the inner error says why it can't be booted directly.
+    fn payload(
+        &self,
+        wrapper: &BzImage,
+        bytes: &[u8],
+    ) -> Result<Result<Kernel, String>, KernelError> {
+        let range = usize::try_from(wrapper.payload.start)
+            .ok()
+            .zip(usize::try_from(wrapper.payload.end).ok());
+        let payload = range
+            .and_then(|(start, end)| bytes.get(start..end))
+            .unwrap_or_default();
+        let Some(format) = unpack::recognise(payload) else {
+            return Ok(Err("its format is unknown".to_owned()));
+        };
+        let unpacked = match unpack::unpack(payload, format) {
+            Ok(unpacked) => unpacked,
+            Err(UnpackError::Unsupported(reason)) => return Ok(Err(reason)),
+            Err(UnpackError::Corrupt(reason)) => {
+                return Err(KernelError::Payload {
+                    path: self.path.to_owned(),
+                    format,
+                    reason,
+                });
+            }
+        };
+        if !unpacked.starts_with(&elf::MAGIC) {
+            return Ok(Err("it is not an ELF file".to_owned()));
+        }
+        let len = unpacked.len() as u64;
+        let source = Source::Bytes(Arc::new(unpacked));
+        // Relocations for the decompressor may follow the ELF file; nothing in its headers points at them.
+        match ElfImage::parse(&source, len) {
+            Ok(image) if matches!(image.entry, Entry::Pvh(_)) => {
+                Ok(Ok(Kernel::elf(self.path, &image, source)))
+            }
+            Ok(_) => Ok(Err("it has no PVH entry".to_owned())),
+            Err(error) => Ok(Err(error.at(self.path, len).to_string())),
+        }
+    }
+
+    /// Puts `kernel` into the cache and answers it from there; answers it as it is where that fails.
+    fn keep(&self, kernel: Kernel, cache: Option<&Cache>, digest: Option<blake3::Hash>) -> Kernel {
+        let Some(cache) = cache else { return kernel };
+        match flat::into_cache(&kernel, cache, digest, (&self.file, &self.stamp)) {
+            Ok(Some(kept)) => kept,
+            Ok(None) => kernel,
+            Err(error) => {
+                tracing::warn!(kernel = %self.path.display(), %error, "the kernel is not cached");
+                kernel
+            }
+        }
+    }
+
+    fn read_all(&self) -> Result<Vec<u8>, KernelError> {
+        let mut bytes = vec![0; usize::try_from(self.len).unwrap_or(usize::MAX)];
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, &mut bytes, 0)
+            .map_err(|source| io_error(self.path, "read", source))?;
+        Ok(bytes)
+    }
+}
+
+impl ElfError {
+    fn at(self, path: &Path, len: u64) -> KernelError {
+        let path = path.to_owned();
+        match self {
+            Self::Elf32 => KernelError::Elf32 { path },
+            Self::WrongMachine(machine) => KernelError::WrongMachine { path, machine },
+            Self::Truncated { what, needed } => KernelError::Truncated {
+                path,
+                what,
+                needed,
+                len,
+            },
+            Self::Malformed(reason) => KernelError::Malformed {
+                path,
+                what: "ELF file",
+                reason,
+            },
+            Self::Unreadable => KernelError::Malformed {
+                path,
+                what: "ELF file",
+                reason: "it changed while it was read",
+            },
+        }
+    }
+}
+
+impl BzImageError {
+    fn at(self, path: &Path, len: u64) -> KernelError {
+        let path = path.to_owned();
+        match self {
+            Self::Truncated { what, needed } => KernelError::Truncated {
+                path,
+                what,
+                needed,
+                len,
+            },
+            Self::Malformed(reason) => KernelError::Malformed {
+                path,
+                what: "bzImage",
+                reason,
+            },
+        }
+    }
+}
+
+/// What a file that is no kernel seems to be.
+fn describe(head: &[u8]) -> &'static str {
+    const KNOWN: [(&[u8], &str); 7] = [
+        (
+            b"\x1f\x8b",
+            "gzip-compressed data; unpack it first, or give it as initrd",
+        ),
+        (
+            b"\x28\xb5\x2f\xfd",
+            "zstd-compressed data; unpack it first, or give it as initrd",
+        ),
+        (
+            b"\xfd7zXZ",
+            "xz-compressed data; unpack it first, or give it as initrd",
+        ),
+        (b"0707", "a cpio archive; that is an initrd"),
+        (b"QFI\xfb", "a qcow2 disk image"),
+        (b"!<arch>", "an archive or Debian package"),
+        (b"#!", "a script"),
+    ];
+    KNOWN
+        .iter()
+        .find(|(magic, _)| head.starts_with(magic))
+        .map_or("unknown format", |(_, name)| name)
+}
+
+fn io_error(path: &Path, operation: &'static str, source: io::Error) -> KernelError {
+    KernelError::Io {
+        path: path.to_owned(),
+        operation,
+        source,
+    }
+}
+
+/// Opens a regular file without waiting for whoever is at the other end of a pipe.
+fn open_regular(path: &Path) -> Result<File, KernelError> {
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)
+        .map_err(|source| io_error(path, "open", source))?;
+    Ok(file)
+}
+
+fn check_regular(path: &Path, metadata: &std::fs::Metadata) -> Result<(), KernelError> {
+    let kind = metadata.file_type();
+    let what = match kind {
+        _ if kind.is_file() && metadata.len() == 0 => {
+            return Err(KernelError::Empty {
+                path: path.to_owned(),
+            });
+        }
+        _ if kind.is_file() => return Ok(()),
+        _ if kind.is_dir() => "a directory",
+        _ if kind.is_fifo() => "a pipe",
+        _ if kind.is_block_device() || kind.is_char_device() => "a device",
+        _ => "a special file",
+    };
+    Err(KernelError::NotAFile {
+        path: path.to_owned(),
+        what,
+    })
 }

@@ -1,0 +1,311 @@
+//! ACPI tables of a hardware-reduced machine, built from what devices claim.
+//!
+//! It knows ACPI 6.5 and the PCI firmware specification 3.3 (MCFG); it does not know what the devices do: `vmm` fills a [`Platform`] from
+//! their claims. The byte code is in `dsdt`.
+//!
+//! Hardware-reduced (4.1) means no PM timer, no SCI, no fixed events: sleep, reset and the power button go through the registers of
+//! [`crate::layout`], and a kernel that reads the FADT's flags probes neither PIT nor PIC, CMOS clock, 8042 or VGA.
+
+mod dsdt;
+
+use std::ops::Range;
+
+use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::mcfg::MCFG;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::layout;
+
+const OEM: [u8; 6] = *b"SPLITR";
+const OEM_TABLE: [u8; 8] = *b"SPLITRIN";
+const OEM_REVISION: u32 = 1;
+
+/// `IAPC_BOOT_ARCH` (table 5.10): no VGA, no ASPM, no CMOS clock; and by bits that are 0: no legacy devices, no 8042, MSI works.
+const BOOT_ARCH: u16 = 1 << 2 | 1 << 4 | 1 << 5;
+/// APIC ids from here on need the x2APIC structure.
+const FIRST_X2APIC_ID: u32 = 255;
+/// Tables start at multiples of this.
+const ALIGN: usize = 64;
+/// Device numbers of bus 0, and pins of a device.
+const PCI_DEVICES: u8 = 32;
+const PCI_PINS: u8 = 4;
+
+/// Everything that the tables describe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Platform {
+    /// vCPUs; their APIC ids are 0..vcpus.
+    pub vcpus: u32,
+    /// The PCI host bridge.
+    pub pci: Option<PciHost>,
+    /// 16550 serial ports, COM1 first.
+    pub serial: Vec<SerialPort>,
+}
+
+/// The PCI host bridge with bus 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PciHost {
+    /// Configuration space (ECAM) of bus 0.
+    pub ecam: Range<u64>,
+    /// 32-bit memory window.
+    pub mmio32: Range<u64>,
+    /// 64-bit memory window.
+    pub mmio64: Range<u64>,
+    /// Port window.
+    pub io: Range<u16>,
+    /// Whether the CF8/CFC configuration ports are there.
+    pub cf8: bool,
+    /// Interrupt lines of the devices' INTx pins.
+    pub intx: Vec<IntxRoute>,
+}
+
+/// Where a PCI device's INTx pin arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IntxRoute {
+    /// Device number on bus 0, 0..=31.
+    pub device: u8,
+    /// Pin: 0 is INTA, 3 is INTD.
+    pub pin: u8,
+    /// Interrupt line, level-triggered.
+    pub gsi: u32,
+}
+
+/// A 16550 in port space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SerialPort {
+    /// First of its eight ports.
+    pub port: u16,
+    /// Interrupt line, edge-triggered.
+    pub gsi: u32,
+}
+
+/// Tables that can't be built: a mistake of the caller, not of the guest or the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AcpiError {
+    /// The tables don't fit the BIOS area.
+    #[error("the ACPI tables take {len} bytes; the BIOS area holds {room}")]
+    TooLarge {
+        /// Bytes of tables.
+        len: usize,
+        /// Bytes there are.
+        room: u64,
+    },
+    /// An address, device, pin or line that the tables can't express.
+    #[error("ACPI can't describe {what}")]
+    Claim {
+        /// What was claimed.
+        what: String,
+    },
+}
+
+/// Finished tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tables {
+    /// Guest address of the first byte, which is the RSDP.
+    pub rsdp: u64,
+    /// All tables, to be written at [`Tables::rsdp`].
+    pub bytes: Vec<u8>,
+    /// Signature and place in `bytes` of each table but the RSDP, for dumping them.
+    pub index: Vec<([u8; 4], Range<usize>)>,
+}
+
+impl Platform {
+    /// Builds the tables for the BIOS area ([`layout::ACPI`]).
+    pub fn build(&self) -> Result<Tables, AcpiError> {
+        self.check()?;
+        let mut area = Area::new(layout::ACPI.start);
+        let dsdt = area.push(*b"DSDT", &dsdt::build(self));
+        let mut root = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+        root.add_entry(area.push(*b"FACP", &bytes(&fadt(dsdt))));
+        root.add_entry(area.push(*b"APIC", &bytes(&self.madt())));
+        if let Some(pci) = &self.pci {
+            root.add_entry(area.push(*b"MCFG", &bytes(&mcfg(pci))));
+        }
+        let root = area.push(*b"XSDT", &bytes(&root));
+        area.finish(&bytes(&Rsdp::new(OEM, root)))
+    }
+
+    fn check(&self) -> Result<(), AcpiError> {
+        let fail = |what: String| Err(AcpiError::Claim { what });
+        for port in &self.serial {
+            if port.port.checked_add(7).is_none() || self.serial.len() > 4 {
+                return fail(format!(
+                    "{} serial ports, one at {:#x}",
+                    self.serial.len(),
+                    port.port
+                ));
+            }
+        }
+        let Some(pci) = &self.pci else { return Ok(()) };
+        for range in [&pci.ecam, &pci.mmio32] {
+            if range.is_empty() || range.end > 1 << 32 {
+                return fail(format!("a PCI range {range:#x?} outside the first 4 GiB"));
+            }
+        }
+        if pci.ecam.end - pci.ecam.start != 1 << 20 || pci.mmio64.is_empty() || pci.io.is_empty() {
+            return fail(format!(
+                "a PCI host with ECAM {:#x?}, window {:#x?}, ports {:#x?}",
+                pci.ecam, pci.mmio64, pci.io
+            ));
+        }
+        for route in &pci.intx {
+            if route.device >= PCI_DEVICES
+                || route.pin >= PCI_PINS
+                || route.gsi >= layout::IOAPIC_PINS
+            {
+                return fail(format!("{route:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn madt(&self) -> MADT {
+        let local_apic = u32::try_from(layout::LOCAL_APIC).unwrap_or_default();
+        let io_apic = u32::try_from(layout::IOAPIC).unwrap_or_default();
+        let mut madt = MADT::new(
+            OEM,
+            OEM_TABLE,
+            OEM_REVISION,
+            LocalInterruptController::Address(local_apic),
+        );
+        for id in 0..self.vcpus {
+            match u8::try_from(id) {
+                Ok(short) if id < FIRST_X2APIC_ID => {
+                    madt.add_structure(ProcessorLocalApic::new(
+                        short,
+                        short,
+                        EnabledStatus::Enabled,
+                    ));
+                }
+                _ => madt.add_structure(LocalX2Apic::new(id)),
+            }
+        }
+        madt.add_structure(IoApic::new(0, io_apic, 0));
+        madt
+    }
+}
+
+/// Processor Local x2APIC structure (5.2.12.12), which the table crate lacks.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct LocalX2Apic {
+    kind: u8,
+    length: u8,
+    reserved: u16,
+    id: u32,
+    flags: u32,
+    uid: u32,
+}
+
+impl LocalX2Apic {
+    fn new(id: u32) -> Self {
+        Self {
+            kind: 9,
+            length: 16,
+            reserved: 0,
+            id: id.to_le(),
+            flags: 1u32.to_le(),
+            uid: id.to_le(),
+        }
+    }
+}
+
+impl Aml for LocalX2Apic {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(self.as_bytes());
+    }
+}
+
+fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+    let register = |port: u16| {
+        GAS::new(
+            AddressSpace::SystemIo,
+            8,
+            0,
+            AccessSize::ByteAccess,
+            u64::from(port),
+        )
+    };
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .preferred_pm_profile(PmProfile::EnterpriseServer)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::ProcC1)
+        // No fixed buttons: the power button is a device of its own.
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::HwReducedAcpi);
+    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.reset_reg = register(layout::RESET);
+    fadt.reset_value = layout::RESET_VALUE;
+    fadt.sleep_control_reg = register(layout::SLEEP_CONTROL);
+    fadt.sleep_status_reg = register(layout::SLEEP_STATUS);
+    fadt.finalize()
+}
+
+fn mcfg(pci: &PciHost) -> MCFG {
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(pci.ecam.start, 0, 0, 0);
+    mcfg
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// Tables one behind the other, with room for the RSDP in front.
+struct Area {
+    base: u64,
+    bytes: Vec<u8>,
+    index: Vec<([u8; 4], Range<usize>)>,
+}
+
+impl Area {
+    fn new(base: u64) -> Self {
+        Self {
+            base,
+            bytes: vec![0; Rsdp::len().next_multiple_of(ALIGN)],
+            index: Vec::new(),
+        }
+    }
+
+    /// Appends a table and answers its guest address.
+    fn push(&mut self, signature: [u8; 4], table: &[u8]) -> u64 {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(table);
+        self.index.push((signature, start..self.bytes.len()));
+        self.bytes
+            .resize(self.bytes.len().next_multiple_of(ALIGN), 0);
+        self.base + start as u64
+    }
+
+    fn finish(mut self, rsdp: &[u8]) -> Result<Tables, AcpiError> {
+        let room = layout::ACPI.end - layout::ACPI.start;
+        if self.bytes.len() as u64 > room {
+            return Err(AcpiError::TooLarge {
+                len: self.bytes.len(),
+                room,
+            });
+        }
+        self.bytes[..rsdp.len()].copy_from_slice(rsdp);
+        Ok(Tables {
+            rsdp: self.base,
+            bytes: self.bytes,
+            index: self.index,
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,457 @@
+//! Unpacked kernels and initrds, kept in the user's cache directory so that later boots map them.
+//!
+//! It knows files and digests; it does not know kernels: a [`Record`] holds the loader's words about an image.
+//!
+//! ```text
+//! DIR/lock                     held while an image is added; whoever finds it held goes on without the cache
+//! DIR/<digest>.image           the bytes to map: page-aligned, padded with zeros, read-only, never changed
+//! DIR/<digest>.record          what it is, by the BLAKE3 digest of the file that it was made from
+//! DIR/<dev-ino-size-mtime-ctime>.record   the same, by the state of the file that it was made from
+//! ```
+//!
+//! Reading 12 MB to find a kernel by its digest would cost more than the rest of the start, so the second kind of record answers first: no
+//! file changes its content without a new ctime (a file changed within the last second is not trusted to that). The digest is behind it
+//! for copies of a file, and so that two users of one cache can't be given each other's kernels by a crafted collision.
+//!
+//! An image is believed if its inode is as it was when the image was finished, within the same boot of the host. After a reboot (a crash
+//! may have lost unwritten pages) or after any change its checksum is compared once, and what fails is removed and made anew.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::layout::{MIB, PAGE};
+
+/// Images are dropped, the oldest first, while they are more than this together.
+const MAX_TOTAL: u64 = 2048 * MIB;
+/// Records are a few hundred bytes.
+const MAX_RECORD: u64 = 4096;
+/// A change within this time of another may leave the same timestamp.
+const TIMESTAMP_GRAIN: Duration = Duration::from_secs(1);
+/// A temporary file this old was left behind by a process that died.
+const ABANDONED: Duration = Duration::from_secs(3600);
+const FIRST_LINE: &str = "splitring cache 1";
+const CHUNK: usize = 1 << 20;
+
+/// Whether unpacked kernels are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum CachePolicy {
+    /// In `$XDG_CACHE_HOME/splitring` or `~/.cache/splitring`.
+    #[default]
+    User,
+    /// In this directory.
+    Directory(PathBuf),
+    /// Not at all.
+    Off,
+}
+
+/// The state of a file that changes whenever its content does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stamp(String);
+
+impl Stamp {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        let m = file.metadata()?;
+        let (mtime, ctime) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
+        Ok(Self(format!(
+            "{:x}-{:x}-{:x}-{}.{:09}-{}.{:09}",
+            m.dev(),
+            m.ino(),
+            m.size(),
+            mtime.0,
+            mtime.1,
+            ctime.0,
+            ctime.1
+        )))
+    }
+}
+
+/// Whether `file` was left alone long enough for its timestamps to tell the next change.
+fn settled(file: &File) -> io::Result<bool> {
+    let changed = file.metadata()?.ctime();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Ok(u64::try_from(changed)
+        .unwrap_or(u64::MAX)
+        .saturating_add(TIMESTAMP_GRAIN.as_secs() + 1)
+        < now.as_secs())
+}
+
+/// What is known about an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Record {
+    image: String,
+    stamp: String,
+    boot: String,
+    checksum: String,
+    /// The loader's own line.
+    note: String,
+}
+
+impl Record {
+    fn encode(&self) -> String {
+        let body = format!(
+            "{FIRST_LINE}\n{}\n{}\n{}\n{}\n{}\n",
+            self.image, self.stamp, self.boot, self.checksum, self.note
+        );
+        let seal = blake3::hash(body.as_bytes());
+        format!("{body}{seal}\n")
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let (body, seal) = text.strip_suffix('\n')?.rsplit_once('\n')?;
+        let mut lines = body.lines();
+        let mut next = || lines.next().map(str::to_owned);
+        if next()? != FIRST_LINE || blake3::hash(format!("{body}\n").as_bytes()).to_string() != seal
+        {
+            return None;
+        }
+        let record = Self {
+            image: next()?,
+            stamp: next()?,
+            boot: next()?,
+            checksum: next()?,
+            note: next()?,
+        };
+        (!record.image.contains('/')).then_some(record)
+    }
+}
+
+/// A part of an image: bytes at an offset. What lies between parts reads as zero.
+pub(super) struct Part<'a> {
+    pub(super) offset: u64,
+    pub(super) bytes: &'a [u8],
+}
+
+/// An image in the cache.
+#[derive(Debug)]
+pub(super) struct Cached {
+    pub(super) file: File,
+    pub(super) note: String,
+}
+
+/// An open cache directory of our own.
+#[derive(Debug)]
+pub(super) struct Cache {
+    directory: PathBuf,
+    boot: String,
+}
+
+impl Cache {
+    /// Opens the cache that `policy` names; `None` if there is none or if it can't be trusted, which costs time, not the start.
+    pub(super) fn open(policy: &CachePolicy) -> Option<Self> {
+        let directory = match policy {
+            CachePolicy::Off => return None,
+            CachePolicy::Directory(directory) => directory.clone(),
+            CachePolicy::User => user_directory()?,
+        };
+        match prepare(&directory) {
+            Ok(()) => Some(Self {
+                directory,
+                boot: boot_id(),
+            }),
+            Err(error) => {
+                tracing::warn!(directory = %directory.display(), %error, "kernels are not cached");
+                None
+            }
+        }
+    }
+
+    /// The image made from a file in the state `source`.
+    pub(super) fn find(&self, source: &Stamp) -> Option<Cached> {
+        self.lookup(&source.0)
+    }
+
+    /// The image made from a file with this content; `file` in the state `source` is known by its state from now on.
+    pub(super) fn find_content(
+        &self,
+        digest: &blake3::Hash,
+        file: &File,
+        source: &Stamp,
+    ) -> Option<Cached> {
+        let cached = self.lookup(digest.to_hex().as_str())?;
+        if let Some(record) = self.read_record(digest.to_hex().as_str()) {
+            self.remember(&record, file, source);
+        }
+        Some(cached)
+    }
+
+    fn lookup(&self, key: &str) -> Option<Cached> {
+        let record = self.read_record(key)?;
+        let file = match open_image(&self.directory.join(&record.image)) {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::debug!(image = record.image, %error, "cached image is gone");
+                return None;
+            }
+        };
+        if Stamp::of(&file).ok()?.0 == record.stamp && record.boot == self.boot {
+            return Some(Cached {
+                file,
+                note: record.note,
+            });
+        }
+        self.revalidate(key, record, file)
+    }
+
+    /// Reads the whole image to believe it once more.
+    fn revalidate(&self, key: &str, mut record: Record, file: File) -> Option<Cached> {
+        let sound = file.metadata().ok()?.size().is_multiple_of(PAGE)
+            && checksum(&file).ok()?.to_string() == record.checksum;
+        if !sound {
+            tracing::warn!(
+                image = record.image,
+                "cached image is damaged and is made anew"
+            );
+            for name in [&record.image, &format!("{key}.record")] {
+                let _ = fs::remove_file(self.directory.join(name));
+            }
+            return None;
+        }
+        record.stamp = Stamp::of(&file).ok()?.0;
+        record.boot.clone_from(&self.boot);
+        let digest = record.image.trim_end_matches(".image");
+        for name in [key, digest] {
+            if let Err(error) = self.write_record(name, &record) {
+                tracing::debug!(%error, "cannot refresh a cache record");
+            }
+        }
+        Some(Cached {
+            file,
+            note: record.note,
+        })
+    }
+
+    /// Adds an image of `len` bytes (whole pages) made from `source`, whose content has `digest`. An error leaves nothing behind.
+    pub(super) fn store(
+        &self,
+        digest: &blake3::Hash,
+        (source_file, source): (&File, &Stamp),
+        parts: &[Part<'_>],
+        len: u64,
+        note: String,
+    ) -> io::Result<Cached> {
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.directory.join("lock"))?;
+        lock.try_lock()?;
+        self.prune(len)?;
+        let key = digest.to_hex();
+        let image = format!("{key}.image");
+        let checksum = self.write_image(&image, parts, len)?;
+        let file = open_image(&self.directory.join(&image))?;
+        let record = Record {
+            image,
+            stamp: Stamp::of(&file)?.0,
+            boot: self.boot.clone(),
+            checksum: checksum.to_string(),
+            note: note.clone(),
+        };
+        self.write_record(key.as_str(), &record)?;
+        self.remember(&record, source_file, source);
+        Ok(Cached { file, note })
+    }
+
+    /// Lets the next start find `record` by the state of the file, unless that state could still change unseen.
+    fn remember(&self, record: &Record, file: &File, source: &Stamp) {
+        let unchanged = Stamp::of(file).is_ok_and(|now| now == *source);
+        if unchanged
+            && settled(file).unwrap_or(false)
+            && let Err(error) = self.write_record(&source.0, record)
+        {
+            tracing::debug!(%error, "cannot write a cache record");
+        }
+    }
+
+    fn write_image(&self, name: &str, parts: &[Part<'_>], len: u64) -> io::Result<blake3::Hash> {
+        let temporary = Temporary::create(&self.directory)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut at = 0;
+        for part in parts {
+            hash_zeros(&mut hasher, part.offset - at);
+            hasher.update(part.bytes);
+            temporary.file.write_all_at(part.bytes, part.offset)?;
+            at = part.offset + part.bytes.len() as u64;
+        }
+        hash_zeros(&mut hasher, len - at);
+        temporary.file.set_len(len)?;
+        temporary
+            .file
+            .set_permissions(Permissions::from_mode(0o400))?;
+        temporary.rename(&self.directory.join(name))?;
+        Ok(hasher.finalize())
+    }
+
+    fn read_record(&self, key: &str) -> Option<Record> {
+        let file = open_image(&self.directory.join(format!("{key}.record"))).ok()?;
+        let mut text = String::new();
+        file.take(MAX_RECORD).read_to_string(&mut text).ok()?;
+        Record::decode(&text)
+    }
+
+    fn write_record(&self, key: &str, record: &Record) -> io::Result<()> {
+        let temporary = Temporary::create(&self.directory)?;
+        (&temporary.file).write_all(record.encode().as_bytes())?;
+        temporary.rename(&self.directory.join(format!("{key}.record")))
+    }
+
+    /// Makes room for `incoming` bytes: drops abandoned files, the oldest images over the limit, and records without an image.
+    fn prune(&self, incoming: u64) -> io::Result<()> {
+        let mut images = Vec::new();
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&self.directory)?.flatten() {
+            let (name, Ok(metadata)) = (entry.file_name(), entry.metadata()) else {
+                continue;
+            };
+            let modified = metadata.modified()?;
+            match Path::new(&name)
+                .extension()
+                .and_then(|extension| extension.to_str())
+            {
+                Some("image") => images.push((modified, metadata.blocks() * 512, entry.path())),
+                Some("record") => records.push((entry.path(), name)),
+                Some("tmp") if modified.elapsed().is_ok_and(|age| age > ABANDONED) => {
+                    fs::remove_file(entry.path())?
+                }
+                _ => {}
+            }
+        }
+        images.sort();
+        let mut total = incoming + images.iter().map(|(_, size, _)| size).sum::<u64>();
+        for (_, size, path) in images {
+            if total <= MAX_TOTAL {
+                break;
+            }
+            // A machine that has it mapped keeps it.
+            fs::remove_file(path)?;
+            total -= size;
+        }
+        for (path, name) in records {
+            let key = name.to_string_lossy();
+            let image = self
+                .read_record(key.trim_end_matches(".record"))
+                .map(|record| self.directory.join(record.image));
+            if image.is_none_or(|image| !image.exists()) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file that vanishes unless it gets its name.
+struct Temporary {
+    file: File,
+    path: Option<PathBuf>,
+}
+
+impl Temporary {
+    fn create(directory: &Path) -> io::Result<Self> {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let unique = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = directory.join(format!("{}-{unique}.tmp", std::process::id()));
+        // A process of the same number that died may have left one.
+        let _ = fs::remove_file(&path);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        Ok(Self {
+            file,
+            path: Some(path),
+        })
+    }
+
+    fn rename(mut self, to: &Path) -> io::Result<()> {
+        if let Some(path) = &self.path {
+            fs::rename(path, to)?;
+        }
+        self.path = None;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// `$XDG_CACHE_HOME/splitring`, else `$HOME/.cache/splitring`; relative paths there are to be ignored (XDG base directory specification).
+fn user_directory() -> Option<PathBuf> {
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let base =
+        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
+    Some(base.join("splitring"))
+}
+
+/// Creates the directory, and refuses one that others could put a kernel into.
+fn prepare(directory: &Path) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
+    let metadata = fs::metadata(directory)?;
+    if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the cache directory belongs to, or is writable by, another user",
+        ));
+    }
+    Ok(())
+}
+
+fn open_image(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc_nofollow())
+        .open(path)
+}
+
+/// `O_NOFOLLOW`.
+fn libc_nofollow() -> i32 {
+    rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
+}
+
+fn checksum(file: &File) -> io::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut offset = 0;
+    loop {
+        let read = file.read_at(&mut buffer, offset)?;
+        if read == 0 {
+            return Ok(hasher.finalize());
+        }
+        hasher.update(&buffer[..read]);
+        offset += read as u64;
+    }
+}
+
+fn hash_zeros(hasher: &mut blake3::Hasher, mut len: u64) {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    while len > 0 {
+        let step = len.min(ZEROS.len() as u64);
+        hasher.update(&ZEROS[..usize::try_from(step).unwrap_or(ZEROS.len())]);
+        len -= step;
+    }
+}

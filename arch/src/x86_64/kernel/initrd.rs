@@ -1,0 +1,113 @@
+//! The initial ramdisk's place in guest memory.
+//!
+//! It is copied, never mapped: the guest reads all of it once, and a copy on large pages takes fewer nested page faults than a mapping of
+//! small ones.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use vm_memory::GuestMemoryBackend;
+
+use super::plan::{ImageFile, LoadPlan, Piece, Source};
+use super::{Kernel, KernelError, check_regular, io_error, open_regular};
+use crate::layout::{Layout, MIB, PAGE};
+
+/// 64-bit kernels have always allowed up to here (`initrd_addr_max` of their setup header, plus one).
+const LIMIT: u64 = 0x8000_0000;
+
+/// An initial ramdisk with its place in guest memory.
+#[derive(Debug)]
+pub struct Initrd {
+    path: PathBuf,
+    plan: LoadPlan,
+    range: Range<u64>,
+}
+
+impl Initrd {
+    /// Opens the initrd at `path` and places it as high in `layout`'s low RAM as `kernel` allows.
+    pub fn open(path: &Path, layout: &Layout, kernel: &Kernel) -> Result<Self, KernelError> {
+        let file = open_regular(path)?;
+        let metadata = file
+            .metadata()
+            .map_err(|source| io_error(path, "read", source))?;
+        check_regular(path, &metadata)?;
+        let header_limit = kernel
+            .setup_header()
+            .map_or(LIMIT, |header| u64::from(header.initrd_addr_max) + 1);
+        let range = place(
+            metadata.len(),
+            kernel.range().end,
+            header_limit.min(layout.low_end()),
+        );
+        let range = range.map_err(|remedy| KernelError::InitrdDoesNotFit {
+            path: path.to_owned(),
+            size: metadata.len(),
+            kernel_end: kernel.range().end,
+            limit: header_limit.min(layout.low_end()),
+            remedy,
+        })?;
+        let piece = Piece {
+            guest: range.start,
+            source: Source::File(ImageFile::new(file)),
+            offset: 0,
+            len: metadata.len(),
+            mappable: false,
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            plan: LoadPlan {
+                pieces: vec![piece],
+                zero: Vec::new(),
+            },
+            range,
+        })
+    }
+
+    /// Guest addresses of its bytes.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// Copies it into `memory`.
+    pub fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), KernelError> {
+        self.plan
+            .copy_into(memory)
+            .map_err(|source| KernelError::Copy {
+                path: self.path.clone(),
+                source: source.into(),
+            })
+    }
+}
+
+/// The highest page-aligned place for `size` bytes between `floor` and `limit`, or about how many MiB of memory there should be.
+fn place(size: u64, floor: u64, limit: u64) -> Result<Range<u64>, u64> {
+    let start = limit.checked_sub(size).map(|start| start - start % PAGE);
+    match start {
+        Some(start) if start >= floor => Ok(start..start + size),
+        _ => Err(floor.saturating_add(size).div_ceil(MIB).saturating_add(1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_initrd_goes_to_the_highest_page_that_holds_it() {
+        for (size, floor, limit, expected) in [
+            (1, 0, PAGE, Some(0)),
+            (PAGE + 1, 0, 4 * PAGE, Some(2 * PAGE)),
+            (PAGE, 3 * PAGE, 4 * PAGE, Some(3 * PAGE)),
+            (PAGE + 1, 3 * PAGE, 4 * PAGE, None),
+            (u64::MAX, 0, LIMIT, None),
+            (LIMIT, 0, LIMIT, Some(0)),
+        ] {
+            assert_eq!(
+                place(size, floor, limit).ok().map(|range| range.start),
+                expected,
+                "{size} {floor} {limit}"
+            );
+        }
+    }
+}
