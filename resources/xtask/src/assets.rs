@@ -33,20 +33,16 @@ impl Cache {
         Ok(Self { dir })
     }
 
-    /// Where it is.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// A directory for one run's scratch files, on the same file system.
     pub(crate) fn scratch(&self, prefix: &str) -> Result<Scratch> {
         Scratch::new(&self.dir.join("run"), prefix)
     }
 
-    /// The asset `name`, built by `build` in a directory that then takes its place.
+    /// The asset `name`, built by `build` ("doing `what`") in a directory that then takes its place.
     pub(crate) fn asset(
         &self,
         name: &str,
+        what: &str,
         build: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
         let place = self.dir.join(name);
@@ -56,7 +52,7 @@ impl Cache {
         let lock_path = self.dir.join("lock");
         let lock = File::create(&lock_path)
             .with_context(|| format!("cannot create {}", lock_path.display()))?;
-        let _step = Step::start(format!("preparing {name}"));
+        let _step = Step::start(what);
         lock.lock()
             .with_context(|| format!("cannot lock {}", lock_path.display()))?;
         if place.exists() {
@@ -65,7 +61,7 @@ impl Cache {
         let scratch = self.scratch("build-")?;
         let made = scratch.path().join("asset");
         fs::create_dir(&made).context("cannot make a directory in the cache")?;
-        build(&made).with_context(|| format!("cannot prepare {name}"))?;
+        build(&made).with_context(|| format!("failed at {what}"))?;
         if let Some(parent) = place.parent() {
             fs::create_dir_all(parent).context("cannot make a directory in the cache")?;
         }
@@ -74,9 +70,32 @@ impl Cache {
         Ok(place)
     }
 
+    /// The asset `name` in the version `key`; a version that was there before goes.
+    pub(crate) fn versioned(
+        &self,
+        name: &str,
+        key: &str,
+        what: &str,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let versions = self.dir.join(name);
+        let fresh = !versions.join(key).exists();
+        let place = self.asset(&format!("{name}/{key}"), what, build)?;
+        if fresh {
+            for entry in fs::read_dir(&versions)?.filter_map(Result::ok) {
+                if entry.path() != place {
+                    // In use elsewhere or not ours to delete: it only costs space.
+                    drop(fs::remove_dir_all(entry.path()));
+                }
+            }
+        }
+        Ok(place)
+    }
+
     /// The files of the Debian package `package`, or of the one package it depends on.
     pub(crate) fn package(&self, package: &str) -> Result<PathBuf> {
-        self.asset(&format!("packages/{package}"), |into| {
+        let what = format!("fetching the Debian package {package}");
+        self.asset(&format!("packages/{package}"), &what, |into| {
             let scratch = self.scratch("apt-")?;
             let archive = self.download(package, scratch.path())?;
             run(Command::new("dpkg").arg("-x").arg(&archive).arg(into))

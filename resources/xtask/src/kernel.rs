@@ -14,12 +14,30 @@ use crate::assets::Cache;
 pub(crate) enum Flavour {
     /// 6.12, cloud configuration: the demo's and the lab's.
     Cloud612,
+    /// 6.1, cloud configuration: Debian 12's own.
+    Cloud61,
+    /// 6.12, the configuration for all hardware: most of it is modules, ext4 too.
+    Generic612,
 }
 
 impl Flavour {
+    /// All of them, the demo's first.
+    pub(crate) const ALL: [Self; 3] = [Self::Cloud612, Self::Cloud61, Self::Generic612];
+
     fn package(self) -> &'static str {
         match self {
             Self::Cloud612 => "linux-image-6.12-cloud-amd64",
+            Self::Cloud61 => "linux-image-cloud-amd64",
+            Self::Generic612 => "linux-image-6.12-amd64",
+        }
+    }
+
+    /// What tests and people call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Cloud612 => "6.12-cloud",
+            Self::Cloud61 => "6.1-cloud",
+            Self::Generic612 => "6.12-generic",
         }
     }
 }
@@ -66,8 +84,13 @@ impl Kernel {
             .join(format!("vmlinuz-{}", self.release))
     }
 
+    /// Whether `name` is a module of this kernel, rather than built in or absent.
+    pub(crate) fn has_module(&self, name: &str) -> bool {
+        self.modules.contains_key(name)
+    }
+
     /// Unpacked `.ko` files in the cache for `names` and all they depend on, dependencies first.
-    /// A name that is built into this kernel must not be asked for.
+    /// A name that is built into this kernel must not be asked for (see [`Self::has_module`]).
     pub(crate) fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let mut order = Vec::new();
         for name in names {
@@ -117,6 +140,61 @@ impl Kernel {
         }
         Ok(plain)
     }
+}
+
+/// The ELF image inside a bzImage, found by its setup header (Linux boot protocol 2.08) and
+/// unpacked as Debian packs it: legacy LZ4 frames or zstd.
+pub(crate) fn extract_vmlinux(bzimage: &[u8]) -> Result<Vec<u8>> {
+    const SECTOR: usize = 512;
+    const DEFAULT_SETUP_SECTORS: u8 = 4;
+    const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
+    const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+    let field = |at: usize| -> Result<usize> {
+        let bytes = bzimage.get(at..at + 4).context("the image is cut short")?;
+        Ok(usize::try_from(u32::from_le_bytes(bytes.try_into()?))?)
+    };
+    if bzimage.get(0x202..0x206) != Some(b"HdrS") {
+        bail!("not a bzImage");
+    }
+    let setup = bzimage
+        .get(0x1f1)
+        .copied()
+        .filter(|&n| n != 0)
+        .unwrap_or(DEFAULT_SETUP_SECTORS);
+    let start = (usize::from(setup) + 1) * SECTOR + field(0x248)?;
+    let payload = bzimage
+        .get(start..start + field(0x24c)?)
+        .context("the payload is cut short")?;
+    // The last four bytes are the unpacked size, for the kernel's own decompressor.
+    let body = payload
+        .get(4..payload.len().saturating_sub(4))
+        .context("the payload is empty")?;
+    match payload.get(..4).unwrap_or_default() {
+        magic if magic == LZ4_LEGACY => unpack_lz4(body),
+        magic if magic == ZSTD => {
+            let mut image = Vec::new();
+            zstd::Decoder::new(payload)?
+                .single_frame()
+                .read_to_end(&mut image)?;
+            Ok(image)
+        }
+        other => bail!("unknown payload format {other:02x?}"),
+    }
+}
+
+/// Blocks of at most 8 MiB unpacked, each behind its packed size.
+fn unpack_lz4(mut blocks: &[u8]) -> Result<Vec<u8>> {
+    const BLOCK: usize = 8 << 20;
+    let mut image = Vec::new();
+    while let Some((size, rest)) = blocks.split_first_chunk::<4>() {
+        let size = usize::try_from(u32::from_le_bytes(*size))?;
+        let (block, rest) = rest
+            .split_at_checked(size)
+            .context("an LZ4 block is cut short")?;
+        image.extend(lz4_flex::block::decompress(block, BLOCK)?);
+        blocks = rest;
+    }
+    Ok(image)
 }
 
 /// Files of all modules under `dir`, by module name (with `_` for `-`, as the kernel has it).

@@ -30,6 +30,8 @@ const MEMORY_MIB: u32 = 8192;
 const CPU: &str = "EPYC,+svm,+npt";
 /// What `timeout(1)` answers, too.
 const TIMED_OUT: i32 = 124;
+/// For a command that a signal ended.
+const KILLED: i32 = 128;
 const POLL: Duration = Duration::from_millis(20);
 /// How long the last output may take to arrive once the command has ended.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -50,11 +52,27 @@ pub(crate) struct Options {
     pub(crate) yes: bool,
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            icount: false,
+            cpus: 2,
+            timeout: Duration::from_secs(1800),
+            modules: Vec::new(),
+            yes: false,
+        }
+    }
+}
+
 /// What becomes of the command's standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Output {
     /// Passed on; interactive if this is a terminal.
     Pass,
+    /// Passed on and kept.
+    PassAndKeep,
+    /// Kept only.
+    Keep,
 }
 
 /// How the command ended.
@@ -62,23 +80,47 @@ pub(crate) enum Output {
 pub(crate) struct Outcome {
     /// Its exit status; 124 after a timeout.
     pub(crate) code: i32,
+    /// Its standard output, if that was to be kept.
+    pub(crate) output: Vec<u8>,
 }
 
-/// Runs `command` in the lab, or right here if this is the lab already.
-pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Result<Outcome> {
-    if host::in_lab() {
-        return run_here(command);
-    }
-    tools::ensure(&[tools::QEMU, tools::VIRTIOFSD], "the lab", options.yes)?;
+/// What the lab itself is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    cache: Cache,
+    kernel: Kernel,
+    busybox: PathBuf,
+}
+
+/// Gets what the lab is made of, from the network if need be.
+pub(crate) fn prepare(yes: bool) -> Result<Parts> {
+    tools::ensure(&[tools::QEMU, tools::VIRTIOFSD], "the lab", yes)?;
     if !host::is_root() {
         bail!(
-            "the lab shows the host's files to its guest through virtiofsd, which needs root; \
-             run it as root"
+            "the lab shows the host's files to its guest through virtiofsd, which needs root: \
+             run this command as root"
         );
     }
     let cache = Cache::open()?;
     let kernel = Kernel::get(&cache, Flavour::Cloud612)?;
     let busybox = cache.package("busybox-static")?.join("bin/busybox");
+    Ok(Parts {
+        cache,
+        kernel,
+        busybox,
+    })
+}
+
+/// Runs `command` in the lab, or right here if this is the lab already.
+pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Result<Outcome> {
+    if host::in_lab() {
+        return run_here(command, output);
+    }
+    let Parts {
+        cache,
+        kernel,
+        busybox,
+    } = prepare(options.yes)?;
     let mut wanted = vec!["kvm_amd"];
     wanted.extend(options.modules.iter().map(String::as_str));
     let modules = kernel.modules(&wanted)?;
@@ -106,29 +148,44 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
         None
     };
     let pumps = channels
-        .start(&mut qemu)
+        .start(&mut qemu, output)
         .with_context(|| tail(&dir.join("qemu.log")))?;
-    let outcome = wait(dir, &mut qemu, options.timeout);
-    let ended = Instant::now();
-    while outcome.is_ok() && !pumps.finished() && ended.elapsed() < DRAIN && qemu.ended()?.is_none()
-    {
+    let ended = wait(dir, &mut qemu, options.timeout);
+    let since = Instant::now();
+    while ended.is_ok() && !pumps.finished() && since.elapsed() < DRAIN && qemu.ended()?.is_none() {
         std::thread::sleep(POLL);
     }
     drop(qemu);
-    pumps.join();
+    let output = pumps.join();
     drop(raw);
-    outcome
+    Ok(Outcome {
+        code: ended?,
+        output,
+    })
 }
 
 /// Inside the lab a lab is no more than the command itself.
-fn run_here(command: &[OsString]) -> Result<Outcome> {
+fn run_here(command: &[OsString], output: Output) -> Result<Outcome> {
     let (program, arguments) = command.split_first().context("no command to run")?;
-    let status = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
-        .status()
+        .stdin(Stdio::inherit())
+        .stderr(Stdio::inherit());
+    if output == Output::Pass {
+        command.stdout(Stdio::inherit());
+    }
+    let result = command
+        .output()
         .with_context(|| format!("cannot run {}", program.display()))?;
+    if output == Output::PassAndKeep {
+        std::io::stdout()
+            .write_all(&result.stdout)
+            .context("cannot write the output")?;
+    }
     Ok(Outcome {
-        code: status.code().unwrap_or(TIMED_OUT),
+        code: result.status.code().unwrap_or(KILLED),
+        output: result.stdout,
     })
 }
 
@@ -246,12 +303,12 @@ fn arguments(options: &Options, dir: &Path, kernel: &Kernel, channels: &Channels
 }
 
 /// Waits for the command's exit status, the lab's end, or the timeout.
-fn wait(dir: &Path, qemu: &mut Process, timeout: Duration) -> Result<Outcome> {
+fn wait(dir: &Path, qemu: &mut Process, timeout: Duration) -> Result<i32> {
     let started = Instant::now();
     loop {
         let ended = qemu.ended()?.is_some();
         if let Some(code) = script::status(dir) {
-            return Ok(Outcome { code });
+            return Ok(code);
         }
         if ended {
             bail!(
@@ -263,7 +320,7 @@ fn wait(dir: &Path, qemu: &mut Process, timeout: Duration) -> Result<Outcome> {
         if started.elapsed() > timeout {
             eprintln!("error: the lab was stopped after {} s", timeout.as_secs());
             eprintln!("{}", tail(&dir.join("console.log")));
-            return Ok(Outcome { code: TIMED_OUT });
+            return Ok(TIMED_OUT);
         }
         std::thread::sleep(POLL);
     }

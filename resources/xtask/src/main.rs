@@ -2,11 +2,15 @@
 
 mod assets;
 mod cleanup;
+mod demo;
+mod guest;
 mod host;
+mod initramfs;
 mod kernel;
 mod lab;
 mod progress;
 mod tools;
+mod vmm;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -28,8 +32,16 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Boot a stock Debian kernel on a Debian root disk
+    Demo {
+        /// Run a short session in the guest and power off, even at a terminal
+        #[arg(long)]
+        batch: bool,
+    },
     /// Run a command in the lab: a guest under software emulation whose KVM is complete
     Lab(LabArgs),
+    /// Fetch and prepare kernels and root disk, and say where they are
+    Assets,
 }
 
 #[derive(Debug, Args)]
@@ -68,6 +80,22 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
+        Command::Demo { batch } => {
+            demo::run(batch, cli.yes)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Assets => {
+            let cache = assets::Cache::open()?;
+            for flavour in kernel::Flavour::ALL {
+                let kernel = guest::GuestKernel::get(&cache, flavour)?;
+                println!("{}: {}", flavour.name(), kernel.dir().display());
+            }
+            println!(
+                "root disk: {}",
+                guest::DEMO_ROOT.get(&cache, cli.yes)?.display()
+            );
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Lab(arguments) => {
             let options = lab::Options {
                 icount: arguments.icount,

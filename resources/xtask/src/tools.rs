@@ -39,6 +39,11 @@ pub(crate) const MKE2FS: Tool = Tool {
     program: "/sbin/mke2fs",
     package: "e2fsprogs",
 };
+/// Lets an ordinary user build a file tree with more than one owner.
+pub(crate) const NEWUIDMAP: Tool = Tool {
+    program: "newuidmap",
+    package: "uidmap",
+};
 /// Disassembles ACPI tables.
 pub(crate) const IASL: Tool = Tool {
     program: "iasl",

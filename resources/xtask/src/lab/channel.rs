@@ -7,13 +7,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::Output;
 use crate::cleanup::Process;
 
 const CHUNK: usize = 64 * 1024;
@@ -82,8 +83,9 @@ impl Channels {
     }
 
     /// Waits for QEMU to connect and starts to carry bytes.
-    pub(crate) fn start(self, qemu: &mut Process) -> Result<Pumps> {
+    pub(crate) fn start(self, qemu: &mut Process, output: Output) -> Result<Pumps> {
         let running = Arc::new(AtomicUsize::new(0));
+        let kept = Arc::new(Mutex::new(Vec::new()));
         let mut threads = Vec::new();
         let mut carry = |work: Box<dyn FnOnce() + Send>| {
             running.fetch_add(1, Ordering::Relaxed);
@@ -108,10 +110,17 @@ impl Channels {
                     from_stdin(stream.try_clone().context("cannot clone a socket")?, true);
                     carry(Box::new(move || copy(stream, std::io::stdout())));
                 }
-                _ => carry(Box::new(move || copy(stream, std::io::stdout()))),
+                _ => {
+                    let kept = Arc::clone(&kept);
+                    carry(Box::new(move || copy(stream, Stdout { output, kept })));
+                }
             }
         }
-        Ok(Pumps { running, threads })
+        Ok(Pumps {
+            running,
+            kept,
+            threads,
+        })
     }
 }
 
@@ -138,6 +147,7 @@ fn accept(listener: &UnixListener, qemu: &mut Process) -> Result<UnixStream> {
 #[derive(Debug)]
 pub(crate) struct Pumps {
     running: Arc<AtomicUsize>,
+    kept: Arc<Mutex<Vec<u8>>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -147,12 +157,38 @@ impl Pumps {
         self.running.load(Ordering::Relaxed) == 0
     }
 
-    /// Waits for the rest; QEMU must be gone.
-    pub(crate) fn join(self) {
+    /// Waits for the rest and returns what was kept; QEMU must be gone.
+    pub(crate) fn join(self) -> Vec<u8> {
         for thread in self.threads {
             // A panic in it has been printed.
             drop(thread.join());
         }
+        std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The command's standard output: passed on, kept, or both.
+struct Stdout {
+    output: Output,
+    kept: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.output != Output::Pass {
+            self.kept
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(bytes);
+        }
+        if self.output != Output::Keep {
+            std::io::stdout().write_all(bytes)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stdout().flush()
     }
 }
 

@@ -1,0 +1,147 @@
+//! Writes an initramfs: a cpio archive in the kernel's "newc" format, and what a guest needs in it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::kernel::Kernel;
+
+/// Process 1.
+pub(crate) const INIT: &str = include_str!("../../initramfs/init");
+/// How it serves the console when there is no root disk.
+pub(crate) const CONSOLE: &str = include_str!("../../rootfs/console");
+
+/// What a guest's devices and root disk need; what a kernel has built in is left out.
+/// The file system's checksum comes under different names: a dependency only by alias.
+pub(crate) const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "virtio_scsi",
+    "sd_mod",
+    "sg",
+    "sr_mod",
+    "crc32c_generic",
+    "crc32c_intel",
+    "ext4",
+];
+
+/// Builds the initramfs for `kernel` around a static busybox.
+pub(crate) fn build(kernel: &Kernel, busybox: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for dir in ["bin", "dev", "modules", "proc", "root", "sys", "tmp"] {
+        archive.directory(dir)?;
+    }
+    archive.device("dev/console", 5, 1)?;
+    archive.file("bin/busybox", 0o755, &read(busybox)?)?;
+    archive.file("init", 0o755, INIT.as_bytes())?;
+    archive.file("console", 0o644, CONSOLE.as_bytes())?;
+    let wanted: Vec<_> = MODULES
+        .iter()
+        .copied()
+        .filter(|name| kernel.has_module(name))
+        .collect();
+    let mut order = String::new();
+    for module in kernel.modules(&wanted)? {
+        let name = module
+            .file_name()
+            .and_then(|name| name.to_str())
+            .context("odd module name")?;
+        archive.file(&format!("modules/{name}"), 0o644, &read(&module)?)?;
+        order.push_str(name);
+        order.push('\n');
+    }
+    archive.file("modules/order", 0o644, order.as_bytes())?;
+    archive.finish()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// A cpio archive as it grows.
+#[derive(Debug, Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+const TYPE_DIRECTORY: u32 = 0o040_000;
+const TYPE_FILE: u32 = 0o100_000;
+const TYPE_CHARACTER: u32 = 0o020_000;
+const ALIGNMENT: usize = 4;
+
+impl Archive {
+    fn directory(&mut self, name: &str) -> Result<()> {
+        self.entry(name, TYPE_DIRECTORY | 0o755, (0, 0), &[])
+    }
+
+    fn file(&mut self, name: &str, mode: u32, data: &[u8]) -> Result<()> {
+        self.entry(name, TYPE_FILE | mode, (0, 0), data)
+    }
+
+    fn device(&mut self, name: &str, major: u32, minor: u32) -> Result<()> {
+        self.entry(name, TYPE_CHARACTER | 0o600, (major, minor), &[])
+    }
+
+    /// One header of 8-digit hexadecimal fields, the name, the data, each padded.
+    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) -> Result<()> {
+        self.entries += 1;
+        let size = u32::try_from(data.len()).with_context(|| format!("{name} is too large"))?;
+        let name_size = u32::try_from(name.len() + 1)?;
+        let (inode, owner, links, time) = (self.entries, 0, 1, 0);
+        let fields = [
+            inode, mode, owner, owner, links, time, size, 0, 0, device.0, device.1, name_size, 0,
+        ];
+        self.bytes.extend(b"070701");
+        for field in fields {
+            self.bytes.extend(format!("{field:08x}").bytes());
+        }
+        self.bytes.extend(name.bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend(data);
+        self.pad();
+        Ok(())
+    }
+
+    fn pad(&mut self) {
+        self.bytes
+            .resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
+    }
+
+    fn finish(mut self) -> Result<Vec<u8>> {
+        self.entry("TRAILER!!!", 0, (0, 0), &[])?;
+        Ok(self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_a_header_a_name_and_data_each_padded_to_four() {
+        let mut archive = Archive::default();
+        archive.file("a", 0o644, b"12345").expect("small");
+        let text = String::from_utf8(archive.bytes).expect("ASCII");
+        assert_eq!(&text[..6], "070701");
+        assert_eq!(&text[14..22], "000081a4", "regular file, 0644");
+        assert_eq!(&text[54..62], "00000005", "file size");
+        assert_eq!(
+            &text[94..102],
+            "00000002",
+            "name size counts the terminator"
+        );
+        assert_eq!(&text[110..], "a\0".to_owned() + "12345\0\0\0");
+    }
+
+    #[test]
+    fn an_archive_ends_with_its_trailer() {
+        let bytes = Archive::default().finish().expect("small");
+        assert!(bytes.windows(10).any(|window| window == b"TRAILER!!!"));
+        assert_eq!(bytes.len() % ALIGNMENT, 0);
+    }
+}

@@ -1,0 +1,65 @@
+//! The VMM under test or on show: built by cargo, found where cargo put it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// The cargo that runs us, or the one on the path.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
+/// The workspace's root: two levels above this crate.
+pub(crate) fn workspace() -> &'static Path {
+    const CRATE: &str = env!("CARGO_MANIFEST_DIR");
+    Path::new(CRATE)
+        .ancestors()
+        .nth(2)
+        .unwrap_or(Path::new(CRATE))
+}
+
+/// Builds the VMM for release and says where it is.
+pub(crate) fn build() -> Result<PathBuf> {
+    let built = executables(&[
+        "build",
+        "--release",
+        "--package",
+        "splitring",
+        "--bin",
+        "splitring",
+    ])?;
+    built
+        .into_iter()
+        .next()
+        .map(|(_, path)| path)
+        .context("cargo built no splitring")
+}
+
+/// Runs a building cargo command and returns the targets' names and executables.
+pub(crate) fn executables(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let output = cargo()
+        .args(arguments)
+        .arg("--message-format=json-render-diagnostics")
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("cargo {} failed; its message is above", arguments.join(" "));
+    }
+    let messages = String::from_utf8(output.stdout).context("cargo's messages are not UTF-8")?;
+    let mut found = Vec::new();
+    for line in messages.lines() {
+        let message: serde_json::Value = serde_json::from_str(line).context("not JSON")?;
+        if let (Some(path), Some(name)) = (
+            message["executable"].as_str(),
+            message["target"]["name"].as_str(),
+        ) {
+            found.push((name.to_owned(), PathBuf::from(path)));
+        }
+    }
+    Ok(found)
+}
