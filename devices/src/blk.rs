@@ -245,3 +245,6 @@ fn exponent(physical: u32, logical: u32) -> u8 {
         .saturating_sub(logical.trailing_zeros());
     u8::try_from(exponent).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

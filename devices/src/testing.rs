@@ -29,7 +29,8 @@ pub(crate) use ring::{Buffer, GuestRing};
 const MEMORY: u64 = 8 << 20;
 const RINGS: u64 = MEMORY / 2;
 
-fn memory() -> Ram {
+/// Zeroed guest memory.
+pub(crate) fn memory() -> Ram {
     let region = MmapRegionBuilder::new_with_bitmap(MEMORY as usize, None)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)

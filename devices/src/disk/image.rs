@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 
@@ -22,6 +23,9 @@ const PAGE: u32 = 4096;
 const FILE_DISCARD_MAX: u64 = 1 << 30;
 /// Longest zeroing that is worth one request: it may have to be done by writing.
 const ZEROES_MAX: u64 = 16 << 20;
+/// How often, and how far apart, a held lock is tried again: together longer than a killed predecessor's requests take.
+const LOCK_TRIES: u32 = 25;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// `f_type` of tmpfs and ramfs (statfs(2)), the file systems without a disk below.
 const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
@@ -121,7 +125,7 @@ impl Image {
             }
         };
         let blocks = Blocks::new(config, &meta, align, limits)?;
-        let image = Self {
+        let mut image = Self {
             in_memory: !block_device && lives_in_memory(&file),
             discard: None,
             capacity: AtomicU64::new(0),
@@ -138,10 +142,10 @@ impl Image {
             file,
         };
         image.rescan()?;
-        let discard = (config.discard && !config.readonly)
-            .then(|| image.probe_discard(limits))
-            .flatten();
-        Ok(Self { discard, ..image })
+        if config.discard && !config.readonly {
+            image.discard = image.probe_discard(limits);
+        }
+        Ok(image)
     }
 
     /// The best remedy for a failed open.
@@ -385,12 +389,24 @@ fn not_a_disk(kind: &fs::FileType) -> Option<&'static str> {
     }
 }
 
+/// Takes the lock for the life of the open file.
+///
+/// A ring keeps the file open until the kernel has finished its requests, which after a kill may be a little later than
+/// the end of the process; the lock must not go earlier, and a successor waits for it.
 fn take_lock(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
     let intent = Use {
         write: !config.readonly,
         share: config.share,
     };
-    match lock::acquire(file, intent) {
+    let mut result = lock::acquire(file, intent);
+    for _ in 0..LOCK_TRIES {
+        if !matches!(result, Err(Refused::Held(_))) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        result = lock::acquire(file, intent);
+    }
+    match result {
         Ok(()) => Ok(()),
         Err(Refused::Held(by)) => Err(DiskError::Locked {
             path: config.path.clone(),
@@ -410,6 +426,13 @@ fn take_lock(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
             ),
             remedy: "use share=on if you make sure yourself that there is none",
         }),
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // Nothing is in flight any more: queues hold the image, and one that could not be drained never drops it.
+        lock::release(&self.file);
     }
 }
 

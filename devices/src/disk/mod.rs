@@ -13,6 +13,8 @@
 
 mod bounce;
 pub mod config;
+#[cfg(any(test, feature = "doubles"))]
+pub mod doubles;
 mod error;
 mod image;
 mod lock;

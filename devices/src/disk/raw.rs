@@ -100,7 +100,7 @@ impl RawDisk {
                 let operation = "make an io_uring for";
                 return Err(DiskError::Host {
                     operation,
-                    path: image.path,
+                    path: image.path.clone(),
                     source,
                 });
             }
@@ -175,3 +175,7 @@ impl Disk for RawDisk {
         self.home.as_ref().map(|_| Member(Arc::clone(&self.image)))
     }
 }
+
+#[cfg(test)]
+#[path = "raw_tests.rs"]
+mod tests;

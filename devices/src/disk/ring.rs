@@ -11,7 +11,7 @@
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use io_uring::register::{Probe, Restriction};
 use io_uring::types::{CancelBuilder, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
-use vmm_sys_util::eventfd::EventFd;
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::image::Image;
 use super::range::{self, Task};
@@ -52,7 +52,7 @@ const BUSY_LIMIT: u8 = 100;
 /// A ring, made and restricted, waiting for its thread.
 pub(super) struct Ring {
     io: IoUring,
-    event: EventFd,
+    event: OwnedFd,
     enabled: bool,
 }
 
@@ -86,7 +86,7 @@ impl Ring {
         {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         io.submitter().register_files(files)?;
         io.submitter().register_eventfd(event.as_raw_fd())?;
         let fixed = squeue::Flags::FIXED_FILE.bits();
@@ -647,16 +647,14 @@ impl DiskQueue for RingQueue {
             // The kernel would not take everything, or keeps completing: have the worker come back.
             self.arm(true);
             if let Some(ring) = self.ring.as_ref() {
-                let _ = ring.event.write(1);
+                let _ = rustix::io::write(&ring.event, &1_u64.to_ne_bytes());
             }
         }
         out.append(&mut self.done);
     }
 
     fn events(&self) -> Vec<BorrowedFd<'_>> {
-        // SAFETY: the event is open as long as the ring, which this borrow keeps in place.
-        let borrow = |ring: &Ring| unsafe { BorrowedFd::borrow_raw(ring.event.as_raw_fd()) };
-        self.ring.iter().map(borrow).collect()
+        self.ring.iter().map(|ring| ring.event.as_fd()).collect()
     }
 
     fn in_flight(&self) -> usize {

@@ -8,8 +8,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::RINGS;
 use crate::ram::Ram;
 
-/// Bytes set aside for one ring: enough for 1024 descriptors.
-const RING_SPAN: u64 = 0x8000;
+/// Bytes set aside for one ring: enough for 2048 descriptors.
+const RING_SPAN: u64 = 0x2_0000;
 
 /// A descriptor: address, length, device-writable.
 pub(crate) type Buffer = (u64, u32, bool);

@@ -1,0 +1,434 @@
+//! Disks for tests: one in memory that loses what was not flushed when its power is cut, and one that fails, delays
+//! and reorders the requests to another.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::transfer::{Reach, Transfer};
+use super::{Completion, Disk, DiskError, DiskOp, DiskQueue, Full, Geometry, IoFault, RangeLimits};
+use crate::ram::Ram;
+
+/// A disk in memory: a medium and a volatile cache in front of it.
+#[derive(Debug)]
+pub struct MemoryDisk {
+    state: Mutex<State>,
+    geometry: Geometry,
+}
+
+#[derive(Debug)]
+struct State {
+    /// What was flushed.
+    medium: Vec<u8>,
+    /// What reads return.
+    cache: Vec<u8>,
+    /// Writes since the last flush, in order.
+    recent: Vec<Recent>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    offset: usize,
+    data: Vec<u8>,
+    /// It was to be stable by itself.
+    stable: bool,
+}
+
+impl MemoryDisk {
+    /// A zeroed disk of `len` bytes, a multiple of 512.
+    #[must_use]
+    pub fn new(len: u64) -> Arc<Self> {
+        Self::with_geometry(Geometry {
+            capacity: len,
+            logical_block: 512,
+            physical_block: 4096,
+            alignment_offset: 0,
+            min_io: 4096,
+            opt_io: 0,
+            memory_alignment: 1,
+            read_only: false,
+            write_cache: true,
+            discard: Some(RangeLimits {
+                granularity: 4096,
+                max: 1 << 30,
+            }),
+            zeroes: RangeLimits {
+                granularity: 512,
+                max: 1 << 24,
+            },
+        })
+    }
+
+    /// A zeroed disk that is as this says.
+    #[must_use]
+    pub fn with_geometry(geometry: Geometry) -> Arc<Self> {
+        let bytes = vec![0; usize::try_from(geometry.capacity).unwrap_or(0)];
+        let state = State {
+            medium: bytes.clone(),
+            cache: bytes,
+            recent: Vec::new(),
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            geometry,
+        })
+    }
+
+    /// What reads return now.
+    #[must_use]
+    pub fn contents(&self) -> Vec<u8> {
+        self.state().cache.clone()
+    }
+
+    /// The power fails and comes back: of the writes that were not made stable, those survive whose number, counted
+    /// since the last flush, `survives` accepts.
+    pub fn cut_power(&self, mut survives: impl FnMut(usize) -> bool) {
+        let mut state = self.state();
+        let recent = std::mem::take(&mut state.recent);
+        for (number, write) in recent.into_iter().enumerate() {
+            if write.stable || survives(number) {
+                store(&mut state.medium, write.offset, &write.data);
+            }
+        }
+        state.cache = state.medium.clone();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn range(&self, offset: u64, len: u64, writes: bool) -> Result<(usize, usize), IoFault> {
+        if writes && self.geometry.read_only {
+            return Err(IoFault::ReadOnly);
+        }
+        let inside = offset
+            .checked_add(len)
+            .is_some_and(|end| end <= self.geometry.capacity);
+        let range = usize::try_from(offset).ok().zip(usize::try_from(len).ok());
+        range.filter(|_| inside).ok_or(IoFault::OutOfRange)
+    }
+}
+
+impl State {
+    fn write(&mut self, offset: usize, data: Vec<u8>, stable: bool) {
+        store(&mut self.cache, offset, &data);
+        self.recent.push(Recent {
+            offset,
+            data,
+            stable,
+        });
+    }
+
+    fn flush(&mut self) {
+        self.recent.clear();
+        self.medium.clone_from(&self.cache);
+    }
+}
+
+fn store(bytes: &mut [u8], offset: usize, data: &[u8]) {
+    let end = offset.saturating_add(data.len());
+    if let Some(place) = bytes.get_mut(offset..end) {
+        place.copy_from_slice(data);
+    }
+}
+
+impl Disk for Arc<MemoryDisk> {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn open_queue(&self, ram: Ram, _: u16, depth: u16) -> Result<Box<dyn DiskQueue>, DiskError> {
+        Ok(Box::new(MemoryQueue {
+            disk: Self::clone(self),
+            reach: Reach::new(ram),
+            transfer: Transfer::default(),
+            done: Vec::new(),
+            depth: usize::from(depth),
+        }))
+    }
+}
+
+struct MemoryQueue {
+    disk: Arc<MemoryDisk>,
+    reach: Reach,
+    transfer: Transfer,
+    done: Vec<Completion>,
+    depth: usize,
+}
+
+impl MemoryQueue {
+    fn perform(&mut self, op: DiskOp<'_>) -> Result<u64, IoFault> {
+        let disk = &*self.disk;
+        let through = !disk.geometry.write_cache;
+        match op {
+            DiskOp::Read { offset, data } => {
+                self.transfer.load(data, &self.reach)?;
+                let (start, len) = disk.range(offset, self.transfer.len(), false)?;
+                let state = disk.state();
+                let bytes = state.cache.get(start..).and_then(|rest| rest.get(..len));
+                self.transfer.fill_from(bytes.unwrap_or_default());
+                Ok(self.transfer.len())
+            }
+            DiskOp::Write { offset, data, fua } => {
+                self.transfer.load(data, &self.reach)?;
+                let (start, len) = disk.range(offset, self.transfer.len(), true)?;
+                let mut bytes = vec![0; len];
+                self.transfer.copy_into(&mut bytes);
+                disk.state().write(start, bytes, fua || through);
+                Ok(self.transfer.len())
+            }
+            DiskOp::Flush => {
+                disk.state().flush();
+                Ok(0)
+            }
+            DiskOp::Discard { offset, len, fua }
+            | DiskOp::WriteZeroes {
+                offset, len, fua, ..
+            } => {
+                let (start, len) = disk.range(offset, len, true)?;
+                disk.state().write(start, vec![0; len], fua || through);
+                Ok(0)
+            }
+        }
+    }
+}
+
+impl DiskQueue for MemoryQueue {
+    fn ready(&mut self) -> bool {
+        self.done.len() < self.depth
+    }
+
+    fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
+        if !self.ready() {
+            return Err(Full);
+        }
+        let result = self.perform(op);
+        let buffer = self.transfer.clear();
+        self.done.push(Completion {
+            tag,
+            result,
+            buffer,
+        });
+        Ok(())
+    }
+
+    fn commit(&mut self) {}
+
+    fn completions(&mut self, out: &mut Vec<Completion>) {
+        out.append(&mut self.done);
+    }
+
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.done.len()
+    }
+
+    fn drain(&mut self, out: &mut Vec<Completion>) {
+        out.append(&mut self.done);
+    }
+}
+
+/// What happens to one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is carried out.
+    Pass,
+    /// It fails with this, without an effect.
+    Fail(IoFault),
+    /// It is carried out, but its completion comes only after the queue was asked for completions this many times
+    /// more; so requests overtake one another.
+    Delay(u32),
+}
+
+/// A request as a [`FaultyDisk`] saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Offset.
+    Read(u64),
+    /// Offset and whether it was to be stable.
+    Write(u64, bool),
+    /// A flush.
+    Flush,
+    /// Offset and length.
+    Discard(u64, u64),
+    /// Offset, length and whether it may unmap.
+    WriteZeroes(u64, u64, bool),
+}
+
+/// A disk whose requests meet planned fates on their way to another disk, and are written down.
+pub struct FaultyDisk {
+    inner: Arc<dyn Disk>,
+    script: Arc<Mutex<Script>>,
+}
+
+#[derive(Debug, Default)]
+struct Script {
+    fates: VecDeque<Fate>,
+    log: Vec<Seen>,
+}
+
+impl FaultyDisk {
+    /// Requests to `inner`, all passing until something else is planned.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Disk>) -> Self {
+        Self {
+            inner,
+            script: Arc::default(),
+        }
+    }
+
+    /// The next requests meet these fates, one each.
+    pub fn plan(&self, fates: impl IntoIterator<Item = Fate>) {
+        lock(&self.script).fates.extend(fates);
+    }
+
+    /// The requests seen since the last call.
+    #[must_use]
+    pub fn seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut lock(&self.script).log)
+    }
+}
+
+fn lock(script: &Mutex<Script>) -> MutexGuard<'_, Script> {
+    script.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Disk for FaultyDisk {
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry()
+    }
+
+    fn open_queue(
+        &self,
+        ram: Ram,
+        index: u16,
+        depth: u16,
+    ) -> Result<Box<dyn DiskQueue>, DiskError> {
+        let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC);
+        Ok(Box::new(FaultyQueue {
+            inner: self.inner.open_queue(ram, index, depth)?,
+            script: Arc::clone(&self.script),
+            wake: wake.map_err(|error| DiskError::Host {
+                operation: "make an event for",
+                path: "a test's disk".into(),
+                source: error.into(),
+            })?,
+            delays: Vec::new(),
+            held: Vec::new(),
+            failed: Vec::new(),
+        }))
+    }
+
+    fn rescan(&self) -> Result<Geometry, DiskError> {
+        self.inner.rescan()
+    }
+}
+
+struct FaultyQueue {
+    inner: Box<dyn DiskQueue>,
+    script: Arc<Mutex<Script>>,
+    /// Signalled while something is held, so that the worker asks again.
+    wake: OwnedFd,
+    /// Tags under way whose completions will be held, and for how long.
+    delays: Vec<(u64, u32)>,
+    held: Vec<(u32, Completion)>,
+    failed: Vec<Completion>,
+}
+
+impl DiskQueue for FaultyQueue {
+    fn ready(&mut self) -> bool {
+        self.inner.ready()
+    }
+
+    fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
+        let fate = {
+            let mut script = lock(&self.script);
+            script.log.push(match op {
+                DiskOp::Read { offset, .. } => Seen::Read(offset),
+                DiskOp::Write { offset, fua, .. } => Seen::Write(offset, fua),
+                DiskOp::Flush => Seen::Flush,
+                DiskOp::Discard { offset, len, .. } => Seen::Discard(offset, len),
+                DiskOp::WriteZeroes {
+                    offset,
+                    len,
+                    may_unmap,
+                    ..
+                } => Seen::WriteZeroes(offset, len, may_unmap),
+            });
+            script.fates.pop_front().unwrap_or(Fate::Pass)
+        };
+        match fate {
+            Fate::Pass => self.inner.submit(tag, op),
+            Fate::Delay(turns) => {
+                self.delays.push((tag, turns));
+                self.inner.submit(tag, op)
+            }
+            Fate::Fail(fault) => {
+                self.failed.push(Completion {
+                    tag,
+                    result: Err(fault),
+                    buffer: None,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        self.inner.commit();
+    }
+
+    fn completions(&mut self, out: &mut Vec<Completion>) {
+        let mut fresh = Vec::new();
+        self.inner.completions(&mut fresh);
+        for (turns, completion) in std::mem::take(&mut self.held) {
+            match turns.checked_sub(1) {
+                Some(turns) => self.held.push((turns, completion)),
+                None => out.push(completion),
+            }
+        }
+        for completion in fresh {
+            match self
+                .delays
+                .iter()
+                .position(|(tag, _)| *tag == completion.tag)
+            {
+                Some(place) => {
+                    let (_, turns) = self.delays.swap_remove(place);
+                    self.held.push((turns, completion));
+                }
+                None => out.push(completion),
+            }
+        }
+        out.append(&mut self.failed);
+        if !self.held.is_empty() {
+            // Full only after 2^64 signals.
+            let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        }
+    }
+
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        let mut events = self.inner.events();
+        events.push(self.wake.as_fd());
+        events
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner
+            .in_flight()
+            .saturating_add(self.held.len())
+            .saturating_add(self.failed.len())
+    }
+
+    fn drain(&mut self, out: &mut Vec<Completion>) {
+        self.inner.drain(out);
+        self.delays.clear();
+        out.extend(self.held.drain(..).map(|(_, completion)| completion));
+        out.append(&mut self.failed);
+    }
+}
