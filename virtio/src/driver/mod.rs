@@ -6,18 +6,23 @@
 //! leave it to the caller to ring the bell. See `queue` for what is owned by whom, and `piecewise`
 //! for how a buffer is built.
 
+pub mod blk;
 mod engine;
+pub mod net;
+pub mod pci;
 pub mod piecewise;
 pub mod queue;
+pub mod scsi;
 
-pub use piecewise::{AddError, Builder, Readable, Refusal, Refused, State, Writable};
+pub use piecewise::{AddError, Builder, Parts, Readable, Refusal, Refused, State, Writable};
 pub use queue::{
     Broken, Completion, IndirectPolicy, Kick, NotProven, Queue, QueueAreas, QueueOptions, Ticket,
 };
 
 pub use crate::mem::bounce::Bounce;
 pub use crate::mem::dma::{
-    Direction, DmaBuf, DmaBytes, DmaMap, DmaRegion, Identity, MapError, RawSegment, Window,
+    Direction, DmaBuf, DmaBufMut, DmaBytes, DmaMap, DmaRegion, Identity, MapError, RawSegment,
+    Window,
 };
 pub use crate::mem::driver_ring::QueueMemoryError;
 pub use crate::mem::mmio::{Mmio, PciFunction, Registers};

@@ -55,6 +55,7 @@
 //!   }
 //!   ```
 
+use core::marker::PhantomData;
 use core::ops::Range;
 
 use super::engine::{Closed, Core, Open};
@@ -149,7 +150,7 @@ pub struct Builder<'q, T: 'static, M: DmaMap, S: State = Readable> {
     book: &'q mut Book<T>,
     token: T,
     spoiled: Option<AddError>,
-    state: core::marker::PhantomData<S>,
+    state: PhantomData<S>,
 }
 
 impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
@@ -166,9 +167,7 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
     ) -> Result<usize, AddError> {
         let list = pick(&self.token);
         let added = self.open.add_list(list.iter().take(nents), S::DIRECTION);
-        if let Err(error) = added {
-            self.spoiled = Some(error);
-        }
+        self.spoiled = self.spoiled.or(added.err());
         added
     }
 
@@ -182,14 +181,29 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
         pick: impl FnOnce(&T) -> &B,
         range: Range<usize>,
     ) -> Result<(), AddError> {
-        let region = pick(&self.token).region().part(range);
-        let added = self.open.list().and_then(|()| {
-            let region = region.ok_or(AddError::TooShort)?;
-            self.open.append(region, S::DIRECTION)
-        });
-        if let Err(error) = added {
-            self.spoiled = Some(error);
-        }
+        let buffer = pick(&self.token);
+        let added = self.open.add_part(buffer, range, S::DIRECTION);
+        self.spoiled = self.spoiled.or(added.err());
+        added
+    }
+
+    /// Appends any number of lists and ranges in one go: `add` is shown the token and where to put
+    /// what it finds there.
+    ///
+    /// # Errors
+    /// What `add` says, and the buffer is spoiled.
+    #[inline]
+    pub fn add_all(
+        &mut self,
+        add: impl for<'t> FnOnce(&'t T, &mut Parts<'_, '_, 't, M>) -> Result<(), AddError>,
+    ) -> Result<(), AddError> {
+        let mut parts = Parts {
+            open: &mut self.open,
+            direction: S::DIRECTION,
+            token: PhantomData,
+        };
+        let added = add(&self.token, &mut parts);
+        self.spoiled = self.spoiled.or(added.err());
         added
     }
 
@@ -234,8 +248,40 @@ impl<'q, T: 'static, M: DmaMap> Builder<'q, T, M, Readable> {
             book: self.book,
             token: self.token,
             spoiled: self.spoiled,
-            state: core::marker::PhantomData,
+            state: PhantomData,
         }
+    }
+}
+
+/// Where [`Builder::add_all`] puts lists: only what the token owns, for `'t`, is taken.
+pub struct Parts<'p, 'q, 't, M: DmaMap> {
+    open: &'p mut Open<'q, M>,
+    direction: Direction,
+    // Invariant: a shorter 't would let in lists that are borrowed from elsewhere.
+    token: PhantomData<fn(&'t ()) -> &'t ()>,
+}
+
+impl<'t, M: DmaMap> Parts<'_, '_, 't, M> {
+    /// Appends a list, as [`Builder::add_sg`].
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn sg<B: DmaBuf>(
+        &mut self,
+        list: &'t ScatterList<B>,
+        nents: usize,
+    ) -> Result<usize, AddError> {
+        self.open.add_list(list.iter().take(nents), self.direction)
+    }
+
+    /// Appends a range of one piece of memory, as [`Builder::add_bytes`].
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn bytes<B: DmaBuf>(&mut self, buffer: &'t B, range: Range<usize>) -> Result<(), AddError> {
+        self.open.add_part(buffer, range, self.direction)
     }
 }
 
@@ -254,6 +300,19 @@ impl<M: DmaMap> Open<'_, M> {
             added = added.wrapping_add(1);
         }
         Ok(added)
+    }
+
+    /// Appends a range of one piece of memory.
+    #[inline]
+    fn add_part<B: DmaBuf>(
+        &mut self,
+        buffer: &B,
+        range: Range<usize>,
+        direction: Direction,
+    ) -> Result<(), AddError> {
+        self.list()?;
+        let region = buffer.region().part(range);
+        self.append(region.ok_or(AddError::TooShort)?, direction)
     }
 
     /// As [`add_list`](Self::add_list), of which exactly `count` segments have to come.
@@ -328,7 +387,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
                 book,
                 token,
                 spoiled: None,
-                state: core::marker::PhantomData,
+                state: PhantomData,
             }),
             Err(why) => Err(Refused { token, why }),
         }

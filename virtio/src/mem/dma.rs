@@ -16,6 +16,8 @@ use core::mem;
 use core::ops::Range;
 use core::ptr::NonNull;
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 /// Where a piece of memory is, and how long it is.
 #[derive(Clone, Copy, Debug)]
 pub struct DmaRegion {
@@ -90,6 +92,19 @@ impl DmaRegion {
 pub unsafe trait DmaBuf: 'static {
     /// The memory owned.
     fn region(&self) -> DmaRegion;
+}
+
+/// A [`DmaBuf`] whose bytes this program can look at.
+pub trait DmaBufMut: DmaBuf {
+    /// The bytes.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
+impl DmaBufMut for DmaBytes {
+    #[inline]
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        Self::bytes_mut(self)
+    }
 }
 
 /// Owned bytes: from the heap, or from memory that is there for good.
@@ -174,6 +189,28 @@ impl DmaBytes {
         // SAFETY: valid and initialised for `len` bytes by every constructor, and exclusively
         // ours: a queue that lends the bytes to a device owns `self` meanwhile.
         unsafe { core::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// Copies a wire structure to offset `at`. False, and nothing is written, if it does not fit.
+    #[inline]
+    pub fn put(&mut self, at: usize, value: &(impl IntoBytes + Immutable + ?Sized)) -> bool {
+        let rest = self.bytes_mut().get_mut(at..);
+        rest.is_some_and(|rest| value.write_to_prefix(rest).is_ok())
+    }
+
+    /// Copies a wire structure out of offset `at`.
+    #[inline]
+    pub fn get<V: FromBytes>(&mut self, at: usize) -> Option<V> {
+        V::read_from_prefix(self.bytes().get(at..)?)
+            .ok()
+            .map(|(value, _)| value)
+    }
+
+    /// Divides the memory into pieces of `len` bytes; what is left over is lost. Memory from the
+    /// heap is never freed afterwards.
+    pub(crate) fn divide(self, len: usize) -> impl Iterator<Item = Self> {
+        let mut rest = self.leak();
+        core::iter::from_fn(move || rest.split_to(len).filter(|piece| !piece.is_empty()))
     }
 
     /// Takes the first `len` bytes off as an owner of their own. `None`, and nothing happens, if

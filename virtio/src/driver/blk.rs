@@ -1,0 +1,662 @@
+//! A driver for virtio-blk: one request queue of a device (section 5.2).
+//!
+//! It has the two paths the RFC kept apart (patches 2 to 4). On the bio path one bio's segments go in
+//! as they are, between the header and the status. On the request path a request is put together:
+//! from several bios of adjacent sectors, list after list, or from a payload of ranges, or from
+//! nothing at all. Header, status and payload live in frames the caller supplies memory for.
+//!
+//! A device with several queues has one of these for each. It knows no transport: what is submitted
+//! goes out with [`publish`](Blk::publish).
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use super::piecewise::{AddError, Builder, Parts, Readable, Refusal, Refused};
+use super::queue::{Broken, Kick, NotProven, Queue, QueueAreas};
+use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Identity};
+use crate::mem::reset::ResetProof;
+use crate::scatterlist::ScatterList;
+use crate::spec::blk::{
+    Config, ID_BYTES, Range, RequestHeader, SECTOR_SIZE, feature, request, status,
+};
+
+/// Features this driver knows what to do with.
+pub const FEATURES: u64 = feature::SIZE_MAX
+    | feature::SEG_MAX
+    | feature::RO
+    | feature::BLK_SIZE
+    | feature::FLUSH
+    | feature::TOPOLOGY
+    | feature::CONFIG_WCE
+    | feature::MQ
+    | feature::DISCARD
+    | feature::WRITE_ZEROES;
+
+/// Offsets in a frame: the header, the status byte, and a payload of ranges or the identification.
+const STATUS_AT: usize = size_of::<RequestHeader>();
+const PAYLOAD_AT: usize = 32;
+const LINE: usize = 64;
+/// What the status byte holds until the device writes it.
+const NOT_WRITTEN: u8 = 0xff;
+
+/// Limits of discards or write-zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeLimits {
+    /// Most ranges of a request.
+    pub ranges: u32,
+    /// Most sectors of a range.
+    pub sectors: u32,
+}
+
+/// What the device says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Size in sectors of 512 bytes.
+    pub capacity: u64,
+    /// Block size in bytes; requests should keep to it.
+    pub block_size: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Most data segments of a request.
+    pub seg_max: u32,
+    /// Most bytes of a segment.
+    pub size_max: u32,
+    /// Whether there is a flush.
+    pub flush: bool,
+    /// Discards, if there are any.
+    pub discard: Option<RangeLimits>,
+    /// Write-zeroes, if there are any.
+    pub write_zeroes: Option<RangeLimits>,
+    /// Number of request queues.
+    pub queues: u16,
+}
+
+impl Info {
+    /// Reads the configuration space as far as the negotiated features make it valid.
+    pub fn new(config: &Config, features: u64) -> Self {
+        let has = |feature: u64| features & feature != 0;
+        let or = |feature, value: u32, default| if has(feature) { value } else { default };
+        let limits =
+            |feature, ranges: u32, sectors| has(feature).then_some(RangeLimits { ranges, sectors });
+        Self {
+            capacity: config.capacity.get(),
+            block_size: or(feature::BLK_SIZE, config.blk_size.get(), 512),
+            read_only: has(feature::RO),
+            // Without the feature nothing is promised: one segment always works (Linux's choice).
+            seg_max: or(feature::SEG_MAX, config.seg_max.get(), 1).max(1),
+            size_max: or(feature::SIZE_MAX, config.size_max.get(), u32::MAX),
+            flush: has(feature::FLUSH),
+            discard: limits(
+                feature::DISCARD,
+                config.max_discard_seg.get(),
+                config.max_discard_sectors.get(),
+            ),
+            write_zeroes: limits(
+                feature::WRITE_ZEROES,
+                config.max_write_zeroes_seg.get(),
+                config.max_write_zeroes_sectors.get(),
+            ),
+            queues: if has(feature::MQ) {
+                config.num_queues.get()
+            } else {
+                1
+            },
+        }
+    }
+}
+
+/// Which way data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// From the device.
+    Read,
+    /// To the device.
+    Write,
+}
+
+/// A run of sectors and the memory for it.
+#[derive(Debug)]
+pub struct Bio<B: DmaBuf = DmaBytes> {
+    /// Which way.
+    pub transfer: Transfer,
+    /// First sector, of 512 bytes.
+    pub sector: u64,
+    /// The memory, up to its end marker.
+    pub data: ScatterList<B>,
+}
+
+impl<B: DmaBuf> Bio<B> {
+    /// The sector behind the last. `None` if the data are no whole sectors, or too many.
+    fn end(&self) -> Option<u64> {
+        let bytes = self.data.bytes();
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR_SIZE) {
+            return None;
+        }
+        self.sector.checked_add(bytes.div_euclid(SECTOR_SIZE))
+    }
+}
+
+/// Bios of one direction and adjacent sectors that go out as one request.
+#[derive(Debug)]
+pub struct Merged<B: DmaBuf = DmaBytes> {
+    bios: Vec<Bio<B>>,
+}
+
+impl<B: DmaBuf> Merged<B> {
+    /// Room for `bios` bios; the only allocation.
+    pub fn with_capacity(bios: usize) -> Self {
+        Self {
+            bios: Vec::with_capacity(bios),
+        }
+    }
+
+    /// Adds a bio behind the others or in front of them, wherever its sectors are adjacent.
+    ///
+    /// # Errors
+    /// It does not fit: another direction, other sectors, or no room. It comes back.
+    pub fn merge(&mut self, bio: Bio<B>) -> Result<(), Bio<B>> {
+        let full = self.bios.len() == self.bios.capacity();
+        let (Some(end), false) = (bio.end(), full) else {
+            return Err(bio);
+        };
+        let (Some(first), Some(last)) = (self.bios.first(), self.bios.last()) else {
+            self.bios.push(bio);
+            return Ok(());
+        };
+        if first.transfer != bio.transfer {
+            return Err(bio);
+        }
+        if last.end() == Some(bio.sector) {
+            self.bios.push(bio);
+        } else if first.sector == end {
+            self.bios.insert(0, bio);
+        } else {
+            return Err(bio);
+        }
+        Ok(())
+    }
+
+    /// The bios, by sector.
+    pub fn bios(&self) -> &[Bio<B>] {
+        &self.bios
+    }
+
+    /// Takes the bios out, by sector; the room stays.
+    pub fn drain(&mut self) -> impl Iterator<Item = Bio<B>> + '_ {
+        self.bios.drain(..)
+    }
+}
+
+/// What a request was, with the memory it had.
+#[derive(Debug)]
+pub enum Work<B: DmaBuf = DmaBytes> {
+    /// One bio.
+    Bio(Bio<B>),
+    /// Several.
+    Merged(Merged<B>),
+    /// A flush of the cache.
+    Flush,
+    /// Ranges discarded.
+    Discard,
+    /// Ranges zeroed.
+    WriteZeroes,
+    /// The identification string.
+    GetId,
+}
+
+impl<B: DmaBuf> Work<B> {
+    fn bios(&self) -> &[Bio<B>] {
+        match self {
+            Self::Bio(bio) => core::slice::from_ref(bio),
+            Self::Merged(merged) => &merged.bios,
+            _ => &[],
+        }
+    }
+
+    #[inline]
+    fn kind(&self) -> u32 {
+        match (self, self.bios().first()) {
+            (Self::Flush, _) => request::FLUSH,
+            (Self::Discard, _) => request::DISCARD,
+            (Self::WriteZeroes, _) => request::WRITE_ZEROES,
+            (Self::GetId, _) => request::GET_ID,
+            (_, Some(bio)) if bio.transfer == Transfer::Write => request::OUT,
+            _ => request::IN,
+        }
+    }
+}
+
+/// Why a request was not submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// The queue did not take it; if it is full, publish and poll.
+    #[error(transparent)]
+    Queue(#[from] Refusal),
+    /// A write to a read-only device.
+    #[error("the device is read-only")]
+    ReadOnly,
+    /// The device does not have this kind of request, or not with so many or such large ranges.
+    #[error("the device does not offer this request")]
+    NotOffered,
+    /// Past the end of the device, or no whole sectors.
+    #[error("the request is not of whole sectors inside the device")]
+    OutOfRange,
+    /// More segments than the device takes, or larger ones.
+    #[error("the request has more or larger segments than the device takes")]
+    Segments,
+}
+
+/// A request that was not submitted.
+#[derive(Debug)]
+pub struct NotSubmitted<B: DmaBuf = DmaBytes> {
+    /// It.
+    pub work: Work<B>,
+    /// Why.
+    pub why: Invalid,
+}
+
+/// Why the device did not do what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// An error of the device or of the request.
+    #[error("the device reports an I/O error")]
+    Io,
+    /// The device does not support the request.
+    #[error("the device does not support the request")]
+    Unsupported,
+    /// A status that is none, or none was written.
+    #[error("the device answered with status {0}, which is none")]
+    Status(u8),
+}
+
+/// A request that is done.
+#[derive(Debug)]
+pub struct Done<B: DmaBuf = DmaBytes> {
+    /// As given at submission.
+    pub tag: u64,
+    /// What it was, with its memory.
+    pub work: Work<B>,
+    /// How it went.
+    pub result: Result<(), Failure>,
+    /// The identification string, after a `GetId` that went well.
+    pub id: Option<[u8; ID_BYTES]>,
+}
+
+/// A request in flight: what the queue holds for it.
+#[derive(Debug)]
+pub struct Pending<B: DmaBuf = DmaBytes>(Box<Slot<B>>);
+
+#[derive(Debug)]
+struct Slot<B: DmaBuf> {
+    frame: DmaBytes,
+    payload: usize,
+    work: Work<B>,
+    tag: u64,
+}
+
+/// One request queue of a block device.
+pub struct Blk<B: DmaBuf = DmaBytes, M: DmaMap = Identity> {
+    queue: Queue<Pending<B>, M>,
+    spare: Vec<Pending<B>>,
+    info: Info,
+    ranges: usize,
+}
+
+impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
+    /// Bytes of frame memory for each request in flight, of up to `ranges` discard or write-zeroes
+    /// ranges.
+    pub const fn frame_len(ranges: usize) -> usize {
+        // Two ranges cover the identification string as well.
+        let ranges = if ranges < 2 { 2 } else { ranges };
+        PAYLOAD_AT
+            .saturating_add(ranges.saturating_mul(size_of::<Range>()))
+            .next_multiple_of(LINE)
+    }
+
+    /// Drives `queue`, with `frames` divided among requests of up to `ranges` ranges; the device
+    /// says `info` of itself. As many requests can be in flight as there are frames.
+    pub fn new(queue: Queue<Pending<B>, M>, frames: DmaBytes, ranges: usize, info: Info) -> Self {
+        let pending = |frame| {
+            Pending(Box::new(Slot {
+                frame,
+                payload: 0,
+                work: Work::Flush,
+                tag: 0,
+            }))
+        };
+        let slots = usize::from(queue.areas().size);
+        let frames = frames.divide(Self::frame_len(ranges));
+        Self {
+            spare: frames.take(slots).map(pending).collect(),
+            queue,
+            info,
+            ranges,
+        }
+    }
+
+    /// What the device says about itself.
+    pub const fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// Takes note of a changed configuration.
+    pub const fn set_info(&mut self, info: Info) {
+        self.info = info;
+    }
+
+    /// The bio path: one bio's segments as they are.
+    ///
+    /// # Errors
+    /// See [`Invalid`]; the bio comes back.
+    #[inline]
+    pub fn bio(&mut self, tag: u64, bio: Bio<B>) -> Result<(), NotSubmitted<B>> {
+        let sector = bio.sector;
+        match self.check_bios(core::slice::from_ref(&bio)) {
+            Ok(segments) => self.submit(tag, sector, segments, &[], Work::Bio(bio)),
+            Err(why) => Err(NotSubmitted {
+                work: Work::Bio(bio),
+                why,
+            }),
+        }
+    }
+
+    /// The request path: adjacent bios as one request.
+    ///
+    /// # Errors
+    /// See [`Invalid`]; the bios come back.
+    pub fn merged(&mut self, tag: u64, merged: Merged<B>) -> Result<(), NotSubmitted<B>> {
+        let sector = merged.bios.first().map_or(0, |bio| bio.sector);
+        match self.check_bios(&merged.bios) {
+            Ok(segments) => self.submit(tag, sector, segments, &[], Work::Merged(merged)),
+            Err(why) => Err(NotSubmitted {
+                work: Work::Merged(merged),
+                why,
+            }),
+        }
+    }
+
+    /// Everything written before is stable when this is done.
+    ///
+    /// # Errors
+    /// See [`Invalid`].
+    pub fn flush(&mut self, tag: u64) -> Result<(), NotSubmitted<B>> {
+        self.plain(tag, Work::Flush, self.info.flush)
+    }
+
+    /// Asks for the identification string.
+    ///
+    /// # Errors
+    /// See [`Invalid`].
+    pub fn get_id(&mut self, tag: u64) -> Result<(), NotSubmitted<B>> {
+        self.plain(tag, Work::GetId, true)
+    }
+
+    /// Says that the contents of these ranges don't matter any more.
+    ///
+    /// # Errors
+    /// See [`Invalid`].
+    pub fn discard(&mut self, tag: u64, ranges: &[Range]) -> Result<(), NotSubmitted<B>> {
+        self.with_ranges(tag, ranges, Work::Discard, self.info.discard)
+    }
+
+    /// Zeroes these ranges.
+    ///
+    /// # Errors
+    /// See [`Invalid`].
+    pub fn write_zeroes(&mut self, tag: u64, ranges: &[Range]) -> Result<(), NotSubmitted<B>> {
+        self.with_ranges(tag, ranges, Work::WriteZeroes, self.info.write_zeroes)
+    }
+
+    fn plain(&mut self, tag: u64, work: Work<B>, offered: bool) -> Result<(), NotSubmitted<B>> {
+        match offered {
+            true => self.submit(tag, 0, 0, &[], work),
+            false => Err(NotSubmitted {
+                work,
+                why: Invalid::NotOffered,
+            }),
+        }
+    }
+
+    fn with_ranges(
+        &mut self,
+        tag: u64,
+        ranges: &[Range],
+        work: Work<B>,
+        limits: Option<RangeLimits>,
+    ) -> Result<(), NotSubmitted<B>> {
+        match self.check_ranges(ranges, limits) {
+            Ok(()) => self.submit(tag, 0, 0, ranges, work),
+            Err(why) => Err(NotSubmitted { work, why }),
+        }
+    }
+
+    /// Whether bios can be asked of the device; answers their segments.
+    #[inline]
+    fn check_bios(&self, bios: &[Bio<B>]) -> Result<usize, Invalid> {
+        let mut segments = 0usize;
+        for bio in bios {
+            if bio.transfer == Transfer::Write && self.info.read_only {
+                return Err(Invalid::ReadOnly);
+            }
+            let end = bio.end().ok_or(Invalid::OutOfRange)?;
+            if end > self.info.capacity {
+                return Err(Invalid::OutOfRange);
+            }
+            for buffer in &bio.data {
+                segments = segments.saturating_add(1);
+                let max = usize::try_from(self.info.size_max).unwrap_or(usize::MAX);
+                if buffer.region().len() > max {
+                    return Err(Invalid::Segments);
+                }
+            }
+        }
+        let most = usize::try_from(self.info.seg_max).unwrap_or(usize::MAX);
+        if segments > most {
+            return Err(Invalid::Segments);
+        }
+        Ok(segments)
+    }
+
+    fn check_ranges(&self, ranges: &[Range], limits: Option<RangeLimits>) -> Result<(), Invalid> {
+        let limits = limits.ok_or(Invalid::NotOffered)?;
+        if self.info.read_only {
+            return Err(Invalid::ReadOnly);
+        }
+        let most = usize::try_from(limits.ranges).unwrap_or(usize::MAX);
+        if ranges.len() > most.min(self.ranges) {
+            return Err(Invalid::NotOffered);
+        }
+        for range in ranges {
+            let sectors = range.num_sectors.get();
+            let end = range.sector.get().checked_add(u64::from(sectors));
+            if end.is_none_or(|end| end > self.info.capacity) {
+                return Err(Invalid::OutOfRange);
+            }
+            if sectors > limits.sectors {
+                return Err(Invalid::NotOffered);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn submit(
+        &mut self,
+        tag: u64,
+        sector: u64,
+        segments: usize,
+        ranges: &[Range],
+        work: Work<B>,
+    ) -> Result<(), NotSubmitted<B>> {
+        let Some(mut pending) = self.spare.pop() else {
+            let why = Invalid::Queue(Refusal::Full);
+            return Err(NotSubmitted { work, why });
+        };
+        pending.0.prepare(tag, sector, ranges, work);
+        // Header, payload and status; and the lists of every bio.
+        let count = segments.saturating_add(3);
+        let lists = pending.0.work.bios().len().saturating_add(3);
+        let started = self.queue.start_buf(pending, count, lists);
+        match started.and_then(Pending::fill) {
+            Ok(()) => Ok(()),
+            Err(Refused { token, why }) => {
+                let mut pending = token;
+                let work = core::mem::replace(&mut pending.0.work, Work::Flush);
+                self.spare.push(pending);
+                let why = Invalid::Queue(why);
+                Err(NotSubmitted { work, why })
+            }
+        }
+    }
+
+    /// Shows the device what was submitted; see [`Queue::publish`].
+    #[inline]
+    pub fn publish(&mut self) -> Kick {
+        self.queue.publish()
+    }
+
+    /// Takes back one request that is done.
+    ///
+    /// # Errors
+    /// The device broke the queue; it has to be reset.
+    #[inline]
+    pub fn poll(&mut self) -> Result<Option<Done<B>>, Broken> {
+        let Some(completion) = self.queue.pop()? else {
+            return Ok(None);
+        };
+        Ok(Some(self.finish(completion.token)))
+    }
+
+    #[inline]
+    fn finish(&mut self, mut pending: Pending<B>) -> Done<B> {
+        let slot = &mut *pending.0;
+        let result = match slot.frame.get::<u8>(STATUS_AT) {
+            Some(status::OK) => Ok(()),
+            Some(status::IOERR) => Err(Failure::Io),
+            Some(status::UNSUPP) => Err(Failure::Unsupported),
+            other => Err(Failure::Status(other.unwrap_or(NOT_WRITTEN))),
+        };
+        let work = core::mem::replace(&mut slot.work, Work::Flush);
+        let id = match (&work, result) {
+            (Work::GetId, Ok(())) => slot.frame.get(PAYLOAD_AT),
+            _ => None,
+        };
+        let done = Done {
+            tag: slot.tag,
+            work,
+            result,
+            id,
+        };
+        self.spare.push(pending);
+        done
+    }
+
+    /// Gives every request in flight back after a reset, with whatever status it has; then the
+    /// device has to be told of the queue anew.
+    ///
+    /// # Errors
+    /// The proof is not of this device or not later than the queue.
+    pub fn reclaim(
+        &mut self,
+        proof: &ResetProof,
+        mut each: impl FnMut(Done<B>),
+    ) -> Result<(), NotProven> {
+        let mut back = Vec::with_capacity(usize::from(self.queue.in_flight()));
+        self.queue.reclaim(proof, |pending| back.push(pending))?;
+        for pending in back {
+            each(self.finish(pending));
+        }
+        Ok(())
+    }
+
+    /// What to tell the device about the queue.
+    pub fn areas(&self) -> QueueAreas {
+        self.queue.areas()
+    }
+
+    /// Requests in flight.
+    pub const fn in_flight(&self) -> u16 {
+        self.queue.in_flight()
+    }
+
+    /// See [`Queue::enable_interrupts`].
+    #[must_use]
+    pub fn enable_interrupts(&mut self) -> bool {
+        self.queue.enable_interrupts()
+    }
+
+    /// See [`Queue::disable_interrupts`].
+    pub fn disable_interrupts(&mut self) {
+        self.queue.disable_interrupts();
+    }
+}
+
+impl<B: DmaBuf> Slot<B> {
+    #[inline]
+    fn prepare(&mut self, tag: u64, sector: u64, ranges: &[Range], work: Work<B>) {
+        let header = RequestHeader {
+            kind: work.kind().into(),
+            reserved: 0.into(),
+            sector: sector.into(),
+        };
+        self.frame.put(0, &header);
+        self.frame.put(STATUS_AT, &NOT_WRITTEN);
+        self.payload = match work {
+            Work::GetId => ID_BYTES,
+            _ => size_of_val(ranges),
+        };
+        if !ranges.is_empty() {
+            self.frame.put(PAYLOAD_AT, ranges);
+        }
+        self.tag = tag;
+        self.work = work;
+    }
+
+    /// Header, then data to write or ranges.
+    #[inline]
+    fn readable<'t>(&'t self, parts: &mut Parts<'_, '_, 't, impl DmaMap>) -> Result<(), AddError> {
+        parts.bytes(&self.frame, 0..STATUS_AT)?;
+        match self.work.kind() {
+            request::OUT => self.data(parts),
+            request::DISCARD | request::WRITE_ZEROES => self.payload(parts),
+            _ => Ok(()),
+        }
+    }
+
+    /// Room for what is read, then the status, always the last byte.
+    #[inline]
+    fn writable<'t>(&'t self, parts: &mut Parts<'_, '_, 't, impl DmaMap>) -> Result<(), AddError> {
+        match self.work.kind() {
+            request::IN => self.data(parts)?,
+            request::GET_ID => self.payload(parts)?,
+            _ => {}
+        }
+        parts.bytes(&self.frame, STATUS_AT..STATUS_AT.wrapping_add(1))
+    }
+
+    #[inline]
+    fn data<'t>(&'t self, parts: &mut Parts<'_, '_, 't, impl DmaMap>) -> Result<(), AddError> {
+        for bio in self.work.bios() {
+            parts.sg(&bio.data, usize::MAX)?;
+        }
+        Ok(())
+    }
+
+    fn payload<'t>(&'t self, parts: &mut Parts<'_, '_, 't, impl DmaMap>) -> Result<(), AddError> {
+        parts.bytes(
+            &self.frame,
+            PAYLOAD_AT..PAYLOAD_AT.saturating_add(self.payload),
+        )
+    }
+}
+
+impl<B: DmaBuf> Pending<B> {
+    /// Adds everything to the buffer. What can't be added, `end_buf` refuses.
+    #[inline]
+    fn fill<M: DmaMap>(mut buffer: Builder<'_, Self, M, Readable>) -> Result<(), Refused<Self>> {
+        let _ = buffer.add_all(|pending, parts| pending.0.readable(parts));
+        let mut buffer = buffer.writable();
+        let _ = buffer.add_all(|pending, parts| pending.0.writable(parts));
+        buffer.end_buf().map(drop)
+    }
+}

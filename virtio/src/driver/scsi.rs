@@ -1,0 +1,728 @@
+//! Drivers for the queues of virtio-scsi: requests, control and events (section 5.6).
+//!
+//! A command's data lists go into the queue as they are, between the request and the response, and
+//! come back with it: nothing is copied, and nothing is locked, because the queue is `&mut` (the RFC's
+//! patch 7 got rid of a copy under a lock). Request and response lie in frames the caller supplies
+//! memory for.
+//!
+//! Each queue is a driver of its own and knows no transport.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use zerocopy::FromZeros;
+
+use super::piecewise::{AddError, Parts, Refusal, Refused};
+use super::queue::{Broken, Kick, NotProven, Queue, QueueAreas};
+use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Identity};
+use crate::mem::reset::ResetProof;
+use crate::scatterlist::ScatterList;
+use crate::spec::scsi::{
+    AsyncNotification, AsyncNotificationResponse, Config, DEFAULT_CDB_SIZE, DEFAULT_SENSE_SIZE,
+    Event, RequestHeader, ResponseHeader, TaskManagement, control, event, feature, response,
+    task_attr,
+};
+
+/// Features this driver knows what to do with.
+pub const FEATURES: u64 = feature::INOUT | feature::HOTPLUG | feature::CHANGE;
+
+/// Most bytes of a command block and of sense data this driver keeps.
+pub const CDB_MAX: usize = 32;
+/// See [`CDB_MAX`].
+pub const SENSE_MAX: usize = 96;
+
+/// The sizes after reset are the ones this driver uses; it changes neither.
+const _: () = assert!(CDB_MAX == DEFAULT_CDB_SIZE as usize);
+const _: () = assert!(SENSE_MAX == DEFAULT_SENSE_SIZE as usize);
+
+const REQUEST_LEN: usize = size_of::<RequestHeader>() + CDB_MAX;
+const RESPONSE_AT: usize = 64;
+const SENSE_AT: usize = RESPONSE_AT + size_of::<ResponseHeader>();
+const RESPONSE_LEN: usize = size_of::<ResponseHeader>() + SENSE_MAX;
+const _: () = assert!(REQUEST_LEN <= RESPONSE_AT);
+
+/// Bytes of frame memory for each command in flight.
+pub const FRAME_LEN: usize = (RESPONSE_AT + RESPONSE_LEN).next_multiple_of(64);
+
+/// A logical unit, addressed in the single-level format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lun {
+    /// Target.
+    pub target: u8,
+    /// Unit, below 16384.
+    pub unit: u16,
+}
+
+impl Lun {
+    /// As it is written in requests (section 5.6.6.1).
+    pub const fn bytes(self) -> [u8; 8] {
+        let [high, low] = self.unit.to_be_bytes();
+        [1, self.target, high & 0x3f | 0x40, low, 0, 0, 0, 0]
+    }
+
+    /// Reads the format back, as it stands in events. `None` if it is another one.
+    pub const fn from_bytes(bytes: [u8; 8]) -> Option<Self> {
+        match bytes {
+            [1, target, high, low, 0, 0, 0, 0] if high & 0x80 == 0 => Some(Self {
+                target,
+                unit: u16::from_be_bytes([high & 0x3f, low]),
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Task attribute of a command.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attribute {
+    /// In any order.
+    #[default]
+    Simple,
+    /// After everything before it.
+    Ordered,
+    /// Before everything.
+    Head,
+    /// Under auto contingent allegiance.
+    Aca,
+}
+
+impl Attribute {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Simple => task_attr::SIMPLE,
+            Self::Ordered => task_attr::ORDERED,
+            Self::Head => task_attr::HEAD,
+            Self::Aca => task_attr::ACA,
+        }
+    }
+}
+
+/// A SCSI command with its data.
+#[derive(Debug)]
+pub struct Command<B: DmaBuf = DmaBytes> {
+    /// Whom it is for.
+    pub lun: Lun,
+    /// The command block; what lies behind the command's own length is 0.
+    pub cdb: [u8; CDB_MAX],
+    /// In which order.
+    pub attribute: Attribute,
+    /// Data for the device; without entries if there are none.
+    pub data_out: ScatterList<B>,
+    /// Room for data from the device; without entries if there are none.
+    pub data_in: ScatterList<B>,
+}
+
+impl<B: DmaBuf> Command<B> {
+    /// A command without data, of which `cdb` is the block, cut to 32 bytes.
+    pub fn new(lun: Lun, cdb: &[u8]) -> Self {
+        let mut block = [0; CDB_MAX];
+        for (to, from) in block.iter_mut().zip(cdb) {
+            *to = *from;
+        }
+        Self {
+            lun,
+            cdb: block,
+            attribute: Attribute::Simple,
+            data_out: ScatterList::default(),
+            data_in: ScatterList::default(),
+        }
+    }
+
+    /// With data for the device.
+    pub fn data_out(mut self, list: ScatterList<B>) -> Self {
+        self.data_out = list;
+        self
+    }
+
+    /// With room for data from the device.
+    pub fn data_in(mut self, list: ScatterList<B>) -> Self {
+        self.data_in = list;
+        self
+    }
+}
+
+/// What the device answered.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// `response::…`: whether the command got as far as a SCSI status.
+    pub response: u8,
+    /// SCSI status, if `response` is OK.
+    pub status: u8,
+    /// Status qualifier.
+    pub qualifier: u16,
+    /// Bytes not transferred.
+    pub residual: u32,
+    sense: [u8; SENSE_MAX],
+    sense_len: usize,
+}
+
+impl Response {
+    /// The sense data.
+    pub fn sense(&self) -> &[u8] {
+        self.sense.get(..self.sense_len).unwrap_or(&[])
+    }
+
+    /// Sense key, code and qualifier of fixed-format sense data, if there are any.
+    pub fn sense_code(&self) -> Option<[u8; 3]> {
+        match self.sense() {
+            [
+                0x70 | 0x71,
+                _,
+                key,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                code,
+                qualifier,
+                ..,
+            ] => Some([key & 0xf, *code, *qualifier]),
+            _ => None,
+        }
+    }
+
+    /// Whether everything went well.
+    pub const fn good(&self) -> bool {
+        self.response == response::OK && self.status == 0
+    }
+}
+
+/// A command that is done.
+#[derive(Debug)]
+pub struct Done<B: DmaBuf = DmaBytes> {
+    /// Its task identifier.
+    pub id: u64,
+    /// It, with its memory.
+    pub command: Command<B>,
+    /// What the device answered.
+    pub response: Response,
+}
+
+/// A command in flight: what the queue holds for it.
+#[derive(Debug)]
+pub struct Pending<B: DmaBuf = DmaBytes>(Box<Slot<B>>);
+
+#[derive(Debug)]
+struct Slot<B: DmaBuf> {
+    frame: DmaBytes,
+    id: u64,
+    command: Command<B>,
+}
+
+/// The driver of a request queue.
+pub struct Requests<B: DmaBuf = DmaBytes, M: DmaMap = Identity> {
+    queue: Queue<Pending<B>, M>,
+    spare: Vec<Pending<B>>,
+    seg_max: usize,
+}
+
+impl<B: DmaBuf, M: DmaMap> Requests<B, M> {
+    /// Drives `queue`, with `frames` divided among commands ([`FRAME_LEN`] bytes each); the device
+    /// says `config` of itself. As many commands can be in flight as there are frames.
+    pub fn new(queue: Queue<Pending<B>, M>, frames: DmaBytes, config: &Config) -> Self {
+        let nobody = Lun { target: 0, unit: 0 };
+        let pending = |frame| {
+            Pending(Box::new(Slot {
+                frame,
+                id: 0,
+                command: Command::new(nobody, &[]),
+            }))
+        };
+        let slots = usize::from(queue.areas().size);
+        Self {
+            queue,
+            spare: frames.divide(FRAME_LEN).take(slots).map(pending).collect(),
+            seg_max: usize::try_from(config.seg_max.get()).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Submits a command as task `id`, which should be one of its own. It goes out with
+    /// [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// The queue did not take it, or it has more segments than the device does; it comes back.
+    #[inline]
+    pub fn submit(&mut self, id: u64, command: Command<B>) -> Result<(), (Command<B>, Refusal)> {
+        let segments = command.data_out.segments();
+        let segments = segments.saturating_add(command.data_in.segments());
+        if segments > self.seg_max {
+            return Err((command, Refusal::TooLong));
+        }
+        let Some(mut pending) = self.spare.pop() else {
+            return Err((command, Refusal::Full));
+        };
+        pending.0.prepare(id, command);
+        let count = segments.saturating_add(2);
+        let sent = self
+            .queue
+            .start_buf(pending, count, 4)
+            .and_then(|mut buffer| {
+                let _ = buffer.add_all(|pending, parts| pending.0.readable(parts));
+                let mut buffer = buffer.writable();
+                let _ = buffer.add_all(|pending, parts| pending.0.writable(parts));
+                buffer.end_buf()
+            });
+        match sent {
+            Ok(_) => Ok(()),
+            Err(Refused { token, why }) => Err((self.put_back(token).command, why)),
+        }
+    }
+
+    /// Shows the device what was submitted; see [`Queue::publish`].
+    #[inline]
+    pub fn publish(&mut self) -> Kick {
+        self.queue.publish()
+    }
+
+    /// Takes back one command that is done.
+    ///
+    /// # Errors
+    /// The device broke the queue; it has to be reset.
+    #[inline]
+    pub fn poll(&mut self) -> Result<Option<Done<B>>, Broken> {
+        let Some(completion) = self.queue.pop()? else {
+            return Ok(None);
+        };
+        Ok(Some(self.put_back(completion.token)))
+    }
+
+    /// Reads the response and makes the frame free again.
+    #[inline]
+    fn put_back(&mut self, mut pending: Pending<B>) -> Done<B> {
+        let slot = &mut *pending.0;
+        let nobody = Command::new(slot.command.lun, &[]);
+        let done = Done {
+            id: slot.id,
+            response: slot.response(),
+            command: core::mem::replace(&mut slot.command, nobody),
+        };
+        self.spare.push(pending);
+        done
+    }
+
+    /// Gives every command in flight back after a reset, with whatever response it has; then the
+    /// device has to be told of the queue anew.
+    ///
+    /// # Errors
+    /// The proof is not of this device or not later than the queue.
+    pub fn reclaim(
+        &mut self,
+        proof: &ResetProof,
+        mut each: impl FnMut(Done<B>),
+    ) -> Result<(), NotProven> {
+        let mut back = Vec::with_capacity(usize::from(self.queue.in_flight()));
+        self.queue.reclaim(proof, |pending| back.push(pending))?;
+        for pending in back {
+            each(self.put_back(pending));
+        }
+        Ok(())
+    }
+
+    /// What to tell the device about the queue.
+    pub fn areas(&self) -> QueueAreas {
+        self.queue.areas()
+    }
+
+    /// Commands in flight.
+    pub const fn in_flight(&self) -> u16 {
+        self.queue.in_flight()
+    }
+
+    /// See [`Queue::enable_interrupts`].
+    #[must_use]
+    pub fn enable_interrupts(&mut self) -> bool {
+        self.queue.enable_interrupts()
+    }
+
+    /// See [`Queue::disable_interrupts`].
+    pub fn disable_interrupts(&mut self) {
+        self.queue.disable_interrupts();
+    }
+}
+
+impl<B: DmaBuf> Slot<B> {
+    #[inline]
+    fn prepare(&mut self, id: u64, command: Command<B>) {
+        let header = RequestHeader {
+            lun: command.lun.bytes(),
+            id: id.into(),
+            task_attr: command.attribute.code(),
+            prio: 0,
+            crn: 0,
+        };
+        self.frame.put(0, &header);
+        self.frame.put(size_of::<RequestHeader>(), &command.cdb);
+        // If the device writes nothing, that must not pass for success.
+        let blank = ResponseHeader {
+            response: response::FAILURE,
+            ..ResponseHeader::new_zeroed()
+        };
+        self.frame.put(RESPONSE_AT, &blank);
+        self.id = id;
+        self.command = command;
+    }
+
+    #[inline]
+    fn readable<'t>(&'t self, parts: &mut Parts<'_, '_, 't, impl DmaMap>) -> Result<(), AddError> {
+        parts.bytes(&self.frame, 0..REQUEST_LEN)?;
+        parts.sg(&self.command.data_out, usize::MAX).map(drop)
+    }
+
+    #[inline]
+    fn writable<'t>(&'t self, parts: &mut Parts<'_, '_, 't, impl DmaMap>) -> Result<(), AddError> {
+        parts.bytes(&self.frame, RESPONSE_AT..RESPONSE_AT + RESPONSE_LEN)?;
+        parts.sg(&self.command.data_in, usize::MAX).map(drop)
+    }
+
+    #[inline]
+    fn response(&mut self) -> Response {
+        let header: ResponseHeader = self.frame.get(RESPONSE_AT).unwrap_or_default();
+        let sense_len = usize::try_from(header.sense_len.get()).unwrap_or(SENSE_MAX);
+        Response {
+            response: header.response,
+            status: header.status,
+            qualifier: header.status_qualifier.get(),
+            residual: header.residual.get(),
+            sense: self.frame.get(SENSE_AT).unwrap_or([0; SENSE_MAX]),
+            sense_len: sense_len.min(SENSE_MAX),
+        }
+    }
+}
+
+/// A task-management function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Abort the task of this identifier.
+    Abort(u64),
+    /// Abort the tasks of this initiator.
+    AbortSet,
+    /// Clear auto contingent allegiance.
+    ClearAca,
+    /// Abort everybody's tasks.
+    ClearSet,
+    /// Reset the nexus.
+    NexusReset,
+    /// Reset the unit.
+    UnitReset,
+    /// Is the task of this identifier there?
+    Query(u64),
+    /// Is any task there?
+    QuerySet,
+}
+
+impl Task {
+    const fn subtype(self) -> u32 {
+        match self {
+            Self::Abort(_) => control::ABORT_TASK,
+            Self::AbortSet => control::ABORT_TASK_SET,
+            Self::ClearAca => control::CLEAR_ACA,
+            Self::ClearSet => control::CLEAR_TASK_SET,
+            Self::NexusReset => control::I_T_NEXUS_RESET,
+            Self::UnitReset => control::LOGICAL_UNIT_RESET,
+            Self::Query(_) => control::QUERY_TASK,
+            Self::QuerySet => control::QUERY_TASK_SET,
+        }
+    }
+
+    const fn id(self) -> u64 {
+        match self {
+            Self::Abort(id) | Self::Query(id) => id,
+            _ => 0,
+        }
+    }
+}
+
+/// Where a control request's answer is in its frame, and how large frames are.
+const ANSWER_AT: usize = 32;
+/// Bytes of frame memory for each control request in flight.
+pub const CONTROL_FRAME_LEN: usize = 64;
+
+/// A control request in flight: what the queue holds for it.
+#[derive(Debug)]
+pub struct PendingControl {
+    frame: DmaBytes,
+    tag: u64,
+    request: usize,
+    answer: usize,
+}
+
+/// A control request that is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlDone {
+    /// As given at submission.
+    pub tag: u64,
+    /// `response::…`.
+    pub response: u8,
+    /// Events that will come, if the request was about them.
+    pub events: u32,
+}
+
+/// The driver of the control queue.
+pub struct Control<M: DmaMap = Identity> {
+    queue: Queue<PendingControl, M>,
+    frames: Vec<DmaBytes>,
+}
+
+impl<M: DmaMap> Control<M> {
+    /// Drives `queue`, with `frames` divided among requests ([`CONTROL_FRAME_LEN`] bytes each).
+    pub fn new(queue: Queue<PendingControl, M>, frames: DmaBytes) -> Self {
+        let slots = usize::from(queue.areas().size);
+        Self {
+            queue,
+            frames: frames.divide(CONTROL_FRAME_LEN).take(slots).collect(),
+        }
+    }
+
+    /// Submits a task-management function for a unit.
+    ///
+    /// # Errors
+    /// The queue did not take it.
+    pub fn task(&mut self, tag: u64, lun: Lun, task: Task) -> Result<(), Refusal> {
+        let request = TaskManagement {
+            kind: control::TMF.into(),
+            subtype: task.subtype().into(),
+            lun: lun.bytes(),
+            id: task.id().into(),
+        };
+        let mut frame = self.frames.pop().ok_or(Refusal::Full)?;
+        frame.put(0, &request);
+        frame.put(ANSWER_AT, &response::FAILURE);
+        self.submit(frame, tag, size_of::<TaskManagement>(), 1)
+    }
+
+    /// Asks which of these asynchronous events a unit has, and, if `subscribe`, for their delivery.
+    ///
+    /// # Errors
+    /// The queue did not take it.
+    pub fn events(
+        &mut self,
+        tag: u64,
+        lun: Lun,
+        events: u32,
+        subscribe: bool,
+    ) -> Result<(), Refusal> {
+        let kind = if subscribe {
+            control::AN_SUBSCRIBE
+        } else {
+            control::AN_QUERY
+        };
+        let request = AsyncNotification {
+            kind: kind.into(),
+            lun: lun.bytes(),
+            event_requested: events.into(),
+        };
+        let blank = AsyncNotificationResponse {
+            event_actual: 0.into(),
+            response: response::FAILURE,
+        };
+        let mut frame = self.frames.pop().ok_or(Refusal::Full)?;
+        frame.put(0, &request);
+        frame.put(ANSWER_AT, &blank);
+        self.submit(frame, tag, size_of_val(&request), size_of_val(&blank))
+    }
+
+    fn submit(
+        &mut self,
+        frame: DmaBytes,
+        tag: u64,
+        request: usize,
+        answer: usize,
+    ) -> Result<(), Refusal> {
+        let pending = PendingControl {
+            frame,
+            tag,
+            request,
+            answer,
+        };
+        let sent = self.queue.start_buf(pending, 2, 2).and_then(|mut buffer| {
+            let _ = buffer.add_all(|it, parts| parts.bytes(&it.frame, 0..it.request));
+            let mut buffer = buffer.writable();
+            let _ = buffer.add_all(|it, parts| {
+                parts.bytes(&it.frame, ANSWER_AT..ANSWER_AT.saturating_add(it.answer))
+            });
+            buffer.end_buf()
+        });
+        sent.map(drop).map_err(|refused| {
+            self.frames.push(refused.token.frame);
+            refused.why
+        })
+    }
+
+    /// Shows the device what was submitted; see [`Queue::publish`].
+    pub fn publish(&mut self) -> Kick {
+        self.queue.publish()
+    }
+
+    /// Takes back one request that is done.
+    ///
+    /// # Errors
+    /// The device broke the queue; it has to be reset.
+    pub fn poll(&mut self) -> Result<Option<ControlDone>, Broken> {
+        let Some(completion) = self.queue.pop()? else {
+            return Ok(None);
+        };
+        let PendingControl {
+            mut frame,
+            tag,
+            answer,
+            ..
+        } = completion.token;
+        let done = if answer == size_of::<AsyncNotificationResponse>() {
+            let answer: AsyncNotificationResponse = frame.get(ANSWER_AT).unwrap_or_default();
+            ControlDone {
+                tag,
+                response: answer.response,
+                events: answer.event_actual.get(),
+            }
+        } else {
+            ControlDone {
+                tag,
+                response: frame.get(ANSWER_AT).unwrap_or(response::FAILURE),
+                events: 0,
+            }
+        };
+        self.frames.push(frame);
+        Ok(Some(done))
+    }
+
+    /// Forgets every request in flight after a reset; the device has to be told of the queue anew.
+    ///
+    /// # Errors
+    /// The proof is not of this device or not later than the queue.
+    pub fn reclaim(&mut self, proof: &ResetProof) -> Result<(), NotProven> {
+        let frames = &mut self.frames;
+        self.queue
+            .reclaim(proof, |pending| frames.push(pending.frame))
+    }
+
+    /// What to tell the device about the queue.
+    pub fn areas(&self) -> QueueAreas {
+        self.queue.areas()
+    }
+
+    /// See [`Queue::enable_interrupts`].
+    #[must_use]
+    pub fn enable_interrupts(&mut self) -> bool {
+        self.queue.enable_interrupts()
+    }
+
+    /// See [`Queue::disable_interrupts`].
+    pub fn disable_interrupts(&mut self) {
+        self.queue.disable_interrupts();
+    }
+}
+
+/// What happened on the device's own account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Happened {
+    /// `event::…`, without the bit that says events were missed.
+    pub event: u32,
+    /// To which unit, if it names one.
+    pub lun: Option<Lun>,
+    /// Why: `event::RESET_…` or a sense code.
+    pub reason: u32,
+    /// Others were lost before it.
+    pub missed: bool,
+}
+
+/// Bytes of frame memory for each event buffer.
+pub const EVENT_FRAME_LEN: usize = 64;
+
+/// An event buffer in flight: what the queue holds for it.
+#[derive(Debug)]
+pub struct PendingEvent(DmaBytes);
+
+/// The driver of the event queue.
+pub struct Events<M: DmaMap = Identity> {
+    queue: Queue<PendingEvent, M>,
+    idle: Vec<DmaBytes>,
+}
+
+impl<M: DmaMap> Events<M> {
+    /// Drives `queue`, with `frames` divided into event buffers ([`EVENT_FRAME_LEN`] bytes each),
+    /// which go to the device with [`refill`](Self::refill).
+    pub fn new(queue: Queue<PendingEvent, M>, frames: DmaBytes) -> Self {
+        let slots = usize::from(queue.areas().size);
+        Self {
+            queue,
+            idle: frames.divide(EVENT_FRAME_LEN).take(slots).collect(),
+        }
+    }
+
+    /// Hands every idle buffer in. They go out with [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// The queue took only some; the others stay idle.
+    pub fn refill(&mut self) -> Result<(), Refusal> {
+        while let Some(mut frame) = self.idle.pop() {
+            frame.put(0, &Event::default());
+            let posted = self
+                .queue
+                .start_buf(PendingEvent(frame), 1, 1)
+                .and_then(|buffer| {
+                    let mut buffer = buffer.writable();
+                    let _ = buffer.add_bytes(|pending| &pending.0, 0..size_of::<Event>());
+                    buffer.end_buf()
+                });
+            if let Err(Refused { token, why }) = posted {
+                self.idle.push(token.0);
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the device the buffers; see [`Queue::publish`].
+    pub fn publish(&mut self) -> Kick {
+        self.queue.publish()
+    }
+
+    /// Takes one event.
+    ///
+    /// # Errors
+    /// The device broke the queue; it has to be reset.
+    pub fn poll(&mut self) -> Result<Option<Happened>, Broken> {
+        let Some(completion) = self.queue.pop()? else {
+            return Ok(None);
+        };
+        let mut frame = completion.token.0;
+        let happened: Event = frame.get(0).unwrap_or_default();
+        self.idle.push(frame);
+        Ok(Some(Happened {
+            event: happened.event.get() & !event::MISSED,
+            lun: Lun::from_bytes(happened.lun),
+            reason: happened.reason.get(),
+            missed: happened.event.get() & event::MISSED != 0,
+        }))
+    }
+
+    /// Takes every buffer back after a reset; the device has to be told of the queue anew.
+    ///
+    /// # Errors
+    /// The proof is not of this device or not later than the queue.
+    pub fn reclaim(&mut self, proof: &ResetProof) -> Result<(), NotProven> {
+        let idle = &mut self.idle;
+        self.queue.reclaim(proof, |pending| idle.push(pending.0))
+    }
+
+    /// What to tell the device about the queue.
+    pub fn areas(&self) -> QueueAreas {
+        self.queue.areas()
+    }
+
+    /// See [`Queue::enable_interrupts`].
+    #[must_use]
+    pub fn enable_interrupts(&mut self) -> bool {
+        self.queue.enable_interrupts()
+    }
+
+    /// See [`Queue::disable_interrupts`].
+    pub fn disable_interrupts(&mut self) {
+        self.queue.disable_interrupts();
+    }
+}
