@@ -8,6 +8,7 @@
 )]
 
 pub(crate) mod pci;
+pub(crate) mod probe;
 mod ring;
 mod wiring;
 

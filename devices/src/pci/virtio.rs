@@ -10,6 +10,8 @@
 
 mod common;
 mod run;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -149,6 +151,12 @@ impl VirtioPci {
     /// The device behind the registers.
     pub fn device(&self) -> &Arc<dyn VirtioDevice> {
         &self.device
+    }
+
+    /// Where its workers raise interrupts.
+    #[cfg(test)]
+    fn sink(&self) -> Arc<dyn crate::interrupt::InterruptSink> {
+        self.interrupts.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

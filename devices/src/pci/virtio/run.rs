@@ -14,8 +14,10 @@ pub(super) struct RunningDevice {
     tasks: Vec<(Arc<Worker>, TaskId)>,
     /// The queues that have a doorbell.
     queues: Vec<u16>,
-    /// Where they are bound, if anywhere.
+    /// Where the BAR was when they were last bound.
     bound_at: Option<u64>,
+    /// Those that are: address and queue.
+    bound: Vec<(u64, u16)>,
 }
 
 impl VirtioPci {
@@ -27,6 +29,7 @@ impl VirtioPci {
             tasks: Vec::new(),
             queues: Vec::new(),
             bound_at: None,
+            bound: Vec::new(),
         };
         if let Err(broken) = self.start_tasks(state, &mut running) {
             self.interrupts.broken(&broken);
@@ -82,7 +85,7 @@ impl VirtioPci {
             let Some(at) = queues.iter().position(|slot| slot.index == index) else {
                 continue;
             };
-            if let Some(kick) = self.kicks.get(usize::from(index)) {
+            if let Some(kick) = self.kick(index) {
                 own.push((queues.swap_remove(at), kick.try_clone()?));
             }
         }
@@ -132,50 +135,49 @@ impl VirtioPci {
         if running.bound_at == base {
             return;
         }
-        if let Some(old) = running.bound_at.take() {
-            self.each_doorbell(&running.queues, old, |addr, kick| {
-                self.wiring.unbind_notify(addr, kick)
-            });
-        }
-        if let Some(new) = base {
-            // One that can't be bound still works, by an exit to user space.
-            self.each_doorbell(&running.queues, new, |addr, kick| {
-                self.wiring.bind_notify(addr, kick)
-            });
-        }
         running.bound_at = base;
-    }
-
-    fn each_doorbell(
-        &self,
-        queues: &[u16],
-        base: u64,
-        act: impl Fn(u64, &EventFd) -> Result<(), crate::wiring::WiringError>,
-    ) {
-        for &index in queues {
-            let offset = u64::from(NOTIFY_STRIDE).saturating_mul(u64::from(index));
-            let addr = base
-                .saturating_add(u64::from(NOTIFY))
-                .saturating_add(offset);
-            if let Some(kick) = self.kicks.get(usize::from(index))
-                && let Err(error) = act(addr, kick)
-            {
-                tracing::warn!(device = self.device.id(), %error, "a doorbell is slow");
+        for (addr, index) in running.bound.drain(..) {
+            let unbound = self
+                .kick(index)
+                .map(|kick| self.wiring.unbind_notify(addr, kick));
+            if let Some(Err(error)) = unbound {
+                tracing::warn!(device = self.device.id(), %error, "a doorbell stays where it was");
             }
         }
+        let Some(base) = base else {
+            return;
+        };
+        for &index in &running.queues {
+            let addr = doorbell(base, index);
+            match self
+                .kick(index)
+                .map(|kick| self.wiring.bind_notify(addr, kick))
+            {
+                Some(Ok(())) => running.bound.push((addr, index)),
+                // It still works, by an exit to user space.
+                Some(Err(error)) => {
+                    tracing::warn!(device = self.device.id(), %error, "a doorbell is slow");
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn kick(&self, index: u16) -> Option<&EventFd> {
+        self.kicks.get(usize::from(index))
     }
 
     /// A doorbell that arrived as an access: before its eventfd was bound, or through the window. Ignored unless the
     /// device runs.
     pub(super) fn notify(&self, offset: u64) {
         const STRIDE: u64 = NOTIFY_STRIDE as u64;
-        let index = offset / STRIDE;
+        let Ok(index) = u16::try_from(offset / STRIDE) else {
+            return;
+        };
         let state = self.state();
-        let runs = |running: &RunningDevice| running.queues.iter().any(|&q| u64::from(q) == index);
+        let runs = |running: &RunningDevice| running.queues.contains(&index);
         if state.running.as_ref().is_some_and(runs)
-            && let Some(kick) = usize::try_from(index)
-                .ok()
-                .and_then(|index| self.kicks.get(index))
+            && let Some(kick) = self.kick(index)
         {
             // An eventfd at its limit is signalled already.
             let _ = kick.write(1);
@@ -220,4 +222,11 @@ impl VirtioPci {
             }
         }
     }
+}
+
+/// The address of a queue's doorbell.
+fn doorbell(base: u64, index: u16) -> u64 {
+    let offset = u64::from(NOTIFY_STRIDE).saturating_mul(u64::from(index));
+    base.saturating_add(u64::from(NOTIFY))
+        .saturating_add(offset)
 }

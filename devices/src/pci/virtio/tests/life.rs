@@ -1,0 +1,240 @@
+//! Start, reset, NEEDS_RESET, and the sequences of drivers in the wild.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use splitring_virtio::spec::pci::common as reg;
+use splitring_virtio::spec::{feature, status};
+
+use super::{guest, guest_of, started};
+use crate::testing::GuestRing;
+use crate::testing::pci::{NOTIFY, wait_until};
+use crate::testing::probe::{Manner, Probe};
+use crate::worker::Failure;
+
+const BUFFER: u64 = 0x1000;
+
+#[test]
+fn a_notification_before_driver_ok_is_ignored_and_its_buffer_found_at_the_start() {
+    let (mut guest, probe) = guest(Manner::Answer);
+    guest.negotiate();
+    guest.rings = (0..3).map(|index| guest.enable_queue(index)).collect();
+    guest.offer(0, &[(BUFFER, 7, true)]);
+    guest.kick(0);
+    guest.bar_write(NOTIFY + 4 * 17, &[0, 0]);
+    assert!(guest.wiring.doorbells().is_empty());
+    assert_eq!(probe.record.runs.load(Ordering::SeqCst), 0);
+    assert_eq!(guest.rings[0].used(), []);
+    guest.add_status(status::DRIVER_OK);
+    assert_eq!(guest.wait_used(0, 1), [(0, 7)]);
+}
+
+#[test]
+fn doorbells_that_cannot_be_bound_still_work() {
+    let (mut guest, _) = guest(Manner::Answer);
+    guest.wiring.refuses.store(true, Ordering::SeqCst);
+    guest.restart();
+    assert!(guest.wiring.doorbells().is_empty());
+    guest.offer(2, &[(BUFFER, 7, true)]);
+    guest.kick(2);
+    assert_eq!(guest.wait_used(2, 1), [(0, 7)]);
+    guest.wiring.refuses.store(false, Ordering::SeqCst);
+}
+
+#[test]
+fn only_enabled_queues_start() {
+    let (mut guest, probe) = guest(Manner::Answer);
+    guest.negotiate();
+    guest.rings = vec![guest.enable_queue(1)];
+    guest.add_status(status::DRIVER_OK);
+    guest.offer(0, &[(BUFFER, 7, true)]);
+    guest.kick(1);
+    assert_eq!(guest.wait_used(0, 1), [(0, 7)]);
+    let base = guest.bar();
+    assert_eq!(guest.wiring.doorbells(), [base + NOTIFY + 4]);
+    guest.kick(0);
+    assert_eq!(probe.record.starts.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn reset_is_complete_when_the_write_returns() {
+    let (guest, probe) = started(Manner::Answer);
+    guest.set16(reg::QUEUE_SELECT, 1);
+    guest.set16(reg::QUEUE_MSIX_VECTOR, 1);
+    guest.set16(reg::CONFIG_MSIX_VECTOR, 0);
+    guest.set_status(0);
+    assert_eq!(guest.status(), 0);
+    assert_eq!(probe.record.stops.load(Ordering::SeqCst), 3);
+    // Once before the start, as drivers do, and once now.
+    assert_eq!(probe.record.resets.load(Ordering::SeqCst), 2);
+    assert!(guest.wiring.doorbells().is_empty());
+    assert_eq!(guest.common16(reg::QUEUE_SELECT), 0);
+    assert_eq!(guest.common16(reg::CONFIG_MSIX_VECTOR), 0xffff);
+    assert_eq!(guest.common(reg::DRIVER_FEATURE_SELECT), [0; 8]);
+    for (queue, size) in [(0, 256), (1, 64), (2, 8)] {
+        guest.set16(reg::QUEUE_SELECT, queue);
+        assert_eq!(guest.common16(reg::QUEUE_SIZE), size);
+        assert_eq!(guest.common16(reg::QUEUE_ENABLE), 0);
+        assert_eq!(guest.common16(reg::QUEUE_MSIX_VECTOR), 0xffff);
+        assert_eq!(guest.common(reg::QUEUE_DESC), [0; 8]);
+        assert_eq!(guest.common(reg::QUEUE_DRIVER), [0; 8]);
+        assert_eq!(guest.common(reg::QUEUE_DEVICE), [0; 8]);
+    }
+}
+
+#[test]
+fn reset_takes_back_what_is_in_flight_and_the_device_starts_again() {
+    let (mut guest, probe) = started(Manner::Hold);
+    for _ in 0..5 {
+        guest.offer(0, &[(BUFFER, 7, true)]);
+    }
+    guest.kick(0);
+    let held = || probe.record.held.load(Ordering::SeqCst);
+    wait_until("the requests are in flight", || held() == 5);
+    let start = Instant::now();
+    guest.set_status(0);
+    assert!(start.elapsed().as_secs() < 5);
+    assert_eq!(guest.status(), 0);
+    guest.restart();
+    guest.offer(0, &[(BUFFER, 7, true)]);
+    guest.kick(0);
+    wait_until("the new queue is served", || held() == 6);
+}
+
+#[test]
+fn reset_is_allowed_at_any_time() {
+    let (mut guest, probe) = guest(Manner::Answer);
+    guest.set_status(0);
+    guest.set_status(1);
+    guest.set_status(0);
+    guest.negotiate();
+    guest.set_status(0);
+    guest.restart();
+    guest.set_status(0);
+    guest.set_status(0);
+    assert_eq!(guest.status(), 0);
+    assert_eq!(probe.record.starts.load(Ordering::SeqCst), 1);
+    assert_eq!(probe.record.stops.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn a_malformed_chain_needs_a_reset_and_stops_all_queues() {
+    let (mut guest, _) = started(Manner::Answer);
+    guest.enable_msix();
+    guest.set16(reg::CONFIG_MSIX_VECTOR, 3);
+    guest.rings[1].offer_head(64);
+    guest.kick(1);
+    guest.wait_for_status(status::NEEDS_RESET);
+    let sent = guest.wiring.messages();
+    assert_eq!(sent.iter().map(|m| m.data).collect::<Vec<_>>(), [3]);
+    // The other queues are silent too.
+    guest.offer(0, &[(BUFFER, 7, true)]);
+    guest.kick(0);
+    guest.worker.pause().unwrap();
+    guest.worker.resume().unwrap();
+    assert_eq!(guest.rings[0].used(), []);
+    guest.restart();
+    assert_eq!(guest.status(), 15);
+    guest.offer(0, &[(BUFFER, 7, true)]);
+    guest.kick(0);
+    assert_eq!(guest.wait_used(0, 1), [(0, 7)]);
+}
+
+#[test]
+fn a_ring_outside_memory_needs_a_reset_at_driver_ok() {
+    let (mut guest, probe) = guest(Manner::Answer);
+    guest.negotiate();
+    guest.enable_queue(0);
+    guest.set16(reg::QUEUE_SELECT, 1);
+    guest.set64(reg::QUEUE_DESC, !0xfff);
+    guest.set16(reg::QUEUE_ENABLE, 1);
+    guest.add_status(status::DRIVER_OK);
+    assert_eq!(guest.status(), 15 | status::NEEDS_RESET);
+    assert_eq!(probe.record.starts.load(Ordering::SeqCst), 0);
+    guest.restart();
+    assert_eq!(guest.status(), 15);
+}
+
+#[test]
+fn a_device_that_cannot_start_needs_a_reset() {
+    let (guest, _) = started(Manner::Refuse);
+    assert_eq!(guest.status(), 15 | status::NEEDS_RESET);
+    guest.set_status(0);
+    assert_eq!(guest.status(), 0);
+}
+
+#[test]
+fn a_panic_in_a_device_is_reported_and_the_registers_still_answer() {
+    let (mut guest, _) = started(Manner::Panic);
+    guest.offer(0, &[(BUFFER, 7, true)]);
+    guest.kick(0);
+    wait_until("the failure is reported", || {
+        !guest.failures.lock().unwrap().is_empty()
+    });
+    let failures = guest.failures.lock().unwrap().clone();
+    let message = "the probe was told to panic".to_owned();
+    let worker = "test".to_owned();
+    assert_eq!(failures, [Failure::Panic { worker, message }]);
+    guest.set_status(0);
+    assert_eq!(guest.status(), 0);
+}
+
+#[test]
+fn the_configuration_generation_moves_with_the_configuration() {
+    let (guest, probe) = started(Manner::Answer);
+    guest.enable_msix();
+    guest.set16(reg::CONFIG_MSIX_VECTOR, 2);
+    let before: [u8; 1] = guest.common(reg::CONFIG_GENERATION);
+    assert_eq!(guest.common(reg::CONFIG_GENERATION), before);
+    probe.change_config(5);
+    assert_ne!(guest.common(reg::CONFIG_GENERATION), before);
+    assert_eq!(guest.wiring.messages()[0].data, 2);
+}
+
+#[test]
+fn freebsd_resets_and_negotiates_again_without_probing_anew() {
+    let (mut guest, _) = started(Manner::Answer);
+    // vtpci_reinit: reset, then ACK, DRIVER, the features it remembers, FEATURES_OK.
+    let remembered = guest.offered();
+    guest.set_status(0);
+    guest.set_status(1);
+    guest.set_status(3);
+    guest.accept(remembered);
+    guest.set_status(11);
+    assert_eq!(guest.status(), 11);
+    guest.rings = (0..3).map(|index| guest.enable_queue(index)).collect();
+    guest.set_status(15);
+    guest.offer(0, &[(BUFFER, 1, true)]);
+    guest.kick(0);
+    assert_eq!(guest.wait_used(0, 1), [(0, 1)]);
+}
+
+#[test]
+fn seabios_sets_acknowledge_and_driver_at_once_asks_for_256_and_polls() {
+    let (mut guest, _) = guest_of(Probe::new(&[128], Manner::Answer));
+    guest.decode_memory();
+    guest.set_status(0);
+    guest.set_status(3);
+    guest.accept(feature::VERSION_1);
+    guest.set_status(3 | 8);
+    assert_eq!(guest.status(), 11);
+    guest.set16(reg::QUEUE_SELECT, 0);
+    assert_eq!(guest.common16(reg::QUEUE_ENABLE), 0);
+    guest.set16(reg::QUEUE_SIZE, 256);
+    let size = guest.common16(reg::QUEUE_SIZE);
+    assert_eq!(size, 128);
+    let ring = GuestRing::new(&guest.ram, 0, size);
+    guest.set64(reg::QUEUE_DESC, ring.descriptors());
+    guest.set64(reg::QUEUE_DRIVER, ring.available_ring());
+    guest.set64(reg::QUEUE_DEVICE, ring.used_ring());
+    guest.set16(reg::QUEUE_ENABLE, 1);
+    guest.set_status(15);
+    guest.rings = vec![ring];
+    for round in 0..3 {
+        guest.offer(0, &[(BUFFER, 1, true)]);
+        guest.kick(0);
+        assert_eq!(guest.wait_used(0, 1), [(round, 1)]);
+    }
+    guest.set_status(0);
+    assert_eq!(guest.status(), 0);
+}

@@ -1,0 +1,165 @@
+//! A device without a chapter: as many queues as wanted, and a handler that shows what the worker does with it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::DeviceKind;
+use crate::device::{
+    Broken, Cause, Chain, FeatureRule, Outcome, QueueHandler, QueueSet, Start, StartError, Task,
+    VirtioDevice,
+};
+use crate::interrupt::ConfigNotifier;
+
+/// What the handler does with a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// Completes it at once, with the length of its writable part.
+    Answer,
+    /// Holds it until it is stopped.
+    Hold,
+    /// Panics.
+    Panic,
+    /// Refuses to start.
+    Refuse,
+}
+
+/// What happened.
+#[derive(Default)]
+pub(crate) struct Record {
+    pub(crate) starts: AtomicUsize,
+    pub(crate) resets: AtomicUsize,
+    pub(crate) runs: AtomicUsize,
+    pub(crate) stops: AtomicUsize,
+    pub(crate) features: AtomicU64,
+    /// Chains held.
+    pub(crate) held: AtomicUsize,
+}
+
+/// See the module.
+pub(crate) struct Probe {
+    pub(crate) sizes: Vec<u16>,
+    pub(crate) manner: Manner,
+    pub(crate) features: u64,
+    pub(crate) rules: Vec<FeatureRule>,
+    pub(crate) config: Arc<Mutex<Vec<u8>>>,
+    pub(crate) record: Arc<Record>,
+    pub(crate) notifier: Mutex<Option<ConfigNotifier>>,
+}
+
+impl Probe {
+    pub(crate) fn new(sizes: &[u16], manner: Manner) -> Self {
+        Self {
+            sizes: sizes.to_vec(),
+            manner,
+            features: 0,
+            rules: Vec::new(),
+            config: Arc::new(Mutex::new((1..=8).collect())),
+            record: Arc::default(),
+            notifier: Mutex::new(None),
+        }
+    }
+
+    /// Changes the configuration space as a running device does.
+    pub(crate) fn change_config(&self, value: u8) {
+        let notifier = self.notifier.lock().unwrap().clone().unwrap();
+        notifier.change(|| self.config.lock().unwrap().fill(value));
+    }
+}
+
+impl VirtioDevice for Probe {
+    fn id(&self) -> &str {
+        "probe0"
+    }
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Rng
+    }
+    fn features(&self) -> u64 {
+        self.features
+    }
+    fn feature_rules(&self) -> &[FeatureRule] {
+        &self.rules
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &self.sizes
+    }
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let config = self.config.lock().unwrap();
+        let bytes = config.get(offset..).unwrap_or_default();
+        data.iter_mut()
+            .zip(bytes)
+            .for_each(|(to, from)| *to = *from);
+    }
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        let mut config = self.config.lock().unwrap();
+        let place = config.get_mut(offset..).unwrap_or_default();
+        place
+            .iter_mut()
+            .zip(data)
+            .for_each(|(to, from)| *to = *from);
+    }
+    fn start(&self, start: Start) -> Result<Vec<Task>, StartError> {
+        if self.manner == Manner::Refuse {
+            return Err(StartError::new("no backend"));
+        }
+        self.record.starts.fetch_add(1, Ordering::SeqCst);
+        self.record.features.store(start.features, Ordering::SeqCst);
+        *self.notifier.lock().unwrap() = Some(start.config);
+        let task = |index| Task {
+            queues: vec![index],
+            handler: Box::new(Handler::new(self.manner, Arc::clone(&self.record))),
+        };
+        Ok(start.queues.iter().map(|queue| task(queue.index)).collect())
+    }
+    fn reset(&self) {
+        self.record.resets.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+pub(crate) struct Handler {
+    manner: Manner,
+    record: Arc<Record>,
+    held: HashMap<u16, Vec<Chain>>,
+}
+
+impl Handler {
+    pub(crate) fn new(manner: Manner, record: Arc<Record>) -> Self {
+        let held = HashMap::new();
+        Self {
+            manner,
+            record,
+            held,
+        }
+    }
+}
+
+impl QueueHandler for Handler {
+    fn run(&mut self, queues: &mut QueueSet<'_>, _cause: Cause) -> Result<Outcome, Broken> {
+        self.record.runs.fetch_add(1, Ordering::SeqCst);
+        for (index, queue) in queues.iter() {
+            while let Some(chain) = queue.pop().map_err(|error| Broken::new(index, error))? {
+                match self.manner {
+                    Manner::Hold => {
+                        self.held.entry(index).or_default().push(chain);
+                        self.record.held.fetch_add(1, Ordering::SeqCst);
+                    }
+                    Manner::Panic => panic!("the probe was told to panic"),
+                    Manner::Answer | Manner::Refuse => {
+                        let len = u32::try_from(chain.writable_len()).unwrap();
+                        queue.complete(chain, len);
+                    }
+                }
+            }
+        }
+        Ok(Outcome::Idle)
+    }
+
+    fn stop(&mut self, queues: &mut QueueSet<'_>) {
+        self.record.stops.fetch_add(1, Ordering::SeqCst);
+        for (index, chains) in self.held.drain() {
+            for chain in chains {
+                queues.get(index).unwrap().complete(chain, 0);
+            }
+        }
+    }
+}
