@@ -68,7 +68,10 @@ pub const DISK_KEYS: &[(&str, &str)] = &[
         "id",
         "name of the device, in metrics and run-time changes [disk0, disk1, …]",
     ),
-    ("format", "raw or qcow2, never guessed [raw]"),
+    (
+        "format",
+        "raw, qcow2, or null, which moves no data and measures the rest; never guessed [raw]",
+    ),
     ("bus", "virtio or scsi [virtio]"),
     ("readonly", "on or off [off]"),
     (
@@ -114,6 +117,8 @@ pub enum Format {
     Raw,
     /// QEMU's copy-on-write format.
     Qcow2,
+    /// Moves no data; only the size is the image's. For measurements.
+    Null,
 }
 
 /// Bus of a disk.

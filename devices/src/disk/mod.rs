@@ -17,8 +17,10 @@ pub mod config;
 pub mod doubles;
 mod error;
 mod image;
+mod limits;
 mod lock;
 pub mod metrics;
+mod null;
 mod plain;
 mod range;
 mod raw;
@@ -27,17 +29,48 @@ mod share;
 mod transfer;
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use splitring_virtio::mem::Segment;
 
 pub use error::{DiskError, IoFault};
+pub use limits::LimitedDisk;
+pub use null::NullDisk;
 pub use raw::RawDisk;
 pub use share::{Member, RingShare, Seat, SharedRings};
 
 use crate::ram::Ram;
+use config::{Bytes, DiskConfig, Format};
 
 /// Bytes in a sector, the unit of virtio-blk requests and the smallest block a disk may have.
 pub const SECTOR: u64 = 512;
+
+/// Opens the disk that `config` describes, which was validated, with as many streams as it has queues.
+///
+/// # Errors
+/// What is wrong with the image, with its name and what to do about it.
+pub fn open(config: &DiskConfig) -> Result<Arc<dyn Disk>, DiskError> {
+    let (queues, depth) = (config.queue_count(), config.queue_len());
+    let disk: Arc<dyn Disk> = match config.format {
+        Format::Raw => Arc::new(RawDisk::open(config, queues, depth)?),
+        Format::Null => Arc::new(NullDisk::new(RawDisk::open(config, 0, 1)?.geometry())),
+        Format::Qcow2 => {
+            return Err(DiskError::Unusable {
+                path: config.path.clone(),
+                problem: "this build has no qcow2".into(),
+                remedy: "convert it with `qemu-img convert -O raw`",
+            });
+        }
+    };
+    Ok(match (config.iops, config.bandwidth) {
+        (None, None) => disk,
+        (requests, bytes) => Arc::new(LimitedDisk::new(
+            disk,
+            requests,
+            bytes.map(|Bytes(bytes)| bytes),
+        )),
+    })
+}
 
 /// An opened image.
 pub trait Disk: Send + Sync {
