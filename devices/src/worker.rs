@@ -261,3 +261,7 @@ impl Drop for Worker {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

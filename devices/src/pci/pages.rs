@@ -200,16 +200,20 @@ impl ConfigPage {
 mod tests {
     use super::*;
 
-    fn guest_read(pages: &ConfigPages, offset: usize) -> u32 {
-        assert!(offset + 4 <= BUS_SIZE);
-        // SAFETY: within the mapping; the test's stand-in for the guest's own load.
-        unsafe {
-            pages
-                .host_address()
-                .wrapping_add(offset)
-                .cast::<u32>()
-                .read_volatile()
+    impl ConfigPages {
+        /// What a guest reads without an exit.
+        pub(in crate::pci) fn copy(&self, offset: usize, len: usize) -> Vec<u8> {
+            assert!(offset + len <= BUS_SIZE);
+            let at = self.host_address().wrapping_add(offset);
+            (0..len)
+                // SAFETY: within the mapping; the test's stand-in for the guest's own loads.
+                .map(|byte| unsafe { at.wrapping_add(byte).read_volatile() })
+                .collect()
         }
+    }
+
+    fn guest_read(pages: &ConfigPages, offset: usize) -> u32 {
+        u32::from_le_bytes(pages.copy(offset, 4).try_into().unwrap())
     }
 
     #[test]

@@ -344,3 +344,7 @@ impl BusDevice for ConfigPorts {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "root_tests.rs"]
+mod tests;

@@ -104,6 +104,32 @@ impl GuestRing {
         all
     }
 
+    /// The available flags: 1 asks for no interrupts.
+    pub(crate) fn set_available_flags(&self, flags: u16) {
+        self.write(self.available_ring(), &flags.to_le_bytes());
+    }
+
+    /// Chains made available so far.
+    pub(crate) fn available_index(&self) -> u16 {
+        self.available
+    }
+
+    /// Used entries seen so far.
+    pub(crate) fn used_index(&self) -> u16 {
+        self.seen
+    }
+
+    /// Whether the device asks for a kick after the chains since `before` (VIRTIO 1.2 §2.7.13.4.1).
+    pub(crate) fn wants_kick(&self, event_idx: bool, before: u16) -> bool {
+        let get = |at| -> u16 { self.ram.mapping().read_obj(GuestAddress(at)).unwrap() };
+        if !event_idx {
+            return get(self.used_ring()) & 1 == 0;
+        }
+        let event = get(self.used_ring() + 4 + 8 * u64::from(self.size));
+        let since = self.available.wrapping_sub(before);
+        self.available.wrapping_sub(event).wrapping_sub(1) < since
+    }
+
     fn write(&self, at: u64, bytes: &[u8]) {
         self.ram
             .mapping()
