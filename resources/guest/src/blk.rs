@@ -1,0 +1,262 @@
+//! What the block device is put through: bio and request path, every indirect policy, chained lists.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use splitring_virtio::driver::blk::{Bio, Blk, Done, FEATURES, Info, Merged, Transfer, Work};
+use splitring_virtio::driver::{DmaBytes, IndirectPolicy, Kick, Queue, QueueOptions};
+use splitring_virtio::driver::pci::Pci;
+use splitring_virtio::scatterlist::ScatterList;
+use splitring_virtio::spec::blk::{Config, Range};
+use splitring_virtio::spec::feature;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::machine::Function;
+use crate::suite::{Fault, Load, Pattern, Suite, Variant, bytes, patience};
+
+const SECTOR: usize = 512;
+const BLOCK: usize = 4096;
+const SECTORS: u64 = (BLOCK / SECTOR) as u64;
+/// Requests in flight in batches and timed loops.
+const DEPTH: usize = 32;
+const RANGES: usize = 4;
+
+/// A block device with its first queue.
+pub(crate) struct Disk {
+    pci: Pci<Function>,
+    blk: Blk,
+}
+
+impl Disk {
+    /// Resets the device and brings it up with the queue a variant asks for.
+    pub(crate) fn open(mut pci: Pci<Function>, variant: Variant) -> Result<Self, Fault> {
+        pci.reset().map_err(Fault::text)?;
+        let wanted = FEATURES | variant.features();
+        let features = pci.negotiate(wanted).map_err(Fault::text)?;
+        let mut config = Config::new_zeroed();
+        let len = config.as_bytes().len();
+        pci.read_config(0, &mut config.as_mut_bytes()[..len]).map_err(Fault::text)?;
+        let info = Info::new(&config, features);
+        let size = pci.queue_max(0).min(256);
+        let options = variant.options(size, features);
+        let memory = bytes(options.memory_len())?;
+        let queue = Queue::new(options, memory, splitring_virtio::driver::Identity, pci.id());
+        let queue = queue.map_err(Fault::text)?;
+        let frames = bytes(Blk::<DmaBytes>::frame_len(RANGES) * usize::from(size))?;
+        let mut blk = Blk::new(queue, frames, RANGES, info);
+        blk.disable_interrupts();
+        pci.set_up_queue(0, &blk.areas(), None).map_err(Fault::text)?;
+        pci.go();
+        Ok(Self { pci, blk })
+    }
+
+    /// The device, to be opened anew.
+    pub(crate) fn close(self) -> Pci<Function> {
+        self.pci
+    }
+
+    /// The serial number, up to its padding.
+    pub(crate) fn serial(&mut self) -> Result<String, Fault> {
+        self.blk.get_id(0).map_err(|refused| Fault::text(refused.why))?;
+        let id = self.finish()?.id.ok_or(Fault::new("no identification came"))?;
+        let end = id.iter().position(|byte| *byte == 0).unwrap_or(id.len());
+        String::from_utf8(id[..end].to_vec()).map_err(Fault::text)
+    }
+
+    fn push(&mut self) {
+        let pci = &self.pci;
+        let kick: Kick = self.blk.publish();
+        kick.send(|| pci.notify(0));
+    }
+
+    fn reap(&mut self) -> Result<Option<Done>, Fault> {
+        self.blk.poll().map_err(Fault::text)
+    }
+
+    /// Publishes, waits for one request, and insists that it went well.
+    fn finish(&mut self) -> Result<Done, Fault> {
+        self.push();
+        let done = patience(|| self.reap())?;
+        done.result.map_err(Fault::text)?;
+        Ok(done)
+    }
+
+    /// One bio, start to end; answers its memory.
+    pub(crate) fn one(&mut self, bio: Bio) -> Result<ScatterList, Fault> {
+        self.blk.bio(0, bio).map_err(|refused| Fault::text(refused.why))?;
+        match self.finish()?.work {
+            Work::Bio(bio) => Ok(bio.data),
+            _ => Err(Fault::new("another request came back")),
+        }
+    }
+
+    fn write(&mut self, sector: u64, data: ScatterList) -> Result<ScatterList, Fault> {
+        self.one(Bio { transfer: Transfer::Write, sector, data })
+    }
+
+    fn read(&mut self, sector: u64, data: ScatterList) -> Result<ScatterList, Fault> {
+        self.one(Bio { transfer: Transfer::Read, sector, data })
+    }
+}
+
+/// Everything, in every variant; then the timed loops.
+pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), Fault> {
+    for variant in Variant::ALL {
+        let mut disk = Disk::open(pci, variant)?;
+        let mut test = |name: &str, work: fn(&mut Disk) -> Result<(), Fault>| {
+            suite.test(format_args!("blk {name} {}", variant.name()), || work(&mut disk));
+        };
+        test("bio", single);
+        test("chained-lists", chained);
+        test("request", merged);
+        test("batch", batched);
+        test("flush", |disk| {
+            disk.blk.flush(0).map_err(|refused| Fault::text(refused.why))?;
+            disk.finish().map(drop)
+        });
+        test("zeroes", zeroes);
+        test("discard", discard);
+        pci = disk.close();
+    }
+    for (variant, name) in [(Variant::Direct, "direct"), (Variant::Auto, "auto")] {
+        let mut disk = Disk::open(pci, variant)?;
+        for (transfer, way) in [(Transfer::Read, "read"), (Transfer::Write, "write")] {
+            for depth in [1, DEPTH] {
+                let label = format_args!("blk 4k-{way} {name} qd{depth}");
+                suite.time(label, |load| timed(&mut disk, transfer, depth, load));
+            }
+        }
+        pci = disk.close();
+    }
+    Ok(())
+}
+
+fn single(disk: &mut Disk) -> Result<(), Fault> {
+    let pattern = Pattern(1);
+    let list = disk.write(8, pattern.list(&[BLOCK])?)?;
+    drop(list);
+    pattern.check(disk.read(8, Pattern(0).list(&[BLOCK])?)?)
+}
+
+/// Three lists chained, cut at odd places one way and at others on the way back.
+fn chained(disk: &mut Disk) -> Result<(), Fault> {
+    let pattern = Pattern(2);
+    disk.write(64, pattern.chain(&[&[512, 24], &[4000, 8], &[1600, 2048]])?)?;
+    pattern.check(disk.read(64, Pattern(0).chain(&[&[8, 4088], &[1], &[3071, 1024]])?)?)
+}
+
+/// The request path: three bios in the wrong order become one write.
+fn merged(disk: &mut Disk) -> Result<(), Fault> {
+    let mut merged = Merged::with_capacity(3);
+    for part in [1, 2, 0] {
+        let data = Pattern(10 + part).list(&[1024, BLOCK - 1024])?;
+        let sector = 128 + part * SECTORS;
+        let merge = merged.merge(Bio { transfer: Transfer::Write, sector, data });
+        merge.map_err(|_| Fault::new("adjacent bios did not merge"))?;
+    }
+    disk.blk.merged(7, merged).map_err(|refused| Fault::text(refused.why))?;
+    if disk.finish()?.tag != 7 {
+        return Err(Fault::new("another tag came back"));
+    }
+    for part in [0, 1, 2] {
+        let data = disk.read(128 + part * SECTORS, Pattern(0).list(&[BLOCK])?)?;
+        Pattern(10 + part).check(data)?;
+    }
+    Ok(())
+}
+
+/// Many requests behind one publication.
+fn batched(disk: &mut Disk) -> Result<(), Fault> {
+    for transfer in [Transfer::Write, Transfer::Read] {
+        for tag in 0..DEPTH as u64 {
+            let pattern = if transfer == Transfer::Write { Pattern(100 + tag) } else { Pattern(0) };
+            let bio = Bio { transfer, sector: 256 + tag * SECTORS, data: pattern.list(&[BLOCK])? };
+            disk.blk.bio(tag, bio).map_err(|refused| Fault::text(refused.why))?;
+        }
+        let mut seen = 0u64;
+        for _ in 0..DEPTH {
+            let done = disk.finish()?;
+            seen |= 1 << done.tag;
+            if let (Transfer::Read, Work::Bio(bio)) = (transfer, done.work) {
+                Pattern(100 + done.tag).check(bio.data)?;
+            }
+        }
+        if seen != u64::MAX >> (64 - DEPTH) {
+            return Err(Fault::new("a tag came twice, or never"));
+        }
+    }
+    Ok(())
+}
+
+fn zeroes(disk: &mut Disk) -> Result<(), Fault> {
+    if disk.blk.info().write_zeroes.is_none() {
+        return Err(Fault::Skipped("not offered"));
+    }
+    disk.write(1024, Pattern(3).list(&[BLOCK])?)?;
+    let range = Range { sector: 1024.into(), num_sectors: (SECTORS as u32).into(), flags: 0.into() };
+    disk.blk.write_zeroes(0, &[range]).map_err(|refused| Fault::text(refused.why))?;
+    disk.finish()?;
+    Pattern(0).check(disk.read(1024, Pattern(9).list(&[BLOCK])?)?)
+}
+
+fn discard(disk: &mut Disk) -> Result<(), Fault> {
+    if disk.blk.info().discard.is_none() {
+        return Err(Fault::Skipped("not offered"));
+    }
+    disk.write(2048, Pattern(4).list(&[BLOCK])?)?;
+    let range = Range { sector: 2056.into(), num_sectors: (SECTORS as u32).into(), flags: 0.into() };
+    disk.blk.discard(0, &[range]).map_err(|refused| Fault::text(refused.why))?;
+    disk.finish()?;
+    // The neighbour keeps what it had.
+    Pattern(4).check(disk.read(2048, Pattern(0).list(&[BLOCK])?)?)
+}
+
+/// Keeps `depth` 4 KiB transfers at random places in flight until the time is up.
+fn timed(disk: &mut Disk, transfer: Transfer, depth: usize, load: &mut Load) -> Result<(), Fault> {
+    let blocks = disk.blk.info().capacity / SECTORS;
+    let mut idle: Vec<ScatterList> = Vec::with_capacity(depth);
+    for _ in 0..depth {
+        idle.push(Pattern(5).list(&[BLOCK])?);
+    }
+    let mut flying = 0;
+    while load.goes_on() || flying > 0 {
+        while let Some(data) = idle.pop_if(|_| load.goes_on()) {
+            let bio = Bio { transfer, sector: load.random() % blocks * SECTORS, data };
+            disk.blk.bio(0, bio).map_err(|refused| Fault::text(refused.why))?;
+            flying += 1;
+        }
+        disk.push();
+        let mut done = patience(|| disk.reap()).map(Some)?;
+        while let Some(request) = done {
+            request.result.map_err(Fault::text)?;
+            if let Work::Bio(bio) = request.work {
+                idle.push(bio.data);
+            }
+            flying -= 1;
+            load.count();
+            done = disk.reap()?;
+        }
+    }
+    Ok(())
+}
+
+/// The variants' use of the ring's features.
+impl Variant {
+    /// Features beyond the device's own.
+    pub(crate) fn features(self) -> u64 {
+        let indirect = if self == Self::Direct { 0 } else { feature::INDIRECT_DESC };
+        let event = if self == Self::Flags { 0 } else { feature::EVENT_IDX };
+        feature::VERSION_1 | indirect | event
+    }
+
+    /// The queue to set up.
+    pub(crate) fn options(self, size: u16, features: u64) -> QueueOptions {
+        let policy = match self {
+            Self::Direct => IndirectPolicy::Never,
+            Self::Indirect => IndirectPolicy::Always,
+            Self::Rfc | Self::Flags => IndirectPolicy::Rfc,
+            Self::Auto => IndirectPolicy::Auto,
+        };
+        QueueOptions::new(size, features).tables(16).policy(policy)
+    }
+}

@@ -1,0 +1,75 @@
+//! The freestanding guest behind `splitring selftest`: it drives every virtio device through the
+//! piecewise path and says how that went.
+//!
+//! It runs in ring 3 from its first line of Rust on, because a KVM without hardware virtualisation
+//! runs only that natively. It has no interrupts: every device is polled.
+
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "an entry point is reached from assembly")]
+
+extern crate alloc;
+
+mod blk;
+mod machine;
+mod memory;
+mod report;
+mod suite;
+
+use alloc::vec::Vec;
+use core::arch::global_asm;
+
+use splitring_virtio::driver::pci::Pci;
+use splitring_virtio::spec::id;
+
+use blk::Disk;
+use machine::{Function, Options, Window};
+use report::Report;
+use suite::{Suite, Variant};
+
+global_asm!(include_str!("entry.s"));
+
+/// The end of every run: an invalid instruction without anybody to catch it, hence a triple fault,
+/// which ends the machine under every VMM.
+fn end() -> ! {
+    // SAFETY: does not return.
+    unsafe { core::arch::asm!("ud2", options(noreturn)) }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    end()
+}
+
+/// Reached from `entry.s` with the address of the PVH start information.
+#[unsafe(no_mangle)]
+extern "C" fn guest_main(info: usize) -> ! {
+    // SAFETY: entry.s passes what it was given.
+    let options = unsafe { Options::read(info) };
+    let mut window = Window::new(&options);
+    let functions: Vec<Function> = Function::all(&options, &mut window).collect();
+    let devices: Vec<Pci<Function>> = functions.into_iter().filter_map(|f| Pci::new(f).ok()).collect();
+    let (disks, others): (Vec<_>, Vec<_>) = devices.into_iter().partition(|pci| pci.kind() == id::BLOCK);
+    let mut tested = Vec::new();
+    let mut report = None;
+    for pci in disks {
+        let Ok(mut disk) = Disk::open(pci, Variant::Auto) else { continue };
+        match disk.serial() {
+            Ok(serial) if serial == "report" => report = Some(Report::new(disk)),
+            _ => tested.push(disk.close()),
+        }
+    }
+    // Without a report there is nobody to tell anything.
+    let Some(mut report) = report else { end() };
+    report.line(format_args!("splitring-guest 1"));
+    let mut suite = Suite::new(&mut report, options);
+    for pci in tested {
+        let result = blk::run(&mut suite, pci);
+        suite.device("blk", result);
+    }
+    for pci in others {
+        let _ = pci.kind();
+    }
+    report.line(format_args!("end"));
+    end()
+}

@@ -1,0 +1,232 @@
+//! What every device's tests share: patience, patterns, timed loops and the lines they report.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use splitring_virtio::driver::DmaBytes;
+use splitring_virtio::scatterlist::ScatterList;
+
+use crate::machine::{Options, ticks};
+use crate::report::Report;
+
+/// How long a device may take to answer one request.
+const PATIENCE_MILLIS: u64 = 10_000;
+
+/// Ticks of [`PATIENCE_MILLIS`]; set once, before any device is touched.
+static PATIENCE: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(u64::MAX);
+
+/// Why a test did not pass.
+pub(crate) enum Fault {
+    /// What was wrong.
+    Failed(String),
+    /// Why it can't be had here.
+    Skipped(&'static str),
+}
+
+impl Fault {
+    pub(crate) fn new(why: &str) -> Self {
+        Self::Failed(why.into())
+    }
+
+    pub(crate) fn text(why: impl fmt::Display) -> Self {
+        Self::Failed(format!("{why}"))
+    }
+}
+
+/// How a queue is used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Variant {
+    /// No indirect tables.
+    Direct,
+    /// Tables whenever there is more than one segment.
+    Indirect,
+    /// The RFC's rule.
+    Rfc,
+    /// The driver's own rule.
+    Auto,
+    /// Without EVENT_IDX.
+    Flags,
+}
+
+impl Variant {
+    pub(crate) const ALL: [Self; 5] = [Self::Direct, Self::Indirect, Self::Rfc, Self::Auto, Self::Flags];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Indirect => "indirect",
+            Self::Rfc => "rfc",
+            Self::Auto => "auto",
+            Self::Flags => "flags",
+        }
+    }
+}
+
+/// Zeroed memory for a device.
+pub(crate) fn bytes(len: usize) -> Result<DmaBytes, Fault> {
+    DmaBytes::zeroed(len, 4096).map(DmaBytes::leak).ok_or(Fault::new("the guest's memory is used up"))
+}
+
+/// Asks again and again until something comes.
+pub(crate) fn patience<T>(mut ask: impl FnMut() -> Result<Option<T>, Fault>) -> Result<T, Fault> {
+    let limit = PATIENCE.load(core::sync::atomic::Ordering::Relaxed);
+    let start = ticks();
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        if ticks().wrapping_sub(start) > limit {
+            return Err(Fault::new("no answer within 10 seconds"));
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Recognisable contents; number 0 is all zeroes.
+#[derive(Clone, Copy)]
+pub(crate) struct Pattern(pub(crate) u64);
+
+impl Pattern {
+    pub(crate) fn byte(self, at: usize) -> u8 {
+        let mixed = (at as u64 / 7 + 1).wrapping_mul(self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        (mixed >> 32) as u8
+    }
+
+    pub(crate) fn fill(self, to: &mut [u8], from: usize) {
+        for (at, byte) in to.iter_mut().enumerate() {
+            *byte = self.byte(from + at);
+        }
+    }
+
+    fn pieces(self, sizes: &[usize], from: usize) -> Result<(Vec<DmaBytes>, usize), Fault> {
+        let mut at = from;
+        let mut pieces = Vec::with_capacity(sizes.len());
+        for size in sizes {
+            let mut piece = bytes(*size)?;
+            self.fill(piece.bytes_mut(), at);
+            at += size;
+            pieces.push(piece);
+        }
+        Ok((pieces, at))
+    }
+
+    /// One list with pieces of these sizes.
+    pub(crate) fn list(self, sizes: &[usize]) -> Result<ScatterList, Fault> {
+        Ok(ScatterList::from_buffers(self.pieces(sizes, 0)?.0))
+    }
+
+    /// Lists with pieces of these sizes, each chained to the next.
+    pub(crate) fn chain(self, lists: &[&[usize]]) -> Result<ScatterList, Fault> {
+        let mut at = 0;
+        let mut made = Vec::with_capacity(lists.len());
+        for sizes in lists {
+            let (pieces, end) = self.pieces(sizes, at)?;
+            at = end;
+            // One entry more, for the link.
+            let mut list = ScatterList::new(pieces.len() + 1);
+            list.fill(pieces).map_err(|_| Fault::new("a list has no room for its pieces"))?;
+            made.push(list);
+        }
+        let mut rest: Option<ScatterList> = None;
+        while let Some(mut list) = made.pop() {
+            if let Some(next) = rest.take() {
+                list.unmark_end(list.capacity() - 2);
+                list.chain(next).map_err(|_| Fault::new("lists do not chain"))?;
+            }
+            rest = Some(list);
+        }
+        rest.ok_or(Fault::new("no list"))
+    }
+
+    /// Insists that a list holds the pattern.
+    pub(crate) fn check(self, mut list: ScatterList) -> Result<(), Fault> {
+        let mut at = 0;
+        let mut wrong = None;
+        list.for_each_mut(|piece| {
+            for byte in piece.bytes() {
+                if *byte != self.byte(at) && wrong.is_none() {
+                    wrong = Some(at);
+                }
+                at += 1;
+            }
+        });
+        match wrong {
+            Some(at) => Err(Fault::Failed(format!("byte {at} of pattern {} is wrong", self.0))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A timed loop: counts what it did and says when to stop.
+pub(crate) struct Load {
+    end: u64,
+    count: u64,
+    state: u64,
+}
+
+impl Load {
+    /// Whether the time is not up.
+    pub(crate) fn goes_on(&self) -> bool {
+        ticks() < self.end
+    }
+
+    /// One operation is done.
+    pub(crate) fn count(&mut self) {
+        self.count += 1;
+    }
+
+    /// Xorshift: where the next operation goes.
+    pub(crate) fn random(&mut self) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state
+    }
+}
+
+/// Runs tests and reports each.
+pub(crate) struct Suite<'a> {
+    report: &'a mut Report,
+    options: Options,
+}
+
+impl<'a> Suite<'a> {
+    pub(crate) fn new(report: &'a mut Report, options: Options) -> Self {
+        let limit = options.tsc_khz.saturating_mul(PATIENCE_MILLIS);
+        PATIENCE.store(limit, core::sync::atomic::Ordering::Relaxed);
+        Self { report, options }
+    }
+
+    /// One test: `test NAME ok`, `test NAME skipped: why` or `test NAME failed: why`.
+    pub(crate) fn test(&mut self, name: fmt::Arguments<'_>, work: impl FnOnce() -> Result<(), Fault>) {
+        match work() {
+            Ok(()) => self.report.line(format_args!("test {name} ok")),
+            Err(Fault::Skipped(why)) => self.report.line(format_args!("test {name} skipped: {why}")),
+            Err(Fault::Failed(why)) => self.report.line(format_args!("test {name} failed: {why}")),
+        }
+    }
+
+    /// One timed loop: `begin NAME`, then `time NAME OPERATIONS TICKS` or its failure as a test's.
+    pub(crate) fn time(&mut self, name: fmt::Arguments<'_>, work: impl FnOnce(&mut Load) -> Result<(), Fault>) {
+        self.report.line(format_args!("begin {name}"));
+        let start = ticks();
+        let length = self.options.tsc_khz.saturating_mul(self.options.millis);
+        let mut load = Load { end: start.saturating_add(length), count: 0, state: start | 1 };
+        match work(&mut load) {
+            Ok(()) => {
+                let took = ticks().wrapping_sub(start);
+                self.report.line(format_args!("time {name} {} {took}", load.count));
+            }
+            Err(fault) => self.test(name, || Err(fault)),
+        }
+    }
+
+    /// A device that could not even be brought up.
+    pub(crate) fn device(&mut self, name: &str, result: Result<(), Fault>) {
+        if let Err(fault) = result {
+            self.test(format_args!("{name} set-up"), || Err(fault));
+        }
+    }
+}
