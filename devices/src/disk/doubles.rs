@@ -270,6 +270,7 @@ pub struct FaultyDisk {
 struct Script {
     fates: VecDeque<Fate>,
     log: Vec<Seen>,
+    careless: bool,
 }
 
 impl FaultyDisk {
@@ -285,6 +286,12 @@ impl FaultyDisk {
     /// The next requests meet these fates, one each.
     pub fn plan(&self, fates: impl IntoIterator<Item = Fate>) {
         lock(&self.script).fates.extend(fates);
+    }
+
+    /// From now on flushes are answered without being carried out and nothing is made stable by itself: what a device
+    /// without its fdatasync does. Tests of durability must notice.
+    pub fn forget_stability(&self) {
+        lock(&self.script).careless = true;
     }
 
     /// The requests seen since the last call.
@@ -320,7 +327,7 @@ impl Disk for FaultyDisk {
             })?,
             delays: Vec::new(),
             held: Vec::new(),
-            failed: Vec::new(),
+            answered: Vec::new(),
         }))
     }
 
@@ -337,7 +344,7 @@ struct FaultyQueue {
     /// Tags under way whose completions will be held, and for how long.
     delays: Vec<(u64, u32)>,
     held: Vec<(u32, Completion)>,
-    failed: Vec<Completion>,
+    answered: Vec<Completion>,
 }
 
 impl DiskQueue for FaultyQueue {
@@ -346,7 +353,7 @@ impl DiskQueue for FaultyQueue {
     }
 
     fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
-        let fate = {
+        let (fate, careless) = {
             let mut script = lock(&self.script);
             script.log.push(match op {
                 DiskOp::Read { offset, .. } => Seen::Read(offset),
@@ -360,7 +367,27 @@ impl DiskQueue for FaultyQueue {
                     ..
                 } => Seen::WriteZeroes(offset, len, may_unmap),
             });
-            script.fates.pop_front().unwrap_or(Fate::Pass)
+            (
+                script.fates.pop_front().unwrap_or(Fate::Pass),
+                script.careless,
+            )
+        };
+        let op = match op {
+            DiskOp::Flush if careless => {
+                let (result, buffer) = (Ok(0), None);
+                self.answered.push(Completion {
+                    tag,
+                    result,
+                    buffer,
+                });
+                return Ok(());
+            }
+            DiskOp::Write { offset, data, fua } => DiskOp::Write {
+                offset,
+                data,
+                fua: fua && !careless,
+            },
+            other => other,
         };
         match fate {
             Fate::Pass => self.inner.submit(tag, op),
@@ -369,7 +396,7 @@ impl DiskQueue for FaultyQueue {
                 self.inner.submit(tag, op)
             }
             Fate::Fail(fault) => {
-                self.failed.push(Completion {
+                self.answered.push(Completion {
                     tag,
                     result: Err(fault),
                     buffer: None,
@@ -405,7 +432,7 @@ impl DiskQueue for FaultyQueue {
                 None => out.push(completion),
             }
         }
-        out.append(&mut self.failed);
+        out.append(&mut self.answered);
         if !self.held.is_empty() {
             // Full only after 2^64 signals.
             let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
@@ -422,13 +449,13 @@ impl DiskQueue for FaultyQueue {
         self.inner
             .in_flight()
             .saturating_add(self.held.len())
-            .saturating_add(self.failed.len())
+            .saturating_add(self.answered.len())
     }
 
     fn drain(&mut self, out: &mut Vec<Completion>) {
         self.inner.drain(out);
         self.delays.clear();
         out.extend(self.held.drain(..).map(|(_, completion)| completion));
-        out.append(&mut self.failed);
+        out.append(&mut self.answered);
     }
 }

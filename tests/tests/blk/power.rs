@@ -1,0 +1,113 @@
+//! Power cuts: whatever a flush or a write-through acknowledged is there afterwards; what was not may be old or new.
+
+use std::collections::BTreeMap;
+
+use splitring_devices::device::VirtioDevice;
+use splitring_devices::disk::doubles::Fate;
+use splitring_virtio::driver::IndirectPolicy;
+use splitring_virtio::driver::blk::Transfer;
+use splitring_virtio::spec::blk::{CONFIG_WRITEBACK, feature};
+
+use crate::machine::Numbers;
+use crate::ours::Guest;
+
+const SECTORS: u64 = 64;
+
+/// How the guest makes writes stable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// By flushes.
+    Flush,
+    /// It switched the cache off.
+    Switched,
+    /// It did not negotiate a cache.
+    NoCache,
+}
+
+/// What a sector may hold after a cut: the last value acknowledged as stable, or any written since.
+#[derive(Clone, Debug, Default)]
+struct Sector {
+    stable: u8,
+    since: Vec<u8>,
+}
+
+/// Writes and flushes at random, cuts the power, and looks. `Err` names a sector that lost what was acknowledged.
+fn round(way: Way, seed: u64, careless: bool) -> Result<(), String> {
+    let mask = match way {
+        Way::NoCache => !(feature::FLUSH | feature::CONFIG_WCE),
+        Way::Flush | Way::Switched => u64::MAX,
+    };
+    let mut guest = Guest::new(64, 64, mask, IndirectPolicy::Auto);
+    if way == Way::Switched {
+        guest.machine.device.write_config(CONFIG_WRITEBACK, &[0]);
+    }
+    if careless {
+        guest.disk.forget_stability();
+    }
+    let mut numbers = Numbers::new(seed);
+    let mut model: BTreeMap<u64, Sector> = (0..SECTORS)
+        .map(|sector| (sector, Sector::default()))
+        .collect();
+    for _ in 0..200 {
+        let turns = u32::try_from(numbers.below(3)).expect("small");
+        guest.disk.plan([Fate::Delay(turns)]);
+        if way == Way::Flush && numbers.below(6) == 0 {
+            guest.driver.flush(0).expect("room");
+            if guest.finish().remove(0).result.is_ok() {
+                for sector in model.values_mut() {
+                    sector.stable = sector.since.pop().unwrap_or(sector.stable);
+                    sector.since.clear();
+                }
+            }
+            continue;
+        }
+        let (sector, value) = (
+            numbers.below(SECTORS),
+            u8::try_from(numbers.below(255) + 1).expect("a byte"),
+        );
+        let bio = guest.bio(Transfer::Write, sector, &[512], value);
+        guest.driver.bio(0, bio).expect("room");
+        let done = guest.finish().remove(0).result.is_ok();
+        let sector = model.get_mut(&sector).expect("there");
+        match way {
+            Way::Flush => sector.since.push(value),
+            Way::Switched | Way::NoCache if done => {
+                *sector = Sector {
+                    stable: value,
+                    since: Vec::new(),
+                }
+            }
+            Way::Switched | Way::NoCache => sector.since.push(value),
+        }
+    }
+    guest.memory.cut_power(|_| numbers.below(2) == 0);
+    let contents = guest.memory.contents();
+    for (number, sector) in &model {
+        let at = usize::try_from(number * 512).expect("small");
+        let found = contents[at];
+        let whole = contents[at..at + 512].iter().all(|byte| *byte == found);
+        if !whole || (found != sector.stable && !sector.since.contains(&found)) {
+            return Err(format!("sector {number} holds {found}, not {sector:?}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_acknowledged_as_stable_survives_a_power_cut() {
+    for way in [Way::Flush, Way::Switched, Way::NoCache] {
+        for seed in 1..30 {
+            assert_eq!(round(way, seed, false), Ok(()), "{way:?}, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_device_without_its_fdatasync_is_found_out() {
+    for way in [Way::Flush, Way::Switched, Way::NoCache] {
+        assert!(
+            round(way, 1, true).is_err(),
+            "{way:?}: the test above would not notice"
+        );
+    }
+}
