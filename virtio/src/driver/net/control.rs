@@ -1,0 +1,121 @@
+//! The control queue: one command at a time (section 5.1.6.5).
+
+use crate::driver::piecewise::Refusal;
+use crate::driver::queue::{Broken, Kick, NotProven, Queue, QueueAreas};
+use crate::mem::dma::{DmaBytes, DmaMap, Identity};
+use crate::mem::reset::ResetProof;
+use crate::spec::net::{CtrlHeader, ctrl};
+
+/// Offsets in the control queue's frame: command and data, then the acknowledgement.
+const ACK_LEN: usize = 1;
+
+/// A command in flight: what the queue holds for it.
+#[derive(Debug)]
+pub struct PendingControl {
+    frame: DmaBytes,
+    len: usize,
+}
+
+/// What became of a control command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// Done.
+    Ok,
+    /// Refused, or not understood.
+    Refused,
+}
+
+/// The driver of the control queue: one command at a time.
+pub struct Control<M: DmaMap = Identity> {
+    queue: Queue<PendingControl, M>,
+    frame: Option<DmaBytes>,
+}
+
+impl<M: DmaMap> Control<M> {
+    /// Drives `queue`; `frame` holds a command, its data and the acknowledgement.
+    pub const fn new(queue: Queue<PendingControl, M>, frame: DmaBytes) -> Self {
+        Self {
+            queue,
+            frame: Some(frame),
+        }
+    }
+
+    /// Submits a command with its data. It goes out with [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// [`Refusal::Full`] while a command is in flight, [`Refusal::TooLong`] for data that don't fit
+    /// into the frame.
+    pub fn command(&mut self, class: u8, command: u8, data: &[u8]) -> Result<(), Refusal> {
+        let mut frame = self.frame.take().ok_or(Refusal::Full)?;
+        let head = size_of::<CtrlHeader>();
+        let len = head.saturating_add(data.len());
+        let fits = frame.put(0, &CtrlHeader { class, command })
+            && frame.put(head, data)
+            && frame.put(len, &ctrl::ERR);
+        if !fits {
+            self.frame = Some(frame);
+            return Err(Refusal::TooLong);
+        }
+        let pending = PendingControl { frame, len };
+        let sent = self.queue.start_buf(pending, 2, 2).and_then(|mut buffer| {
+            let _ = buffer.add_all(|it, parts| parts.bytes(&it.frame, 0..it.len));
+            let mut buffer = buffer.writable();
+            let _ = buffer.add_all(|it, parts| {
+                parts.bytes(&it.frame, it.len..it.len.saturating_add(ACK_LEN))
+            });
+            buffer.end_buf()
+        });
+        sent.map(drop).map_err(|refused| {
+            self.frame = Some(refused.token.frame);
+            refused.why
+        })
+    }
+
+    /// Shows the device the command; see [`Queue::publish`].
+    pub fn publish(&mut self) -> Kick {
+        self.queue.publish()
+    }
+
+    /// The acknowledgement, once it has come.
+    ///
+    /// # Errors
+    /// The device broke the queue; it has to be reset.
+    pub fn poll(&mut self) -> Result<Option<Ack>, Broken> {
+        let Some(completion) = self.queue.pop()? else {
+            return Ok(None);
+        };
+        let PendingControl { mut frame, len } = completion.token;
+        let ack = match frame.get::<u8>(len) {
+            Some(ctrl::OK) => Ack::Ok,
+            _ => Ack::Refused,
+        };
+        self.frame = Some(frame);
+        Ok(Some(ack))
+    }
+
+    /// Forgets the command in flight after a reset; the device has to be told of the queue anew.
+    ///
+    /// # Errors
+    /// The proof is not of this device or not later than the queue.
+    pub fn reclaim(&mut self, proof: &ResetProof) -> Result<(), NotProven> {
+        let frame = &mut self.frame;
+        self.queue
+            .reclaim(proof, |pending| *frame = Some(pending.frame))
+    }
+
+    /// What to tell the device about the queue.
+    pub fn areas(&self) -> QueueAreas {
+        self.queue.areas()
+    }
+
+    /// See [`Queue::enable_interrupts`].
+    #[must_use]
+    pub fn enable_interrupts(&mut self) -> bool {
+        self.queue.enable_interrupts()
+    }
+
+    /// See [`Queue::disable_interrupts`].
+    pub fn disable_interrupts(&mut self) {
+        self.queue.disable_interrupts();
+    }
+}

@@ -1,0 +1,391 @@
+//! Receiving: buffers go to the device, packets come back in them (section 5.1.6.3).
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use zerocopy::FromBytes;
+
+use super::{FRAME_LEN, Invalid};
+use crate::driver::piecewise::{AddError, Parts, Refusal, Refused};
+use crate::driver::queue::{Broken, Kick, NotProven, Queue, QueueAreas};
+use crate::mem::dma::{DmaBuf, DmaBufMut, DmaBytes, DmaMap, Identity};
+use crate::mem::reset::ResetProof;
+use crate::scatterlist::ScatterList;
+use crate::spec::net::{HEADER_SIZE, Header, feature};
+
+/// Least payload of a receive buffer without large packets: an Ethernet frame with a VLAN tag.
+pub const SMALL_LEN: u64 = 1514 + 4;
+/// Least payload of a receive buffer with large packets: 64 KiB of IP and an Ethernet header.
+pub const BIG_LEN: u64 = 65536 + 14;
+
+/// How packets are received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiveMode {
+    /// A header and room for one ordinary packet.
+    Small,
+    /// A header and room for the largest packet.
+    Big,
+    /// Packets fill several buffers; the header is in the first.
+    Mergeable,
+}
+
+impl ReceiveMode {
+    /// What the negotiated features ask for.
+    pub const fn new(features: u64) -> Self {
+        const LARGE: u64 = feature::GUEST_TSO4
+            | feature::GUEST_TSO6
+            | feature::GUEST_ECN
+            | feature::GUEST_UFO
+            | feature::GUEST_USO4
+            | feature::GUEST_USO6;
+        if features & feature::MRG_RXBUF != 0 {
+            Self::Mergeable
+        } else if features & LARGE != 0 {
+            Self::Big
+        } else {
+            Self::Small
+        }
+    }
+
+    /// Least bytes a receive buffer has to have.
+    pub const fn least(self) -> u64 {
+        match self {
+            Self::Small => SMALL_LEN,
+            Self::Big => BIG_LEN,
+            Self::Mergeable => HEADER_LEN,
+        }
+    }
+}
+
+const HEADER_LEN: u64 = 12;
+const _: () = assert!(HEADER_SIZE == 12);
+
+/// What can be wrong with a packet that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReceiveError {
+    /// The device broke the queue; it has to be reset.
+    #[error(transparent)]
+    Broken(#[from] Broken),
+    /// Shorter than its header. Its buffer is idle again.
+    #[error("a packet of {0} bytes is shorter than its header")]
+    Short(u32),
+    /// It says it fills no buffer, or more than the device has. Its buffer is idle again.
+    #[error("a packet says it fills {0} buffers")]
+    Buffers(u16),
+}
+
+/// A receive buffer in flight: what the queue holds for it.
+#[derive(Debug)]
+pub struct PendingReceive<B: DmaBuf = DmaBytes>(Box<ReceiveSlot<B>>);
+
+#[derive(Debug)]
+struct ReceiveSlot<B: DmaBuf> {
+    frame: Option<DmaBytes>,
+    data: ScatterList<B>,
+    written: u32,
+}
+
+/// The driver of a receive queue.
+///
+/// Buffers are handed in with [`add`](Self::add), filled by the device, read in
+/// [`receive`](Self::receive) and then idle until [`refill`](Self::refill) hands them in again.
+pub struct Receiver<B: DmaBufMut = DmaBytes, M: DmaMap = Identity> {
+    queue: Queue<PendingReceive<B>, M>,
+    mode: ReceiveMode,
+    frames: Vec<DmaBytes>,
+    /// The buffers of the packet that is coming in, in order.
+    packet: Vec<PendingReceive<B>>,
+    /// Its header and how many buffers it says it fills.
+    header: Header,
+    expected: usize,
+    idle: Vec<PendingReceive<B>>,
+}
+
+impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
+    /// Drives `queue`. `frames` holds the headers, [`FRAME_LEN`] bytes for each buffer; mergeable
+    /// buffers need none.
+    pub fn new(queue: Queue<PendingReceive<B>, M>, frames: DmaBytes, mode: ReceiveMode) -> Self {
+        let slots = usize::from(queue.areas().size);
+        Self {
+            queue,
+            mode,
+            frames: frames.divide(FRAME_LEN).take(slots).collect(),
+            packet: Vec::with_capacity(slots),
+            header: Header::default(),
+            expected: 0,
+            idle: Vec::with_capacity(slots),
+        }
+    }
+
+    /// How packets are received.
+    pub const fn mode(&self) -> ReceiveMode {
+        self.mode
+    }
+
+    /// Adds a buffer; this is set-up and allocates.
+    ///
+    /// # Errors
+    /// See [`Invalid`]; the buffer comes back.
+    pub fn add(&mut self, data: ScatterList<B>) -> Result<(), (ScatterList<B>, Invalid)> {
+        let first = data.iter().next().map_or(0, |piece| piece.region().len());
+        let headless = self.mode == ReceiveMode::Mergeable && first < HEADER_SIZE;
+        if data.bytes() < self.mode.least() || headless {
+            return Err((data, Invalid::TooSmall));
+        }
+        let frame = match self.mode {
+            ReceiveMode::Mergeable => None,
+            _ => match self.frames.pop() {
+                Some(frame) => Some(frame),
+                None => return Err((data, Invalid::Queue(Refusal::Full))),
+            },
+        };
+        let pending = PendingReceive(Box::new(ReceiveSlot {
+            frame,
+            data,
+            written: 0,
+        }));
+        self.post(pending).map_err(|(pending, why)| {
+            self.frames.extend(pending.0.frame);
+            (pending.0.data, Invalid::Queue(why))
+        })
+    }
+
+    fn post(&mut self, pending: PendingReceive<B>) -> Result<(), (PendingReceive<B>, Refusal)> {
+        let header = usize::from(pending.0.frame.is_some());
+        let count = pending.0.data.segments().saturating_add(header);
+        let lists = header.saturating_add(1);
+        let posted = self
+            .queue
+            .start_buf(pending, count, lists)
+            .and_then(|buffer| {
+                let mut buffer = buffer.writable();
+                let _ = buffer.add_all(|pending, parts| pending.0.writable(parts));
+                buffer.end_buf()
+            });
+        match posted {
+            Ok(_) => Ok(()),
+            Err(Refused { token, why }) => Err((token, why)),
+        }
+    }
+
+    /// Hands every idle buffer in again. They go out with [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// The queue took only some; the others stay idle.
+    #[inline]
+    pub fn refill(&mut self) -> Result<(), Refusal> {
+        while let Some(pending) = self.idle.pop() {
+            if let Err((pending, why)) = self.post(pending) {
+                self.idle.push(pending);
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the next whole packet. `Ok(None)` if there is none, or if only a part of it has come.
+    ///
+    /// # Errors
+    /// See [`ReceiveError`].
+    #[inline]
+    pub fn receive(&mut self) -> Result<Option<Packet<'_, B>>, ReceiveError> {
+        loop {
+            if self.packet.len() >= self.expected.max(1) {
+                let header = self.header;
+                self.expected = 0;
+                let mode = self.mode;
+                return Ok(Some(Packet {
+                    header,
+                    mode,
+                    parts: &mut self.packet,
+                    idle: &mut self.idle,
+                }));
+            }
+            let Some(completion) = self.queue.pop()? else {
+                return Ok(None);
+            };
+            let mut pending = completion.token;
+            pending.0.written = completion.written;
+            if self.packet.is_empty()
+                && let Err(error) = self.begin(&mut pending)
+            {
+                self.idle.push(pending);
+                return Err(error);
+            }
+            self.packet.push(pending);
+        }
+    }
+
+    /// Reads the header of a packet's first buffer.
+    #[inline]
+    fn begin(&mut self, pending: &mut PendingReceive<B>) -> Result<(), ReceiveError> {
+        let slot = &mut *pending.0;
+        if u64::from(slot.written) < HEADER_LEN {
+            return Err(ReceiveError::Short(slot.written));
+        }
+        self.header = slot.header();
+        let buffers = match self.mode {
+            ReceiveMode::Mergeable => self.header.num_buffers.get(),
+            _ => 1,
+        };
+        // This buffer, and those the device still has.
+        let most = self.queue.in_flight().saturating_add(1);
+        if buffers == 0 || buffers > most {
+            return Err(ReceiveError::Buffers(buffers));
+        }
+        self.expected = usize::from(buffers);
+        Ok(())
+    }
+
+    /// Shows the device what was handed in; see [`Queue::publish`].
+    #[inline]
+    pub fn publish(&mut self) -> Kick {
+        self.queue.publish()
+    }
+
+    /// Takes every buffer back after a reset: they are idle, and go to the device again with
+    /// [`refill`](Self::refill) once it has been told of the queue anew.
+    ///
+    /// # Errors
+    /// The proof is not of this device or not later than the queue.
+    pub fn reclaim(&mut self, proof: &ResetProof) -> Result<(), NotProven> {
+        let idle = &mut self.idle;
+        self.queue.reclaim(proof, |pending| idle.push(pending))?;
+        self.idle.append(&mut self.packet);
+        self.expected = 0;
+        Ok(())
+    }
+
+    /// What to tell the device about the queue.
+    pub fn areas(&self) -> QueueAreas {
+        self.queue.areas()
+    }
+
+    /// Buffers the device has.
+    pub const fn in_flight(&self) -> u16 {
+        self.queue.in_flight()
+    }
+
+    /// See [`Queue::enable_interrupts`].
+    #[must_use]
+    pub fn enable_interrupts(&mut self) -> bool {
+        self.queue.enable_interrupts()
+    }
+
+    /// See [`Queue::disable_interrupts`].
+    pub fn disable_interrupts(&mut self) {
+        self.queue.disable_interrupts();
+    }
+}
+
+impl<B: DmaBufMut> ReceiveSlot<B> {
+    #[inline]
+    fn writable<'t>(&'t self, parts: &mut Parts<'_, '_, 't, impl DmaMap>) -> Result<(), AddError> {
+        if let Some(frame) = &self.frame {
+            parts.bytes(frame, 0..HEADER_SIZE)?;
+        }
+        parts.sg(&self.data, usize::MAX).map(drop)
+    }
+
+    /// The header, from the frame or from the start of the buffer itself.
+    #[inline]
+    fn header(&mut self) -> Header {
+        let mut header = Header::default();
+        match &mut self.frame {
+            Some(frame) => header = frame.get(0).unwrap_or_default(),
+            None => {
+                let mut first = true;
+                self.data.for_each_mut(|piece| {
+                    if core::mem::take(&mut first) {
+                        let read = Header::read_from_prefix(piece.bytes_mut());
+                        header = read.map(|(header, _)| header).unwrap_or_default();
+                    }
+                });
+            }
+        }
+        header
+    }
+}
+
+/// A packet that came. When it is dropped, its buffers are idle.
+pub struct Packet<'r, B: DmaBufMut = DmaBytes> {
+    header: Header,
+    mode: ReceiveMode,
+    parts: &'r mut Vec<PendingReceive<B>>,
+    idle: &'r mut Vec<PendingReceive<B>>,
+}
+
+impl<B: DmaBufMut> Packet<'_, B> {
+    /// Its header.
+    pub const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Buffers it fills.
+    pub const fn buffers(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Bytes behind the header.
+    pub fn len(&self) -> u64 {
+        let written = self
+            .parts
+            .iter()
+            .map(|part| u64::from(part.0.written))
+            .sum::<u64>();
+        written.saturating_sub(HEADER_LEN)
+    }
+
+    /// Whether there is nothing behind the header.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes behind the header, piece by piece.
+    #[inline]
+    pub fn for_each(&mut self, mut each: impl FnMut(&mut [u8])) {
+        let merged = self.mode == ReceiveMode::Mergeable;
+        let mut header = HEADER_SIZE;
+        for part in self.parts.iter_mut() {
+            let slot = &mut *part.0;
+            let mut left = usize::try_from(slot.written).unwrap_or(usize::MAX);
+            // The header is in the first buffer, or in a frame of its own.
+            let mut skip = core::mem::take(&mut header);
+            if !merged {
+                left = left.saturating_sub(core::mem::take(&mut skip));
+            }
+            slot.data.for_each_mut(|piece| {
+                let bytes = piece.bytes_mut();
+                let here = left.min(bytes.len());
+                left = left.wrapping_sub(here);
+                let start = skip.min(here);
+                skip = skip.wrapping_sub(start);
+                match bytes.get_mut(start..here) {
+                    Some(payload) if !payload.is_empty() => each(payload),
+                    _ => {}
+                }
+            });
+        }
+    }
+
+    /// Copies the bytes behind the header, as far as they fit; answers how many.
+    pub fn copy_to(&mut self, out: &mut [u8]) -> usize {
+        let mut filled = 0usize;
+        self.for_each(|piece| {
+            let Some(rest) = out.get_mut(filled..) else {
+                return;
+            };
+            for (to, from) in rest.iter_mut().zip(piece) {
+                *to = *from;
+                filled = filled.wrapping_add(1);
+            }
+        });
+        filled
+    }
+}
+
+impl<B: DmaBufMut> Drop for Packet<'_, B> {
+    fn drop(&mut self) {
+        self.idle.append(self.parts);
+    }
+}
