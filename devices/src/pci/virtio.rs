@@ -62,7 +62,7 @@ pub struct VirtioParts {
     pub ram: Ram,
     /// The way to the hypervisor.
     pub wiring: Arc<dyn Wiring>,
-    /// Who runs its queues: tasks go to them in turn. At least one.
+    /// Who runs its queues, which are spread over them evenly. At least one.
     pub workers: Vec<Arc<Worker>>,
     /// Features that may be offered, all ones for all; the others are hidden from the driver.
     pub mask: u64,

@@ -38,6 +38,7 @@ pub(crate) struct Guest {
     pub(crate) root: Arc<PciRoot>,
     pub(crate) function: Arc<VirtioPci>,
     pub(crate) wiring: Arc<FakeWiring>,
+    /// The first one.
     pub(crate) worker: Arc<Worker>,
     pub(crate) failures: Arc<Mutex<Vec<Failure>>>,
     pub(crate) rings: Vec<GuestRing>,
@@ -52,6 +53,10 @@ impl Guest {
     }
 
     pub(crate) fn with_mask(device: Arc<dyn VirtioDevice>, mask: u64) -> Self {
+        Self::with_workers(device, mask, 1)
+    }
+
+    pub(crate) fn with_workers(device: Arc<dyn VirtioDevice>, mask: u64, workers: usize) -> Self {
         let ram = memory();
         let mmio = Arc::new(Bus::new());
         let plan = PciPlan {
@@ -64,13 +69,15 @@ impl Guest {
         let failures = Arc::new(Mutex::new(Vec::new()));
         let failed = Arc::clone(&failures);
         let on_failure = Arc::new(move |failure| failed.lock().unwrap().push(failure));
-        let worker = Worker::spawn("test", on_failure).unwrap();
+        let workers: Vec<_> = (0..workers)
+            .map(|index| Worker::spawn(&format!("test{index}"), on_failure.clone()).unwrap())
+            .collect();
         let wiring = Arc::new(FakeWiring::default());
         let parts = VirtioParts {
             device,
             ram: ram.clone(),
             wiring: wiring.clone(),
-            workers: vec![Arc::clone(&worker)],
+            workers: workers.clone(),
             mask,
         };
         let function = VirtioPci::plug(&root, SLOT, parts).unwrap();
@@ -80,7 +87,7 @@ impl Guest {
             root,
             function,
             wiring,
-            worker,
+            worker: Arc::clone(&workers[0]),
             failures,
             rings: Vec::new(),
             wants: u64::MAX,

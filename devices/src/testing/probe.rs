@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 
 use crate::DeviceKind;
 use crate::device::{
@@ -32,6 +33,8 @@ pub(crate) struct Record {
     pub(crate) runs: AtomicUsize,
     pub(crate) stops: AtomicUsize,
     pub(crate) features: AtomicU64,
+    /// The thread that last ran each queue.
+    pub(crate) threads: Mutex<HashMap<u16, ThreadId>>,
     /// Chains held.
     pub(crate) held: AtomicUsize,
 }
@@ -137,6 +140,8 @@ impl QueueHandler for Handler {
     fn run(&mut self, queues: &mut QueueSet<'_>, _cause: Cause) -> Result<Outcome, Broken> {
         self.record.runs.fetch_add(1, Ordering::SeqCst);
         for (index, queue) in queues.iter() {
+            let thread = std::thread::current().id();
+            self.record.threads.lock().unwrap().insert(index, thread);
             while let Some(chain) = queue.pop().map_err(|error| Broken::new(index, error))? {
                 match self.manner {
                     Manner::Hold => {

@@ -55,12 +55,24 @@ impl VirtioPci {
             config: ConfigNotifier::new(self.interrupts.clone()),
         };
         let tasks = self.device.start(start).map_err(Broken::device)?;
-        for (task, worker) in tasks.into_iter().zip(self.workers.iter().cycle()) {
+        for task in tasks {
+            let worker = self.worker_of(&task)?;
             let task = self.equip(task, &mut queues).map_err(Broken::device)?;
             let id = worker.add(task).map_err(Broken::device)?;
             running.tasks.push((Arc::clone(worker), id));
         }
         Ok(())
+    }
+
+    /// Which worker runs a task: always the same for the same queues, however many others the driver enabled,
+    /// because backends may be bound to the thread that used them first.
+    fn worker_of(&self, task: &Task) -> Result<&Arc<Worker>, Broken> {
+        let first = task.queues.first().map_or(0, |&queue| usize::from(queue));
+        // Pairs of queues share a task: count tasks, not queues.
+        let turn = first.checked_div(task.queues.len()).unwrap_or(0);
+        turn.checked_rem(self.workers.len())
+            .and_then(|at| self.workers.get(at))
+            .ok_or_else(|| Broken::device("it has no worker"))
     }
 
     /// The rings the driver enabled, checked and made live.

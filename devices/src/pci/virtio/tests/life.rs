@@ -1,5 +1,6 @@
 //! Start, reset, NEEDS_RESET, and the sequences of drivers in the wild.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use splitring_virtio::spec::{feature, status};
 
 use super::{guest, guest_of, started};
 use crate::testing::GuestRing;
-use crate::testing::pci::{NOTIFY, wait_until};
+use crate::testing::pci::{Guest, NOTIFY, wait_until};
 use crate::testing::probe::{Manner, Probe};
 use crate::worker::Failure;
 
@@ -173,7 +174,7 @@ fn a_panic_in_a_device_is_reported_and_the_registers_still_answer() {
     });
     let failures = guest.failures.lock().unwrap().clone();
     let message = "the probe was told to panic".to_owned();
-    let worker = "test".to_owned();
+    let worker = "test0".to_owned();
     assert_eq!(failures, [Failure::Panic { worker, message }]);
     guest.set_status(0);
     assert_eq!(guest.status(), 0);
@@ -237,4 +238,31 @@ fn seabios_sets_acknowledge_and_driver_at_once_asks_for_256_and_polls() {
     }
     guest.set_status(0);
     assert_eq!(guest.status(), 0);
+}
+
+#[test]
+fn queues_are_spread_over_the_workers_and_stay_where_they_are() {
+    let probe = Arc::new(Probe::new(&[8, 8, 8], Manner::Answer));
+    let mut guest = Guest::with_workers(probe.clone(), u64::MAX, 2);
+    guest.decode_memory();
+    guest.restart();
+    let threads = || probe.record.threads.lock().unwrap().clone();
+    let answered = |guest: &mut Guest, ring: usize, queue: u16| {
+        guest.offer(ring, &[(BUFFER, 1, true)]);
+        guest.kick(queue);
+        guest.wait_used(ring, 1);
+    };
+    for queue in 0..3 {
+        answered(&mut guest, usize::from(queue), queue);
+    }
+    let all = threads();
+    assert_eq!(all[&0], all[&2]);
+    assert_ne!(all[&0], all[&1]);
+    // A driver that uses the second queue alone.
+    probe.record.threads.lock().unwrap().clear();
+    guest.negotiate();
+    guest.rings = vec![guest.enable_queue(1)];
+    guest.add_status(status::DRIVER_OK);
+    answered(&mut guest, 0, 1);
+    assert_eq!(threads()[&1], all[&1]);
 }
