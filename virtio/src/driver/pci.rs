@@ -460,3 +460,7 @@ const fn low_half(value: u64) -> u32 {
     let [a, b, c, d, ..] = value.to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
 }
+
+#[cfg(test)]
+#[path = "pci_tests.rs"]
+mod tests;

@@ -1,9 +1,16 @@
-//! For tests: memory shared by both ends of a queue, and raw views of it.
+//! For tests: memory shared by both ends of a queue, raw views of it, and a PCI function.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "narrow reads of a model's registers"
+)]
 
+use core::cell::RefCell;
 use core::ptr::NonNull;
+use std::rc::Rc;
 
 use super::dma::{DmaBuf, DmaBytes, DmaMap, Place, RawSegment, Window};
 use super::driver_ring::QueueMemoryError;
+use super::mmio::{Mmio, PciFunction, Registers};
 use super::reset::{DeviceId, ResetProof};
 use super::{Access, GuestRam, PlainRam};
 use crate::device::queue::{ActiveQueue, QueueConfig, RingFeatures};
@@ -130,4 +137,89 @@ pub(crate) fn elsewhere() -> DmaBytes {
 pub(crate) fn raw(address: u64, len: u32) -> RawSegment {
     // SAFETY: tests only look at the descriptor.
     unsafe { RawSegment::new(address, len) }
+}
+
+/// A PCI function of a test, as plain calls.
+pub(crate) trait PlainFunction {
+    fn config(&mut self, offset: u16) -> u32;
+    fn set_config(&mut self, offset: u16, value: u32);
+    /// Reads or, with a value, writes `width` bytes of a BAR.
+    fn bar(&mut self, bar: u8, offset: u64, width: u8, write: Option<u32>) -> u32;
+    fn bar_len(&self, bar: u8) -> u64;
+}
+
+/// Gives a [`PlainFunction`] to the PCI driver.
+pub(crate) struct Function<P>(pub(crate) Rc<RefCell<P>>);
+
+pub(crate) struct BarRange<P> {
+    function: Rc<RefCell<P>>,
+    bar: u8,
+    start: u64,
+    len: u64,
+}
+
+// SAFETY: every range maps the one function inside; its queues are never served by anything that
+// outlives a test.
+unsafe impl<P: PlainFunction> PciFunction for Function<P> {
+    type Registers = BarRange<P>;
+
+    fn read_config(&self, offset: u16) -> u32 {
+        self.0.borrow_mut().config(offset)
+    }
+
+    fn write_config(&mut self, offset: u16, value: u32) {
+        self.0.borrow_mut().set_config(offset, value);
+    }
+
+    fn map_bar(&mut self, bar: u8, offset: u64, len: u64) -> Option<BarRange<P>> {
+        let end = offset.checked_add(len)?;
+        (end <= self.0.borrow().bar_len(bar)).then(|| BarRange {
+            function: Rc::clone(&self.0),
+            bar,
+            start: offset,
+            len,
+        })
+    }
+}
+
+impl<P: PlainFunction> BarRange<P> {
+    fn access(&self, offset: u64, width: u8, write: Option<u32>) -> u32 {
+        if offset
+            .checked_add(width.into())
+            .is_none_or(|end| end > self.len)
+        {
+            return u32::MAX;
+        }
+        let mut function = self.function.borrow_mut();
+        function.bar(self.bar, self.start + offset, width, write)
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<P: PlainFunction> Registers for BarRange<P> {
+    fn read8(&self, offset: u64) -> u8 {
+        self.access(offset, 1, None) as u8
+    }
+    fn read16(&self, offset: u64) -> u16 {
+        self.access(offset, 2, None) as u16
+    }
+    fn read32(&self, offset: u64) -> u32 {
+        self.access(offset, 4, None)
+    }
+    fn write8(&self, offset: u64, value: u8) {
+        self.access(offset, 1, Some(value.into()));
+    }
+    fn write16(&self, offset: u64, value: u16) {
+        self.access(offset, 2, Some(value.into()));
+    }
+    fn write32(&self, offset: u64, value: u32) {
+        self.access(offset, 4, Some(value));
+    }
+}
+
+/// Ordinary memory as device registers.
+pub(crate) fn registers_in_memory(words: &'static mut [u32]) -> Mmio {
+    let len = u64::try_from(size_of_val(words)).unwrap();
+    // SAFETY: the memory is there for good and nobody else has it.
+    unsafe { Mmio::new(NonNull::from(words).cast(), len) }
 }
