@@ -23,6 +23,7 @@ pub mod pci;
 pub mod power;
 pub mod ram;
 pub mod rng;
+pub mod scsi;
 pub mod serial;
 #[cfg(test)]
 mod testing;

@@ -1,0 +1,272 @@
+//! SCSI host adapter with its targets: the configuration side (VIRTIO 1.2 §5.6).
+//!
+//! A controller offers one control, one event and several request queues. Behind it are logical units, each on a
+//! [`Disk`]; they come and go while the guest runs ([`ScsiHandle`]). The way of a command: `requests` takes it from
+//! the ring, `request` takes its frame apart, `cdb` and `table` make it a typed command, `exec` decides and answers
+//! it or makes a `job`, `backend` brings the job's requests to the disk. Knows no PCI, no threads and no paths.
+
+mod address;
+mod backend;
+mod cdb;
+mod cdrom;
+mod config;
+mod control;
+mod events;
+mod exec;
+mod handle;
+mod hub;
+mod identity;
+mod job;
+mod lock;
+mod mode;
+mod opcodes;
+mod request;
+mod requests;
+mod reserve;
+mod sense;
+mod table;
+mod unit;
+mod wire;
+
+use std::sync::{Arc, Mutex};
+
+use splitring_virtio::spec::scsi::{
+    Config, DEFAULT_CDB_SIZE, DEFAULT_SENSE_SIZE, Event, REQUEST_QUEUE, feature,
+};
+use zerocopy::IntoBytes;
+
+use crate::DeviceKind;
+use crate::device::{Start, StartError, Task, VirtioDevice};
+use crate::disk::{Disk, SharedRings};
+use control::Control;
+use events::Wanted;
+use hub::Hub;
+use request::Sizes;
+use requests::Requests;
+use reserve::Port;
+use sense::attention;
+use unit::lock;
+
+pub use config::{Media, ScsiConfig, ScsiError, UnitConfig, open_reservations};
+pub use handle::{ScsiHandle, UnitInfo};
+
+/// Descriptors of the control and of the event queue.
+const SMALL_QUEUE: u16 = 64;
+/// Most sectors of a transfer: what the block limits page says, at 512 bytes.
+const MAX_SECTORS: u32 = identity::MAX_TRANSFER_BLOCKS;
+/// Commands a unit takes at a time, unless the queue is smaller.
+const COMMANDS_PER_UNIT: u32 = 128;
+/// Disks a shared ring has seats for; what a process may have open by default bounds it.
+const SEATS: u64 = 1024;
+
+/// Bounds of the sizes a driver may set. Sense data is 18 bytes at least and 252 at most (SPC-4 §4.5), CDBs are 16
+/// bytes at least here and 260 at most (SPC-4 §4.2.3).
+const SENSE_SIZES: std::ops::RangeInclusive<u32> = 18..=252;
+const CDB_SIZES: std::ops::RangeInclusive<u32> = 16..=260;
+
+/// A SCSI host adapter.
+pub struct Scsi {
+    hub: Arc<Hub>,
+    queue_sizes: Vec<u16>,
+    max_target: u8,
+    /// As the driver wrote them; clamped when they are used.
+    sizes: Mutex<Sizes>,
+}
+
+impl Scsi {
+    /// A controller with these units. Those without a place get the first free target.
+    ///
+    /// # Errors
+    /// A number is out of range, or two units want the same place or name.
+    pub fn new(
+        config: &ScsiConfig,
+        units: Vec<(UnitConfig, Arc<dyn Disk>)>,
+    ) -> Result<Self, ScsiError> {
+        config.check()?;
+        let rings = shared_rings(config);
+        let port = Port(identity::local_name(&format!(
+            "{}/{}",
+            config.machine, config.id
+        )));
+        let hub = Hub::new(config.id.clone(), port, rings);
+        let handle = ScsiHandle::new(&hub);
+        for (unit, disk) in units {
+            handle.attach(unit, disk)?;
+        }
+        let highest = hub
+            .map()
+            .iter()
+            .map(|nexus| nexus.place.target)
+            .max()
+            .unwrap_or(0);
+        let mut queue_sizes = vec![SMALL_QUEUE; 2];
+        queue_sizes.extend(std::iter::repeat_n(
+            config.queue_size,
+            usize::from(config.queues),
+        ));
+        Ok(Self {
+            hub,
+            queue_sizes,
+            max_target: config.max_target.unwrap_or(highest).max(highest),
+            sizes: Mutex::new(DEFAULT_SIZES),
+        })
+    }
+
+    /// Adds, removes and resizes units while the guest runs.
+    #[must_use]
+    pub fn handle(&self) -> ScsiHandle {
+        ScsiHandle::new(&self.hub)
+    }
+
+    fn request_queue_size(&self) -> u16 {
+        self.queue_sizes
+            .get(usize::from(REQUEST_QUEUE))
+            .copied()
+            .unwrap_or(1)
+    }
+
+    fn config(&self) -> Config {
+        let size = u32::from(self.request_queue_size());
+        let sizes = self.sizes();
+        let requests = self
+            .queue_sizes
+            .len()
+            .saturating_sub(usize::from(REQUEST_QUEUE));
+        Config {
+            num_queues: u32::try_from(requests).unwrap_or(1).into(),
+            // Request and response take a descriptor each.
+            seg_max: size.saturating_sub(2).max(1).into(),
+            max_sectors: MAX_SECTORS.into(),
+            cmd_per_lun: size.min(COMMANDS_PER_UNIT).into(),
+            event_info_size: u32::try_from(size_of::<Event>()).unwrap_or(16).into(),
+            sense_size: sizes.sense.into(),
+            cdb_size: sizes.cdb.into(),
+            max_channel: 0.into(),
+            max_target: u16::from(self.max_target).into(),
+            max_lun: u32::from(address::MAX_LUN).into(),
+        }
+    }
+
+    /// The sizes in force.
+    fn sizes(&self) -> Sizes {
+        let written = *lock(&self.sizes);
+        Sizes {
+            cdb: written.cdb.clamp(*CDB_SIZES.start(), *CDB_SIZES.end()),
+            sense: written
+                .sense
+                .clamp(*SENSE_SIZES.start(), *SENSE_SIZES.end()),
+        }
+    }
+}
+
+const DEFAULT_SIZES: Sizes = Sizes {
+    cdb: DEFAULT_CDB_SIZE,
+    sense: DEFAULT_SENSE_SIZE,
+};
+const SENSE_SIZE_AT: usize = 20;
+const CDB_SIZE_AT: usize = 24;
+
+/// One ring for each request queue, for all disks together.
+fn shared_rings(config: &ScsiConfig) -> Option<SharedRings> {
+    use rustix::process::{Resource, getrlimit};
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(SEATS);
+    let seats = u16::try_from(files.min(SEATS)).unwrap_or(u16::MAX);
+    match SharedRings::new(config.queues, config.queue_size, seats) {
+        Ok(rings) => Some(rings),
+        Err(error) => {
+            tracing::info!("{}: no io_uring for its disks to share: {error}", config.id);
+            None
+        }
+    }
+}
+
+/// Takes over what a write of `data` at `offset` says about the four bytes at `field`.
+fn overlay(value: u32, field: usize, offset: usize, data: &[u8]) -> u32 {
+    let mut bytes = value.to_le_bytes();
+    for (at, byte) in (field..).zip(&mut bytes) {
+        if let Some(new) = at.checked_sub(offset).and_then(|index| data.get(index)) {
+            *byte = *new;
+        }
+    }
+    u32::from_le_bytes(bytes)
+}
+
+impl VirtioDevice for Scsi {
+    fn id(&self) -> &str {
+        &self.hub.id
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Scsi
+    }
+
+    fn features(&self) -> u64 {
+        feature::HOTPLUG | feature::CHANGE
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let config = self.config();
+        let bytes = config.as_bytes().get(offset..).unwrap_or_default();
+        for (to, from) in data.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+    }
+
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        let mut sizes = lock(&self.sizes);
+        sizes.sense = overlay(sizes.sense, SENSE_SIZE_AT, offset, data);
+        sizes.cdb = overlay(sizes.cdb, CDB_SIZE_AT, offset, data);
+    }
+
+    fn start(&self, start: Start) -> Result<Vec<Task>, StartError> {
+        let failed = |error| {
+            StartError::new(format_args!(
+                "{}: cannot make its mailboxes: {error}",
+                self.hub.id
+            ))
+        };
+        let sizes = self.sizes();
+        let wanted = Wanted {
+            hotplug: start.features & feature::HOTPLUG != 0,
+            change: start.features & feature::CHANGE != 0,
+        };
+        let small: Vec<u16> = start
+            .queues
+            .iter()
+            .map(|queue| queue.index)
+            .filter(|index| *index < REQUEST_QUEUE)
+            .collect();
+        let control = Control::new(&self.hub, wanted).map_err(failed)?;
+        let mut tasks = vec![Task {
+            queues: small,
+            handler: Box::new(control),
+        }];
+        for queue in start
+            .queues
+            .iter()
+            .filter(|queue| queue.index >= REQUEST_QUEUE)
+        {
+            let ring = queue.index.saturating_sub(REQUEST_QUEUE);
+            let ram = start.ram.clone();
+            let handler = Requests::new(&self.hub, queue.index, ring, queue.size, ram, sizes)
+                .map_err(failed)?;
+            tasks.push(Task {
+                queues: vec![queue.index],
+                handler: Box::new(handler),
+            });
+        }
+        Ok(tasks)
+    }
+
+    fn reset(&self) {
+        *lock(&self.sizes) = DEFAULT_SIZES;
+        for nexus in self.hub.map().iter() {
+            nexus.unit.forget(nexus.port);
+            nexus.restart(attention::POWER_ON);
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! One thread's ways to the disks: a ring shared by those that can share one, a queue of its own for each other.
+//!
+//! Both are taken when a disk is first used on this thread. Whatever the way, requests carry the caller's tag and
+//! completions come back in one list; what a disk will not take now waits here in order.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::event::epoll;
+
+use super::hub::Hub;
+use super::job::Op;
+use super::request::Request;
+use super::unit::Nexus;
+use crate::device::Source;
+use crate::disk::{Completion, Data, DiskOp, DiskQueue, IoFault, RingShare, Seat};
+use crate::ram::Ram;
+
+/// Tokens of the sources.
+const RING: u32 = 1;
+pub(crate) const QUEUES: u32 = 2;
+/// Ready queues taken from the kernel at a time.
+const READY: usize = 32;
+
+/// How this thread reaches one disk.
+enum Way {
+    Seat(Seat),
+    Queue {
+        queue: Box<dyn DiskQueue>,
+        waiting: VecDeque<u64>,
+        submitted: bool,
+    },
+}
+
+/// All ways of one thread.
+pub(crate) struct Backend {
+    ram: Ram,
+    index: u16,
+    depth: u16,
+    ring: Option<RingShare>,
+    ways: Vec<Option<Way>>,
+    /// Watches the events of queues, which come and go while the thread runs.
+    epoll: OwnedFd,
+    /// Queues that were given something since the last commit.
+    touched: Vec<usize>,
+    failed: Vec<Completion>,
+}
+
+impl Backend {
+    pub(crate) fn new(hub: &Arc<Hub>, ram: Ram, index: u16, depth: u16) -> std::io::Result<Self> {
+        let ring = hub
+            .rings
+            .as_ref()
+            .and_then(|rings| rings.take(index, ram.clone()));
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        Ok(Self {
+            ram,
+            index,
+            depth,
+            ring,
+            ways: Vec::new(),
+            epoll,
+            touched: Vec::new(),
+            failed: Vec::new(),
+        })
+    }
+
+    pub(crate) fn sources(&self) -> Vec<Source<'_>> {
+        let ring = self
+            .ring
+            .iter()
+            .flat_map(RingShare::events)
+            .map(|fd| Source::edge(fd, RING));
+        ring.chain([Source::level(self.epoll.as_fd(), QUEUES)])
+            .collect()
+    }
+
+    /// Opens the way to a disk at its first use.
+    fn way(&mut self, nexus: &Nexus) -> Result<&mut Way, IoFault> {
+        if self.ways.len() <= nexus.slot {
+            self.ways.resize_with(nexus.slot.saturating_add(1), || None);
+        }
+        let known = self.ways.get(nexus.slot).is_some_and(Option::is_some);
+        let opened = if known { None } else { Some(self.open(nexus)?) };
+        let place = self
+            .ways
+            .get_mut(nexus.slot)
+            .ok_or(IoFault::Host(libc::EBADF))?;
+        if opened.is_some() {
+            *place = opened;
+        }
+        place.as_mut().ok_or(IoFault::Host(libc::EBADF))
+    }
+
+    fn open(&mut self, nexus: &Nexus) -> Result<Way, IoFault> {
+        if let (Some(ring), Some(member)) = (self.ring.as_mut(), nexus.disk.member()) {
+            match ring.join(&member) {
+                Ok(seat) => return Ok(Way::Seat(seat)),
+                Err(error) => tracing::warn!("{}: no place in the shared ring: {error}", nexus.id),
+            }
+        }
+        let opened = nexus
+            .disk
+            .open_queue(self.ram.clone(), self.index, self.depth);
+        let queue = opened.map_err(|error| {
+            tracing::error!("{}: {error}", nexus.id);
+            IoFault::Host(libc::ENODEV)
+        })?;
+        let slot = epoll::EventData::new_u64(u64::try_from(nexus.slot).unwrap_or(u64::MAX));
+        for event in queue.events() {
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(&self.epoll, event, slot, flags)
+                .map_err(|error| IoFault::from_errno(error.raw_os_error()))?;
+        }
+        Ok(Way::Queue {
+            queue,
+            waiting: VecDeque::new(),
+            submitted: false,
+        })
+    }
+
+    /// Hands a request to the disk of `nexus`. What can't even be tried completes with a fault.
+    pub(crate) fn submit(&mut self, nexus: &Nexus, tag: u64, op: Op, request: &mut Request) {
+        let slot = nexus.slot;
+        let result = match self.way(nexus) {
+            Err(fault) => Err(fault),
+            Ok(Way::Seat(seat)) => {
+                let seat = *seat;
+                let ring = self.ring.as_mut();
+                translate(op, request).and_then(|op| {
+                    let submitted = ring.map(|ring| ring.submit(seat, tag, op));
+                    // There are as many places as commands, so a full ring is a bug that costs one command.
+                    submitted
+                        .and_then(Result::ok)
+                        .ok_or(IoFault::Host(libc::EBUSY))
+                })
+            }
+            Ok(Way::Queue {
+                queue, submitted, ..
+            }) => {
+                let first = !*submitted;
+                let result = translate(op, request).and_then(|op| {
+                    queue
+                        .submit(tag, op)
+                        .map_err(|_| IoFault::Host(libc::EBUSY))
+                });
+                *submitted = true;
+                if first {
+                    self.touched.push(slot);
+                }
+                result
+            }
+        };
+        if let Err(fault) = result {
+            self.failed.push(Completion {
+                tag,
+                result: Err(fault),
+                buffer: None,
+            });
+        }
+    }
+
+    /// Whether the disk takes another request now; if not, `tag` waits and comes back from [`Self::runnable`].
+    pub(crate) fn admits(&mut self, nexus: &Nexus, tag: u64) -> bool {
+        if let Ok(Way::Queue { queue, waiting, .. }) = self.way(nexus)
+            && (!waiting.is_empty() || !queue.ready())
+        {
+            waiting.push_back(tag);
+            return false;
+        }
+        true
+    }
+
+    /// Tags that waited and may go on. Each is to be admitted anew.
+    pub(crate) fn runnable(&mut self, out: &mut Vec<u64>) {
+        for way in self.ways.iter_mut().flatten() {
+            if let Way::Queue { queue, waiting, .. } = way
+                && !waiting.is_empty()
+                && queue.ready()
+            {
+                out.extend(waiting.drain(..));
+            }
+        }
+    }
+
+    /// Forgets a tag that waits.
+    pub(crate) fn forget(&mut self, nexus: &Nexus, tag: u64) {
+        if let Some(Some(Way::Queue { waiting, .. })) = self.ways.get_mut(nexus.slot) {
+            waiting.retain(|other| *other != tag);
+        }
+    }
+
+    /// Gives the host the batch and takes what has completed.
+    pub(crate) fn exchange(&mut self, out: &mut Vec<Completion>) {
+        if let Some(ring) = self.ring.as_mut().filter(|ring| ring.in_flight() > 0) {
+            ring.commit();
+            ring.completions(out);
+        }
+        for slot in std::mem::take(&mut self.touched) {
+            if let Some(Some(Way::Queue {
+                queue, submitted, ..
+            })) = self.ways.get_mut(slot)
+            {
+                *submitted = false;
+                queue.commit();
+                queue.completions(out);
+            }
+        }
+        out.append(&mut self.failed);
+    }
+
+    /// Looks at the queues whose events fired.
+    pub(crate) fn look(&mut self) {
+        let mut ready = Vec::with_capacity(READY);
+        let none = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        loop {
+            ready.clear();
+            let waited = epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut ready),
+                Some(&none),
+            );
+            for event in &ready {
+                if let Ok(slot) = usize::try_from(event.data.u64()) {
+                    self.touched.push(slot);
+                }
+            }
+            if !matches!(waited, Ok(count) if count == READY) {
+                break;
+            }
+        }
+    }
+
+    /// Lets go of a disk that has nothing in flight here.
+    pub(crate) fn detach(&mut self, slot: usize) {
+        match self.ways.get_mut(slot).and_then(Option::take) {
+            Some(Way::Seat(seat)) => {
+                if let Some(ring) = self.ring.as_mut() {
+                    ring.leave(seat);
+                }
+            }
+            Some(Way::Queue { queue, .. }) => {
+                for event in queue.events() {
+                    // An event that is not watched need not be taken out.
+                    let _ = epoll::delete(&self.epoll, event);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Cancels and waits, bounded; the completions are appended to `out`.
+    pub(crate) fn drain(&mut self, out: &mut Vec<Completion>) {
+        if let Some(ring) = self.ring.as_mut() {
+            ring.drain(out);
+        }
+        for way in self.ways.drain(..).flatten() {
+            if let Way::Queue { mut queue, .. } = way {
+                queue.drain(out);
+            }
+        }
+        out.append(&mut self.failed);
+        self.ring = None;
+    }
+}
+
+/// The request as the disk takes it, with the guest's memory filled in.
+fn translate(op: Op, request: &mut Request) -> Result<DiskOp<'_>, IoFault> {
+    let bad = |_| IoFault::BadMemory;
+    Ok(match op {
+        Op::Read { offset, len } => DiskOp::Read {
+            offset,
+            data: Data::Guest(request.data_in(len).map_err(bad)?),
+        },
+        Op::Write {
+            offset,
+            start,
+            len,
+            fua,
+        } => DiskOp::Write {
+            offset,
+            data: Data::Guest(request.data_out(start, len).map_err(bad)?),
+            fua,
+        },
+        Op::ReadHost { offset, buffer } => DiskOp::Read {
+            offset,
+            data: Data::Host(buffer),
+        },
+        Op::WriteHost {
+            offset,
+            buffer,
+            fua,
+        } => DiskOp::Write {
+            offset,
+            data: Data::Host(buffer),
+            fua,
+        },
+        Op::Flush => DiskOp::Flush,
+        Op::Zeroes {
+            offset,
+            len,
+            unmap,
+            fua,
+        } => DiskOp::WriteZeroes {
+            offset,
+            len,
+            may_unmap: unmap,
+            fua,
+        },
+    })
+}

@@ -1,0 +1,627 @@
+//! From a typed command to an answer or a [`Job`] (SPC-4 §5, SBC-3 §4, §5).
+//!
+//! [`admit`] decides whether a command may run: unit attention, reservation, fields, medium, protection, range, in
+//! that order. [`run`] then answers it from what is known, or makes the job that does it. Neither sees virtio.
+
+use super::cdb::{self, Cdb, Command, Extent, Kind};
+use super::cdrom::{self, Tray, TrayEvent};
+use super::identity::{self, MAX_TRANSFER_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME_BLOCKS};
+use super::job::{Job, Same, Walk};
+use super::mode;
+use super::opcodes;
+use super::reserve::{self, Action, Port};
+use super::sense::{Sense, Status, attention};
+use super::table::{Access, Entry, op};
+use super::unit::Nexus;
+use super::wire::{self, Bytes};
+
+/// What a command comes to.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Status and parameter data.
+    Answer(Result<Vec<u8>, Status>),
+    Job(Job),
+    /// Good, once the commands of these ports have been aborted.
+    Abort(Vec<Port>),
+}
+
+/// Most LBA status descriptors in one answer.
+const MAX_EXTENTS: usize = 64;
+
+/// Decides whether a command may run on this path, and says what it is.
+pub(crate) fn admit(nexus: &Nexus, cdb: &Cdb) -> Result<Command, Status> {
+    let reports_itself = matches!(
+        cdb.opcode(),
+        op::INQUIRY | op::REQUEST_SENSE | op::REPORT_LUNS
+    );
+    if !reports_itself && let Some(sense) = nexus.attention() {
+        return Err(sense.into());
+    }
+    let profile = nexus.facts.profile;
+    let entry = cdb::lookup(cdb, profile)?;
+    if nexus.unit.conflicts(nexus.port, entry.access) {
+        return Err(Status::ReservationConflict);
+    }
+    let command = cdb::parse(entry, cdb, profile)?;
+    if let Some(access) = own_access(&command)
+        && nexus.unit.conflicts(nexus.port, access)
+    {
+        return Err(Status::ReservationConflict);
+    }
+    if entry.medium && !nexus.unit.loaded() {
+        return Err(Sense::NO_MEDIUM.into());
+    }
+    check(nexus, entry, &command)?;
+    Ok(command)
+}
+
+/// How a reservation treats commands whose fields decide it (SPC-4 table 66, SBC-3 table 15).
+fn own_access(command: &Command) -> Option<Access> {
+    match command {
+        Command::StartStop {
+            start: true,
+            power: 0,
+            load_eject: false,
+            ..
+        } => Some(Access::Shared),
+        Command::PreventAllow { prevent: false } => Some(Access::Shared),
+        Command::StartStop { .. } | Command::PreventAllow { .. } => Some(Access::Write),
+        _ => None,
+    }
+}
+
+/// Protection, range and length.
+fn check(nexus: &Nexus, entry: &Entry, command: &Command) -> Result<(), Status> {
+    let writes = match command {
+        Command::Write { .. }
+        | Command::WriteAndVerify { .. }
+        | Command::WriteSame { .. }
+        | Command::CompareAndWrite { .. }
+        | Command::OrWrite { .. }
+        | Command::Unmap { .. } => nexus.write_refusal(),
+        _ => None,
+    };
+    if let Some(refusal) = writes {
+        return Err(refusal);
+    }
+    let (extent, limit) = match *command {
+        Command::Read { extent, .. }
+        | Command::Write { extent, .. }
+        | Command::WriteAndVerify { extent, .. }
+        | Command::Verify { extent, .. }
+        | Command::OrWrite { extent, .. } => (extent, MAX_TRANSFER_BLOCKS),
+        Command::WriteSame { extent, .. } => (extent, MAX_WRITE_SAME_BLOCKS),
+        Command::CompareAndWrite { extent, .. }
+        | Command::PreFetch { extent }
+        | Command::Synchronize { extent } => (extent, u32::MAX),
+        Command::GetLbaStatus { lba, .. } => (Extent { lba, blocks: 1 }, u32::MAX),
+        _ => return Ok(()),
+    };
+    match extent.lba.checked_add(extent.blocks.into()) {
+        Some(end) if end <= nexus.blocks() => {}
+        _ => return Err(Sense::LBA_OUT_OF_RANGE.into()),
+    }
+    let nothing_to_repeat = extent.blocks == 0 && matches!(command, Command::WriteSame { .. });
+    if extent.blocks > limit || nothing_to_repeat {
+        return Err(Sense::cdb_field(length_field(entry), None).into());
+    }
+    Ok(())
+}
+
+/// Where the transfer length of a medium access command is, by the length of its CDB.
+fn length_field(entry: &Entry) -> u16 {
+    match entry.len() {
+        6 => 4,
+        10 => 7,
+        12 => 6,
+        _ => 10,
+    }
+}
+
+/// Runs an admitted command. `list` is its parameter list, if it has one.
+pub(crate) fn run(nexus: &Nexus, command: &Command, list: &[u8]) -> Next {
+    match job(nexus, command, list) {
+        Ok(Some(job)) => return Next::Job(job),
+        Ok(None) => {}
+        Err(sense) => return Next::Answer(Err(sense.into())),
+    }
+    match *command {
+        Command::ReserveOut {
+            action,
+            scope,
+            kind,
+            ..
+        } => reserve_out(nexus, action, scope, kind, list),
+        _ => Next::Answer(answer(nexus, command, list).map(|data| cut(command, data))),
+    }
+}
+
+/// The commands that need the disk.
+fn job(nexus: &Nexus, command: &Command, list: &[u8]) -> Result<Option<Job>, Sense> {
+    let block = nexus.facts.block;
+    let bytes = |blocks: u64| blocks.saturating_mul(block.into());
+    let walk = |extent: Extent| Walk::new(bytes(extent.lba), bytes(extent.blocks.into()), block);
+    let stable = |fua| fua || nexus.unit.stable_writes();
+    Ok(Some(match *command {
+        // FUA asks for what is on the medium, which the host's coherent cache is as good as.
+        Command::Read { extent, .. } => Job::Read {
+            offset: bytes(extent.lba),
+            len: bytes(extent.blocks.into()),
+        },
+        Command::Write { extent, fua } => {
+            let (offset, len) = (bytes(extent.lba), bytes(extent.blocks.into()));
+            Job::Write {
+                offset,
+                len,
+                fua: stable(fua),
+            }
+        }
+        Command::WriteAndVerify { extent, check } => Job::WriteAndVerify(walk(extent), check),
+        Command::Verify { extent, check } => Job::Verify(walk(extent), check),
+        Command::CompareAndWrite { extent, fua } => Job::CompareAndWrite {
+            walk: walk(extent),
+            fua: stable(fua),
+            matched: false,
+        },
+        Command::OrWrite { extent, fua } => Job::OrWrite {
+            walk: walk(extent),
+            fua: stable(fua),
+            writing: false,
+        },
+        Command::Synchronize { .. } => Job::Flush,
+        Command::StartStop {
+            no_flush: false,
+            start: false,
+            power: 0,
+            load_eject: false,
+            ..
+        } => Job::Flush,
+        Command::WriteSame {
+            extent,
+            unmap,
+            no_data,
+        } => {
+            let mut same = Same::new(bytes(extent.lba), bytes(extent.blocks.into()), block);
+            (same.fua, same.unmap, same.data) = (stable(false), unmap, !no_data);
+            Job::Same(same)
+        }
+        Command::Unmap { .. } => Job::Unmap {
+            ranges: unmap_ranges(nexus, list)?,
+            fua: stable(false),
+        },
+        _ => return Ok(None),
+    }))
+}
+
+/// UNMAP's parameter list (SBC-3 §5.28), judged whole; ranges in bytes, those without blocks left out.
+fn unmap_ranges(nexus: &Nexus, list: &[u8]) -> Result<Vec<(u64, u64)>, Sense> {
+    const HEADER: usize = 8;
+    const DESCRIPTOR: usize = 16;
+    if list.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (data, length) = (
+        usize::from(wire::u16_at(list, 0)),
+        usize::from(wire::u16_at(list, 2)),
+    );
+    let descriptors = list
+        .get(HEADER..HEADER.saturating_add(length))
+        .ok_or(Sense::LIST_LENGTH)?;
+    if data.saturating_add(2) > list.len() {
+        return Err(Sense::LIST_LENGTH);
+    }
+    if !length.is_multiple_of(DESCRIPTOR) {
+        return Err(Sense::list_field(2));
+    }
+    if descriptors.chunks(DESCRIPTOR).count() > usize::try_from(MAX_UNMAP_DESCRIPTORS).unwrap_or(0)
+    {
+        return Err(Sense::list_field(2));
+    }
+    let block = u64::from(nexus.facts.block);
+    let mut ranges = Vec::new();
+    for descriptor in descriptors.chunks(DESCRIPTOR) {
+        let (lba, count) = (
+            wire::u64_at(descriptor, 0),
+            u64::from(wire::u32_at(descriptor, 8)),
+        );
+        let end = lba.checked_add(count).filter(|end| *end <= nexus.blocks());
+        if end.is_none() {
+            return Err(Sense::LBA_OUT_OF_RANGE);
+        }
+        if count > 0 {
+            ranges.push((lba.saturating_mul(block), count.saturating_mul(block)));
+        }
+    }
+    ranges.reverse();
+    Ok(ranges)
+}
+
+/// The commands that are answered from what is known.
+fn answer(nexus: &Nexus, command: &Command, list: &[u8]) -> Result<Vec<u8>, Status> {
+    let facts = &nexus.facts;
+    match *command {
+        Command::RequestSense { descriptor, .. } => Ok(request_sense(nexus, descriptor)),
+        Command::Inquiry { page: None, .. } => {
+            Ok(identity::standard(facts.profile.kind, facts.removable))
+        }
+        Command::Inquiry {
+            page: Some(page), ..
+        } => Ok(identity::page(page, facts, &nexus.unit.identity)?),
+        Command::ReadCapacity10 => Ok(read_capacity_10(nexus)),
+        Command::ReadCapacity16 { .. } => Ok(read_capacity_16(nexus)),
+        Command::GetLbaStatus { lba, alloc } => lba_status(nexus, lba, alloc),
+        Command::ModeSense {
+            form,
+            long_lba,
+            no_blocks,
+            control,
+            page,
+            subpage,
+            ..
+        } => {
+            let query = mode::Query {
+                form,
+                long_lba,
+                no_blocks,
+                control,
+                page,
+                subpage,
+            };
+            let blocks = nexus.unit.loaded().then(|| nexus.blocks());
+            let modes = nexus.unit.with(|state| state.modes);
+            Ok(mode::sense(
+                &query,
+                facts,
+                blocks,
+                &modes,
+                &nexus.unit.defaults,
+            )?)
+        }
+        Command::ModeSelect { form, .. } => mode_select(nexus, form, list),
+        Command::LogSense { page, subpage, .. } => Ok(log_sense(page, subpage)?),
+        Command::ReadDefectData { twelve, lists, .. } => Ok(defects(twelve, lists)),
+        Command::ReportOpcodes { timeouts, what, .. } => {
+            Ok(opcodes::report(facts.profile, what, timeouts)?)
+        }
+        Command::ReportTaskFunctions { extended, .. } => Ok(opcodes::task_functions(extended)),
+        Command::ReserveIn { action, .. } => reserve_in(nexus, action),
+        Command::Reserve => good(
+            nexus
+                .unit
+                .with(|state| state.reservations.reserve(nexus.port)),
+        ),
+        Command::Release => good(
+            nexus
+                .unit
+                .with(|state| state.reservations.release_legacy(nexus.port)),
+        ),
+        Command::StartStop {
+            power,
+            load_eject,
+            start,
+            ..
+        } => start_stop(nexus, power, load_eject, start),
+        Command::PreventAllow { prevent } => Ok(prevent_allow(nexus, prevent)),
+        Command::SendDiagnostic {
+            self_test: false,
+            length: 1..,
+        } => Err(Sense::LIST_LENGTH.into()),
+        Command::ReadToc { .. }
+        | Command::GetConfiguration { .. }
+        | Command::GetEventStatus { .. }
+        | Command::ReadDiscInformation { .. } => cdrom(nexus, command),
+        // TEST UNIT READY, PRE-FETCH and the self-test have nothing more to do than to be admitted.
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn good(status: Status) -> Result<Vec<u8>, Status> {
+    match status {
+        Status::Good => Ok(Vec::new()),
+        other => Err(other),
+    }
+}
+
+fn request_sense(nexus: &Nexus, descriptor: bool) -> Vec<u8> {
+    let waiting = nexus.attention();
+    let medium = (!nexus.unit.loaded()).then_some(Sense::NO_MEDIUM);
+    waiting.or(medium).unwrap_or(Sense::NONE).encode(descriptor)
+}
+
+fn read_capacity_10(nexus: &Nexus) -> Vec<u8> {
+    let last = nexus.blocks().saturating_sub(1);
+    let mut out = Bytes::new();
+    out.u32(u32::try_from(last).unwrap_or(u32::MAX))
+        .u32(nexus.facts.block);
+    out.finish()
+}
+
+fn read_capacity_16(nexus: &Nexus) -> Vec<u8> {
+    const PROVISIONED: u16 = 0x8000;
+    const READS_ZERO: u16 = 0x4000;
+    let facts = &nexus.facts;
+    let thin = if facts.profile.thin {
+        PROVISIONED | READS_ZERO
+    } else {
+        0
+    };
+    let mut out = Bytes::new();
+    out.u64(nexus.blocks().saturating_sub(1))
+        .u32(facts.block)
+        .u8(0)
+        .u8(facts.physical_exponent & 0x0f);
+    out.u16(thin | (facts.lowest_aligned & 0x3fff)).zeros(16);
+    out.finish()
+}
+
+/// GET LBA STATUS (SBC-3 §5.6): as many descriptors as fit, from `lba` on.
+fn lba_status(nexus: &Nexus, lba: u64, alloc: u32) -> Result<Vec<u8>, Status> {
+    const HEADER: u32 = 8;
+    const DESCRIPTOR: u32 = 16;
+    const DEALLOCATED: u8 = 1;
+    let block = u64::from(nexus.facts.block);
+    let room = alloc
+        .saturating_sub(HEADER)
+        .checked_div(DESCRIPTOR)
+        .unwrap_or(0);
+    let most = usize::try_from(room)
+        .unwrap_or(MAX_EXTENTS)
+        .clamp(1, MAX_EXTENTS);
+    let mut out = Bytes::new();
+    out.zeros(8);
+    let mut at = lba;
+    for _ in 0..most {
+        if at >= nexus.blocks() {
+            break;
+        }
+        let extent = nexus
+            .disk
+            .extent(at.saturating_mul(block))
+            .map_err(|_| Sense::READ_ERROR)?;
+        // A block that is stored in part is mapped: holes are cut to whole blocks, data is widened to them.
+        let end = match extent.mapped {
+            true => extent.end.div_ceil(block),
+            false => extent.end.checked_div(block).unwrap_or(0),
+        };
+        let (mapped, end) = if end > at {
+            (extent.mapped, end)
+        } else {
+            (true, at.saturating_add(1))
+        };
+        let count = u32::try_from(end.min(nexus.blocks()).saturating_sub(at)).unwrap_or(u32::MAX);
+        let thick = !nexus.facts.profile.thin;
+        out.u64(at)
+            .u32(count)
+            .u8(if mapped || thick { 0 } else { DEALLOCATED })
+            .zeros(3);
+        at = at.saturating_add(count.into());
+    }
+    let length = wire::len32(out.len().saturating_sub(4));
+    out.patch_u32(0, length);
+    Ok(out.finish())
+}
+
+fn mode_select(nexus: &Nexus, form: cdb::ModeForm, list: &[u8]) -> Result<Vec<u8>, Status> {
+    let unit = &nexus.unit;
+    let changed = unit.with(|state| {
+        let next = mode::select(form, list, &nexus.facts, nexus.blocks(), &state.modes)?;
+        let changed = next != state.modes;
+        state.modes = next;
+        Ok::<_, Sense>(changed)
+    })?;
+    if changed {
+        unit.tell(attention::MODE_CHANGED, Some(nexus.port));
+    }
+    Ok(Vec::new())
+}
+
+/// LOG SENSE: the list of pages, and the informational exceptions page with nothing to report.
+fn log_sense(page: u8, subpage: u8) -> Result<Vec<u8>, Sense> {
+    const EXCEPTIONS: u8 = 0x2f;
+    let body: &[u8] = match (page, subpage) {
+        (0, 0) => &[0, EXCEPTIONS],
+        (0, 0xff) => &[0, 0, 0, 0xff, EXCEPTIONS, 0],
+        // Parameter 0: no code, no qualifier, no temperature.
+        (EXCEPTIONS, 0) => &[0, 0, 0x03, 4, 0, 0, 0, 0],
+        (_, 0) => return Err(Sense::cdb_field(2, Some(5))),
+        _ => return Err(Sense::cdb_field(3, None)),
+    };
+    let mut out = Bytes::new();
+    let subpage_format = if subpage == 0 { 0 } else { 0x40 };
+    out.u8(page | subpage_format)
+        .u8(subpage)
+        .u16(wire::len16(body.len()))
+        .slice(body);
+    Ok(out.finish())
+}
+
+/// READ DEFECT DATA: the lists asked for, which are empty.
+fn defects(twelve: bool, lists: u8) -> Vec<u8> {
+    let mut out = Bytes::new();
+    out.u8(0).u8(lists & 0x1f).u16(0);
+    if twelve {
+        out.u32(0);
+    }
+    out.finish()
+}
+
+fn reserve_in(nexus: &Nexus, action: u8) -> Result<Vec<u8>, Status> {
+    use reserve::data;
+    nexus.unit.with(|state| {
+        let keeps = state.store.is_some();
+        let reservations = &state.reservations;
+        Ok(match action {
+            0 => data::keys(reservations),
+            1 => data::reservation(reservations),
+            2 => data::capabilities(reservations, keeps),
+            3 => data::full_status(reservations),
+            _ => return Err(Sense::cdb_field(1, Some(4)).into()),
+        })
+    })
+}
+
+fn reserve_out(nexus: &Nexus, action: u8, scope: u8, kind: u8, list: &[u8]) -> Next {
+    let Some(action) = Action::new(action) else {
+        return Next::Answer(Err(Sense::cdb_field(1, Some(4)).into()));
+    };
+    let effects = nexus.unit.with(|state| {
+        let request = reserve::data::parse(action, scope, kind, list, state.store.is_some())?;
+        let before = state.reservations.clone();
+        let effects = state.reservations.perform(nexus.port, &request)?;
+        let kept = before.persist || state.reservations.persist;
+        if let Some(store) = state.store.as_mut().filter(|_| kept)
+            && let Err(error) = store.save(&state.reservations)
+        {
+            // What can't be kept must not be promised.
+            tracing::error!(
+                "{}: cannot keep reservations over a power loss: {error}",
+                nexus.id
+            );
+            state.reservations = before;
+            return Err(Sense::INTERNAL_FAILURE.into());
+        }
+        Ok(effects)
+    });
+    let effects = match effects {
+        Ok(effects) => effects,
+        Err(status) => return Next::Answer(Err(status)),
+    };
+    let paths = nexus.unit.paths();
+    for (port, code) in effects.attentions {
+        paths
+            .iter()
+            .filter(|path| path.port == port)
+            .for_each(|path| path.attend(code));
+    }
+    match effects.abort.is_empty() {
+        true => Next::Answer(Ok(Vec::new())),
+        false => Next::Abort(effects.abort),
+    }
+}
+
+/// START STOP UNIT: loads and ejects a removable medium. Nothing spins, so starting and stopping is no more than a
+/// flush, and power conditions are taken note of by nobody.
+fn start_stop(nexus: &Nexus, power: u8, load_eject: bool, start: bool) -> Result<Vec<u8>, Status> {
+    if power != 0 || !load_eject {
+        return Ok(Vec::new());
+    }
+    if !nexus.facts.removable {
+        return Err(Sense::cdb_field(4, Some(1)).into());
+    }
+    nexus.unit.with(|state| {
+        if !state.preventers.is_empty() && state.loaded != start {
+            return Err(Sense::REMOVAL_PREVENTED.into());
+        }
+        if state.loaded != start {
+            state.tray_event = Some(if start {
+                TrayEvent::NewMedia
+            } else {
+                TrayEvent::Removal
+            });
+        }
+        state.loaded = start;
+        Ok(Vec::new())
+    })
+}
+
+fn prevent_allow(nexus: &Nexus, prevent: bool) -> Vec<u8> {
+    nexus.unit.with(|state| {
+        state.preventers.retain(|port| *port != nexus.port);
+        if prevent {
+            state.preventers.push(nexus.port);
+        }
+    });
+    Vec::new()
+}
+
+fn cdrom(nexus: &Nexus, command: &Command) -> Result<Vec<u8>, Status> {
+    let polls = matches!(command, Command::GetEventStatus { .. });
+    let tray = nexus.unit.with(|state| Tray {
+        loaded: state.loaded,
+        event: if polls { state.tray_event.take() } else { None },
+    });
+    let blocks = if tray.loaded { nexus.blocks() } else { 0 };
+    Ok(cdrom::answer(command, blocks, tray)?)
+}
+
+/// The profile of the REPORT LUNS well-known unit.
+const WELL_KNOWN: cdb::Profile = cdb::Profile {
+    kind: Kind::ReportLuns,
+    thin: false,
+};
+
+/// A command to the REPORT LUNS well-known unit; `luns` are the addresses it lists.
+pub(crate) fn well_known(cdb: &Cdb, luns: &[[u8; 8]]) -> Result<Vec<u8>, Status> {
+    let command =
+        cdb::lookup(cdb, WELL_KNOWN).and_then(|entry| cdb::parse(entry, cdb, WELL_KNOWN))?;
+    let data = match command {
+        Command::Inquiry { page: None, .. } => identity::standard(Kind::ReportLuns, false),
+        // The list of pages is the only page.
+        Command::Inquiry { page: Some(0), .. } => vec![0x1e, 0, 0, 1, 0],
+        Command::Inquiry { .. } => return Err(Sense::cdb_field(2, None).into()),
+        Command::RequestSense { descriptor, .. } => Sense::NONE.encode(descriptor),
+        Command::ReportLuns { select, .. } => report_luns(select, luns)?,
+        _ => Vec::new(),
+    };
+    Ok(cut(&command, data))
+}
+
+/// A command to a unit number with nothing behind it, on a target that exists (SPC-4 §5.10).
+pub(crate) fn absent(cdb: &Cdb, luns: &[[u8; 8]]) -> Result<Vec<u8>, Status> {
+    let command = cdb::lookup(cdb, WELL_KNOWN).and_then(|entry| cdb::parse(entry, cdb, WELL_KNOWN));
+    let Ok(command) = command else {
+        return Err(Sense::LUN_NOT_SUPPORTED.into());
+    };
+    let data = match command {
+        Command::Inquiry { page: None, .. } => identity::absent(),
+        Command::RequestSense { descriptor, .. } => Sense::LUN_NOT_SUPPORTED.encode(descriptor),
+        Command::ReportLuns { select, .. } => report_luns(select, luns)?,
+        _ => return Err(Sense::LUN_NOT_SUPPORTED.into()),
+    };
+    Ok(cut(&command, data))
+}
+
+/// REPORT LUNS (SPC-4 §6.33).
+pub(crate) fn report_luns(select: u8, luns: &[[u8; 8]]) -> Result<Vec<u8>, Sense> {
+    let (units, well_known) = match select {
+        0 => (luns, false),
+        1 => (&[][..], true),
+        2 => (luns, true),
+        _ => return Err(Sense::cdb_field(2, None)),
+    };
+    let mut out = Bytes::new();
+    out.zeros(8);
+    for lun in units {
+        out.slice(lun);
+    }
+    if well_known {
+        out.slice(&super::address::WELL_KNOWN);
+    }
+    let length = wire::len32(out.len().saturating_sub(8));
+    out.patch_u32(0, length);
+    Ok(out.finish())
+}
+
+/// Parameter data cut to the allocation length.
+pub(crate) fn cut(command: &Command, mut data: Vec<u8>) -> Vec<u8> {
+    let alloc = match *command {
+        Command::RequestSense { alloc, .. }
+        | Command::Inquiry { alloc, .. }
+        | Command::ReportLuns { alloc, .. }
+        | Command::ReadCapacity16 { alloc }
+        | Command::GetLbaStatus { alloc, .. }
+        | Command::ModeSense { alloc, .. }
+        | Command::LogSense { alloc, .. }
+        | Command::ReadDefectData { alloc, .. }
+        | Command::ReportOpcodes { alloc, .. }
+        | Command::ReportTaskFunctions { alloc, .. }
+        | Command::ReserveIn { alloc, .. }
+        | Command::ReadToc { alloc, .. }
+        | Command::GetConfiguration { alloc, .. }
+        | Command::GetEventStatus { alloc, .. }
+        | Command::ReadDiscInformation { alloc, .. } => alloc,
+        _ => u32::MAX,
+    };
+    data.truncate(usize::try_from(alloc).unwrap_or(usize::MAX));
+    data
+}

@@ -1,0 +1,72 @@
+//! Ranges of a unit that read-modify-write commands are at work on.
+//!
+//! COMPARE AND WRITE and ORWRITE are each one indivisible action to the others of their kind, on whatever path and
+//! thread (SBC-3 §5.2, §5.11). Who finds its range taken waits for a message to try again.
+
+use std::sync::{Arc, Mutex};
+
+use super::hub::{Mail, Mailbox};
+use super::unit::lock;
+
+/// The ranges in use, and who waits for any of them to become free.
+#[derive(Debug, Default)]
+pub(crate) struct Locks(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    held: Vec<(u64, u64, u64)>,
+    waiting: Vec<Arc<Mailbox>>,
+}
+
+/// A range held; to be given back with [`Locks::release`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Held(u64);
+
+impl Locks {
+    /// Takes the bytes from `start` to `end`; if somebody has some of them, `waiter` is told when to try again.
+    pub(crate) fn take(&self, start: u64, end: u64, waiter: &Arc<Mailbox>) -> Option<Held> {
+        let mut inner = lock(&self.0);
+        if inner
+            .held
+            .iter()
+            .any(|(_, from, to)| *from < end && start < *to)
+        {
+            inner.waiting.push(Arc::clone(waiter));
+            return None;
+        }
+        let id = inner.next;
+        inner.next = inner.next.wrapping_add(1);
+        inner.held.push((id, start, end));
+        Some(Held(id))
+    }
+
+    /// Gives a range back and tells everybody who waits.
+    pub(crate) fn release(&self, held: &Held) {
+        let waiting = {
+            let mut inner = lock(&self.0);
+            inner.held.retain(|(id, ..)| *id != held.0);
+            std::mem::take(&mut inner.waiting)
+        };
+        for mailbox in waiting {
+            mailbox.post(Mail::Retry);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlapping_ranges_wait_and_are_told() {
+        let (locks, waiter) = (Locks::default(), Mailbox::new().unwrap());
+        let first = locks.take(0, 10, &waiter).unwrap();
+        assert!(locks.take(10, 20, &waiter).is_some());
+        assert!(locks.take(9, 10, &waiter).is_none());
+        assert!(waiter.collect().is_empty());
+        locks.release(&first);
+        assert_eq!(waiter.collect().len(), 1);
+        assert!(locks.take(9, 10, &waiter).is_some());
+    }
+}

@@ -1,0 +1,619 @@
+//! A request queue: commands in, answers out.
+//!
+//! One of these per request queue, each on its worker's thread. Commands at work are kept under tags of their own,
+//! so nothing the driver does to its ring or its identifiers can mix them up. Other threads reach them by mail only.
+
+use std::sync::Arc;
+
+use splitring_virtio::spec::scsi::response;
+
+use super::address::{self, Address, Place};
+use super::backend::{Backend, QUEUES};
+use super::cdb::Command;
+use super::exec::{self, Next};
+use super::hub::{Filter, Hub, Mail, Mailbox, Map, Order, Sweep, Waiter};
+use super::job::{Done, Job, Op, Step};
+use super::lock::Held;
+use super::request::{Answer, Request, Sizes};
+use super::reserve::Port;
+use super::sense::{Sense, Status, attention};
+use super::unit::Nexus;
+use crate::device::{Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, Source};
+use crate::disk::Completion;
+use crate::ram::Ram;
+
+/// Token of the mailbox.
+const MAIL: u32 = 0;
+/// Rounds of completions that lead to new requests in one pass, before it is the turn of others.
+const ROUNDS: usize = 64;
+/// Longest parameter list looked at; those of all commands here are shorter.
+const MAX_LIST: u64 = 64 << 10;
+
+/// A command at work.
+struct Task {
+    request: Request,
+    nexus: Arc<Nexus>,
+    work: Work,
+    /// Bytes of data-out it takes.
+    used: u64,
+    held: Option<Held>,
+    /// Ended by task management with this response.
+    end: Option<u8>,
+    sweeps: Vec<Arc<Sweep>>,
+}
+
+enum Work {
+    /// A request of its job is with the disk.
+    Disk(Job),
+    /// Its range is locked by another.
+    Locked(Job),
+    /// The disk takes no more now; this is next.
+    Queued(Job, Op),
+    /// Waits until other commands have been aborted.
+    Aborting(Arc<Sweep>),
+}
+
+impl Work {
+    /// What waited for a lock or for the disk is with the disk from now on; the request that waited is returned.
+    fn hand_over(&mut self) -> Option<Op> {
+        let (work, op) = match std::mem::replace(self, Self::Locked(Job::Flush)) {
+            Self::Locked(job) => (Self::Disk(job), None),
+            Self::Queued(job, op) => (Self::Disk(job), Some(op)),
+            other => (other, None),
+        };
+        *self = work;
+        op
+    }
+
+    /// The disk does not take `op` now.
+    fn queue(&mut self, op: Op) {
+        *self = match std::mem::replace(self, Self::Locked(Job::Flush)) {
+            Self::Disk(job) => Self::Queued(job, op),
+            other => other,
+        };
+    }
+}
+
+/// The handler of one request queue.
+pub(crate) struct Requests {
+    hub: Arc<Hub>,
+    index: u16,
+    sizes: Sizes,
+    backend: Backend,
+    mailbox: Arc<Mailbox>,
+    mail_due: bool,
+    map: Arc<Map>,
+    version: u64,
+    tasks: Vec<Option<Task>>,
+    free: Vec<usize>,
+    /// Units to let go of when they have nothing in flight here.
+    detaching: Vec<(usize, Arc<Sweep>)>,
+    completions: Vec<Completion>,
+    tags: Vec<u64>,
+}
+
+impl Requests {
+    /// The handler of virtqueue `index`, which is request queue number `ring` from 0 on.
+    pub(crate) fn new(
+        hub: &Arc<Hub>,
+        index: u16,
+        ring: u16,
+        size: u16,
+        ram: Ram,
+        sizes: Sizes,
+    ) -> std::io::Result<Self> {
+        let mailbox = Mailbox::new()?;
+        let backend = Backend::new(hub, ram, ring, size)?;
+        hub.enlist(&mailbox);
+        Ok(Self {
+            hub: Arc::clone(hub),
+            index,
+            sizes,
+            backend,
+            mailbox,
+            mail_due: false,
+            map: Arc::default(),
+            version: 0,
+            tasks: Vec::new(),
+            free: Vec::new(),
+            detaching: Vec::new(),
+            completions: Vec::new(),
+            tags: Vec::new(),
+        })
+    }
+
+    fn refresh(&mut self) {
+        let version = self.hub.version();
+        if version != self.version {
+            // Read before the map: a change in between is noticed next time.
+            self.version = version;
+            self.map = self.hub.map();
+        }
+    }
+
+    /// A new command.
+    fn take(&mut self, queue: &mut Queue, chain: Chain) -> Result<(), Broken> {
+        let request = match Request::parse(chain, self.sizes) {
+            Ok(request) => request,
+            Err((chain, short)) => {
+                queue.complete(chain, 0);
+                return Err(Broken::new(self.index, short));
+            }
+        };
+        if request.data_in_len() > 0 && request.data_out_len() > 0 {
+            refuse(queue, request, response::FAILURE);
+            return Ok(());
+        }
+        match address::parse(&request.lun) {
+            None => refuse(queue, request, response::BAD_TARGET),
+            Some(Address::ReportLuns(target)) => self.well_known(queue, request, target),
+            Some(Address::Unit(place)) => self.unit(queue, request, place),
+        }
+        Ok(())
+    }
+
+    fn unit(&mut self, queue: &mut Queue, request: Request, place: Place) {
+        if let Some(nexus) = self.map.get(place) {
+            let nexus = Arc::clone(nexus);
+            return self.command(queue, request, nexus);
+        }
+        match self.luns(place.target) {
+            None => refuse(queue, request, response::BAD_TARGET),
+            Some(luns) => {
+                let result = exec::absent(&request.cdb, &luns);
+                reply(queue, request, result, 0, false);
+            }
+        }
+    }
+
+    /// What REPORT LUNS of a target lists.
+    fn luns(&self, target: u8) -> Option<Vec<[u8; 8]>> {
+        let luns = self.map.luns(target)?;
+        Some(
+            luns.iter()
+                .map(|lun| Place { target, lun: *lun }.to_lun())
+                .collect(),
+        )
+    }
+
+    /// The well-known unit of a target, or of the controller, which lists full addresses.
+    fn well_known(&self, queue: &mut Queue, request: Request, target: Option<u8>) {
+        let luns = match target {
+            Some(target) => self.luns(target),
+            None => Some(
+                self.map
+                    .iter()
+                    .map(|nexus| nexus.place.to_virtio())
+                    .collect(),
+            ),
+        };
+        match luns {
+            None => refuse(queue, request, response::BAD_TARGET),
+            Some(luns) => {
+                let result = exec::well_known(&request.cdb, &luns);
+                reply(queue, request, result, 0, false);
+            }
+        }
+    }
+
+    fn command(&mut self, queue: &mut Queue, request: Request, nexus: Arc<Nexus>) {
+        let descriptors = nexus.unit.descriptor_sense();
+        let command = match exec::admit(&nexus, &request.cdb) {
+            Ok(command) => command,
+            Err(status) => return reply(queue, request, Err(status), 0, descriptors),
+        };
+        let block = nexus.facts.block;
+        let (out, into) = (command.data_out(block), command.data_in(block));
+        if out > request.data_out_len() || into > request.data_in_len() {
+            return refuse(queue, request, response::OVERRUN);
+        }
+        match command {
+            // One block is repeated: more of it would be a misunderstanding.
+            Command::WriteSame { .. } if request.data_out_len() > out => {
+                let status = Sense::INVALID_FIELD_IN_CDB.into();
+                return reply(queue, request, Err(status), 0, descriptors);
+            }
+            Command::ReportLuns { select, .. } => {
+                nexus.settle(attention::LUNS_CHANGED);
+                let luns = self.luns(nexus.place.target).unwrap_or_default();
+                let result = exec::report_luns(select, &luns).map(|data| exec::cut(&command, data));
+                return reply(queue, request, result.map_err(Status::from), 0, descriptors);
+            }
+            _ => {}
+        }
+        let list = parameter_list(&command, &request, out);
+        match exec::run(&nexus, &command, &list) {
+            Next::Answer(result) => reply(queue, request, result, out, descriptors),
+            Next::Job(job) => self.start(queue, request, nexus, job, out),
+            Next::Abort(ports) => self.abort_others(request, nexus, &ports, out),
+        }
+    }
+
+    fn keep(&mut self, task: Task) -> usize {
+        match self.free.pop() {
+            Some(tag) => {
+                if let Some(place) = self.tasks.get_mut(tag) {
+                    *place = Some(task);
+                }
+                tag
+            }
+            None => {
+                self.tasks.push(Some(task));
+                self.tasks.len().saturating_sub(1)
+            }
+        }
+    }
+
+    fn start(
+        &mut self,
+        queue: &mut Queue,
+        request: Request,
+        nexus: Arc<Nexus>,
+        job: Job,
+        used: u64,
+    ) {
+        let work = Work::Locked(job);
+        let tag = self.keep(Task {
+            request,
+            nexus,
+            work,
+            used,
+            held: None,
+            end: None,
+            sweeps: Vec::new(),
+        });
+        self.begin(queue, tag);
+    }
+
+    /// Begins a job, unless another has locked its range.
+    fn begin(&mut self, queue: &mut Queue, tag: usize) {
+        let Some(Some(task)) = self.tasks.get_mut(tag) else {
+            return;
+        };
+        let Work::Locked(job) = &mut task.work else {
+            return;
+        };
+        if let Some((from, to)) = job.exclusive().filter(|(from, to)| from < to) {
+            task.held = task.nexus.unit.locks.take(from, to, &self.mailbox);
+            if task.held.is_none() {
+                return;
+            }
+        }
+        let step = job.begin(&task.request);
+        task.work.hand_over();
+        self.advance(queue, tag, step);
+    }
+
+    /// PREEMPT AND ABORT: good when the preempted commands are gone.
+    fn abort_others(&mut self, request: Request, nexus: Arc<Nexus>, ports: &[Port], used: u64) {
+        let paths = nexus
+            .unit
+            .paths()
+            .into_iter()
+            .filter(|path| ports.contains(&path.port));
+        let filters = paths.map(Filter::Nexus).collect();
+        let waiter = Waiter::Mailbox(Arc::clone(&self.mailbox));
+        let sweep = Sweep::start(Order::End(response::ABORTED), filters, waiter);
+        let work = Work::Aborting(sweep);
+        self.keep(Task {
+            request,
+            nexus,
+            work,
+            used,
+            held: None,
+            end: None,
+            sweeps: Vec::new(),
+        });
+    }
+
+    /// Does what a job wants next.
+    fn advance(&mut self, queue: &mut Queue, tag: usize, step: Step) {
+        let op = match step {
+            Step::Done(status) => return self.finish(queue, tag, status),
+            Step::Op(op) => op,
+        };
+        let Some(Some(task)) = self.tasks.get_mut(tag) else {
+            return;
+        };
+        let wide = u64::try_from(tag).unwrap_or(u64::MAX);
+        if self.backend.admits(&task.nexus, wide) {
+            self.backend
+                .submit(&task.nexus, wide, op, &mut task.request);
+        } else {
+            task.work.queue(op);
+        }
+    }
+
+    /// Answers a command and forgets it.
+    fn finish(&mut self, queue: &mut Queue, tag: usize, status: Status) {
+        let Some(task) = self.tasks.get_mut(tag).and_then(Option::take) else {
+            return;
+        };
+        self.free.push(tag);
+        if let Some(held) = &task.held {
+            task.nexus.unit.locks.release(held);
+        }
+        let descriptors = task.nexus.unit.descriptor_sense();
+        let answer = match (task.end, status, &task.work) {
+            (Some(code), ..) => Answer::Response(code),
+            (None, Status::Good, Work::Disk(job)) => Answer::Filled(job.data_in()),
+            (None, status, _) => Answer::Status(status, &[]),
+        };
+        let used = if matches!(status, Status::Good) {
+            task.used
+        } else {
+            0
+        };
+        task.request.complete(queue, &answer, used, descriptors);
+        for sweep in &task.sweeps {
+            sweep.answer();
+        }
+        if !self.detaching.is_empty() {
+            self.detach();
+        }
+    }
+
+    /// Lets go of removed units that have nothing in flight any more.
+    fn detach(&mut self) {
+        let (tasks, backend) = (&self.tasks, &mut self.backend);
+        self.detaching.retain(|(slot, sweep)| {
+            if tasks.iter().flatten().any(|task| task.nexus.slot == *slot) {
+                return true;
+            }
+            backend.detach(*slot);
+            sweep.answer();
+            false
+        });
+    }
+
+    /// What came of one request to a disk.
+    fn completed(&mut self, queue: &mut Queue, completion: Completion) {
+        let Ok(tag) = usize::try_from(completion.tag) else {
+            return;
+        };
+        let Some(Some(task)) = self.tasks.get_mut(tag) else {
+            return;
+        };
+        let Work::Disk(job) = &mut task.work else {
+            return;
+        };
+        let step = match task.end {
+            Some(_) => Step::Done(Status::Good),
+            None => job.resume(
+                Done {
+                    result: completion.result,
+                    buffer: completion.buffer,
+                },
+                &task.request,
+            ),
+        };
+        self.advance(queue, tag, step);
+    }
+
+    /// Gives the disks what was collected and handles what they are done with; false if there was nothing.
+    fn exchange(&mut self, queue: &mut Queue) -> bool {
+        self.tags.clear();
+        self.backend.runnable(&mut self.tags);
+        for tag in std::mem::take(&mut self.tags) {
+            self.resume_queued(queue, tag);
+        }
+        let mut completions = std::mem::take(&mut self.completions);
+        self.backend.exchange(&mut completions);
+        let any = !completions.is_empty();
+        for completion in completions.drain(..) {
+            self.completed(queue, completion);
+        }
+        self.completions = completions;
+        any
+    }
+
+    fn resume_queued(&mut self, queue: &mut Queue, tag: u64) {
+        let Ok(tag) = usize::try_from(tag) else {
+            return;
+        };
+        let Some(Some(task)) = self.tasks.get_mut(tag) else {
+            return;
+        };
+        if let Some(op) = task.work.hand_over() {
+            self.advance(queue, tag, Step::Op(op));
+        }
+    }
+
+    fn read_mail(&mut self, queue: &mut Queue) {
+        self.refresh();
+        for mail in self.mailbox.collect() {
+            self.mail(queue, mail);
+        }
+    }
+
+    fn mail(&mut self, queue: &mut Queue, mail: Mail) {
+        match mail {
+            Mail::Retry => self.retry(queue),
+            Mail::Sweep(sweep, filter) => self.sweep(queue, &sweep, &filter),
+            Mail::Look => {
+                let done = |work: &Work| matches!(work, Work::Aborting(sweep) if sweep.is_done());
+                for tag in self.tags_where(|task| done(&task.work)) {
+                    self.finish(queue, tag, Status::Good);
+                }
+            }
+        }
+    }
+
+    fn tags_where(&self, mut wanted: impl FnMut(&Task) -> bool) -> Vec<usize> {
+        let tasks = self.tasks.iter().enumerate();
+        tasks
+            .filter_map(|(tag, task)| task.as_ref().filter(|task| wanted(task)).map(|_| tag))
+            .collect()
+    }
+
+    /// A range was unlocked: whoever waited tries again.
+    fn retry(&mut self, queue: &mut Queue) {
+        for tag in self.tags_where(|task| matches!(task.work, Work::Locked(_))) {
+            self.begin(queue, tag);
+        }
+    }
+
+    /// An order from another thread, or this one, about the commands here.
+    fn sweep(&mut self, queue: &mut Queue, sweep: &Arc<Sweep>, filter: &Filter) {
+        let tags = self.tags_where(|task| filter.matches(&task.nexus, task.request.id));
+        match sweep.order {
+            Order::Query => {
+                if !tags.is_empty() {
+                    sweep.note_found();
+                }
+                sweep.answer();
+            }
+            Order::End(code) => {
+                for tag in tags {
+                    self.end(queue, tag, code, sweep);
+                }
+                sweep.answer();
+            }
+            Order::Detach => {
+                self.detaching
+                    .push((filter.nexus().slot, Arc::clone(sweep)));
+                self.detach();
+            }
+        }
+    }
+
+    /// Ends a command: at once if it only waits, else when the disk gives it back.
+    fn end(&mut self, queue: &mut Queue, tag: usize, code: u8, sweep: &Arc<Sweep>) {
+        let Some(Some(task)) = self.tasks.get_mut(tag) else {
+            return;
+        };
+        sweep.expect();
+        task.sweeps.push(Arc::clone(sweep));
+        task.end.get_or_insert(code);
+        let at_the_disk = matches!(task.work, Work::Disk(_));
+        if matches!(task.work, Work::Queued(..)) {
+            self.backend
+                .forget(&task.nexus, u64::try_from(tag).unwrap_or(u64::MAX));
+        }
+        if !at_the_disk {
+            self.finish(queue, tag, Status::Good);
+        }
+    }
+
+    fn pass(&mut self, queue: &mut Queue, cause: Cause) -> Result<Outcome, Broken> {
+        self.refresh();
+        self.mail_due |= matches!(cause, Cause::Source(MAIL) | Cause::Resume);
+        if matches!(cause, Cause::Source(QUEUES) | Cause::Resume) {
+            self.backend.look();
+        }
+        for _ in 0..ROUNDS {
+            while let Some(chain) = queue
+                .pop()
+                .map_err(|error| Broken::new(self.index, error))?
+            {
+                self.take(queue, chain)?;
+            }
+            // Orders are about all commands sent before them, so those still in the ring are taken first.
+            if self.mail_due && !queue.spent() {
+                self.mail_due = false;
+                self.read_mail(queue);
+            }
+            if !self.exchange(queue) {
+                return Ok(Outcome::Idle);
+            }
+        }
+        Ok(Outcome::More)
+    }
+}
+
+impl QueueHandler for Requests {
+    fn sources(&self) -> Vec<Source<'_>> {
+        use std::os::fd::AsFd;
+        let mut sources = self.backend.sources();
+        sources.push(Source::edge(self.mailbox.as_fd(), MAIL));
+        sources
+    }
+
+    fn run(&mut self, queues: &mut QueueSet<'_>, cause: Cause) -> Result<Outcome, Broken> {
+        match queues.get(self.index) {
+            Some(queue) => self.pass(queue, cause),
+            None => Ok(Outcome::Idle),
+        }
+    }
+
+    fn stop(&mut self, queues: &mut QueueSet<'_>) {
+        let Some(queue) = queues.get(self.index) else {
+            return;
+        };
+        for mail in self.hub.discharge(&self.mailbox) {
+            self.mail(queue, mail);
+        }
+        let mut completions = Vec::new();
+        self.backend.drain(&mut completions);
+        for completion in completions {
+            let Ok(tag) = usize::try_from(completion.tag) else {
+                continue;
+            };
+            let Some(Some(task)) = self.tasks.get_mut(tag) else {
+                continue;
+            };
+            let Work::Disk(job) = &mut task.work else {
+                continue;
+            };
+            let done = Done {
+                result: completion.result,
+                buffer: completion.buffer,
+            };
+            match job.resume(done, &task.request) {
+                Step::Done(status) => self.finish(queue, tag, status),
+                // A job of several steps ends between two of them.
+                Step::Op(_) => {}
+            }
+        }
+        for tag in self.tags_where(|_| true) {
+            if let Some(Some(task)) = self.tasks.get_mut(tag) {
+                task.end = Some(response::RESET);
+            }
+            self.finish(queue, tag, Status::Good);
+        }
+        self.detach();
+    }
+}
+
+/// The parameter list of commands that have one.
+fn parameter_list(command: &Command, request: &Request, length: u64) -> Vec<u8> {
+    use super::job::DataOut;
+    let has_list = matches!(
+        command,
+        Command::Unmap { .. } | Command::ModeSelect { .. } | Command::ReserveOut { .. }
+    );
+    if !has_list {
+        return Vec::new();
+    }
+    let mut list = vec![0; usize::try_from(length.min(MAX_LIST)).unwrap_or(0)];
+    request.copy(0, &mut list);
+    list
+}
+
+/// Answers for the transport.
+fn refuse(queue: &mut Queue, request: Request, code: u8) {
+    request.complete(queue, &Answer::Response(code), 0, false);
+}
+
+/// Answers for the device server.
+fn reply(
+    queue: &mut Queue,
+    request: Request,
+    result: Result<Vec<u8>, Status>,
+    used: u64,
+    descriptors: bool,
+) {
+    let room = request.data_in_len();
+    match result {
+        Ok(data) if u64::try_from(data.len()).is_ok_and(|len| len > room) => {
+            refuse(queue, request, response::OVERRUN);
+        }
+        Ok(data) => request.complete(
+            queue,
+            &Answer::Status(Status::Good, &data),
+            used,
+            descriptors,
+        ),
+        Err(status) => request.complete(queue, &Answer::Status(status, &[]), 0, descriptors),
+    }
+}

@@ -1,0 +1,320 @@
+//! A logical unit, and the paths to it.
+//!
+//! A [`Unit`] is what an image is as a SCSI device: its identity, reservations, modes and medium. One image opened
+//! by several controllers, or by several machines of this process, is one unit. A [`Nexus`] is one controller's path
+//! to it: the image as that controller opened it, and the unit attentions waiting for that initiator.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::address::Place;
+use super::cdrom::TrayEvent;
+use super::hub::Hub;
+use super::identity::{Facts, Identity};
+use super::lock::Locks;
+use super::mode::Modes;
+use super::reserve::store::Store;
+use super::reserve::{Port, Reservations};
+use super::sense::{Code, Sense, Status, attention};
+use super::table::Access;
+use crate::disk::{Disk, ImageId};
+
+/// Locks a mutex whose data is valid whatever happened to its last holder.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What commands change of a unit, all of it behind one lock.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) reservations: Reservations,
+    pub(crate) store: Option<Store>,
+    pub(crate) modes: Modes,
+    /// There is a medium.
+    pub(crate) loaded: bool,
+    /// Who prevents its removal.
+    pub(crate) preventers: Vec<Port>,
+    pub(crate) tray_event: Option<TrayEvent>,
+}
+
+/// Bits of the state that every command looks at, readable without the lock.
+mod flag {
+    /// Somebody holds a reservation.
+    pub(super) const RESTRICTED: u8 = 0x01;
+    pub(super) const NO_MEDIUM: u8 = 0x02;
+    /// SWP.
+    pub(super) const PROTECTED: u8 = 0x04;
+    /// WCE is off: writes are stable before they are answered.
+    pub(super) const STABLE: u8 = 0x08;
+    /// D_SENSE.
+    pub(super) const DESCRIPTORS: u8 = 0x10;
+}
+
+/// A logical unit.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    pub(crate) identity: Identity,
+    /// Modes after power on.
+    pub(crate) defaults: Modes,
+    image: Option<ImageId>,
+    state: Mutex<State>,
+    flags: AtomicU8,
+    /// Ranges that COMPARE AND WRITE and ORWRITE are at work on.
+    pub(crate) locks: Locks,
+    paths: Mutex<Vec<Weak<Nexus>>>,
+}
+
+/// Units of this process by image, for as long as somebody has them open.
+static UNITS: Mutex<Vec<Weak<Unit>>> = Mutex::new(Vec::new());
+
+impl Unit {
+    /// The unit of `image`: the one there is, or a new one. `store` is used if it is new.
+    pub(crate) fn open(
+        image: Option<ImageId>,
+        identity: Identity,
+        defaults: Modes,
+        store: Option<(Store, Reservations)>,
+    ) -> Arc<Self> {
+        let mut units = lock(&UNITS);
+        units.retain(|unit| unit.strong_count() > 0);
+        let known = units
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|unit| image.is_some() && unit.image == image);
+        if let Some(unit) = known {
+            return unit;
+        }
+        let (store, reservations) = store.unzip();
+        let state = State {
+            reservations: reservations.unwrap_or_default(),
+            store,
+            modes: defaults,
+            loaded: true,
+            preventers: Vec::new(),
+            tray_event: None,
+        };
+        let unit = Arc::new(Self {
+            identity,
+            defaults,
+            image,
+            flags: AtomicU8::new(flags_of(&state)),
+            state: Mutex::new(state),
+            locks: Locks::default(),
+            paths: Mutex::new(Vec::new()),
+        });
+        units.push(Arc::downgrade(&unit));
+        unit
+    }
+
+    /// Works on the state, and publishes what of it the data path looks at.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = lock(&self.state);
+        let result = work(&mut state);
+        self.flags.store(flags_of(&state), Ordering::Release);
+        result
+    }
+
+    fn has(&self, flag: u8) -> bool {
+        self.flags.load(Ordering::Acquire) & flag != 0
+    }
+
+    pub(crate) fn loaded(&self) -> bool {
+        !self.has(flag::NO_MEDIUM)
+    }
+
+    pub(crate) fn write_protected(&self) -> bool {
+        self.has(flag::PROTECTED)
+    }
+
+    /// Writes have to be stable before they are answered.
+    pub(crate) fn stable_writes(&self) -> bool {
+        self.has(flag::STABLE)
+    }
+
+    pub(crate) fn descriptor_sense(&self) -> bool {
+        self.has(flag::DESCRIPTORS)
+    }
+
+    /// Whether a reservation keeps `port` from a command.
+    pub(crate) fn conflicts(&self, port: Port, access: Access) -> bool {
+        self.has(flag::RESTRICTED) && lock(&self.state).reservations.conflicts(port, access)
+    }
+
+    /// Every path there is now.
+    pub(crate) fn paths(&self) -> Vec<Arc<Nexus>> {
+        let mut paths = lock(&self.paths);
+        paths.retain(|path| path.strong_count() > 0);
+        paths.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Establishes a unit attention on every path but that of `except`.
+    pub(crate) fn tell(&self, code: Code, except: Option<Port>) {
+        for path in self.paths().iter().filter(|path| Some(path.port) != except) {
+            path.attend(code);
+        }
+    }
+
+    /// A logical unit reset (SAM-5 §6.3.3), after its commands have been aborted.
+    pub(crate) fn reset(&self) {
+        self.with(|state| {
+            state.reservations.reset();
+            state.preventers.clear();
+        });
+        self.tell(attention::UNIT_RESET, None);
+    }
+
+    /// The initiator at `port` is gone or starts anew.
+    pub(crate) fn forget(&self, port: Port) {
+        self.with(|state| {
+            if state.reservations.legacy == Some(port) {
+                state.reservations.legacy = None;
+            }
+            state.preventers.retain(|preventer| *preventer != port);
+        });
+    }
+}
+
+fn flags_of(state: &State) -> u8 {
+    let bit = |on, flag| if on { flag } else { 0 };
+    bit(state.reservations.restricts(), flag::RESTRICTED)
+        | bit(!state.loaded, flag::NO_MEDIUM)
+        | bit(state.modes.write_protect, flag::PROTECTED)
+        | bit(!state.modes.write_cache, flag::STABLE)
+        | bit(state.modes.descriptor_sense, flag::DESCRIPTORS)
+}
+
+/// One controller's path to a unit.
+pub(crate) struct Nexus {
+    /// The operator's name for it.
+    pub(crate) id: String,
+    pub(crate) place: Place,
+    /// Number among the controller's units, for tables; reused only after every thread has forgotten it.
+    pub(crate) slot: usize,
+    pub(crate) port: Port,
+    pub(crate) unit: Arc<Unit>,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) facts: Facts,
+    pub(crate) hub: Weak<Hub>,
+    blocks: AtomicU64,
+    attentions: Mutex<Vec<Code>>,
+    attention_waits: AtomicBool,
+}
+
+/// Most unit attentions kept for one path; beyond it the oldest go.
+const MAX_ATTENTIONS: usize = 8;
+
+/// What a [`Nexus`] is made of.
+pub(crate) struct NewNexus {
+    pub(crate) id: String,
+    pub(crate) place: Place,
+    pub(crate) slot: usize,
+    pub(crate) port: Port,
+    pub(crate) unit: Arc<Unit>,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) facts: Facts,
+    pub(crate) hub: Weak<Hub>,
+}
+
+impl Nexus {
+    /// Makes the path and tells the unit of it. Its first report is the power-on condition.
+    pub(crate) fn new(new: NewNexus) -> Arc<Self> {
+        let NewNexus {
+            id,
+            place,
+            slot,
+            port,
+            unit,
+            disk,
+            facts,
+            hub,
+        } = new;
+        let nexus = Arc::new(Self {
+            id,
+            place,
+            slot,
+            port,
+            unit,
+            disk,
+            facts,
+            hub,
+            blocks: AtomicU64::new(0),
+            attentions: Mutex::new(vec![attention::POWER_ON]),
+            attention_waits: AtomicBool::new(true),
+        });
+        nexus.measure();
+        lock(&nexus.unit.paths).push(Arc::downgrade(&nexus));
+        nexus
+    }
+
+    /// Takes over the disk's present capacity and returns it, in blocks.
+    pub(crate) fn measure(&self) -> u64 {
+        let bytes = self.disk.geometry().capacity;
+        let blocks = bytes.checked_div(self.facts.block.into()).unwrap_or(0);
+        self.blocks.store(blocks, Ordering::Release);
+        blocks
+    }
+
+    /// Capacity in blocks.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Acquire)
+    }
+
+    /// Establishes a unit attention, once.
+    pub(crate) fn attend(&self, code: Code) {
+        let mut waiting = lock(&self.attentions);
+        if !waiting.contains(&code) {
+            if waiting.len() >= MAX_ATTENTIONS {
+                waiting.remove(0);
+            }
+            waiting.push(code);
+        }
+        self.attention_waits.store(true, Ordering::Release);
+    }
+
+    /// Takes the next unit attention, to be reported.
+    pub(crate) fn attention(&self) -> Option<Sense> {
+        if !self.attention_waits.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut waiting = lock(&self.attentions);
+        let next = (!waiting.is_empty()).then(|| waiting.remove(0));
+        self.attention_waits
+            .store(!waiting.is_empty(), Ordering::Release);
+        next.map(Sense::unit_attention)
+    }
+
+    /// A reset makes all that waited obsolete: only `code` is left to report.
+    pub(crate) fn restart(&self, code: Code) {
+        *lock(&self.attentions) = vec![code];
+        self.attention_waits.store(true, Ordering::Release);
+    }
+
+    /// Drops a unit attention that the driver has learnt of otherwise.
+    pub(crate) fn settle(&self, code: Code) {
+        let mut waiting = lock(&self.attentions);
+        waiting.retain(|other| *other != code);
+        self.attention_waits
+            .store(!waiting.is_empty(), Ordering::Release);
+    }
+
+    /// Why a write is not even tried.
+    pub(crate) fn write_refusal(&self) -> Option<Status> {
+        if self.facts.read_only {
+            Some(Sense::WRITE_PROTECTED.into())
+        } else if self.unit.write_protected() {
+            Some(Sense::SOFTWARE_WRITE_PROTECTED.into())
+        } else {
+            None
+        }
+    }
+}
+
+impl std::fmt::Debug for Nexus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Nexus")
+            .field("id", &self.id)
+            .field("place", &self.place)
+            .field("port", &self.port)
+            .finish()
+    }
+}
