@@ -82,6 +82,15 @@ impl Bus {
         ranges.remove(&base).is_some()
     }
 
+    /// Nothing answers anywhere any more, and the bus lets go of its devices: for the machine's end.
+    pub fn clear(&self) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let devices = std::mem::take(&mut *ranges);
+        drop(ranges);
+        // Outside the lock: a device's drop may reach for the bus.
+        drop(devices);
+    }
+
     /// A guest's read. Where nothing answers, `data` is all ones and the result false.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> bool {
         match self.find(addr, data.len()) {

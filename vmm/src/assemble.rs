@@ -7,19 +7,23 @@ use std::sync::Arc;
 
 use kvm_bindings::{CpuId, Msrs};
 use kvm_ioctls::{Cap, VcpuFd};
-use splitring_arch::acpi::{AcpiError, Platform, SerialPort};
+use splitring_arch::acpi::{AcpiError, IntxRoute, PciHost, Platform, SerialPort};
 use splitring_arch::boot::{BootError, BootParameters};
 use splitring_arch::cpuid::{self, CpuFeatures};
 use splitring_arch::kernel::{CachePolicy, Entry, Initrd, Kernel, KernelError, LoadPlan, Source};
 use splitring_arch::layout::{self, Layout, LayoutError};
 use splitring_arch::{boot, msr, regs};
 use splitring_devices::bus::{Bus, BusError};
+use splitring_devices::pci::root::{self, ConfigPorts, PciError, PciPlan, PciRoot};
 use splitring_devices::power::{Power, PowerRequest};
+use splitring_devices::ram::Ram;
 use splitring_devices::serial::{self, Serial};
+use splitring_devices::worker::{OnFailure, Worker};
 use splitring_devices::{power, wiring};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::attach::{self, AttachError, Bay, Place};
 use crate::config::{ConfigError, SerialMode, VmConfig};
 use crate::control::{Control, End};
 use crate::kick::KickError;
@@ -42,6 +46,9 @@ const _: () = {
     );
     assert!((layout::POWER_PORTS.end - layout::POWER_PORTS.start) as u64 == power::LEN);
 };
+
+/// KVM's memory slot for PCI configuration space; guest memory has the first ones.
+const CONFIG_SLOT: u32 = 8;
 
 /// Why a machine can't be built or started.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +82,12 @@ pub enum BuildError {
         /// With whom.
         error: BusError,
     },
+    /// The PCI bus.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// A device.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
     /// Devices' events.
     #[error(transparent)]
     Wiring(#[from] wiring::WiringError),
@@ -120,10 +133,11 @@ pub(crate) struct Parts {
     pub(crate) exits: Vec<Arc<Exits>>,
     pub(crate) power: Arc<Power>,
     pub(crate) serial: Option<Arc<Serial>>,
+    pub(crate) places: Vec<Place>,
     buses: Buses,
     // Last: KVM uses the memory until its descriptors are closed, which the fields above hold.
     _vm: Vm,
-    _memory: GuestMemory,
+    _memory: Arc<GuestMemory>,
 }
 
 impl Parts {
@@ -141,7 +155,10 @@ struct Buses {
 }
 
 impl Buses {
-    fn clear(&self) {}
+    fn clear(&self) {
+        self.ports.clear();
+        self.mmio.clear();
+    }
 }
 
 /// Builds the machine.
@@ -162,7 +179,7 @@ pub(crate) fn assemble(
         config.kernel.as_deref().unwrap_or("".as_ref()),
         &cache_policy(config),
     )?;
-    let memory = create_memory(&layout, config)?;
+    let memory = Arc::new(create_memory(&layout, config)?);
     let initrd = load(config, &layout, &kernel, &memory)?;
 
     let vm = host.create_vm(layout::KVM_TSS, layout::KVM_IDENTITY_MAP)?;
@@ -178,7 +195,18 @@ pub(crate) fn assemble(
     let power = add_power(&vm, &buses, &control)?;
     let serial = add_serial(config.serial, &vm, &buses, console)?;
 
-    let rsdp = write_tables(&platform(config), &memory)?;
+    let root = add_pci(config, &layout, &vm, &buses)?;
+    let mut bay = Bay {
+        root: &root,
+        ram: Ram::new(Arc::clone(&memory)),
+        wiring: Arc::new(vm.clone()),
+        workers: start_workers(config.workers, &control)?,
+        places: Vec::new(),
+    };
+    attach::attach(config, &mut bay)?;
+    let places = bay.places;
+
+    let rsdp = write_tables(&platform(config, &layout, &root, &places), &memory)?;
     write_parameters(config, &layout, &kernel, initrd, rsdp, &memory)?;
 
     let fds = create_vcpus(&vm, config.cpus)?;
@@ -190,6 +218,7 @@ pub(crate) fn assemble(
         exits,
         power,
         serial,
+        places,
         buses,
         _vm: vm,
         _memory: memory,
@@ -321,8 +350,78 @@ fn place(
         .map_err(|error| BuildError::Place { what, error })
 }
 
+/// The PCI bus, its configuration space readable without exits.
+fn add_pci(
+    config: &VmConfig,
+    layout: &Layout,
+    vm: &Vm,
+    buses: &Buses,
+) -> Result<Arc<PciRoot>, BuildError> {
+    let root = PciRoot::new(PciPlan {
+        mmio: Arc::clone(&buses.mmio),
+        windows: vec![layout::MMIO32, layout.mmio64()],
+        intx: layout::PCI_INTX_GSI,
+    })?;
+    let len = layout::ECAM.end - layout::ECAM.start;
+    place(
+        &buses.mmio,
+        "PCI configuration space",
+        layout::ECAM.start,
+        len,
+        root.clone(),
+    )?;
+    if config.pci_ports {
+        let ports = Arc::new(ConfigPorts::new(Arc::clone(&root)));
+        place(
+            &buses.ports,
+            "the PCI configuration ports",
+            layout::CF8.start,
+            root::PORTS_LEN,
+            ports,
+        )?;
+    }
+    show_config_pages(&root, vm)?;
+    Ok(root)
+}
+
+/// Shows the guest configuration space as read-only memory: reads don't exit, writes do.
+#[expect(unsafe_code, reason = "KVM is given PCI configuration pages")]
+fn show_config_pages(root: &PciRoot, vm: &Vm) -> Result<(), BuildError> {
+    let pages = root.pages();
+    let len = layout::ECAM.end - layout::ECAM.start;
+    // SAFETY: the pages live as long as the root bus, which the MMIO bus holds until no vCPU runs any more.
+    unsafe {
+        vm.map(
+            CONFIG_SLOT,
+            layout::ECAM.start,
+            pages.host_address().cast_mut(),
+            len,
+            false,
+        )
+    }?;
+    let vm = vm.clone();
+    pages.set_exit_on_read(Box::new(move || {
+        if let Err(error) = vm.unmap(CONFIG_SLOT) {
+            tracing::warn!(%error, "a guest's reads of PCI configuration space stay direct");
+        }
+    }));
+    Ok(())
+}
+
+fn start_workers(count: u16, control: &Arc<Control>) -> Result<Vec<Arc<Worker>>, BuildError> {
+    let control = Arc::clone(control);
+    let failed: OnFailure = Arc::new(move |failure| control.end(End::Failed(failure.to_string())));
+    (0..count)
+        .map(|number| {
+            let name = format!("worker{number}");
+            Worker::spawn(&name, Arc::clone(&failed))
+                .map_err(|error| BuildError::Thread { what: name, error })
+        })
+        .collect()
+}
+
 /// What the ACPI tables say.
-fn platform(config: &VmConfig) -> Platform {
+fn platform(config: &VmConfig, layout: &Layout, root: &PciRoot, places: &[Place]) -> Platform {
     let serial = match config.serial {
         SerialMode::None => Vec::new(),
         _ => vec![SerialPort {
@@ -330,9 +429,22 @@ fn platform(config: &VmConfig) -> Platform {
             gsi: layout::COM1_GSI,
         }],
     };
+    let intx = places.iter().map(|place| IntxRoute {
+        device: place.slot,
+        pin: 0,
+        gsi: root.intx(place.slot),
+    });
+    let pci = PciHost {
+        ecam: layout::ECAM,
+        mmio32: layout::MMIO32,
+        mmio64: layout.mmio64(),
+        io: layout::PCI_IO,
+        cf8: config.pci_ports,
+        intx: intx.collect(),
+    };
     Platform {
         vcpus: config.cpus,
-        pci: None,
+        pci: Some(pci),
         serial,
     }
 }

@@ -10,9 +10,13 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use splitring_devices::disk::config::InvalidDisk;
 pub use splitring_devices::disk::config::{DISK_KEYS, DiskConfig};
+use splitring_devices::net::NetConfigError;
+pub use splitring_devices::net::{NET_KEYS, NetConfig};
 
-/// The most vCPUs a machine may have: an 8-bit APIC id each, one left for the I/O APIC and one for broadcast.
-pub const MAX_CPUS: u32 = 254;
+/// The most vCPUs a machine may have.
+pub const MAX_CPUS: u32 = splitring_arch::cpuid::MAX_VCPUS;
+/// The most device threads.
+const MAX_WORKERS: u16 = 64;
 /// The name of the random number generator.
 pub(crate) const RNG_ID: &str = "rng";
 /// The least memory a Linux kernel and its tables fit in.
@@ -156,6 +160,9 @@ pub enum SerialMode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct VmConfig {
+    /// The machine's name; what is derived from it (network addresses) is the same at every start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// ELF or bzImage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
@@ -177,16 +184,22 @@ pub struct VmConfig {
     pub pci_ports: bool,
     /// Keep unpacked kernels in the user's cache directory.
     pub kernel_cache: bool,
+    /// Threads that the devices' queues are spread over.
+    pub workers: u16,
     /// Guest memory.
     pub memory: MemoryConfig,
     /// Disks, in the order the guest finds them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disk: Vec<DiskConfig>,
+    /// Network cards.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetConfig>,
 }
 
 impl Default for VmConfig {
     fn default() -> Self {
         Self {
+            name: None,
             kernel: None,
             initrd: None,
             cmdline: None,
@@ -196,8 +209,10 @@ impl Default for VmConfig {
             rng: true,
             pci_ports: false,
             kernel_cache: true,
+            workers: 1,
             memory: MemoryConfig::default(),
             disk: Vec::new(),
+            net: Vec::new(),
         }
     }
 }
@@ -230,6 +245,17 @@ pub enum ConfigError {
         /// What is wrong with it.
         error: InvalidDisk,
     },
+    /// A network card's keys.
+    #[error("{id}: {error}")]
+    Net {
+        /// Its name, given or by number.
+        id: String,
+        /// What is wrong with it.
+        error: NetConfigError,
+    },
+    /// Not a number of device threads.
+    #[error("workers: {0} is not possible; give 1 to {MAX_WORKERS}")]
+    Workers(u16),
 }
 
 impl VmConfig {
@@ -249,6 +275,13 @@ impl VmConfig {
             disk.validate()
                 .map_err(|error| ConfigError::Disk { id, error })?;
         }
+        for (id, net) in self.nets() {
+            net.validate()
+                .map_err(|error| ConfigError::Net { id, error })?;
+        }
+        if !(1..=MAX_WORKERS).contains(&self.workers) {
+            return Err(ConfigError::Workers(self.workers));
+        }
         self.distinct_ids()
     }
 
@@ -262,9 +295,23 @@ impl VmConfig {
         })
     }
 
+    /// Every network card with its name: the given one, or `net` and its number.
+    pub(crate) fn nets(&self) -> impl Iterator<Item = (String, &NetConfig)> {
+        self.net.iter().enumerate().map(|(number, net)| {
+            (
+                net.id.clone().unwrap_or_else(|| format!("net{number}")),
+                net,
+            )
+        })
+    }
+
     fn distinct_ids(&self) -> Result<(), ConfigError> {
         let mut known = vec![RNG_ID.to_owned()];
-        for (id, _) in self.disks() {
+        let ids = self
+            .disks()
+            .map(|(id, _)| id)
+            .chain(self.nets().map(|(id, _)| id));
+        for id in ids {
             if known.contains(&id) {
                 return Err(ConfigError::DuplicateId(id));
             }
@@ -323,7 +370,7 @@ mod tests {
     fn impossible_machines_are_refused() {
         assert_eq!(valid().validate(), Ok(()));
         assert_eq!(VmConfig::default().validate(), Err(ConfigError::NoKernel));
-        for cpus in [0, 255, u32::MAX] {
+        for cpus in [0, MAX_CPUS + 1, u32::MAX] {
             assert_eq!(
                 VmConfig { cpus, ..valid() }.validate(),
                 Err(ConfigError::Cpus(cpus))

@@ -194,6 +194,17 @@ impl Vm {
         )))
     }
 
+    /// Takes the memory of slot `slot` away again.
+    pub(crate) fn unmap(&self, slot: u32) -> Result<(), KvmError> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            ..Default::default()
+        };
+        // SAFETY: a region of no bytes deletes the slot; no host memory is named.
+        unsafe { self.0.fd.set_user_memory_region(region) }
+            .map_err(refused(format!("unmap slot {slot}")))
+    }
+
     /// A new vCPU with APIC id `index`.
     pub(crate) fn create_vcpu(&self, index: u32) -> Result<VcpuFd, KvmError> {
         self.0

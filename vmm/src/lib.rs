@@ -4,6 +4,7 @@
 //! live in one process. The library owns nothing of the process but one real-time signal ([`set_kick_signal`]): no terminal, no panic hook, no log subscriber, no `exit`.
 
 mod assemble;
+mod attach;
 pub mod config;
 pub mod control;
 pub mod host;
@@ -14,6 +15,7 @@ mod memory;
 mod vcpu;
 
 pub use assemble::BuildError;
+pub use attach::{AttachError, Place};
 pub use config::VmConfig;
 pub use control::End;
 pub use kick::{KickError, set_kick_signal};

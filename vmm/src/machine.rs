@@ -11,6 +11,7 @@ use std::time::Duration;
 use splitring_devices::serial::Output;
 
 use crate::assemble::{self, BuildError, Parts};
+use crate::attach::Place;
 use crate::config::{OnReboot, VmConfig};
 use crate::control::{Control, End};
 use crate::vcpu::{ExitCounts, Vcpu};
@@ -252,6 +253,12 @@ impl MachineHandle {
             .serial
             .as_ref()
             .map_or(bytes.len(), |serial| serial.input(bytes))
+    }
+
+    /// The devices on the PCI bus and their slots.
+    #[must_use]
+    pub fn places(&self) -> Vec<Place> {
+        self.running().parts.places.clone()
     }
 
     /// Exits to user space since the machine started (or restarted).

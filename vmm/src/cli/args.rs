@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use splitring::config::{DISK_KEYS, DiskConfig, MemoryConfig, OnReboot, SerialMode, VmConfig};
+use splitring::config::{
+    DISK_KEYS, DiskConfig, MemoryConfig, NET_KEYS, NetConfig, OnReboot, SerialMode, VmConfig,
+};
 
 use super::{Failure, keyvalue};
 
@@ -91,6 +93,14 @@ pub(crate) struct RunArgs {
     memory: Option<String>,
     #[arg(long, value_name = "path=FILE[,KEY=VALUE…]", help = keys("A disk; may be repeated. One with the id of a disk in the file replaces it", DISK_KEYS))]
     disk: Vec<String>,
+    #[arg(long, value_name = "tap=NAME|passt=on[,KEY=VALUE…]", help = keys("A network card; may be repeated. One with the id of a card in the file replaces it", NET_KEYS))]
+    net: Vec<String>,
+    /// Name of the machine; network addresses are derived from it
+    #[arg(long)]
+    name: Option<String>,
+    /// Threads that the devices' queues are spread over [default: 1]
+    #[arg(long, value_name = "N")]
+    workers: Option<u16>,
     /// What a reboot by the guest does [default: exit]
     #[arg(long, value_name = "WHAT")]
     on_reboot: Option<Reboot>,
@@ -144,6 +154,8 @@ impl RunArgs {
         set(&mut config.initrd, self.initrd.clone().map(Some));
         set(&mut config.cmdline, self.cmdline.clone().map(Some));
         set(&mut config.cpus, self.cpus);
+        set(&mut config.name, self.name.clone().map(Some));
+        set(&mut config.workers, self.workers);
         set(&mut config.rng, self.rng.map(is_on));
         set(&mut config.pci_ports, self.pci_ports.map(is_on));
         set(&mut config.kernel_cache, self.kernel_cache.map(is_on));
@@ -169,14 +181,14 @@ impl RunArgs {
         for text in &self.disk {
             let disk: DiskConfig = keyvalue::parse(text, Some("path"))
                 .map_err(|error| usage("--disk", text, &error))?;
-            match config
-                .disk
-                .iter_mut()
-                .find(|known| known.id.is_some() && known.id == disk.id)
-            {
-                Some(known) => *known = disk,
-                None => config.disk.push(disk),
-            }
+            put(&mut config.disk, disk, |disk| disk.id.as_deref());
+        }
+        for text in &self.net {
+            // `--net passt` reads better than `--net passt=on`.
+            let whole = if text == "passt" { "passt=on" } else { text };
+            let net: NetConfig =
+                keyvalue::parse(whole, None).map_err(|error| usage("--net", text, &error))?;
+            put(&mut config.net, net, |net| net.id.as_deref());
         }
         Ok(config)
     }
@@ -189,6 +201,17 @@ fn keys(what: &str, keys: &[(&str, &str)]) -> String {
         .iter()
         .map(|(key, text)| format!("\n  {key:<width$}  {text}"));
     std::iter::once(what.to_owned()).chain(lines).collect()
+}
+
+/// A device of a known id takes the other's place; any other comes last.
+fn put<T>(devices: &mut Vec<T>, device: T, id: impl Fn(&T) -> Option<&str>) {
+    match devices
+        .iter_mut()
+        .find(|known| id(known).is_some() && id(known) == id(&device))
+    {
+        Some(known) => *known = device,
+        None => devices.push(device),
+    }
 }
 
 fn set<T>(field: &mut T, flag: Option<T>) {

@@ -1,0 +1,158 @@
+//! The devices of a machine: each entry of the configuration becomes a device in its slot, on its worker.
+//!
+//! The one list of what can be attached. Knows how to open each kind of backend; not how a device works, nor KVM.
+
+use std::sync::Arc;
+
+use splitring_devices::blk::Blk;
+use splitring_devices::device::VirtioDevice;
+use splitring_devices::disk::config::{Bus as DiskBus, DiskConfig};
+use splitring_devices::disk::{Disk, DiskError, RawDisk};
+use splitring_devices::net::{self, MacAddress, Net, NetConfig, NetError};
+use splitring_devices::pci::root::{PciError, PciRoot};
+use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
+use splitring_devices::ram::Ram;
+use splitring_devices::rng::Rng;
+use splitring_devices::wiring::Wiring;
+use splitring_devices::worker::Worker;
+
+use crate::config::{RNG_ID, VmConfig};
+
+/// Slots by kind, so that a device more of one kind moves no device of another: the generator, disks upwards, networks downwards.
+const RNG_SLOT: u8 = 1;
+const FIRST_DISK_SLOT: u8 = 3;
+const LAST_SLOT: u8 = 31;
+
+/// Why a device can't be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The image.
+    #[error("{id}: {error}")]
+    Disk {
+        /// The disk.
+        id: String,
+        /// What is wrong with it.
+        error: DiskError,
+    },
+    /// The network's other end.
+    #[error("{id}: {error}")]
+    Net {
+        /// The card.
+        id: String,
+        /// What is wrong.
+        error: NetError,
+    },
+    /// The bus.
+    #[error("{id}: {error}")]
+    Pci {
+        /// The device.
+        id: String,
+        /// Why it has no place.
+        error: PciError,
+    },
+    /// More devices than slots.
+    #[error("{id}: all 31 PCI slots are taken; give the machine fewer devices")]
+    Full {
+        /// The first without a slot.
+        id: String,
+    },
+}
+
+/// Where a device is; recorded, so that the guest finds it there again.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Place {
+    /// The device's name.
+    pub id: String,
+    /// Its slot on PCI bus 0.
+    pub slot: u8,
+}
+
+/// What devices are attached to.
+pub(crate) struct Bay<'a> {
+    pub(crate) root: &'a PciRoot,
+    pub(crate) ram: Ram,
+    pub(crate) wiring: Arc<dyn Wiring>,
+    pub(crate) workers: Vec<Arc<Worker>>,
+    pub(crate) places: Vec<Place>,
+}
+
+/// Attaches everything `config` names.
+pub(crate) fn attach(config: &VmConfig, bay: &mut Bay<'_>) -> Result<(), AttachError> {
+    if config.rng {
+        bay.plug(RNG_SLOT, Arc::new(Rng::new(RNG_ID)))?;
+    }
+    for ((id, disk), slot) in config
+        .disks()
+        .filter(|(_, disk)| disk.bus == DiskBus::Virtio)
+        .zip(FIRST_DISK_SLOT..)
+    {
+        let device = open_disk(&id, disk)?;
+        bay.plug(slot, device)?;
+    }
+    for ((number, (id, net)), slot) in (0..).zip(config.nets()).zip((0..=LAST_SLOT).rev()) {
+        let device = open_net(&id, number, net, config.name.as_deref())?;
+        bay.plug(slot, device)?;
+    }
+    Ok(())
+}
+
+fn open_disk(id: &str, config: &DiskConfig) -> Result<Arc<Blk>, AttachError> {
+    let (queues, depth) = (config.queue_count(), config.queue_len());
+    let disk: Arc<dyn Disk> = match RawDisk::open(config, queues, depth) {
+        Ok(disk) => Arc::new(disk),
+        Err(error) => {
+            return Err(AttachError::Disk {
+                id: id.to_owned(),
+                error,
+            });
+        }
+    };
+    let serial = config.serial.as_deref().unwrap_or("");
+    Ok(Arc::new(Blk::new(id, disk, queues, depth, serial)))
+}
+
+fn open_net(
+    id: &str,
+    number: usize,
+    config: &NetConfig,
+    machine: Option<&str>,
+) -> Result<Arc<Net>, AttachError> {
+    let backend = net::open(config).map_err(|error| AttachError::Net {
+        id: id.to_owned(),
+        error,
+    })?;
+    // Two machines on one bridge must differ: by name, or else by the TAP each has for itself.
+    let owner = machine.or(config.tap.as_deref()).unwrap_or_default();
+    Ok(Arc::new(Net::new(
+        id,
+        MacAddress::stable(owner, number),
+        config,
+        backend,
+    )))
+}
+
+impl Bay<'_> {
+    fn plug(&mut self, slot: u8, device: Arc<dyn VirtioDevice>) -> Result<(), AttachError> {
+        let id = device.id().to_owned();
+        if slot > LAST_SLOT || self.places.iter().any(|place| place.slot == slot) {
+            return Err(AttachError::Full { id });
+        }
+        let parts = VirtioParts {
+            device,
+            ram: self.ram.clone(),
+            wiring: Arc::clone(&self.wiring),
+            workers: self.workers.clone(),
+            mask: u64::MAX,
+        };
+        match VirtioPci::plug(self.root, slot, parts) {
+            Ok(_) => {
+                tracing::debug!(id, slot, "attached");
+                self.places.push(Place { id, slot });
+                // The next device's first task goes to the next worker.
+                self.workers.rotate_left(1);
+                Ok(())
+            }
+            Err(error) => Err(AttachError::Pci { id, error }),
+        }
+    }
+}
