@@ -1,5 +1,6 @@
 //! The checklist of a virtio-pci function, line by line, as a guest sees it.
 
+mod hostile;
 mod interrupts;
 mod life;
 mod registers;
