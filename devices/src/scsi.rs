@@ -20,6 +20,7 @@ mod job;
 mod lock;
 mod mode;
 mod opcodes;
+mod plan;
 mod request;
 mod requests;
 mod reserve;
@@ -47,8 +48,9 @@ use reserve::Port;
 use sense::attention;
 use unit::lock;
 
-pub use config::{Media, ScsiConfig, ScsiError, UnitConfig, open_reservations};
+pub use config::{ScsiConfig, ScsiError, UnitConfig, open_reservations};
 pub use handle::{ScsiHandle, UnitInfo};
+pub use plan::{open_controllers, open_unit};
 
 /// Descriptors of the control and of the event queue.
 const SMALL_QUEUE: u16 = 64;
@@ -58,6 +60,9 @@ const MAX_SECTORS: u32 = identity::MAX_TRANSFER_BLOCKS;
 const COMMANDS_PER_UNIT: u32 = 128;
 /// Disks a shared ring has seats for; what a process may have open by default bounds it.
 const SEATS: u64 = 1024;
+
+/// Most request queues of a controller.
+const MAX_QUEUES: u16 = 1024;
 
 /// Bounds of the sizes a driver may set. Sense data is 18 bytes at least and 252 at most (SPC-4 §4.5), CDBs are 16
 /// bytes at least here and 260 at most (SPC-4 §4.2.3).
@@ -143,7 +148,7 @@ impl Scsi {
             cdb_size: sizes.cdb.into(),
             max_channel: 0.into(),
             max_target: u16::from(self.max_target).into(),
-            max_lun: u32::from(address::MAX_LUN).into(),
+            max_lun: u32::from(crate::disk::config::MAX_LUN).into(),
         }
     }
 

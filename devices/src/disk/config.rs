@@ -59,7 +59,28 @@ pub struct DiskConfig {
     /// How the host is asked.
     #[serde(default)]
     pub aio: Aio,
+    /// Which SCSI controller, from 0 on; default 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<u8>,
+    /// SCSI target, 0 to 255; default the first free one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<u8>,
+    /// SCSI logical unit number, 0 to 16383; default 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lun: Option<u16>,
+    /// SCSI world-wide name; default derived from the serial number or the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wwn: Option<Wwn>,
+    /// What a SCSI guest takes it for.
+    #[serde(default)]
+    pub media: Media,
+    /// A SCSI guest may eject it.
+    #[serde(default)]
+    pub removable: bool,
 }
+
+/// Highest SCSI logical unit number: what flat addressing can say.
+pub const MAX_LUN: u16 = 16383;
 
 /// The keys of [`DiskConfig`] in the order help lists them, each with one line of text.
 pub const DISK_KEYS: &[(&str, &str)] = &[
@@ -106,7 +127,60 @@ pub const DISK_KEYS: &[(&str, &str)] = &[
         "aio",
         "auto, ring (io_uring) or plain (blocking reads and writes) [auto: ring where the host allows it]",
     ),
+    ("controller", "scsi: number of the controller [0]"),
+    ("target", "scsi: target, 0 to 255 [the first free one]"),
+    ("lun", "scsi: logical unit number, 0 to 16383 [0]"),
+    (
+        "wwn",
+        "scsi: world-wide name, 16 hexadecimal digits [from serial or image]",
+    ),
+    ("media", "scsi: disk or cdrom [disk]"),
+    ("removable", "scsi: on or off: the guest may eject it [off]"),
 ];
+
+/// What a SCSI unit is to the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Media {
+    /// A disk.
+    #[default]
+    Disk,
+    /// A CD-ROM drive with the image in it.
+    Cdrom,
+}
+
+/// A world-wide name: an NAA designator of 64 bits, written as 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wwn(pub u64);
+
+impl std::str::FromStr for Wwn {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix("0x").unwrap_or(text);
+        let number = u64::from_str_radix(digits, 16)
+            .ok()
+            .filter(|_| digits.len() == 16);
+        // The first digit is the NAA: 2, 3 and 5 are the formats of 64 bits (SPC-4 §7.8.6.6).
+        number.filter(|number| matches!(number >> 60, 2 | 3 | 5)).map(Self).ok_or_else(|| {
+            format!("`{text}` is not a world-wide name; write 16 hexadecimal digits that begin with 2, 3 or 5")
+        })
+    }
+}
+
+impl Serialize for Wwn {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("0x{:016x}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Wwn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
 
 /// Layout of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -230,6 +304,12 @@ impl DiskConfig {
             bandwidth: None,
             share: false,
             aio: Aio::default(),
+            controller: None,
+            target: None,
+            lun: None,
+            wwn: None,
+            media: Media::default(),
+            removable: false,
         }
     }
 
@@ -243,6 +323,19 @@ impl DiskConfig {
     #[must_use]
     pub fn queue_len(&self) -> u16 {
         self.queue_size.unwrap_or(DEFAULT_QUEUE_SIZE)
+    }
+
+    /// A key in use that means something on a SCSI bus only.
+    fn first_scsi_key(&self) -> Option<&'static str> {
+        let keys = [
+            ("controller", self.controller.is_some()),
+            ("target", self.target.is_some()),
+            ("lun", self.lun.is_some()),
+            ("wwn", self.wwn.is_some()),
+            ("media", self.media != Media::Disk),
+            ("removable", self.removable),
+        ];
+        keys.into_iter().find(|(_, used)| *used).map(|(key, _)| key)
     }
 
     /// Judges each key by itself and against the others; opens nothing.
@@ -287,6 +380,14 @@ impl DiskConfig {
                 "0".into(),
                 "give at least 1, or leave it out for no limit",
             );
+        }
+        if self.bus != Bus::Scsi
+            && let Some(key) = self.first_scsi_key()
+        {
+            return refuse(key, "set".into(), "use it with bus=scsi, or leave it out");
+        }
+        if let Some(lun) = self.lun.filter(|lun| *lun > MAX_LUN) {
+            return refuse("lun", lun.to_string(), "give 0 to 16383");
         }
         if self.format == Format::Qcow2 && (self.direct || self.aio == Aio::Ring) {
             let key = if self.direct { "direct" } else { "aio" };
@@ -354,11 +455,20 @@ mod tests {
     }
 
     #[test]
+    fn world_wide_names_have_16_digits_and_a_known_format() {
+        assert_eq!("0x5000c50015ea71ac".parse(), Ok(Wwn(0x5000_c500_15ea_71ac)));
+        assert_eq!("3000000000000001".parse(), Ok(Wwn(0x3000_0000_0000_0001)));
+        for bad in ["", "5000", "0x7000c50015ea71ac", "5000c50015ea71agg", "x"] {
+            assert!(bad.parse::<Wwn>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn contradictory_or_impossible_keys_are_named() {
         let good = DiskConfig::new("a.raw");
         assert_eq!(good.validate(), Ok(()));
         type Spoil = fn(&mut DiskConfig);
-        let cases: [(&str, Spoil); 8] = [
+        let cases: [(&str, Spoil); 11] = [
             ("path", |c| c.path = PathBuf::new()),
             ("queues", |c| c.queues = Some(0)),
             ("queues", |c| c.queues = Some(65)),
@@ -366,6 +476,12 @@ mod tests {
             ("block-size", |c| c.block_size = Some(1024)),
             ("iops", |c| c.iops = Some(0)),
             ("bandwidth", |c| c.bandwidth = Some(Bytes(0))),
+            ("target", |c| c.target = Some(1)),
+            ("media", |c| c.media = Media::Cdrom),
+            ("lun", |c| {
+                c.bus = Bus::Scsi;
+                c.lun = Some(16384);
+            }),
             ("direct", |c| {
                 c.format = Format::Qcow2;
                 c.direct = true;

@@ -50,7 +50,15 @@ pub const SECTOR: u64 = 512;
 /// # Errors
 /// What is wrong with the image, with its name and what to do about it.
 pub fn open(config: &DiskConfig) -> Result<Arc<dyn Disk>, DiskError> {
-    let (queues, depth) = (config.queue_count(), config.queue_len());
+    open_with(config, config.queue_count())
+}
+
+/// As [`open`], with this many streams, whatever `config` says.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(config: &DiskConfig, queues: u16) -> Result<Arc<dyn Disk>, DiskError> {
+    let depth = config.queue_len();
     let disk: Arc<dyn Disk> = match config.format {
         Format::Raw => Arc::new(RawDisk::open(config, queues, depth)?),
         Format::Null => Arc::new(NullDisk::new(RawDisk::open(config, 0, 1)?.geometry())),

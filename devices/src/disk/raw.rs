@@ -141,7 +141,8 @@ impl Disk for RawDisk {
         depth: u16,
     ) -> Result<Box<dyn DiskQueue>, DiskError> {
         let image = Arc::clone(&self.image);
-        let Some(home) = &self.home else {
+        // A disk opened without streams that finds no place in a shared ring is served by blocking calls.
+        let Some(home) = self.home.as_ref().filter(|home| !home.rings.is_empty()) else {
             return Ok(Box::new(PlainQueue::new(image, ram, depth)));
         };
         let ring = home.take(index).ok_or_else(|| DiskError::NoSuchQueue {

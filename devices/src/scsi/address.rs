@@ -1,7 +1,6 @@
 //! Logical unit numbers: virtio-scsi's eight bytes (virtio 1.2 §5.6.6.1) and SAM's (SAM-5 §4.7).
 
-/// Highest logical unit number: what flat addressing can say.
-pub(crate) const MAX_LUN: u16 = 16383;
+use crate::disk::config::MAX_LUN;
 
 /// The REPORT LUNS well-known logical unit, in the first two bytes.
 const REPORT_LUNS: [u8; 2] = [0xc1, 0x01];

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::address::MAX_LUN;
 use super::reserve::store::Store;
+use crate::disk::config::{MAX_LUN, Media};
 
 /// A controller.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ impl ScsiConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), ScsiError> {
-        if self.queues == 0 || self.queues > 1024 {
+        if self.queues == 0 || self.queues > super::MAX_QUEUES {
             return Err(ScsiError::Queues {
                 controller: self.id.clone(),
                 queues: self.queues,
@@ -53,16 +53,6 @@ impl ScsiConfig {
         }
         Ok(())
     }
-}
-
-/// What a unit is to the guest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Media {
-    /// A disk.
-    #[default]
-    Disk,
-    /// A CD-ROM drive with the image in it.
-    Cdrom,
 }
 
 /// A logical unit.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::address::Place;
 use super::cdb::{Kind, Profile};
 use super::cdrom;
-use super::config::{Media, ScsiError, UnitConfig};
+use super::config::{ScsiError, UnitConfig};
 use super::events::Notice;
 use super::hub::{Filter, Hub, Order, Sweep, Waiter};
 use super::identity::{Facts, Identity};
@@ -14,6 +14,7 @@ use super::mode::Modes;
 use super::reserve::store::Store;
 use super::sense::attention;
 use super::unit::{NewNexus, Nexus, Unit, lock};
+use crate::disk::config::Media;
 use crate::disk::{Disk, Geometry, ImageId};
 
 /// How long a removal waits for commands that are with the host.
