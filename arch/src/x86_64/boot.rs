@@ -175,10 +175,10 @@ fn write_error(error: impl std::error::Error + Send + Sync + 'static) -> BootErr
 }
 
 fn checked(line: &str) -> Result<Cmdline, BootError> {
-    Cmdline::try_from(line, CMDLINE_MAX).map_err(|reason| match reason {
-        linux_loader::cmdline::Error::TooLarge => BootError::CommandLineTooLong { len: line.len() },
-        reason => BootError::CommandLineInvalid { reason },
-    })
+    if line.len() >= CMDLINE_MAX {
+        return Err(BootError::CommandLineTooLong { len: line.len() });
+    }
+    Cmdline::try_from(line, CMDLINE_MAX).map_err(|reason| BootError::CommandLineInvalid { reason })
 }
 
 /// Console on the first serial port.
@@ -205,4 +205,175 @@ pub fn command_line(user: Option<&str>) -> String {
         .chain((!user.is_empty()).then_some(user))
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::CachePolicy;
+    use crate::kernel::tests::images::{BzImageFile, ElfFile};
+    use crate::kernel::tests::{Bench, Memory, memory};
+    use crate::layout::{ECAM, GDT, GIB, MemoryKind, PAGE_TABLES};
+
+    const RSDP: u64 = 0xe_0000;
+
+    fn open(bytes: &[u8]) -> Kernel {
+        Kernel::open(&Bench::new().file("kernel", bytes), &CachePolicy::Off).unwrap()
+    }
+
+    fn write(
+        kernel: &Kernel,
+        initrd: Option<Range<u64>>,
+        command_line: &str,
+    ) -> Result<Memory, BootError> {
+        let memory = memory();
+        let layout = Layout::new(6 * GIB, 40).unwrap();
+        BootParameters {
+            layout: &layout,
+            initrd,
+            command_line,
+            rsdp: RSDP,
+        }
+        .write(kernel, &memory)?;
+        Ok(memory)
+    }
+
+    fn read<T: vm_memory::ByteValued>(memory: &Memory, at: u64) -> T {
+        memory.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    fn string(memory: &Memory, at: u64) -> String {
+        let bytes: Vec<u8> = (at..)
+            .map(|at| read(memory, at))
+            .take_while(|byte| *byte != 0)
+            .collect();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_pvh_kernel_finds_everything_through_start_info() {
+        let kernel = open(&ElfFile::kernel().build());
+        let memory = write(&kernel, Some(0x300_0000..0x300_1234), "quiet").unwrap();
+        let info: hvm_start_info = read(&memory, PVH_START_INFO);
+        assert_eq!(
+            (info.magic, info.version, info.flags, info.rsdp_paddr),
+            (0x336e_c578, 1, 0, RSDP)
+        );
+        assert_eq!(string(&memory, info.cmdline_paddr), "quiet");
+        let module: hvm_modlist_entry = read(&memory, info.modlist_paddr);
+        assert_eq!(
+            (info.nr_modules, module.paddr, module.size),
+            (1, 0x300_0000, 0x1234)
+        );
+        let map: Vec<hvm_memmap_table_entry> = (0..u64::from(info.memmap_entries))
+            .map(|index| read(&memory, info.memmap_paddr + 24 * index))
+            .collect();
+        let usable: u64 = map
+            .iter()
+            .filter(|entry| entry.type_ == MemoryKind::Ram as u32)
+            .map(|entry| entry.size)
+            .sum();
+        assert!(usable > 6 * GIB - (1 << 20));
+        assert!(map.iter().any(|entry| entry.type_ == 2
+            && entry.addr == ECAM.start
+            && entry.size == ECAM.end - ECAM.start));
+        assert_ne!(read::<u64>(&memory, GDT + 16), 0);
+        let without = write(&kernel, None, "").unwrap();
+        let info: hvm_start_info = read(&without, PVH_START_INFO);
+        assert_eq!((info.nr_modules, info.modlist_paddr), (0, 0));
+    }
+
+    #[test]
+    fn a_64_bit_entry_finds_everything_in_the_zero_page() {
+        let bzimage = open(&BzImageFile::default().build());
+        let bare = open(
+            &ElfFile {
+                notes: Vec::new(),
+                ..ElfFile::kernel()
+            }
+            .build(),
+        );
+        for kernel in [&bzimage, &bare] {
+            let memory = write(kernel, Some(0x300_0000..0x300_1234), "quiet").unwrap();
+            let page: boot_params = read(&memory, ZERO_PAGE);
+            let header = page.hdr;
+            assert_eq!(
+                (
+                    { header.header },
+                    { header.boot_flag },
+                    header.type_of_loader
+                ),
+                (0x5372_6448, 0xaa55, 0xff)
+            );
+            assert_eq!(
+                ({ header.ramdisk_image }, { header.ramdisk_size }),
+                (0x300_0000, 0x1234)
+            );
+            assert_eq!(string(&memory, u64::from(header.cmd_line_ptr)), "quiet");
+            assert_eq!({ page.acpi_rsdp_addr }, RSDP);
+            let map = Layout::new(6 * GIB, 40).unwrap().memory_map();
+            assert_eq!(usize::from(page.e820_entries), map.len());
+            for (entry, expected) in { page.e820_table }.iter().zip(&map) {
+                assert_eq!(
+                    { entry.addr }..{ entry.addr } + { entry.size },
+                    expected.range
+                );
+                assert_eq!({ entry.r#type }, expected.kind as u32);
+            }
+            assert_eq!(read::<u64>(&memory, PAGE_TABLES) & 1, 1);
+        }
+        let page: boot_params = read(&write(&bzimage, None, "").unwrap(), ZERO_PAGE);
+        assert_eq!(
+            { page.hdr.init_size },
+            BzImageFile::default().init_size,
+            "the kernel's own header is kept"
+        );
+    }
+
+    #[test]
+    fn command_lines_that_the_kernel_would_cut_or_misread_are_refused() {
+        let kernel = open(&ElfFile::kernel().build());
+        let longest = "x".repeat(CMDLINE_MAX - 1);
+        assert_eq!(
+            string(&write(&kernel, None, &longest).unwrap(), CMDLINE),
+            longest
+        );
+        let error = write(&kernel, None, &"x".repeat(CMDLINE_MAX)).unwrap_err();
+        assert!(
+            matches!(error, BootError::CommandLineTooLong { len: CMDLINE_MAX }),
+            "{error}"
+        );
+        for bad in ["a\nb", "a\0b", "caf\u{e9}"] {
+            assert!(
+                matches!(
+                    write(&kernel, None, bad),
+                    Err(BootError::CommandLineInvalid { .. })
+                ),
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn defaults_give_way_to_the_user() {
+        for (user, expected) in [
+            (None, "console=ttyS0 panic=-1"),
+            (Some("  "), "console=ttyS0 panic=-1"),
+            (
+                Some("root=/dev/vda quiet"),
+                "console=ttyS0 panic=-1 root=/dev/vda quiet",
+            ),
+            (Some("console=hvc0"), "panic=-1 console=hvc0"),
+            (
+                Some("panic=5 console=ttyS0,115200"),
+                "panic=5 console=ttyS0,115200",
+            ),
+            (
+                Some("quiet -- panic=7"),
+                "console=ttyS0 panic=-1 quiet -- panic=7",
+            ),
+        ] {
+            assert_eq!(command_line(user), expected);
+        }
+    }
 }

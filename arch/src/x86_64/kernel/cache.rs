@@ -70,14 +70,15 @@ impl Stamp {
 
 /// Whether `file` was left alone long enough for its timestamps to tell the next change.
 fn settled(file: &File) -> io::Result<bool> {
-    let changed = file.metadata()?.ctime();
+    let metadata = file.metadata()?;
+    let part = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
+    let nanoseconds = u32::try_from(metadata.ctime_nsec()).unwrap_or(0);
+    let changed = Duration::from_secs(part(metadata.ctime()))
+        .saturating_add(Duration::from_nanos(nanoseconds.into()));
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
-    Ok(u64::try_from(changed)
-        .unwrap_or(u64::MAX)
-        .saturating_add(TIMESTAMP_GRAIN.as_secs() + 1)
-        < now.as_secs())
+    Ok(changed.saturating_add(TIMESTAMP_GRAIN) < now)
 }
 
 /// What is known about an image.
@@ -269,17 +270,17 @@ impl Cache {
         }
     }
 
-    fn write_image(&self, name: &str, parts: &[Part<'_>], len: u64) -> io::Result<blake3::Hash> {
+    fn write_image(&self, name: &str, parts: &[Part<'_>], len: u64) -> io::Result<u32> {
         let temporary = Temporary::create(&self.directory)?;
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = crc32fast::Hasher::new();
         let mut at = 0;
         for part in parts {
-            hash_zeros(&mut hasher, part.offset - at);
+            add_zeros(&mut hasher, part.offset - at);
             hasher.update(part.bytes);
             temporary.file.write_all_at(part.bytes, part.offset)?;
             at = part.offset + part.bytes.len() as u64;
         }
-        hash_zeros(&mut hasher, len - at);
+        add_zeros(&mut hasher, len - at);
         temporary.file.set_len(len)?;
         temporary
             .file
@@ -433,8 +434,9 @@ fn boot_id() -> String {
         .unwrap_or_default()
 }
 
-fn checksum(file: &File) -> io::Result<blake3::Hash> {
-    let mut hasher = blake3::Hasher::new();
+/// CRC-32 of a whole file. It tells accidents; whoever may write to the directory is its owner.
+fn checksum(file: &File) -> io::Result<u32> {
+    let mut hasher = crc32fast::Hasher::new();
     let mut buffer = vec![0; CHUNK];
     let mut offset = 0;
     loop {
@@ -447,7 +449,7 @@ fn checksum(file: &File) -> io::Result<blake3::Hash> {
     }
 }
 
-fn hash_zeros(hasher: &mut blake3::Hasher, mut len: u64) {
+fn add_zeros(hasher: &mut crc32fast::Hasher, mut len: u64) {
     const ZEROS: [u8; 4096] = [0; 4096];
     while len > 0 {
         let step = len.min(ZEROS.len() as u64);

@@ -1,10 +1,12 @@
-//! Kernels as flat images of guest memory in the cache: one page-aligned piece to map.
+//! Kernels as flat images of guest memory in the cache: a few page-aligned pieces to map or copy.
 //!
-//! Offset and guest address agree modulo 2 MiB, so that a file system with large folios can back the mapping with large pages. Gaps between
-//! segments are holes in the file; zero-initialised data behind the last byte is not stored.
+//! A third of a stock kernel's bytes is zero pages (static data, room for the BSS): longer runs of them are holes in the file and no
+//! pieces, so that they are neither copied nor mapped. Offset and guest address agree modulo 2 MiB, so that a file system with large
+//! folios can back the mapping with large pages.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,20 +18,20 @@ use crate::layout::{HIGH_MEMORY, MIB, PAGE};
 const CONGRUENCE: u64 = 2 * MIB;
 /// Gaps up to the size of the segments and this are kept as holes; a sparser kernel is not cached.
 const MAX_GAPS: u64 = 64 * MIB;
+/// Zero runs from this length on are worth another piece, and there are at most so many pieces.
+const MIN_ZERO_RUN: u64 = 16 * PAGE;
+const MAX_SPANS: usize = 64;
 
 /// What the loader writes into a cache record: everything about a kernel but its bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Note {
     entry: Entry,
-    /// Page-aligned guest address of the first byte.
-    start: u64,
-    /// Offset of that byte in the image.
-    offset: u64,
-    /// Bytes in the image from there; whole pages.
-    len: u64,
     /// First address that the kernel uses, and the one behind the last.
-    first: u64,
-    end: u64,
+    range: Range<u64>,
+    /// Guest address of the image's first byte.
+    base: u64,
+    /// Guest addresses of what is stored: whole pages, sorted, disjoint, at least one.
+    spans: Vec<Range<u64>>,
 }
 
 impl Note {
@@ -38,17 +40,25 @@ impl Note {
             Entry::Pvh(address) => ("pvh", u64::from(address)),
             Entry::Linux64(address) => ("linux64", address),
         };
+        let spans = self
+            .spans
+            .iter()
+            .map(|span| format!(" {:x} {:x}", span.start, span.end))
+            .collect::<String>();
         format!(
-            "kernel {kind} {address} {} {} {} {} {}",
-            self.start, self.offset, self.len, self.first, self.end
+            "kernel {kind} {address:x} {:x} {:x} {:x}{spans}",
+            self.range.start, self.range.end, self.base
         )
     }
 
     fn decode(text: &str) -> Option<Self> {
         let mut words = text.strip_prefix("kernel ")?.split(' ');
         let kind = words.next()?;
-        let mut number = || words.next()?.parse::<u64>().ok();
-        let address = number()?;
+        let numbers = words
+            .map(|word| u64::from_str_radix(word, 16))
+            .collect::<Result<Vec<_>, _>>()
+            .ok()?;
+        let (&[address, start, end, base], spans) = numbers.split_first_chunk()?;
         let entry = match kind {
             "pvh" => Entry::Pvh(u32::try_from(address).ok()?),
             "linux64" => Entry::Linux64(address),
@@ -56,48 +66,72 @@ impl Note {
         };
         let note = Self {
             entry,
-            start: number()?,
-            offset: number()?,
-            len: number()?,
-            first: number()?,
-            end: number()?,
+            range: start..end,
+            base,
+            spans: spans.chunks_exact(2).map(|span| span[0]..span[1]).collect(),
         };
-        let aligned = [note.start, note.offset, note.len]
+        note.is_sound().then_some(note)
+    }
+
+    fn is_sound(&self) -> bool {
+        let edges: Vec<_> = self
+            .spans
             .iter()
-            .all(|value| value.is_multiple_of(PAGE));
-        (aligned && note.start >= HIGH_MEMORY && words.next().is_none()).then_some(note)
+            .flat_map(|span| [span.start, span.end])
+            .collect();
+        !edges.is_empty()
+            && edges.is_sorted_by(|left, right| left < right)
+            && self.base <= edges[0]
+            && HIGH_MEMORY <= edges[0]
+            && edges
+                .iter()
+                .chain([&self.base])
+                .all(|address| address.is_multiple_of(PAGE))
+    }
+
+    /// Bytes of the image file.
+    fn len(&self) -> u64 {
+        self.spans.last().map_or(0, |span| span.end - self.base)
+    }
+
+    /// What reads as zero: between the spans and behind them.
+    fn zero(&self) -> Vec<Range<u64>> {
+        let mut at = self.base.max(self.range.start);
+        let mut zero = Vec::new();
+        for span in &self.spans {
+            zero.push(at..span.start);
+            at = span.end;
+        }
+        zero.push(at..self.range.end);
+        zero.retain(|range| !range.is_empty());
+        zero
     }
 }
 
 /// A kernel from its cached image; `None` if the record is about something else.
 pub(super) fn from_cache(path: &Path, cached: Cached) -> Option<Kernel> {
     let note = Note::decode(&cached.note)?;
-    if Some(cached.file.metadata().ok()?.len()) != note.offset.checked_add(note.len) {
+    if cached.file.metadata().ok()?.len() != note.len() {
         return None;
     }
     let source = Source::File(ImageFile::new(cached.file));
-    let piece = Piece {
-        guest: note.start,
-        source,
-        offset: note.offset,
-        len: note.len,
+    let piece = |span: &Range<u64>| Piece {
+        guest: span.start,
+        source: source.clone(),
+        offset: span.start - note.base,
+        len: span.end - span.start,
         mappable: true,
     };
-    let stored = note.start.checked_add(note.len)?;
-    let zero = (note.end > stored)
-        .then_some(stored..note.end)
-        .into_iter()
-        .collect();
     let plan = LoadPlan {
-        pieces: vec![piece],
-        zero,
+        pieces: note.spans.iter().map(piece).collect(),
+        zero: note.zero(),
     };
     Some(Kernel {
         path: path.to_owned(),
         image: Image::Flat,
         plan,
         entry: note.entry,
-        range: note.first..note.end,
+        range: note.range,
     })
 }
 
@@ -108,24 +142,14 @@ pub(super) fn into_cache(
     digest: Option<blake3::Hash>,
     source: (&File, &Stamp),
 ) -> io::Result<Option<Kernel>> {
-    let (Some(first), Some(last)) = (kernel.plan.pieces.first(), kernel.plan.pieces.last()) else {
+    let pieces = &kernel.plan.pieces;
+    let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
         return Ok(None);
     };
-    let start = first.guest - first.guest % PAGE;
-    let end = (last.guest + last.len).next_multiple_of(PAGE);
-    let stored: u64 = kernel.plan.pieces.iter().map(|piece| piece.len).sum();
-    if end - start > 2 * stored + MAX_GAPS {
+    let stored: u64 = pieces.iter().map(|piece| piece.len).sum();
+    if last.guest + last.len - first.guest > 2 * stored + MAX_GAPS {
         return Ok(None);
     }
-    let offset = start % CONGRUENCE;
-    let note = Note {
-        entry: kernel.entry,
-        start,
-        offset,
-        len: end - start,
-        first: kernel.range.start,
-        end: kernel.range.end,
-    };
     let bytes = read_whole(&kernel.image)?;
     let digest = match digest {
         Some(digest) => digest,
@@ -137,21 +161,82 @@ pub(super) fn into_cache(
             digest
         }
     };
-    let parts = kernel.plan.pieces.iter().map(|piece| Part {
-        offset: offset + (piece.guest - start),
-        bytes: &bytes[piece_range(piece)],
-    });
-    let cached = cache.store(
-        &digest,
-        source,
-        &parts.collect::<Vec<_>>(),
-        offset + note.len,
-        note.encode(),
-    )?;
+    let content: Vec<_> = pieces
+        .iter()
+        .map(|piece| (piece.guest, &bytes[piece_range(piece)]))
+        .collect();
+    let spans = spans(&content);
+    let base = first.guest - first.guest % CONGRUENCE;
+    let note = Note {
+        entry: kernel.entry,
+        range: kernel.range.clone(),
+        base,
+        spans,
+    };
+    if !note.is_sound() {
+        return Ok(None);
+    }
+    let parts: Vec<_> = note
+        .spans
+        .iter()
+        .flat_map(|span| content.iter().filter_map(|piece| cut(piece, span, base)))
+        .collect();
+    let cached = cache.store(&digest, source, &parts, note.len(), note.encode())?;
     Ok(from_cache(&kernel.path, cached))
 }
 
-fn piece_range(piece: &Piece) -> std::ops::Range<usize> {
+/// Whole pages around all bytes of `content` but long runs of zeros.
+fn spans(content: &[(u64, &[u8])]) -> Vec<Range<u64>> {
+    let mut gap = MIN_ZERO_RUN;
+    loop {
+        let mut spans: Vec<Range<u64>> = Vec::new();
+        for page in content
+            .iter()
+            .flat_map(|(guest, bytes)| nonzero_pages(*guest, bytes))
+        {
+            match spans.last_mut() {
+                Some(span) if page < span.end.saturating_add(gap) => {
+                    span.end = span.end.max(page + PAGE)
+                }
+                _ => spans.push(page..page + PAGE),
+            }
+        }
+        if spans.len() <= MAX_SPANS {
+            return spans;
+        }
+        gap *= 2;
+    }
+}
+
+/// Guest addresses of the pages that `bytes` at `guest` make other than zero.
+fn nonzero_pages(guest: u64, bytes: &[u8]) -> impl Iterator<Item = u64> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let into_page = guest % PAGE;
+    let head = usize::try_from(PAGE - into_page)
+        .unwrap_or(0)
+        .min(bytes.len());
+    let (head, rest) = bytes.split_at(head);
+    let chunks = std::iter::once(head).chain(rest.chunks(ZEROS.len()));
+    (guest - into_page..)
+        .step_by(ZEROS.len())
+        .zip(chunks)
+        .filter(|(_, chunk)| **chunk != ZEROS[..chunk.len()])
+        .map(|(page, _)| page)
+}
+
+/// The part of a piece that lies in `span`.
+fn cut<'a>(&(guest, bytes): &(u64, &'a [u8]), span: &Range<u64>, base: u64) -> Option<Part<'a>> {
+    let end = guest + bytes.len() as u64;
+    let (from, to) = (guest.max(span.start), end.min(span.end));
+    let clamp = |address: u64| usize::try_from(address.checked_sub(guest)?).ok();
+    (from < to).then_some(())?;
+    Some(Part {
+        offset: from - base,
+        bytes: bytes.get(clamp(from)?..clamp(to)?)?,
+    })
+}
+
+fn piece_range(piece: &Piece) -> Range<usize> {
     let clamp = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     clamp(piece.offset)..clamp(piece.offset + piece.len)
 }
@@ -166,5 +251,73 @@ fn read_whole(image: &Image) -> io::Result<Arc<Vec<u8>>> {
             Ok(Arc::new(bytes))
         }
         Image::Wrapper(..) | Image::Flat => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_zero_runs_are_left_out_and_short_ones_are_not() {
+        let page = usize::try_from(PAGE).unwrap();
+        let mut bytes = vec![0; 64 * page];
+        bytes[0] = 1;
+        bytes[10 * page] = 1;
+        bytes[40 * page + 5] = 1;
+        let start = 0x20_0000;
+        let at = |pages: u64| start + pages * PAGE;
+        assert_eq!(spans(&[(start, &bytes)]), [at(0)..at(11), at(40)..at(41)]);
+        // Not aligned: the page that holds the first byte counts.
+        assert_eq!(
+            spans(&[(start + 8, &bytes[..1])]),
+            std::slice::from_ref(&(at(0)..at(1)))
+        );
+        assert!(spans(&[(start, &bytes[page..9 * page])]).is_empty());
+    }
+
+    #[test]
+    fn many_zero_runs_do_not_make_many_pieces() {
+        let page = usize::try_from(PAGE).unwrap();
+        let bytes: Vec<u8> = (0..200 * 20 * page)
+            .map(|at| u8::from(at % (20 * page) == 0))
+            .collect();
+        assert!(spans(&[(0x20_0000, &bytes)]).len() <= MAX_SPANS);
+    }
+
+    #[test]
+    fn notes_survive_and_unsound_ones_are_refused() {
+        let note = Note {
+            entry: Entry::Pvh(0x100_0850),
+            range: 0x100_0000..0x3e0_0000,
+            base: 0x100_0000,
+            spans: vec![0x100_0000..0x180_0000, 0x200_0000..0x210_0000],
+        };
+        assert_eq!(Note::decode(&note.encode()), Some(note.clone()));
+        assert_eq!(
+            note.zero(),
+            [0x180_0000..0x200_0000, 0x210_0000..0x3e0_0000]
+        );
+        for bad in [
+            "",
+            "kernel",
+            "kernel pvh 1 2 3 4",
+            "kernel pvh 1 2 3 100000 100000 200001",
+            "kernel pvh 1 2 3 100000 300000 200000",
+            "initrd 1",
+        ] {
+            assert_eq!(Note::decode(bad), None, "{bad}");
+        }
+        assert_eq!(Note::decode(&note.encode().replace("pvh", "xen")), None);
+        let below = Note {
+            base: 0,
+            spans: vec![0x1000..0x2000, 0x3000..0x4000],
+            ..note
+        };
+        assert_eq!(
+            Note::decode(&below.encode()),
+            None,
+            "boot structures live below 1 MiB"
+        );
     }
 }

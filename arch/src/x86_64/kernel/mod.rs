@@ -469,3 +469,7 @@ fn check_regular(path: &Path, metadata: &std::fs::Metadata) -> Result<(), Kernel
         what,
     })
 }
+
+#[cfg(test)]
+#[path = "tests/mod.rs"]
+pub(crate) mod tests;

@@ -1,0 +1,246 @@
+//! What the cache keeps, believes and mends.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Duration;
+
+use super::images::{BzImageFile, ElfFile, pack};
+use super::*;
+
+fn vmlinuz(elf: &ElfFile) -> Vec<u8> {
+    BzImageFile {
+        payload: pack(&elf.build(), Format::Gzip),
+        ..BzImageFile::default()
+    }
+    .build()
+}
+
+/// Names in the cache that end with `suffix`.
+fn names(bench: &Bench, suffix: &str) -> Vec<PathBuf> {
+    let mut names: Vec<_> = fs::read_dir(bench.cache_directory())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    names.retain(|path| path.to_string_lossy().ends_with(suffix));
+    names
+}
+
+fn image(bench: &Bench) -> PathBuf {
+    let mut images = names(bench, ".image");
+    assert_eq!(images.len(), 1);
+    images.remove(0)
+}
+
+/// Maps a plan the way the machine does: pieces over zeros.
+fn mapped(kernel: &Kernel) -> Vec<u8> {
+    let range = kernel.range();
+    let mut memory =
+        vec![0; usize::try_from((range.end - range.start).next_multiple_of(4096)).unwrap()];
+    for piece in &kernel.plan().pieces {
+        assert!(piece.mappable && piece.guest % 4096 == 0 && piece.len % 4096 == 0);
+        assert_eq!(piece.guest % (2 << 20), piece.offset % (2 << 20));
+        let at = usize::try_from(piece.guest - range.start).unwrap();
+        let len = usize::try_from(piece.len).unwrap();
+        piece
+            .source
+            .read_exact_at(&mut memory[at..at + len], piece.offset)
+            .unwrap();
+    }
+    memory.truncate(usize::try_from(range.end - range.start).unwrap());
+    memory
+}
+
+#[test]
+fn an_unpacked_kernel_is_kept_and_mapped_whole() {
+    let bench = Bench::new();
+    let elf = ElfFile::kernel();
+    for bytes in [vmlinuz(&elf), elf.build()] {
+        let path = bench.file("kernel", &bytes);
+        for _ in 0..2 {
+            let kernel = Kernel::open(&path, &bench.cache()).unwrap();
+            assert_eq!(
+                (kernel.entry(), kernel.range()),
+                (Entry::Pvh(0x100_0010), elf.range())
+            );
+            assert_eq!(mapped(&kernel), elf.memory());
+            assert_eq!(copied(&kernel), elf.memory());
+            let zero: u64 = kernel
+                .plan()
+                .zero
+                .iter()
+                .map(|range| range.end - range.start)
+                .sum();
+            let stored: u64 = kernel.plan().pieces.iter().map(|piece| piece.len).sum();
+            assert!(zero + stored >= elf.range().end - elf.range().start);
+            assert!(
+                kernel.plan().pieces.len() > 2,
+                "the long zero run inside the data is a hole"
+            );
+        }
+    }
+    assert_eq!(names(&bench, ".image").len(), 2);
+    assert!(names(&bench, ".tmp").is_empty());
+}
+
+#[test]
+fn a_settled_file_is_found_by_its_state_and_a_changed_one_is_not() {
+    let bench = Bench::new();
+    let elf = ElfFile::kernel();
+    let path = bench.file("vmlinuz", &vmlinuz(&elf));
+    Kernel::open(&path, &bench.cache()).unwrap();
+    assert_eq!(
+        names(&bench, ".record").len(),
+        1,
+        "a file this young may change unseen"
+    );
+    std::thread::sleep(Duration::from_millis(1100));
+    Kernel::open(&path, &bench.cache()).unwrap();
+    let records = names(&bench, ".record");
+    assert_eq!(records.len(), 2);
+    // Only the record by state is left: nothing needs the content's digest any more.
+    let digest = image(&bench).with_extension("record");
+    fs::remove_file(digest).unwrap();
+    assert_eq!(
+        mapped(&Kernel::open(&path, &bench.cache()).unwrap()),
+        elf.memory()
+    );
+    let mut other = elf.clone();
+    other.segments[0].1[0x100] ^= 0xff;
+    fs::write(&path, vmlinuz(&other)).unwrap();
+    assert_eq!(
+        mapped(&Kernel::open(&path, &bench.cache()).unwrap()),
+        other.memory()
+    );
+}
+
+#[test]
+fn copies_of_a_kernel_share_an_image() {
+    let bench = Bench::new();
+    let elf = ElfFile::kernel();
+    let inodes: Vec<_> = ["one", "two"]
+        .map(|name| {
+            Kernel::open(&bench.file(name, &vmlinuz(&elf)), &bench.cache()).unwrap();
+            fs::metadata(image(&bench)).unwrap().ino()
+        })
+        .to_vec();
+    assert_eq!(inodes[0], inodes[1]);
+}
+
+#[test]
+fn damaged_entries_are_made_anew() {
+    type Damage = fn(&Bench);
+    let damages: [(&str, Damage); 8] = [
+        ("a flipped byte", |bench| {
+            rewrite(&image(bench), |bytes| bytes[5] ^= 1)
+        }),
+        ("cut off", |bench| {
+            rewrite(&image(bench), |bytes| bytes.truncate(4096))
+        }),
+        ("cut off within a page", |bench| {
+            rewrite(&image(bench), |bytes| bytes.truncate(4095))
+        }),
+        ("emptied", |bench| rewrite(&image(bench), Vec::clear)),
+        ("deleted", |bench| fs::remove_file(image(bench)).unwrap()),
+        ("a symbolic link", |bench| {
+            let path = image(bench);
+            let aside = bench.directory.path().join("aside");
+            fs::rename(&path, &aside).unwrap();
+            std::os::unix::fs::symlink(aside, path).unwrap();
+        }),
+        ("records flipped", |bench| {
+            names(bench, ".record")
+                .iter()
+                .for_each(|path| rewrite(path, |bytes| bytes[100] ^= 1))
+        }),
+        ("records emptied", |bench| {
+            names(bench, ".record")
+                .iter()
+                .for_each(|path| rewrite(path, Vec::clear))
+        }),
+    ];
+    for (name, damage) in damages {
+        let bench = Bench::new();
+        let elf = ElfFile::kernel();
+        let path = bench.file("vmlinuz", &vmlinuz(&elf));
+        Kernel::open(&path, &bench.cache()).unwrap();
+        damage(&bench);
+        for _ in 0..2 {
+            let kernel = Kernel::open(&path, &bench.cache()).unwrap();
+            assert!(kernel.plan().mappable(), "{name}");
+            assert_eq!(mapped(&kernel), elf.memory(), "{name}");
+        }
+        assert!(
+            fs::symlink_metadata(image(&bench)).unwrap().is_file(),
+            "{name}"
+        );
+    }
+}
+
+fn rewrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn an_image_that_was_only_touched_is_believed_again() {
+    let bench = Bench::new();
+    let path = bench.file("vmlinuz", &vmlinuz(&ElfFile::kernel()));
+    Kernel::open(&path, &bench.cache()).unwrap();
+    let before = fs::metadata(image(&bench)).unwrap().ino();
+    rewrite(&image(&bench), |_| {});
+    Kernel::open(&path, &bench.cache()).unwrap();
+    assert_eq!(fs::metadata(image(&bench)).unwrap().ino(), before);
+}
+
+#[test]
+fn no_cache_means_no_files_and_an_unusable_one_is_gone_without() {
+    let elf = ElfFile::kernel();
+    let bench = Bench::new();
+    let path = bench.file("vmlinuz", &vmlinuz(&elf));
+    let kernel = Kernel::open(&path, &CachePolicy::Off).unwrap();
+    assert!(!bench.cache_directory().exists());
+    assert_eq!(copied(&kernel), elf.memory());
+    let not_a_directory = CachePolicy::Directory(path.clone());
+    fs::create_dir(bench.cache_directory()).unwrap();
+    fs::set_permissions(bench.cache_directory(), Permissions::from_mode(0o777)).unwrap();
+    for policy in [not_a_directory, bench.cache()] {
+        let kernel = Kernel::open(&path, &policy).unwrap();
+        assert!(!kernel.plan().mappable());
+        assert_eq!(copied(&kernel), elf.memory());
+    }
+    assert!(
+        names(&bench, "").is_empty(),
+        "a directory that others may write to is not used"
+    );
+}
+
+#[test]
+fn a_busy_cache_is_not_waited_for() {
+    let bench = Bench::new();
+    let elf = ElfFile::kernel();
+    let path = bench.file("vmlinuz", &vmlinuz(&elf));
+    fs::create_dir(bench.cache_directory()).unwrap();
+    let lock = File::create(bench.cache_directory().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let kernel = Kernel::open(&path, &bench.cache()).unwrap();
+    assert_eq!(copied(&kernel), elf.memory());
+    assert!(names(&bench, ".image").is_empty());
+    lock.unlock().unwrap();
+    assert!(
+        Kernel::open(&path, &bench.cache())
+            .unwrap()
+            .plan()
+            .mappable()
+    );
+}
+
+#[test]
+fn an_image_in_use_survives_its_removal() {
+    let bench = Bench::new();
+    let elf = ElfFile::kernel();
+    let kernel = Kernel::open(&bench.file("vmlinuz", &vmlinuz(&elf)), &bench.cache()).unwrap();
+    fs::remove_dir_all(bench.cache_directory()).unwrap();
+    assert_eq!(mapped(&kernel), elf.memory());
+}
