@@ -79,6 +79,26 @@ pub(crate) fn in_lab() -> bool {
     std::env::var_os(IN_LAB).is_some()
 }
 
+/// How many machines of `memory_mib` each fit on this one, at a core each; at least one.
+pub(crate) fn slots(memory_mib: u32) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    cores.min(memory_slots(&meminfo, memory_mib)).max(1)
+}
+
+fn memory_slots(meminfo: &str, memory_mib: u32) -> usize {
+    let total_kib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|word| word.parse::<usize>().ok())
+        .unwrap_or(0);
+    let each_kib = usize::try_from(memory_mib)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(1024);
+    total_kib.checked_div(each_kib).unwrap_or(0)
+}
+
 /// Whether this process may install packages.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -92,6 +112,15 @@ mod tests {
     fn a_cpu_with_svm_runs_stock_kernels_even_beside_a_pvm_module() {
         assert_eq!(judge("flags\t\t: fpu svm npt\n", true), HostKvm::Hardware);
         assert_eq!(judge("flags\t\t: fpu vmx\n", false), HostKvm::Hardware);
+    }
+
+    #[test]
+    fn a_machine_has_room_for_whole_labs_only() {
+        assert_eq!(
+            memory_slots("MemTotal:       24684084 kB\nMemFree: 1 kB\n", 8192),
+            2
+        );
+        assert_eq!(memory_slots("", 8192), 0);
     }
 
     #[test]

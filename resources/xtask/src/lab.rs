@@ -2,14 +2,14 @@
 //!
 //! The host's whole file system is its root, by virtio-fs, so whatever was built here runs there
 //! as it is. A command's output travels over virtio-serial ports, its exit status by a file.
-//! One lab runs at a time on a machine: two would only slow each other down.
+//! Each takes one core; as many run at a time as the machine has cores and memory for.
 
 mod channel;
 mod script;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{IsTerminal, Seek, Write};
+use std::io::{IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,7 +21,7 @@ use crate::assets::Cache;
 use crate::cleanup::{Process, RawTerminal, mortal};
 use crate::host;
 use crate::kernel::{Flavour, Kernel};
-use crate::progress::{Step, say};
+use crate::progress::Step;
 use crate::tools;
 use channel::Channels;
 
@@ -32,6 +32,7 @@ const CPU: &str = "EPYC,+svm,+npt";
 const TIMED_OUT: i32 = 124;
 /// For a command that a signal ended.
 const KILLED: i32 = 128;
+const TURN_POLL: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(20);
 /// How long the last output may take to arrive once the command has ended.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -42,8 +43,12 @@ const VIRTIOFSD_START: Duration = Duration::from_secs(10);
 pub(crate) struct Options {
     /// One CPU whose clock counts instructions.
     pub(crate) icount: bool,
-    /// Virtual CPUs, unless `icount`.
+    /// Virtual CPUs, unless `icount`. More than one is faster and now and then wrong: QEMU 7.2's
+    /// emulation keeps a breakpoint instruction that another CPU has patched away again, which
+    /// kvm's static keys do at every guest's start, and the lab dies of it.
     pub(crate) cpus: u32,
+    /// No other lab at the same time, for the sake of measurements.
+    pub(crate) alone: bool,
     /// The whole run is bounded by this.
     pub(crate) timeout: Duration,
     /// Kernel modules besides KVM's.
@@ -56,7 +61,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             icount: false,
-            cpus: 2,
+            cpus: 1,
+            alone: false,
             timeout: Duration::from_secs(1800),
             modules: Vec::new(),
             yes: false,
@@ -69,6 +75,8 @@ impl Default for Options {
 pub(crate) enum Output {
     /// Passed on; interactive if this is a terminal.
     Pass,
+    /// Passed on, never interactive.
+    Watch,
     /// Passed on and kept.
     PassAndKeep,
     /// Kept only.
@@ -125,7 +133,7 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
     wanted.extend(options.modules.iter().map(String::as_str));
     let modules = kernel.modules(&wanted)?;
 
-    let _turn = take_turn()?;
+    let _turn = take_turn(options.alone)?;
     let scratch = cache.scratch("lab-")?;
     let dir = scratch.path();
     let interactive =
@@ -164,15 +172,15 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
     })
 }
 
-/// Inside the lab a lab is no more than the command itself.
-fn run_here(command: &[OsString], output: Output) -> Result<Outcome> {
+/// Runs `command` on this machine: inside the lab a lab is no more than the command itself.
+pub(crate) fn run_here(command: &[OsString], output: Output) -> Result<Outcome> {
     let (program, arguments) = command.split_first().context("no command to run")?;
     let mut command = Command::new(program);
     command
         .args(arguments)
         .stdin(Stdio::inherit())
         .stderr(Stdio::inherit());
-    if output == Output::Pass {
+    if matches!(output, Output::Pass | Output::Watch) {
         command.stdout(Stdio::inherit());
     }
     let result = command
@@ -189,31 +197,44 @@ fn run_here(command: &[OsString], output: Output) -> Result<Outcome> {
     })
 }
 
-/// The lock that keeps labs from running side by side; held until dropped.
-fn take_turn() -> Result<File> {
-    let path = std::env::temp_dir().join("splitring-lab.lock");
-    let mut lock = File::options()
+/// A lab's claim to a part of the machine; held until dropped.
+#[derive(Debug)]
+struct Turn {
+    _locks: Vec<File>,
+}
+
+/// Waits for a free slot: a lab keeps one core and its memory busy, so there are only so many.
+/// A lab that measures time takes them all, in order, so that two such can't block each other.
+fn take_turn(alone: bool) -> Result<Turn> {
+    let locks: Vec<_> = (0..host::slots(MEMORY_MIB))
+        .map(|slot| open_lock(&std::env::temp_dir().join(format!("splitring-lab{slot}.lock"))))
+        .collect::<Result<_>>()?;
+    let _step = Step::start("waiting for other labs to end");
+    if alone {
+        for lock in &locks {
+            lock.lock().context("cannot wait for the other labs")?;
+        }
+        return Ok(Turn { _locks: locks });
+    }
+    loop {
+        // Those that stay unlocked are closed with the list.
+        if let Some(at) = locks.iter().position(|lock| lock.try_lock().is_ok()) {
+            return Ok(Turn {
+                _locks: locks.into_iter().skip(at).take(1).collect(),
+            });
+        }
+        std::thread::sleep(TURN_POLL);
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    File::options()
         .create(true)
         .truncate(false)
         .write(true)
         .mode(0o666)
-        .open(&path)
-        .with_context(|| format!("cannot open {}", path.display()))?;
-    if lock.try_lock().is_err() {
-        let holder = fs::read_to_string(&path).unwrap_or_default();
-        say(format!(
-            "another lab is running (process {}); waiting for it",
-            holder.trim()
-        ));
-        let _step = Step::start("waiting for the other lab");
-        lock.lock()
-            .with_context(|| format!("cannot lock {}", path.display()))?;
-    }
-    lock.set_len(0)
-        .and_then(|()| lock.rewind())
-        .and_then(|()| writeln!(lock, "{}", std::process::id()))
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(lock)
+        .open(path)
+        .with_context(|| format!("cannot open {}", path.display()))
 }
 
 fn create(path: &Path) -> Result<File> {
@@ -295,7 +316,7 @@ fn arguments(options: &Options, dir: &Path, kernel: &Kernel, channels: &Channels
         "-append",
     ]);
     add(&[&format!(
-        "console=ttyS0 panic=-1 quiet rootfstype=virtiofs root=root rw init={}",
+        "console=ttyS0 panic=-1 quiet no_timer_check tsc=reliable rootfstype=virtiofs root=root rw init={}",
         script::init(dir).display()
     )]);
     list.extend(channels.arguments());
@@ -328,11 +349,12 @@ fn wait(dir: &Path, qemu: &mut Process, timeout: Duration) -> Result<i32> {
 
 /// The last lines of a log, for an error message.
 fn tail(path: &Path) -> String {
-    const LINES: usize = 15;
+    const LINES: usize = 40;
     let text = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<_> = text
         .lines()
+        .filter(|line| !line.contains("TCG doesn't support"))
         .map(|line| line.trim_end_matches('\r'))
         .collect();
     lines

@@ -9,6 +9,7 @@ mod initramfs;
 mod kernel;
 mod lab;
 mod progress;
+mod test;
 mod tools;
 mod vmm;
 
@@ -38,6 +39,15 @@ enum Command {
         #[arg(long)]
         batch: bool,
     },
+    /// Run the tests; all but the longest unless told otherwise
+    Test {
+        /// Only what needs no guest: formatting, lints, documentation, unit tests
+        #[arg(long, conflicts_with = "soak")]
+        quick: bool,
+        /// Everything in full
+        #[arg(long)]
+        soak: bool,
+    },
     /// Run a command in the lab: a guest under software emulation whose KVM is complete
     Lab(LabArgs),
     /// Fetch and prepare kernels and root disk, and say where they are
@@ -49,11 +59,14 @@ struct LabArgs {
     /// Count instructions: one CPU whose clock repeats, whatever this machine does
     #[arg(long)]
     icount: bool,
+    /// Run no other lab at the same time: for measurements
+    #[arg(long)]
+    alone: bool,
     /// Kill the lab after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     timeout: u64,
-    /// Virtual CPUs of the lab
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    /// Virtual CPUs of the lab; with more than one it dies now and then of an emulator's bug
+    #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
     /// Load this kernel module too (tun, veth, bridge, vhost_net, loop, …)
     #[arg(long = "module", value_name = "NAME")]
@@ -84,6 +97,14 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             demo::run(batch, cli.yes)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Test { quick, soak } => {
+            let tier = match (quick, soak) {
+                (true, _) => test::Tier::Quick,
+                (_, true) => test::Tier::Soak,
+                _ => test::Tier::Plain,
+            };
+            Ok(test::run(tier, cli.yes))
+        }
         Command::Assets => {
             let cache = assets::Cache::open()?;
             for flavour in kernel::Flavour::ALL {
@@ -102,6 +123,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
                 cpus: arguments.cpus,
                 timeout: Duration::from_secs(arguments.timeout),
                 modules: arguments.modules,
+                alone: arguments.alone,
                 yes: cli.yes,
             };
             let status = lab::run(&options, &arguments.command, lab::Output::Pass)?;

@@ -175,7 +175,7 @@ struct Stdout {
 
 impl Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.output != Output::Pass {
+        if matches!(self.output, Output::Keep | Output::PassAndKeep) {
             self.kept
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)

@@ -1,0 +1,153 @@
+//! `cargo xtask test`: everything that must hold, in three tiers.
+//!
+//! Quick: formatting, lints, documentation, unit and in-process tests. Plain: also the end-to-end
+//! tests, on the host's KVM where that can run a stock kernel, else all in one run of the lab.
+//! Soak: the long matrices in full. A step that fails does not keep the others from running.
+
+mod e2e;
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::progress::say;
+use crate::vmm::cargo;
+
+/// How much is tested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tier {
+    /// What needs no guest; at most 5 minutes.
+    Quick,
+    /// The README's command; at most 25 minutes.
+    Plain,
+    /// Long matrices in full.
+    Soak,
+}
+
+/// One step's name and how it went.
+type Verdict = (String, Result<()>);
+
+/// Runs the tier and prints a closing line for each step.
+pub(crate) fn run(tier: Tier, yes: bool) -> ExitCode {
+    let started = Instant::now();
+    let mut verdicts: Vec<Verdict> = Vec::new();
+    let mut step = |name: &str, work: &mut dyn FnMut() -> Result<()>| {
+        say(format!("== {name}"));
+        let since = Instant::now();
+        let result = work();
+        if let Err(error) = &result {
+            say(format!("{name} failed: {error:#}"));
+        }
+        verdicts.push((
+            format!("{name} ({:.0} s)", since.elapsed().as_secs_f64()),
+            result,
+        ));
+    };
+    for (name, arguments) in quick_steps() {
+        step(name, &mut || run_cargo(arguments));
+    }
+    step("tests", &mut run_tests);
+    if tier != Tier::Quick {
+        step("end-to-end tests", &mut || e2e::run(tier, yes));
+    }
+    close(&verdicts, started)
+}
+
+fn quick_steps() -> [(&'static str, &'static [&'static str]); 4] {
+    [
+        ("formatting", &["fmt", "--all", "--check"]),
+        (
+            "lints",
+            &[
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        ),
+        (
+            "library without features",
+            &[
+                "clippy",
+                "--quiet",
+                "-p",
+                "splitring",
+                "--lib",
+                "--no-default-features",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        ),
+        (
+            "documentation",
+            &[
+                "doc",
+                "--quiet",
+                "--workspace",
+                "--no-deps",
+                "--document-private-items",
+            ],
+        ),
+    ]
+}
+
+fn run_cargo(arguments: &[&str]) -> Result<()> {
+    let mut command = cargo();
+    command.args(arguments).env("RUSTDOCFLAGS", "-D warnings");
+    succeed(command)
+}
+
+/// Unit and in-process tests by nextest where there is one, and the documentation's examples.
+fn run_tests() -> Result<()> {
+    let nextest = cargo()
+        .args(["nextest", "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    let first = if nextest {
+        run_cargo(&["nextest", "run", "--workspace", "--no-fail-fast"])
+    } else {
+        run_cargo(&[
+            "test",
+            "--workspace",
+            "--lib",
+            "--bins",
+            "--tests",
+            "--no-fail-fast",
+        ])
+    };
+    let examples = run_cargo(&["test", "--quiet", "--workspace", "--doc"]);
+    first.and(examples)
+}
+
+fn succeed(mut command: Command) -> Result<()> {
+    let status = command.status()?;
+    anyhow::ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+fn close(verdicts: &[Verdict], started: Instant) -> ExitCode {
+    for (name, result) in verdicts {
+        let word = if result.is_ok() { "ok" } else { "FAILED" };
+        println!("test: {word}: {name}");
+    }
+    let failed = verdicts
+        .iter()
+        .filter(|(_, result)| result.is_err())
+        .count();
+    let took = started.elapsed().as_secs();
+    if failed == 0 {
+        println!("test: ok, {} steps in {took} s", verdicts.len());
+        ExitCode::SUCCESS
+    } else {
+        println!(
+            "test: FAILED, {failed} of {} steps, in {took} s",
+            verdicts.len()
+        );
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,302 @@
+//! The end-to-end tests: built here, run where a stock kernel runs, by a few workers.
+//!
+//! They are the ignored tests of the `e2e_…` targets, so that nothing runs them by accident; those
+//! called `soak_…` run in the soak tier only. A worker is one lab (or one process, where the host's
+//! KVM does); workers share a list and claim one test after the other. If a lab dies, its test is
+//! tried once more in a new one. A soak keeps its results and goes on where it was.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+use super::Tier;
+use crate::assets::Cache;
+use crate::guest::{self, GuestKernel};
+use crate::host::{self, HostKvm};
+use crate::kernel::Flavour;
+use crate::lab;
+use crate::progress::say;
+use crate::tools;
+use crate::vmm;
+
+/// Names that the tests' harness reads.
+const BINARY: &str = "SPLITRING_BIN";
+const ASSETS: &str = "SPLITRING_ASSETS";
+
+/// What a worker needs: the largest guest and its surroundings.
+const WORKER_MEMORY_MIB: u32 = 8192;
+/// Kernel modules for tests that make their own networks and block devices.
+const MODULES: [&str; 4] = ["tun", "veth", "bridge", "loop"];
+const PLAIN_LIMIT: Duration = Duration::from_secs(20 * 60);
+const SOAK_LIMIT: Duration = Duration::from_secs(24 * 3600);
+/// One test's own limit, in seconds.
+const TEST_LIMIT: u32 = 600;
+
+/// One test: where it is and what it is called.
+#[derive(Debug)]
+struct Test {
+    binary: PathBuf,
+    name: String,
+}
+
+/// Builds, prepares and runs them.
+pub(crate) fn run(tier: Tier, yes: bool) -> Result<()> {
+    let host = HostKvm::detect();
+    let in_lab = !host.runs_stock_kernels();
+    let place = if in_lab {
+        "in the lab"
+    } else {
+        "on the host's KVM"
+    };
+    say(format!("{host}: end-to-end tests run {place}"));
+    if in_lab {
+        lab::prepare(yes)?;
+    }
+    tools::ensure(&[tools::IASL], "the ACPI tests", yes)?;
+    let splitring = vmm::build()?;
+    let binaries = binaries()?;
+    let tests = list(&binaries, tier)?;
+    ensure!(!tests.is_empty(), "there is no end-to-end test");
+
+    let cache = Cache::open()?;
+    let scratch = cache.scratch("test-")?;
+    let board_dir = match tier {
+        Tier::Soak => {
+            let key = key(binaries.iter().chain([&splitring]))?;
+            cache.versioned("soak", &key, "starting a soak", |_| Ok(()))?
+        }
+        Tier::Quick | Tier::Plain => scratch.path().join("board"),
+    };
+    lay_out(&cache, scratch.path(), yes)?;
+    let board = Board::set_up(&board_dir, tests, &splitring, scratch.path())?;
+    let options = lab::Options {
+        timeout: if tier == Tier::Soak {
+            SOAK_LIMIT
+        } else {
+            PLAIN_LIMIT
+        },
+        yes,
+        modules: MODULES.map(str::to_owned).into(),
+        ..lab::Options::default()
+    };
+    std::thread::scope(|scope| {
+        for worker in 0..host::slots(WORKER_MEMORY_MIB) {
+            let (board, options) = (&board, &options);
+            scope.spawn(move || board.work(worker, in_lab.then_some(options)));
+        }
+    });
+    board.report()
+}
+
+/// The `e2e_…` test executables.
+fn binaries() -> Result<Vec<PathBuf>> {
+    let mut targets = vmm::executables(&[
+        "test",
+        "--no-run",
+        "--package",
+        "splitring-tests",
+        "--tests",
+    ])?;
+    targets.sort();
+    Ok(targets
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("e2e_"))
+        .map(|(_, path)| path)
+        .collect())
+}
+
+/// The tests in them that belong to `tier`.
+fn list(binaries: &[PathBuf], tier: Tier) -> Result<Vec<Test>> {
+    let mut tests = Vec::new();
+    for binary in binaries {
+        let output = Command::new(binary)
+            .args(["--list", "--ignored", "--format", "terse"])
+            .output()
+            .with_context(|| format!("cannot run {}", binary.display()))?;
+        let names = String::from_utf8(output.stdout).context("a test's name is not UTF-8")?;
+        for name in names.lines().filter_map(|line| line.strip_suffix(": test")) {
+            let long = name
+                .rsplit("::")
+                .next()
+                .is_some_and(|last| last.starts_with("soak_"));
+            if tier == Tier::Soak || !long {
+                tests.push(Test {
+                    binary: binary.clone(),
+                    name: name.to_owned(),
+                });
+            }
+        }
+    }
+    Ok(tests)
+}
+
+/// Names these very files.
+fn key<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<String> {
+    let mut hash = Sha256::new();
+    for file in files {
+        hash.update(fs::read(file).with_context(|| format!("cannot read {}", file.display()))?);
+    }
+    Ok(hash
+        .finalize()
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+/// The directory the harness expects: `kernels/NAME/…` and `disks/NAME`.
+fn lay_out(cache: &Cache, dir: &Path, yes: bool) -> Result<()> {
+    let link = |to: &Path, from: PathBuf| -> Result<()> {
+        symlink(to, &from).with_context(|| format!("cannot make {}", from.display()))
+    };
+    fs::create_dir(dir.join("kernels")).context("cannot make a directory")?;
+    fs::create_dir(dir.join("disks")).context("cannot make a directory")?;
+    for flavour in Flavour::ALL {
+        let kernel = GuestKernel::get(cache, flavour)?;
+        link(kernel.dir(), dir.join("kernels").join(flavour.name()))?;
+    }
+    link(&guest::DEMO_ROOT.get(cache, yes)?, dir.join("disks/root"))
+}
+
+/// Where workers meet: the list, who claimed what, how it went. One file or directory per test,
+/// named after its number, so that a claim is one atomic mkdir, in a lab as on the host.
+#[derive(Debug)]
+struct Board {
+    dir: PathBuf,
+    tests: Vec<Test>,
+}
+
+impl Board {
+    fn set_up(dir: &Path, tests: Vec<Test>, splitring: &Path, assets: &Path) -> Result<Self> {
+        for part in ["claims", "results", "logs"] {
+            let part = dir.join(part);
+            fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
+        }
+        let board = Self {
+            dir: dir.to_owned(),
+            tests,
+        };
+        for id in 0..board.tests.len() {
+            // What a soak that was interrupted has not passed is open again.
+            if board.result(id).as_deref() != Some("ok") {
+                board.release(id);
+            }
+        }
+        let mut list = String::new();
+        for (id, test) in board.tests.iter().enumerate() {
+            list.push_str(&format!("{id} {} {}\n", test.name, test.binary.display()));
+        }
+        let script = WORKER
+            .replace("@BOARD@", &dir.display().to_string())
+            .replace("@LIMIT@", &TEST_LIMIT.to_string())
+            .replace("@BINARY@", &format!("{BINARY}='{}'", splitring.display()))
+            .replace("@ASSETS@", &format!("{ASSETS}='{}'", assets.display()));
+        fs::write(dir.join("tests"), list)
+            .and_then(|()| fs::write(dir.join("worker"), script))
+            .with_context(|| format!("cannot write to {}", dir.display()))?;
+        Ok(board)
+    }
+
+    /// Works until nothing is left to claim; a lab that dies gets a successor.
+    fn work(&self, worker: usize, lab: Option<&lab::Options>) {
+        let command: Vec<OsString> = vec![
+            "/bin/sh".into(),
+            self.dir.join("worker").into(),
+            worker.to_string().into(),
+        ];
+        let mut blamed = BTreeSet::new();
+        loop {
+            let outcome = match lab {
+                Some(options) => lab::run(options, &command, lab::Output::Watch),
+                None => lab::run_here(&command, lab::Output::Watch),
+            };
+            match outcome {
+                Ok(lab::Outcome { code: 0, .. }) => return,
+                Ok(outcome) => say(format!("worker {worker} ended with {}", outcome.code)),
+                Err(error) => say(format!("worker {worker}: {error:#}")),
+            }
+            let Some(id) = self.unfinished(worker) else {
+                return;
+            };
+            let name = self.tests.get(id).map_or("?", |test| &test.name);
+            if !blamed.insert(id) {
+                say(format!("  the lab ended twice during {name}"));
+                return;
+            }
+            say(format!("  the lab ended during {name}; once more"));
+            self.release(id);
+        }
+    }
+
+    /// The test `worker` has claimed without a result.
+    fn unfinished(&self, worker: usize) -> Option<usize> {
+        (0..self.tests.len()).find(|&id| {
+            let owner = fs::read_to_string(self.dir.join(format!("claims/{id}/worker")));
+            owner.is_ok_and(|owner| owner.trim() == worker.to_string()) && self.result(id).is_none()
+        })
+    }
+
+    fn result(&self, id: usize) -> Option<String> {
+        let text = fs::read_to_string(self.dir.join(format!("results/{id}"))).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    fn release(&self, id: usize) {
+        // Either may not be there.
+        drop(fs::remove_file(self.dir.join(format!("results/{id}"))));
+        drop(fs::remove_dir_all(self.dir.join(format!("claims/{id}"))));
+    }
+
+    /// Prints the logs of what failed and the sum.
+    fn report(&self) -> Result<()> {
+        let mut failed = Vec::new();
+        for (id, test) in self.tests.iter().enumerate() {
+            match self.result(id).as_deref() {
+                Some("ok") => {}
+                Some(_) => {
+                    let log = fs::read(self.dir.join(format!("logs/{id}"))).unwrap_or_default();
+                    println!("-- {}\n{}", test.name, String::from_utf8_lossy(&log).trim());
+                    failed.push(test.name.as_str());
+                }
+                None => {
+                    println!("-- {} did not end", test.name);
+                    failed.push(test.name.as_str());
+                }
+            }
+        }
+        let passed = self.tests.len() - failed.len();
+        println!("end-to-end tests: {passed} passed, {} failed", failed.len());
+        if !failed.is_empty() {
+            bail!(
+                "{} of {} failed: {}",
+                failed.len(),
+                self.tests.len(),
+                failed.join(", ")
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Claims and runs one test after the other; `$1` is the worker's number.
+const WORKER: &str = r#"
+export @BINARY@ @ASSETS@
+cd '@BOARD@' || exit 1
+while read -r id name binary; do
+  mkdir "claims/$id" 2>/dev/null || continue
+  echo "$1" >"claims/$id/worker"
+  read -r since _ </proc/uptime
+  if timeout -k 10 @LIMIT@ "$binary" --ignored --exact "$name" >"logs/$id" 2>&1 </dev/null
+  then result=ok; else result=FAILED; fi
+  read -r now _ </proc/uptime
+  echo "  $result $name ($((${now%.*} - ${since%.*})) s)"
+  echo $result >"results/$id"
+done <tests
+"#;

@@ -1,0 +1,44 @@
+//! Judges a guest kernel's log: every message of level warning or worse must be one we can explain.
+
+/// A message that is not the VMM's fault, and why.
+#[derive(Debug)]
+struct Allowed {
+    part: &'static str,
+    #[expect(dead_code, reason = "the reason is for the reader")]
+    reason: &'static str,
+}
+
+const ALLOWED: &[Allowed] = &[];
+
+/// The highest priority of interest; a raw priority is the facility, 0 for the kernel, times 8 plus
+/// the level.
+const WARNING: u32 = 4;
+
+/// The unexpected lines of `dmesg -r` output.
+pub fn unexpected(raw: &str) -> Vec<&str> {
+    raw.lines()
+        .filter(|line| is_serious(line) && !is_allowed(line))
+        .collect()
+}
+
+fn is_serious(line: &str) -> bool {
+    line.strip_prefix('<')
+        .and_then(|rest| rest.split_once('>'))
+        .and_then(|(priority, _)| priority.parse::<u32>().ok())
+        .is_some_and(|priority| priority <= WARNING)
+}
+
+fn is_allowed(line: &str) -> bool {
+    ALLOWED.iter().any(|allowed| line.contains(allowed.part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_kernel_messages_of_level_warning_or_worse_count() {
+        let log = "<6>[    0.1] fine\n<4>[    0.2] odd\n<3>[    0.3] bad\n<12>[ 1.0] a user's\n";
+        assert_eq!(unexpected(log), ["<4>[    0.2] odd", "<3>[    0.3] bad"]);
+    }
+}

@@ -1,0 +1,297 @@
+//! A running Splitring and the guest in it, driven over the serial console.
+//!
+//! The guest's process 1 answers typed lines: `@@ ready` once, then `@@ STATUS` after each line.
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use crate::assets::{self, Image, Kernel};
+
+/// Bounds every single wait. Under software emulation a boot takes seconds, with four CPUs on two
+/// cores a few times that.
+const PATIENCE: Duration = Duration::from_secs(180);
+const POLL: Duration = Duration::from_millis(20);
+/// What a failure shows of the console.
+const LINES_SHOWN: usize = 40;
+const READY: &str = "@@ ready";
+const ANSWER: &str = "@@ ";
+
+/// How Splitring is to be started.
+#[derive(Debug)]
+pub struct Launch {
+    arguments: Vec<OsString>,
+    cmdline: Vec<String>,
+    disks: usize,
+}
+
+impl Launch {
+    /// Boots `kernel` with one CPU, 256 MiB and typed lines on the console, unless changed.
+    pub fn new(kernel: &Kernel, image: Image) -> Self {
+        let launch = Self {
+            arguments: vec!["run".into()],
+            cmdline: ["console=ttyS0", "quiet", "session=typed"]
+                .map(str::to_owned)
+                .into(),
+            disks: 0,
+        };
+        launch
+            .option("--kernel", kernel.image(image))
+            .option("--initrd", kernel.initramfs())
+    }
+
+    /// Adds an option and its value.
+    pub fn option(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.arguments.push(name.into());
+        self.arguments.push(value.into());
+        self
+    }
+
+    /// Sets the number of CPUs.
+    pub fn cpus(self, count: u32) -> Self {
+        self.option("--cpus", count.to_string())
+    }
+
+    /// Sets the memory size (`256M`, `6G`).
+    pub fn memory(self, size: &str) -> Self {
+        self.option("--memory", size)
+    }
+
+    /// Adds a virtio-blk disk; the first one is the root file system.
+    pub fn root_disk(mut self, path: &Path) -> Self {
+        assert_eq!(self.disks, 0, "the root disk comes first");
+        self.cmdline.push("root=/dev/vda".to_owned());
+        self = self.disk(path, "");
+        self
+    }
+
+    /// Adds a virtio-blk disk with more sub-keys (`,ro=on`).
+    pub fn disk(mut self, path: &Path, keys: &str) -> Self {
+        self.disks += 1;
+        self.option("--disk", format!("path={}{keys}", path.display()))
+    }
+
+    /// Adds a word to the kernel's command line.
+    pub fn cmdline(mut self, word: &str) -> Self {
+        self.cmdline.push(word.to_owned());
+        self
+    }
+
+    /// Starts Splitring; the guest is not up yet.
+    pub fn start(self) -> Guest {
+        let launch = {
+            let cmdline = self.cmdline.join(" ");
+            self.option("--cmdline", cmdline)
+        };
+        Guest::start(&launch.arguments)
+    }
+
+    /// Starts Splitring and waits until the guest takes typed lines.
+    pub fn boot(self) -> Guest {
+        let mut guest = self.start();
+        guest.wait_until_ready();
+        guest
+    }
+}
+
+/// What a typed line came to.
+#[derive(Debug)]
+pub struct Reply {
+    /// All it printed, lines ended by `\n`.
+    pub output: String,
+    /// Its exit status.
+    pub status: i32,
+}
+
+/// How Splitring ended.
+#[derive(Debug)]
+pub struct Exit {
+    /// Its exit code; none if a signal killed it.
+    pub code: Option<i32>,
+    /// All of the console.
+    pub console: String,
+    /// All of standard error.
+    pub errors: String,
+}
+
+/// A running Splitring; killed on drop.
+#[derive(Debug)]
+pub struct Guest {
+    child: Child,
+    input: ChildStdin,
+    output: Receiver<Vec<u8>>,
+    errors: Receiver<Vec<u8>>,
+    console: String,
+    /// How much of the console has been looked at.
+    seen: usize,
+}
+
+impl Guest {
+    /// Starts the binary under test with `arguments`, its console on pipes.
+    pub fn start(arguments: &[OsString]) -> Self {
+        let mut child = Command::new(assets::binary())
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("splitring starts");
+        let input = child.stdin.take().expect("piped");
+        let output = pump(child.stdout.take().expect("piped"));
+        let errors = pump(child.stderr.take().expect("piped"));
+        Self {
+            child,
+            input,
+            output,
+            errors,
+            console: String::new(),
+            seen: 0,
+        }
+    }
+
+    /// Splitring's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the guest takes typed lines, also after it has rebooted.
+    pub fn wait_until_ready(&mut self) {
+        self.wait_for(READY);
+    }
+
+    /// Waits for a line that is `text` or starts with it; returns the lines before it.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        self.lines_until(text).0
+    }
+
+    /// Types `line` and waits for its exit status.
+    pub fn run(&mut self, line: &str) -> Reply {
+        self.type_line(line);
+        let (output, answer) = self.lines_until(ANSWER);
+        let status = answer.trim_start_matches(ANSWER).trim();
+        let status = status
+            .parse()
+            .unwrap_or_else(|_| self.fail(&format!("`{line}` was answered by {answer:?}")));
+        Reply { output, status }
+    }
+
+    /// Types `line`, which must succeed; returns what it printed.
+    pub fn succeed(&mut self, line: &str) -> String {
+        let reply = self.run(line);
+        if reply.status != 0 {
+            self.fail(&format!(
+                "`{line}` ended with {}: {}",
+                reply.status, reply.output
+            ));
+        }
+        reply.output
+    }
+
+    /// Types `line` without waiting for anything.
+    pub fn type_line(&mut self, line: &str) {
+        let typed = writeln!(self.input, "{line}").and_then(|()| self.input.flush());
+        if let Err(why) = typed {
+            self.fail(&format!("cannot type `{line}`: {why}"));
+        }
+    }
+
+    /// Waits for the end of Splitring.
+    pub fn finish(mut self) -> Exit {
+        let started = Instant::now();
+        let status = loop {
+            match self.child.try_wait().expect("a child to wait for") {
+                Some(status) => break status,
+                None if started.elapsed() > PATIENCE => self.fail("splitring did not end"),
+                None => std::thread::sleep(POLL),
+            }
+        };
+        for chunk in self.output.iter() {
+            self.console.push_str(&clean(&chunk));
+        }
+        let errors: Vec<u8> = self.errors.iter().flatten().collect();
+        Exit {
+            code: status.code(),
+            console: std::mem::take(&mut self.console),
+            errors: String::from_utf8_lossy(&errors).into_owned(),
+        }
+    }
+
+    /// Powers the guest off from inside; Splitring must then end with exit code 0.
+    pub fn power_off(mut self) -> Exit {
+        self.type_line("sync; poweroff -f");
+        let exit = self.finish();
+        assert_eq!(
+            exit.code,
+            Some(0),
+            "after a power-off; standard error: {}",
+            exit.errors
+        );
+        exit
+    }
+
+    /// Reads on until a line starts with `text`; returns the lines before it, and that line.
+    fn lines_until(&mut self, text: &str) -> (String, String) {
+        let started = Instant::now();
+        let mut before = String::new();
+        loop {
+            while let Some(end) = self.console[self.seen..].find('\n') {
+                let line = self.console[self.seen..self.seen + end].to_owned();
+                self.seen += end + 1;
+                if line.starts_with(text) {
+                    return (before, line);
+                }
+                before.push_str(&line);
+                before.push('\n');
+            }
+            let left = PATIENCE.saturating_sub(started.elapsed());
+            match self.output.recv_timeout(left) {
+                Ok(chunk) => self.console.push_str(&clean(&chunk)),
+                Err(RecvTimeoutError::Timeout) => self.fail(&format!("no {text:?} in time")),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.fail(&format!("splitring ended before {text:?}"))
+                }
+            }
+        }
+    }
+
+    /// Panics with `why`, the console's last lines and standard error.
+    fn fail(&mut self, why: &str) -> ! {
+        // Standard error is complete only after the end.
+        self.child.kill().expect("a child to kill");
+        let lines: Vec<_> = self.console.lines().collect();
+        let shown = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n");
+        let errors: Vec<u8> = self.errors.iter().flatten().collect();
+        let errors = String::from_utf8_lossy(&errors);
+        panic!("{why}\n--- console\n{shown}\n--- standard error\n{errors}");
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// The guest's terminal ends lines by CR LF.
+fn clean(chunk: &[u8]) -> String {
+    String::from_utf8_lossy(chunk).replace('\r', "")
+}
+
+/// A thread that reads `from` to its end.
+fn pump(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (send, receive) = channel();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 16 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            if send.send(buffer[..count].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    receive
+}

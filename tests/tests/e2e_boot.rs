@@ -1,0 +1,196 @@
+//! Stock Debian kernels boot, see the machine they were promised, keep what they write, and end it.
+//!
+//! Run by `cargo xtask test`, which knows where a stock kernel can run.
+
+use splitring_tests::assets::{Disk, Image, Kernel};
+use splitring_tests::guest::{Guest, Launch};
+use splitring_tests::{acpi, dmesg};
+
+/// Boots to a root disk, checks what the guest sees of itself and its log, and powers off.
+fn boot(kernel: &str, image: Image, cpus: u32, memory: &str) {
+    let kernel = Kernel::named(kernel);
+    let root = Disk::copy_of("root");
+    let mut guest = Launch::new(&kernel, image)
+        .cpus(cpus)
+        .memory(memory)
+        .root_disk(root.path())
+        .boot();
+    assert_eq!(guest.succeed("uname -r").trim(), kernel.release());
+    assert_eq!(guest.succeed("nproc").trim(), cpus.to_string());
+    assert!(
+        guest
+            .succeed("grep ' / ' /proc/mounts")
+            .starts_with("/dev/vda / ext4 rw")
+    );
+    check_memory(&mut guest, memory);
+    guest.succeed("echo kept >/root/file && sync && grep kept /root/file");
+    check_log(&mut guest);
+    let exit = guest.power_off();
+    assert_eq!(exit.errors, "", "nothing to report");
+}
+
+/// A kernel keeps part of its memory to itself: page structures, its own image.
+fn check_memory(guest: &mut Guest, size: &str) {
+    let expected_mib: u64 = match size {
+        "256M" => 256,
+        "6G" => 6 * 1024,
+        other => panic!("no expectation for {other}"),
+    };
+    let words = guest.succeed("grep MemTotal /proc/meminfo");
+    let kib: u64 = words
+        .split_whitespace()
+        .nth(1)
+        .and_then(|word| word.parse().ok())
+        .expect(&words);
+    let mib = kib / 1024;
+    assert!(
+        mib < expected_mib && mib > expected_mib * 3 / 5,
+        "{size} of memory show as {mib} MiB"
+    );
+}
+
+/// The log must be free of anything we can't explain.
+fn check_log(guest: &mut Guest) {
+    let log = guest.succeed("busybox dmesg -r");
+    let unexpected = dmesg::unexpected(&log);
+    assert!(
+        unexpected.is_empty(),
+        "unexpected kernel messages:\n{}",
+        unexpected.join("\n")
+    );
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn cloud_6_12_boots_from_vmlinuz_with_one_cpu_and_256_mib() {
+    boot("6.12-cloud", Image::Vmlinuz, 1, "256M");
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn cloud_6_12_boots_from_vmlinux_with_four_cpus_and_6_gib() {
+    boot("6.12-cloud", Image::Vmlinux, 4, "6G");
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn cloud_6_1_boots_from_vmlinuz_with_four_cpus_and_256_mib() {
+    boot("6.1-cloud", Image::Vmlinuz, 4, "256M");
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn cloud_6_1_boots_from_vmlinux_with_one_cpu_and_6_gib() {
+    boot("6.1-cloud", Image::Vmlinux, 1, "6G");
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn generic_6_12_boots_from_vmlinuz_with_four_cpus_and_6_gib() {
+    boot("6.12-generic", Image::Vmlinuz, 4, "6G");
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn generic_6_12_boots_from_vmlinux_with_one_cpu_and_256_mib() {
+    boot("6.12-generic", Image::Vmlinux, 1, "256M");
+}
+
+/// The full matrix, a test a shape, so that an interrupted soak can go on where it was.
+macro_rules! soak_boot {
+    ($($name:ident: $kernel:literal, $image:ident, $cpus:literal, $memory:literal;)*) => {$(
+        #[test]
+        #[ignore = "needs a guest: cargo xtask test --soak"]
+        fn $name() {
+            boot($kernel, Image::$image, $cpus, $memory);
+        }
+    )*};
+}
+
+soak_boot! {
+    soak_6_12_cloud_vmlinuz_1_cpus_256m: "6.12-cloud", Vmlinuz, 1, "256M";
+    soak_6_12_cloud_vmlinuz_1_cpus_6g: "6.12-cloud", Vmlinuz, 1, "6G";
+    soak_6_12_cloud_vmlinuz_4_cpus_256m: "6.12-cloud", Vmlinuz, 4, "256M";
+    soak_6_12_cloud_vmlinuz_4_cpus_6g: "6.12-cloud", Vmlinuz, 4, "6G";
+    soak_6_12_cloud_vmlinux_1_cpus_256m: "6.12-cloud", Vmlinux, 1, "256M";
+    soak_6_12_cloud_vmlinux_1_cpus_6g: "6.12-cloud", Vmlinux, 1, "6G";
+    soak_6_12_cloud_vmlinux_4_cpus_256m: "6.12-cloud", Vmlinux, 4, "256M";
+    soak_6_12_cloud_vmlinux_4_cpus_6g: "6.12-cloud", Vmlinux, 4, "6G";
+    soak_6_1_cloud_vmlinuz_1_cpus_256m: "6.1-cloud", Vmlinuz, 1, "256M";
+    soak_6_1_cloud_vmlinuz_1_cpus_6g: "6.1-cloud", Vmlinuz, 1, "6G";
+    soak_6_1_cloud_vmlinuz_4_cpus_256m: "6.1-cloud", Vmlinuz, 4, "256M";
+    soak_6_1_cloud_vmlinuz_4_cpus_6g: "6.1-cloud", Vmlinuz, 4, "6G";
+    soak_6_1_cloud_vmlinux_1_cpus_256m: "6.1-cloud", Vmlinux, 1, "256M";
+    soak_6_1_cloud_vmlinux_1_cpus_6g: "6.1-cloud", Vmlinux, 1, "6G";
+    soak_6_1_cloud_vmlinux_4_cpus_256m: "6.1-cloud", Vmlinux, 4, "256M";
+    soak_6_1_cloud_vmlinux_4_cpus_6g: "6.1-cloud", Vmlinux, 4, "6G";
+    soak_6_12_generic_vmlinuz_1_cpus_256m: "6.12-generic", Vmlinuz, 1, "256M";
+    soak_6_12_generic_vmlinuz_1_cpus_6g: "6.12-generic", Vmlinuz, 1, "6G";
+    soak_6_12_generic_vmlinuz_4_cpus_256m: "6.12-generic", Vmlinuz, 4, "256M";
+    soak_6_12_generic_vmlinuz_4_cpus_6g: "6.12-generic", Vmlinuz, 4, "6G";
+    soak_6_12_generic_vmlinux_1_cpus_256m: "6.12-generic", Vmlinux, 1, "256M";
+    soak_6_12_generic_vmlinux_1_cpus_6g: "6.12-generic", Vmlinux, 1, "6G";
+    soak_6_12_generic_vmlinux_4_cpus_256m: "6.12-generic", Vmlinux, 4, "256M";
+    soak_6_12_generic_vmlinux_4_cpus_6g: "6.12-generic", Vmlinux, 4, "6G";
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn root_disk_keeps_what_was_written_over_a_reboot() {
+    let kernel = Kernel::named("6.12-cloud");
+    let root = Disk::copy_of("root");
+    let launch = || Launch::new(&kernel, Image::Vmlinux).root_disk(root.path());
+    let mut first = launch().boot();
+    first.succeed("dd if=/dev/urandom of=/root/blob bs=64k count=64 2>/dev/null");
+    let sum = first.succeed("sha256sum /root/blob");
+    first.type_line("sync; reboot -f");
+    let exit = first.finish();
+    assert_eq!(exit.errors, "");
+
+    let mut second = launch().boot();
+    assert_eq!(second.succeed("sha256sum /root/blob"), sum);
+    check_log(&mut second);
+    second.power_off();
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn without_msi_the_root_disk_works_over_intx() {
+    let kernel = Kernel::named("6.12-cloud");
+    let root = Disk::copy_of("root");
+    let mut guest = Launch::new(&kernel, Image::Vmlinux)
+        .root_disk(root.path())
+        .cmdline("pci=nomsi")
+        .boot();
+    guest.succeed("dd if=/dev/urandom of=/root/blob bs=64k count=64 conv=fsync 2>/dev/null");
+    let interrupts = guest.succeed("grep virtio /proc/interrupts");
+    for line in interrupts.lines() {
+        assert!(
+            line.contains("IO-APIC") && line.contains("fasteoi"),
+            "not INTx: {line}"
+        );
+    }
+    guest.power_off();
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn iasl_finds_no_error_in_the_tables_a_guest_sees() {
+    let kernel = Kernel::named("6.12-cloud");
+    let mut guest = Launch::new(&kernel, Image::Vmlinux).cpus(2).boot();
+    let tables = acpi::disassemble(&mut guest);
+    for name in ["DSDT", "FACP", "APIC", "MCFG"] {
+        assert!(
+            tables.iter().any(|table| table.name == name),
+            "no {name} among the tables"
+        );
+    }
+    for table in &tables {
+        let verdict = table.verdict.to_lowercase();
+        let complains = verdict.contains("error")
+            || verdict.contains("warning")
+            || table.source.contains("Incorrect checksum");
+        assert!(!complains, "{}: {}", table.name, table.verdict);
+    }
+    guest.power_off();
+}
