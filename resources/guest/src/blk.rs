@@ -3,16 +3,16 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use splitring_virtio::driver::DmaBytes;
 use splitring_virtio::driver::blk::{Bio, Blk, Done, FEATURES, Info, Merged, Transfer, Work};
-use splitring_virtio::driver::{DmaBytes, IndirectPolicy, Kick, Queue, QueueOptions};
 use splitring_virtio::driver::pci::Pci;
 use splitring_virtio::scatterlist::ScatterList;
 use splitring_virtio::spec::blk::{Config, Range};
-use splitring_virtio::spec::feature;
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::device::{Device, Variant};
 use crate::machine::Function;
-use crate::suite::{Fault, Load, Pattern, Suite, Variant, bytes, patience};
+use crate::suite::{Fault, Load, Pattern, Suite, bytes, patience};
 
 const SECTOR: usize = 512;
 const BLOCK: usize = 4096;
@@ -23,36 +23,28 @@ const RANGES: usize = 4;
 
 /// A block device with its first queue.
 pub(crate) struct Disk {
-    pci: Pci<Function>,
+    device: Device,
     blk: Blk,
 }
 
 impl Disk {
     /// Resets the device and brings it up with the queue a variant asks for.
-    pub(crate) fn open(mut pci: Pci<Function>, variant: Variant) -> Result<Self, Fault> {
-        pci.reset().map_err(Fault::text)?;
-        let wanted = FEATURES | variant.features();
-        let features = pci.negotiate(wanted).map_err(Fault::text)?;
+    pub(crate) fn open(pci: Pci<Function>, variant: Variant) -> Result<Self, Fault> {
+        let mut device = Device::negotiate(pci, variant, FEATURES)?;
         let mut config = Config::new_zeroed();
-        let len = config.as_bytes().len();
-        pci.read_config(0, &mut config.as_mut_bytes()[..len]).map_err(Fault::text)?;
-        let info = Info::new(&config, features);
-        let size = pci.queue_max(0).min(256);
-        let options = variant.options(size, features);
-        let memory = bytes(options.memory_len())?;
-        let queue = Queue::new(options, memory, splitring_virtio::driver::Identity, pci.id());
-        let queue = queue.map_err(Fault::text)?;
-        let frames = bytes(Blk::<DmaBytes>::frame_len(RANGES) * usize::from(size))?;
-        let mut blk = Blk::new(queue, frames, RANGES, info);
+        device.config(config.as_mut_bytes())?;
+        let queue = device.queue(0)?;
+        let frames = bytes(Blk::<DmaBytes>::frame_len(RANGES) * usize::from(queue.areas().size))?;
+        let mut blk = Blk::new(queue, frames, RANGES, Info::new(&config, device.features));
         blk.disable_interrupts();
-        pci.set_up_queue(0, &blk.areas(), None).map_err(Fault::text)?;
-        pci.go();
-        Ok(Self { pci, blk })
+        device.enable(0, blk.areas())?;
+        device.go();
+        Ok(Self { device, blk })
     }
 
     /// The device, to be opened anew.
     pub(crate) fn close(self) -> Pci<Function> {
-        self.pci
+        self.device.close()
     }
 
     /// The serial number, up to its padding.
@@ -64,9 +56,8 @@ impl Disk {
     }
 
     fn push(&mut self) {
-        let pci = &self.pci;
-        let kick: Kick = self.blk.publish();
-        kick.send(|| pci.notify(0));
+        let kick = self.blk.publish();
+        self.device.kick(0, kick);
     }
 
     fn reap(&mut self) -> Result<Option<Done>, Fault> {
@@ -238,25 +229,4 @@ fn timed(disk: &mut Disk, transfer: Transfer, depth: usize, load: &mut Load) -> 
         }
     }
     Ok(())
-}
-
-/// The variants' use of the ring's features.
-impl Variant {
-    /// Features beyond the device's own.
-    pub(crate) fn features(self) -> u64 {
-        let indirect = if self == Self::Direct { 0 } else { feature::INDIRECT_DESC };
-        let event = if self == Self::Flags { 0 } else { feature::EVENT_IDX };
-        feature::VERSION_1 | indirect | event
-    }
-
-    /// The queue to set up.
-    pub(crate) fn options(self, size: u16, features: u64) -> QueueOptions {
-        let policy = match self {
-            Self::Direct => IndirectPolicy::Never,
-            Self::Indirect => IndirectPolicy::Always,
-            Self::Rfc | Self::Flags => IndirectPolicy::Rfc,
-            Self::Auto => IndirectPolicy::Auto,
-        };
-        QueueOptions::new(size, features).tables(16).policy(policy)
-    }
 }

@@ -11,9 +11,12 @@
 extern crate alloc;
 
 mod blk;
+mod device;
 mod machine;
 mod memory;
+mod net;
 mod report;
+mod scsi;
 mod suite;
 
 use alloc::vec::Vec;
@@ -23,9 +26,10 @@ use splitring_virtio::driver::pci::Pci;
 use splitring_virtio::spec::id;
 
 use blk::Disk;
+use device::Variant;
 use machine::{Function, Options, Window};
 use report::Report;
-use suite::{Suite, Variant};
+use suite::Suite;
 
 global_asm!(include_str!("entry.s"));
 
@@ -68,7 +72,17 @@ extern "C" fn guest_main(info: usize) -> ! {
         suite.device("blk", result);
     }
     for pci in others {
-        let _ = pci.kind();
+        match pci.kind() {
+            id::SCSI => {
+                let result = scsi::run(&mut suite, pci);
+                suite.device("scsi", result);
+            }
+            id::NET => {
+                let result = net::run(&mut suite, pci);
+                suite.device("net", result);
+            }
+            _ => {}
+        }
     }
     report.line(format_args!("end"));
     end()

@@ -35,35 +35,6 @@ impl Fault {
     }
 }
 
-/// How a queue is used.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Variant {
-    /// No indirect tables.
-    Direct,
-    /// Tables whenever there is more than one segment.
-    Indirect,
-    /// The RFC's rule.
-    Rfc,
-    /// The driver's own rule.
-    Auto,
-    /// Without EVENT_IDX.
-    Flags,
-}
-
-impl Variant {
-    pub(crate) const ALL: [Self; 5] = [Self::Direct, Self::Indirect, Self::Rfc, Self::Auto, Self::Flags];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Indirect => "indirect",
-            Self::Rfc => "rfc",
-            Self::Auto => "auto",
-            Self::Flags => "flags",
-        }
-    }
-}
-
 /// Zeroed memory for a device.
 pub(crate) fn bytes(len: usize) -> Result<DmaBytes, Fault> {
     DmaBytes::zeroed(len, 4096).map(DmaBytes::leak).ok_or(Fault::new("the guest's memory is used up"))

@@ -1,0 +1,112 @@
+//! Bringing a device up: negotiation and queues, the same for every kind.
+
+use splitring_virtio::driver::pci::Pci;
+use splitring_virtio::driver::{Identity, IndirectPolicy, Kick, Queue, QueueAreas, QueueOptions};
+use splitring_virtio::spec::feature;
+
+use crate::machine::Function;
+use crate::suite::{Fault, bytes};
+
+/// Descriptors of a queue, if the device has as many.
+const QUEUE_SIZE: u16 = 256;
+/// Indirect descriptors set aside for each slot.
+const TABLE: u16 = 16;
+
+/// How a queue is used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Variant {
+    /// No indirect tables.
+    Direct,
+    /// Tables whenever there is more than one segment.
+    Indirect,
+    /// The RFC's rule.
+    Rfc,
+    /// The driver's own rule.
+    Auto,
+    /// The RFC's rule, without EVENT_IDX.
+    Flags,
+}
+
+impl Variant {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Direct,
+        Self::Indirect,
+        Self::Rfc,
+        Self::Auto,
+        Self::Flags,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Indirect => "indirect",
+            Self::Rfc => "rfc",
+            Self::Auto => "auto",
+            Self::Flags => "flags",
+        }
+    }
+
+    /// Ring features beyond the device's own.
+    fn features(self) -> u64 {
+        let indirect = if self == Self::Direct { 0 } else { feature::INDIRECT_DESC };
+        let event = if self == Self::Flags { 0 } else { feature::EVENT_IDX };
+        indirect | event
+    }
+
+    fn policy(self) -> IndirectPolicy {
+        match self {
+            Self::Direct => IndirectPolicy::Never,
+            Self::Indirect => IndirectPolicy::Always,
+            Self::Rfc | Self::Flags => IndirectPolicy::Rfc,
+            Self::Auto => IndirectPolicy::Auto,
+        }
+    }
+}
+
+/// A device that has been reset and knows the driver's features.
+pub(crate) struct Device {
+    pci: Pci<Function>,
+    variant: Variant,
+    pub(crate) features: u64,
+}
+
+impl Device {
+    /// Resets the device and negotiates `wanted` and what the variant is about.
+    pub(crate) fn negotiate(mut pci: Pci<Function>, variant: Variant, wanted: u64) -> Result<Self, Fault> {
+        pci.reset().map_err(Fault::text)?;
+        let features = pci.negotiate(wanted | variant.features()).map_err(Fault::text)?;
+        Ok(Self { pci, variant, features })
+    }
+
+    /// Reads the start of the configuration space.
+    pub(crate) fn config(&self, into: &mut [u8]) -> Result<(), Fault> {
+        self.pci.read_config(0, into).map_err(Fault::text)
+    }
+
+    /// Makes queue `index`; `enable` tells the device of it once its driver has it.
+    pub(crate) fn queue<T: 'static>(&self, index: u16) -> Result<Queue<T>, Fault> {
+        let size = self.pci.queue_max(index).min(QUEUE_SIZE);
+        let options = QueueOptions::new(size, self.features).tables(TABLE).policy(self.variant.policy());
+        let memory = bytes(options.memory_len())?;
+        Queue::new(options, memory, Identity, self.pci.id()).map_err(Fault::text)
+    }
+
+    pub(crate) fn enable(&mut self, index: u16, areas: QueueAreas) -> Result<(), Fault> {
+        self.pci.set_up_queue(index, &areas, None).map_err(Fault::text)
+    }
+
+    /// The device is live from here on.
+    pub(crate) fn go(&mut self) {
+        self.pci.go();
+    }
+
+    /// Rings the bell of queue `index` if it is wanted.
+    pub(crate) fn kick(&self, index: u16, kick: Kick) {
+        kick.send(|| self.pci.notify(index));
+    }
+
+    /// The function, to be brought up anew.
+    pub(crate) fn close(self) -> Pci<Function> {
+        self.pci
+    }
+}

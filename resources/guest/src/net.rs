@@ -1,0 +1,211 @@
+//! What the network card is put through, against a peer that sends every frame back: each way of
+//! receiving, headers and data as lists of their own, batches.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use splitring_virtio::driver::DmaBytes;
+use splitring_virtio::driver::net::{BIG_LEN, FRAME_LEN, ReceiveMode, Receiver, Transmitter};
+use splitring_virtio::driver::pci::Pci;
+use splitring_virtio::spec::net::{HEADER_SIZE, Header, feature};
+use zerocopy::FromZeros;
+
+use crate::device::{Device, Variant};
+use crate::machine::Function;
+use crate::suite::{Fault, Load, Pattern, Suite, bytes, patience};
+
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+const DEPTH: usize = 32;
+const MAC_LEN: usize = 6;
+const MIN_FRAME: usize = 60;
+const MAX_FRAME: usize = 1514;
+/// Pieces of a packet at most.
+const PIECES: usize = 8;
+/// An experimental type nobody answers (IEEE 802 local experimental).
+const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+
+/// A card with its first queue pair.
+struct Card {
+    device: Device,
+    receiver: Receiver,
+    transmitter: Transmitter,
+    mac: [u8; MAC_LEN],
+}
+
+impl Card {
+    fn open(pci: Pci<Function>, variant: Variant, mode: ReceiveMode) -> Result<Self, Fault> {
+        let merge = if mode == ReceiveMode::Mergeable { feature::MRG_RXBUF } else { 0 };
+        let mut device = Device::negotiate(pci, variant, feature::MAC | merge)?;
+        let mut mac = [0; MAC_LEN];
+        device.config(&mut mac)?;
+        let receive = device.queue(RECEIVE)?;
+        let transmit = device.queue(TRANSMIT)?;
+        let (buffers, sizes): (usize, &[usize]) = match mode {
+            ReceiveMode::Small => (2 * DEPTH, &[1530]),
+            ReceiveMode::Big => (DEPTH, &[4096, BIG_LEN as usize - 4096]),
+            ReceiveMode::Mergeable => (3 * DEPTH, &[HEADER_SIZE + 500]),
+        };
+        let mut receiver = Receiver::new(receive, bytes(FRAME_LEN * buffers)?, mode);
+        for _ in 0..buffers {
+            let list = Pattern(0).list(sizes)?;
+            receiver.add(list).map_err(|(_, why)| Fault::text(why))?;
+        }
+        let mut transmitter = Transmitter::new(transmit, bytes(FRAME_LEN * 2 * DEPTH)?, PIECES);
+        receiver.disable_interrupts();
+        transmitter.disable_interrupts();
+        device.enable(RECEIVE, receiver.areas())?;
+        device.enable(TRANSMIT, transmitter.areas())?;
+        device.go();
+        let mut card = Self { device, receiver, transmitter, mac };
+        card.refill()?;
+        Ok(card)
+    }
+
+    fn refill(&mut self) -> Result<(), Fault> {
+        self.receiver.refill().map_err(Fault::text)?;
+        let kick = self.receiver.publish();
+        self.device.kick(RECEIVE, kick);
+        Ok(())
+    }
+
+    /// A frame to ourselves of `len` bytes, cut into `cuts` pieces.
+    fn frame(&self, tag: u64, len: usize, cuts: usize) -> Result<Vec<DmaBytes>, Fault> {
+        let mut whole = Vec::with_capacity(len);
+        whole.extend_from_slice(&self.mac);
+        whole.extend_from_slice(&self.mac);
+        whole.extend_from_slice(&ETHERTYPE);
+        whole.extend_from_slice(&tag.to_le_bytes());
+        let start = whole.len();
+        whole.resize(len, 0);
+        Pattern(tag + 1).fill(&mut whole[start..], start);
+        let mut pieces = Vec::with_capacity(cuts);
+        for part in whole.chunks(len.div_ceil(cuts)) {
+            let mut piece = bytes(part.len())?;
+            piece.bytes_mut().copy_from_slice(part);
+            pieces.push(piece);
+        }
+        Ok(pieces)
+    }
+
+    fn send(&mut self, tag: u64, pieces: Vec<DmaBytes>) -> Result<(), Fault> {
+        let header = Header::new_zeroed();
+        self.transmitter.send(tag, &header, pieces, drop).map_err(Fault::text)
+    }
+
+    fn push(&mut self) {
+        let kick = self.transmitter.publish();
+        self.device.kick(TRANSMIT, kick);
+    }
+
+    /// Waits for one packet, copies it out and answers its length and tag.
+    fn receive(&mut self, into: &mut [u8]) -> Result<(usize, u64), Fault> {
+        let receiver = &mut self.receiver;
+        let len = patience(|| {
+            let packet = receiver.receive().map_err(Fault::text)?;
+            Ok(packet.map(|mut packet| packet.copy_to(into)))
+        })?;
+        let tag = into.get(14..22).and_then(|tag| tag.try_into().ok()).map(u64::from_le_bytes);
+        self.refill()?;
+        Ok((len, tag.unwrap_or(u64::MAX)))
+    }
+
+    /// Takes back one sent packet.
+    fn reap(&mut self) -> Result<u64, Fault> {
+        patience(|| self.transmitter.reap(drop).map_err(Fault::text))
+    }
+}
+
+/// Everything, in every variant and way of receiving; then the timed loops.
+pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), Fault> {
+    const MODES: [(ReceiveMode, &str); 3] = [
+        (ReceiveMode::Small, "small"),
+        (ReceiveMode::Big, "big"),
+        (ReceiveMode::Mergeable, "mergeable"),
+    ];
+    for variant in Variant::ALL {
+        for (mode, mode_name) in MODES {
+            let mut card = Card::open(pci, variant, mode)?;
+            let mut test = |name: &str, work: fn(&mut Card) -> Result<(), Fault>| {
+                let label = format_args!("net {name} {mode_name} {}", variant.name());
+                suite.test(label, || work(&mut card));
+            };
+            test("echo", |card| echo(card, 1, MIN_FRAME, 1));
+            test("echo-in-pieces", |card| echo(card, 2, MAX_FRAME, PIECES));
+            test("batch", batched);
+            pci = card.device.close();
+        }
+    }
+    let mut card = Card::open(pci, Variant::Auto, ReceiveMode::Mergeable)?;
+    for depth in [1, DEPTH] {
+        let label = format_args!("net echo-60 auto qd{depth}");
+        suite.time(label, |load| timed(&mut card, depth, load));
+    }
+    Ok(())
+}
+
+fn echo(card: &mut Card, tag: u64, len: usize, cuts: usize) -> Result<(), Fault> {
+    let frame = card.frame(tag, len, cuts)?;
+    card.send(tag, frame)?;
+    card.push();
+    if card.reap()? != tag {
+        return Err(Fault::new("another packet was sent"));
+    }
+    check(card, tag, len)
+}
+
+/// Insists that the next packet is the one of this tag and length.
+fn check(card: &mut Card, tag: u64, len: usize) -> Result<(), Fault> {
+    let mut packet = [0; MAX_FRAME];
+    let (got, got_tag) = card.receive(&mut packet)?;
+    if got != len || got_tag != tag {
+        return Err(Fault::Failed(format!("{got} bytes with tag {got_tag} came for {len} with {tag}")));
+    }
+    let wrong = packet[..len].iter().enumerate().skip(22).find(|(at, byte)| **byte != Pattern(tag + 1).byte(*at));
+    match wrong {
+        Some((at, _)) => Err(Fault::Failed(format!("byte {at} is wrong"))),
+        None => Ok(()),
+    }
+}
+
+fn batched(card: &mut Card) -> Result<(), Fault> {
+    for tag in 0..DEPTH as u64 {
+        let frame = card.frame(tag, MIN_FRAME + 40 * tag as usize, 2)?;
+        card.send(tag, frame)?;
+    }
+    card.push();
+    for _ in 0..DEPTH {
+        card.reap()?;
+    }
+    (0..DEPTH as u64).try_for_each(|tag| check(card, tag, MIN_FRAME + 40 * tag as usize))
+}
+
+/// Keeps `depth` small frames on their way until the time is up.
+fn timed(card: &mut Card, depth: usize, load: &mut Load) -> Result<(), Fault> {
+    let mut idle: Vec<DmaBytes> = Vec::with_capacity(2 * depth);
+    for tag in 0..2 * depth as u64 {
+        idle.extend(card.frame(tag, MIN_FRAME, 1)?);
+    }
+    let header = Header::new_zeroed();
+    let mut flying = 0;
+    while load.goes_on() || flying > 0 {
+        while flying < depth && load.goes_on() {
+            let Some(piece) = idle.pop() else { break };
+            card.transmitter.send(0, &header, [piece], drop).map_err(Fault::text)?;
+            flying += 1;
+        }
+        card.push();
+        let receiver = &mut card.receiver;
+        patience(|| Ok(receiver.receive().map_err(Fault::text)?.map(drop)))?;
+        let mut more = true;
+        while more {
+            flying -= 1;
+            load.count();
+            more = flying > 0 && card.receiver.receive().map_err(Fault::text)?.map(drop).is_some();
+        }
+        card.refill()?;
+        while card.transmitter.reap(|piece| idle.push(piece)).map_err(Fault::text)?.is_some() {}
+    }
+    Ok(())
+}
+
