@@ -49,8 +49,13 @@ impl Disk {
 
     /// The serial number, up to its padding.
     pub(crate) fn serial(&mut self) -> Result<String, Fault> {
-        self.blk.get_id(0).map_err(|refused| Fault::text(refused.why))?;
-        let id = self.finish()?.id.ok_or(Fault::new("no identification came"))?;
+        self.blk
+            .get_id(0)
+            .map_err(|refused| Fault::text(refused.why))?;
+        let id = self
+            .finish()?
+            .id
+            .ok_or(Fault::new("no identification came"))?;
         let end = id.iter().position(|byte| *byte == 0).unwrap_or(id.len());
         String::from_utf8(id[..end].to_vec()).map_err(Fault::text)
     }
@@ -74,7 +79,9 @@ impl Disk {
 
     /// One bio, start to end; answers its memory.
     pub(crate) fn one(&mut self, bio: Bio) -> Result<ScatterList, Fault> {
-        self.blk.bio(0, bio).map_err(|refused| Fault::text(refused.why))?;
+        self.blk
+            .bio(0, bio)
+            .map_err(|refused| Fault::text(refused.why))?;
         match self.finish()?.work {
             Work::Bio(bio) => Ok(bio.data),
             _ => Err(Fault::new("another request came back")),
@@ -82,11 +89,19 @@ impl Disk {
     }
 
     fn write(&mut self, sector: u64, data: ScatterList) -> Result<ScatterList, Fault> {
-        self.one(Bio { transfer: Transfer::Write, sector, data })
+        self.one(Bio {
+            transfer: Transfer::Write,
+            sector,
+            data,
+        })
     }
 
     fn read(&mut self, sector: u64, data: ScatterList) -> Result<ScatterList, Fault> {
-        self.one(Bio { transfer: Transfer::Read, sector, data })
+        self.one(Bio {
+            transfer: Transfer::Read,
+            sector,
+            data,
+        })
     }
 }
 
@@ -95,14 +110,18 @@ pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), F
     for variant in Variant::ALL {
         let mut disk = Disk::open(pci, variant)?;
         let mut test = |name: &str, work: fn(&mut Disk) -> Result<(), Fault>| {
-            suite.test(format_args!("blk {name} {}", variant.name()), || work(&mut disk));
+            suite.test(format_args!("blk {name} {}", variant.name()), || {
+                work(&mut disk)
+            });
         };
         test("bio", single);
         test("chained-lists", chained);
         test("request", merged);
         test("batch", batched);
         test("flush", |disk| {
-            disk.blk.flush(0).map_err(|refused| Fault::text(refused.why))?;
+            disk.blk
+                .flush(0)
+                .map_err(|refused| Fault::text(refused.why))?;
             disk.finish().map(drop)
         });
         test("zeroes", zeroes);
@@ -142,10 +161,16 @@ fn merged(disk: &mut Disk) -> Result<(), Fault> {
     for part in [1, 2, 0] {
         let data = Pattern(10 + part).list(&[1024, BLOCK - 1024])?;
         let sector = 128 + part * SECTORS;
-        let merge = merged.merge(Bio { transfer: Transfer::Write, sector, data });
+        let merge = merged.merge(Bio {
+            transfer: Transfer::Write,
+            sector,
+            data,
+        });
         merge.map_err(|_| Fault::new("adjacent bios did not merge"))?;
     }
-    disk.blk.merged(7, merged).map_err(|refused| Fault::text(refused.why))?;
+    disk.blk
+        .merged(7, merged)
+        .map_err(|refused| Fault::text(refused.why))?;
     if disk.finish()?.tag != 7 {
         return Err(Fault::new("another tag came back"));
     }
@@ -160,9 +185,19 @@ fn merged(disk: &mut Disk) -> Result<(), Fault> {
 fn batched(disk: &mut Disk) -> Result<(), Fault> {
     for transfer in [Transfer::Write, Transfer::Read] {
         for tag in 0..DEPTH as u64 {
-            let pattern = if transfer == Transfer::Write { Pattern(100 + tag) } else { Pattern(0) };
-            let bio = Bio { transfer, sector: 256 + tag * SECTORS, data: pattern.list(&[BLOCK])? };
-            disk.blk.bio(tag, bio).map_err(|refused| Fault::text(refused.why))?;
+            let pattern = if transfer == Transfer::Write {
+                Pattern(100 + tag)
+            } else {
+                Pattern(0)
+            };
+            let bio = Bio {
+                transfer,
+                sector: 256 + tag * SECTORS,
+                data: pattern.list(&[BLOCK])?,
+            };
+            disk.blk
+                .bio(tag, bio)
+                .map_err(|refused| Fault::text(refused.why))?;
         }
         let mut seen = 0u64;
         for _ in 0..DEPTH {
@@ -184,8 +219,14 @@ fn zeroes(disk: &mut Disk) -> Result<(), Fault> {
         return Err(Fault::Skipped("not offered"));
     }
     disk.write(1024, Pattern(3).list(&[BLOCK])?)?;
-    let range = Range { sector: 1024.into(), num_sectors: (SECTORS as u32).into(), flags: 0.into() };
-    disk.blk.write_zeroes(0, &[range]).map_err(|refused| Fault::text(refused.why))?;
+    let range = Range {
+        sector: 1024.into(),
+        num_sectors: (SECTORS as u32).into(),
+        flags: 0.into(),
+    };
+    disk.blk
+        .write_zeroes(0, &[range])
+        .map_err(|refused| Fault::text(refused.why))?;
     disk.finish()?;
     Pattern(0).check(disk.read(1024, Pattern(9).list(&[BLOCK])?)?)
 }
@@ -195,8 +236,14 @@ fn discard(disk: &mut Disk) -> Result<(), Fault> {
         return Err(Fault::Skipped("not offered"));
     }
     disk.write(2048, Pattern(4).list(&[BLOCK])?)?;
-    let range = Range { sector: 2056.into(), num_sectors: (SECTORS as u32).into(), flags: 0.into() };
-    disk.blk.discard(0, &[range]).map_err(|refused| Fault::text(refused.why))?;
+    let range = Range {
+        sector: 2056.into(),
+        num_sectors: (SECTORS as u32).into(),
+        flags: 0.into(),
+    };
+    disk.blk
+        .discard(0, &[range])
+        .map_err(|refused| Fault::text(refused.why))?;
     disk.finish()?;
     // The neighbour keeps what it had.
     Pattern(4).check(disk.read(2048, Pattern(0).list(&[BLOCK])?)?)
@@ -212,8 +259,14 @@ fn timed(disk: &mut Disk, transfer: Transfer, depth: usize, load: &mut Load) -> 
     let mut flying = 0;
     while load.goes_on() || flying > 0 {
         while let Some(data) = idle.pop_if(|_| load.goes_on()) {
-            let bio = Bio { transfer, sector: load.random() % blocks * SECTORS, data };
-            disk.blk.bio(0, bio).map_err(|refused| Fault::text(refused.why))?;
+            let bio = Bio {
+                transfer,
+                sector: load.random() % blocks * SECTORS,
+                data,
+            };
+            disk.blk
+                .bio(0, bio)
+                .map_err(|refused| Fault::text(refused.why))?;
             flying += 1;
         }
         disk.push();

@@ -48,8 +48,16 @@ impl Variant {
 
     /// Ring features beyond the device's own.
     fn features(self) -> u64 {
-        let indirect = if self == Self::Direct { 0 } else { feature::INDIRECT_DESC };
-        let event = if self == Self::Flags { 0 } else { feature::EVENT_IDX };
+        let indirect = if self == Self::Direct {
+            0
+        } else {
+            feature::INDIRECT_DESC
+        };
+        let event = if self == Self::Flags {
+            0
+        } else {
+            feature::EVENT_IDX
+        };
         indirect | event
     }
 
@@ -72,10 +80,20 @@ pub(crate) struct Device {
 
 impl Device {
     /// Resets the device and negotiates `wanted` and what the variant is about.
-    pub(crate) fn negotiate(mut pci: Pci<Function>, variant: Variant, wanted: u64) -> Result<Self, Fault> {
+    pub(crate) fn negotiate(
+        mut pci: Pci<Function>,
+        variant: Variant,
+        wanted: u64,
+    ) -> Result<Self, Fault> {
         pci.reset().map_err(Fault::text)?;
-        let features = pci.negotiate(wanted | variant.features()).map_err(Fault::text)?;
-        Ok(Self { pci, variant, features })
+        let features = pci
+            .negotiate(wanted | variant.features())
+            .map_err(Fault::text)?;
+        Ok(Self {
+            pci,
+            variant,
+            features,
+        })
     }
 
     /// Reads the start of the configuration space.
@@ -86,13 +104,19 @@ impl Device {
     /// Makes queue `index`; `enable` tells the device of it once its driver has it.
     pub(crate) fn queue<T: 'static>(&self, index: u16) -> Result<Queue<T>, Fault> {
         let size = self.pci.queue_max(index).min(QUEUE_SIZE);
-        let options = QueueOptions::new(size, self.features).tables(TABLE).policy(self.variant.policy());
+        // QEMU's virtio-scsi claims to have written what it read; that must not end the run.
+        let options = QueueOptions::new(size, self.features)
+            .tables(TABLE)
+            .policy(self.variant.policy())
+            .clamp_lengths();
         let memory = bytes(options.memory_len())?;
         Queue::new(options, memory, Identity, self.pci.id()).map_err(Fault::text)
     }
 
     pub(crate) fn enable(&mut self, index: u16, areas: QueueAreas) -> Result<(), Fault> {
-        self.pci.set_up_queue(index, &areas, None).map_err(Fault::text)
+        self.pci
+            .set_up_queue(index, &areas, None)
+            .map_err(Fault::text)
     }
 
     /// The device is live from here on.

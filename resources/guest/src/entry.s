@@ -109,5 +109,5 @@ tss:
 page_tables:
     .skip 0x6000
 .align 16
-    .skip 0x10000
+    .skip 0x40000
 stack_top:

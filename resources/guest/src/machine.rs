@@ -4,7 +4,10 @@
 //! configuration space is (`ecam=`), which addresses BARs may take (`mmio=`) and how fast the
 //! processor's time stamp counts (`tsc-khz=`). BARs that firmware did place stay where they are.
 
-#![expect(unsafe_code, reason = "boot parameters and registers are at addresses the machine tells")]
+#![expect(
+    unsafe_code,
+    reason = "boot parameters and registers are at addresses the machine tells"
+)]
 
 use core::arch::x86_64::_rdtsc;
 use core::ptr::NonNull;
@@ -33,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) tsc_khz: u64,
     /// Milliseconds of each timed loop.
     pub(crate) millis: u64,
+    /// Only the timed loops are wanted.
+    pub(crate) only_timed: bool,
 }
 
 impl Options {
@@ -44,7 +49,8 @@ impl Options {
         let mut bytes = [0; CMDLINE_MAX];
         // SAFETY: the boot protocol puts the line's address there, and the line ends with a zero.
         unsafe {
-            let line = ((info + START_INFO_CMDLINE) as *const u64).read_unaligned() as usize as *const u8;
+            let line =
+                ((info + START_INFO_CMDLINE) as *const u64).read_unaligned() as usize as *const u8;
             for (at, byte) in bytes.iter_mut().enumerate() {
                 *byte = line.add(at).read();
                 if *byte == 0 {
@@ -53,13 +59,18 @@ impl Options {
             }
         }
         let line = core::str::from_utf8(&bytes).unwrap_or_default();
-        let word = |key: &str| line.trim_end_matches('\0').split(' ').find_map(|word| word.strip_prefix(key));
+        let word = |key: &str| {
+            line.trim_end_matches('\0')
+                .split(' ')
+                .find_map(|word| word.strip_prefix(key))
+        };
         let number = |key: &str| word(key).and_then(parse);
         Self {
             ecam: number("ecam=").unwrap_or(0xb000_0000),
             mmio: number("mmio=").unwrap_or(0xc000_0000),
             tsc_khz: number("tsc-khz=").unwrap_or(1_000_000),
             millis: number("millis=").unwrap_or(1000),
+            only_timed: word("tests=") == Some("off"),
         }
     }
 }
@@ -105,7 +116,10 @@ impl Function {
     pub(crate) fn all(options: &Options, window: &mut Window) -> impl Iterator<Item = Self> {
         let ecam = options.ecam;
         (0..32).filter_map(move |slot| {
-            let mut function = Self { config: (ecam + (slot << 15)) as *mut u32, bars: [None; 6] };
+            let mut function = Self {
+                config: (ecam + (slot << 15)) as *mut u32,
+                bars: [None; 6],
+            };
             if function.read_config(0) & 0xffff != 0x1af4 {
                 return None;
             }
@@ -132,14 +146,24 @@ impl Function {
     }
 
     fn place_one(&mut self, at: u16, wide: bool, window: &mut Window) -> Option<u64> {
-        let high = |this: &Self| if wide { u64::from(this.read_config(at + 4)) << 32 } else { 0 };
+        let high = |this: &Self| {
+            if wide {
+                u64::from(this.read_config(at + 4)) << 32
+            } else {
+                0
+            }
+        };
         let now = high(self) | u64::from(self.read_config(at) & !0xf);
         self.write_config(at, u32::MAX);
         let size = u64::from((self.read_config(at) & !0xf).wrapping_neg());
         if size == 0 {
             return None;
         }
-        let address = if now != 0 && now + size <= MAPPED { now } else { window.take(size.max(0x1000)) };
+        let address = if now != 0 && now + size <= MAPPED {
+            now
+        } else {
+            window.take(size.max(0x1000))
+        };
         self.write_config(at, address as u32);
         if wide {
             self.write_config(at + 4, 0);
@@ -154,16 +178,25 @@ unsafe impl PciFunction for Function {
 
     fn read_config(&self, offset: u16) -> u32 {
         // SAFETY: the function's 4 KiB of configuration space are mapped; offsets are below that.
-        unsafe { self.config.add(usize::from(offset & 0xffc) / 4).read_volatile() }
+        unsafe {
+            self.config
+                .add(usize::from(offset & 0xffc) / 4)
+                .read_volatile()
+        }
     }
 
     fn write_config(&mut self, offset: u16, value: u32) {
         // SAFETY: as above.
-        unsafe { self.config.add(usize::from(offset & 0xffc) / 4).write_volatile(value) }
+        unsafe {
+            self.config
+                .add(usize::from(offset & 0xffc) / 4)
+                .write_volatile(value)
+        }
     }
 
     fn map_bar(&mut self, bar: u8, offset: u64, len: u64) -> Option<Mmio> {
-        let start = NonNull::new((*self.bars.get(usize::from(bar))?.as_ref()? + offset) as *mut u8)?;
+        let start =
+            NonNull::new((*self.bars.get(usize::from(bar))?.as_ref()? + offset) as *mut u8)?;
         // SAFETY: the BAR decodes there, and nobody moves it.
         Some(unsafe { Mmio::new(start, len) })
     }

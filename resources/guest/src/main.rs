@@ -19,8 +19,10 @@ mod report;
 mod scsi;
 mod suite;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::arch::global_asm;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use splitring_virtio::driver::pci::Pci;
 use splitring_virtio::spec::id;
@@ -40,8 +42,17 @@ fn end() -> ! {
     unsafe { core::arch::asm!("ud2", options(noreturn)) }
 }
 
+/// Where the report is, for the panic handler; null until there is one.
+static REPORT: AtomicPtr<Report> = AtomicPtr::new(core::ptr::null_mut());
+
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    // Taken, so that a panic while reporting ends here.
+    let report = REPORT.swap(core::ptr::null_mut(), Ordering::Relaxed);
+    // SAFETY: leaked by `guest_main`, whose use of it ended with the panic: nothing unwinds to it.
+    if let Some(report) = unsafe { report.as_mut() } {
+        report.line(format_args!("panic {}", info.message()));
+    }
     end()
 }
 
@@ -52,21 +63,29 @@ extern "C" fn guest_main(info: usize) -> ! {
     let options = unsafe { Options::read(info) };
     let mut window = Window::new(&options);
     let functions: Vec<Function> = Function::all(&options, &mut window).collect();
-    let devices: Vec<Pci<Function>> = functions.into_iter().filter_map(|f| Pci::new(f).ok()).collect();
-    let (disks, others): (Vec<_>, Vec<_>) = devices.into_iter().partition(|pci| pci.kind() == id::BLOCK);
+    let devices: Vec<Pci<Function>> = functions
+        .into_iter()
+        .filter_map(|f| Pci::new(f).ok())
+        .collect();
+    let (disks, others): (Vec<_>, Vec<_>) =
+        devices.into_iter().partition(|pci| pci.kind() == id::BLOCK);
     let mut tested = Vec::new();
     let mut report = None;
     for pci in disks {
-        let Ok(mut disk) = Disk::open(pci, Variant::Auto) else { continue };
+        let Ok(mut disk) = Disk::open(pci, Variant::Auto) else {
+            continue;
+        };
         match disk.serial() {
             Ok(serial) if serial == "report" => report = Some(Report::new(disk)),
             _ => tested.push(disk.close()),
         }
     }
     // Without a report there is nobody to tell anything.
-    let Some(mut report) = report else { end() };
+    let Some(report) = report else { end() };
+    let report = Box::leak(Box::new(report));
+    REPORT.store(report, Ordering::Relaxed);
     report.line(format_args!("splitring-guest 1"));
-    let mut suite = Suite::new(&mut report, options);
+    let mut suite = Suite::new(report, options);
     for pci in tested {
         let result = blk::run(&mut suite, pci);
         suite.device("blk", result);
@@ -84,6 +103,7 @@ extern "C" fn guest_main(info: usize) -> ! {
             _ => {}
         }
     }
+    report.line(format_args!("memory {}", memory::used()));
     report.line(format_args!("end"));
     end()
 }

@@ -3,7 +3,10 @@
 //! Nothing is ever given back: the guest allocates while it sets a test up and
 //! starts the next test on fresh memory.
 
-#![expect(unsafe_code, reason = "the C memory routines and the global allocator are unsafe by contract")]
+#![expect(
+    unsafe_code,
+    reason = "the C memory routines and the global allocator are unsafe by contract"
+)]
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::asm;
@@ -24,7 +27,15 @@ struct Arena {
 unsafe impl Sync for Arena {}
 
 #[global_allocator]
-static HEAP: Arena = Arena { bytes: UnsafeCell::new([0; ARENA]), used: AtomicUsize::new(0) };
+static HEAP: Arena = Arena {
+    bytes: UnsafeCell::new([0; ARENA]),
+    used: AtomicUsize::new(0),
+};
+
+/// Bytes handed out so far.
+pub(crate) fn used() -> usize {
+    HEAP.used.load(Ordering::Relaxed)
+}
 
 // SAFETY: blocks are disjoint pieces of the arena, aligned as asked, and live for ever.
 unsafe impl GlobalAlloc for Arena {

@@ -35,7 +35,11 @@ struct Card {
 
 impl Card {
     fn open(pci: Pci<Function>, variant: Variant, mode: ReceiveMode) -> Result<Self, Fault> {
-        let merge = if mode == ReceiveMode::Mergeable { feature::MRG_RXBUF } else { 0 };
+        let merge = if mode == ReceiveMode::Mergeable {
+            feature::MRG_RXBUF
+        } else {
+            0
+        };
         let mut device = Device::negotiate(pci, variant, feature::MAC | merge)?;
         let mut mac = [0; MAC_LEN];
         device.config(&mut mac)?;
@@ -57,7 +61,12 @@ impl Card {
         device.enable(RECEIVE, receiver.areas())?;
         device.enable(TRANSMIT, transmitter.areas())?;
         device.go();
-        let mut card = Self { device, receiver, transmitter, mac };
+        let mut card = Self {
+            device,
+            receiver,
+            transmitter,
+            mac,
+        };
         card.refill()?;
         Ok(card)
     }
@@ -90,7 +99,9 @@ impl Card {
 
     fn send(&mut self, tag: u64, pieces: Vec<DmaBytes>) -> Result<(), Fault> {
         let header = Header::new_zeroed();
-        self.transmitter.send(tag, &header, pieces, drop).map_err(Fault::text)
+        self.transmitter
+            .send(tag, &header, pieces, drop)
+            .map_err(Fault::text)
     }
 
     fn push(&mut self) {
@@ -105,7 +116,10 @@ impl Card {
             let packet = receiver.receive().map_err(Fault::text)?;
             Ok(packet.map(|mut packet| packet.copy_to(into)))
         })?;
-        let tag = into.get(14..22).and_then(|tag| tag.try_into().ok()).map(u64::from_le_bytes);
+        let tag = into
+            .get(14..22)
+            .and_then(|tag| tag.try_into().ok())
+            .map(u64::from_le_bytes);
         self.refill()?;
         Ok((len, tag.unwrap_or(u64::MAX)))
     }
@@ -159,9 +173,15 @@ fn check(card: &mut Card, tag: u64, len: usize) -> Result<(), Fault> {
     let mut packet = [0; MAX_FRAME];
     let (got, got_tag) = card.receive(&mut packet)?;
     if got != len || got_tag != tag {
-        return Err(Fault::Failed(format!("{got} bytes with tag {got_tag} came for {len} with {tag}")));
+        return Err(Fault::Failed(format!(
+            "{got} bytes with tag {got_tag} came for {len} with {tag}"
+        )));
     }
-    let wrong = packet[..len].iter().enumerate().skip(22).find(|(at, byte)| **byte != Pattern(tag + 1).byte(*at));
+    let wrong = packet[..len]
+        .iter()
+        .enumerate()
+        .skip(22)
+        .find(|(at, byte)| **byte != Pattern(tag + 1).byte(*at));
     match wrong {
         Some((at, _)) => Err(Fault::Failed(format!("byte {at} is wrong"))),
         None => Ok(()),
@@ -191,7 +211,9 @@ fn timed(card: &mut Card, depth: usize, load: &mut Load) -> Result<(), Fault> {
     while load.goes_on() || flying > 0 {
         while flying < depth && load.goes_on() {
             let Some(piece) = idle.pop() else { break };
-            card.transmitter.send(0, &header, [piece], drop).map_err(Fault::text)?;
+            card.transmitter
+                .send(0, &header, [piece], drop)
+                .map_err(Fault::text)?;
             flying += 1;
         }
         card.push();
@@ -201,11 +223,21 @@ fn timed(card: &mut Card, depth: usize, load: &mut Load) -> Result<(), Fault> {
         while more {
             flying -= 1;
             load.count();
-            more = flying > 0 && card.receiver.receive().map_err(Fault::text)?.map(drop).is_some();
+            more = flying > 0
+                && card
+                    .receiver
+                    .receive()
+                    .map_err(Fault::text)?
+                    .map(drop)
+                    .is_some();
         }
         card.refill()?;
-        while card.transmitter.reap(|piece| idle.push(piece)).map_err(Fault::text)?.is_some() {}
+        while card
+            .transmitter
+            .reap(|piece| idle.push(piece))
+            .map_err(Fault::text)?
+            .is_some()
+        {}
     }
     Ok(())
 }
-

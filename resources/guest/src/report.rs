@@ -25,7 +25,12 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(disk: Disk) -> Self {
-        Self { disk, sector: 0, filled: 0, buffer: DmaBytes::zeroed(SECTOR, SECTOR) }
+        Self {
+            disk,
+            sector: 0,
+            filled: 0,
+            buffer: DmaBytes::zeroed(SECTOR, SECTOR),
+        }
     }
 
     /// Writes one line and waits until the host has it.
@@ -51,9 +56,15 @@ impl Report {
     }
 
     fn store(&mut self) {
-        let Some(buffer) = self.buffer.take() else { return };
+        let Some(buffer) = self.buffer.take() else {
+            return;
+        };
         let data = ScatterList::from_buffers([buffer]);
-        let bio = Bio { transfer: Transfer::Write, sector: self.sector, data };
+        let bio = Bio {
+            transfer: Transfer::Write,
+            sector: self.sector,
+            data,
+        };
         self.buffer = self.disk.one(bio).ok().and_then(|mut data| data.take(0));
     }
 }

@@ -62,7 +62,14 @@ impl Controller {
         device.go();
         events.refill().map_err(Fault::text)?;
         device.kick(EVENT, events.publish());
-        let mut controller = Self { device, requests, control, _events: events, block: 0, blocks: 0 };
+        let mut controller = Self {
+            device,
+            requests,
+            control,
+            _events: events,
+            block: 0,
+            blocks: 0,
+        };
         controller.wait_until_ready()?;
         controller.read_capacity()?;
         Ok(controller)
@@ -92,7 +99,9 @@ impl Controller {
     }
 
     fn submit(&mut self, id: u64, command: Command) -> Result<(), Fault> {
-        self.requests.submit(id, command).map_err(|(_, why)| Fault::text(why))
+        self.requests
+            .submit(id, command)
+            .map_err(|(_, why)| Fault::text(why))
     }
 
     fn push(&mut self) {
@@ -109,7 +118,12 @@ impl Controller {
         patience(|| self.reap())
     }
 
-    fn run(&mut self, cdb: &[u8], out: Option<ScatterList>, room: Option<ScatterList>) -> Result<Done, Fault> {
+    fn run(
+        &mut self,
+        cdb: &[u8],
+        out: Option<ScatterList>,
+        room: Option<ScatterList>,
+    ) -> Result<Done, Fault> {
         let command = Command::new(DISK, cdb)
             .data_out(out.unwrap_or_default())
             .data_in(room.unwrap_or_default());
@@ -145,8 +159,12 @@ fn good(answer: &Response) -> Result<(), Fault> {
         return Ok(());
     }
     let code = answer.sense_code();
-    let Response { response, status, .. } = *answer;
-    Err(Fault::Failed(format!("response {response}, status {status:#x}, sense {code:02x?}")))
+    let Response {
+        response, status, ..
+    } = *answer;
+    Err(Fault::Failed(format!(
+        "response {response}, status {status:#x}, sense {code:02x?}"
+    )))
 }
 
 /// Everything, in every variant; then the timed loops.
@@ -154,7 +172,9 @@ pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), F
     for variant in Variant::ALL {
         let mut controller = Controller::open(pci, variant)?;
         let mut test = |name: &str, work: fn(&mut Controller) -> Result<(), Fault>| {
-            suite.test(format_args!("scsi {name} {}", variant.name()), || work(&mut controller));
+            suite.test(format_args!("scsi {name} {}", variant.name()), || {
+                work(&mut controller)
+            });
         };
         test("inquiry", inquiry);
         test("read-write", read_write);
@@ -179,7 +199,11 @@ fn inquiry(controller: &mut Controller) -> Result<(), Fault> {
     let mut data = controller.read(&INQUIRY, room)?;
     let mut answer = Vec::new();
     data.for_each_mut(|piece| answer.extend_from_slice(piece.bytes()));
-    if answer[0] != 0 || answer[8..36].iter().any(|byte| !(0x20..0x7f).contains(byte)) {
+    if answer[0] != 0
+        || answer[8..36]
+            .iter()
+            .any(|byte| !(0x20..0x7f).contains(byte))
+    {
         return Err(Fault::Failed(format!("{answer:02x?}")));
     }
     Ok(())
@@ -227,7 +251,9 @@ fn sense(controller: &mut Controller) -> Result<(), Fault> {
     let done = controller.run(&NO_OPCODE, None, None)?;
     match done.response.sense_code() {
         Some(ILLEGAL_OPCODE) => Ok(()),
-        other => Err(Fault::Failed(format!("an unknown opcode was answered with {other:02x?}"))),
+        other => Err(Fault::Failed(format!(
+            "an unknown opcode was answered with {other:02x?}"
+        ))),
     }
 }
 
@@ -236,14 +262,24 @@ fn tasks(controller: &mut Controller) -> Result<(), Fault> {
         controller.task(DISK, Task::Abort(12345))?,
         controller.task(DISK, Task::UnitReset)?,
     ];
-    if answers.iter().any(|answer| *answer != response::OK && *answer != response::FUNCTION_SUCCEEDED) {
-        return Err(Fault::Failed(format!("task management answered {answers:?}")));
+    if answers
+        .iter()
+        .any(|answer| *answer != response::OK && *answer != response::FUNCTION_SUCCEEDED)
+    {
+        return Err(Fault::Failed(format!(
+            "task management answered {answers:?}"
+        )));
     }
     controller.wait_until_ready()
 }
 
 /// Keeps `depth` 4 KiB transfers at random places in flight until the time is up.
-fn timed(controller: &mut Controller, opcode: u8, depth: usize, load: &mut Load) -> Result<(), Fault> {
+fn timed(
+    controller: &mut Controller,
+    opcode: u8,
+    depth: usize,
+    load: &mut Load,
+) -> Result<(), Fault> {
     let per = BLOCK as u32 / controller.block;
     let places = u64::from(controller.blocks / per);
     let mut idle: Vec<ScatterList<DmaBytes>> = Vec::with_capacity(depth);
@@ -255,7 +291,11 @@ fn timed(controller: &mut Controller, opcode: u8, depth: usize, load: &mut Load)
         while let Some(data) = idle.pop_if(|_| load.goes_on()) {
             let cdb = controller.transfer(opcode, (load.random() % places) as u32, BLOCK);
             let command = Command::new(DISK, &cdb);
-            let command = if opcode == READ_10 { command.data_in(data) } else { command.data_out(data) };
+            let command = if opcode == READ_10 {
+                command.data_in(data)
+            } else {
+                command.data_out(data)
+            };
             controller.submit(flying, command)?;
             flying += 1;
         }
@@ -263,7 +303,9 @@ fn timed(controller: &mut Controller, opcode: u8, depth: usize, load: &mut Load)
         let mut done = patience(|| controller.reap()).map(Some)?;
         while let Some(command) = done {
             good(&command.response)?;
-            let Command { data_in, data_out, .. } = command.command;
+            let Command {
+                data_in, data_out, ..
+            } = command.command;
             idle.push(if opcode == READ_10 { data_in } else { data_out });
             flying -= 1;
             load.count();

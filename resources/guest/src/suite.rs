@@ -35,9 +35,12 @@ impl Fault {
     }
 }
 
-/// Zeroed memory for a device.
+/// Zeroed memory for a device, aligned to its own size up to a page.
 pub(crate) fn bytes(len: usize) -> Result<DmaBytes, Fault> {
-    DmaBytes::zeroed(len, 4096).map(DmaBytes::leak).ok_or(Fault::new("the guest's memory is used up"))
+    let align = len.next_power_of_two().clamp(64, 4096);
+    DmaBytes::zeroed(len, align)
+        .map(DmaBytes::leak)
+        .ok_or(Fault::new("the guest's memory is used up"))
 }
 
 /// Asks again and again until something comes.
@@ -97,14 +100,16 @@ impl Pattern {
             at = end;
             // One entry more, for the link.
             let mut list = ScatterList::new(pieces.len() + 1);
-            list.fill(pieces).map_err(|_| Fault::new("a list has no room for its pieces"))?;
+            list.fill(pieces)
+                .map_err(|_| Fault::new("a list has no room for its pieces"))?;
             made.push(list);
         }
         let mut rest: Option<ScatterList> = None;
         while let Some(mut list) = made.pop() {
             if let Some(next) = rest.take() {
                 list.unmark_end(list.capacity() - 2);
-                list.chain(next).map_err(|_| Fault::new("lists do not chain"))?;
+                list.chain(next)
+                    .map_err(|_| Fault::new("lists do not chain"))?;
             }
             rest = Some(list);
         }
@@ -124,7 +129,10 @@ impl Pattern {
             }
         });
         match wrong {
-            Some(at) => Err(Fault::Failed(format!("byte {at} of pattern {} is wrong", self.0))),
+            Some(at) => Err(Fault::Failed(format!(
+                "byte {at} of pattern {} is wrong",
+                self.0
+            ))),
             None => Ok(()),
         }
     }
@@ -171,33 +179,54 @@ impl<'a> Suite<'a> {
     }
 
     /// One test: `test NAME ok`, `test NAME skipped: why` or `test NAME failed: why`.
-    pub(crate) fn test(&mut self, name: fmt::Arguments<'_>, work: impl FnOnce() -> Result<(), Fault>) {
-        match work() {
+    pub(crate) fn test(
+        &mut self,
+        name: fmt::Arguments<'_>,
+        work: impl FnOnce() -> Result<(), Fault>,
+    ) {
+        if !self.options.only_timed {
+            self.verdict(name, work());
+        }
+    }
+
+    fn verdict(&mut self, name: fmt::Arguments<'_>, result: Result<(), Fault>) {
+        match result {
             Ok(()) => self.report.line(format_args!("test {name} ok")),
-            Err(Fault::Skipped(why)) => self.report.line(format_args!("test {name} skipped: {why}")),
+            Err(Fault::Skipped(why)) => {
+                self.report.line(format_args!("test {name} skipped: {why}"))
+            }
             Err(Fault::Failed(why)) => self.report.line(format_args!("test {name} failed: {why}")),
         }
     }
 
     /// One timed loop: `begin NAME`, then `time NAME OPERATIONS TICKS` or its failure as a test's.
-    pub(crate) fn time(&mut self, name: fmt::Arguments<'_>, work: impl FnOnce(&mut Load) -> Result<(), Fault>) {
+    pub(crate) fn time(
+        &mut self,
+        name: fmt::Arguments<'_>,
+        work: impl FnOnce(&mut Load) -> Result<(), Fault>,
+    ) {
         self.report.line(format_args!("begin {name}"));
         let start = ticks();
         let length = self.options.tsc_khz.saturating_mul(self.options.millis);
-        let mut load = Load { end: start.saturating_add(length), count: 0, state: start | 1 };
+        let mut load = Load {
+            end: start.saturating_add(length),
+            count: 0,
+            state: start | 1,
+        };
         match work(&mut load) {
             Ok(()) => {
                 let took = ticks().wrapping_sub(start);
-                self.report.line(format_args!("time {name} {} {took}", load.count));
+                self.report
+                    .line(format_args!("time {name} {} {took}", load.count));
             }
-            Err(fault) => self.test(name, || Err(fault)),
+            Err(fault) => self.verdict(name, Err(fault)),
         }
     }
 
     /// A device that could not even be brought up.
     pub(crate) fn device(&mut self, name: &str, result: Result<(), Fault>) {
         if let Err(fault) = result {
-            self.test(format_args!("{name} set-up"), || Err(fault));
+            self.verdict(format_args!("{name} set-up"), Err(fault));
         }
     }
 }

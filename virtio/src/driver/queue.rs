@@ -44,6 +44,7 @@ pub struct QueueOptions {
     policy: IndirectPolicy,
     event_idx: bool,
     indirect: bool,
+    clamp_lengths: bool,
 }
 
 impl QueueOptions {
@@ -55,7 +56,15 @@ impl QueueOptions {
             policy: IndirectPolicy::Auto,
             event_idx: features & feature::EVENT_IDX != 0,
             indirect: features & feature::INDIRECT_DESC != 0,
+            clamp_lengths: false,
         }
+    }
+
+    /// Cuts used lengths to what the buffer has room for, where otherwise one that is too long
+    /// breaks the queue. QEMU's virtio-scsi needs it: it counts the data it has read as well.
+    pub const fn clamp_lengths(mut self) -> Self {
+        self.clamp_lengths = true;
+        self
     }
 
     /// Sets `entries` indirect descriptors aside for every slot, at most as many as the queue has
@@ -192,10 +201,11 @@ pub(super) struct Book<T> {
     flights: ManuallyDrop<Box<[Flight<T>]>>,
     live: u16,
     generation: u32,
+    clamp_lengths: bool,
 }
 
 impl<T> Book<T> {
-    fn new(size: u16) -> Self {
+    fn new(size: u16, clamp_lengths: bool) -> Self {
         let empty = Closed {
             head: 0,
             last: 0,
@@ -212,6 +222,7 @@ impl<T> Book<T> {
             flights: ManuallyDrop::new(flights.collect()),
             live: 0,
             generation: 0,
+            clamp_lengths,
         }
     }
 
@@ -239,7 +250,8 @@ impl<T> Book<T> {
         let flight = self.flights.get_mut(usize::from(slot));
         let flight = flight.ok_or(Broken::NoSuchSlot(id))?;
         let closed = flight.closed;
-        if flight.token.is_some() && written > closed.writable {
+        let too_long = written > closed.writable && !self.clamp_lengths;
+        if flight.token.is_some() && too_long {
             return Err(Broken::TooLong {
                 slot,
                 claimed: written,
@@ -250,7 +262,7 @@ impl<T> Book<T> {
         self.live = self.live.wrapping_sub(1);
         let completion = Completion {
             token,
-            written,
+            written: written.min(closed.writable),
             ticket: Ticket {
                 slot,
                 generation: flight.generation,
@@ -305,7 +317,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         };
         Ok(Self {
             core: ManuallyDrop::new(Core::new(ring, hook, policy, options.event_idx)),
-            book: Book::new(options.size),
+            book: Book::new(options.size, options.clamp_lengths),
             taken: 0,
             seen: 0,
             set_up: device.now(),

@@ -363,7 +363,11 @@ fn an_indirect_buffer_takes_one_slot_and_a_table_of_exactly_its_segments() {
 
 /// A queue of 4 with buffers of 2 + 8 bytes in slots 0 and 1-2.
 fn two_in_flight(bed: &mut Bed) -> Queue<List, Window> {
-    let mut queue = bed.queue::<List>(QueueOptions::new(4, 0));
+    two_in_flight_of(bed, QueueOptions::new(4, 0))
+}
+
+fn two_in_flight_of(bed: &mut Bed, options: QueueOptions) -> Queue<List, Window> {
+    let mut queue = bed.queue::<List>(options);
     let (small, large) = (list(bed, &[2]), list(bed, &[1, 8]));
     queue.add_inbuf(small, 1, |list| list).unwrap();
     queue.add_buf(large, 1, 1, |list| list).unwrap();
@@ -419,6 +423,15 @@ fn jump(moved: u16) -> Broken {
         moved,
         in_flight: 2,
     }
+}
+
+/// QEMU's virtio-scsi counts the data it has read as written.
+#[test]
+fn a_length_that_is_too_long_is_cut_where_that_is_asked_for() {
+    let mut bed = Bed::new(1 << 16);
+    let mut queue = two_in_flight_of(&mut bed, QueueOptions::new(4, 0).clamp_lengths());
+    bed.forge_used(queue.areas(), 1, 0, u32::MAX);
+    assert_eq!(queue.pop().unwrap().unwrap().written, 2);
 }
 
 #[test]
