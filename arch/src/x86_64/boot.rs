@@ -41,11 +41,15 @@ pub enum BootError {
         /// Its length in bytes, the defaults included.
         len: usize,
     },
-    /// linux-loader refuses characters outside printable ASCII.
-    #[error("the kernel command line is not valid: {reason}; use printable ASCII characters only")]
-    CommandLineInvalid {
-        /// What is wrong with it.
-        reason: linux_loader::cmdline::Error,
+    /// A control character would end or garble it, and what is beyond ASCII means nothing to the kernel.
+    #[error(
+        "the kernel command line has {found:?} at byte {at}; use printable ASCII characters only"
+    )]
+    CommandLineCharacter {
+        /// The character.
+        found: char,
+        /// Where it is.
+        at: usize,
     },
     /// Memory is smaller than the structures, or they don't fit one another.
     #[error("cannot write the boot parameters into guest memory: {0}")]
@@ -178,7 +182,10 @@ fn checked(line: &str) -> Result<Cmdline, BootError> {
     if line.len() >= CMDLINE_MAX {
         return Err(BootError::CommandLineTooLong { len: line.len() });
     }
-    Cmdline::try_from(line, CMDLINE_MAX).map_err(|reason| BootError::CommandLineInvalid { reason })
+    if let Some((at, found)) = line.char_indices().find(|(_, c)| !matches!(c, ' '..='~')) {
+        return Err(BootError::CommandLineCharacter { found, at });
+    }
+    Cmdline::try_from(line, CMDLINE_MAX).map_err(write_error)
 }
 
 /// Console on the first serial port.
@@ -347,7 +354,7 @@ mod tests {
             assert!(
                 matches!(
                     write(&kernel, None, bad),
-                    Err(BootError::CommandLineInvalid { .. })
+                    Err(BootError::CommandLineCharacter { at: 1 | 3, .. })
                 ),
                 "{bad:?}"
             );
