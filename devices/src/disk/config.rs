@@ -59,6 +59,9 @@ pub struct DiskConfig {
     /// How the host is asked.
     #[serde(default)]
     pub aio: Aio,
+    /// Open the backing file that a qcow2 image names. Whoever made the image chose that file.
+    #[serde(default)]
+    pub backing: bool,
     /// Which SCSI controller, from 0 on; default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller: Option<u8>,
@@ -126,6 +129,10 @@ pub const DISK_KEYS: &[(&str, &str)] = &[
     (
         "aio",
         "auto, ring (io_uring) or plain (blocking reads and writes) [auto: ring where the host allows it]",
+    ),
+    (
+        "backing",
+        "on or off: open the backing file a qcow2 image names, whoever made the image [off]",
     ),
     ("controller", "scsi: number of the controller [0]"),
     ("target", "scsi: target, 0 to 255 [the first free one]"),
@@ -304,6 +311,7 @@ impl DiskConfig {
             bandwidth: None,
             share: false,
             aio: Aio::default(),
+            backing: false,
             controller: None,
             target: None,
             lun: None,
@@ -395,6 +403,13 @@ impl DiskConfig {
                 key,
                 "set".into(),
                 "leave it out with format=qcow2, which has a backend of its own",
+            );
+        }
+        if self.format != Format::Qcow2 && self.backing {
+            return refuse(
+                "backing",
+                "on".into(),
+                "leave it out: only format=qcow2 has backing files",
             );
         }
         Ok(())

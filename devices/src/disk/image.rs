@@ -110,7 +110,7 @@ impl Image {
                 rustix::fs::fcntl_setfl(&file, flags.difference(rustix::fs::OFlags::NONBLOCK))
             })
             .map_err(|error| host("set the flags of")(error.into()))?;
-        take_lock(&file, config)?;
+        take_lock(&file, &path, !config.readonly, config.share)?;
 
         let queue = block_device.then(|| sysfs_queue(meta.rdev()));
         let limits = |name: &str| queue.as_deref().and_then(|dir| sysfs_number(dir, name));
@@ -393,11 +393,13 @@ fn not_a_disk(kind: &fs::FileType) -> Option<&'static str> {
 ///
 /// A ring keeps the file open until the kernel has finished its requests, which after a kill may be a little later than
 /// the end of the process; the lock must not go earlier, and a successor waits for it.
-fn take_lock(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
-    let intent = Use {
-        write: !config.readonly,
-        share: config.share,
-    };
+pub(super) fn take_lock(
+    file: &File,
+    path: &Path,
+    write: bool,
+    share: bool,
+) -> Result<(), DiskError> {
+    let intent = Use { write, share };
     let mut result = lock::acquire(file, intent);
     for _ in 0..LOCK_TRIES {
         if !matches!(result, Err(Refused::Held(_))) {
@@ -409,18 +411,18 @@ fn take_lock(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
     match result {
         Ok(()) => Ok(()),
         Err(Refused::Held(by)) => Err(DiskError::Locked {
-            path: config.path.clone(),
+            path: path.to_owned(),
             by,
         }),
-        Err(Refused::Unsupported(error)) if config.share => {
+        Err(Refused::Unsupported(error)) if share => {
             tracing::warn!(
                 "{}: shared without a lock, its file system has none: {error}",
-                config.path.display()
+                path.display()
             );
             Ok(())
         }
         Err(Refused::Unsupported(error)) => Err(DiskError::Unusable {
-            path: config.path.clone(),
+            path: path.to_owned(),
             problem: format!(
                 "its file system has no locks ({error}), so a second writer would go unnoticed"
             ),

@@ -22,6 +22,8 @@ mod lock;
 pub mod metrics;
 mod null;
 mod plain;
+#[cfg(feature = "qcow2")]
+mod qcow2;
 mod range;
 mod raw;
 mod ring;
@@ -36,6 +38,8 @@ use splitring_virtio::mem::Segment;
 pub use error::{DiskError, IoFault};
 pub use limits::LimitedDisk;
 pub use null::NullDisk;
+#[cfg(feature = "qcow2")]
+pub use qcow2::Qcow2Disk;
 pub use raw::RawDisk;
 pub use share::{Member, RingShare, Seat, SharedRings};
 
@@ -62,6 +66,9 @@ pub fn open_with(config: &DiskConfig, queues: u16) -> Result<Arc<dyn Disk>, Disk
     let disk: Arc<dyn Disk> = match config.format {
         Format::Raw => Arc::new(RawDisk::open(config, queues, depth)?),
         Format::Null => Arc::new(NullDisk::new(RawDisk::open(config, 0, 1)?.geometry())),
+        #[cfg(feature = "qcow2")]
+        Format::Qcow2 => Arc::new(Qcow2Disk::open(config)?),
+        #[cfg(not(feature = "qcow2"))]
         Format::Qcow2 => {
             return Err(DiskError::Unusable {
                 path: config.path.clone(),

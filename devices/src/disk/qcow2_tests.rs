@@ -1,0 +1,179 @@
+//! qcow2 images made by imago itself, and judged by `qemu-img` where it is installed.
+
+use std::process::Command;
+
+use imago::FormatCreateBuilder;
+use imago::qcow2::Qcow2CreateBuilder;
+
+use super::*;
+use crate::disk::Data;
+use crate::disk::config::Format;
+use crate::testing::memory;
+
+const LEN: u64 = 8 << 20;
+
+/// Makes an image, on a backing file if one is named with its format.
+fn create(path: &Path, backing: Option<(&str, &str)>) {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .expect("file");
+    let options = StorageOpenOptions::new().filename(path).write(true);
+    let storage = Storage::from_open_file(file, options).expect("storage");
+    let mut builder: Qcow2CreateBuilder<Storage> = Qcow2::create_builder(storage).size(LEN);
+    if let Some((name, format)) = backing {
+        builder = builder.backing(name.into(), format.into());
+    }
+    builder.create().expect("image");
+}
+
+fn config(path: &Path) -> DiskConfig {
+    DiskConfig {
+        format: Format::Qcow2,
+        ..DiskConfig::new(path)
+    }
+}
+
+fn run(disk: &Qcow2Disk, op: DiskOp<'_>) -> Completion {
+    let mut queue = disk.open_queue(memory(), 0, 4).expect("queue");
+    queue.submit(1, op).expect("room");
+    let mut done = Vec::new();
+    queue.completions(&mut done);
+    done.remove(0)
+}
+
+fn write(disk: &Qcow2Disk, offset: u64, data: &[u8]) {
+    let op = DiskOp::Write {
+        offset,
+        data: Data::Host(data.to_vec()),
+        fua: false,
+    };
+    assert_eq!(run(disk, op).result, Ok(data.len() as u64));
+}
+
+fn read(disk: &Qcow2Disk, offset: u64, len: usize) -> Vec<u8> {
+    let op = DiskOp::Read {
+        offset,
+        data: Data::Host(vec![0xaa; len]),
+    };
+    run(disk, op).buffer.expect("buffer")
+}
+
+#[test]
+fn what_is_flushed_is_there_when_the_image_is_opened_again() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("image.qcow2");
+    create(&path, None);
+    {
+        let disk = Qcow2Disk::open(&config(&path)).expect("image");
+        assert_eq!(disk.geometry().capacity, LEN);
+        write(&disk, 512, &[7; 3 << 20]);
+        assert_eq!(
+            run(
+                &disk,
+                DiskOp::WriteZeroes {
+                    offset: 1 << 20,
+                    len: 1 << 20,
+                    may_unmap: true,
+                    fua: false
+                }
+            )
+            .result,
+            Ok(0)
+        );
+        assert_eq!(
+            run(
+                &disk,
+                DiskOp::Discard {
+                    offset: 2 << 20,
+                    len: 1 << 19,
+                    fua: false
+                }
+            )
+            .result,
+            Ok(0)
+        );
+        assert_eq!(run(&disk, DiskOp::Flush).result, Ok(0));
+        assert!(Qcow2Disk::open(&config(&path)).is_err(), "locked");
+    }
+    let disk = Qcow2Disk::open(&config(&path)).expect("image");
+    assert!(
+        read(&disk, 512, (1 << 20) - 512)
+            .iter()
+            .all(|byte| *byte == 7)
+    );
+    assert!(read(&disk, 1 << 20, 1 << 20).iter().all(|byte| *byte == 0));
+    assert!(read(&disk, 4 << 20, 4096).iter().all(|byte| *byte == 0));
+    let late = run(
+        &disk,
+        DiskOp::Read {
+            offset: LEN,
+            data: Data::Host(vec![0; 512]),
+        },
+    );
+    assert_eq!(late.result, Err(IoFault::OutOfRange));
+    drop(disk);
+    match Command::new("qemu-img").arg("check").arg(&path).output() {
+        Ok(output) => assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        ),
+        Err(_) => eprintln!("qemu-img is not installed; its check was left out"),
+    }
+}
+
+#[test]
+fn a_backing_file_is_opened_only_when_asked_for_and_never_guessed() {
+    let dir = tempfile::tempdir().expect("directory");
+    let base = dir.path().join("base.raw");
+    std::fs::write(&base, vec![9; usize::try_from(LEN).expect("small")]).expect("base");
+    let path = dir.path().join("image.qcow2");
+    create(&path, Some(("base.raw", "raw")));
+    let refused = |config: &DiskConfig| Qcow2Disk::open(config).err().expect("refused").to_string();
+    assert!(refused(&config(&path)).contains("use backing=on"));
+    let trusting = DiskConfig {
+        backing: true,
+        ..config(&path)
+    };
+    let disk = Qcow2Disk::open(&trusting).expect("image");
+    write(&disk, 65536, &[1; 512]);
+    assert_eq!(
+        read(&disk, 65536 - 512, 1536),
+        [[9; 512], [1; 512], [9; 512]].concat()
+    );
+    drop(disk);
+    assert!(
+        std::fs::read(&base)
+            .expect("base")
+            .iter()
+            .all(|byte| *byte == 9)
+    );
+    create(&path, Some(("base.raw", "vmdk")));
+    assert!(refused(&trusting).contains("of the format vmdk"));
+    create(&path, Some(("gone.raw", "raw")));
+    assert!(refused(&trusting).contains("gone.raw"));
+    create(&path, Some(("image.qcow2", "qcow2")));
+    assert!(
+        !refused(&trusting).is_empty(),
+        "a chain that rests on itself ends"
+    );
+}
+
+#[test]
+fn what_is_no_qcow2_is_refused_by_name() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("image");
+    std::fs::write(&path, [0; 4096]).expect("file");
+    let error = Qcow2Disk::open(&config(&path))
+        .err()
+        .expect("refused")
+        .to_string();
+    assert!(
+        error.contains("open as qcow2") && error.contains("image"),
+        "{error}"
+    );
+}
