@@ -7,7 +7,7 @@ use std::sync::Arc;
 use splitring_devices::blk::Blk;
 use splitring_devices::device::VirtioDevice;
 use splitring_devices::disk::config::{Bus as DiskBus, DiskConfig};
-use splitring_devices::disk::{Disk, DiskError, RawDisk};
+use splitring_devices::disk::{self, DiskError};
 use splitring_devices::net::{self, MacAddress, Net, NetConfig, NetError};
 use splitring_devices::pci::root::{PciError, PciRoot};
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
@@ -98,15 +98,10 @@ pub(crate) fn attach(config: &VmConfig, bay: &mut Bay<'_>) -> Result<(), AttachE
 
 fn open_disk(id: &str, config: &DiskConfig) -> Result<Arc<Blk>, AttachError> {
     let (queues, depth) = (config.queue_count(), config.queue_len());
-    let disk: Arc<dyn Disk> = match RawDisk::open(config, queues, depth) {
-        Ok(disk) => Arc::new(disk),
-        Err(error) => {
-            return Err(AttachError::Disk {
-                id: id.to_owned(),
-                error,
-            });
-        }
-    };
+    let disk = disk::open(config).map_err(|error| AttachError::Disk {
+        id: id.to_owned(),
+        error,
+    })?;
     let serial = config.serial.as_deref().unwrap_or("");
     Ok(Arc::new(Blk::new(id, disk, queues, depth, serial)))
 }
