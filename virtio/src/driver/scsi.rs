@@ -171,7 +171,7 @@ impl Response {
     pub fn sense_code(&self) -> Option<[u8; 3]> {
         match self.sense() {
             [
-                0x70 | 0x71,
+                0x70 | 0x71 | 0xf0 | 0xf1,
                 _,
                 key,
                 _,

@@ -1,0 +1,401 @@
+//! A guest that sends one command and looks at the answer, and disks to send them to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use splitring_devices::device::VirtioDevice;
+use splitring_devices::disk::Disk;
+use splitring_devices::disk::config::{Aio, DiskConfig};
+use splitring_devices::disk::{RawDisk, SECTOR};
+use splitring_devices::scsi::{Scsi, ScsiConfig, ScsiError, ScsiHandle, UnitConfig};
+use splitring_virtio::driver::scsi::{
+    CONTROL_FRAME_LEN, Command, Control, EVENT_FRAME_LEN, Events, FEATURES, FRAME_LEN, Happened,
+    Lun, Requests, Task,
+};
+use splitring_virtio::driver::{DeviceId, DmaBytes, Identity, IndirectPolicy, Queue, QueueOptions};
+use splitring_virtio::scatterlist::ScatterList;
+use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
+use tempfile::NamedTempFile;
+
+use crate::machine::Machine;
+
+/// The first unit of the first target.
+pub(crate) const LUN: Lun = Lun { target: 0, unit: 0 };
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) response: u8,
+    pub(crate) status: u8,
+    /// Key, code and qualifier, of either format.
+    pub(crate) sense: Option<[u8; 3]>,
+    pub(crate) raw_sense: Vec<u8>,
+    pub(crate) residual: u32,
+    /// The data-in buffer, as far as it was filled.
+    pub(crate) data: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn good(&self) -> bool {
+        self.response == 0 && self.status == 0
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_good(self) -> Self {
+        assert!(self.good(), "{self:x?}");
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_sense(&self, key: u8, code: u8, qualifier: u8) {
+        let seen = (self.response, self.status, self.sense);
+        assert_eq!(seen, (0, 2, Some([key, code, qualifier])), "{self:x?}");
+        assert!(self.data.is_empty());
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_conflict(&self) {
+        assert_eq!((self.response, self.status), (0, 0x18), "{self:x?}");
+    }
+}
+
+/// A driver on a machine.
+pub(crate) struct Guest {
+    pub(crate) machine: Machine,
+    pub(crate) requests: Vec<Requests>,
+    pub(crate) control: Control,
+    pub(crate) events: Events,
+    pub(crate) handle: ScsiHandle,
+    done: BTreeMap<u64, Answer>,
+    next: u64,
+    /// How data is cut into segments.
+    pub(crate) parts: Vec<usize>,
+}
+
+/// How the driver's queues are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setup {
+    pub(crate) size: u16,
+    pub(crate) mask: u64,
+    pub(crate) policy: IndirectPolicy,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            size: 64,
+            mask: u64::MAX,
+            policy: IndirectPolicy::Auto,
+        }
+    }
+}
+
+impl Guest {
+    pub(crate) fn new(device: Scsi) -> Self {
+        Self::with(device, Setup::default())
+    }
+
+    pub(crate) fn with(device: Scsi, setup: Setup) -> Self {
+        let handle = device.handle();
+        let mut machine = Machine::new(device);
+        let features =
+            (machine.device.features() | EVENT_IDX | INDIRECT_DESC) & setup.mask | VERSION_1;
+        let id = DeviceId::new();
+        let config = machine.config();
+        let options = |size: u16| {
+            QueueOptions::new(size, features)
+                .tables(size)
+                .policy(setup.policy)
+        };
+        let ring = |machine: &mut Machine, size| machine.bytes(options(size).memory_len(), 64);
+        let small = 16;
+
+        let memory = ring(&mut machine, small);
+        let queue = Queue::new(options(small), memory, Identity, &id).expect("a queue");
+        let control = Control::new(queue, machine.bytes(CONTROL_FRAME_LEN * 16, 64));
+        let memory = ring(&mut machine, small);
+        let queue = Queue::new(options(small), memory, Identity, &id).expect("a queue");
+        let mut events = Events::new(queue, machine.bytes(EVENT_FRAME_LEN * 8, 64));
+
+        let mut requests = Vec::new();
+        for _ in 0..config.num_queues.get() {
+            let memory = ring(&mut machine, setup.size);
+            let queue = Queue::new(options(setup.size), memory, Identity, &id).expect("a queue");
+            let frames = machine.bytes(FRAME_LEN * usize::from(setup.size), 64);
+            requests.push(Requests::new(queue, frames, &config));
+        }
+        let mut areas = vec![control.areas(), events.areas()];
+        areas.extend(requests.iter().map(Requests::areas));
+        machine.start(
+            features & (FEATURES | EVENT_IDX | INDIRECT_DESC | VERSION_1),
+            &areas,
+        );
+        events.refill().expect("room");
+        let _ = events.publish();
+        Self {
+            machine,
+            requests,
+            control,
+            events,
+            handle,
+            done: BTreeMap::new(),
+            next: 1,
+            parts: Vec::new(),
+        }
+    }
+
+    /// A guest whose units have reported their power-on condition already.
+    pub(crate) fn settled(device: Scsi) -> Self {
+        let mut guest = Self::new(device);
+        guest.settle();
+        guest
+    }
+
+    /// Takes every waiting unit attention.
+    pub(crate) fn settle(&mut self) {
+        for unit in self.handle.units() {
+            let lun = Lun {
+                target: unit.target,
+                unit: unit.lun,
+            };
+            for _ in 0..16 {
+                if self.send(lun, &[0; 6], &[], 0).good() {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn list(&mut self, len: usize, fill: impl Fn(usize) -> u8) -> ScatterList<DmaBytes> {
+        let mut buffers = Vec::new();
+        let (mut at, mut turn) = (0, 0);
+        while at < len {
+            let part = self
+                .parts
+                .get(turn % self.parts.len().max(1))
+                .copied()
+                .unwrap_or(len);
+            let part = part.clamp(1, len - at);
+            let mut bytes = self.machine.lend(part);
+            for (offset, byte) in bytes.bytes_mut().iter_mut().enumerate() {
+                *byte = fill(at + offset);
+            }
+            buffers.push(bytes);
+            at += part;
+            turn += 1;
+        }
+        ScatterList::from_buffers(buffers)
+    }
+
+    /// Submits a command on request queue `queue`; returns its identifier.
+    pub(crate) fn submit(
+        &mut self,
+        queue: usize,
+        lun: Lun,
+        cdb: &[u8],
+        out: &[u8],
+        room: usize,
+    ) -> u64 {
+        let mut command = Command::new(lun, cdb);
+        if !out.is_empty() {
+            command = command.data_out(self.list(out.len(), |at| out[at]));
+        }
+        if room > 0 {
+            // Not zero, so that what the device left alone is seen.
+            command = command.data_in(self.list(room, |_| 0x5a));
+        }
+        let id = self.next;
+        self.next += 1;
+        self.requests[queue]
+            .submit(id, command)
+            .map_err(|(_, why)| why)
+            .expect("submitted");
+        let _ = self.requests[queue].publish();
+        id
+    }
+
+    /// One pass of the device; the answers that came are kept.
+    pub(crate) fn turn(&mut self) {
+        self.machine.run();
+        for requests in &mut self.requests {
+            while let Some(mut done) = requests.poll().expect("a whole queue") {
+                let mut data = Vec::new();
+                done.command
+                    .data_in
+                    .for_each_mut(|buffer| data.extend_from_slice(buffer.bytes()));
+                let response = &done.response;
+                let filled = data.len().saturating_sub(response.residual as usize);
+                if response.good() {
+                    assert!(
+                        data[filled..].iter().all(|byte| *byte == 0x5a),
+                        "wrote beyond its residual"
+                    );
+                    data.truncate(filled);
+                } else {
+                    data.clear();
+                }
+                let raw = response.sense().to_vec();
+                let answer = Answer {
+                    response: response.response,
+                    status: response.status,
+                    sense: code(&raw),
+                    raw_sense: raw,
+                    residual: response.residual,
+                    data,
+                };
+                self.done.insert(done.id, answer);
+            }
+        }
+    }
+
+    /// The answer to a command, if it has come.
+    pub(crate) fn answer(&mut self, id: u64) -> Option<Answer> {
+        self.done.remove(&id)
+    }
+
+    /// Runs the device until a command is answered.
+    pub(crate) fn wait(&mut self, id: u64) -> Answer {
+        for _ in 0..100_000 {
+            if let Some(answer) = self.answer(id) {
+                return answer;
+            }
+            self.turn();
+        }
+        panic!("command {id} does not come back");
+    }
+
+    /// Sends a command with `out` and room for `room` bytes, and waits.
+    pub(crate) fn send(&mut self, lun: Lun, cdb: &[u8], out: &[u8], room: usize) -> Answer {
+        let id = self.submit(0, lun, cdb, out, room);
+        let answer = self.wait(id);
+        if self
+            .requests
+            .iter()
+            .all(|requests| requests.in_flight() == 0)
+        {
+            self.machine.collect();
+        }
+        answer
+    }
+
+    /// To the first unit.
+    pub(crate) fn to(&mut self, cdb: &[u8], out: &[u8], room: usize) -> Answer {
+        self.send(LUN, cdb, out, room)
+    }
+
+    /// Sends a task management function and returns its response, once it has come.
+    pub(crate) fn manage(&mut self, lun: Lun, task: Task) -> u8 {
+        self.control.task(1, lun, task).expect("room");
+        let _ = self.control.publish();
+        self.concluded().expect("answered")
+    }
+
+    /// The response to the control request in flight, after as many turns as it takes.
+    pub(crate) fn concluded(&mut self) -> Option<u8> {
+        for _ in 0..1000 {
+            self.turn();
+            if let Some(done) = self.control.poll().expect("a whole queue") {
+                return Some(done.response);
+            }
+        }
+        None
+    }
+
+    /// Removes a unit. Removal waits for the device's threads, of which this one plays one.
+    pub(crate) fn remove(&mut self, id: &str) -> Result<(), ScsiError> {
+        let (handle, id) = (self.handle.clone(), id.to_owned());
+        let remover = std::thread::spawn(move || handle.remove(&id));
+        while !remover.is_finished() {
+            self.turn();
+        }
+        remover.join().expect("no panic")
+    }
+
+    /// The next event.
+    pub(crate) fn event(&mut self) -> Option<Happened> {
+        self.turn();
+        let event = self.events.poll().expect("a whole queue");
+        self.events.refill().expect("room");
+        let _ = self.events.publish();
+        event
+    }
+}
+
+/// Key, code and qualifier of sense data in either format.
+fn code(sense: &[u8]) -> Option<[u8; 3]> {
+    match *sense {
+        [
+            0x70 | 0xf0,
+            _,
+            key,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            code,
+            qualifier,
+            ..,
+        ] => Some([key & 0xf, code, qualifier]),
+        [0x72, key, code, qualifier, ..] => Some([key & 0xf, code, qualifier]),
+        _ => None,
+    }
+}
+
+/// How an image is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Image {
+    pub(crate) bytes: u64,
+    pub(crate) block: u32,
+    pub(crate) readonly: bool,
+    pub(crate) discard: bool,
+    pub(crate) aio: Aio,
+    pub(crate) share: bool,
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self {
+            bytes: 4 << 20,
+            block: 512,
+            readonly: false,
+            discard: true,
+            aio: Aio::Ring,
+            share: false,
+        }
+    }
+}
+
+impl Image {
+    /// A sparse file of this size.
+    pub(crate) fn file(&self) -> NamedTempFile {
+        let file = NamedTempFile::new().expect("a file");
+        file.as_file().set_len(self.bytes).expect("its size");
+        file
+    }
+
+    /// Opens a file as a disk without streams of its own.
+    pub(crate) fn open(&self, file: &NamedTempFile) -> Arc<dyn Disk> {
+        let config = DiskConfig {
+            readonly: self.readonly,
+            discard: self.discard,
+            block_size: Some(self.block.max(u32::try_from(SECTOR).expect("small"))),
+            aio: self.aio,
+            share: self.share,
+            ..DiskConfig::new(file.path())
+        };
+        Arc::new(RawDisk::open(&config, 0, 1).expect("opened"))
+    }
+}
+
+/// A controller with one disk, and its image.
+pub(crate) fn one(image: Image, unit: UnitConfig) -> (NamedTempFile, Scsi) {
+    let file = image.file();
+    let disk = image.open(&file);
+    let scsi = Scsi::new(&ScsiConfig::new("scsi0"), vec![(unit, disk)]).expect("a controller");
+    (file, scsi)
+}

@@ -1,0 +1,163 @@
+//! A machine of memory and one SCSI controller, run on the test's own thread.
+//!
+//! Guest addresses are the host's, so that the driver needs no map of the machine.
+#![expect(
+    unsafe_code,
+    reason = "hands pieces of the machine's memory to the driver as its own"
+)]
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use splitring_devices::device::{
+    Cause, QueueHandler, QueueSet, ReadyQueue, Start, TaskQueue, VirtioDevice,
+};
+use splitring_devices::interrupt::{ConfigGate, ConfigNotifier};
+use splitring_devices::ram::{Mapping, Ram};
+use splitring_devices::scsi::Scsi;
+use splitring_virtio::device::queue::{QueueConfig, RingFeatures};
+use splitring_virtio::driver::{DmaBytes, QueueAreas};
+use splitring_virtio::spec::scsi::Config;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
+use zerocopy::IntoBytes;
+
+const MEMORY: usize = 64 << 20;
+/// The upper half is lent out again and again.
+const LENT: usize = MEMORY / 2;
+
+/// The machine.
+pub(crate) struct Machine {
+    pub(crate) ram: Ram,
+    pub(crate) device: Arc<Scsi>,
+    tasks: Vec<(Box<dyn QueueHandler>, Vec<TaskQueue>)>,
+    taken: usize,
+    lent: usize,
+}
+
+struct NoGate;
+
+impl ConfigGate for NoGate {
+    fn change(&self, apply: &mut dyn FnMut()) {
+        apply();
+    }
+}
+
+impl Machine {
+    pub(crate) fn new(device: Scsi) -> Self {
+        let region = MmapRegionBuilder::new_with_bitmap(MEMORY, None)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .build()
+            .expect("memory");
+        let start = u64::try_from(region.as_ptr().addr()).expect("64 bits");
+        let region = GuestRegionMmap::new(region, GuestAddress(start)).expect("in range");
+        let mapping = Mapping::from_regions(vec![region]).expect("one region");
+        Self {
+            ram: Ram::new(Arc::new(mapping)),
+            device: Arc::new(device),
+            tasks: Vec::new(),
+            taken: 0,
+            lent: LENT,
+        }
+    }
+
+    fn at(&self, offset: usize) -> NonNull<u8> {
+        let region = self.ram.mapping().iter().next().expect("one region");
+        // SAFETY: callers keep within the mapping.
+        let pointer = unsafe { region.as_ptr().add(offset) };
+        NonNull::new(pointer).expect("mapped")
+    }
+
+    /// Memory that was never given out before, zeroed, for as long as the machine lives.
+    pub(crate) fn bytes(&mut self, len: usize, align: usize) -> DmaBytes {
+        let start = self.taken.next_multiple_of(align);
+        self.taken = start + len;
+        assert!(self.taken <= LENT, "the test's machine is too small");
+        // SAFETY: within the mapping, and given out once. Tests drop the driver before the machine, and only they
+        // and the device, which a driver lends it to, touch it.
+        unsafe { DmaBytes::from_raw(self.at(start), len) }
+    }
+
+    /// Memory for the buffers of one command, at any alignment; to be dropped before [`Machine::collect`].
+    pub(crate) fn lend(&mut self, len: usize) -> DmaBytes {
+        let start = self.lent;
+        // A gap, so that neighbours are no one segment and a write past the end is seen.
+        self.lent = start + len + 64;
+        assert!(self.lent <= MEMORY, "more than the machine lends at a time");
+        // SAFETY: as above; it is given out again only after `collect`, when all earlier buffers are gone.
+        unsafe { DmaBytes::from_raw(self.at(start), len) }
+    }
+
+    /// Everything lent is back.
+    pub(crate) fn collect(&mut self) {
+        self.lent = LENT;
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        let mut config = Config::default();
+        self.device.read_config(0, config.as_mut_bytes());
+        config
+    }
+
+    /// The driver is ready: `areas` are its queues.
+    pub(crate) fn start(&mut self, features: u64, areas: &[QueueAreas]) {
+        let numbers = 0..u16::try_from(areas.len()).expect("few");
+        let ready = |(index, area): (u16, &QueueAreas)| ReadyQueue {
+            index,
+            size: area.size,
+        };
+        let start = Start {
+            features,
+            ram: self.ram.clone(),
+            queues: numbers.zip(areas).map(ready).collect(),
+            config: ConfigNotifier::new(Arc::new(NoGate)),
+        };
+        let largest = self.device.queue_sizes().to_vec();
+        for task in self.device.start(start).expect("started") {
+            let activate = |index: &u16| {
+                let area = areas[usize::from(*index)];
+                let mut config = QueueConfig::new(largest[usize::from(*index)]);
+                config.set_size(area.size);
+                config.set_desc(area.descriptors);
+                config.set_avail(area.driver);
+                config.set_used(area.device);
+                config.set_ready(true);
+                let features = RingFeatures::from_bits(features);
+                let queue = config.activate(self.ram.clone(), features).expect("valid");
+                TaskQueue {
+                    index: *index,
+                    queue,
+                }
+            };
+            let queues = task.queues.iter().map(activate).collect();
+            self.tasks.push((task.handler, queues));
+        }
+    }
+
+    /// One pass of every handler, as if all of their sources had fired.
+    pub(crate) fn run(&mut self) {
+        for (handler, queues) in &mut self.tasks {
+            handler
+                .run(&mut QueueSet::new(queues), Cause::Resume)
+                .expect("no broken queue");
+            for slot in queues {
+                let _ = slot.queue.publish();
+            }
+        }
+    }
+
+    /// The device is reset. The chains left in flight.
+    pub(crate) fn reset(&mut self) -> u32 {
+        let mut left = 0;
+        for (mut handler, mut queues) in self.tasks.drain(..) {
+            handler.stop(&mut QueueSet::new(&mut queues));
+            for slot in &mut queues {
+                let _ = slot.queue.publish();
+                left += u32::from(slot.queue.in_flight());
+            }
+        }
+        self.device.reset();
+        left
+    }
+}

@@ -1,0 +1,10 @@
+//! virtio-scsi in process: our piecewise driver on our device, against what SPC-4, SBC-3 and the virtio
+//! specification ask for.
+
+mod conformance;
+mod guest;
+mod machine;
+mod management;
+mod paths;
+mod reservations;
+mod units;

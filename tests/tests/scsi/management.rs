@@ -1,0 +1,235 @@
+//! Task management that really acts: on commands at the disk, on several queues, in the right order.
+
+use std::sync::Arc;
+
+use splitring_devices::disk::doubles::{Fate, FaultyDisk, MemoryDisk};
+use splitring_devices::disk::{Disk, IoFault};
+use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig};
+use splitring_virtio::driver::scsi::{Lun, Task};
+use splitring_virtio::spec::scsi::response;
+
+use crate::guest::{Guest, LUN};
+
+const OTHER: Lun = Lun { target: 0, unit: 1 };
+const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+/// Long enough to be at the disk until something else is done.
+const LONG: Fate = Fate::Delay(200);
+
+/// A guest with two units on one target and `queues` request queues, and the first unit's disk.
+fn guest(queues: u16) -> (Guest, Arc<FaultyDisk>) {
+    let disk = || Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(1 << 20))));
+    let (first, second) = (disk(), disk());
+    let unit = |lun| UnitConfig {
+        target: Some(0),
+        lun: Some(lun),
+        ..UnitConfig::new(format!("disk{lun}"))
+    };
+    let config = ScsiConfig {
+        queues,
+        ..ScsiConfig::new("scsi0")
+    };
+    let shared: Arc<dyn Disk> = Arc::<FaultyDisk>::clone(&first);
+    let device = Scsi::new(&config, vec![(unit(0), shared), (unit(1), second)]).unwrap();
+    (Guest::settled(device), first)
+}
+
+#[test]
+fn an_aborted_command_is_answered_before_the_abort() {
+    let (mut guest, disk) = guest(1);
+    disk.plan([LONG]);
+    let id = guest.submit(0, LUN, &READ, &[], 512);
+    guest.turn();
+    guest.control.task(1, LUN, Task::Abort(id)).unwrap();
+    let _ = guest.control.publish();
+    let mut answer = None;
+    loop {
+        guest.turn();
+        answer = answer.or(guest.answer(id));
+        if let Some(done) = guest.control.poll().unwrap() {
+            assert_eq!(done.response, response::OK);
+            break;
+        }
+    }
+    assert_eq!(
+        answer.expect("before the abort").response,
+        response::ABORTED
+    );
+    // The unit works on, and an abort of what is not there is good too.
+    guest.to(&READ, &[], 512).expect_good();
+    assert_eq!(guest.manage(LUN, Task::Abort(id)), response::OK);
+}
+
+#[test]
+fn a_command_still_in_the_ring_is_aborted_without_a_trace() {
+    let (mut guest, disk) = guest(1);
+    disk.plan([LONG, LONG]);
+    let write = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    let id = guest.submit(0, LUN, &write, &[1; 512], 0);
+    assert_eq!(guest.manage(LUN, Task::Abort(id)), response::OK);
+    assert_eq!(guest.answer(id).unwrap().response, response::ABORTED);
+}
+
+#[test]
+fn sets_are_of_one_unit_and_of_all_queues() {
+    for (task, code) in [
+        (Task::AbortSet, response::ABORTED),
+        (Task::ClearSet, response::ABORTED),
+        (Task::UnitReset, response::RESET),
+    ] {
+        let (mut guest, disk) = guest(2);
+        disk.plan([LONG; 4]);
+        let mine: Vec<u64> = [0, 1, 0, 1]
+            .map(|queue| guest.submit(queue, LUN, &READ, &[], 512))
+            .to_vec();
+        guest.turn();
+        let other = guest.submit(1, OTHER, &READ, &[], 512);
+        assert_eq!(guest.manage(LUN, task), response::OK);
+        for id in mine {
+            assert_eq!(guest.answer(id).expect("before").response, code);
+        }
+        assert!(guest.wait(other).good());
+    }
+}
+
+#[test]
+fn a_unit_reset_ends_reservations_and_is_reported() {
+    let (mut guest, _) = guest(1);
+    guest.to(&[0x16, 0, 0, 0, 0, 0], &[], 0).expect_good();
+    assert_eq!(guest.manage(LUN, Task::UnitReset), response::OK);
+    guest.to(&[0; 6], &[], 0).expect_sense(6, 0x29, 3);
+    guest.to(&[0; 6], &[], 0).expect_good();
+    guest.send(OTHER, &[0; 6], &[], 0).expect_good();
+}
+
+#[test]
+fn a_nexus_reset_is_of_the_whole_target() {
+    let (mut guest, disk) = guest(1);
+    disk.plan([LONG]);
+    let id = guest.submit(0, LUN, &READ, &[], 512);
+    guest.turn();
+    assert_eq!(guest.manage(OTHER, Task::NexusReset), response::OK);
+    assert_eq!(guest.answer(id).expect("before").response, response::RESET);
+    for lun in [LUN, OTHER] {
+        guest.send(lun, &[0; 6], &[], 0).expect_sense(6, 0x29, 7);
+    }
+}
+
+#[test]
+fn queries_tell_what_is_there() {
+    let (mut guest, disk) = guest(2);
+    disk.plan([LONG]);
+    let id = guest.submit(1, LUN, &READ, &[], 512);
+    guest.turn();
+    assert_eq!(
+        guest.manage(LUN, Task::Query(id)),
+        response::FUNCTION_SUCCEEDED
+    );
+    assert_eq!(
+        guest.manage(LUN, Task::QuerySet),
+        response::FUNCTION_SUCCEEDED
+    );
+    assert_eq!(guest.manage(LUN, Task::Query(id + 1)), response::OK);
+    assert_eq!(guest.manage(OTHER, Task::Query(id)), response::OK);
+    assert_eq!(guest.manage(OTHER, Task::QuerySet), response::OK);
+    assert!(guest.wait(id).good(), "a query does not touch it");
+    assert_eq!(guest.manage(LUN, Task::QuerySet), response::OK);
+}
+
+#[test]
+fn what_can_not_be_managed_is_said_so() {
+    let (mut guest, _) = guest(1);
+    let absent = Lun { target: 0, unit: 9 };
+    let nowhere = Lun { target: 9, unit: 0 };
+    assert_eq!(
+        guest.manage(absent, Task::AbortSet),
+        response::INCORRECT_LUN
+    );
+    assert_eq!(guest.manage(nowhere, Task::AbortSet), response::BAD_TARGET);
+    assert_eq!(
+        guest.manage(LUN, Task::ClearAca),
+        response::FUNCTION_REJECTED
+    );
+    for subscribe in [false, true] {
+        guest.control.events(2, LUN, 0xffff, subscribe).unwrap();
+        let _ = guest.control.publish();
+        guest.turn();
+        let done = guest.control.poll().unwrap().unwrap();
+        assert_eq!((done.response, done.events), (response::OK, 0));
+    }
+}
+
+#[test]
+fn a_device_reset_answers_everything_and_starts_anew() {
+    let (mut guest, disk) = guest(2);
+    disk.plan([LONG, Fate::Pass, LONG]);
+    for queue in [0, 1, 1] {
+        guest.submit(queue, LUN, &READ, &[], 512);
+    }
+    guest.turn();
+    assert_eq!(guest.machine.reset(), 0);
+}
+
+#[test]
+fn faults_of_the_host_become_sense_data() {
+    let (mut guest, disk) = guest(1);
+    let write = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    for (fault, key, code, qualifier) in [
+        (IoFault::Host(5), 3, 0x0c, 0),
+        (IoFault::NoSpace, 7, 0x27, 7),
+        (IoFault::OutOfRange, 5, 0x21, 0),
+        (IoFault::Short, 3, 0x0c, 0),
+    ] {
+        disk.plan([Fate::Fail(fault)]);
+        guest
+            .to(&write, &[1; 512], 0)
+            .expect_sense(key, code, qualifier);
+    }
+    disk.plan([Fate::Fail(IoFault::Host(5))]);
+    guest.to(&READ, &[], 512).expect_sense(3, 0x11, 0);
+    disk.plan([Fate::Fail(IoFault::FlushLost)]);
+    guest
+        .to(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0)
+        .expect_sense(3, 0x0c, 0);
+    // The second half of a command of several steps fails.
+    disk.plan([Fate::Pass, Fate::Fail(IoFault::NoSpace)]);
+    let mut swap = [0; 16];
+    (swap[0], swap[13]) = (0x89, 1);
+    guest.to(&swap, &[0; 1024], 0).expect_sense(7, 0x27, 7);
+    guest.to(&swap, &[0; 1024], 0).expect_good();
+}
+
+#[test]
+fn exclusive_commands_to_one_range_take_turns() {
+    let (mut guest, disk) = guest(2);
+    // The first is held at the disk between comparing and writing; the second has to see what it wrote.
+    disk.plan([Fate::Delay(20), Fate::Delay(20)]);
+    let swap = |blocks: u8| {
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[13]) = (0x89, blocks);
+        cdb
+    };
+    let data = |old: u8, new: u8| [vec![old; 512], vec![new; 512]].concat();
+    let first = guest.submit(0, LUN, &swap(1), &data(0, 1), 0);
+    guest.turn();
+    let second = guest.submit(1, LUN, &swap(1), &data(1, 2), 0);
+    let third = guest.submit(1, LUN, &swap(1), &data(0, 3), 0);
+    assert!(guest.wait(first).good());
+    let (second, third) = (guest.wait(second), guest.wait(third));
+    assert!(second.good(), "{second:x?}");
+    assert_eq!(third.sense, Some([0xe, 0x1d, 0]));
+    assert_eq!(guest.to(&READ, &[], 512).data, vec![2; 512]);
+}
+
+#[test]
+fn a_command_that_waits_its_turn_can_be_aborted() {
+    let (mut guest, disk) = guest(1);
+    disk.plan([LONG]);
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[13]) = (0x89, 1);
+    let first = guest.submit(0, LUN, &cdb, &[0; 1024], 0);
+    let second = guest.submit(0, LUN, &cdb, &[0; 1024], 0);
+    guest.turn();
+    assert_eq!(guest.manage(LUN, Task::Abort(second)), response::OK);
+    assert_eq!(guest.answer(second).unwrap().response, response::ABORTED);
+    assert!(guest.wait(first).good());
+}
