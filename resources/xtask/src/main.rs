@@ -47,6 +47,9 @@ enum Command {
         /// Everything in full
         #[arg(long)]
         soak: bool,
+        /// Only the end-to-end tests, and of those only the ones whose name contains TEXT
+        #[arg(long, value_name = "TEXT", num_args = 0..=1, default_missing_value = "", conflicts_with = "quick")]
+        only: Option<String>,
     },
     /// Run a command in the lab: a guest under software emulation whose KVM is complete
     Lab(LabArgs),
@@ -97,13 +100,13 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             demo::run(batch, cli.yes)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Test { quick, soak } => {
+        Command::Test { quick, soak, only } => {
             let tier = match (quick, soak) {
                 (true, _) => test::Tier::Quick,
                 (_, true) => test::Tier::Soak,
                 _ => test::Tier::Plain,
             };
-            Ok(test::run(tier, cli.yes))
+            Ok(test::run(tier, only.as_deref(), cli.yes))
         }
         Command::Assets => {
             let cache = assets::Cache::open()?;

@@ -28,8 +28,9 @@ pub(crate) enum Tier {
 /// One step's name and how it went.
 type Verdict = (String, Result<()>);
 
-/// Runs the tier and prints a closing line for each step.
-pub(crate) fn run(tier: Tier, yes: bool) -> ExitCode {
+/// Runs the tier, or `only` the end-to-end tests with that in their name, and prints a closing line
+/// for each step.
+pub(crate) fn run(tier: Tier, only: Option<&str>, yes: bool) -> ExitCode {
     let started = Instant::now();
     let mut verdicts: Vec<Verdict> = Vec::new();
     let mut step = |name: &str, work: &mut dyn FnMut() -> Result<()>| {
@@ -44,12 +45,16 @@ pub(crate) fn run(tier: Tier, yes: bool) -> ExitCode {
             result,
         ));
     };
-    for (name, arguments) in quick_steps() {
-        step(name, &mut || run_cargo(arguments));
+    if only.is_none() {
+        for (name, arguments) in quick_steps() {
+            step(name, &mut || run_cargo(arguments));
+        }
+        step("tests", &mut run_tests);
     }
-    step("tests", &mut run_tests);
     if tier != Tier::Quick {
-        step("end-to-end tests", &mut || e2e::run(tier, yes));
+        step("end-to-end tests", &mut || {
+            e2e::run(tier, only.unwrap_or_default(), yes)
+        });
     }
     close(&verdicts, started)
 }

@@ -46,8 +46,8 @@ struct Test {
     name: String,
 }
 
-/// Builds, prepares and runs them.
-pub(crate) fn run(tier: Tier, yes: bool) -> Result<()> {
+/// Builds, prepares and runs those with `part` in their name.
+pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
     let host = HostKvm::detect();
     let in_lab = !host.runs_stock_kernels();
     let place = if in_lab {
@@ -62,8 +62,9 @@ pub(crate) fn run(tier: Tier, yes: bool) -> Result<()> {
     tools::ensure(&[tools::IASL], "the ACPI tests", yes)?;
     let splitring = vmm::build()?;
     let binaries = binaries()?;
-    let tests = list(&binaries, tier)?;
-    ensure!(!tests.is_empty(), "there is no end-to-end test");
+    let mut tests = list(&binaries, tier)?;
+    tests.retain(|test| test.name.contains(part));
+    ensure!(!tests.is_empty(), "there is no such end-to-end test");
 
     let cache = Cache::open()?;
     let scratch = cache.scratch("test-")?;

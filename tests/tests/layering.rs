@@ -1,0 +1,116 @@
+//! The rules between the crates: who may depend on whom, and that only `vmm` calls KVM.
+//!
+//! Read from the manifests and the sources, so that a rule can't be broken by a feature or a target
+//! that happens not to be built.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A crate's folder, and every crate of ours or of KVM's that it may depend on.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("virtio", &[]),
+    ("arch", &["kvm-bindings"]),
+    ("devices", &["splitring-virtio"]),
+    ("vmm", &["splitring-arch", "splitring-devices", "splitring-virtio", "kvm-bindings", "kvm-ioctls"]),
+    ("resources/guest", &["splitring-virtio"]),
+    ("resources/xtask", &[]),
+    ("tests", &["splitring", "splitring-arch", "splitring-devices", "splitring-virtio"]),
+];
+
+/// What a call to KVM has in its source: the crate, its ioctl type, or a number's name.
+const MARKS: &[&str] = &["kvm_ioctls", "KVMIO", "KVM_RUN", "KVM_CREATE_VM", "KVM_CREATE_VCPU"];
+
+/// The only folder whose sources may bear them.
+const KVM_CALLER: &str = "vmm";
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").to_owned()
+}
+
+/// All dependency names of a manifest: normal, dev and build, for any target.
+fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for (key, value) in manifest {
+        let Some(table) = value.as_table() else { continue };
+        match key.as_str() {
+            "dependencies" | "dev-dependencies" | "build-dependencies" => {
+                for (name, entry) in table {
+                    // `other = { package = "name" }` depends on name.
+                    let renamed = entry.get("package").and_then(toml::Value::as_str);
+                    names.insert(renamed.unwrap_or(name).to_owned());
+                }
+            }
+            "target" => {
+                for platform in table.values().filter_map(toml::Value::as_table) {
+                    names.extend(dependencies(platform));
+                }
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+fn manifest(folder: &str) -> Option<toml::Table> {
+    let path = workspace().join(folder).join("Cargo.toml");
+    let text = fs::read_to_string(&path).ok()?;
+    Some(text.parse().unwrap_or_else(|why| panic!("{}: {why}", path.display())))
+}
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("a folder to read").filter_map(Result::ok) {
+        let path = entry.path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn no_arrow_between_the_crates_turns_round() {
+    for (folder, allowed) in MAY_USE {
+        let manifest = manifest(folder).unwrap_or_else(|| panic!("no manifest in {folder}"));
+        for name in dependencies(&manifest) {
+            let ours = name.starts_with("splitring") || name.starts_with("kvm-");
+            assert!(!ours || allowed.contains(&name.as_str()), "{folder} may not depend on {name}");
+        }
+    }
+}
+
+#[test]
+fn every_crate_of_the_workspace_has_its_rule() {
+    let top = manifest("").expect("the workspace's manifest");
+    let members = top["workspace"]["members"].as_array().expect("a list of members");
+    for member in members.iter().filter_map(toml::Value::as_str) {
+        assert!(MAY_USE.iter().any(|(folder, _)| *folder == member), "no rule for {member}");
+    }
+}
+
+#[test]
+fn only_vmm_calls_kvm() {
+    let this_file = Path::new(file!()).file_name().expect("a name");
+    let mut callers = 0;
+    for (folder, _) in MAY_USE {
+        let mut files = Vec::new();
+        sources(&workspace().join(folder), &mut files);
+        for file in files.iter().filter(|file| file.file_name() != Some(this_file)) {
+            let text = fs::read_to_string(file).expect("a source file");
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            for mark in code.flat_map(|line| MARKS.iter().filter(|mark| line.contains(**mark))) {
+                assert_eq!(*folder, KVM_CALLER, "{} has {mark}", file.display());
+                callers += 1;
+            }
+        }
+    }
+    assert!(callers > 0, "the marks find nothing even in {KVM_CALLER}: they are out of date");
+}
+
+#[test]
+fn virtio_needs_no_standard_library() {
+    let root = workspace().join("virtio/src/lib.rs");
+    let text = fs::read_to_string(root).expect("the crate's root");
+    assert!(text.lines().any(|line| line.trim() == "#![no_std]" || line.contains("no_std)]")));
+}
