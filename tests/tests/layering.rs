@@ -12,27 +12,55 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("virtio", &[]),
     ("arch", &["kvm-bindings"]),
     ("devices", &["splitring-virtio"]),
-    ("vmm", &["splitring-arch", "splitring-devices", "splitring-virtio", "kvm-bindings", "kvm-ioctls"]),
+    (
+        "vmm",
+        &[
+            "splitring-arch",
+            "splitring-devices",
+            "splitring-virtio",
+            "kvm-bindings",
+            "kvm-ioctls",
+        ],
+    ),
     ("resources/guest", &["splitring-virtio"]),
     ("resources/xtask", &[]),
-    ("tests", &["splitring", "splitring-arch", "splitring-devices", "splitring-virtio"]),
+    (
+        "tests",
+        &[
+            "splitring",
+            "splitring-arch",
+            "splitring-devices",
+            "splitring-virtio",
+        ],
+    ),
 ];
 
 /// What a call to KVM has in its source: the crate, its ioctl type, or a number's name.
-const MARKS: &[&str] = &["kvm_ioctls", "KVMIO", "KVM_RUN", "KVM_CREATE_VM", "KVM_CREATE_VCPU"];
+const MARKS: &[&str] = &[
+    "kvm_ioctls",
+    "KVMIO",
+    "KVM_RUN",
+    "KVM_CREATE_VM",
+    "KVM_CREATE_VCPU",
+];
 
 /// The only folder whose sources may bear them.
 const KVM_CALLER: &str = "vmm";
 
 fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("a workspace")
+        .to_owned()
 }
 
 /// All dependency names of a manifest: normal, dev and build, for any target.
 fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for (key, value) in manifest {
-        let Some(table) = value.as_table() else { continue };
+        let Some(table) = value.as_table() else {
+            continue;
+        };
         match key.as_str() {
             "dependencies" | "dev-dependencies" | "build-dependencies" => {
                 for (name, entry) in table {
@@ -55,11 +83,17 @@ fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
 fn manifest(folder: &str) -> Option<toml::Table> {
     let path = workspace().join(folder).join("Cargo.toml");
     let text = fs::read_to_string(&path).ok()?;
-    Some(text.parse().unwrap_or_else(|why| panic!("{}: {why}", path.display())))
+    Some(
+        text.parse()
+            .unwrap_or_else(|why| panic!("{}: {why}", path.display())),
+    )
 }
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).expect("a folder to read").filter_map(Result::ok) {
+    for entry in fs::read_dir(dir)
+        .expect("a folder to read")
+        .filter_map(Result::ok)
+    {
         let path = entry.path();
         if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
             sources(&path, found);
@@ -75,7 +109,10 @@ fn no_arrow_between_the_crates_turns_round() {
         let manifest = manifest(folder).unwrap_or_else(|| panic!("no manifest in {folder}"));
         for name in dependencies(&manifest) {
             let ours = name.starts_with("splitring") || name.starts_with("kvm-");
-            assert!(!ours || allowed.contains(&name.as_str()), "{folder} may not depend on {name}");
+            assert!(
+                !ours || allowed.contains(&name.as_str()),
+                "{folder} may not depend on {name}"
+            );
         }
     }
 }
@@ -83,9 +120,14 @@ fn no_arrow_between_the_crates_turns_round() {
 #[test]
 fn every_crate_of_the_workspace_has_its_rule() {
     let top = manifest("").expect("the workspace's manifest");
-    let members = top["workspace"]["members"].as_array().expect("a list of members");
+    let members = top["workspace"]["members"]
+        .as_array()
+        .expect("a list of members");
     for member in members.iter().filter_map(toml::Value::as_str) {
-        assert!(MAY_USE.iter().any(|(folder, _)| *folder == member), "no rule for {member}");
+        assert!(
+            MAY_USE.iter().any(|(folder, _)| *folder == member),
+            "no rule for {member}"
+        );
     }
 }
 
@@ -96,21 +138,32 @@ fn only_vmm_calls_kvm() {
     for (folder, _) in MAY_USE {
         let mut files = Vec::new();
         sources(&workspace().join(folder), &mut files);
-        for file in files.iter().filter(|file| file.file_name() != Some(this_file)) {
+        for file in files
+            .iter()
+            .filter(|file| file.file_name() != Some(this_file))
+        {
             let text = fs::read_to_string(file).expect("a source file");
-            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let code = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"));
             for mark in code.flat_map(|line| MARKS.iter().filter(|mark| line.contains(**mark))) {
                 assert_eq!(*folder, KVM_CALLER, "{} has {mark}", file.display());
                 callers += 1;
             }
         }
     }
-    assert!(callers > 0, "the marks find nothing even in {KVM_CALLER}: they are out of date");
+    assert!(
+        callers > 0,
+        "the marks find nothing even in {KVM_CALLER}: they are out of date"
+    );
 }
 
 #[test]
 fn virtio_needs_no_standard_library() {
     let root = workspace().join("virtio/src/lib.rs");
     let text = fs::read_to_string(root).expect("the crate's root");
-    assert!(text.lines().any(|line| line.trim() == "#![no_std]" || line.contains("no_std)]")));
+    assert!(
+        text.lines()
+            .any(|line| line.trim() == "#![no_std]" || line.contains("no_std)]"))
+    );
 }

@@ -1,6 +1,7 @@
 //! The project's own commands: demo, test, lab, bench.
 
 mod assets;
+mod bench;
 mod cleanup;
 mod demo;
 mod guest;
@@ -51,10 +52,21 @@ enum Command {
         #[arg(long, value_name = "TEXT", num_args = 0..=1, default_missing_value = "", conflicts_with = "quick")]
         only: Option<String>,
     },
+    /// Measure against peers
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Run a command in the lab: a guest under software emulation whose KVM is complete
     Lab(LabArgs),
     /// Fetch and prepare kernels and root disk, and say where they are
     Assets,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// What a boot costs, against QEMU: instructions, exits, memory
+    Boot(bench::boot::Options),
 }
 
 #[derive(Debug, Args)]
@@ -107,6 +119,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
                 _ => test::Tier::Plain,
             };
             Ok(test::run(tier, only.as_deref(), cli.yes))
+        }
+        Command::Bench {
+            what: Bench::Boot(options),
+        } => {
+            bench::boot::run(&options, cli.yes)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Assets => {
             let cache = assets::Cache::open()?;

@@ -1,0 +1,45 @@
+//! `cargo xtask bench`: figures against peers, in one run, on the same machine.
+//!
+//! A bench has an outer half, which prepares and starts the lab, and an inner half, which runs in
+//! the lab (or right here, where the host's KVM will do) and prints.
+
+pub(crate) mod boot;
+mod memory;
+mod stats;
+mod trace;
+
+use std::ffi::OsString;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::host::{self, HostKvm};
+use crate::lab;
+use crate::progress::say;
+
+/// Runs this program again with `arguments`, where a stock kernel can run.
+fn inside(options: &lab::Options, arguments: &[OsString]) -> Result<()> {
+    let host = HostKvm::detect();
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let command: Vec<OsString> = std::iter::once(program.into())
+        .chain(arguments.iter().cloned())
+        .collect();
+    let outcome = if host.runs_stock_kernels() {
+        ensure!(
+            host::is_root(),
+            "this bench reads the kernel's trace buffer: run it as root"
+        );
+        say(format!(
+            "{host}: measuring here, in time, not in instructions"
+        ));
+        lab::run_here(&command, lab::Output::Watch)?
+    } else {
+        say(format!("{host}: measuring in the lab"));
+        lab::run(options, &command, lab::Output::Watch)?
+    };
+    ensure!(
+        outcome.code == 0,
+        "the measurement ended with exit code {}",
+        outcome.code
+    );
+    Ok(())
+}

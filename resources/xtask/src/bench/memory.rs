@@ -1,0 +1,109 @@
+//! A VMM's own resident memory: all its mappings but the guest's memory.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// One line of `smaps`: where a mapping is and how much of it is resident.
+#[derive(Debug, Clone, Copy)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    resident_kib: u64,
+}
+
+/// What a process holds for itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Own {
+    /// Resident, in KiB, without guest memory.
+    pub(crate) resident_kib: u64,
+    /// Its threads.
+    pub(crate) threads: usize,
+}
+
+/// Measures process `pid`, whose guest has `guest_bytes` of memory in one piece.
+pub(crate) fn measure(pid: u32, guest_bytes: u64) -> Result<Own> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let mappings = parse(&text);
+    let guest = guest_range(&mappings, guest_bytes)
+        .with_context(|| format!("no {guest_bytes} bytes of guest memory in {path}"))?;
+    let resident_kib = mappings
+        .iter()
+        .filter(|mapping| mapping.start < guest.0 || mapping.end > guest.1)
+        .map(|mapping| mapping.resident_kib)
+        .sum();
+    let tasks = format!("/proc/{pid}/task");
+    let threads = fs::read_dir(&tasks)
+        .with_context(|| format!("cannot list {tasks}"))?
+        .count();
+    Ok(Own {
+        resident_kib,
+        threads,
+    })
+}
+
+fn parse(smaps: &str) -> Vec<Mapping> {
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for line in smaps.lines() {
+        if let Some(size) = line.strip_prefix("Rss:") {
+            let kib = size.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+            if let Some(last) = mappings.last_mut() {
+                last.resident_kib = kib;
+            }
+        } else if let Some((start, end)) = line
+            .split_once(' ')
+            .and_then(|(range, _)| range.split_once('-'))
+            && let (Ok(start), Ok(end)) =
+                (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
+        {
+            mappings.push(Mapping {
+                start,
+                end,
+                resident_kib: 0,
+            });
+        }
+    }
+    mappings
+}
+
+/// Mappings side by side that come to exactly the guest's size: parts of guest memory may be mapped
+/// from files.
+fn guest_range(mappings: &[Mapping], bytes: u64) -> Option<(u64, u64)> {
+    mappings.iter().enumerate().find_map(|(first, from)| {
+        let mut end = from.start;
+        for mapping in mappings.get(first..)? {
+            if mapping.start != end {
+                return None;
+            }
+            end = mapping.end;
+            if end - from.start >= bytes {
+                return (end - from.start == bytes).then_some((from.start, end));
+            }
+        }
+        None
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_memory_is_left_out_even_in_pieces() {
+        let smaps = "\
+1000-2000 r-xp 0 00:00 0 /vmm
+Rss:                   4 kB
+4000-5000 rw-p 0 00:00 0
+Rss:                 100 kB
+5000-8000 rw-p 0 00:00 1 /kernel
+Rss:                 200 kB
+9000-a000 rw-p 0 00:00 0 [stack]
+Rss:                   8 kB
+";
+        let mappings = parse(smaps);
+        assert_eq!(mappings.len(), 4);
+        assert_eq!(guest_range(&mappings, 0x4000), Some((0x4000, 0x8000)));
+        assert_eq!(guest_range(&mappings, 0x9000), None);
+    }
+}

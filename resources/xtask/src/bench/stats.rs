@@ -1,0 +1,58 @@
+//! Medians and spreads of a few runs.
+
+use std::fmt;
+
+/// One figure over several runs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sample(Vec<f64>);
+
+impl Sample {
+    /// Adds a run.
+    pub(crate) fn add(&mut self, value: f64) {
+        self.0.push(value);
+        self.0.sort_by(f64::total_cmp);
+    }
+
+    /// The median; of an even number of runs the mean of the middle two.
+    pub(crate) fn median(&self) -> f64 {
+        let middle = self.0.len() / 2;
+        let upper = self.0.get(middle).copied().unwrap_or(f64::NAN);
+        if self.0.len() % 2 == 1 {
+            return upper;
+        }
+        let lower = middle.checked_sub(1).and_then(|at| self.0.get(at));
+        lower.map_or(f64::NAN, |lower| f64::midpoint(*lower, upper))
+    }
+}
+
+/// Median and range, with a digit behind the point only where it says something.
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Some(least), Some(most)) = (self.0.first(), self.0.last()) else {
+            return f.write_str("-");
+        };
+        let digits = usize::from(*most < 1000.0);
+        write!(
+            f,
+            "{:.digits$} ({least:.digits$}–{most:.digits$})",
+            self.median()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_is_the_middle_whatever_the_order() {
+        let mut sample = Sample::default();
+        for value in [9.0, 1.0, 4.0] {
+            sample.add(value);
+        }
+        assert!((sample.median() - 4.0).abs() < f64::EPSILON);
+        assert_eq!(sample.to_string(), "4.0 (1.0–9.0)");
+        sample.add(6.0);
+        assert!((sample.median() - 5.0).abs() < f64::EPSILON);
+    }
+}

@@ -1,0 +1,146 @@
+//! What KVM does for one machine, by the kernel's own trace points.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+const TRACEFS: &str = "/sys/kernel/tracing";
+const EVENTS: [&str; 4] = [
+    "sched/sched_process_exec",
+    "kvm/kvm_entry",
+    "kvm/kvm_exit",
+    "kvm/kvm_userspace_exit",
+];
+/// Room for a boot of the chattiest peer: about 70,000 events.
+const BUFFER_KIB: u32 = 32 * 1024;
+const MARK: &str = "bench: first line";
+
+/// What was seen of one boot.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Boot {
+    /// From the program's exec to the first entry into the guest, in milliseconds.
+    pub(crate) first_entry_ms: f64,
+    /// Exits that KVM could not handle itself, until the guest's first line.
+    pub(crate) user_exits: u32,
+    /// All exits until then.
+    pub(crate) exits: u32,
+}
+
+/// The trace buffer, recording until dropped.
+#[derive(Debug)]
+pub(crate) struct Tracer(());
+
+impl Tracer {
+    /// Empties the buffer and starts to record.
+    pub(crate) fn start() -> Result<Self> {
+        write("tracing_on", "0")?;
+        write("trace_clock", "mono")?;
+        write("buffer_size_kb", &BUFFER_KIB.to_string())?;
+        write("trace", "")?;
+        for event in EVENTS {
+            write(&format!("events/{event}/enable"), "1")?;
+        }
+        let tracer = Self(());
+        write("tracing_on", "1")?;
+        Ok(tracer)
+    }
+
+    /// Notes that the guest has printed its first line.
+    pub(crate) fn mark(&self) -> Result<()> {
+        write("trace_marker", MARK)
+    }
+
+    /// Stops and reads what happened since `program` was executed.
+    pub(crate) fn finish(self, program: &Path) -> Result<Boot> {
+        write("tracing_on", "0")?;
+        let path = Path::new(TRACEFS).join("trace");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        count(&text, &program.display().to_string())
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        for event in EVENTS {
+            // Nothing is lost if an event stays on in the lab.
+            drop(write(&format!("events/{event}/enable"), "0"));
+        }
+    }
+}
+
+fn write(file: &str, text: &str) -> Result<()> {
+    let path = Path::new(TRACEFS).join(file);
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Reads the buffer's text form: `task-pid [cpu] flags seconds: event: details`.
+fn count(text: &str, program: &str) -> Result<Boot> {
+    let executed = format!("filename={program} ");
+    let mut started = None;
+    let mut first_entry = None;
+    let (mut user_exits, mut exits) = (0, 0);
+    for line in text.lines() {
+        if started.is_none() {
+            if line.contains("sched_process_exec:") && line.contains(&executed) {
+                started = Some(seconds(line, "sched_process_exec:")?);
+            }
+        } else if line.contains("kvm_entry:") {
+            if first_entry.is_none() {
+                first_entry = Some(seconds(line, "kvm_entry:")?);
+            }
+        } else if line.contains("kvm_userspace_exit:") {
+            user_exits += 1;
+        } else if line.contains("kvm_exit:") {
+            exits += 1;
+        } else if line.contains(MARK) {
+            let started = started.context("the program's exec was not traced")?;
+            let entered = first_entry.context("the guest was never entered")?;
+            return Ok(Boot {
+                first_entry_ms: (entered - started) * 1000.0,
+                user_exits,
+                exits,
+            });
+        }
+    }
+    anyhow::bail!("the trace does not hold a whole boot of {program}")
+}
+
+/// The time in front of `event`.
+fn seconds(line: &str, event: &str) -> Result<f64> {
+    line.split(event)
+        .next()
+        .and_then(|before| before.split_whitespace().last())
+        .and_then(|word| word.trim_end_matches(':').parse().ok())
+        .with_context(|| format!("no time in {line:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRACE: &str = "\
+# tracer: nop
+ vmm-7 [000] ..... 10.000000: sched_process_exec: filename=/x/vmm pid=7 old_pid=7
+ vcpu-8 [000] ...1. 10.020000: kvm_entry: vcpu 0, rip 0xfff0
+ vcpu-8 [000] ...1. 10.020100: kvm_exit: reason EXIT_IOIO rip 0xfff0 info 0 0
+ vcpu-8 [000] ..... 10.020200: kvm_userspace_exit: reason KVM_EXIT_IO (2)
+ vcpu-8 [000] ...1. 10.020300: kvm_entry: vcpu 0, rip 0xfff0
+ bench-1 [000] ..... 11.000000: tracing_mark_write: bench: first line
+ vcpu-8 [000] ...1. 11.020100: kvm_exit: reason EXIT_IOIO rip 0xfff0 info 0 0
+";
+
+    #[test]
+    fn counts_run_from_exec_to_the_first_line() {
+        let boot = count(TRACE, "/x/vmm").expect("a whole boot");
+        assert!((boot.first_entry_ms - 20.0).abs() < 1e-6);
+        assert_eq!((boot.user_exits, boot.exits), (1, 1));
+    }
+
+    #[test]
+    fn a_trace_of_another_program_is_refused() {
+        assert!(count(TRACE, "/x/other").is_err());
+        assert!(count("", "/x/vmm").is_err());
+    }
+}
