@@ -6,6 +6,7 @@
 //! it or makes a `job`, `backend` brings the job's requests to the disk. Knows no PCI, no threads and no paths.
 
 mod address;
+mod attach;
 mod backend;
 mod cdb;
 mod cdrom;
@@ -50,7 +51,7 @@ use unit::lock;
 
 pub use config::{ScsiConfig, ScsiError, UnitConfig, open_reservations};
 pub use handle::{ScsiHandle, UnitInfo};
-pub use plan::{open_controllers, open_unit};
+pub use plan::open_controllers;
 
 /// Descriptors of the control and of the event queue.
 const SMALL_QUEUE: u16 = 64;
@@ -93,10 +94,9 @@ impl Scsi {
             "{}/{}",
             config.machine, config.id
         )));
-        let hub = Hub::new(config.id.clone(), port, rings);
-        let handle = ScsiHandle::new(&hub);
+        let hub = Hub::new(config.clone(), port, rings);
         for (unit, disk) in units {
-            handle.attach(unit, disk)?;
+            hub.attach(unit, disk)?;
         }
         let highest = hub
             .map()
@@ -198,7 +198,7 @@ fn overlay(value: u32, field: usize, offset: usize, data: &[u8]) -> u32 {
 
 impl VirtioDevice for Scsi {
     fn id(&self) -> &str {
-        &self.hub.id
+        &self.hub.config.id
     }
 
     fn kind(&self) -> DeviceKind {
@@ -231,7 +231,7 @@ impl VirtioDevice for Scsi {
         let failed = |error| {
             StartError::new(format_args!(
                 "{}: cannot make its mailboxes: {error}",
-                self.hub.id
+                self.hub.config.id
             ))
         };
         let sizes = self.sizes();

@@ -17,6 +17,7 @@ use splitring_devices::bus::{Bus, BusError};
 use splitring_devices::pci::root::{self, ConfigPorts, PciError, PciPlan, PciRoot};
 use splitring_devices::power::{Power, PowerRequest};
 use splitring_devices::ram::Ram;
+use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::{self, Serial};
 use splitring_devices::worker::{OnFailure, Worker};
 use splitring_devices::{power, wiring};
@@ -134,6 +135,7 @@ pub(crate) struct Parts {
     pub(crate) power: Arc<Power>,
     pub(crate) serial: Option<Arc<Serial>>,
     pub(crate) places: Vec<Place>,
+    pub(crate) scsi: Vec<ScsiHandle>,
     buses: Buses,
     // Last: KVM uses the memory until its descriptors are closed, which the fields above hold.
     _vm: Vm,
@@ -202,9 +204,10 @@ pub(crate) fn assemble(
         wiring: Arc::new(vm.clone()),
         workers: start_workers(config.workers, &control)?,
         places: Vec::new(),
+        scsi: Vec::new(),
     };
     attach::attach(config, &mut bay)?;
-    let places = bay.places;
+    let (places, scsi) = (bay.places, bay.scsi);
 
     let rsdp = write_tables(&platform(config, &layout, &root, &places), &memory)?;
     write_parameters(config, &layout, &kernel, initrd, rsdp, &memory)?;
@@ -219,6 +222,7 @@ pub(crate) fn assemble(
         power,
         serial,
         places,
+        scsi,
         buses,
         _vm: vm,
         _memory: memory,

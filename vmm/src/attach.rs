@@ -13,13 +13,17 @@ use splitring_devices::pci::root::{PciError, PciRoot};
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
 use splitring_devices::ram::Ram;
 use splitring_devices::rng::Rng;
+use splitring_devices::scsi::{self, ScsiError, ScsiHandle};
 use splitring_devices::wiring::Wiring;
 use splitring_devices::worker::Worker;
 
 use crate::config::{RNG_ID, VmConfig};
 
-/// Slots by kind, so that a device more of one kind moves no device of another: the generator, disks upwards, networks downwards.
+/// Slots by kind, so that a device more of one kind moves no device of another: the generator, the first SCSI controller and
+/// from the middle on the others, disks upwards, networks downwards.
 const RNG_SLOT: u8 = 1;
+const SCSI_SLOT: u8 = 2;
+const MORE_SCSI_SLOTS: u8 = 16;
 const FIRST_DISK_SLOT: u8 = 3;
 const LAST_SLOT: u8 = 31;
 
@@ -34,6 +38,9 @@ pub enum AttachError {
         /// What is wrong with it.
         error: DiskError,
     },
+    /// A SCSI controller or a disk of it.
+    #[error(transparent)]
+    Scsi(#[from] ScsiError),
     /// The network's other end.
     #[error("{id}: {error}")]
     Net {
@@ -74,6 +81,7 @@ pub(crate) struct Bay<'a> {
     pub(crate) wiring: Arc<dyn Wiring>,
     pub(crate) workers: Vec<Arc<Worker>>,
     pub(crate) places: Vec<Place>,
+    pub(crate) scsi: Vec<ScsiHandle>,
 }
 
 /// Attaches everything `config` names.
@@ -88,6 +96,15 @@ pub(crate) fn attach(config: &VmConfig, bay: &mut Bay<'_>) -> Result<(), AttachE
     {
         let device = open_disk(&id, disk)?;
         bay.plug(slot, device)?;
+    }
+    let controllers =
+        scsi::open_controllers(config.name.as_deref().unwrap_or_default(), config.disks())?;
+    for (controller, slot) in controllers
+        .into_iter()
+        .zip(std::iter::once(SCSI_SLOT).chain(MORE_SCSI_SLOTS..))
+    {
+        bay.scsi.push(controller.handle());
+        bay.plug(slot, Arc::new(controller))?;
     }
     for ((number, (id, net)), slot) in (0..).zip(config.nets()).zip((0..=LAST_SLOT).rev()) {
         let device = open_net(&id, number, net, config.name.as_deref())?;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::Output;
 
 use crate::assemble::{self, BuildError, Parts};
@@ -259,6 +260,12 @@ impl MachineHandle {
     #[must_use]
     pub fn places(&self) -> Vec<Place> {
         self.running().parts.places.clone()
+    }
+
+    /// The SCSI controllers, by number: their disks can be added, removed and resized while the guest runs. A restart makes new ones.
+    #[must_use]
+    pub fn scsi(&self) -> Vec<ScsiHandle> {
+        self.running().parts.scsi.clone()
     }
 
     /// Exits to user space since the machine started (or restarted).

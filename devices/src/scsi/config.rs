@@ -225,6 +225,12 @@ pub enum ScsiError {
         /// Why.
         source: crate::disk::DiskError,
     },
+    /// The machine has ended or started over.
+    #[error("scsi controller {controller} is gone; ask the machine for the present one")]
+    Gone {
+        /// The controller.
+        controller: String,
+    },
     /// The unit did not come free in time.
     #[error("scsi disk {id}: removed, but its last commands have not come back from the host yet")]
     Busy {

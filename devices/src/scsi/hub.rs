@@ -14,6 +14,7 @@ use std::time::Duration;
 use rustix::event::EventfdFlags;
 
 use super::address::Place;
+use super::config::ScsiConfig;
 use super::events::Events;
 use super::reserve::Port;
 use super::unit::{Nexus, lock};
@@ -79,7 +80,7 @@ impl Map {
 
 /// What the parts of a controller share.
 pub(crate) struct Hub {
-    pub(crate) id: String,
+    pub(crate) config: ScsiConfig,
     pub(crate) port: Port,
     map: Mutex<Arc<Map>>,
     version: AtomicU64,
@@ -92,10 +93,18 @@ pub(crate) struct Hub {
     pub(crate) changes: Mutex<()>,
 }
 
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Hub {
-    pub(crate) fn new(id: String, port: Port, rings: Option<SharedRings>) -> Arc<Self> {
+    pub(crate) fn new(config: ScsiConfig, port: Port, rings: Option<SharedRings>) -> Arc<Self> {
         Arc::new(Self {
-            id,
+            config,
             port,
             map: Mutex::new(Arc::default()),
             version: AtomicU64::new(1),

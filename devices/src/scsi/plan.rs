@@ -7,9 +7,9 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::config::{ScsiConfig, ScsiError, UnitConfig, open_reservations};
-use super::{MAX_QUEUES, Scsi};
+use super::{MAX_QUEUES, Scsi, ScsiHandle, UnitInfo};
 use crate::disk::config::{Bus, DiskConfig};
-use crate::disk::{self, Disk};
+use crate::disk::{self, Disk, RawDisk};
 
 /// The controllers for all disks with `bus=scsi`, each disk with its id; called `scsi0`, `scsi1`… by their numbers.
 ///
@@ -51,39 +51,77 @@ pub fn open_controllers<'a>(
     controllers.into_iter().map(open).collect()
 }
 
-/// Opens one disk for a controller: for [`open_controllers`], and to be handed to [`ScsiHandle::add`].
-///
-/// [`ScsiHandle::add`]: super::ScsiHandle::add
-///
-/// # Errors
-/// What is wrong with the disk or its image.
-pub fn open_unit(
+/// Opens one disk for a controller.
+fn open_unit(
     id: String,
     disk: &DiskConfig,
     controller: &ScsiConfig,
 ) -> Result<(UnitConfig, Arc<dyn Disk>), ScsiError> {
-    let shares_ring = disk.iops.is_none() && disk.bandwidth.is_none();
-    // A disk without limits takes a seat in the controller's rings and needs none of its own.
-    let queues = if shares_ring { 0 } else { controller.queues };
     let config = DiskConfig {
         queue_size: Some(controller.queue_size),
         ..disk.clone()
     };
-    let opened = disk::open_with(&config, queues).map_err(|source| ScsiError::Disk {
+    let opened = disk::open_with(&config, own_streams(disk, controller.queues));
+    let opened = opened.map_err(|source| ScsiError::Disk {
         id: id.clone(),
         source,
     })?;
-    let unit = UnitConfig {
+    let reservations = reservations(disk)?;
+    Ok((unit(id, disk, reservations), opened))
+}
+
+/// Streams an image is opened with: a disk without limits takes a seat in the controller's rings and needs none.
+fn own_streams(disk: &DiskConfig, queues: u16) -> u16 {
+    match (disk.iops, disk.bandwidth) {
+        (None, None) => 0,
+        _ => queues,
+    }
+}
+
+fn unit(id: String, disk: &DiskConfig, reservations: Option<File>) -> UnitConfig {
+    UnitConfig {
         target: disk.target,
         lun: disk.lun,
         serial: disk.serial.clone(),
         wwn: disk.wwn.map(|wwn| wwn.0),
         media: disk.media,
         removable: disk.removable,
-        reservations: reservations(disk)?,
+        reservations,
         ..UnitConfig::new(id)
-    };
-    Ok((unit, opened))
+    }
+}
+
+impl ScsiHandle {
+    /// Opens the image that `config` names and adds it, called `id`. The keys that place it on a controller or size
+    /// its queues don't count here, but for `target` and `lun`.
+    ///
+    /// # Errors
+    /// What is wrong with the image, or with its place.
+    pub fn add_disk(&self, id: &str, config: &DiskConfig) -> Result<UnitInfo, ScsiError> {
+        let controller = self.config()?;
+        let (unit, disk) = open_unit(id.to_owned(), config, &controller)?;
+        self.add(unit, disk)
+    }
+
+    /// As [`add_disk`](Self::add_disk), with an image that somebody else has opened as `config` says; no path is
+    /// opened. Reservations of it are not kept over a power loss, and limits are not enforced.
+    ///
+    /// # Errors
+    /// As [`add_disk`](Self::add_disk).
+    pub fn add_file(
+        &self,
+        id: &str,
+        config: &DiskConfig,
+        file: File,
+    ) -> Result<UnitInfo, ScsiError> {
+        let controller = self.config()?;
+        let opened = RawDisk::from_file(file, config, 0, controller.queue_size);
+        let disk = opened.map_err(|source| ScsiError::Disk {
+            id: id.to_owned(),
+            source,
+        })?;
+        self.add(unit(id.to_owned(), config, None), Arc::new(disk))
+    }
 }
 
 /// Reservations outlive a power loss where images are shared, and where they did before.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use splitring_devices::device::VirtioDevice;
 use splitring_devices::disk::Disk;
@@ -21,6 +22,9 @@ use crate::machine::Machine;
 
 /// The first unit of the first target.
 pub(crate) const LUN: Lun = Lun { target: 0, unit: 0 };
+
+/// How long the host may take over a command.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -255,7 +259,8 @@ impl Guest {
 
     /// Runs the device until a command is answered.
     pub(crate) fn wait(&mut self, id: u64) -> Answer {
-        for _ in 0..100_000 {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
             if let Some(answer) = self.answer(id) {
                 return answer;
             }
