@@ -176,8 +176,10 @@ fn our_queue(memory: &Memory) -> ActiveQueue<Memory> {
 /// What a device does to see each buffer: addresses and lengths, folded so that none is optimised out.
 fn look(chain: &Chain<Memory>) -> usize {
     let mut seen = 0usize;
-    for segment in chain.readable().iter().chain(chain.writable()) {
-        seen ^= segment.as_ptr().addr() ^ segment.len();
+    for part in [chain.readable(), chain.writable()] {
+        for segment in part {
+            seen ^= segment.as_ptr().addr() ^ segment.len();
+        }
     }
     seen
 }

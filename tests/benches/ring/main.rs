@@ -1,13 +1,14 @@
 //! The ring engine against its peers, in one process, over the same memory and the same chains.
 //!
-//! `ring` prints the tables and, last, the ratios. `ring --count LABEL ROUNDS` runs one case so many
-//! times and nothing else: what the instruction counter is put on.
+//! `ring [PART]` prints the tables, or the rows whose label holds PART, and last the ratios.
+//! `ring --count LABEL ROUNDS` runs one case so many times and nothing else: what the instruction
+//! counter is put on.
 
 mod device;
 mod memory;
 
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One engine at one job: a call does the job once.
 pub(crate) struct Case {
@@ -35,9 +36,9 @@ pub(crate) struct Table {
 }
 
 /// Runs of each engine, taken in turns; the median counts.
-const RUNS: usize = 41;
-/// A run is about so many units.
-const UNITS_PER_RUN: u32 = 100_000;
+const RUNS: usize = 301;
+/// How long a run should last: far shorter than a time slice, so that most runs are undisturbed.
+const RUN: Duration = Duration::from_micros(200);
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -48,9 +49,15 @@ fn main() {
         count(tables, label, rounds);
         return;
     }
+    // Cargo adds a flag of its own.
+    let part = args.iter().find(|arg| !arg.starts_with("--"));
     let mut ratios = Vec::new();
-    for table in tables {
-        print(table, &mut ratios);
+    for mut table in tables {
+        let wanted = |row: &Row| part.is_none_or(|part| row.ours.label.contains(part.as_str()));
+        table.rows.retain(wanted);
+        if !table.rows.is_empty() {
+            print(table, &mut ratios);
+        }
     }
     println!("ratios: {}", ratios.join(", "));
 }
@@ -96,16 +103,12 @@ fn print(table: Table, ratios: &mut Vec<String>) {
 
 /// Nanoseconds a unit, ours and the peer's.
 fn medians(ours: &mut Case, peer: &mut Case) -> (f64, f64) {
+    let calls = [calibrate(ours), calibrate(peer)];
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..RUNS {
-        for (case, times) in [&mut *ours, &mut *peer].into_iter().zip(&mut times) {
-            let calls = (UNITS_PER_RUN / case.units).max(1);
-            let start = Instant::now();
-            for _ in 0..calls {
-                (case.run)();
-            }
-            let spent = start.elapsed().as_secs_f64() * 1e9;
-            times.push(spent / f64::from(calls * case.units));
+        let cases = [&mut *ours, &mut *peer].into_iter().zip(calls);
+        for ((case, calls), times) in cases.zip(&mut times) {
+            times.push(run(case, calls) / f64::from(calls * case.units));
         }
     }
     let [ours, peer] = times.map(|mut times| {
@@ -113,6 +116,24 @@ fn medians(ours: &mut Case, peer: &mut Case) -> (f64, f64) {
         times[times.len() / 2]
     });
     (ours, peer)
+}
+
+/// Nanoseconds that so many calls take.
+fn run(case: &mut Case, calls: u32) -> f64 {
+    let start = Instant::now();
+    for _ in 0..calls {
+        (case.run)();
+    }
+    start.elapsed().as_secs_f64() * 1e9
+}
+
+/// How many calls make a run; warms up on the way.
+fn calibrate(case: &mut Case) -> u32 {
+    let mut calls = 1;
+    while run(case, calls) < RUN.as_secs_f64() * 1e9 {
+        calls *= 2;
+    }
+    calls
 }
 
 /// Instructions a unit takes, from the difference of two lengths of run under valgrind; `None`

@@ -18,7 +18,7 @@ pub use super::config::{
 };
 pub use super::walk::ChainFault;
 use super::walk::Walk;
-use crate::mem::{DeviceRing, GuestRam, Translator};
+use crate::mem::{DeviceRing, Gather, GuestRam, Translator};
 use crate::ring::{self, DeviceCells};
 
 /// Whether the driver asked to be interrupted.
@@ -82,6 +82,8 @@ pub struct ActiveQueue<M: GuestRam> {
     /// Restored requests, the next one last.
     replay: Vec<InFlight>,
     latch: Arc<Latch>,
+    /// What was wrong with the chain that broke the queue.
+    fault: Option<ChainFault>,
     /// Addresses, for `save`.
     config: QueueState,
 }
@@ -127,6 +129,7 @@ impl<M: GuestRam> ActiveQueue<M> {
             done: vec![false; if features.in_order { size } else { 0 }].into_boxed_slice(),
             replay,
             latch: Arc::default(),
+            fault: None,
             config,
         };
         queue.restore_done();
@@ -172,16 +175,17 @@ impl<M: GuestRam> ActiveQueue<M> {
             match self.supply()? {
                 Supply::Nothing => return Ok(None),
                 Supply::Ring => {}
-                Supply::Restored(it) => return self.take(it.position, it.head).map(Some),
+                Supply::Restored(it) => return self.chain(it.position, it.head),
             }
         }
         let position = self.next_avail;
         self.next_avail = position.wrapping_add(1);
         let head = self.ring.avail_entry(position);
-        self.take(position, head).map(Some)
+        self.chain(position, head)
     }
 
     /// Looks at the available index, once for as many chains as it shows.
+    #[inline(never)]
     fn supply(&mut self) -> Result<Supply, ChainError> {
         if self.latch.is_set() {
             return Err(ChainError::Broken);
@@ -215,23 +219,37 @@ impl<M: GuestRam> ActiveQueue<M> {
         self.budget = self.budget.map(|left| left.saturating_sub(chains));
     }
 
-    /// Makes a chain of what hangs off `head`.
     #[inline]
-    fn take(&mut self, position: u16, head: u16) -> Result<Chain<M>, ChainError> {
+    fn chain(&mut self, position: u16, head: u16) -> Result<Option<Chain<M>>, ChainError> {
+        match self.take(position, head) {
+            Some(slot) => Ok(Some(Chain(slot))),
+            None => Err(self.malformed(head)),
+        }
+    }
+
+    /// Makes a chain of what hangs off `head`; `None` leaves the reason in `fault`. (A pointer comes
+    /// back in a register, which a whole result does not.)
+    fn take(&mut self, position: u16, head: u16) -> Option<Box<Slot<M>>> {
         let mut slot = match self.pool.pop() {
             Some(slot) => slot,
             None => self.new_slot(),
         };
         match self.fill(&mut slot, position, head) {
-            Ok(()) => {
-                slot.armed = true;
-                Ok(Chain(slot))
-            }
+            Ok(()) => Some(slot),
             Err(fault) => {
-                self.latch.set();
-                self.horizon = self.next_avail;
-                Err(ChainError::Malformed { head, fault })
+                self.fault = Some(fault);
+                None
             }
+        }
+    }
+
+    #[cold]
+    fn malformed(&mut self, head: u16) -> ChainError {
+        self.latch.set();
+        self.horizon = self.next_avail;
+        match self.fault {
+            Some(fault) => ChainError::Malformed { head, fault },
+            None => ChainError::Broken,
         }
     }
 
@@ -255,11 +273,16 @@ impl<M: GuestRam> ActiveQueue<M> {
             in_flight: true,
             position,
         };
+        let gather = Gather::new(&self.translator, &mut slot.buffers);
+        let walk = Walk::new(gather, self.limit);
+        let extent = walk.chain(&self.ring, head, self.features.indirect)?;
         slot.head = head;
         slot.position = position;
-        let mut walk = Walk::new(slot, &mut self.translator, self.limit);
-        walk.direct(&self.ring, head, self.features.indirect)?;
-        walk.finish()
+        slot.armed = true;
+        slot.writable_at = extent.writable_at;
+        slot.readable_len = extent.readable;
+        slot.writable_len = extent.writable;
+        Ok(())
     }
 
     /// Puts a chain onto the used ring with `written` bytes, cut to what its writable part holds.

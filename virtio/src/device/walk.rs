@@ -5,8 +5,9 @@
 
 use thiserror::Error;
 
-use super::chain::Slot;
-use crate::mem::{Access, Desc, DeviceRing, GuestRam, Translator, Untranslatable};
+use crate::mem::{
+    Desc, DescSource, DeviceRing, Gather, GuestRam, Scattered, Table, Untranslatable,
+};
 use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, MAX_CHAIN_BYTES};
 
 /// What is wrong with a descriptor chain.
@@ -47,93 +48,96 @@ pub enum ChainFault {
     IndirectNested,
 }
 
+/// What a chain amounts to, besides its segments.
+pub(super) struct Extent {
+    /// Number of readable segments.
+    pub(super) writable_at: usize,
+    /// Bytes of them.
+    pub(super) readable: u64,
+    /// Bytes of the writable segments.
+    pub(super) writable: u64,
+}
+
 /// One chain being taken apart.
 pub(super) struct Walk<'a, M: GuestRam> {
-    slot: &'a mut Slot<M>,
-    translator: &'a mut Translator,
+    gather: Gather<'a, M>,
     /// Descriptors the chain may still have.
     left: u16,
-    readable: u64,
-    writable: u64,
-    seen_writable: bool,
+    /// `DESC_F_WRITE` once a writable descriptor has been seen.
+    write: u16,
+    /// Bytes of the current part, readable or writable.
+    bytes: u64,
+    /// Segments and bytes of the readable part, once it is over.
+    readable: (usize, u64),
 }
 
 impl<'a, M: GuestRam> Walk<'a, M> {
     #[inline]
-    pub(super) fn new(slot: &'a mut Slot<M>, translator: &'a mut Translator, limit: u16) -> Self {
-        slot.buffers.clear();
-        slot.writable_at = 0;
+    pub(super) fn new(gather: Gather<'a, M>, limit: u16) -> Self {
         Self {
-            slot,
-            translator,
+            gather,
             left: limit,
-            readable: 0,
-            writable: 0,
-            seen_writable: false,
+            write: 0,
+            bytes: 0,
+            readable: (0, 0),
         }
     }
 
-    /// Follows the chain from `head` on through the ring's own table.
+    /// Follows the chain from `head` on through the ring's own table and, at its end, an indirect one.
     #[inline]
-    pub(super) fn direct(
-        &mut self,
+    pub(super) fn chain(
+        mut self,
         ring: &DeviceRing<M>,
         head: u16,
         indirect: bool,
-    ) -> Result<(), ChainFault> {
-        let mut index = head;
-        loop {
-            let desc = ring.desc(index);
-            if desc.flags & DESC_F_INDIRECT != 0 {
-                return self.indirect(ring, desc, indirect);
-            }
-            self.add(desc)?;
-            if desc.flags & DESC_F_NEXT == 0 {
-                return Ok(());
-            }
-            index = desc.next;
-            if index >= ring.size() {
-                return Err(ChainFault::IndexOutOfRange);
-            }
+    ) -> Result<Extent, ChainFault> {
+        match self.follow(&ring.table(), head)? {
+            None => self.finish(),
+            Some(desc) => self.indirect(desc, indirect),
         }
     }
 
-    /// Adds the buffer of a direct descriptor, or of one in a table.
+    /// Follows the links of one table until they end, or come to an indirect descriptor.
     #[inline]
-    fn add(&mut self, desc: Desc) -> Result<(), ChainFault> {
-        self.left = self.left.checked_sub(1).ok_or(ChainFault::TooLong)?;
-        let len = u64::from(desc.len);
-        let access = if desc.flags & DESC_F_WRITE != 0 {
-            if !self.seen_writable {
-                self.seen_writable = true;
-                self.slot.writable_at = self.slot.buffers.segments().len();
+    fn follow(&mut self, table: &impl DescSource, first: u16) -> Result<Option<Desc>, ChainFault> {
+        let mut index = u32::from(first);
+        loop {
+            let desc = table.get(index)?;
+            let desc = desc.ok_or(ChainFault::IndexOutOfRange)?;
+            // Most descriptors are like the one before.
+            if desc.flags & (DESC_F_INDIRECT | DESC_F_WRITE) != self.write {
+                if desc.flags & DESC_F_INDIRECT != 0 {
+                    return Ok(Some(desc));
+                }
+                self.turn_writable()?;
             }
+            self.left = self.left.checked_sub(1).ok_or(ChainFault::TooLong)?;
             // At most 2^15 descriptors of 2^32 bytes: no sum here can wrap.
-            self.writable = self.writable.wrapping_add(len);
-            Access::Write
-        } else {
-            if self.seen_writable {
-                return Err(ChainFault::ReadableAfterWritable);
+            self.bytes = self.bytes.wrapping_add(u64::from(desc.len));
+            self.gather.add(desc.addr, desc.len)?;
+            if desc.flags & DESC_F_NEXT == 0 {
+                return Ok(None);
             }
-            self.readable = self.readable.wrapping_add(len);
-            Access::Read
-        };
-        if len == 0 {
-            return Ok(());
+            index = u32::from(desc.next);
         }
-        self.translator
-            .append(&mut self.slot.buffers, desc.addr, desc.len, access)
-            .map_err(ChainFault::from)
     }
 
-    /// Adds the buffers of the table that `desc`, the last direct descriptor, points to. Its own
-    /// `DESC_F_WRITE` says nothing (section 2.7.5.3.2).
-    fn indirect(
-        &mut self,
-        ring: &DeviceRing<M>,
-        desc: Desc,
-        negotiated: bool,
-    ) -> Result<(), ChainFault> {
+    /// A descriptor of the other kind: the first writable one, or one out of place.
+    #[inline(always)]
+    fn turn_writable(&mut self) -> Result<(), ChainFault> {
+        if self.write != 0 {
+            return Err(ChainFault::ReadableAfterWritable);
+        }
+        self.write = DESC_F_WRITE;
+        self.readable = (self.gather.len(), core::mem::take(&mut self.bytes));
+        self.gather.turn_writable();
+        Ok(())
+    }
+
+    /// Follows the table that `desc`, the last direct descriptor, points to. Its own `DESC_F_WRITE`
+    /// says nothing (section 2.7.5.3.2).
+    #[inline(never)]
+    fn indirect(mut self, desc: Desc, negotiated: bool) -> Result<Extent, ChainFault> {
         if !negotiated {
             return Err(ChainFault::IndirectNotNegotiated);
         }
@@ -144,35 +148,41 @@ impl<'a, M: GuestRam> Walk<'a, M> {
             return Err(ChainFault::IndirectLength);
         }
         let entries = desc.len.wrapping_div(DESC_SIZE);
-        let table = self.translator.table(ring.ram(), desc.addr, entries)?;
-        let mut index = 0;
-        loop {
-            let desc = table.desc(index)?;
-            if desc.flags & DESC_F_INDIRECT != 0 {
-                return Err(ChainFault::IndirectNested);
-            }
-            self.add(desc)?;
-            if desc.flags & DESC_F_NEXT == 0 {
-                return Ok(());
-            }
-            index = u32::from(desc.next);
-            if index >= entries {
-                return Err(ChainFault::IndexOutOfRange);
-            }
+        let nested = match self.gather.table(desc.addr, entries)? {
+            Table::Whole(table) => self.follow(&table, 0)?,
+            Table::Scattered(table) => return self.scattered(&table),
+        };
+        match nested {
+            None => self.finish(),
+            Some(_) => Err(ChainFault::IndirectNested),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn scattered(mut self, table: &Scattered<'_, M>) -> Result<Extent, ChainFault> {
+        match self.follow(table, 0)? {
+            None => self.finish(),
+            Some(_) => Err(ChainFault::IndirectNested),
         }
     }
 
     #[inline]
-    pub(super) fn finish(self) -> Result<(), ChainFault> {
-        if self.readable.wrapping_add(self.writable) > MAX_CHAIN_BYTES {
+    fn finish(mut self) -> Result<Extent, ChainFault> {
+        let (writable_at, readable, writable) = if self.write == 0 {
+            (self.gather.len(), self.bytes, 0)
+        } else {
+            (self.readable.0, self.readable.1, self.bytes)
+        };
+        if readable.wrapping_add(writable) > MAX_CHAIN_BYTES {
             return Err(ChainFault::TooManyBytes);
         }
-        if !self.seen_writable {
-            self.slot.writable_at = self.slot.buffers.segments().len();
-        }
-        self.slot.readable_len = self.readable;
-        self.slot.writable_len = self.writable;
-        Ok(())
+        self.gather.settle();
+        Ok(Extent {
+            writable_at,
+            readable,
+            writable,
+        })
     }
 }
 

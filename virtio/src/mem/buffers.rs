@@ -1,193 +1,16 @@
-//! From guest addresses to segments, the segments of one chain, and the cursor that moves bytes
-//! through them.
+//! The segments of one chain, and the cursor that moves bytes through them.
 
 use alloc::vec::Vec;
 
 use super::copy;
-use super::device_ring::Desc;
-use crate::mem::{Access, GuestRam, RamRegion, Segment};
+use crate::mem::{GuestRam, Segment};
 
-/// Why a range of guest addresses gave no segments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Untranslatable {
-    /// It is not (wholly) memory with the access asked for.
-    OutsideRam,
-    /// Regions cut the chain into more segments than its buffers take.
-    Fragmented,
-}
-use Untranslatable::{Fragmented, OutsideRam};
-
-/// Translates guest addresses and remembers the regions last hit, one for each kind of access.
-///
-/// Regions come from one [`GuestRam`], which is handed in anew at every call so that a queue needs to
-/// hold it but once; translator and buffers of a queue always see the same one.
-pub(crate) struct Translator {
-    read: RamRegion,
-    write: RamRegion,
-}
-
-impl Translator {
-    pub(crate) const fn new() -> Self {
-        Self {
-            read: RamRegion::EMPTY,
-            write: RamRegion::EMPTY,
-        }
-    }
-
-    /// The region that holds `addr`: the last one, or another one asked for.
-    #[inline]
-    fn region(&mut self, ram: &impl GuestRam, addr: u64, access: Access) -> Option<RamRegion> {
-        let hint = match access {
-            Access::Read => &mut self.read,
-            Access::Write => &mut self.write,
-        };
-        if hint.available(addr) == 0 {
-            *hint = ram.region(addr, access)?;
-        }
-        Some(*hint)
-    }
-
-    /// Appends `addr..addr + len` to `out`: one segment, or one for each region it crosses.
-    #[inline]
-    pub(crate) fn append<M: GuestRam>(
-        &mut self,
-        out: &mut Buffers<M>,
-        addr: u64,
-        len: u32,
-        access: Access,
-    ) -> Result<(), Untranslatable> {
-        let hint = match access {
-            Access::Read => &self.read,
-            Access::Write => &self.write,
-        };
-        let Ok(bytes) = usize::try_from(len) else {
-            return Err(OutsideRam);
-        };
-        if let Some(segment) = hint.segment(addr, bytes) {
-            out.segments.push(segment);
-            return Ok(());
-        }
-        self.append_slow(out, addr, len, access)
-    }
-
-    #[cold]
-    fn append_slow<M: GuestRam>(
-        &mut self,
-        out: &mut Buffers<M>,
-        addr: u64,
-        len: u32,
-        access: Access,
-    ) -> Result<(), Untranslatable> {
-        let (mut addr, mut left) = (addr, u64::from(len));
-        while left > 0 {
-            let region = self.region(&out.ram, addr, access).ok_or(OutsideRam)?;
-            let run = region.available(addr).min(left);
-            let segment = usize::try_from(run)
-                .ok()
-                .filter(|run| *run > 0)
-                .and_then(|run| region.segment(addr, run))
-                .ok_or(OutsideRam)?;
-            if out.segments.len() >= out.limit {
-                return Err(Fragmented);
-            }
-            out.segments.push(segment);
-            left = left.saturating_sub(run);
-            // A range that runs over the end of the address space is nobody's memory.
-            addr = match addr.checked_add(run) {
-                Some(next) => next,
-                None if left == 0 => break,
-                None => return Err(OutsideRam),
-            };
-        }
-        Ok(())
-    }
-
-    /// A view of the `entries` descriptors at `addr`. Nothing is read, and memory is not asked for
-    /// beyond the first region: what lies there is found out when it is walked.
-    pub(crate) fn table<'a, M: GuestRam>(
-        &mut self,
-        ram: &'a M,
-        addr: u64,
-        entries: u32,
-    ) -> Result<Table<'a, M>, Untranslatable> {
-        let region = self.region(ram, addr, Access::Read).ok_or(OutsideRam)?;
-        let bytes = u64::from(entries).wrapping_mul(16);
-        let whole = usize::try_from(bytes.min(region.available(addr)))
-            .ok()
-            .and_then(|bytes| region.segment(addr, bytes))
-            .ok_or(OutsideRam)?;
-        Ok(Table { whole, addr, ram })
-    }
-}
-
-/// An indirect descriptor table.
-pub(crate) struct Table<'a, M> {
-    /// As much of it as lies in the region of its first byte.
-    whole: Segment,
-    addr: u64,
-    ram: &'a M,
-}
-
-impl<M: GuestRam> Table<'_, M> {
-    /// Descriptor `index`; the caller compares it with the table's length.
-    #[inline]
-    pub(crate) fn desc(&self, index: u32) -> Result<Desc, Untranslatable> {
-        let Ok(offset) = usize::try_from(u64::from(index).wrapping_mul(16)) else {
-            return Err(OutsideRam);
-        };
-        let ptr = self.whole.as_ptr().wrapping_add(offset);
-        let fits = offset
-            .checked_add(16)
-            .is_some_and(|end| end <= self.whole.len());
-        if !fits || !ptr.addr().is_multiple_of(align_of::<u64>()) {
-            return self.desc_slow(offset);
-        }
-        let ptr = ptr.cast::<u64>();
-        // SAFETY: offset + 16 lies in the segment, which `ram` keeps mapped, and is aligned.
-        let (addr, rest) = unsafe { (ptr.read_volatile(), ptr.add(1).read_volatile()) };
-        Ok(Desc::from_words(addr, rest))
-    }
-
-    /// A descriptor that is unaligned or crosses regions, gathered byte-wise.
-    #[cold]
-    fn desc_slow(&self, offset: usize) -> Result<Desc, Untranslatable> {
-        let mut bytes = [0; 16];
-        let mut at = u64::try_from(offset)
-            .ok()
-            .and_then(|offset| self.addr.checked_add(offset));
-        let mut rest = &mut bytes[..];
-        while !rest.is_empty() {
-            let addr = at.ok_or(OutsideRam)?;
-            let region = self.ram.region(addr, Access::Read).ok_or(OutsideRam)?;
-            let run = usize::try_from(region.available(addr)).unwrap_or(usize::MAX);
-            let run = run.min(rest.len());
-            let segment = region.segment(addr, run).ok_or(OutsideRam)?;
-            let (now, later) = rest.split_at_mut_checked(run).ok_or(OutsideRam)?;
-            if now.is_empty() {
-                return Err(OutsideRam);
-            }
-            // SAFETY: the segment has `run` bytes, and `ram` keeps them mapped.
-            unsafe { copy::from_guest(now, segment.as_ptr()) };
-            rest = later;
-            at = addr.checked_add(u64::try_from(run).unwrap_or(u64::MAX));
-        }
-        let word = |range: core::ops::Range<usize>| {
-            bytes
-                .get(range)
-                .and_then(|b| <[u8; 8]>::try_from(b).ok())
-                .map(u64::from_ne_bytes)
-                .ok_or(OutsideRam)
-        };
-        Ok(Desc::from_words(word(0..8)?, word(8..16)?))
-    }
-}
-
-/// The segments of one chain, with what keeps them mapped. Only a [`Translator`] adds to them.
+/// The segments of one chain, with what keeps them mapped. Only a [`Gather`] adds to them.
 pub(crate) struct Buffers<M> {
-    segments: Vec<Segment>,
+    pub(super) segments: Vec<Segment>,
     /// Most segments that crossing regions may bring the chain to.
-    limit: usize,
-    ram: M,
+    pub(super) limit: usize,
+    pub(super) ram: M,
 }
 
 impl<M: GuestRam> Buffers<M> {
@@ -197,11 +20,6 @@ impl<M: GuestRam> Buffers<M> {
             limit,
             ram,
         }
-    }
-
-    #[inline]
-    pub(crate) fn clear(&mut self) {
-        self.segments.clear();
     }
 
     #[inline]

@@ -1,7 +1,8 @@
 //! The three parts of a ring, translated and bounds-checked once, as the device's end touches them.
 
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
+use super::translate::Descs;
 use crate::mem::{Access, GuestRam, Segment};
 use crate::ring::{self, DeviceCells, ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET};
 use crate::spec::ring::{AVAIL_ALIGN, DESC_ALIGN, USED_ALIGN};
@@ -114,19 +115,12 @@ impl<M: GuestRam> DeviceRing<M> {
         self.mask.wrapping_add(1)
     }
 
-    /// Descriptor `index`, modulo the size.
+    /// The descriptor table.
     #[inline]
-    pub(crate) fn desc(&self, index: u16) -> Desc {
-        let at = usize::from(index & self.mask).wrapping_mul(16);
-        // SAFETY: `map` checked size × 16 bytes at `desc`, aligned to 16; the masked index is below
-        // size; `ram` keeps them mapped; all accesses to ring words are atomic.
-        unsafe {
-            let desc = self.desc.add(at).cast_mut().cast::<u64>();
-            Desc::from_words(
-                AtomicU64::from_ptr(desc).load(Ordering::Relaxed),
-                AtomicU64::from_ptr(desc.add(1)).load(Ordering::Relaxed),
-            )
-        }
+    pub(crate) fn table(&self) -> Descs<'_> {
+        // SAFETY: `map` checked size × 16 bytes at `desc`, aligned to 16, and `ram` keeps them mapped
+        // for as long as the borrow of `self`.
+        unsafe { Descs::new(self.desc, u32::from(self.mask).wrapping_add(1)) }
     }
 
     /// Entry `position` of the available ring, modulo the size: the head of a chain.

@@ -23,12 +23,14 @@ mod ram;
 pub(crate) mod reset;
 #[cfg(test)]
 pub(crate) mod testbed;
+mod translate;
 
+pub(crate) use buffers::Buffers;
 pub use buffers::Cursor;
-pub(crate) use buffers::{Buffers, Translator, Untranslatable};
 pub(crate) use device_ring::{Desc, DeviceRing, RingFault};
 pub use plain::PlainRam;
 pub use ram::{Access, GuestRam, RamRegion, Segment};
+pub(crate) use translate::{DescSource, Gather, Scattered, Table, Translator, Untranslatable};
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -44,6 +44,26 @@ impl RamRegion {
         host: core::ptr::null_mut(),
     };
 
+    #[inline]
+    pub(crate) fn guest(&self) -> u64 {
+        self.guest
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The `len` bytes at `offset`, which the caller has compared with the region's length.
+    #[inline]
+    pub(super) fn at(&self, offset: u64, len: u32) -> Segment {
+        Segment {
+            // Within the mapping, so within the address space.
+            ptr: self.host.wrapping_add(low_usize(offset)),
+            len: widen(len),
+        }
+    }
+
     /// Bytes from `addr` to the end of the region; 0 when `addr` lies outside.
     #[inline]
     #[must_use]
@@ -150,4 +170,22 @@ impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:p}+{:#x}", self.ptr, self.len)
     }
+}
+
+const _: () = assert!(usize::BITS >= 32, "a length of 32 bits is a usize");
+
+/// A 32-bit number, which every pointer can be moved by.
+#[inline]
+pub(super) const fn widen(number: u32) -> usize {
+    number as usize
+}
+
+/// An offset into a mapping, which is no larger than the address space.
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a mapping fits the address space"
+)]
+const fn low_usize(offset: u64) -> usize {
+    offset as usize
 }
