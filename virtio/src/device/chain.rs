@@ -44,37 +44,18 @@ pub(super) struct Slot<M: GuestRam> {
     pub(super) position: u16,
     /// The request is the driver's to get back: forgetting it breaks the queue.
     pub(super) armed: bool,
-    /// Segments before this one are readable, those from it on writable.
-    pub(super) writable_at: usize,
-    pub(super) readable_len: u64,
-    pub(super) writable_len: u64,
     pub(super) buffers: Buffers<M>,
     pub(super) latch: Arc<Latch>,
 }
 
 impl<M: GuestRam> Slot<M> {
-    pub(super) fn new(ram: M, latch: Arc<Latch>, limit: usize) -> Self {
+    pub(super) fn new(ram: M, latch: Arc<Latch>) -> Self {
         Self {
             head: 0,
             position: 0,
             armed: false,
-            writable_at: 0,
-            readable_len: 0,
-            writable_len: 0,
-            buffers: Buffers::new(ram, limit),
+            buffers: Buffers::new(ram),
             latch,
-        }
-    }
-
-    /// Marks the writable part dirty. All of it: what the kernel wrote into it nobody counted.
-    #[inline]
-    pub(super) fn mark_dirty(&self) {
-        let ram = self.buffers.ram();
-        if ram.tracks_dirty() {
-            let writable = self.buffers.segments().get(self.writable_at..);
-            for segment in writable.unwrap_or_default() {
-                ram.mark_dirty(segment, segment.len());
-            }
         }
     }
 }
@@ -82,7 +63,7 @@ impl<M: GuestRam> Slot<M> {
 impl<M: GuestRam> Drop for Slot<M> {
     fn drop(&mut self) {
         if self.armed {
-            self.mark_dirty();
+            self.buffers.mark_dirty();
             self.latch.set();
         }
     }
@@ -108,52 +89,42 @@ impl<M: GuestRam> Chain<M> {
     #[inline]
     #[must_use]
     pub fn readable(&self) -> &[Segment] {
-        let segments = self.0.buffers.segments();
-        segments.get(..self.0.writable_at).unwrap_or_default()
+        self.0.buffers.readable()
     }
 
     /// The device-writable segments, none of them empty.
     #[inline]
     #[must_use]
     pub fn writable(&self) -> &[Segment] {
-        let segments = self.0.buffers.segments();
-        segments.get(self.0.writable_at..).unwrap_or_default()
+        self.0.buffers.writable()
     }
 
     /// Bytes of the readable part.
     #[inline]
     #[must_use]
     pub fn readable_len(&self) -> u64 {
-        self.0.readable_len
+        self.0.buffers.readable_len()
     }
 
     /// Bytes of the writable part.
     #[inline]
     #[must_use]
     pub fn writable_len(&self) -> u64 {
-        self.0.writable_len
+        self.0.buffers.writable_len()
     }
 
     /// A reader at the start of the readable part.
     #[inline]
     #[must_use]
     pub fn reader(&self) -> Reader<'_> {
-        Reader(
-            self.0
-                .buffers
-                .cursor(0..self.0.writable_at, self.0.readable_len),
-        )
+        Reader(self.0.buffers.reading())
     }
 
     /// A writer at the start of the writable part.
     #[inline]
     #[must_use]
     pub fn writer(&mut self) -> Writer<'_> {
-        let end = self.0.buffers.segments().len();
-        let cursor = self
-            .0
-            .buffers
-            .cursor(self.0.writable_at..end, self.0.writable_len);
+        let cursor = self.0.buffers.writing();
         Writer { cursor, written: 0 }
     }
 
@@ -163,19 +134,9 @@ impl<M: GuestRam> Chain<M> {
     /// # Errors
     /// The readable part ends before `start + len`.
     pub fn readable_range(&mut self, start: u64, len: u64) -> Result<&[Segment], ShortChain> {
-        let short = ShortChain {
-            wanted: start.saturating_add(len),
-            left: self.0.readable_len,
-        };
-        if short.wanted > short.left {
-            return Err(short);
-        }
-        let before = self.0.buffers.segments().len();
-        let first = self.boundary(0, start).ok_or(short)?;
-        let last = self.boundary(first, len).ok_or(short)?;
-        let added = self.0.buffers.segments().len().saturating_sub(before);
-        self.0.writable_at = self.0.writable_at.saturating_add(added);
-        self.0.buffers.segments().get(first..last).ok_or(short)
+        let left = self.readable_len();
+        let range = self.0.buffers.readable_range(start, len);
+        range.ok_or(short(start, len, left))
     }
 
     /// The `len` writable bytes from `start` on as whole segments; see
@@ -184,38 +145,16 @@ impl<M: GuestRam> Chain<M> {
     /// # Errors
     /// The writable part ends before `start + len`.
     pub fn writable_range(&mut self, start: u64, len: u64) -> Result<&[Segment], ShortChain> {
-        let short = ShortChain {
-            wanted: start.saturating_add(len),
-            left: self.0.writable_len,
-        };
-        if short.wanted > short.left {
-            return Err(short);
-        }
-        let first = self.boundary(self.0.writable_at, start).ok_or(short)?;
-        let last = self.boundary(first, len).ok_or(short)?;
-        self.0.buffers.segments().get(first..last).ok_or(short)
-    }
-
-    /// Index of the segment that begins `bytes` after segment `from`, made so by a split if need be.
-    fn boundary(&mut self, from: usize, bytes: u64) -> Option<usize> {
-        let mut left = usize::try_from(bytes).ok()?;
-        let mut index = from;
-        while left > 0 {
-            let len = self.0.buffers.segments().get(index)?.len();
-            if left < len {
-                self.0.buffers.split(index, left)?;
-            }
-            left = left.saturating_sub(len);
-            index = index.checked_add(1)?;
-        }
-        Some(index)
+        let left = self.writable_len();
+        let range = self.0.buffers.writable_range(start, len);
+        range.ok_or(short(start, len, left))
     }
 
     /// Gives the chain up without completing it and without breaking its queue. Only for a queue that
     /// is being reset, when the driver has taken all its buffers back, or is being saved, when the
     /// restored queue hands the chain out again.
     pub fn abandon(mut self) {
-        self.0.mark_dirty();
+        self.0.buffers.mark_dirty();
         self.0.armed = false;
     }
 }
@@ -371,6 +310,11 @@ impl<'a> Writer<'a> {
     fn count(&mut self, bytes: u64) {
         self.written = self.written.saturating_add(bytes);
     }
+}
+
+fn short(start: u64, len: u64, left: u64) -> ShortChain {
+    let wanted = start.saturating_add(len);
+    ShortChain { wanted, left }
 }
 
 fn enough(cursor: &Cursor<'_>, wanted: usize) -> Result<(), ShortChain> {

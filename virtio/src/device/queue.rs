@@ -17,8 +17,8 @@ pub use super::config::{
     ActivateError, InFlight, Part, QueueConfig, QueueState, RestoreError, RingFeatures,
 };
 pub use super::walk::ChainFault;
-use super::walk::Walk;
-use crate::mem::{DeviceRing, Gather, GuestRam, Translator};
+use super::walk::{Rules, walk};
+use crate::mem::{DeviceRing, GuestRam, Translator};
 use crate::ring::{self, DeviceCells};
 
 /// Whether the driver asked to be interrupted.
@@ -59,7 +59,7 @@ pub enum ChainError {
 /// more requests are in flight than ever before and then reused.
 pub struct ActiveQueue<M: GuestRam> {
     ring: DeviceRing<M>,
-    translator: Translator,
+    rules: Rules,
     /// Next entry of the available ring.
     next_avail: u16,
     /// Entries before this one may be popped without another look at the index.
@@ -67,14 +67,12 @@ pub struct ActiveQueue<M: GuestRam> {
     /// Next entry of the used ring; published up to `published`.
     next_used: u16,
     published: u16,
-    /// Most descriptors of a chain, direct and indirect together.
-    limit: u16,
     /// Chains this pass may still take from the ring; `None` is no limit.
     budget: Option<u16>,
     features: RingFeatures,
     drained: bool,
-    /// For each head, whether it is in flight, and its place in the available ring's sequence.
-    heads: Box<[Head]>,
+    /// For each head `FREE`, or while it is in flight its place in the available ring's sequence.
+    heads: Box<[u32]>,
     /// Unused slots, the last used on top.
     pool: Vec<Box<Slot<M>>>,
     /// In order only: which positions, modulo the size, are done but wait for earlier ones.
@@ -88,11 +86,8 @@ pub struct ActiveQueue<M: GuestRam> {
     config: QueueState,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Head {
-    in_flight: bool,
-    position: u16,
-}
+/// A head that is the driver's. (Positions have 16 bits.)
+const FREE: u32 = u32::MAX;
 
 /// What there is to pop.
 enum Supply {
@@ -115,16 +110,20 @@ impl<M: GuestRam> ActiveQueue<M> {
         replay.reverse();
         let mut queue = Self {
             ring,
-            translator: Translator::new(),
+            // Crossing regions, a chain may have more segments than descriptors, but not many more.
+            rules: Rules {
+                translator: Translator::new(usize::from(max_size).saturating_mul(2)),
+                limit: max_size,
+                indirect: features.indirect,
+            },
             next_avail: state.next_avail,
             horizon: state.next_avail,
             next_used: state.next_used,
             published: state.published,
-            limit: max_size,
             budget: None,
             features,
             drained: false,
-            heads: vec![Head::default(); size].into_boxed_slice(),
+            heads: vec![FREE; size].into_boxed_slice(),
             pool: Vec::with_capacity(size),
             done: vec![false; if features.in_order { size } else { 0 }].into_boxed_slice(),
             replay,
@@ -255,9 +254,8 @@ impl<M: GuestRam> ActiveQueue<M> {
 
     #[cold]
     fn new_slot(&self) -> Box<Slot<M>> {
-        let limit = usize::from(self.limit).saturating_mul(2);
         let latch = Arc::clone(&self.latch);
-        Box::new(Slot::new(self.ring.ram().clone(), latch, limit))
+        Box::new(Slot::new(self.ring.ram().clone(), latch))
     }
 
     #[inline]
@@ -266,22 +264,15 @@ impl<M: GuestRam> ActiveQueue<M> {
             .heads
             .get_mut(usize::from(head))
             .ok_or(ChainFault::IndexOutOfRange)?;
-        if state.in_flight {
+        if *state != FREE {
             return Err(ChainFault::Duplicate);
         }
-        *state = Head {
-            in_flight: true,
-            position,
-        };
-        let gather = Gather::new(&self.translator, &mut slot.buffers);
-        let walk = Walk::new(gather, self.limit);
-        let extent = walk.chain(&self.ring, head, self.features.indirect)?;
+        *state = u32::from(position);
+        let first = self.ring.desc(head).ok_or(ChainFault::IndexOutOfRange)?;
+        walk(&self.ring, &self.rules, &mut slot.buffers, first)?;
         slot.head = head;
         slot.position = position;
         slot.armed = true;
-        slot.writable_at = extent.writable_at;
-        slot.readable_len = extent.readable;
-        slot.writable_len = extent.writable;
         Ok(())
     }
 
@@ -295,12 +286,12 @@ impl<M: GuestRam> ActiveQueue<M> {
             self.latch.set();
             return;
         }
-        let writable = u32::try_from(slot.writable_len).unwrap_or(u32::MAX);
+        let writable = u32::try_from(slot.buffers.writable_len()).unwrap_or(u32::MAX);
         let written = written.min(writable);
-        slot.mark_dirty();
+        slot.buffers.mark_dirty();
         slot.armed = false;
         if let Some(head) = self.heads.get_mut(usize::from(slot.head)) {
-            head.in_flight = false;
+            *head = FREE;
         }
         if self.features.in_order {
             self.ring.set_used_entry(slot.position, slot.head, written);
@@ -393,10 +384,9 @@ impl<M: GuestRam> ActiveQueue<M> {
     /// from it hands them out again, so they must not be completed on this one any more.
     #[must_use]
     pub fn save(&self) -> QueueState {
-        let live = (0..).zip(&self.heads).filter(|(_, state)| state.in_flight);
-        let live = live.map(|(head, state)| InFlight {
-            position: state.position,
-            head,
+        let live = (0..).zip(&self.heads).filter_map(|(head, state)| {
+            let position = u16::try_from(*state).ok()?;
+            Some(InFlight { position, head })
         });
         let mut state = QueueState {
             next_avail: self.next_avail,

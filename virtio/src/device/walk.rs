@@ -6,9 +6,10 @@
 use thiserror::Error;
 
 use crate::mem::{
-    Desc, DescSource, DeviceRing, Gather, GuestRam, Scattered, Table, Untranslatable,
+    Access, Buffers, Desc, DescSource, DeviceRing, Gather, GuestRam, Scattered, Table, Translator,
+    Untranslatable,
 };
-use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, MAX_CHAIN_BYTES};
+use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE};
 
 /// What is wrong with a descriptor chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -48,97 +49,106 @@ pub enum ChainFault {
     IndirectNested,
 }
 
-/// What a chain amounts to, besides its segments.
-pub(super) struct Extent {
-    /// Number of readable segments.
-    pub(super) writable_at: usize,
-    /// Bytes of them.
-    pub(super) readable: u64,
-    /// Bytes of the writable segments.
-    pub(super) writable: u64,
+/// Takes the chain that begins with `first`, the descriptor at its head, into `buffers`.
+#[inline]
+pub(super) fn walk<M: GuestRam>(
+    ring: &DeviceRing<M>,
+    rules: &Rules,
+    buffers: &mut Buffers<M>,
+    first: Desc,
+) -> Result<(), ChainFault> {
+    if first.flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0
+        && rules
+            .translator
+            .single(buffers, first.addr, first.len, access(first))
+    {
+        return Ok(());
+    }
+    direct(ring, rules, buffers, first)
+}
+
+/// What holds for all chains of a queue.
+pub(super) struct Rules {
+    pub(super) translator: Translator,
+    /// Most descriptors of a chain, direct and indirect together.
+    pub(super) limit: u16,
+    /// Whether indirect tables were negotiated.
+    pub(super) indirect: bool,
+}
+
+fn access(desc: Desc) -> Access {
+    if desc.flags & DESC_F_WRITE == 0 {
+        Access::Read
+    } else {
+        Access::Write
+    }
+}
+
+/// Follows a chain through the ring's own table and, at its end, an indirect one.
+#[inline(never)]
+fn direct<M: GuestRam>(
+    ring: &DeviceRing<M>,
+    rules: &Rules,
+    buffers: &mut Buffers<M>,
+    first: Desc,
+) -> Result<(), ChainFault> {
+    let mut walk = Walk::new(rules, buffers);
+    if first.flags & DESC_F_INDIRECT != 0 {
+        return walk.indirect(ring.ram(), rules, first);
+    }
+    match walk.follow(&ring.table(), first)? {
+        None => walk.finish(),
+        Some(desc) => walk.indirect(ring.ram(), rules, desc),
+    }
 }
 
 /// One chain being taken apart.
-pub(super) struct Walk<'a, M: GuestRam> {
+struct Walk<'a, M: GuestRam> {
     gather: Gather<'a, M>,
     /// Descriptors the chain may still have.
     left: u16,
-    /// `DESC_F_WRITE` once a writable descriptor has been seen.
-    write: u16,
-    /// Bytes of the current part, readable or writable.
-    bytes: u64,
-    /// Segments and bytes of the readable part, once it is over.
-    readable: (usize, u64),
 }
 
 impl<'a, M: GuestRam> Walk<'a, M> {
-    #[inline]
-    pub(super) fn new(gather: Gather<'a, M>, limit: u16) -> Self {
+    #[inline(always)]
+    fn new(rules: &'a Rules, buffers: &'a mut Buffers<M>) -> Self {
         Self {
-            gather,
-            left: limit,
-            write: 0,
-            bytes: 0,
-            readable: (0, 0),
+            gather: Gather::new(&rules.translator, buffers),
+            left: rules.limit,
         }
     }
 
-    /// Follows the chain from `head` on through the ring's own table and, at its end, an indirect one.
-    #[inline]
-    pub(super) fn chain(
-        mut self,
-        ring: &DeviceRing<M>,
-        head: u16,
-        indirect: bool,
-    ) -> Result<Extent, ChainFault> {
-        match self.follow(&ring.table(), head)? {
-            None => self.finish(),
-            Some(desc) => self.indirect(desc, indirect),
-        }
-    }
-
-    /// Follows the links of one table until they end, or come to an indirect descriptor.
-    #[inline]
-    fn follow(&mut self, table: &impl DescSource, first: u16) -> Result<Option<Desc>, ChainFault> {
-        let mut index = u32::from(first);
+    /// Follows the links of one table from `first` on until they end, or come to an indirect
+    /// descriptor.
+    #[inline(always)]
+    fn follow(&mut self, table: &impl DescSource, first: Desc) -> Result<Option<Desc>, ChainFault> {
+        let mut desc = first;
         loop {
-            let desc = table.get(index)?;
-            let desc = desc.ok_or(ChainFault::IndexOutOfRange)?;
             // Most descriptors are like the one before.
-            if desc.flags & (DESC_F_INDIRECT | DESC_F_WRITE) != self.write {
+            if desc.flags & DESC_F_INDIRECT != 0 || access(desc) != self.gather.access() {
                 if desc.flags & DESC_F_INDIRECT != 0 {
                     return Ok(Some(desc));
                 }
-                self.turn_writable()?;
+                if self.gather.access() == Access::Write {
+                    return Err(ChainFault::ReadableAfterWritable);
+                }
+                self.gather.turn_writable();
             }
             self.left = self.left.checked_sub(1).ok_or(ChainFault::TooLong)?;
-            // At most 2^15 descriptors of 2^32 bytes: no sum here can wrap.
-            self.bytes = self.bytes.wrapping_add(u64::from(desc.len));
             self.gather.add(desc.addr, desc.len)?;
             if desc.flags & DESC_F_NEXT == 0 {
                 return Ok(None);
             }
-            index = u32::from(desc.next);
+            let next = table.get(u32::from(desc.next))?;
+            desc = next.ok_or(ChainFault::IndexOutOfRange)?;
         }
-    }
-
-    /// A descriptor of the other kind: the first writable one, or one out of place.
-    #[inline(always)]
-    fn turn_writable(&mut self) -> Result<(), ChainFault> {
-        if self.write != 0 {
-            return Err(ChainFault::ReadableAfterWritable);
-        }
-        self.write = DESC_F_WRITE;
-        self.readable = (self.gather.len(), core::mem::take(&mut self.bytes));
-        self.gather.turn_writable();
-        Ok(())
     }
 
     /// Follows the table that `desc`, the last direct descriptor, points to. Its own `DESC_F_WRITE`
     /// says nothing (section 2.7.5.3.2).
     #[inline(never)]
-    fn indirect(mut self, desc: Desc, negotiated: bool) -> Result<Extent, ChainFault> {
-        if !negotiated {
+    fn indirect(self, ram: &M, rules: &Rules, desc: Desc) -> Result<(), ChainFault> {
+        if !rules.indirect {
             return Err(ChainFault::IndirectNotNegotiated);
         }
         if desc.flags & DESC_F_NEXT != 0 {
@@ -148,41 +158,35 @@ impl<'a, M: GuestRam> Walk<'a, M> {
             return Err(ChainFault::IndirectLength);
         }
         let entries = desc.len.wrapping_div(DESC_SIZE);
-        let nested = match self.gather.table(desc.addr, entries)? {
-            Table::Whole(table) => self.follow(&table, 0)?,
-            Table::Scattered(table) => return self.scattered(&table),
-        };
-        match nested {
-            None => self.finish(),
-            Some(_) => Err(ChainFault::IndirectNested),
+        match self.gather.table(ram, desc.addr, entries)? {
+            Table::Whole(table) => self.last(&table),
+            Table::Scattered(table) => self.scattered(&table),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn scattered(mut self, table: &Scattered<'_, M>) -> Result<Extent, ChainFault> {
-        match self.follow(table, 0)? {
+    fn scattered(self, table: &Scattered<'_, M>) -> Result<(), ChainFault> {
+        self.last(table)
+    }
+
+    /// Follows the last table of a chain to its end.
+    #[inline(always)]
+    fn last(mut self, table: &impl DescSource) -> Result<(), ChainFault> {
+        let first = table.get(0)?.ok_or(ChainFault::IndexOutOfRange)?;
+        match self.follow(table, first)? {
             None => self.finish(),
             Some(_) => Err(ChainFault::IndirectNested),
         }
     }
 
-    #[inline]
-    fn finish(mut self) -> Result<Extent, ChainFault> {
-        let (writable_at, readable, writable) = if self.write == 0 {
-            (self.gather.len(), self.bytes, 0)
+    #[inline(always)]
+    fn finish(self) -> Result<(), ChainFault> {
+        if self.gather.finish() {
+            Ok(())
         } else {
-            (self.readable.0, self.readable.1, self.bytes)
-        };
-        if readable.wrapping_add(writable) > MAX_CHAIN_BYTES {
-            return Err(ChainFault::TooManyBytes);
+            Err(ChainFault::TooManyBytes)
         }
-        self.gather.settle();
-        Ok(Extent {
-            writable_at,
-            readable,
-            writable,
-        })
     }
 }
 

@@ -1,51 +1,126 @@
 //! The segments of one chain, and the cursor that moves bytes through them.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use super::copy;
 use crate::mem::{GuestRam, Segment};
 
-/// The segments of one chain, with what keeps them mapped. Only a [`Gather`] adds to them.
+/// The segments of one chain, with what keeps them mapped. Only translation adds to them.
 pub(crate) struct Buffers<M> {
     pub(super) segments: Vec<Segment>,
-    /// Most segments that crossing regions may bring the chain to.
-    pub(super) limit: usize,
+    /// Segments before this one are readable, those from it on writable.
+    pub(super) writable_at: usize,
+    /// Bytes of the two parts.
+    pub(super) readable_len: u64,
+    pub(super) writable_len: u64,
     pub(super) ram: M,
 }
 
 impl<M: GuestRam> Buffers<M> {
-    pub(crate) fn new(ram: M, limit: usize) -> Self {
+    pub(crate) fn new(ram: M) -> Self {
         Self {
             segments: Vec::new(),
-            limit,
+            writable_at: 0,
+            readable_len: 0,
+            writable_len: 0,
             ram,
         }
     }
 
     #[inline]
-    pub(crate) fn segments(&self) -> &[Segment] {
-        &self.segments
+    pub(crate) fn readable(&self) -> &[Segment] {
+        self.segments.get(..self.writable_at).unwrap_or_default()
     }
 
-    pub(crate) fn ram(&self) -> &M {
-        &self.ram
-    }
-
-    /// Splits segment `index` after `mid` bytes, so that a boundary falls between two segments.
-    pub(crate) fn split(&mut self, index: usize, mid: usize) -> Option<()> {
-        let (first, second) = self.segments.get(index)?.split_at(mid)?;
-        *self.segments.get_mut(index)? = first;
-        self.segments.insert(index.checked_add(1)?, second);
-        Some(())
-    }
-
-    /// A cursor at the start of the segments `range`.
     #[inline]
-    pub(crate) fn cursor(&self, range: core::ops::Range<usize>, bytes: u64) -> Cursor<'_> {
+    pub(crate) fn writable(&self) -> &[Segment] {
+        self.segments.get(self.writable_at..).unwrap_or_default()
+    }
+
+    #[inline]
+    pub(crate) fn readable_len(&self) -> u64 {
+        self.readable_len
+    }
+
+    #[inline]
+    pub(crate) fn writable_len(&self) -> u64 {
+        self.writable_len
+    }
+
+    /// Marks the writable part dirty. All of it: what the kernel wrote into it nobody counted.
+    #[inline]
+    pub(crate) fn mark_dirty(&self) {
+        if self.ram.tracks_dirty() {
+            for segment in self.writable() {
+                self.ram.mark_dirty(segment, segment.len());
+            }
+        }
+    }
+
+    /// The readable segments from byte `start` on for `len` bytes, split for good where need be;
+    /// `None` when there are fewer.
+    pub(crate) fn readable_range(&mut self, start: u64, len: u64) -> Option<&[Segment]> {
+        if start.checked_add(len)? > self.readable_len {
+            return None;
+        }
+        let before = self.segments.len();
+        let range = self.cut(0, start, len)?;
+        let added = self.segments.len().saturating_sub(before);
+        self.writable_at = self.writable_at.saturating_add(added);
+        self.segments.get(range)
+    }
+
+    /// The writable segments likewise.
+    pub(crate) fn writable_range(&mut self, start: u64, len: u64) -> Option<&[Segment]> {
+        if start.checked_add(len)? > self.writable_len {
+            return None;
+        }
+        let range = self.cut(self.writable_at, start, len)?;
+        self.segments.get(range)
+    }
+
+    fn cut(&mut self, from: usize, start: u64, len: u64) -> Option<Range<usize>> {
+        let first = self.boundary(from, start)?;
+        let last = self.boundary(first, len)?;
+        Some(first..last)
+    }
+
+    /// Index of the segment that begins `bytes` after segment `from`, made so by a split if need be.
+    fn boundary(&mut self, from: usize, bytes: u64) -> Option<usize> {
+        let mut left = usize::try_from(bytes).ok()?;
+        let mut index = from;
+        while left > 0 {
+            let segment = *self.segments.get(index)?;
+            let next = index.checked_add(1)?;
+            if left < segment.len() {
+                let (first, second) = segment.split_at(left)?;
+                *self.segments.get_mut(index)? = first;
+                self.segments.insert(next, second);
+            }
+            left = left.saturating_sub(segment.len());
+            index = next;
+        }
+        Some(index)
+    }
+
+    /// A cursor at the start of the readable part.
+    #[inline]
+    pub(crate) fn reading(&self) -> Cursor<'_> {
         Cursor {
-            segments: self.segments.get(range).unwrap_or_default(),
+            segments: self.readable(),
             offset: 0,
-            remaining: bytes,
+            remaining: self.readable_len,
+        }
+    }
+
+    /// A cursor at the start of the writable part.
+    #[inline]
+    pub(crate) fn writing(&mut self) -> Cursor<'_> {
+        Cursor {
+            segments: self.writable(),
+            offset: 0,
+            remaining: self.writable_len,
         }
     }
 }

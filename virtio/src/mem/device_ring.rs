@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
-use super::translate::Descs;
+use super::translate::{DescSource, Descs};
 use crate::mem::{Access, GuestRam, Segment};
 use crate::ring::{self, DeviceCells, ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET};
 use crate::spec::ring::{AVAIL_ALIGN, DESC_ALIGN, USED_ALIGN};
@@ -113,6 +113,12 @@ impl<M: GuestRam> DeviceRing<M> {
 
     pub(crate) fn size(&self) -> u16 {
         self.mask.wrapping_add(1)
+    }
+
+    /// The descriptor at the head of a chain; `None` beyond the table.
+    #[inline]
+    pub(crate) fn desc(&self, head: u16) -> Option<Desc> {
+        self.table().get(u32::from(head)).ok().flatten()
     }
 
     /// The descriptor table.

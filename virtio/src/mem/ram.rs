@@ -44,24 +44,18 @@ impl RamRegion {
         host: core::ptr::null_mut(),
     };
 
-    #[inline]
-    pub(crate) fn guest(&self) -> u64 {
-        self.guest
-    }
-
-    #[inline]
-    pub(crate) fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// The `len` bytes at `offset`, which the caller has compared with the region's length.
-    #[inline]
-    pub(super) fn at(&self, offset: u64, len: u32) -> Segment {
-        Segment {
+    /// The range `addr..addr + len`, if it lies wholly in this region and is not empty.
+    #[inline(always)]
+    pub(super) fn buffer(&self, addr: u64, len: u32) -> Option<Segment> {
+        let offset = addr.wrapping_sub(self.guest);
+        // Outside the region both differences are huge; and so is the last byte of an empty range.
+        let available = self.len.wrapping_sub(offset);
+        let last = u64::from(len).wrapping_sub(1);
+        (offset < self.len && last < available).then(|| Segment {
             // Within the mapping, so within the address space.
             ptr: self.host.wrapping_add(low_usize(offset)),
             len: widen(len),
-        }
+        })
     }
 
     /// Bytes from `addr` to the end of the region; 0 when `addr` lies outside.

@@ -1,6 +1,5 @@
 //! From guest addresses to host addresses: descriptor tables, and the buffers of a chain.
 
-use alloc::vec::Vec;
 use core::cell::Cell;
 use core::marker::PhantomData;
 
@@ -9,6 +8,7 @@ use super::copy;
 use super::device_ring::Desc;
 use super::ram::widen;
 use crate::mem::{Access, GuestRam, RamRegion, Segment};
+use crate::spec::ring::MAX_CHAIN_BYTES;
 
 /// Why a range of guest addresses gave no segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +27,16 @@ use Untranslatable::{Fragmented, OutsideRam};
 pub(crate) struct Translator {
     read: Cell<RamRegion>,
     write: Cell<RamRegion>,
+    /// Most segments that crossing regions may bring a chain to.
+    limit: usize,
 }
 
 impl Translator {
-    pub(crate) const fn new() -> Self {
+    pub(crate) const fn new(limit: usize) -> Self {
         Self {
             read: Cell::new(RamRegion::EMPTY),
             write: Cell::new(RamRegion::EMPTY),
+            limit,
         }
     }
 
@@ -56,6 +59,83 @@ impl Translator {
             Some(whole) => Table::Whole(unsafe { Descs::new(whole.as_ptr(), entries) }),
             None => Table::Scattered(Scattered { addr, entries, ram }),
         })
+    }
+}
+
+impl Translator {
+    #[inline(always)]
+    fn hint(&self, access: Access) -> &Cell<RamRegion> {
+        match access {
+            Access::Read => &self.read,
+            Access::Write => &self.write,
+        }
+    }
+
+    /// Makes `buffers` hold the one buffer of a chain of one, if it lies in the region last hit.
+    #[inline(always)]
+    pub(crate) fn single<M: GuestRam>(
+        &self,
+        buffers: &mut Buffers<M>,
+        addr: u64,
+        len: u32,
+        access: Access,
+    ) -> bool {
+        let Some(segment) = self.hint(access).get().buffer(addr, len) else {
+            return false;
+        };
+        if buffers.segments.capacity() == 0 {
+            return false;
+        }
+        // SAFETY: the vector has room for one.
+        unsafe {
+            buffers.segments.as_mut_ptr().write(segment);
+            buffers.segments.set_len(1);
+        }
+        let bytes = u64::from(len);
+        (
+            buffers.writable_at,
+            buffers.readable_len,
+            buffers.writable_len,
+        ) = match access {
+            Access::Read => (1, bytes, 0),
+            Access::Write => (0, 0, bytes),
+        };
+        true
+    }
+
+    /// Appends a buffer that is not wholly in the region last hit, or for which the vector must grow.
+    #[cold]
+    #[inline(never)]
+    fn append<M: GuestRam>(
+        &self,
+        buffers: &mut Buffers<M>,
+        addr: u64,
+        len: u32,
+        access: Access,
+    ) -> Result<(), Untranslatable> {
+        let (mut addr, mut left) = (addr, u64::from(len));
+        let hint = self.hint(access);
+        while left > 0 {
+            let region = look_up(hint, &buffers.ram, addr, access)?;
+            let run = region.available(addr).min(left);
+            let segment = usize::try_from(run)
+                .ok()
+                .filter(|run| *run > 0)
+                .and_then(|run| region.segment(addr, run))
+                .ok_or(OutsideRam)?;
+            if buffers.segments.len() >= self.limit {
+                return Err(Fragmented);
+            }
+            buffers.segments.push(segment);
+            left = left.saturating_sub(run);
+            // A range that runs over the end of the address space is nobody's memory.
+            addr = match addr.checked_add(run) {
+                Some(next) => next,
+                None if left == 0 => break,
+                None => return Err(OutsideRam),
+            };
+        }
+        Ok(())
     }
 }
 
@@ -170,68 +250,77 @@ impl<M: GuestRam> DescSource for Scattered<'_, M> {
 }
 
 /// Fills the buffers of one chain: first what the device reads, then what it writes.
+///
+/// Nothing of it is ever lent to a call that is not inlined, so that it stays in registers.
 pub(crate) struct Gather<'a, M> {
     translator: &'a Translator,
-    ram: &'a M,
-    segments: &'a mut Vec<Segment>,
-    /// The unused part of the vector, kept here so that it stays in registers.
+    buffers: &'a mut Buffers<M>,
+    /// The unused part of the vector.
     next: *mut Segment,
     end: *mut Segment,
-    limit: usize,
     access: Access,
-    /// The region last hit with that access.
-    hint: &'a Cell<RamRegion>,
+    /// Bytes of the part at hand.
+    bytes: u64,
 }
 
 impl<'a, M: GuestRam> Gather<'a, M> {
     /// Starts over with empty buffers.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(translator: &'a Translator, buffers: &'a mut Buffers<M>) -> Self {
         buffers.segments.clear();
         let spare = buffers.segments.spare_capacity_mut().as_mut_ptr_range();
         Self {
-            hint: &translator.read,
             translator,
-            ram: &buffers.ram,
+            buffers,
             next: spare.start.cast(),
             end: spare.end.cast(),
-            segments: &mut buffers.segments,
-            limit: buffers.limit,
             access: Access::Read,
+            bytes: 0,
         }
     }
 
+    /// What is done to the buffers that are added now.
+    #[inline(always)]
+    pub(crate) fn access(&self) -> Access {
+        self.access
+    }
+
     /// Segments so far.
-    #[inline]
-    pub(crate) fn len(&self) -> usize {
-        let bytes = self.next.addr().wrapping_sub(self.segments.as_ptr().addr());
+    #[inline(always)]
+    fn len(&self) -> usize {
+        let start = self.buffers.segments.as_ptr().addr();
+        let bytes = self.next.addr().wrapping_sub(start);
         bytes.checked_div(size_of::<Segment>()).unwrap_or(0)
     }
 
     /// From here on, buffers are for the device to write.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn turn_writable(&mut self) {
         self.access = Access::Write;
-        self.hint = &self.translator.write;
+        self.buffers.writable_at = self.len();
+        self.buffers.readable_len = core::mem::take(&mut self.bytes);
     }
 
     /// See [`Translator::table`].
-    #[inline]
-    pub(crate) fn table(&self, addr: u64, entries: u32) -> Result<Table<'a, M>, Untranslatable> {
-        self.translator.table(self.ram, addr, entries)
+    #[inline(always)]
+    pub(crate) fn table<'r>(
+        &self,
+        ram: &'r M,
+        addr: u64,
+        entries: u32,
+    ) -> Result<Table<'r, M>, Untranslatable> {
+        self.translator.table(ram, addr, entries)
     }
 
     /// Appends `addr..addr + len`: one segment, or one for each region it crosses, or none.
     #[inline(always)]
     pub(crate) fn add(&mut self, addr: u64, len: u32) -> Result<(), Untranslatable> {
-        let hint = self.hint.get();
-        let offset = addr.wrapping_sub(hint.guest());
-        // Behind the region both differences are huge; so is the last byte of an empty buffer, which
-        // goes the slow way.
-        let available = hint.len().wrapping_sub(offset);
-        let last = u64::from(len).wrapping_sub(1);
-        if offset < hint.len() && last < available && self.next != self.end {
-            let segment = hint.at(offset, len);
+        // At most 2^15 buffers of 2^32 bytes: the sum can't wrap.
+        self.bytes = self.bytes.wrapping_add(u64::from(len));
+        let hint = self.translator.hint(self.access).get();
+        if self.next != self.end
+            && let Some(segment) = hint.buffer(addr, len)
+        {
             // SAFETY: `next` is before `end`, so in the vector's allocation and unused.
             unsafe {
                 self.next.write(segment);
@@ -239,67 +328,34 @@ impl<'a, M: GuestRam> Gather<'a, M> {
             }
             return Ok(());
         }
-        // What is handed on is copied, so that nothing of `self` need lie in memory.
         self.settle();
-        let missed = Missed {
-            addr,
-            len,
-            access: self.access,
-            limit: self.limit,
-        };
-        let done = missed.add(self.hint, self.ram, self.segments);
-        let spare = self.segments.spare_capacity_mut().as_mut_ptr_range();
+        self.translator
+            .append(self.buffers, addr, len, self.access)?;
+        let spare = self.buffers.segments.spare_capacity_mut();
+        let spare = spare.as_mut_ptr_range();
         (self.next, self.end) = (spare.start.cast(), spare.end.cast());
-        done
+        Ok(())
     }
 
-    /// Ends: the buffers hold what was added. (Dropped instead, they are empty or hold less.)
-    #[inline]
-    pub(crate) fn settle(&mut self) {
+    /// Makes the vector as long as what was written to it.
+    #[inline(always)]
+    fn settle(&mut self) {
         let len = self.len();
         // SAFETY: everything before `next` was there or has been written by `add`.
-        unsafe { self.segments.set_len(len) };
+        unsafe { self.buffers.segments.set_len(len) };
     }
-}
 
-/// A buffer that is not wholly in the region last hit, or for which the vector must grow.
-struct Missed {
-    addr: u64,
-    len: u32,
-    access: Access,
-    limit: usize,
-}
-
-impl Missed {
-    #[cold]
-    #[inline(never)]
-    fn add<M: GuestRam>(
-        self,
-        hint: &Cell<RamRegion>,
-        ram: &M,
-        out: &mut Vec<Segment>,
-    ) -> Result<(), Untranslatable> {
-        let (mut addr, mut left) = (self.addr, u64::from(self.len));
-        while left > 0 {
-            let region = look_up(hint, ram, addr, self.access)?;
-            let run = region.available(addr).min(left);
-            let segment = usize::try_from(run)
-                .ok()
-                .filter(|run| *run > 0)
-                .and_then(|run| region.segment(addr, run))
-                .ok_or(OutsideRam)?;
-            if out.len() >= self.limit {
-                return Err(Fragmented);
-            }
-            out.push(segment);
-            left = left.saturating_sub(run);
-            // A range that runs over the end of the address space is nobody's memory.
-            addr = match addr.checked_add(run) {
-                Some(next) => next,
-                None if left == 0 => break,
-                None => return Err(OutsideRam),
-            };
+    /// Ends the buffers; false if they hold more bytes than a chain may.
+    #[inline(always)]
+    pub(crate) fn finish(mut self) -> bool {
+        self.settle();
+        let buffers = self.buffers;
+        if self.access == Access::Read {
+            buffers.writable_at = buffers.segments.len();
+            (buffers.readable_len, buffers.writable_len) = (self.bytes, 0);
+        } else {
+            buffers.writable_len = self.bytes;
         }
-        Ok(())
+        buffers.readable_len.wrapping_add(buffers.writable_len) <= MAX_CHAIN_BYTES
     }
 }
