@@ -1,39 +1,22 @@
-//! One mapping that both engines use: the peer as `vm-memory` shows it, ours through `GuestRam`.
-#![expect(
-    unsafe_code,
-    reason = "vouches for the mapping to the engine under test"
-)]
+//! The memory both engines work on: a machine's, without dirty tracking.
 
 use std::sync::Arc;
 
-use splitring_virtio::mem::{Access, GuestRam, RamRegion};
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use splitring_devices::ram::{Mapping, Ram};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestRegionMmap};
 
 /// Bytes of guest memory, from address 0 on.
-pub(crate) const MEMORY: usize = 64 << 20;
+const MEMORY: usize = 64 << 20;
 
-/// Guest memory, shared by both engines.
-#[derive(Clone)]
-pub(crate) struct Memory(pub(crate) Arc<GuestMemoryMmap<()>>);
-
-impl Memory {
-    pub(crate) fn new() -> Self {
-        let mapping = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]);
-        Self(Arc::new(mapping.expect("64 MiB can be mapped")))
-    }
-}
-
-// SAFETY: a region is a live mapping of the size it says, which the Arc keeps.
-unsafe impl GuestRam for Memory {
-    fn region(&self, addr: u64, _access: Access) -> Option<RamRegion> {
-        let region = self.0.find_region(GuestAddress(addr))?;
-        // SAFETY: as above.
-        Some(unsafe {
-            RamRegion::new(
-                region.start_addr().raw_value(),
-                region.len(),
-                region.as_ptr(),
-            )
-        })
-    }
+/// Fresh memory; the peers use the mapping inside it.
+pub(crate) fn new_memory() -> Ram {
+    let region = MmapRegionBuilder::new_with_bitmap(MEMORY, None)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+        .build()
+        .expect("64 MiB can be mapped");
+    let region = GuestRegionMmap::new(region, GuestAddress(0)).expect("it ends somewhere");
+    let mapping = Mapping::from_regions(vec![region]).expect("one region overlaps nothing");
+    Ram::new(Arc::new(mapping))
 }

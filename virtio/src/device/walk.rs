@@ -49,24 +49,6 @@ pub enum ChainFault {
     IndirectNested,
 }
 
-/// Takes the chain that begins with `first`, the descriptor at its head, into `buffers`.
-#[inline]
-pub(super) fn walk<M: GuestRam>(
-    ring: &DeviceRing<M>,
-    rules: &Rules,
-    buffers: &mut Buffers<M>,
-    first: Desc,
-) -> Result<(), ChainFault> {
-    if first.flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0
-        && rules
-            .translator
-            .single(buffers, first.addr, first.len, access(first))
-    {
-        return Ok(());
-    }
-    direct(ring, rules, buffers, first)
-}
-
 /// What holds for all chains of a queue.
 pub(super) struct Rules {
     pub(super) translator: Translator,
@@ -76,15 +58,36 @@ pub(super) struct Rules {
     pub(super) indirect: bool,
 }
 
-fn access(desc: Desc) -> Access {
-    if desc.flags & DESC_F_WRITE == 0 {
-        Access::Read
-    } else {
-        Access::Write
+/// Takes the chain that begins with `first`, the descriptor at its head, into `buffers`.
+#[inline]
+pub(super) fn walk<M: GuestRam>(
+    ring: &DeviceRing<M>,
+    rules: &Rules,
+    buffers: &mut Buffers<M>,
+    first: Desc,
+) -> Result<(), ChainFault> {
+    match first.flags(DESC_F_NEXT | DESC_F_INDIRECT) {
+        0 if single(rules, buffers, first) => Ok(()),
+        0 | DESC_F_NEXT => direct(ring, rules, buffers, first),
+        _ => {
+            let table = table(ring.ram(), rules, first)?;
+            last(Walk::new(rules, buffers), table)
+        }
     }
 }
 
-/// Follows a chain through the ring's own table and, at its end, an indirect one.
+/// A chain of one descriptor.
+#[inline(always)]
+fn single<M: GuestRam>(rules: &Rules, buffers: &mut Buffers<M>, desc: Desc) -> bool {
+    let access = match desc.flags(DESC_F_WRITE) {
+        0 => Access::Read,
+        _ => Access::Write,
+    };
+    let translator = &rules.translator;
+    translator.single(buffers, desc.addr(), desc.len(), access)
+}
+
+/// Follows a chain through the ring's own table and, at its end perhaps, an indirect one.
 #[inline(never)]
 fn direct<M: GuestRam>(
     ring: &DeviceRing<M>,
@@ -93,13 +96,50 @@ fn direct<M: GuestRam>(
     first: Desc,
 ) -> Result<(), ChainFault> {
     let mut walk = Walk::new(rules, buffers);
-    if first.flags & DESC_F_INDIRECT != 0 {
-        return walk.indirect(ring.ram(), rules, first);
-    }
     match walk.follow(&ring.table(), first)? {
         None => walk.finish(),
-        Some(desc) => walk.indirect(ring.ram(), rules, desc),
+        Some(desc) => {
+            let table = table(ring.ram(), rules, desc)?;
+            last(walk, table)
+        }
     }
+}
+
+/// The table that `desc`, the last direct descriptor, points to. Its own `DESC_F_WRITE` says nothing
+/// (section 2.7.5.3.2).
+#[inline]
+fn table<'r, M: GuestRam>(
+    ram: &'r M,
+    rules: &Rules,
+    desc: Desc,
+) -> Result<Table<'r, M>, ChainFault> {
+    if !rules.indirect {
+        return Err(ChainFault::IndirectNotNegotiated);
+    }
+    if desc.flags(DESC_F_NEXT) != 0 {
+        return Err(ChainFault::IndirectWithNext);
+    }
+    let len = desc.len();
+    if len == 0 || !len.is_multiple_of(DESC_SIZE) {
+        return Err(ChainFault::IndirectLength);
+    }
+    let entries = len.wrapping_div(DESC_SIZE);
+    Ok(rules.translator.table(ram, desc.addr(), entries)?)
+}
+
+/// Follows the last table of a chain to its end.
+#[inline(never)]
+fn last<M: GuestRam>(walk: Walk<'_, M>, table: Table<'_, M>) -> Result<(), ChainFault> {
+    match table {
+        Table::Whole(table) => walk.last(&table),
+        Table::Scattered(table) => scattered(walk, &table),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn scattered<M: GuestRam>(walk: Walk<'_, M>, table: &Scattered<'_, M>) -> Result<(), ChainFault> {
+    walk.last(table)
 }
 
 /// One chain being taken apart.
@@ -107,6 +147,8 @@ struct Walk<'a, M: GuestRam> {
     gather: Gather<'a, M>,
     /// Descriptors the chain may still have.
     left: u16,
+    /// `DESC_F_WRITE` once a writable descriptor has been seen.
+    like: u16,
 }
 
 impl<'a, M: GuestRam> Walk<'a, M> {
@@ -115,6 +157,7 @@ impl<'a, M: GuestRam> Walk<'a, M> {
         Self {
             gather: Gather::new(&rules.translator, buffers),
             left: rules.limit,
+            like: 0,
         }
     }
 
@@ -125,52 +168,27 @@ impl<'a, M: GuestRam> Walk<'a, M> {
         let mut desc = first;
         loop {
             // Most descriptors are like the one before.
-            if desc.flags & DESC_F_INDIRECT != 0 || access(desc) != self.gather.access() {
-                if desc.flags & DESC_F_INDIRECT != 0 {
+            if desc.flags(DESC_F_INDIRECT | DESC_F_WRITE) != self.like {
+                if desc.flags(DESC_F_INDIRECT) != 0 {
                     return Ok(Some(desc));
                 }
-                if self.gather.access() == Access::Write {
+                if self.like != 0 {
                     return Err(ChainFault::ReadableAfterWritable);
                 }
+                self.like = DESC_F_WRITE;
                 self.gather.turn_writable();
             }
             self.left = self.left.checked_sub(1).ok_or(ChainFault::TooLong)?;
-            self.gather.add(desc.addr, desc.len)?;
-            if desc.flags & DESC_F_NEXT == 0 {
+            self.gather.add(desc.addr(), desc.len())?;
+            if desc.flags(DESC_F_NEXT) == 0 {
                 return Ok(None);
             }
-            let next = table.get(u32::from(desc.next))?;
+            let next = table.get(desc.next())?;
             desc = next.ok_or(ChainFault::IndexOutOfRange)?;
         }
     }
 
-    /// Follows the table that `desc`, the last direct descriptor, points to. Its own `DESC_F_WRITE`
-    /// says nothing (section 2.7.5.3.2).
-    #[inline(never)]
-    fn indirect(self, ram: &M, rules: &Rules, desc: Desc) -> Result<(), ChainFault> {
-        if !rules.indirect {
-            return Err(ChainFault::IndirectNotNegotiated);
-        }
-        if desc.flags & DESC_F_NEXT != 0 {
-            return Err(ChainFault::IndirectWithNext);
-        }
-        if desc.len == 0 || !desc.len.is_multiple_of(DESC_SIZE) {
-            return Err(ChainFault::IndirectLength);
-        }
-        let entries = desc.len.wrapping_div(DESC_SIZE);
-        match self.gather.table(ram, desc.addr, entries)? {
-            Table::Whole(table) => self.last(&table),
-            Table::Scattered(table) => self.scattered(&table),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn scattered(self, table: &Scattered<'_, M>) -> Result<(), ChainFault> {
-        self.last(table)
-    }
-
-    /// Follows the last table of a chain to its end.
+    /// Follows the last table from its first entry to its end.
     #[inline(always)]
     fn last(mut self, table: &impl DescSource) -> Result<(), ChainFault> {
         let first = table.get(0)?.ok_or(ChainFault::IndexOutOfRange)?;

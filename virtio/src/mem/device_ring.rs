@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
-use super::translate::{DescSource, Descs};
+use super::translate::{Desc, DescSource, Descs};
 use crate::mem::{Access, GuestRam, Segment};
 use crate::ring::{self, DeviceCells, ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET};
 use crate::spec::ring::{AVAIL_ALIGN, DESC_ALIGN, USED_ALIGN};
@@ -14,47 +14,6 @@ pub(crate) enum RingFault {
     Misaligned,
     /// It does not lie in one region of memory.
     OutsideRam,
-}
-
-/// One descriptor, copied out of guest memory once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Desc {
-    pub(crate) addr: u64,
-    pub(crate) len: u32,
-    pub(crate) flags: u16,
-    pub(crate) next: u16,
-}
-
-impl Desc {
-    /// Takes the two halves of a descriptor apart, as loaded from memory.
-    #[inline]
-    pub(super) fn from_words(addr: u64, rest: u64) -> Self {
-        let rest = u64::from_le(rest);
-        Self {
-            addr: u64::from_le(addr),
-            len: low_u32(rest),
-            flags: low_u16(rest >> 32),
-            next: low_u16(rest >> 48),
-        }
-    }
-}
-
-#[inline]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "takes the low half on purpose"
-)]
-fn low_u32(word: u64) -> u32 {
-    word as u32
-}
-
-#[inline]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "takes the low 16 bits on purpose"
-)]
-fn low_u16(word: u64) -> u16 {
-    word as u16
 }
 
 /// The ring of one queue. Indices are taken modulo the size, so no call can leave it.

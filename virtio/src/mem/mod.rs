@@ -27,10 +27,12 @@ mod translate;
 
 pub(crate) use buffers::Buffers;
 pub use buffers::Cursor;
-pub(crate) use device_ring::{Desc, DeviceRing, RingFault};
+pub(crate) use device_ring::{DeviceRing, RingFault};
 pub use plain::PlainRam;
 pub use ram::{Access, GuestRam, RamRegion, Segment};
-pub(crate) use translate::{DescSource, Gather, Scattered, Table, Translator, Untranslatable};
+pub(crate) use translate::{
+    Desc, DescSource, Gather, Scattered, Table, Translator, Untranslatable,
+};
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -5,7 +5,6 @@ use core::marker::PhantomData;
 
 use super::buffers::Buffers;
 use super::copy;
-use super::device_ring::Desc;
 use super::ram::widen;
 use crate::mem::{Access, GuestRam, RamRegion, Segment};
 use crate::spec::ring::MAX_CHAIN_BYTES;
@@ -42,7 +41,7 @@ impl Translator {
 
     /// Where the descriptors of an indirect table are read from: `entries` of them at `addr`. Memory
     /// is not asked for beyond the first region: what lies there is found out when it is walked.
-    fn table<'a, M: GuestRam>(
+    pub(crate) fn table<'a, M: GuestRam>(
         &self,
         ram: &'a M,
         addr: u64,
@@ -156,6 +155,57 @@ fn look_up<M: GuestRam>(
 /// Bytes of a descriptor.
 const DESC_BYTES: usize = 16;
 
+/// One descriptor, copied out of guest memory once: two words, so that it travels in registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Desc {
+    addr: u64,
+    /// Length, flags and next, from the low end.
+    rest: u64,
+}
+
+impl Desc {
+    /// The two halves of a descriptor as loaded from memory.
+    #[inline(always)]
+    fn from_words(addr: u64, rest: u64) -> Self {
+        Self {
+            addr: u64::from_le(addr),
+            rest: u64::from_le(rest),
+        }
+    }
+
+    /// Guest-physical address of the buffer.
+    #[inline(always)]
+    pub(crate) fn addr(self) -> u64 {
+        self.addr
+    }
+
+    /// Bytes of the buffer.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the low half is the length"
+    )]
+    pub(crate) fn len(self) -> u32 {
+        self.rest as u32
+    }
+
+    /// Those of `DESC_F_…` that are set and in `mask`.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "what is masked has 16 bits"
+    )]
+    pub(crate) fn flags(self, mask: u16) -> u16 {
+        ((self.rest >> 32) & u64::from(mask)) as u16
+    }
+
+    /// Index of the next descriptor, under `DESC_F_NEXT`: 16 bits.
+    #[inline(always)]
+    pub(crate) fn next(self) -> u32 {
+        (self.rest >> 48) as u32
+    }
+}
+
 /// A table of descriptors: the ring's own, or an indirect one.
 pub(crate) trait DescSource {
     /// Copies descriptor `index` out; `None` beyond the table.
@@ -258,7 +308,8 @@ pub(crate) struct Gather<'a, M> {
     /// The unused part of the vector.
     next: *mut Segment,
     end: *mut Segment,
-    access: Access,
+    /// The region last hit with the access at hand.
+    hint: &'a Cell<RamRegion>,
     /// Bytes of the part at hand.
     bytes: u64,
 }
@@ -274,15 +325,19 @@ impl<'a, M: GuestRam> Gather<'a, M> {
             buffers,
             next: spare.start.cast(),
             end: spare.end.cast(),
-            access: Access::Read,
+            hint: &translator.read,
             bytes: 0,
         }
     }
 
     /// What is done to the buffers that are added now.
     #[inline(always)]
-    pub(crate) fn access(&self) -> Access {
-        self.access
+    fn access(&self) -> Access {
+        if core::ptr::eq(self.hint, &self.translator.read) {
+            Access::Read
+        } else {
+            Access::Write
+        }
     }
 
     /// Segments so far.
@@ -296,20 +351,9 @@ impl<'a, M: GuestRam> Gather<'a, M> {
     /// From here on, buffers are for the device to write.
     #[inline(always)]
     pub(crate) fn turn_writable(&mut self) {
-        self.access = Access::Write;
+        self.hint = &self.translator.write;
         self.buffers.writable_at = self.len();
         self.buffers.readable_len = core::mem::take(&mut self.bytes);
-    }
-
-    /// See [`Translator::table`].
-    #[inline(always)]
-    pub(crate) fn table<'r>(
-        &self,
-        ram: &'r M,
-        addr: u64,
-        entries: u32,
-    ) -> Result<Table<'r, M>, Untranslatable> {
-        self.translator.table(ram, addr, entries)
     }
 
     /// Appends `addr..addr + len`: one segment, or one for each region it crosses, or none.
@@ -317,7 +361,7 @@ impl<'a, M: GuestRam> Gather<'a, M> {
     pub(crate) fn add(&mut self, addr: u64, len: u32) -> Result<(), Untranslatable> {
         // At most 2^15 buffers of 2^32 bytes: the sum can't wrap.
         self.bytes = self.bytes.wrapping_add(u64::from(len));
-        let hint = self.translator.hint(self.access).get();
+        let hint = self.hint.get();
         if self.next != self.end
             && let Some(segment) = hint.buffer(addr, len)
         {
@@ -330,7 +374,7 @@ impl<'a, M: GuestRam> Gather<'a, M> {
         }
         self.settle();
         self.translator
-            .append(self.buffers, addr, len, self.access)?;
+            .append(self.buffers, addr, len, self.access())?;
         let spare = self.buffers.segments.spare_capacity_mut();
         let spare = spare.as_mut_ptr_range();
         (self.next, self.end) = (spare.start.cast(), spare.end.cast());
@@ -349,8 +393,9 @@ impl<'a, M: GuestRam> Gather<'a, M> {
     #[inline(always)]
     pub(crate) fn finish(mut self) -> bool {
         self.settle();
+        let read_only = self.access() == Access::Read;
         let buffers = self.buffers;
-        if self.access == Access::Read {
+        if read_only {
             buffers.writable_at = buffers.segments.len();
             (buffers.readable_len, buffers.writable_len) = (self.bytes, 0);
         } else {
