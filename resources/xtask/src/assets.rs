@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -70,7 +71,8 @@ impl Cache {
         Ok(place)
     }
 
-    /// The asset `name` in the version `key`; a version that was there before goes.
+    /// The asset `name` in the version `key`; one that is long out of use goes.
+    /// Another working copy of the project may still use another version.
     pub(crate) fn versioned(
         &self,
         name: &str,
@@ -83,8 +85,8 @@ impl Cache {
         let place = self.asset(&format!("{name}/{key}"), what, build)?;
         if fresh {
             for entry in fs::read_dir(&versions)?.filter_map(Result::ok) {
-                if entry.path() != place {
-                    // In use elsewhere or not ours to delete: it only costs space.
+                if entry.path() != place && is_old(&entry) {
+                    // Not ours to delete: it only costs space.
                     drop(fs::remove_dir_all(entry.path()));
                 }
             }
@@ -116,6 +118,15 @@ impl Cache {
             format!("cannot download the Debian package {package}; this needs Debian 12's package sources and the network, once")
         })
     }
+}
+
+/// Whether an asset was made days ago.
+fn is_old(entry: &fs::DirEntry) -> bool {
+    const KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
+    entry
+        .metadata()
+        .and_then(|data| data.modified())
+        .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > KEPT))
 }
 
 /// apt with the system's lists, or with lists of our own that need no privilege.

@@ -1,7 +1,7 @@
 //! What guests boot from, ready in the cache: kernels with their initramfs, and root disks.
 //!
 //! Each is a directory named after a hash of all that went into it, so that a changed script or
-//! module list makes a new one; the old one goes.
+//! module list makes a new one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -80,14 +80,28 @@ pub(crate) struct RootDisk {
     size: &'static str,
 }
 
-/// The demo's.
+/// The demo's, and for tests that need no tools.
 pub(crate) const DEMO_ROOT: RootDisk = RootDisk {
     name: "root",
     packages: "busybox-static",
     size: "512M",
 };
+/// For tests that drive devices hard.
+pub(crate) const TOOLS_ROOT: RootDisk = RootDisk {
+    name: "tools",
+    packages: "busybox-static,e2fsprogs,ethtool,fio,iperf3,iproute2,iputils-ping,libiscsi-bin,\
+               mount,nftables,sg3-utils,stress-ng,xfsprogs",
+    size: "1G",
+};
+/// Both.
+pub(crate) const ROOTS: [RootDisk; 2] = [DEMO_ROOT, TOOLS_ROOT];
 
 impl RootDisk {
+    /// What tests call it.
+    pub(crate) fn name(self) -> &'static str {
+        self.name
+    }
+
     /// The image file, built if need be. It must be copied before a guest writes to it.
     pub(crate) fn get(self, cache: &Cache, yes: bool) -> Result<PathBuf> {
         let parts = [
@@ -100,8 +114,8 @@ impl RootDisk {
             MAKE_DISK,
         ];
         let name = format!("disks/{}", self.name);
-        let what = "building a Debian root disk";
-        let dir = cache.versioned(&name, &key(&parts), what, |into| {
+        let what = format!("building the Debian disk {}", self.name);
+        let dir = cache.versioned(&name, &key(&parts), &what, |into| {
             let mut needed = vec![tools::MMDEBSTRAP, tools::MKE2FS];
             if !host::is_root() {
                 needed.push(tools::NEWUIDMAP);

@@ -132,10 +132,13 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
                 let kernel = guest::GuestKernel::get(&cache, flavour)?;
                 println!("{}: {}", flavour.name(), kernel.dir().display());
             }
-            println!(
-                "root disk: {}",
-                guest::DEMO_ROOT.get(&cache, cli.yes)?.display()
-            );
+            for disk in guest::ROOTS {
+                println!(
+                    "disk {}: {}",
+                    disk.name(),
+                    disk.get(&cache, cli.yes)?.display()
+                );
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Lab(arguments) => {

@@ -163,7 +163,10 @@ fn lay_out(cache: &Cache, dir: &Path, yes: bool) -> Result<()> {
         let kernel = GuestKernel::get(cache, flavour)?;
         link(kernel.dir(), dir.join("kernels").join(flavour.name()))?;
     }
-    link(&guest::DEMO_ROOT.get(cache, yes)?, dir.join("disks/root"))
+    for disk in guest::ROOTS {
+        link(&disk.get(cache, yes)?, dir.join("disks").join(disk.name()))?;
+    }
+    Ok(())
 }
 
 /// Where workers meet: the list, who claimed what, how it went. One file or directory per test,
