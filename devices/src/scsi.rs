@@ -275,3 +275,7 @@ impl VirtioDevice for Scsi {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "scsi_tests.rs"]
+mod tests;

@@ -1,0 +1,441 @@
+//! Hostile and odd requests, on rings written by hand; the configuration space.
+
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the tests' own numbers are small"
+)]
+
+use std::sync::Arc;
+
+use splitring_virtio::spec::feature::{INDIRECT_DESC, VERSION_1};
+use splitring_virtio::spec::scsi::{EVENT_QUEUE, event, response};
+
+use super::*;
+use crate::device::{Broken, Cause};
+use crate::disk::doubles::MemoryDisk;
+use crate::testing::{Bench, Buffer};
+
+const REQUESTS: u16 = REQUEST_QUEUE;
+const HEADER: u32 = 19 + 32;
+const RESPONSE: u32 = 12 + 96;
+/// Where the test keeps its request, response and data.
+const REQUEST_AT: u64 = 0x1000;
+const RESPONSE_AT: u64 = 0x2000;
+const OUT_AT: u64 = 0x10_0000;
+const IN_AT: u64 = 0x20_0000;
+
+fn disk() -> Arc<dyn Disk> {
+    Arc::new(MemoryDisk::new(1 << 20))
+}
+
+fn device() -> Scsi {
+    Scsi::new(
+        &ScsiConfig::new("scsi0"),
+        vec![(UnitConfig::new("disk"), disk())],
+    )
+    .unwrap()
+}
+
+/// A started device whose first unit has nothing to report any more.
+fn bench() -> Bench<Scsi> {
+    let mut bench = Bench::start(
+        Arc::new(device()),
+        VERSION_1 | INDIRECT_DESC | feature::HOTPLUG,
+        64,
+    );
+    let ready = send(&mut bench, LUN, &[0; 6], &[], &[]).unwrap();
+    assert_eq!(ready.status, 2);
+    bench
+}
+
+const LUN: [u8; 8] = [1, 0, 0x40, 0, 0, 0, 0, 0];
+
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    response: u8,
+    status: u8,
+    sense: Vec<u8>,
+    residual: u32,
+    used: u32,
+}
+
+fn header(lun: [u8; 8], cdb: &[u8], cdb_size: usize) -> Vec<u8> {
+    let mut bytes = lun.to_vec();
+    bytes.extend(7u64.to_le_bytes());
+    bytes.extend([0; 3]);
+    bytes.extend(cdb);
+    bytes.resize(19 + cdb_size, 0);
+    bytes
+}
+
+fn read_response(bench: &Bench<Scsi>, at: u64, used: u32) -> Seen {
+    let bytes = bench.peek(at, RESPONSE as usize);
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let sense = bytes[12..12 + word(0) as usize].to_vec();
+    Seen {
+        response: bytes[11],
+        status: bytes[10],
+        sense,
+        residual: word(4),
+        used,
+    }
+}
+
+/// Offers request, `out`, response and `room` as given, runs the queue and reads the response.
+fn send(
+    bench: &mut Bench<Scsi>,
+    lun: [u8; 8],
+    cdb: &[u8],
+    out: &[Buffer],
+    room: &[Buffer],
+) -> Result<Seen, Broken> {
+    bench.poke(REQUEST_AT, &header(lun, cdb, 32));
+    bench.poke(RESPONSE_AT, &[0xee; RESPONSE as usize]);
+    let mut chain = vec![(REQUEST_AT, HEADER, false)];
+    chain.extend(out);
+    chain.push((RESPONSE_AT, RESPONSE, true));
+    chain.extend(room);
+    offer(bench, &chain)
+}
+
+fn offer(bench: &mut Bench<Scsi>, chain: &[Buffer]) -> Result<Seen, Broken> {
+    let ring = &mut bench.rings[usize::from(REQUESTS)];
+    ring.offer(chain);
+    let result = bench.kick(REQUESTS);
+    let used = bench.rings[usize::from(REQUESTS)].used();
+    result?;
+    let [(_, len)] = used[..] else {
+        panic!("{used:?}")
+    };
+    Ok(read_response(bench, RESPONSE_AT, len))
+}
+
+#[test]
+fn a_request_or_response_area_cut_short_needs_a_reset() {
+    for chain in [
+        vec![
+            (REQUEST_AT, HEADER - 1, false),
+            (RESPONSE_AT, RESPONSE, true),
+        ],
+        vec![
+            (REQUEST_AT, HEADER, false),
+            (RESPONSE_AT, RESPONSE - 1, true),
+        ],
+        vec![(REQUEST_AT, HEADER, false)],
+        vec![(RESPONSE_AT, RESPONSE, true)],
+        vec![(REQUEST_AT, 1, false), (RESPONSE_AT, 1, true)],
+    ] {
+        let mut bench = bench();
+        bench.poke(REQUEST_AT, &header(LUN, &[0; 6], 32));
+        bench.rings[usize::from(REQUESTS)].offer(&chain);
+        assert_eq!(bench.kick(REQUESTS).unwrap_err().queue, Some(REQUESTS));
+        assert_eq!(bench.stop(), 0, "its chain is completed all the same");
+    }
+}
+
+#[test]
+fn unknown_addresses_are_bad_targets() {
+    let mut bench = bench();
+    for lun in [
+        [0; 8],
+        [2, 0, 0x40, 0, 0, 0, 0, 0],
+        [1, 1, 0x40, 0, 0, 0, 0, 0],
+        [1, 0, 0x80, 0, 0, 0, 0, 0],
+        [1, 0, 0x40, 0, 0, 0, 0, 1],
+        [0xff; 8],
+    ] {
+        let seen = send(&mut bench, lun, &[0; 6], &[], &[]).unwrap();
+        assert_eq!(
+            (seen.response, seen.used),
+            (response::BAD_TARGET, 12),
+            "{lun:x?}"
+        );
+    }
+    // The well-known unit of the controller lists every unit by its full address.
+    let all = [0xc1, 1, 0, 0, 0, 0, 0, 0];
+    let cdb = [0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0];
+    let seen = send(&mut bench, all, &cdb, &[], &[(IN_AT, 64, true)]).unwrap();
+    assert_eq!((seen.response, seen.status, seen.residual), (0, 0, 48));
+    assert_eq!(
+        bench.peek(IN_AT, 16),
+        [0, 0, 0, 8, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+    );
+}
+
+#[test]
+fn data_in_both_directions_is_a_failure() {
+    let mut bench = bench();
+    let seen = send(
+        &mut bench,
+        LUN,
+        &[0; 6],
+        &[(OUT_AT, 1, false)],
+        &[(IN_AT, 1, true)],
+    )
+    .unwrap();
+    assert_eq!(seen.response, response::FAILURE);
+}
+
+#[test]
+fn any_framing_gives_the_same_answer() {
+    let read = [0x28, 0, 0, 0, 0, 1, 0, 0, 1, 0];
+    let write = [0x2a, 0, 0, 0, 0, 1, 0, 0, 1, 0];
+    let data: Vec<u8> = (0..=255u8).cycle().take(512).collect();
+    for cut in [1, 18, 19, 20, 50, 51, 52, 300, 562] {
+        let mut bench = bench();
+        // Request and data-out are one run of bytes, cut where it pleases the driver.
+        bench.poke(OUT_AT, &[header(LUN, &write, 32), data.clone()].concat());
+        let total = HEADER + 512;
+        let chain = [
+            (OUT_AT, cut, false),
+            (OUT_AT + u64::from(cut), total - cut, false),
+            (RESPONSE_AT, 5, true),
+            (RESPONSE_AT + 5, RESPONSE - 5, true),
+        ];
+        assert_eq!(
+            offer(&mut bench, &chain).unwrap(),
+            Seen {
+                response: 0,
+                status: 0,
+                sense: vec![],
+                residual: 0,
+                used: 12
+            }
+        );
+        // So are response and data-in.
+        bench.poke(REQUEST_AT, &header(LUN, &read, 32));
+        let cut = cut.min(RESPONSE + 511);
+        let total = RESPONSE + 512;
+        let chain = [
+            (REQUEST_AT, HEADER, false),
+            (IN_AT, cut, true),
+            (IN_AT + u64::from(cut), total - cut, true),
+        ];
+        bench.rings[usize::from(REQUESTS)].offer(&chain);
+        bench.kick(REQUESTS).unwrap();
+        let used = bench.rings[usize::from(REQUESTS)].used();
+        assert_eq!(used[0].1, total);
+        assert_eq!(read_response(&bench, IN_AT, total).status, 0);
+        assert_eq!(bench.peek(IN_AT + u64::from(RESPONSE), 512), data);
+    }
+}
+
+#[test]
+fn the_used_length_covers_what_was_written_and_no_more() {
+    let mut bench = bench();
+    let inquiry = [0x12, 0, 0, 0, 36, 0];
+    bench.poke(IN_AT, &[0x5a; 100]);
+    let seen = send(&mut bench, LUN, &inquiry, &[], &[(IN_AT, 100, true)]).unwrap();
+    assert_eq!((seen.used, seen.residual), (RESPONSE + 36, 64));
+    // From its start to there every byte is the device's.
+    assert!(!bench.peek(RESPONSE_AT, RESPONSE as usize).contains(&0xee));
+    assert_eq!(bench.peek(IN_AT + 36, 64), [0x5a; 64]);
+    let seen = send(&mut bench, LUN, &[0xff], &[], &[]).unwrap();
+    assert_eq!((seen.used, seen.sense.len()), (12 + 18, 18));
+    assert_eq!(bench.peek(RESPONSE_AT + 30, 4), [0xee; 4]);
+}
+
+#[test]
+fn sizes_are_clamped_read_back_and_back_to_default_after_a_reset() {
+    let device = device();
+    let sizes = |device: &Scsi| {
+        let mut bytes = [0; 8];
+        device.read_config(20, &mut bytes);
+        [&bytes[..4], &bytes[4..]].map(|word| u32::from_le_bytes(word.try_into().unwrap()))
+    };
+    assert_eq!(sizes(&device), [96, 32]);
+    for (written, sense, cdb) in [
+        (0, 18, 16),
+        (u32::MAX, 252, 260),
+        (17, 18, 17),
+        (64, 64, 64),
+    ] {
+        device.write_config(20, &written.to_le_bytes());
+        device.write_config(24, &u32::to_le_bytes(written));
+        assert_eq!(sizes(&device), [sense, cdb], "{written}");
+    }
+    // Byte by byte, and over the edge of the field and of the space.
+    for (at, byte) in [200, 0, 0, 0, 48, 0, 0, 0].into_iter().enumerate() {
+        device.write_config(20 + at, &[byte]);
+    }
+    assert_eq!(sizes(&device), [200, 48]);
+    device.write_config(18, &[9, 9, 33, 0, 0]);
+    device.write_config(35, &[9; 100]);
+    device.write_config(usize::MAX, &[9; 4]);
+    assert_eq!(sizes(&device), [33, 48]);
+    device.reset();
+    assert_eq!(sizes(&device), [96, 32]);
+}
+
+#[test]
+fn sense_data_is_cut_to_the_drivers_size_and_says_so() {
+    for (sense_size, cdb_size) in [(0u32, 0u32), (18, 16), (20, 260), (u32::MAX, u32::MAX)] {
+        let device = device();
+        device.write_config(20, &sense_size.to_le_bytes());
+        device.write_config(24, &cdb_size.to_le_bytes());
+        let mut bytes = [0; 8];
+        device.read_config(20, &mut bytes);
+        let sense = u32::from_le_bytes(bytes[..4].try_into().unwrap());
+        let cdb = u32::from_le_bytes(bytes[4..].try_into().unwrap());
+        let mut bench = Bench::start(Arc::new(device), VERSION_1, 64);
+        bench.poke(
+            REQUEST_AT,
+            &header(LUN, &[0x12, 0, 0, 0, 36, 0], cdb as usize),
+        );
+        let chain = [
+            (REQUEST_AT, 19 + cdb, false),
+            (RESPONSE_AT, 12 + sense, true),
+            (IN_AT, 36, true),
+        ];
+        let seen = offer(&mut bench, &chain).unwrap();
+        assert_eq!((seen.status, seen.used), (0, 12 + sense + 36));
+        bench.poke(REQUEST_AT, &header(LUN, &[0; 6], cdb as usize));
+        let seen = offer(&mut bench, &chain[..2]).unwrap();
+        assert_eq!((seen.status, seen.sense.len() as u32), (2, sense.min(18)));
+    }
+}
+
+#[test]
+fn control_requests_cut_short_need_a_reset_and_unknown_ones_fail() {
+    let order = |kind: u32| [kind.to_le_bytes().to_vec(), vec![0; 20]].concat();
+    let run = |kind: u32, len: u32, room: u32| {
+        let mut bench = bench();
+        bench.poke(REQUEST_AT, &order(kind));
+        bench.poke(RESPONSE_AT, &[0xee; 16]);
+        let mut chain = vec![(REQUEST_AT, len, false)];
+        if room > 0 {
+            chain.push((RESPONSE_AT, room, true));
+        }
+        bench.rings[0].offer(&chain);
+        let result = bench.kick(0);
+        let used = bench.rings[0].used();
+        (
+            result.is_ok(),
+            used.first().map(|(_, len)| *len),
+            bench.peek(RESPONSE_AT, 16),
+        )
+    };
+    for (kind, len, room) in [
+        (0, 23, 1),
+        (0, 3, 1),
+        (0, 24, 0),
+        (1, 15, 5),
+        (1, 16, 4),
+        (2, 16, 4),
+        (9, 4, 0),
+    ] {
+        assert!(
+            !run(kind, len, room).0,
+            "kind {kind}, {len} and {room} bytes"
+        );
+    }
+    // An unknown kind's response is taken to be its last byte.
+    let (whole, used, bytes) = run(9, 4, 3);
+    assert_eq!((whole, used, bytes[2]), (true, Some(3), response::FAILURE));
+    let (_, used, bytes) = run(0, 24, 1);
+    assert_eq!((used, bytes[0]), (Some(1), response::BAD_TARGET));
+}
+
+#[test]
+fn events_go_into_whole_buffers_only() {
+    let mut bench = bench();
+    let handle = bench.device.handle();
+    bench.rings[usize::from(EVENT_QUEUE)].offer(&[(IN_AT, 16, true)]);
+    handle.add(UnitConfig::new("new"), disk()).unwrap();
+    bench.run(EVENT_QUEUE, Cause::Resume).unwrap();
+    assert_eq!(bench.rings[usize::from(EVENT_QUEUE)].used()[0].1, 16);
+    let mut expected = vec![
+        event::TRANSPORT_RESET as u8,
+        0,
+        0,
+        0,
+        1,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
+    expected.extend(event::RESET_RESCAN.to_le_bytes());
+    assert_eq!(bench.peek(IN_AT, 16), expected);
+    bench.rings[usize::from(EVENT_QUEUE)].offer(&[(IN_AT, 15, true)]);
+    handle.add(UnitConfig::new("newer"), disk()).unwrap();
+    assert_eq!(
+        bench.run(EVENT_QUEUE, Cause::Resume).unwrap_err().queue,
+        Some(EVENT_QUEUE)
+    );
+    assert_eq!(bench.stop(), 0);
+}
+
+/// A small generator with a fixed seed.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+#[test]
+fn whatever_is_sent_is_answered() {
+    const OPCODES: [u8; 40] = [
+        0x00, 0x03, 0x08, 0x0a, 0x12, 0x15, 0x16, 0x17, 0x1a, 0x1b, 0x1d, 0x1e, 0x25, 0x28, 0x2a,
+        0x2e, 0x2f, 0x34, 0x35, 0x37, 0x41, 0x42, 0x43, 0x4d, 0x55, 0x5a, 0x5e, 0x5f, 0x88, 0x89,
+        0x8a, 0x8b, 0x8e, 0x8f, 0x90, 0x93, 0x9e, 0xa0, 0xa3, 0xb7,
+    ];
+    let mut bench = bench();
+    let mut noise = Noise(0x5eed);
+    for round in 0..30_000u32 {
+        let mut cdb = [0; 32];
+        for byte in &mut cdb {
+            // Mostly zero, so that most reserved fields let the command through.
+            *byte = if noise.below(4) == 0 {
+                noise.next() as u8
+            } else {
+                0
+            };
+        }
+        cdb[0] = OPCODES[noise.below(OPCODES.len() as u64) as usize];
+        let list: Vec<u8> = (0..64)
+            .map(|_| {
+                if noise.below(3) == 0 {
+                    noise.next() as u8
+                } else {
+                    0
+                }
+            })
+            .collect();
+        bench.poke(OUT_AT, &list);
+        let scale = 1 << noise.below(18);
+        let len = noise.below(scale) as u32;
+        let (mut out, mut room) = (vec![], vec![]);
+        match noise.below(3) {
+            0 if len > 0 => out.push((OUT_AT, len, false)),
+            1 if len > 0 => room.push((IN_AT, len, true)),
+            _ => {}
+        }
+        let seen = send(&mut bench, LUN, &cdb, &out, &room).unwrap();
+        assert!(
+            seen.response <= response::FAILURE,
+            "round {round}: {cdb:x?} {seen:?}"
+        );
+        assert!(seen.residual <= len);
+        if seen.status != 2 {
+            assert!(seen.sense.is_empty());
+        }
+    }
+    // None of that left it in a state it does not come out of.
+    for cdb in [vec![0x17, 0, 0, 0, 0, 0], vec![0x1b, 0, 0, 0, 3, 0]] {
+        send(&mut bench, LUN, &cdb, &[], &[]).unwrap();
+    }
+    assert_eq!(bench.stop(), 0);
+}
