@@ -12,6 +12,8 @@ mod kick;
 mod kvm;
 mod machine;
 mod memory;
+#[cfg(feature = "selftest")]
+pub mod selftest;
 mod vcpu;
 
 pub use assemble::BuildError;

@@ -27,6 +27,9 @@ pub fn open(config: &NetConfig) -> Result<Arc<dyn NetBackend>, NetError> {
     if let Some(name) = &config.tap {
         return Ok(Arc::new(Tap::open(name, config.pairs())?));
     }
+    if let (true, Some(fd)) = (config.passt, config.fd.first()) {
+        return Ok(Arc::new(Passt::from_fd(tap::inherited(*fd)?)?));
+    }
     if !config.fd.is_empty() {
         let fds = config
             .fd

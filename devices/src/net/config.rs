@@ -24,7 +24,7 @@ pub struct NetConfig {
     /// A TAP interface by name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
-    /// Opened TAP descriptors, one a queue pair.
+    /// Opened TAP descriptors, one a queue pair; with `passt`, one connected stream socket.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fd: Vec<RawFd>,
     /// User-space networking through passt.
@@ -102,8 +102,13 @@ pub const NET_KEYS: &[(&str, &str)] = &[
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NetConfigError {
     /// No backend, or more than one.
-    #[error("exactly one of tap=, fd= and passt must be given")]
+    #[error(
+        "exactly one of tap=, fd= and passt must be given (or passt with the fd= of its socket)"
+    )]
     Backend,
+    /// More than one way to reach passt.
+    #[error("passt takes one of fd= (a single descriptor) and socket=")]
+    PasstSocket,
     /// passt's keys without passt.
     #[error("{0}= goes with passt only")]
     PasstOnly(&'static str),
@@ -131,9 +136,16 @@ pub enum NetConfigError {
 impl NetConfig {
     /// Refuses what contradicts itself.
     pub fn validate(&self) -> Result<(), NetConfigError> {
-        let backends = [self.tap.is_some(), !self.fd.is_empty(), self.passt];
+        let backends = [
+            self.tap.is_some(),
+            !self.fd.is_empty() && !self.passt,
+            self.passt,
+        ];
         if backends.iter().filter(|given| **given).count() != 1 {
             return Err(NetConfigError::Backend);
+        }
+        if self.passt && self.fd.len().saturating_add(self.socket.iter().len()) > 1 {
+            return Err(NetConfigError::PasstSocket);
         }
         let passt_only = [
             ("socket", self.socket.is_some()),
@@ -272,6 +284,14 @@ mod tests {
             ..tap()
         };
         assert_eq!(stray.validate(), Err(NetConfigError::PasstOnly("tcp")));
+        let mut passt = NetConfig {
+            passt: true,
+            fd: vec![9],
+            ..NetConfig::default()
+        };
+        assert_eq!(passt.validate(), Ok(()));
+        passt.socket = Some("/run/passt".into());
+        assert_eq!(passt.validate(), Err(NetConfigError::PasstSocket));
     }
 
     #[test]

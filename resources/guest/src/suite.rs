@@ -14,6 +14,10 @@ use crate::report::Report;
 /// How long a device may take to answer one request.
 const PATIENCE_MILLIS: u64 = 10_000;
 
+/// How long the guest does nothing around a timed loop, so that the host can read its counters between
+/// the lines.
+const PAUSE_MILLIS: u64 = 20;
+
 /// Ticks of [`PATIENCE_MILLIS`]; set once, before any device is touched.
 static PATIENCE: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(u64::MAX);
 
@@ -199,13 +203,21 @@ impl<'a> Suite<'a> {
         }
     }
 
-    /// One timed loop: `begin NAME`, then `time NAME OPERATIONS TICKS` or its failure as a test's.
+    fn pause(&self) {
+        let end = ticks().saturating_add(self.options.tsc_khz.saturating_mul(PAUSE_MILLIS));
+        while ticks() < end {
+            core::hint::spin_loop();
+        }
+    }
+
+    /// One timed loop: `begin NAME`, then `time NAME OPERATIONS NANOSECONDS` or its failure as a test's.
     pub(crate) fn time(
         &mut self,
         name: fmt::Arguments<'_>,
         work: impl FnOnce(&mut Load) -> Result<(), Fault>,
     ) {
         self.report.line(format_args!("begin {name}"));
+        self.pause();
         let start = ticks();
         let length = self.options.tsc_khz.saturating_mul(self.options.millis);
         let mut load = Load {
@@ -215,9 +227,12 @@ impl<'a> Suite<'a> {
         };
         match work(&mut load) {
             Ok(()) => {
-                let took = ticks().wrapping_sub(start);
+                let took = u128::from(ticks().wrapping_sub(start));
+                let nanoseconds = took * 1_000_000 / u128::from(self.options.tsc_khz.max(1));
+                let count = load.count;
                 self.report
-                    .line(format_args!("time {name} {} {took}", load.count));
+                    .line(format_args!("time {name} {count} {nanoseconds}"));
+                self.pause();
             }
             Err(fault) => self.verdict(name, Err(fault)),
         }

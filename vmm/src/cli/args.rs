@@ -34,6 +34,9 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Say what this host can and cannot do, and what to do about it
     Check(CheckArgs),
+    /// Boot the embedded guest, which drives every device through the piecewise path
+    #[cfg(feature = "selftest")]
+    Selftest(super::selftest::SelftestArgs),
     /// Print completions for a shell
     Completions {
         /// Which one

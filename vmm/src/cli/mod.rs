@@ -7,6 +7,8 @@ mod check;
 mod console;
 mod keyvalue;
 mod run;
+#[cfg(feature = "selftest")]
+mod selftest;
 mod terminal;
 
 use std::process::ExitCode;
@@ -48,6 +50,8 @@ pub(crate) fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Check(args) => check::check(&args),
+        #[cfg(feature = "selftest")]
+        Command::Selftest(args) => selftest::selftest(&args),
         Command::Completions { shell } => {
             let mut command = Cli::command();
             clap_complete::generate(shell, &mut command, "splitring", &mut std::io::stdout());

@@ -1,0 +1,172 @@
+//! `splitring selftest`: the table, the progress line and the verdict.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use clap::Args;
+use splitring::host::{self, Virtualisation};
+use splitring::selftest::{self, Line, Options, Outcome, Report, Test};
+
+use super::Failure;
+
+/// What can be asked of the self-test.
+#[derive(Debug, Args)]
+pub(crate) struct SelftestArgs {
+    /// Print the results as JSON
+    #[arg(long)]
+    json: bool,
+    /// Length of each timed loop in seconds
+    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = seconds)]
+    seconds: f64,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.01..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("give a number of seconds from 0.01 to 3600".to_owned()),
+    }
+}
+
+/// Runs it; exit code 1 if anything failed.
+pub(crate) fn selftest(args: &SelftestArgs) -> Result<u8, Failure> {
+    let options = Options {
+        each: Duration::from_secs_f64(args.seconds),
+    };
+    let mut progress = Progress::default();
+    let result = selftest::run(options, |line| progress.show(line));
+    progress.clear();
+    let report = result
+        .map_err(|error| Failure::Failed(anyhow::Error::new(error).context("selftest: failed")))?;
+    if args.json {
+        println!("{}", json(&report)?);
+    } else {
+        print_tests(&report);
+        print_loops(&report);
+    }
+    let verdict = verdict(&report);
+    if args.json {
+        eprintln!("{verdict}");
+    } else {
+        println!("{verdict}");
+    }
+    Ok(u8::from(!report.ok()))
+}
+
+fn json(report: &Report) -> Result<String, serde_json::Error> {
+    let mut value = serde_json::to_value(report)?;
+    value["ok"] = report.ok().into();
+    value["host"] = kvm().into();
+    serde_json::to_string_pretty(&value)
+}
+
+fn kvm() -> &'static str {
+    match host::virtualisation() {
+        Virtualisation::Hardware => "KVM with VMX or SVM",
+        Virtualisation::SoftwareOnly => "KVM without VMX or SVM",
+    }
+}
+
+fn verdict(report: &Report) -> String {
+    let failed = report
+        .tests
+        .iter()
+        .filter(|test| matches!(test.outcome, Outcome::Failed(_)))
+        .count();
+    let skipped = report
+        .tests
+        .iter()
+        .filter(|test| matches!(test.outcome, Outcome::Skipped(_)))
+        .count();
+    let passed = report.tests.len() - failed - skipped;
+    let word = if report.ok() { "ok" } else { "FAILED" };
+    format!(
+        "selftest: {word}: {passed} passed, {failed} failed, {skipped} skipped, on {}",
+        kvm()
+    )
+}
+
+/// One row a test, its variants behind it; failures and skips with their reason.
+fn print_tests(report: &Report) {
+    println!("{:<28} {:<8} variants", "test", "result");
+    let mut rows: BTreeMap<String, Vec<(&str, &Outcome)>> = BTreeMap::new();
+    for Test { name, outcome } in &report.tests {
+        let (base, variant) = name.rsplit_once(' ').unwrap_or((name, ""));
+        rows.entry(base.to_owned())
+            .or_default()
+            .push((variant, outcome));
+    }
+    for (base, variants) in &rows {
+        let with = |wanted: fn(&Outcome) -> bool| {
+            let names = variants
+                .iter()
+                .filter(move |(_, outcome)| wanted(outcome))
+                .map(|(name, _)| *name);
+            names.collect::<Vec<_>>().join(" ")
+        };
+        let ok = with(|outcome| *outcome == Outcome::Ok);
+        if !ok.is_empty() {
+            println!("{base:<28} {:<8} {ok}", "ok");
+        }
+        for (name, outcome) in variants {
+            match outcome {
+                Outcome::Ok => {}
+                Outcome::Skipped(why) => println!("{base:<28} {:<8} {name}: {why}", "skipped"),
+                Outcome::Failed(why) => println!("{base:<28} {:<8} {name}: {why}", "FAILED"),
+            }
+        }
+    }
+}
+
+fn print_loops(report: &Report) {
+    println!();
+    println!(
+        "{:<28} {:>12} {:>10} {:>10}",
+        "timed loop, polled", "op/s", "ns/op", "exits/op"
+    );
+    for done in &report.loops {
+        println!(
+            "{:<28} {:>12.0} {:>10} {:>10.4}",
+            done.name,
+            done.rate(),
+            done.each(),
+            done.exits_each()
+        );
+    }
+}
+
+/// One line on the terminal that is written over and goes away.
+#[derive(Default)]
+struct Progress {
+    tests: usize,
+    shown: bool,
+}
+
+impl Progress {
+    fn show(&mut self, line: &Line) {
+        let text = match line {
+            Line::Test(test) => {
+                self.tests += 1;
+                format!("{} tests, last: {}", self.tests, test.name)
+            }
+            Line::Begin(name) => format!("{} tests done, timing {name}", self.tests),
+            _ => return,
+        };
+        self.write(&format!("\r\x1b[K{text}"));
+        self.shown = true;
+    }
+
+    fn clear(&mut self) {
+        if self.shown {
+            self.write("\r\x1b[K");
+        }
+    }
+
+    fn write(&self, text: &str) {
+        let mut out = std::io::stderr();
+        if out.is_terminal() {
+            // A terminal that is gone is no reason to end the test.
+            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! `splitring selftest`: boots the embedded freestanding guest, which drives every device through the
+//! piecewise path, and reads what it says.
+//!
+//! Nothing is left behind: disks, kernel and report are memory files of this process. The guest needs
+//! no stock kernel's environment, so it runs on every KVM.
+
+mod clock;
+mod peer;
+mod report;
+
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use splitring_arch::layout;
+use splitring_devices::disk::config::{Bus, DiskConfig};
+use splitring_devices::net::NetConfig;
+
+use crate::config::{MemoryConfig, SerialMode, Size, VmConfig};
+use crate::{BuildError, Console, End, Machine, MachineHandle};
+
+pub use report::{Line, Loop, Outcome, Report, Test};
+
+/// The guest's ELF image.
+pub const GUEST: &[u8] = include_bytes!(env!("SPLITRING_GUEST"));
+
+/// Guest memory: the guest's arena and some.
+const MEMORY: u64 = 128 << 20;
+const REPORT_SIZE: u64 = 1 << 20;
+const DISK_SIZE: u64 = 64 << 20;
+/// How long the guest may say nothing, beyond the length of a timed loop.
+const SILENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Why the self-test could not be run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum SelftestError {
+    /// The host refuses something every run needs.
+    #[error("cannot prepare the self-test: cannot {what}: {error}")]
+    Prepare {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        error: std::io::Error,
+    },
+    /// The machine can't be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The guest ended early.
+    #[error(
+        "the guest crashed: {end}{said}; please report this with the output of `splitring check`"
+    )]
+    Crashed {
+        /// How the machine ended.
+        end: End,
+        /// What the guest said last, if it panicked.
+        said: String,
+    },
+    /// The guest says nothing any more.
+    #[error("the guest hangs: nothing from it for {} s after \"{last}\"; please report this with the output of `splitring check`", .silence.as_secs())]
+    Hangs {
+        /// For how long.
+        silence: Duration,
+        /// Its last line.
+        last: String,
+    },
+}
+
+/// What to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Length of each timed loop.
+    pub each: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            each: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Runs the self-test. `progress` sees each line as it comes.
+///
+/// # Errors
+/// The guest did not get to its end. Tests that fail are in the report.
+pub fn run(options: Options, mut progress: impl FnMut(&Line)) -> Result<Report, SelftestError> {
+    let files = Files::new()?;
+    let (ours, theirs) = peer::pair()?;
+    let config = files.config(options, theirs)?;
+    let machine = Machine::build(config, Console::null())?.start()?;
+    let peer = thread::spawn(move || peer::echo(ours));
+    let result = follow(&machine, &files, options, &mut progress);
+    machine.stop();
+    // The card's end of the socket goes with the machine, which ends the peer.
+    drop(machine);
+    let _ = peer.join();
+    result
+}
+
+/// Reads the report until the guest has ended.
+fn follow(
+    machine: &MachineHandle,
+    files: &Files,
+    options: Options,
+    progress: &mut impl FnMut(&Line),
+) -> Result<Report, SelftestError> {
+    let silence = SILENCE.saturating_add(options.each);
+    let mut report = Report::default();
+    let mut reader = report::Reader::default();
+    let mut heard = Instant::now();
+    loop {
+        let end = machine.try_wait()?;
+        let exits = machine.exits().total();
+        for line in reader.lines(&files.report) {
+            progress(&line);
+            report.take(line, exits);
+            heard = Instant::now();
+        }
+        if report.ended {
+            return Ok(report);
+        }
+        if let Some(end) = end {
+            let said = report.panic.map(|text| format!(", saying \"{text}\""));
+            let said = said.unwrap_or_default();
+            return Err(SelftestError::Crashed { end, said });
+        }
+        if heard.elapsed() > silence {
+            let last = reader.last;
+            return Err(SelftestError::Hangs { silence, last });
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// The memory files a run needs.
+struct Files {
+    kernel: OwnedFd,
+    report: OwnedFd,
+    blk: OwnedFd,
+    scsi: OwnedFd,
+}
+
+impl Files {
+    fn new() -> Result<Self, SelftestError> {
+        let files = Self {
+            kernel: memory_file(0)?,
+            report: memory_file(REPORT_SIZE)?,
+            blk: memory_file(DISK_SIZE)?,
+            scsi: memory_file(DISK_SIZE)?,
+        };
+        let mut written = 0;
+        while let Some(rest) = GUEST.get(written..).filter(|rest| !rest.is_empty()) {
+            written += rustix::io::write(&files.kernel, rest)
+                .map_err(|e| prepare("store the guest", e))?;
+        }
+        Ok(files)
+    }
+
+    fn config(&self, options: Options, net: OwnedFd) -> Result<VmConfig, SelftestError> {
+        let khz = clock::tsc_khz();
+        let millis = options.each.as_millis();
+        let cmdline = format!(
+            "ecam={:#x} mmio={:#x} tsc-khz={khz} millis={millis}",
+            layout::ECAM.start,
+            layout::MMIO32.start
+        );
+        let disk = |fd: &OwnedFd, serial: &str, bus| DiskConfig {
+            serial: Some(serial.to_owned()),
+            bus,
+            ..DiskConfig::new(path(fd))
+        };
+        Ok(VmConfig {
+            kernel: Some(path(&self.kernel)),
+            cmdline: Some(cmdline),
+            kernel_cache: false,
+            serial: SerialMode::None,
+            rng: false,
+            memory: MemoryConfig {
+                size: Size(MEMORY),
+                ..MemoryConfig::default()
+            },
+            disk: vec![
+                disk(&self.report, "report", Bus::Virtio),
+                disk(&self.blk, "blk", Bus::Virtio),
+                disk(&self.scsi, "scsi", Bus::Scsi),
+            ],
+            net: vec![NetConfig {
+                passt: true,
+                fd: vec![net.into_raw_fd()],
+                ..NetConfig::default()
+            }],
+            ..VmConfig::default()
+        })
+    }
+}
+
+fn path(fd: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+fn prepare(what: &'static str, error: impl Into<std::io::Error>) -> SelftestError {
+    let error = error.into();
+    SelftestError::Prepare { what, error }
+}
+
+fn memory_file(len: u64) -> Result<OwnedFd, SelftestError> {
+    let fd = memfd_create("splitring-selftest", MemfdFlags::CLOEXEC)
+        .map_err(|e| prepare("make a memory file", e))?;
+    ftruncate(&fd, len).map_err(|e| prepare("size a memory file", e))?;
+    Ok(fd)
+}

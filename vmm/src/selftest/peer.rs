@@ -1,0 +1,38 @@
+//! The network peer of the self-test: sends every frame back as it came.
+//!
+//! It speaks the stream protocol of passt and QEMU (a length, then the frame), which is symmetric, so
+//! sending every byte back is enough.
+
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use super::{SelftestError, prepare};
+
+const BUFFER: usize = 256 << 10;
+
+/// A connection: the peer's end, and the card's.
+pub(super) fn pair() -> Result<(UnixStream, OwnedFd), SelftestError> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| prepare("make a socket pair", e))?;
+    Ok((ours, theirs.into()))
+}
+
+/// Until the other end is closed.
+pub(super) fn echo(mut stream: UnixStream) {
+    let mut buffer = vec![0; BUFFER];
+    // An error is the end as well: the card reports what it misses.
+    while let Ok(count @ 1..) = read(&mut stream, &mut buffer) {
+        if stream.write_all(&buffer[..count]).is_err() {
+            return;
+        }
+    }
+}
+
+fn read(stream: &mut UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The guest's lines, and what they add up to.
+
+use std::os::fd::OwnedFd;
+
+use serde::Serialize;
+
+/// Bytes read of the report at once.
+const CHUNK: usize = 64 << 10;
+
+/// One line of the guest's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Line {
+    /// A test is done.
+    Test(Test),
+    /// A timed loop begins.
+    Begin(String),
+    /// A timed loop is done: name, operations, nanoseconds.
+    Time(String, u64, u64),
+    /// The guest panicked.
+    Panic(String),
+    /// It is done.
+    End,
+    /// What nobody acts on: version, memory used.
+    Note(String),
+}
+
+/// A test and how it went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Test {
+    /// Device, test and variant.
+    pub name: String,
+    /// How it went.
+    pub outcome: Outcome,
+}
+
+/// How a test went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// As it should.
+    Ok,
+    /// It can't be had here, for this reason.
+    Skipped(String),
+    /// It did not, for this reason.
+    Failed(String),
+}
+
+/// A timed loop.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Loop {
+    /// Device, operation, variant and depth.
+    pub name: String,
+    /// Operations done.
+    pub operations: u64,
+    /// Nanoseconds it took.
+    pub nanoseconds: u64,
+    /// Exits to user space of all vCPUs meanwhile.
+    pub exits: u64,
+}
+
+impl Loop {
+    /// Operations a second.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    pub fn rate(&self) -> f64 {
+        self.operations as f64 * 1e9 / self.nanoseconds.max(1) as f64
+    }
+
+    /// Nanoseconds an operation.
+    #[must_use]
+    pub fn each(&self) -> u64 {
+        self.nanoseconds / self.operations.max(1)
+    }
+
+    /// Exits to user space an operation.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    pub fn exits_each(&self) -> f64 {
+        self.exits as f64 / self.operations.max(1) as f64
+    }
+}
+
+/// Everything the guest said.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// Tests in their order.
+    pub tests: Vec<Test>,
+    /// Timed loops in their order.
+    pub loops: Vec<Loop>,
+    #[serde(skip)]
+    pub(super) ended: bool,
+    #[serde(skip)]
+    pub(super) panic: Option<String>,
+    /// Exits when the present loop began.
+    #[serde(skip)]
+    began: u64,
+}
+
+impl Report {
+    /// Whether every test went well or was skipped.
+    #[must_use]
+    pub fn ok(&self) -> bool {
+        !self.tests.is_empty()
+            && !self
+                .tests
+                .iter()
+                .any(|test| matches!(test.outcome, Outcome::Failed(_)))
+    }
+
+    /// Adds a line that was read when the machine had made `exits` exits to user space.
+    pub(super) fn take(&mut self, line: Line, exits: u64) {
+        match line {
+            Line::Test(test) => self.tests.push(test),
+            Line::Begin(_) => self.began = exits,
+            Line::Time(name, operations, nanoseconds) => self.loops.push(Loop {
+                name,
+                operations,
+                nanoseconds,
+                exits: exits.saturating_sub(self.began),
+            }),
+            Line::Panic(text) => self.panic = Some(text),
+            Line::End => self.ended = true,
+            Line::Note(_) => {}
+        }
+    }
+}
+
+impl Line {
+    /// Reads one line; whatever it is not becomes a note.
+    pub(super) fn parse(text: &str) -> Self {
+        let note = || Self::Note(text.to_owned());
+        let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+        match word {
+            "test" => test(rest).map_or_else(note, Self::Test),
+            "begin" => Self::Begin(rest.to_owned()),
+            "time" => time(rest).unwrap_or_else(note),
+            "panic" => Self::Panic(rest.to_owned()),
+            "end" => Self::End,
+            _ => note(),
+        }
+    }
+}
+
+fn test(text: &str) -> Option<Test> {
+    let found = |name: &str, outcome| {
+        Some(Test {
+            name: name.to_owned(),
+            outcome,
+        })
+    };
+    if let Some((name, why)) = text.split_once(" failed: ") {
+        return found(name, Outcome::Failed(why.to_owned()));
+    }
+    if let Some((name, why)) = text.split_once(" skipped: ") {
+        return found(name, Outcome::Skipped(why.to_owned()));
+    }
+    found(text.strip_suffix(" ok")?, Outcome::Ok)
+}
+
+fn time(text: &str) -> Option<Line> {
+    let mut words = text.rsplitn(3, ' ');
+    let nanoseconds = words.next()?.parse().ok()?;
+    let operations = words.next()?.parse().ok()?;
+    Some(Line::Time(
+        words.next()?.to_owned(),
+        operations,
+        nanoseconds,
+    ))
+}
+
+/// Follows the report as it grows.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    offset: u64,
+    partial: Vec<u8>,
+    /// The last whole line.
+    pub(super) last: String,
+}
+
+impl Reader {
+    /// The lines that are new.
+    pub(super) fn lines(&mut self, report: &OwnedFd) -> Vec<Line> {
+        let mut buffer = vec![0; CHUNK];
+        let count = rustix::io::pread(report, &mut buffer, self.offset).unwrap_or(0);
+        let text = buffer.iter().take(count).take_while(|byte| **byte != 0);
+        let before = self.partial.len();
+        self.partial.extend(text);
+        self.offset += (self.partial.len() - before) as u64;
+        let mut lines = Vec::new();
+        while let Some(end) = self.partial.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.partial.drain(..=end).collect();
+            self.last = String::from_utf8_lossy(&line).trim_end().to_owned();
+            lines.push(Line::parse(&self.last));
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_as_the_guest_writes_them() {
+        let failed = Outcome::Failed("byte 3 is wrong".into());
+        let test = |name: &str, outcome| {
+            Line::Test(Test {
+                name: name.into(),
+                outcome,
+            })
+        };
+        assert_eq!(
+            Line::parse("test blk bio direct ok"),
+            test("blk bio direct", Outcome::Ok)
+        );
+        assert_eq!(
+            Line::parse("test net echo big failed: byte 3 is wrong"),
+            test("net echo big", failed)
+        );
+        assert_eq!(
+            Line::parse("time blk 4k-read qd1 12 3456"),
+            Line::Time("blk 4k-read qd1".into(), 12, 3456)
+        );
+        assert_eq!(Line::parse("end"), Line::End);
+        assert!(matches!(Line::parse("time nonsense"), Line::Note(_)));
+    }
+
+    #[test]
+    fn a_report_without_tests_is_not_ok_and_one_failure_spoils_it() {
+        let mut report = Report::default();
+        assert!(!report.ok());
+        report.take(Line::parse("test a ok"), 0);
+        report.take(Line::parse("test b skipped: not offered"), 0);
+        assert!(report.ok());
+        report.take(Line::parse("test c failed: x"), 0);
+        assert!(!report.ok());
+    }
+
+    #[test]
+    fn exits_are_those_between_the_lines_of_a_loop() {
+        let mut report = Report::default();
+        report.take(Line::parse("begin x"), 100);
+        report.take(Line::parse("time x 10 1000"), 105);
+        let [done] = &report.loops[..] else {
+            panic!("one loop")
+        };
+        assert_eq!((done.exits, done.each()), (5, 100));
+    }
+}
