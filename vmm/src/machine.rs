@@ -4,6 +4,7 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -87,6 +88,7 @@ impl Machine {
             console: self.console,
             changed: self.changed,
             running: Mutex::new(Arc::new(running)),
+            stopped: AtomicBool::new(false),
         })
     }
 }
@@ -159,6 +161,8 @@ pub struct MachineHandle {
     console: Console,
     changed: OwnedFd,
     running: Mutex<Arc<Running>>,
+    /// Stopped from outside: a reboot that comes at the same moment starts nothing any more.
+    stopped: AtomicBool,
 }
 
 impl MachineHandle {
@@ -205,6 +209,9 @@ impl MachineHandle {
 
     fn restart(&self, ended: &Arc<Running>) -> Result<Option<End>, BuildError> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.stopped.load(Ordering::SeqCst) {
+            return Ok(Some(End::Stopped));
+        }
         // Another thread may have been faster.
         if Arc::ptr_eq(&running, ended) {
             ended.stop();
@@ -243,6 +250,7 @@ impl MachineHandle {
 
     /// Ends the machine now, as if its power had been cut. Returns when its vCPUs have ended.
     pub fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
         self.running().stop();
     }
 
