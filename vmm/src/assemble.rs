@@ -239,7 +239,7 @@ fn cache_policy(config: &VmConfig) -> CachePolicy {
 
 fn create_memory(layout: &Layout, config: &VmConfig) -> Result<GuestMemory, BuildError> {
     let host = rustix::system::sysinfo();
-    let installed = u64::from(host.totalram).saturating_mul(u64::from(host.mem_unit));
+    let installed = host.totalram.saturating_mul(u64::from(host.mem_unit));
     if layout.memory() > installed {
         tracing::warn!(
             "the guest has {} MiB of memory, the host {} MiB: it will swap, or be killed, when the guest uses it all",

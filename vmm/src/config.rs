@@ -326,9 +326,9 @@ impl MemoryConfig {
         let size = self.size;
         let problem = match size.0 {
             0..MIN_MEMORY => "is too little for a kernel; give at least 16M",
-            bytes if bytes % 4096 != 0 => "is not a multiple of 4096 bytes",
+            bytes if !bytes.is_multiple_of(4096) => "is not a multiple of 4096 bytes",
             bytes if bytes > MAX_MEMORY => "is more than a guest can address; the most is 32T",
-            bytes if self.hugepages && bytes % (2 << 20) != 0 => {
+            bytes if self.hugepages && !bytes.is_multiple_of(2 << 20) => {
                 "is not a multiple of the huge page size 2M"
             }
             _ => return Ok(()),

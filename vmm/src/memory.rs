@@ -200,7 +200,7 @@ pub(crate) fn overlay(
         .find_region(GuestAddress(guest))
         .ok_or_else(invalid)?;
     let start = guest - region.start_addr().0;
-    if region.len() - start < len || guest % 4096 != 0 || len % 4096 != 0 {
+    if region.len() - start < len || !guest.is_multiple_of(4096) || !len.is_multiple_of(4096) {
         return Err(invalid());
     }
     let at = usize::try_from(start).map_err(|_| invalid())?;

@@ -1,5 +1,7 @@
 //! What an operator can get wrong, each with one clear message and its exit code. Everything is tried on the real program; nothing here needs a working KVM to run a guest.
 
+mod tiny;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -29,7 +31,8 @@ impl Files {
         files.write("empty", Vec::new());
         files.write("elf32", elf32());
         files.write("truncated", truncated_bzimage());
-        files.write("kernel", smallest_kernel());
+        // It resets the machine, where a guest can run at all.
+        files.write("kernel", tiny::elf(tiny::RESET));
         files.write("disk", vec![0; 1 << 20]);
         files.write("big-initrd", vec![0; 64 << 20]);
         files
@@ -64,28 +67,6 @@ fn truncated_bzimage() -> Vec<u8> {
     bytes[0x236..0x238].copy_from_slice(&1u16.to_le_bytes());
     bytes[0x248..0x24c].copy_from_slice(&0x1000u32.to_le_bytes());
     bytes[0x24c..0x250].copy_from_slice(&0x10_0000u32.to_le_bytes());
-    bytes
-}
-
-/// A 64-bit ELF with one page at 2 MiB: `out` to the reset register, so that it ends where a guest can run at all.
-fn smallest_kernel() -> Vec<u8> {
-    const LOAD_AT: u64 = 0x20_0000;
-    let mut bytes = vec![0; 0x2000];
-    bytes[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\x00");
-    bytes[16..24].copy_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
-    bytes[24..32].copy_from_slice(&LOAD_AT.to_le_bytes());
-    bytes[32..40].copy_from_slice(&64u64.to_le_bytes());
-    bytes[52..58].copy_from_slice(&[64, 0, 56, 0, 1, 0]);
-    // One loadable segment, read and execute.
-    bytes[64..72].copy_from_slice(&[1, 0, 0, 0, 5, 0, 0, 0]);
-    bytes[72..80].copy_from_slice(&0x1000u64.to_le_bytes());
-    bytes[80..88].copy_from_slice(&LOAD_AT.to_le_bytes());
-    bytes[88..96].copy_from_slice(&LOAD_AT.to_le_bytes());
-    bytes[96..104].copy_from_slice(&0x1000u64.to_le_bytes());
-    bytes[104..112].copy_from_slice(&0x1000u64.to_le_bytes());
-    bytes[112..120].copy_from_slice(&0x1000u64.to_le_bytes());
-    // mov dx, 0x602; mov al, 1; out dx, al; hlt
-    bytes[0x1000..0x1008].copy_from_slice(&[0x66, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4]);
     bytes
 }
 

@@ -1,0 +1,63 @@
+//! What machines leave behind: nothing. One test in a process of its own, so that it can count exactly.
+
+mod tiny;
+
+use std::fs;
+
+use splitring::config::SerialMode;
+use splitring::{Console, End, Machine, MachineHandle, VmConfig};
+use tiny::{SPIN, config, directory};
+
+fn start(config: VmConfig) -> MachineHandle {
+    Machine::build(config, Console::null())
+        .expect("builds")
+        .start()
+        .expect("starts")
+}
+
+#[test]
+fn machines_live_side_by_side_and_leave_nothing_behind() {
+    let Some(dir) = directory() else { return };
+    let spin = VmConfig {
+        cpus: 2,
+        serial: SerialMode::None,
+        ..config(dir.path(), SPIN)
+    };
+    let ended = start(spin.clone());
+    drop(ended);
+    let before = (entries("/proc/self/fd"), mappings());
+    let threads = entries("/proc/self/task");
+    for _ in 0..3 {
+        let machines: Vec<_> = (0..4).map(|_| start(spin.clone())).collect();
+        machines[1].stop();
+        assert_eq!(machines[1].wait().expect("ends"), End::Stopped);
+        assert_eq!(
+            machines[2].try_wait().expect("runs"),
+            None,
+            "its neighbour does not care"
+        );
+    }
+    let after = (entries("/proc/self/fd"), mappings());
+    assert_eq!(after.0, before.0, "descriptors");
+    assert_eq!(entries("/proc/self/task"), threads, "threads");
+    assert_eq!(after.1, before.1, "mappings");
+}
+
+fn entries(directory: &str) -> usize {
+    fs::read_dir(directory).expect("list").count()
+}
+
+/// Mappings of guest memory, of vCPUs and of configuration space. Stacks of ended threads are the C library's to keep.
+fn mappings() -> usize {
+    let maps = fs::read_to_string("/proc/self/maps").expect("maps");
+    let ours = |line: &&str| {
+        let (start, end) = line
+            .split(' ')
+            .next()
+            .and_then(|range| range.split_once('-'))
+            .expect("a range");
+        let address = |text| u64::from_str_radix(text, 16).expect("hexadecimal");
+        address(end) - address(start) >= 256 << 20 || line.contains("kvm") || line.contains("memfd")
+    };
+    maps.lines().filter(ours).count()
+}

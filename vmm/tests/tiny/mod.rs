@@ -1,0 +1,64 @@
+#![allow(dead_code, reason = "each test binary uses some of it")]
+//! Guests of a few instructions, so small that they run wherever /dev/kvm opens, with hardware virtualisation or without.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use splitring::VmConfig;
+
+const LOAD_AT: u64 = 0x20_0000;
+/// mov dx, 0x600; mov al, 0x34; out dx, al; hlt: ACPI soft-off.
+pub(crate) const POWEROFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4];
+/// mov dx, 0x602; mov al, 1; out dx, al; hlt: reset.
+pub(crate) const RESET: &[u8] = &[0x66, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4];
+/// jmp to itself.
+pub(crate) const SPIN: &[u8] = &[0xeb, 0xfe];
+/// ud2 without an interrupt table.
+pub(crate) const TRIPLE_FAULT: &[u8] = &[0x0f, 0x0b];
+/// mov dx, 0x3f8; mov al, 'A'; out dx, al; then soft-off.
+pub(crate) const PRINT: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, 0xb0, b'A', 0xee, 0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4,
+];
+
+/// A 64-bit ELF whose one page holds `code`.
+pub(crate) fn elf(code: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 0x2000];
+    bytes[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\x00");
+    bytes[16..24].copy_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
+    bytes[24..32].copy_from_slice(&LOAD_AT.to_le_bytes());
+    bytes[32..40].copy_from_slice(&64u64.to_le_bytes());
+    bytes[52..58].copy_from_slice(&[64, 0, 56, 0, 1, 0]);
+    bytes[64..72].copy_from_slice(&[1, 0, 0, 0, 5, 0, 0, 0]);
+    for (at, value) in [
+        (72, 0x1000),
+        (80, LOAD_AT),
+        (88, LOAD_AT),
+        (96, 0x1000),
+        (104, 0x1000),
+        (112, 0x1000),
+    ] {
+        bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    bytes[0x1000..0x1000 + code.len()].copy_from_slice(code);
+    bytes
+}
+
+/// A machine that runs `code`, kept as a file in `dir`.
+pub(crate) fn config(dir: &Path, code: &[u8]) -> VmConfig {
+    let kernel: PathBuf = dir.join("kernel");
+    fs::write(&kernel, elf(code)).expect("write the kernel");
+    VmConfig {
+        kernel: Some(kernel),
+        kernel_cache: false,
+        ..VmConfig::default()
+    }
+}
+
+/// A directory for a test, or None (said) where there is no KVM.
+pub(crate) fn directory() -> Option<tempfile::TempDir> {
+    if fs::File::open("/dev/kvm").is_err() {
+        eprintln!("not tried: /dev/kvm does not open here");
+        return None;
+    }
+    Some(tempfile::tempdir().expect("temporary directory"))
+}
