@@ -14,6 +14,9 @@ use crate::report::Report;
 /// How long a device may take to answer one request.
 const PATIENCE_MILLIS: u64 = 10_000;
 
+/// How often it is asked at least: some tenths of a second's worth.
+const LEAST_QUESTIONS: u64 = 10_000_000;
+
 /// How long the guest does nothing around a timed loop, so that the host can read its counters between
 /// the lines.
 const PAUSE_MILLIS: u64 = 20;
@@ -47,15 +50,18 @@ pub(crate) fn bytes(len: usize) -> Result<DmaBytes, Fault> {
         .ok_or(Fault::new("the guest's memory is used up"))
 }
 
-/// Asks again and again until something comes.
+/// Asks again and again until something comes. The limit is one of time and of questions: a host that
+/// stood still for a while is no device that does not answer.
 pub(crate) fn patience<T>(mut ask: impl FnMut() -> Result<Option<T>, Fault>) -> Result<T, Fault> {
     let limit = PATIENCE.load(core::sync::atomic::Ordering::Relaxed);
     let start = ticks();
+    let mut asked = 0u64;
     loop {
         if let Some(answer) = ask()? {
             return Ok(answer);
         }
-        if ticks().wrapping_sub(start) > limit {
+        asked += 1;
+        if asked > LEAST_QUESTIONS && ticks().wrapping_sub(start) > limit {
             return Err(Fault::new("no answer within 10 seconds"));
         }
         core::hint::spin_loop();
