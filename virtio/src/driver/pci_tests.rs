@@ -1,4 +1,8 @@
 //! The PCI driver against a model of a function: every register by name, nothing behind it.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "registers of a small model"
+)]
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -61,18 +65,22 @@ impl Model {
         model.space[1] = 1 << 20;
         model.space[13] = 0x40;
         // An unusable common structure first (no such BAR), then the good ones.
-        model.capability(0x40, 0x50, 16, cfg_type::COMMON, 7, 0, 56);
-        model.capability(0x50, 0x60, 16, cfg_type::COMMON, 4, COMMON_AT, 56);
-        model.capability(0x60, 0x74, 20, cfg_type::NOTIFY, 4, NOTIFY_AT, 0x1000);
+        model.capability([0x40, 0x50, 16, cfg_type::COMMON, 7], 0, 56);
+        model.capability([0x50, 0x60, 16, cfg_type::COMMON, 4], COMMON_AT, 56);
+        model.capability([0x60, 0x74, 20, cfg_type::NOTIFY, 4], NOTIFY_AT, 0x1000);
         model.space[0x70 / 4] = 4;
-        model.capability(0x74, 0x84, 16, cfg_type::ISR, 4, ISR_AT, 1);
-        model.capability(0x84, 0x94, 16, cfg_type::DEVICE, 4, DEVICE_AT, CONFIG_BYTES);
+        model.capability([0x74, 0x84, 16, cfg_type::ISR, 4], ISR_AT, 1);
+        model.capability(
+            [0x84, 0x94, 16, cfg_type::DEVICE, 4],
+            DEVICE_AT,
+            CONFIG_BYTES,
+        );
         model.space[0x94 / 4] = 3 << 16 | 0x11;
         model.space[0x98 / 4] = MSIX_AT as u32 | 4;
         Rc::new(RefCell::new(model))
     }
 
-    fn capability(&mut self, at: u8, next: u8, len: u8, kind: u8, bar: u8, offset: u64, size: u64) {
+    fn capability(&mut self, [at, next, len, kind, bar]: [u8; 5], offset: u64, size: u64) {
         let at = usize::from(at) / 4;
         self.space[at] = u32::from_le_bytes([CAP_ID, next, len, kind]);
         self.space[at + 1] = bar.into();
