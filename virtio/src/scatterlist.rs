@@ -10,7 +10,6 @@
 //! It knows neither queues nor devices.
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::mem;
 
 use crate::mem::dma::{DmaBuf, DmaBytes};
@@ -19,54 +18,36 @@ use crate::mem::dma::{DmaBuf, DmaBytes};
 #[derive(Debug)]
 pub struct ScatterList<B: DmaBuf = DmaBytes> {
     entries: Box<[Entry<B>]>,
+    /// Where the last entry leads, if it is a link.
+    link: Option<Box<ScatterList<B>>>,
 }
 
 #[derive(Debug)]
 struct Entry<B: DmaBuf> {
-    content: Content<B>,
+    buffer: Option<B>,
     end: bool,
-}
-
-#[derive(Debug)]
-enum Content<B: DmaBuf> {
-    Empty,
-    Buffer(B),
-    Chain(Box<ScatterList<B>>),
-}
-
-impl<B: DmaBuf> Entry<B> {
-    const fn empty() -> Self {
-        Self {
-            content: Content::Empty,
-            end: false,
-        }
-    }
 }
 
 impl<B: DmaBuf> ScatterList<B> {
     /// A list of `entries` empty entries, the last one marked as the end (`sg_init_table`).
     pub fn new(entries: usize) -> Self {
-        let mut entries: Box<[Entry<B>]> = (0..entries).map(|_| Entry::empty()).collect();
-        if let Some(last) = entries.last_mut() {
-            last.end = true;
-        }
-        Self { entries }
+        Self::of((0..entries).map(|_| None))
     }
 
     /// A list of exactly these pieces, the last one marked as the end.
     pub fn from_buffers(buffers: impl IntoIterator<Item = B>) -> Self {
-        let mut entries: Vec<Entry<B>> = buffers
-            .into_iter()
-            .map(|buffer| Entry {
-                content: Content::Buffer(buffer),
-                end: false,
-            })
-            .collect();
+        Self::of(buffers.into_iter().map(Some))
+    }
+
+    fn of(buffers: impl Iterator<Item = Option<B>>) -> Self {
+        let entry = |buffer| Entry { buffer, end: false };
+        let mut entries: Box<[Entry<B>]> = buffers.map(entry).collect();
         if let Some(last) = entries.last_mut() {
             last.end = true;
         }
         Self {
-            entries: entries.into_boxed_slice(),
+            entries,
+            link: None,
         }
     }
 
@@ -75,55 +56,49 @@ impl<B: DmaBuf> ScatterList<B> {
         self.entries.len()
     }
 
+    /// Entry `index`, unless it is a link.
+    fn entry(&mut self, index: usize) -> Option<&mut Entry<B>> {
+        let links = usize::from(self.link.is_some());
+        let usable = self.entries.len().saturating_sub(links);
+        self.entries.get_mut(index).filter(|_| index < usable)
+    }
+
     /// Puts a piece into entry `index` and answers the one that was there. Markers stay.
     ///
     /// # Errors
     /// There is no such entry, or it is a link: the piece comes back.
     pub fn set(&mut self, index: usize, buffer: B) -> Result<Option<B>, B> {
-        match self.entries.get_mut(index).map(|entry| &mut entry.content) {
-            None | Some(Content::Chain(_)) => Err(buffer),
-            Some(content) => match mem::replace(content, Content::Buffer(buffer)) {
-                Content::Buffer(old) => Ok(Some(old)),
-                _ => Ok(None),
-            },
+        match self.entry(index) {
+            Some(entry) => Ok(entry.buffer.replace(buffer)),
+            None => Err(buffer),
         }
     }
 
     /// Takes the piece out of entry `index`. Markers stay.
     pub fn take(&mut self, index: usize) -> Option<B> {
-        let content = &mut self.entries.get_mut(index)?.content;
-        match mem::replace(content, Content::Empty) {
-            Content::Buffer(buffer) => Some(buffer),
-            other => {
-                *content = other;
-                None
-            }
-        }
+        self.entry(index)?.buffer.take()
     }
 
     /// The piece in entry `index`.
     pub fn get_mut(&mut self, index: usize) -> Option<&mut B> {
-        match &mut self.entries.get_mut(index)?.content {
-            Content::Buffer(buffer) => Some(buffer),
-            _ => None,
-        }
+        self.entry(index)?.buffer.as_mut()
     }
 
     /// Marks entry `index` as the list's last (`sg_mark_end`). A link can't be the end.
     pub fn mark_end(&mut self, index: usize) -> bool {
-        match self.entries.get_mut(index) {
-            Some(entry) if !matches!(entry.content, Content::Chain(_)) => {
+        match self.entry(index) {
+            Some(entry) => {
                 entry.end = true;
                 true
             }
-            _ => false,
+            None => false,
         }
     }
 
     /// Removes the end marker of entry `index` (`sg_unmark_end`): a recycled list would otherwise
     /// be cut short at its former end.
     pub fn unmark_end(&mut self, index: usize) {
-        if let Some(entry) = self.entries.get_mut(index) {
+        if let Some(entry) = self.entry(index) {
             entry.end = false;
         }
     }
@@ -151,9 +126,9 @@ impl<B: DmaBuf> ScatterList<B> {
     /// The last entry holds a piece or a link already, or there is no entry: the list comes back.
     pub fn chain(&mut self, next: Self) -> Result<(), Self> {
         match self.entries.last_mut() {
-            Some(entry) if matches!(entry.content, Content::Empty) => {
-                entry.content = Content::Chain(Box::new(next));
+            Some(entry) if entry.buffer.is_none() && self.link.is_none() => {
                 entry.end = false;
+                self.link = Some(Box::new(next));
                 Ok(())
             }
             _ => Err(next),
@@ -162,14 +137,7 @@ impl<B: DmaBuf> ScatterList<B> {
 
     /// Undoes [`chain`](Self::chain).
     pub fn unchain(&mut self) -> Option<Self> {
-        let content = &mut self.entries.last_mut()?.content;
-        match mem::replace(content, Content::Empty) {
-            Content::Chain(mut next) => Some(mem::take(&mut *next)),
-            other => {
-                *content = other;
-                None
-            }
-        }
+        self.link.take().map(|mut next| mem::take(&mut *next))
     }
 
     /// The pieces in order: through links, up to and including the first entry that is marked as
@@ -178,6 +146,37 @@ impl<B: DmaBuf> ScatterList<B> {
     pub fn iter(&self) -> Iter<'_, B> {
         Iter {
             rest: self.entries.iter(),
+            link: self.link.as_deref(),
+        }
+    }
+
+    /// As [`iter`](Self::iter), up to `most` pieces: the same walk as a loop of its own, which is
+    /// what adding a list to a queue comes down to. Answers how many there were.
+    #[inline]
+    pub(crate) fn each<E>(
+        &self,
+        most: usize,
+        mut each: impl FnMut(&B) -> Result<(), E>,
+    ) -> Result<usize, E> {
+        let mut seen = 0usize;
+        let mut list = self;
+        loop {
+            for entry in &list.entries {
+                if let Some(buffer) = &entry.buffer {
+                    if seen == most {
+                        return Ok(seen);
+                    }
+                    each(buffer)?;
+                    seen = seen.wrapping_add(1);
+                }
+                if entry.end {
+                    return Ok(seen);
+                }
+            }
+            match list.link.as_deref() {
+                Some(next) => list = next,
+                None => return Ok(seen),
+            }
         }
     }
 
@@ -198,19 +197,16 @@ impl<B: DmaBuf> ScatterList<B> {
     pub fn for_each_mut(&mut self, mut each: impl FnMut(&mut B)) {
         let mut list = self;
         loop {
-            let mut next = None;
             for entry in &mut list.entries {
-                match &mut entry.content {
-                    Content::Empty => {}
-                    Content::Buffer(buffer) => each(buffer),
-                    Content::Chain(chained) => next = Some(chained),
+                if let Some(buffer) = &mut entry.buffer {
+                    each(buffer);
                 }
                 if entry.end {
                     return;
                 }
             }
-            match next {
-                Some(chained) => list = chained,
+            match list.link.as_deref_mut() {
+                Some(next) => list = next,
                 None => return,
             }
         }
@@ -221,14 +217,14 @@ impl<B: DmaBuf> ScatterList<B> {
     pub fn clear(&mut self, mut each: impl FnMut(B)) {
         let mut list = self;
         loop {
-            for index in 0..list.entries.len() {
-                if let Some(buffer) = list.take(index) {
+            for entry in &mut list.entries {
+                if let Some(buffer) = entry.buffer.take() {
                     each(buffer);
                 }
             }
-            match list.entries.last_mut().map(|entry| &mut entry.content) {
-                Some(Content::Chain(next)) => list = next,
-                _ => return,
+            match list.link.as_deref_mut() {
+                Some(next) => list = next,
+                None => return,
             }
         }
     }
@@ -239,6 +235,7 @@ impl<B: DmaBuf> Default for ScatterList<B> {
     fn default() -> Self {
         Self {
             entries: Box::default(),
+            link: None,
         }
     }
 }
@@ -272,6 +269,7 @@ impl<'a, B: DmaBuf> IntoIterator for &'a ScatterList<B> {
 #[derive(Debug)]
 pub struct Iter<'a, B: DmaBuf> {
     rest: core::slice::Iter<'a, Entry<B>>,
+    link: Option<&'a ScatterList<B>>,
 }
 
 impl<'a, B: DmaBuf> Iterator for Iter<'a, B> {
@@ -280,14 +278,16 @@ impl<'a, B: DmaBuf> Iterator for Iter<'a, B> {
     #[inline]
     fn next(&mut self) -> Option<&'a B> {
         loop {
-            let entry = self.rest.next()?;
+            let Some(entry) = self.rest.next() else {
+                *self = self.link?.iter();
+                continue;
+            };
             if entry.end {
                 self.rest = [].iter();
+                self.link = None;
             }
-            match &entry.content {
-                Content::Buffer(buffer) => return Some(buffer),
-                Content::Chain(next) => self.rest = next.entries.iter(),
-                Content::Empty => {}
+            if let Some(buffer) = &entry.buffer {
+                return Some(buffer);
             }
         }
     }

@@ -2,11 +2,13 @@
 //! indices. See `queue` for the whole.
 
 use alloc::boxed::Box;
+use core::ops::Range;
 
 use super::piecewise::{AddError, Refusal};
 use super::queue::{Broken, IndirectPolicy};
-use crate::mem::dma::{Direction, DmaMap, DmaRegion, Mappings};
-use crate::mem::driver_ring::DriverRing;
+use crate::mem::dma::{Direction, DmaBuf, DmaMap, DmaRegion, Mappings};
+use crate::mem::driver_ring::{DescriptorRest, Descriptors, DriverRing};
+use crate::scatterlist::ScatterList;
 use crate::spec::ring::{DESC_F_NEXT, DESC_F_WRITE, MAX_CHAIN_BYTES};
 
 /// Ring, free list and indices of one queue.
@@ -30,6 +32,7 @@ pub(super) struct Core<M: DmaMap> {
     /// 2^16 more.
     pub(super) undecided: u32,
     pub(super) broken: Option<Broken>,
+    draft: Draft,
 }
 
 /// A buffer that has been closed, as the in-flight table remembers it.
@@ -46,9 +49,9 @@ impl<M: DmaMap> Core<M> {
     pub(super) fn new(ring: DriverRing, hook: M, policy: IndirectPolicy, event_idx: bool) -> Self {
         let size = ring.size();
         let slots = usize::from(size);
-        let tables = slots.saturating_mul(usize::from(ring.table_entries()));
         let mut core = Self {
-            maps: Mappings::new(hook, slots.saturating_add(tables)),
+            // One record for each slot and each entry of a table.
+            maps: Mappings::new(hook, ring.record_base(size, true)),
             links: (0..slots).map(|_| 0).collect(),
             ring,
             free_head: 0,
@@ -60,6 +63,7 @@ impl<M: DmaMap> Core<M> {
             decided: 0,
             undecided: 0,
             broken: None,
+            draft: Draft::default(),
         };
         core.start_over();
         core
@@ -98,18 +102,15 @@ impl<M: DmaMap> Core<M> {
             return Err(Refusal::Full);
         }
         let head = self.free_head;
-        Ok(Open {
+        self.draft = Draft {
+            table,
             head,
             next: if table { 0 } else { head },
-            table,
             left: count,
             lists,
-            segments: 0,
-            readable: 0,
-            writable: 0,
-            held: None,
-            core: self,
-        })
+            ..Draft::default()
+        };
+        Ok(Open(self))
     }
 
     /// Whether a buffer of `count` segments goes into its slot's table.
@@ -155,28 +156,19 @@ impl<M: DmaMap> Core<M> {
         self.free = self.free.wrapping_add(slots);
     }
 
-    /// Where the mapping of segment `index`, in descriptor `slot`, of a buffer is recorded.
-    #[inline]
-    fn record(&self, head: u16, table: bool, slot: u16) -> usize {
-        if !table {
-            return usize::from(slot);
-        }
-        let table = usize::from(head).wrapping_mul(usize::from(self.ring.table_entries()));
-        let table = table.wrapping_add(usize::from(self.ring.size()));
-        table.wrapping_add(usize::from(slot))
-    }
-
     /// Undoes the mappings of a buffer of which the device wrote `written` bytes, in the order of
     /// its segments.
     pub(super) fn unmap(&mut self, closed: Closed, written: u32) {
         if !M::UNMAPS {
             return;
         }
+        let records = self.ring.record_base(closed.head, closed.indirect);
         let mut slot = if closed.indirect { 0 } else { closed.head };
         let mut left = written;
         for _ in 0..closed.segments {
-            let record = self.record(closed.head, closed.indirect, slot);
-            left = self.maps.unmap(record, left);
+            left = self
+                .maps
+                .unmap(records.wrapping_add(usize::from(slot)), left);
             slot = match closed.indirect {
                 true => slot.wrapping_add(1),
                 false => self.link(slot),
@@ -188,138 +180,194 @@ impl<M: DmaMap> Core<M> {
 /// The most segments [`IndirectPolicy::Auto`] puts into the ring itself: one cache line of them.
 const AUTO_DIRECT: u16 = 4;
 
-/// A buffer being built. Nothing of it is in the queue's books before `close`: dropping it leaves
-/// the queue as it was, but for descriptors of free slots, which mean nothing.
-pub(super) struct Open<'q, M: DmaMap> {
-    core: &'q mut Core<M>,
+/// The state of the buffer being built.
+#[derive(Clone, Copy, Default)]
+struct Draft {
     table: bool,
     head: u16,
-    /// Slot, or index in the table, of the next descriptor.
+    /// Slot, or index in the table, of the next descriptor and of the last one written.
     next: u16,
-    /// Segments and lists that may still come.
+    last: u16,
+    /// Everything but the address of the last one, which ends or continues the chain.
+    rest: DescriptorRest,
+    /// Segments and lists that may still come, and segments that are there.
     left: u16,
-    lists: usize,
     segments: u16,
+    lists: usize,
     readable: u64,
     writable: u64,
-    /// The last segment, written only when it is known whether the chain goes on.
-    held: Option<Held>,
+    spoiled: Option<AddError>,
 }
 
-#[derive(Clone, Copy)]
-struct Held {
-    at: u16,
-    addr: u64,
-    len: u32,
-    flags: u16,
-}
+/// A buffer being built. Nothing of it is in the queue's books before `close`: dropping it leaves
+/// the queue as it was, but for descriptors of free slots, which mean nothing. What it remembers is
+/// the queue's draft, of which there is one: this holds the queue exclusively.
+pub(super) struct Open<'q, M: DmaMap>(&'q mut Core<M>);
 
 impl<M: DmaMap> Open<'_, M> {
-    /// Counts a list in.
+    /// Appends a list of up to `nents` segments; answers how many there were.
     #[inline]
-    pub(super) fn list(&mut self) -> Result<(), AddError> {
-        self.lists = self.lists.checked_sub(1).ok_or(AddError::OverReserved)?;
-        Ok(())
+    pub(super) fn list<B: DmaBuf>(
+        &mut self,
+        list: &ScatterList<B>,
+        nents: usize,
+        direction: Direction,
+    ) -> Result<usize, AddError> {
+        let mut pen = self.pen(direction);
+        let added = list.each(nents, |buffer| pen.add(buffer.region()));
+        let state = pen.put_down();
+        self.settle(state, direction, added)
     }
 
-    /// Appends one segment.
+    /// Appends a range of one piece of memory, as a list.
     #[inline]
-    pub(super) fn append(
+    pub(super) fn part<B: DmaBuf>(
         &mut self,
-        region: DmaRegion,
+        buffer: &B,
+        range: Range<usize>,
         direction: Direction,
     ) -> Result<(), AddError> {
-        let left = self.left.checked_sub(1).ok_or(AddError::OverReserved)?;
-        let len = u32::try_from(region.len).map_err(|_| AddError::TooLong)?;
-        if len == 0 {
-            return Err(AddError::EmptySegment);
-        }
-        let (readable, writable) = match direction {
-            Direction::Readable => (self.readable.wrapping_add(u64::from(len)), self.writable),
-            Direction::Writable => (self.readable, self.writable.wrapping_add(u64::from(len))),
-        };
-        // Each is at most 2^15 × 2^32: the sums can't wrap.
-        if readable.wrapping_add(writable) > MAX_CHAIN_BYTES || writable > u64::from(u32::MAX) {
-            return Err(AddError::TooLong);
-        }
-        let record = self.core.record(self.head, self.table, self.next);
-        let addr = self.core.maps.map(record, region, len, direction)?;
-        if let Some(held) = self.held {
-            self.write(held, DESC_F_NEXT);
-        }
-        let flags = match direction {
-            Direction::Readable => 0,
-            Direction::Writable => DESC_F_WRITE,
-        };
-        self.held = Some(Held {
-            at: self.next,
-            addr,
-            len,
-            flags,
-        });
-        self.next = match self.table {
-            true => self.next.wrapping_add(1),
-            false => self.core.link(self.next),
-        };
-        (self.readable, self.writable, self.left) = (readable, writable, left);
-        self.segments = self.segments.wrapping_add(1);
-        Ok(())
+        let mut pen = self.pen(direction);
+        let region = buffer.region().part(range).ok_or(AddError::TooShort);
+        let added = region.and_then(|region| pen.add(region));
+        let state = pen.put_down();
+        self.settle(state, direction, added)
     }
 
-    /// Writes a descriptor. A direct one keeps its place in the free list as its link, the last of
-    /// a chain too; in a table the last links nowhere. (Both as Linux 3.8 wrote them.)
-    #[inline]
-    fn write(&self, held: Held, more: u16) {
-        let ring = &self.core.ring;
-        let flags = held.flags | more;
-        if self.table {
-            let next = if more == 0 {
-                0
-            } else {
-                held.at.wrapping_add(1)
-            };
-            ring.write_table(self.head, held.at, held.addr, held.len, flags, next);
-        } else {
-            let next = self.core.link(held.at);
-            ring.write(held.at, held.addr, held.len, flags, next);
+    /// Appends segments one by one, as a list.
+    pub(super) fn segments<'b, B: DmaBuf>(
+        &mut self,
+        segments: impl Iterator<Item = &'b B>,
+        direction: Direction,
+    ) -> Result<usize, AddError> {
+        let mut pen = self.pen(direction);
+        let mut count = 0usize;
+        let mut added = Ok(());
+        for buffer in segments {
+            added = pen.add(buffer.region());
+            if added.is_err() {
+                break;
+            }
+            count = count.wrapping_add(1);
         }
+        let state = pen.put_down();
+        self.settle(state, direction, added.map(|()| count))
+    }
+
+    #[inline]
+    fn pen(&mut self, direction: Direction) -> Pen<'_, M> {
+        let core = &mut *self.0;
+        let draft = core.draft;
+        Pen {
+            target: match draft.table {
+                true => core.ring.table(draft.head),
+                false => core.ring.descriptors(),
+            },
+            links: &core.links,
+            records: core.ring.record_base(draft.head, draft.table),
+            maps: &mut core.maps,
+            direction,
+            table: draft.table,
+            state: PenState {
+                next: draft.next,
+                last: draft.last,
+                left: draft.left,
+                rest: draft.rest,
+                bytes: 0,
+            },
+        }
+    }
+
+    /// Takes over what was written. An error spoils the buffer.
+    #[inline]
+    fn settle<R>(
+        &mut self,
+        state: PenState,
+        direction: Direction,
+        added: Result<R, AddError>,
+    ) -> Result<R, AddError> {
+        let draft = &mut self.0.draft;
+        draft.segments = draft
+            .segments
+            .wrapping_add(draft.left.wrapping_sub(state.left));
+        (draft.next, draft.last) = (state.next, state.last);
+        (draft.left, draft.rest) = (state.left, state.rest);
+        // At most 2^15 segments of less than 2^32 bytes: the sums can't wrap.
+        match direction {
+            Direction::Readable => draft.readable = draft.readable.wrapping_add(state.bytes),
+            Direction::Writable => draft.writable = draft.writable.wrapping_add(state.bytes),
+        }
+        let total = draft.readable.wrapping_add(draft.writable);
+        let error = if draft.lists == 0 {
+            Some(AddError::OverReserved)
+        } else if total > MAX_CHAIN_BYTES || draft.writable > u64::from(u32::MAX) {
+            Some(AddError::TooLong)
+        } else {
+            None
+        };
+        draft.lists = draft.lists.saturating_sub(1);
+        let added = match error {
+            Some(error) => added.and(Err(error)),
+            None => added,
+        };
+        if let Err(error) = &added {
+            draft.spoiled = Some(*error);
+        }
+        added
+    }
+
+    /// Spoils the buffer: it can't be closed.
+    pub(super) fn spoil(&mut self, error: AddError) {
+        self.0.draft.spoiled = Some(error);
     }
 
     /// Segments that may still come.
     pub(super) fn room(&self) -> usize {
-        usize::from(self.left)
+        usize::from(self.0.draft.left)
     }
 
-    /// Ends the chain and puts it behind the others, without exposing it. `None`, and the buffer
-    /// is abandoned, if it has no segment.
+    /// Ends the chain and puts it behind the others, without exposing it.
     #[inline]
-    pub(super) fn close(mut self) -> Option<Closed> {
-        let held = self.held.take()?;
-        self.write(held, 0);
-        let core = &mut *self.core;
-        let taken = if self.table {
-            let next = core.link(self.head);
-            core.ring.write_indirect(self.head, self.segments, next);
+    pub(super) fn close(self) -> Result<Closed, Refusal> {
+        let core = &mut *self.0;
+        let draft = core.draft;
+        if let Some(error) = draft.spoiled {
+            return Err(Refusal::Add(error));
+        }
+        if draft.segments == 0 {
+            return Err(Refusal::Empty);
+        }
+        let last = if draft.table {
+            // In a table the last descriptor links nowhere; in the ring it keeps its place in the
+            // free list as its link. (Both as Linux 3.8 wrote them.)
+            let table = core.ring.table(draft.head);
+            table.finish(draft.last, draft.rest.last().unlinked());
+            let next = core.link(draft.head);
+            core.ring.write_indirect(draft.head, draft.segments, next);
             core.free_head = next;
-            1
+            core.free = core.free.wrapping_sub(1);
+            draft.head
         } else {
-            core.free_head = self.next;
-            self.segments
+            core.ring
+                .descriptors()
+                .finish(draft.last, draft.rest.last());
+            core.free_head = draft.next;
+            core.free = core.free.wrapping_sub(draft.segments);
+            draft.last
         };
-        core.free = core.free.wrapping_sub(taken);
-        core.ring.set_avail_entry(core.added, self.head);
+        core.ring.set_avail_entry(core.added, draft.head);
         core.added = core.added.wrapping_add(1);
         core.undecided = core.undecided.saturating_add(1);
-        let closed = Closed {
-            head: self.head,
-            last: if self.table { self.head } else { held.at },
-            segments: self.segments,
-            indirect: self.table,
-            // At most u32::MAX: `append` checked.
-            writable: u32::try_from(self.writable).unwrap_or(u32::MAX),
-        };
-        self.segments = 0;
-        Some(closed)
+        // Nothing is left to undo.
+        core.draft.segments = 0;
+        Ok(Closed {
+            head: draft.head,
+            last,
+            segments: draft.segments,
+            indirect: draft.table,
+            // At most u32::MAX: `settle` checked.
+            writable: u32::try_from(draft.writable).unwrap_or(u32::MAX),
+        })
     }
 }
 
@@ -327,15 +375,76 @@ impl<M: DmaMap> Drop for Open<'_, M> {
     /// Abort: the device never saw the buffer. After `close` there is nothing left to undo.
     #[inline]
     fn drop(&mut self) {
-        if M::UNMAPS && self.segments > 0 {
+        let draft = self.0.draft;
+        if M::UNMAPS && draft.segments > 0 {
             let abandoned = Closed {
-                head: self.head,
-                last: self.head,
-                segments: self.segments,
-                indirect: self.table,
+                head: draft.head,
+                last: draft.last,
+                segments: draft.segments,
+                indirect: draft.table,
                 writable: 0,
             };
-            self.core.unmap(abandoned, 0);
+            self.0.unmap(abandoned, 0);
         }
+    }
+}
+
+/// Writes the descriptors of one list: what the loop over a list needs, apart from the queue, so that
+/// it stays in registers.
+struct Pen<'c, M: DmaMap> {
+    target: Descriptors<'c>,
+    links: &'c [u16],
+    maps: &'c mut Mappings<M>,
+    records: usize,
+    direction: Direction,
+    table: bool,
+    state: PenState,
+}
+
+#[derive(Clone, Copy)]
+struct PenState {
+    next: u16,
+    last: u16,
+    left: u16,
+    rest: DescriptorRest,
+    bytes: u64,
+}
+
+impl<M: DmaMap> Pen<'_, M> {
+    #[inline]
+    fn add(&mut self, region: DmaRegion) -> Result<(), AddError> {
+        let state = &mut self.state;
+        let left = state.left.checked_sub(1).ok_or(AddError::OverReserved)?;
+        let len = u32::try_from(region.len).map_err(|_| AddError::TooLong)?;
+        if len == 0 {
+            return Err(AddError::EmptySegment);
+        }
+        let at = state.next;
+        let record = self.records.wrapping_add(usize::from(at));
+        let addr = self.maps.map(record, region, len, self.direction)?;
+        let next = match self.table {
+            true => at.wrapping_add(1),
+            false => self.links.get(usize::from(at)).copied().unwrap_or(0),
+        };
+        // As if there were more to come; `close` ends the chain.
+        let flags = match self.direction {
+            Direction::Readable => DESC_F_NEXT,
+            Direction::Writable => DESC_F_NEXT | DESC_F_WRITE,
+        };
+        let rest = DescriptorRest::new(len, flags, next);
+        self.target.write(at, addr, rest);
+        *state = PenState {
+            next,
+            last: at,
+            left,
+            rest,
+            bytes: state.bytes.wrapping_add(u64::from(len)),
+        };
+        Ok(())
+    }
+
+    #[inline]
+    fn put_down(self) -> PenState {
+        self.state
     }
 }

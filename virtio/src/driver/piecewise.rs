@@ -149,7 +149,6 @@ pub struct Builder<'q, T: 'static, M: DmaMap, S: State = Readable> {
     open: Open<'q, M>,
     book: &'q mut Book<T>,
     token: T,
-    spoiled: Option<AddError>,
     state: PhantomData<S>,
 }
 
@@ -165,10 +164,7 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
         pick: impl FnOnce(&T) -> &ScatterList<B>,
         nents: usize,
     ) -> Result<usize, AddError> {
-        let list = pick(&self.token);
-        let added = self.open.add_list(list.iter().take(nents), S::DIRECTION);
-        self.spoiled = self.spoiled.or(added.err());
-        added
+        self.open.list(pick(&self.token), nents, S::DIRECTION)
     }
 
     /// Appends a range of one piece of memory the token owns. It counts as a list.
@@ -181,10 +177,7 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
         pick: impl FnOnce(&T) -> &B,
         range: Range<usize>,
     ) -> Result<(), AddError> {
-        let buffer = pick(&self.token);
-        let added = self.open.add_part(buffer, range, S::DIRECTION);
-        self.spoiled = self.spoiled.or(added.err());
-        added
+        self.open.part(pick(&self.token), range, S::DIRECTION)
     }
 
     /// Appends any number of lists and ranges in one go: `add` is shown the token and where to put
@@ -203,7 +196,9 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
             token: PhantomData,
         };
         let added = add(&self.token, &mut parts);
-        self.spoiled = self.spoiled.or(added.err());
+        if let Err(error) = added {
+            self.open.spoil(error);
+        }
         added
     }
 
@@ -220,11 +215,7 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
     /// abandoned.
     #[inline]
     pub fn end_buf(self) -> Result<Ticket, Refused<T>> {
-        let closed = match self.spoiled {
-            None => self.open.close().ok_or(Refusal::Empty),
-            Some(error) => Err(Refusal::Add(error)),
-        };
-        match closed {
+        match self.open.close() {
             Ok(closed) => Ok(self.book.enter(closed, self.token)),
             Err(why) => Err(Refused {
                 token: self.token,
@@ -247,7 +238,6 @@ impl<'q, T: 'static, M: DmaMap> Builder<'q, T, M, Readable> {
             open: self.open,
             book: self.book,
             token: self.token,
-            spoiled: self.spoiled,
             state: PhantomData,
         }
     }
@@ -272,7 +262,7 @@ impl<'t, M: DmaMap> Parts<'_, '_, 't, M> {
         list: &'t ScatterList<B>,
         nents: usize,
     ) -> Result<usize, AddError> {
-        self.open.add_list(list.iter().take(nents), self.direction)
+        self.open.list(list, nents, self.direction)
     }
 
     /// Appends a range of one piece of memory, as [`Builder::add_bytes`].
@@ -281,49 +271,19 @@ impl<'t, M: DmaMap> Parts<'_, '_, 't, M> {
     /// As there.
     #[inline]
     pub fn bytes<B: DmaBuf>(&mut self, buffer: &'t B, range: Range<usize>) -> Result<(), AddError> {
-        self.open.add_part(buffer, range, self.direction)
+        self.open.part(buffer, range, self.direction)
     }
 }
 
 impl<M: DmaMap> Open<'_, M> {
-    /// Appends the segments of a list.
-    #[inline]
-    fn add_list<'b, B: DmaBuf>(
-        &mut self,
-        segments: impl Iterator<Item = &'b B>,
-        direction: Direction,
-    ) -> Result<usize, AddError> {
-        self.list()?;
-        let mut added = 0usize;
-        for buffer in segments {
-            self.append(buffer.region(), direction)?;
-            added = added.wrapping_add(1);
-        }
-        Ok(added)
-    }
-
-    /// Appends a range of one piece of memory.
-    #[inline]
-    fn add_part<B: DmaBuf>(
-        &mut self,
-        buffer: &B,
-        range: Range<usize>,
-        direction: Direction,
-    ) -> Result<(), AddError> {
-        self.list()?;
-        let region = buffer.region().part(range);
-        self.append(region.ok_or(AddError::TooShort)?, direction)
-    }
-
-    /// As [`add_list`](Self::add_list), of which exactly `count` segments have to come.
-    #[inline]
-    fn add_exactly<'b, B: DmaBuf>(
+    /// Appends segments of which exactly `count` have to come.
+    fn exactly<'b, B: DmaBuf>(
         &mut self,
         segments: impl Iterator<Item = &'b B>,
         count: usize,
         direction: Direction,
     ) -> Result<(), AddError> {
-        let added = self.add_list(segments.take(count), direction)?;
+        let added = self.segments(segments.take(count), direction)?;
         if added == count {
             Ok(())
         } else {
@@ -341,9 +301,9 @@ impl<M: DmaMap> Core<M> {
         ins: usize,
     ) -> Result<Closed, Refusal> {
         let mut open = self.open(outs.saturating_add(ins), 2)?;
-        open.add_exactly(list.iter(), outs, Direction::Readable)?;
-        open.add_exactly(list.iter().skip(outs), ins, Direction::Writable)?;
-        open.close().ok_or(Refusal::Empty)
+        open.exactly(list.iter(), outs, Direction::Readable)?;
+        open.exactly(list.iter().skip(outs), ins, Direction::Writable)?;
+        open.close()
     }
 
     /// Lists up to their end markers, the first `outs` readable, the others writable.
@@ -360,9 +320,9 @@ impl<M: DmaMap> Core<M> {
             } else {
                 Direction::Writable
             };
-            open.add_list(list.iter(), direction)?;
+            open.list(list, usize::MAX, direction)?;
         }
-        open.close().ok_or(Refusal::Empty)
+        open.close()
     }
 }
 
@@ -386,7 +346,6 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
                 open,
                 book,
                 token,
-                spoiled: None,
                 state: PhantomData,
             }),
             Err(why) => Err(Refused { token, why }),

@@ -4,13 +4,14 @@
 //! Everything the device may read is only ever written here, never read back: what the driver needs
 //! to remember it keeps in its own tables. Sections 2.7.5 to 2.7.8.
 
+use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Place};
 use crate::ring::{DriverCells, ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET};
-use crate::spec::ring::{DESC_F_INDIRECT, MAX_SIZE};
+use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, MAX_SIZE};
 
 /// The parts lie on cache lines of their own: the two rings are written by different ends.
 const LINE: usize = 64;
@@ -168,12 +169,36 @@ impl DriverRing {
         self.table_entries
     }
 
-    /// Writes descriptor `slot`.
+    /// The ring's own descriptors, to write.
     #[inline]
-    pub(crate) fn write(&self, slot: u16, addr: u64, len: u32, flags: u16, next: u16) {
-        let at = usize::from(slot & self.mask).wrapping_mul(DESC);
-        // SAFETY: the masked slot is below size, so the 16 bytes are inside the descriptor table.
-        unsafe { store(self.base.add(at), addr, len, flags, next) }
+    pub(crate) fn descriptors(&self) -> Descriptors<'_> {
+        Descriptors {
+            base: self.base,
+            entries: self.size(),
+            ring: PhantomData,
+        }
+    }
+
+    /// The table of `slot`, to write.
+    #[inline]
+    pub(crate) fn table(&self, slot: u16) -> Descriptors<'_> {
+        Descriptors {
+            // SAFETY: the slot is masked, so its table is inside the memory.
+            base: unsafe { self.tables.add(self.table_offset(slot)) },
+            entries: self.table_entries,
+            ring: PhantomData,
+        }
+    }
+
+    /// Where records of segments start, if each slot has one, and behind them each entry of each
+    /// slot's table: of a buffer in the ring, or in the table of `slot`.
+    #[inline]
+    pub(crate) fn record_base(&self, slot: u16, table: bool) -> usize {
+        if !table {
+            return 0;
+        }
+        let tables = usize::from(slot).saturating_mul(usize::from(self.table_entries));
+        usize::from(self.size()).saturating_add(tables)
     }
 
     /// Writes the link of descriptor `slot` alone.
@@ -191,32 +216,13 @@ impl DriverRing {
         word.store(next.to_le(), Ordering::Relaxed);
     }
 
-    /// Writes entry `index` of the table of `slot`; without effect past the table's end.
-    #[inline]
-    pub(crate) fn write_table(
-        &self,
-        slot: u16,
-        index: u16,
-        addr: u64,
-        len: u32,
-        flags: u16,
-        next: u16,
-    ) {
-        if index >= self.table_entries {
-            return;
-        }
-        let at = self.table_offset(slot);
-        let at = at.wrapping_add(usize::from(index).wrapping_mul(DESC));
-        // SAFETY: the slot is masked and the index checked, so the 16 bytes are inside the tables.
-        unsafe { store(self.tables.add(at), addr, len, flags, next) }
-    }
-
     /// Makes descriptor `slot` point at the first `entries` entries of its table.
     #[inline]
     pub(crate) fn write_indirect(&self, slot: u16, entries: u16, next: u16) {
         let addr = self.tables_bus.wrapping_add(wide(self.table_offset(slot)));
         let len = u32::from(entries).wrapping_mul(16);
-        self.write(slot, addr, len, DESC_F_INDIRECT, next);
+        let rest = DescriptorRest::new(len, DESC_F_INDIRECT, next);
+        self.descriptors().write(slot & self.mask, addr, rest);
     }
 
     #[inline]
@@ -274,19 +280,64 @@ impl DriverRing {
     }
 }
 
-/// Stores a descriptor as two words: its four fields are not written apart, so that it is in memory
-/// as one before the index that publishes it.
-///
-/// # Safety
-/// `at` must be valid for writes of 16 bytes and aligned to 16.
-#[inline]
-unsafe fn store(at: NonNull<u8>, addr: u64, len: u32, flags: u16, next: u16) {
-    let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48;
-    // SAFETY: as the caller vouches; atomics, because a device in this process may be reading.
-    unsafe {
-        let words = at.cast::<AtomicU64>().as_ptr();
-        (*words).store(addr.to_le(), Ordering::Relaxed);
-        (*words.add(1)).store(rest.to_le(), Ordering::Relaxed);
+/// Everything of a descriptor but the address, as it lies in memory: length, flags, link.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct DescriptorRest(u64);
+
+impl DescriptorRest {
+    #[inline]
+    pub(crate) fn new(len: u32, flags: u16, next: u16) -> Self {
+        Self(u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48)
+    }
+
+    /// The same without a next one.
+    #[inline]
+    pub(crate) const fn last(self) -> Self {
+        #[expect(clippy::as_conversions, reason = "u16 to u64 in a const fn")]
+        const NEXT: u64 = (DESC_F_NEXT as u64) << 32;
+        Self(self.0 & !NEXT)
+    }
+
+    /// The same with a link of 0.
+    #[inline]
+    pub(crate) const fn unlinked(self) -> Self {
+        Self(self.0 & (u64::MAX >> 16))
+    }
+}
+
+/// Descriptors of a ring, or of a slot's table, to write.
+#[derive(Clone, Copy)]
+pub(crate) struct Descriptors<'r> {
+    base: NonNull<u8>,
+    entries: u16,
+    ring: PhantomData<&'r DriverRing>,
+}
+
+impl Descriptors<'_> {
+    /// Writes descriptor `index`; without effect past the end. As two words: the fields of one are
+    /// not written apart, so that it is in memory as one before the index that publishes it.
+    #[inline]
+    pub(crate) fn write(&self, index: u16, addr: u64, rest: DescriptorRest) {
+        if index >= self.entries {
+            return;
+        }
+        // SAFETY: `entries` descriptors are at `base`, aligned to 16, for as long as the ring is
+        // borrowed; atomics, because a device in this process may be reading.
+        let [first, second] = unsafe { self.base.cast().add(usize::from(index)).as_ref() };
+        AtomicU64::store(first, addr.to_le(), Ordering::Relaxed);
+        AtomicU64::store(second, rest.0.to_le(), Ordering::Relaxed);
+    }
+
+    /// Writes all but the address of descriptor `index`; without effect past the end.
+    #[inline]
+    pub(crate) fn finish(&self, index: u16, rest: DescriptorRest) {
+        if index >= self.entries {
+            return;
+        }
+        // SAFETY: as in `write`.
+        let [_, second]: &[AtomicU64; 2] =
+            unsafe { self.base.cast().add(usize::from(index)).as_ref() };
+        second.store(rest.0.to_le(), Ordering::Relaxed);
     }
 }
 

@@ -1,0 +1,382 @@
+//! The driver's end against `virtio-drivers`: add, publish, reap; and both ends in one thread against
+//! `virtio-drivers` with `virtio-queue`.
+//!
+//! Equal work: both sides add buffers of the same shapes over the same memory, decide once a batch
+//! whether to notify, and take every buffer back by the used ring. For the driver's end alone the
+//! device is a loop that copies heads from the available to the used ring, the same for both.
+
+use std::hint::black_box;
+
+use splitring_virtio::device::queue::{ActiveQueue, QueueConfig, RingFeatures};
+use splitring_virtio::driver::{DeviceId, Identity, IndirectPolicy, Queue, QueueOptions};
+use splitring_virtio::scatterlist::ScatterList;
+use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC};
+use virtio_drivers::queue::VirtQueue;
+use virtio_drivers::transport::DeviceType;
+use virtio_queue::{Queue as PeerDevice, QueueT};
+use vm_memory::GuestMemoryBackend;
+
+use crate::arena::{
+    Areas, ArenaRam, Board, PeerHal, Wire, arena, load16, peer_add, peer_reap, store_used, store16,
+};
+use crate::{Case, Row, Table};
+
+const SIZE: u16 = 256;
+const LEN: usize = 512;
+
+/// A batch of like buffers.
+#[derive(Clone, Copy)]
+struct Shape {
+    buffers: u16,
+    /// Segments the device reads and writes.
+    readable: usize,
+    writable: usize,
+    indirect: bool,
+}
+
+impl Shape {
+    fn all() -> Vec<(String, Self)> {
+        let mut all = Vec::new();
+        for (name, buffers, readable, writable) in [
+            ("128x1", 128, 0, 1),
+            ("16x8", 16, 0, 8),
+            ("1x128", 1, 0, 128),
+            ("64xblk-4k", 64, 1, 2),
+        ] {
+            for indirect in [false, true] {
+                let kind = if indirect { "indirect" } else { "direct" };
+                let shape = Self {
+                    buffers,
+                    readable,
+                    writable,
+                    indirect,
+                };
+                all.push((format!("{name}-{kind}"), shape));
+            }
+        }
+        all
+    }
+
+    const fn features(&self) -> u64 {
+        if self.indirect {
+            EVENT_IDX | INDIRECT_DESC
+        } else {
+            EVENT_IDX
+        }
+    }
+
+    /// A request of 4 KiB between header and status.
+    const fn blk(buffers: u16, indirect: bool) -> Self {
+        Self {
+            buffers,
+            readable: 1,
+            writable: 2,
+            indirect,
+        }
+    }
+}
+
+/// What our queue holds for a buffer: the lists of its segments.
+struct Token {
+    readable: ScatterList,
+    writable: ScatterList,
+}
+
+fn list(segments: usize) -> ScatterList {
+    ScatterList::from_buffers((0..segments).map(|_| arena().bytes(LEN)))
+}
+
+type OurQueue = Queue<Box<Token>, Identity>;
+
+fn our_queue(shape: &Shape) -> OurQueue {
+    let options = QueueOptions::new(SIZE, shape.features());
+    let options = options.tables(128).policy(IndirectPolicy::Rfc);
+    let memory = arena().bytes(options.memory_len());
+    Queue::new(options, memory, Identity, &DeviceId::new()).expect("sound memory")
+}
+
+fn our_areas(queue: &OurQueue) -> Areas {
+    let areas = queue.areas();
+    Areas {
+        size: areas.size,
+        descriptors: areas.descriptors,
+        driver: areas.driver,
+        device: areas.device,
+    }
+}
+
+/// The driver's half of a batch, ours.
+struct Ours {
+    queue: OurQueue,
+    spare: Vec<Box<Token>>,
+    shape: Shape,
+}
+
+impl Ours {
+    fn new(shape: Shape) -> Self {
+        let token = || {
+            Box::new(Token {
+                readable: list(shape.readable),
+                writable: list(shape.writable),
+            })
+        };
+        Self {
+            queue: our_queue(&shape),
+            spare: (0..shape.buffers).map(|_| token()).collect(),
+            shape,
+        }
+    }
+
+    #[inline]
+    fn add(&mut self) {
+        let Shape {
+            readable, writable, ..
+        } = self.shape;
+        while let Some(token) = self.spare.pop() {
+            let opened = self.queue.start_buf(token, readable + writable, 2);
+            let mut buffer = opened.unwrap_or_else(|_| panic!("room"));
+            if readable > 0 {
+                buffer
+                    .add_sg(|token| &token.readable, readable)
+                    .expect("room");
+            }
+            let mut buffer = buffer.writable();
+            buffer
+                .add_sg(|token| &token.writable, writable)
+                .expect("room");
+            buffer.end_buf().unwrap_or_else(|_| panic!("segments"));
+        }
+        let _ = black_box(self.queue.publish());
+    }
+
+    #[inline]
+    fn reap(&mut self) {
+        while let Some(done) = self.queue.pop().expect("an honest device") {
+            self.spare.push(done.token);
+        }
+    }
+}
+
+/// A device that uses everything at once.
+struct Copier {
+    areas: Areas,
+    idx: u16,
+}
+
+impl Copier {
+    #[inline]
+    fn run(&mut self) {
+        let Areas {
+            size,
+            driver,
+            device,
+            ..
+        } = self.areas;
+        let avail = load16(driver + 2);
+        while self.idx != avail {
+            let slot = u64::from(self.idx & (size - 1));
+            let head = load16(driver + 4 + slot * 2);
+            store_used(device + 4 + slot * 8, head, 0);
+            self.idx = self.idx.wrapping_add(1);
+        }
+        store16(device + 2, avail);
+    }
+}
+
+fn ours(label: String, shape: Shape) -> Case {
+    let mut ours = Ours::new(shape);
+    let mut device = Copier {
+        areas: our_areas(&ours.queue),
+        idx: 0,
+    };
+    let run = move || {
+        ours.add();
+        device.run();
+        ours.reap();
+    };
+    Case {
+        label,
+        units: u32::from(shape.buffers),
+        run: Box::new(run),
+    }
+}
+
+/// The driver's half of a batch, the peer's.
+struct Peer {
+    queue: VirtQueue<PeerHal, { SIZE as usize }>,
+    areas: Areas,
+    readable: Vec<Vec<&'static [u8]>>,
+    writable: Vec<Vec<&'static mut [u8]>>,
+    /// Which of them is in flight under a token.
+    holds: Vec<usize>,
+}
+
+impl Peer {
+    fn new(shape: Shape) -> Self {
+        let board = Board::new(DeviceType::Block, 0, Vec::new()).shared();
+        let mut wire = Wire::new(&board);
+        let queue = VirtQueue::new(&mut wire, 0, shape.indirect, true).expect("a queue");
+        let areas = board.borrow().queues[0].1;
+        let slice = || arena().slice(LEN);
+        Self {
+            queue,
+            areas,
+            readable: (0..shape.buffers)
+                .map(|_| (0..shape.readable).map(|_| &*slice()).collect())
+                .collect(),
+            writable: (0..shape.buffers)
+                .map(|_| (0..shape.writable).map(|_| slice()).collect())
+                .collect(),
+            holds: vec![0; usize::from(SIZE)],
+        }
+    }
+
+    #[inline]
+    fn add(&mut self) {
+        for at in 0..self.readable.len() {
+            let token = peer_add(&mut self.queue, &self.readable[at], &mut self.writable[at]);
+            let token = token.expect("room");
+            self.holds[usize::from(token)] = at;
+        }
+        black_box(self.queue.should_notify());
+    }
+
+    #[inline]
+    fn reap(&mut self) {
+        while let Some(token) = self.queue.peek_used() {
+            let at = self.holds[usize::from(token)];
+            let (readable, writable) = (&self.readable[at], &mut self.writable[at]);
+            peer_reap(&mut self.queue, token, readable, writable).expect("an honest device");
+        }
+    }
+}
+
+fn peer(label: String, shape: Shape) -> Case {
+    let mut peer = Peer::new(shape);
+    let mut device = Copier {
+        areas: peer.areas,
+        idx: 0,
+    };
+    let run = move || {
+        peer.add();
+        device.run();
+        peer.reap();
+    };
+    Case {
+        label,
+        units: u32::from(shape.buffers),
+        run: Box::new(run),
+    }
+}
+
+/// Add a batch, let a trivial device use it, reap it.
+pub(crate) fn alone() -> Table {
+    let rows = Shape::all().into_iter().map(|(name, shape)| Row {
+        ours: ours(format!("driver/{name}"), shape),
+        peer: peer(format!("driver/{name}/peer"), shape),
+        shape: name,
+        target: 2.0,
+    });
+    Table {
+        title: "Driver's end, add, publish once a batch and reap, against virtio-drivers",
+        unit: "buffer",
+        rows: rows.collect(),
+    }
+}
+
+fn our_device(areas: Areas, features: u64) -> ActiveQueue<ArenaRam> {
+    let mut config = QueueConfig::new(areas.size);
+    config.set_desc(areas.descriptors);
+    config.set_avail(areas.driver);
+    config.set_used(areas.device);
+    config.set_ready(true);
+    let features = RingFeatures::from_bits(features);
+    config.activate(ArenaRam, features).expect("a sound ring")
+}
+
+fn our_round_trip(label: String, shape: Shape) -> Case {
+    let mut ours = Ours::new(shape);
+    let mut device = our_device(our_areas(&ours.queue), shape.features());
+    let run = move || {
+        ours.add();
+        while let Some(chain) = device.pop().expect("sound chains") {
+            let mut seen = 0usize;
+            for segment in chain.readable().iter().chain(chain.writable()) {
+                seen ^= segment.as_ptr().addr() ^ segment.len();
+            }
+            black_box(seen);
+            device.complete(chain, 1);
+        }
+        let _ = black_box(device.publish());
+        ours.reap();
+    };
+    Case {
+        label,
+        units: u32::from(shape.buffers),
+        run: Box::new(run),
+    }
+}
+
+fn peer_round_trip(label: String, shape: Shape) -> Case {
+    let mut peer = Peer::new(shape);
+    let mapping = arena().mapping.clone();
+    let mut device = PeerDevice::new(SIZE).expect("a sound size");
+    let halves = |addr: u64| {
+        let low = u32::try_from(addr & 0xffff_ffff).expect("masked");
+        (Some(low), u32::try_from(addr >> 32).ok())
+    };
+    let areas = peer.areas;
+    let (low, high) = halves(areas.descriptors);
+    device.set_desc_table_address(low, high);
+    let (low, high) = halves(areas.driver);
+    device.set_avail_ring_address(low, high);
+    let (low, high) = halves(areas.device);
+    device.set_used_ring_address(low, high);
+    device.set_event_idx(true);
+    device.set_ready(true);
+    let run = move || {
+        peer.add();
+        let mapping = &*mapping;
+        while let Some(chain) = device.pop_descriptor_chain(mapping) {
+            let head = chain.head_index();
+            let mut seen = 0usize;
+            for desc in chain {
+                let len = usize::try_from(desc.len()).expect("64 bits");
+                let slice = GuestMemoryBackend::get_slice(mapping, desc.addr(), len);
+                let slice = slice.expect("in memory");
+                seen ^= slice.ptr_guard().as_ptr().addr() ^ slice.len();
+            }
+            black_box(seen);
+            device.add_used(mapping, head, 1).expect("in memory");
+        }
+        black_box(device.needs_notification(mapping).expect("in memory"));
+        peer.reap();
+    };
+    Case {
+        label,
+        units: u32::from(shape.buffers),
+        run: Box::new(run),
+    }
+}
+
+/// Driver, device, driver, for the shape of a block request, in one thread.
+pub(crate) fn round_trip() -> Table {
+    let mut rows = Vec::new();
+    for (name, buffers) in [("qd1", 1), ("qd32", 32), ("qd64", 64)] {
+        for (kind, indirect) in [("direct", false), ("indirect", true)] {
+            let shape = Shape::blk(buffers, indirect);
+            let name = format!("blk-{name}-{kind}");
+            rows.push(Row {
+                ours: our_round_trip(format!("trip/{name}"), shape),
+                peer: peer_round_trip(format!("trip/{name}/peer"), shape),
+                shape: name,
+                target: 4.0,
+            });
+        }
+    }
+    Table {
+        title: "Driver to device to driver, one thread, against virtio-drivers with virtio-queue",
+        unit: "request",
+        rows,
+    }
+}
