@@ -36,15 +36,29 @@ pub(crate) fn arena() -> &'static Arena {
     ARENA.get_or_init(|| {
         let region = MmapRegion::new(LEN).expect("256 MiB can be mapped");
         let start = region.as_ptr().addr();
-        let address = GuestAddress(u64::try_from(start).expect("64 bits"));
-        let region = GuestRegionMmap::new(region, address).expect("in the address space");
-        let mapping = GuestMemoryMmap::from_regions(vec![region]).expect("one region");
+        let regions = [heap(), Some(region)].into_iter().flatten().map(|region| {
+            let address = GuestAddress(u64::try_from(region.as_ptr().addr()).expect("64 bits"));
+            GuestRegionMmap::new(region, address).expect("in the address space")
+        });
+        let mapping = GuestMemoryMmap::from_regions(regions.collect()).expect("apart");
         Arena {
             mapping: Arc::new(mapping),
             start,
             next: AtomicUsize::new(PAGE_SIZE),
         }
     })
+}
+
+/// The main thread's heap and room for it to grow: where the peer puts its indirect tables, and its
+/// `Hal` may leave them.
+fn heap() -> Option<MmapRegion<()>> {
+    const ROOM: usize = 1 << 30;
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with("[heap]"))?;
+    let start = usize::from_str_radix(line.split('-').next()?, 16).ok()?;
+    let ptr = std::ptr::with_exposed_provenance_mut(start);
+    // SAFETY: what lies in the heap is reached only by the addresses of live allocations.
+    unsafe { MmapRegion::build_raw(ptr, ROOM, libc::PROT_READ | libc::PROT_WRITE, 0) }.ok()
 }
 
 impl Arena {
@@ -152,6 +166,55 @@ fn address(ptr: NonNull<u8>) -> u64 {
     ptr.as_ptr().expose_provenance() as u64
 }
 
+/// The mapping as `virtio-drivers` sees it, with copies of all that lies elsewhere: on stacks, and
+/// on the heaps of test threads.
+pub(crate) struct BouncingHal;
+
+thread_local! {
+    /// Copies that are free, by length.
+    static COPIES: RefCell<Vec<NonNull<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+// SAFETY: as for `PeerHal`; a copy is used by one buffer until it is unshared.
+unsafe impl Hal for BouncingHal {
+    fn dma_alloc(pages: usize, direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+        PeerHal::dma_alloc(pages, direction)
+    }
+
+    unsafe fn dma_dealloc(_paddr: PhysAddr, _vaddr: NonNull<u8>, _pages: usize) -> i32 {
+        0
+    }
+
+    unsafe fn mmio_phys_to_virt(_paddr: PhysAddr, _size: usize) -> NonNull<u8> {
+        panic!("no device of these tests is mapped")
+    }
+
+    unsafe fn share(buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
+        let copy = COPIES.with_borrow_mut(|free| {
+            let found = free.iter().position(|copy| copy.len() == buffer.len());
+            found.map(|at| free.swap_remove(at))
+        });
+        let copy = copy.map_or_else(|| arena().carve(buffer.len(), 16), NonNull::cast);
+        // SAFETY: both are valid for the buffer's length, and the copy is nobody else's.
+        unsafe {
+            buffer
+                .cast::<u8>()
+                .copy_to_nonoverlapping(copy, buffer.len())
+        };
+        address(copy)
+    }
+
+    unsafe fn unshare(paddr: PhysAddr, buffer: NonNull<[u8]>, direction: BufferDirection) {
+        let copy = NonNull::new(pointer::<u8>(paddr)).expect("an address share answered");
+        if direction != BufferDirection::DriverToDevice {
+            // SAFETY: as in `share`.
+            unsafe { copy.copy_to_nonoverlapping(buffer.cast(), buffer.len()) };
+        }
+        let copy = NonNull::slice_from_raw_parts(copy, buffer.len());
+        COPIES.with_borrow_mut(|free| free.push(copy));
+    }
+}
+
 /// Where a driver put a queue.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Areas {
@@ -192,8 +255,8 @@ impl Board {
 
 /// Adds a buffer to a queue of the peer's.
 #[inline]
-pub(crate) fn peer_add<'a, 'b, const SIZE: usize>(
-    queue: &mut VirtQueue<PeerHal, SIZE>,
+pub(crate) fn peer_add<'a, 'b, H: Hal, const SIZE: usize>(
+    queue: &mut VirtQueue<H, SIZE>,
     readable: &'a [&'b [u8]],
     writable: &'a mut [&'b mut [u8]],
 ) -> virtio_drivers::Result<u16> {
@@ -203,14 +266,15 @@ pub(crate) fn peer_add<'a, 'b, const SIZE: usize>(
 
 /// Takes a buffer back from a queue of the peer's, the next one used.
 #[inline]
-pub(crate) fn peer_reap<const SIZE: usize>(
-    queue: &mut VirtQueue<PeerHal, SIZE>,
+pub(crate) fn peer_reap<H: Hal, const SIZE: usize>(
+    queue: &mut VirtQueue<H, SIZE>,
     token: u16,
     readable: &[&'static [u8]],
     writable: &mut [&'static mut [u8]],
 ) -> virtio_drivers::Result<u32> {
     // SAFETY: the signature asks that the slices live no longer than the list of them, which their
     // being 'static forbids to say; it does not keep them.
+    #[expect(clippy::unnecessary_cast, reason = "it changes the lifetime")]
     let writable = unsafe { &mut *(&raw mut *writable as *mut [&mut [u8]]) };
     // SAFETY: the same slices as were added under this token.
     unsafe { queue.pop_used(token, readable, writable) }
@@ -333,7 +397,7 @@ impl Transport for Wire {
 
 /// Starts reading one sector by the peer's block driver.
 pub(crate) fn read_begin(
-    driver: &mut VirtIOBlk<PeerHal, Wire>,
+    driver: &mut VirtIOBlk<BouncingHal, Wire>,
     sector: usize,
     request: &mut BlkReq,
     data: &mut [u8],
@@ -345,7 +409,7 @@ pub(crate) fn read_begin(
 
 /// Completes what [`read_begin`] started.
 pub(crate) fn read_complete(
-    driver: &mut VirtIOBlk<PeerHal, Wire>,
+    driver: &mut VirtIOBlk<BouncingHal, Wire>,
     token: u16,
     request: &BlkReq,
     data: &mut [u8],

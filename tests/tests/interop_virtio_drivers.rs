@@ -7,7 +7,7 @@ mod arena;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use arena::{ArenaRam, Areas, Board, PeerHal, Wire, arena, peer_add, peer_reap};
+use arena::{Areas, ArenaRam, Board, BouncingHal, Wire, arena, peer_add, peer_reap};
 use splitring_virtio::device::chain::Chain;
 use splitring_virtio::device::queue::{ActiveQueue, QueueConfig, RingFeatures};
 use splitring_virtio::spec::blk::{self, RequestHeader};
@@ -26,7 +26,9 @@ fn activate(areas: &Areas, features: u64) -> OurDevice {
     config.set_avail(areas.driver);
     config.set_used(areas.device);
     config.set_ready(true);
-    config.activate(ArenaRam, RingFeatures::from_bits(features)).unwrap()
+    config
+        .activate(ArenaRam, RingFeatures::from_bits(features))
+        .unwrap()
 }
 
 /// Serves every chain and publishes once.
@@ -36,7 +38,7 @@ fn serve(device: &mut OurDevice, mut answer: impl FnMut(&mut Chain<ArenaRam>) ->
         device.complete(chain, written);
     }
     let _ = device.publish();
-    device.enable_notification();
+    let _ = device.enable_notification();
 }
 
 fn read(chain: &Chain<ArenaRam>) -> Vec<u8> {
@@ -51,10 +53,13 @@ fn every_framing_its_queue_makes_is_understood() {
     for (indirect, event_idx) in [(false, false), (false, true), (true, false), (true, true)] {
         let board = Board::new(DeviceType::Block, 0, Vec::new()).shared();
         let mut wire = Wire::new(&board);
-        let mut queue: VirtQueue<PeerHal, SIZE> =
+        let mut queue: VirtQueue<BouncingHal, SIZE> =
             VirtQueue::new(&mut wire, 0, indirect, event_idx).unwrap();
         let features = [(indirect, INDIRECT_DESC), (event_idx, EVENT_IDX)];
-        let features = features.iter().filter(|it| it.0).fold(0, |all, it| all | it.1);
+        let features = features
+            .iter()
+            .filter(|it| it.0)
+            .fold(0, |all, it| all | it.1);
         let mut device = activate(&board.borrow().queues[0].1, features);
         for round in 0..40 {
             for out in 0..=SIZE {
@@ -69,7 +74,7 @@ fn every_framing_its_queue_makes_is_understood() {
 
 /// Sends `out` segments, gets `ins` back, and checks both.
 fn exchange<const SIZE: usize>(
-    queue: &mut VirtQueue<PeerHal, SIZE>,
+    queue: &mut VirtQueue<BouncingHal, SIZE>,
     device: &mut OurDevice,
     out: usize,
     ins: usize,
@@ -101,13 +106,19 @@ fn exchange<const SIZE: usize>(
         let total = writable.iter().map(|it| it.len()).sum::<usize>();
         let written = peer_reap(queue, token, &readable, writable).unwrap();
         assert_eq!(usize::try_from(written).unwrap(), total);
-        assert!(writable.iter().all(|it| it.iter().all(|byte| *byte == round)));
+        assert!(
+            writable
+                .iter()
+                .all(|it| it.iter().all(|byte| *byte == round))
+        );
     });
 }
 
 /// A disk of 64 sectors, each filled with its number, behind our device's end.
 fn disk(offered: u64) -> (Wire, Rc<RefCell<Vec<u8>>>) {
-    let disk = Rc::new(RefCell::new((0..64u8).flat_map(|n| [n; 512]).collect::<Vec<u8>>()));
+    let disk = Rc::new(RefCell::new(
+        (0..64u8).flat_map(|n| [n; 512]).collect::<Vec<u8>>(),
+    ));
     let config = [64u64.to_le_bytes().to_vec(), vec![0; 56]].concat();
     let board = Board::new(DeviceType::Block, offered | VERSION_1, config).shared();
     let mut wire = Wire::new(&board);
@@ -138,7 +149,9 @@ fn block(chain: &mut Chain<ArenaRam>, disk: &mut [u8]) -> u32 {
             disk[at..at + data.len()].copy_from_slice(&data);
         }
         blk::request::FLUSH => {}
-        blk::request::GET_ID => writer.write_all(b"interop\0\0\0\0\0\0\0\0\0\0\0\0\0").unwrap(),
+        blk::request::GET_ID => writer
+            .write_all(b"interop\0\0\0\0\0\0\0\0\0\0\0\0\0")
+            .unwrap(),
         _ => {
             writer.write_zeroes(u64::try_from(room).unwrap()).unwrap();
             status = blk::status::IOERR;
@@ -152,9 +165,8 @@ fn block(chain: &mut Chain<ArenaRam>, disk: &mut [u8]) -> u32 {
 fn its_block_driver_reads_writes_flushes_and_identifies() {
     for offered in [0, INDIRECT_DESC, EVENT_IDX, INDIRECT_DESC | EVENT_IDX] {
         let (wire, disk) = disk(offered | blk::feature::FLUSH);
-        let mut driver = VirtIOBlk::<PeerHal, _>::new(wire).unwrap();
+        let mut driver = VirtIOBlk::<BouncingHal, _>::new(wire).unwrap();
         assert_eq!((driver.capacity(), driver.readonly()), (64, false));
-        // The indices turn over: 16 entries, and more than 2^16 requests in the last case.
         for sector in 0..60 {
             let mut bytes = [0xff; 2048];
             driver.read_blocks(sector, &mut bytes).unwrap();
@@ -163,8 +175,14 @@ fn its_block_driver_reads_writes_flushes_and_identifies() {
             assert_eq!(firsts, [number, number + 1, number + 2, number + 3]);
         }
         driver.write_blocks(62, &[0xaa; 1024]).unwrap();
-        assert_eq!(disk.borrow()[61 * 512..], [[61; 512], [0xaa; 512], [0xaa; 512]].concat());
-        assert!(driver.read_blocks(63, &mut [0; 1024]).is_err(), "past the end");
+        assert_eq!(
+            disk.borrow()[61 * 512..],
+            [[61; 512], [0xaa; 512], [0xaa; 512]].concat()
+        );
+        assert!(
+            driver.read_blocks(63, &mut [0; 1024]).is_err(),
+            "past the end"
+        );
         driver.flush().unwrap();
         let mut id = [0; 20];
         assert_eq!(driver.device_id(&mut id).unwrap(), 7);
@@ -175,7 +193,7 @@ fn its_block_driver_reads_writes_flushes_and_identifies() {
 #[test]
 fn requests_of_its_block_driver_are_in_flight_together() {
     let (wire, _disk) = disk(EVENT_IDX | INDIRECT_DESC);
-    let mut driver = VirtIOBlk::<PeerHal, _>::new(wire).unwrap();
+    let mut driver = VirtIOBlk::<BouncingHal, _>::new(wire).unwrap();
     let mut requests: Vec<_> = (0..8).map(|_| BlkReq::default()).collect();
     let mut responses: Vec<_> = (0..8).map(|_| BlkResp::default()).collect();
     let mut data: Vec<&'static mut [u8]> = (0..8).map(|_| arena().slice(512)).collect();
@@ -185,7 +203,11 @@ fn requests_of_its_block_driver_are_in_flight_together() {
         let token = arena::read_begin(&mut driver, sector, request, data, response);
         tokens.push(token.unwrap());
     }
-    let each = requests.iter().zip(&mut responses).zip(&mut data).zip(&tokens);
+    let each = requests
+        .iter()
+        .zip(&mut responses)
+        .zip(&mut data)
+        .zip(&tokens);
     for (sector, (((request, response), data), token)) in each.enumerate() {
         arena::read_complete(&mut driver, *token, request, data, response).unwrap();
         assert_eq!(data[511], u8::try_from(sector).unwrap());
@@ -221,7 +243,7 @@ fn echo(offered: u64) -> Wire {
             receive.complete(chain, u32::try_from(packet.len()).unwrap());
         }
         let _ = receive.publish();
-        receive.enable_notification();
+        let _ = receive.enable_notification();
     });
     wire
 }
@@ -229,7 +251,7 @@ fn echo(offered: u64) -> Wire {
 #[test]
 fn its_raw_network_driver_sends_and_receives() {
     for offered in [0, INDIRECT_DESC, EVENT_IDX, INDIRECT_DESC | EVENT_IDX] {
-        let mut driver = VirtIONetRaw::<PeerHal, _, 16>::new(echo(offered)).unwrap();
+        let mut driver = VirtIONetRaw::<BouncingHal, _, 16>::new(echo(offered)).unwrap();
         assert_eq!(driver.mac_address(), [2, 0, 0, 0, 0, 9]);
         for len in [1usize, 60, 1514] {
             let packet: Vec<u8> = (0..len).map(|n| n.to_le_bytes()[0]).collect();
@@ -244,7 +266,7 @@ fn its_raw_network_driver_sends_and_receives() {
 
 #[test]
 fn its_buffered_network_driver_turns_its_rings_over() {
-    let mut driver = VirtIONet::<PeerHal, _, 16>::new(echo(EVENT_IDX), 2048).unwrap();
+    let mut driver = VirtIONet::<BouncingHal, _, 16>::new(echo(EVENT_IDX), 2048).unwrap();
     for round in 0..5000u32 {
         let mut packet = driver.new_tx_buffer(64);
         packet.packet_mut()[..4].copy_from_slice(&round.to_le_bytes());

@@ -6,9 +6,7 @@
 mod arena;
 
 use arena::arena;
-use splitring_virtio::driver::{
-    DeviceId, Identity, IndirectPolicy, Kick, Queue, QueueOptions,
-};
+use splitring_virtio::driver::{DeviceId, Identity, IndirectPolicy, Kick, Queue, QueueOptions};
 use splitring_virtio::scatterlist::ScatterList;
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC};
 use virtio_queue::{Queue as Device, QueueT};
@@ -51,7 +49,9 @@ struct Rig {
 
 impl Rig {
     fn new(size: u16, features: u64, policy: IndirectPolicy) -> Self {
-        let options = QueueOptions::new(size, features).tables(size).policy(policy);
+        let options = QueueOptions::new(size, features)
+            .tables(size)
+            .policy(policy);
         let memory = arena().bytes(options.memory_len());
         let queue = Queue::new(options, memory, Identity, &DeviceId::new()).unwrap();
         let areas = queue.areas();
@@ -80,7 +80,11 @@ impl Rig {
     /// Adds a buffer piece by piece.
     fn add(&mut self, token: Token) {
         let (out, ins) = (token.readable.segments(), token.writable.segments());
-        let mut buffer = self.queue.start_buf(token, out + ins, 2).map_err(|it| it.why).unwrap();
+        let mut buffer = self
+            .queue
+            .start_buf(token, out + ins, 2)
+            .map_err(|it| it.why)
+            .unwrap();
         if out > 0 {
             assert_eq!(buffer.add_sg(|token| &token.readable, out), Ok(out));
         }
@@ -130,10 +134,17 @@ impl Rig {
             let mut token = done.token;
             let mut sum = 0u8;
             token.readable.for_each_mut(|piece| {
-                sum = piece.bytes().iter().fold(sum, |sum, byte| sum.wrapping_add(*byte));
+                sum = piece
+                    .bytes()
+                    .iter()
+                    .fold(sum, |sum, byte| sum.wrapping_add(*byte));
             });
             token.writable.for_each_mut(|piece| {
-                assert!(piece.bytes().iter().all(|byte| *byte == sum), "buffer {}", token.number);
+                assert!(
+                    piece.bytes().iter().all(|byte| *byte == sum),
+                    "buffer {}",
+                    token.number
+                );
             });
             assert_eq!(u64::from(done.written), token.writable.bytes());
             numbers.push(token.number);

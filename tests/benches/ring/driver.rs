@@ -108,6 +108,7 @@ fn our_areas(queue: &OurQueue) -> Areas {
 /// The driver's half of a batch, ours.
 struct Ours {
     queue: OurQueue,
+    #[expect(clippy::vec_box, reason = "the queue holds tokens by pointer")]
     spare: Vec<Box<Token>>,
     shape: Shape,
 }
@@ -334,13 +335,17 @@ fn peer_round_trip(label: String, shape: Shape) -> Case {
     device.set_used_ring_address(low, high);
     device.set_event_idx(true);
     device.set_ready(true);
+    let segments = (shape.readable + shape.writable) * usize::from(shape.buffers);
+    let mut first = true;
     let run = move || {
         peer.add();
         let mapping = &*mapping;
+        let mut count = 0;
         while let Some(chain) = device.pop_descriptor_chain(mapping) {
             let head = chain.head_index();
             let mut seen = 0usize;
             for desc in chain {
+                count += 1;
                 let len = usize::try_from(desc.len()).expect("64 bits");
                 let slice = GuestMemoryBackend::get_slice(mapping, desc.addr(), len);
                 let slice = slice.expect("in memory");
@@ -351,6 +356,10 @@ fn peer_round_trip(label: String, shape: Shape) -> Case {
         }
         black_box(device.needs_notification(mapping).expect("in memory"));
         peer.reap();
+        assert!(
+            !std::mem::take(&mut first) || count == segments,
+            "it saw them all"
+        );
     };
     Case {
         label,

@@ -4,7 +4,10 @@
 //! `ring --count LABEL ROUNDS` runs one case so many times and nothing else: what the instruction
 //! counter is put on.
 
+#[path = "../../support/arena.rs"]
+mod arena;
 mod device;
+mod driver;
 mod memory;
 
 use std::process::Command;
@@ -42,7 +45,12 @@ const RUN: Duration = Duration::from_micros(200);
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let tables = vec![device::one_by_one(), device::batched()];
+    let tables = vec![
+        device::one_by_one(),
+        device::batched(),
+        driver::alone(),
+        driver::round_trip(),
+    ];
     if let [flag, label, rounds] = args.as_slice()
         && flag == "--count"
     {
