@@ -8,14 +8,14 @@ mod queue;
 mod request;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use splitring_virtio::spec::blk::{CONFIG_WRITEBACK, Config, ID_BYTES, SECTOR_SIZE, feature};
 use zerocopy::IntoBytes;
 
 use crate::DeviceKind;
 use crate::device::{Start, StartError, Task, VirtioDevice};
-use crate::disk::metrics::DiskMetrics;
+use crate::disk::metrics::{DiskMetrics, DiskTotals};
 use crate::disk::{Disk, DiskError, Geometry, RangeLimits};
 use crate::interrupt::ConfigNotifier;
 use queue::{BlkQueue, CacheMode};
@@ -32,6 +32,30 @@ pub struct Blk {
     queue_sizes: Vec<u16>,
     /// How to tell a running driver about a change.
     notifier: Mutex<Option<ConfigNotifier>>,
+}
+
+/// A running device seen from the outside. Every call is `None` once the device is gone.
+#[derive(Clone)]
+pub struct BlkHandle(Weak<Blk>);
+
+impl BlkHandle {
+    /// The device's name.
+    #[must_use]
+    pub fn id(&self) -> Option<String> {
+        self.0.upgrade().map(|blk| blk.shared.id.clone())
+    }
+
+    /// What its requests came to so far.
+    #[must_use]
+    pub fn totals(&self) -> Option<DiskTotals> {
+        self.0.upgrade().map(|blk| blk.metrics().totals())
+    }
+
+    /// As [`Blk::rescan`].
+    #[must_use]
+    pub fn rescan(&self) -> Option<Result<u64, DiskError>> {
+        self.0.upgrade().map(|blk| blk.rescan())
+    }
 }
 
 /// What the configuration side and the queues share.
@@ -90,6 +114,12 @@ impl Blk {
             }
         }
         Ok(capacity)
+    }
+
+    /// A handle for run-time changes that does not keep the device and its image open.
+    #[must_use]
+    pub fn handle(self: &Arc<Self>) -> BlkHandle {
+        BlkHandle(Arc::downgrade(self))
     }
 
     fn notifier(&self) -> MutexGuard<'_, Option<ConfigNotifier>> {

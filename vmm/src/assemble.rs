@@ -13,6 +13,7 @@ use splitring_arch::cpuid::{self, CpuFeatures};
 use splitring_arch::kernel::{CachePolicy, Entry, Initrd, Kernel, KernelError, LoadPlan, Source};
 use splitring_arch::layout::{self, Layout, LayoutError};
 use splitring_arch::{boot, msr, regs};
+use splitring_devices::blk::BlkHandle;
 use splitring_devices::bus::{Bus, BusError};
 use splitring_devices::pci::root::{self, ConfigPorts, PciError, PciPlan, PciRoot};
 use splitring_devices::power::{Power, PowerRequest};
@@ -135,6 +136,7 @@ pub(crate) struct Parts {
     pub(crate) power: Arc<Power>,
     pub(crate) serial: Option<Arc<Serial>>,
     pub(crate) places: Vec<Place>,
+    pub(crate) blk: Vec<BlkHandle>,
     pub(crate) scsi: Vec<ScsiHandle>,
     buses: Buses,
     // Last: KVM uses the memory until its descriptors are closed, which the fields above hold.
@@ -204,10 +206,11 @@ pub(crate) fn assemble(
         wiring: Arc::new(vm.clone()),
         workers: start_workers(config.workers, &control)?,
         places: Vec::new(),
+        blk: Vec::new(),
         scsi: Vec::new(),
     };
     attach::attach(config, &mut bay)?;
-    let (places, scsi) = (bay.places, bay.scsi);
+    let (places, blk, scsi) = (bay.places, bay.blk, bay.scsi);
 
     let rsdp = write_tables(&platform(config, &layout, &root, &places), &memory)?;
     write_parameters(config, &layout, &kernel, initrd, rsdp, &memory)?;
@@ -222,6 +225,7 @@ pub(crate) fn assemble(
         power,
         serial,
         places,
+        blk,
         scsi,
         buses,
         _vm: vm,

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use splitring_devices::blk::Blk;
+use splitring_devices::blk::{Blk, BlkHandle};
 use splitring_devices::device::VirtioDevice;
 use splitring_devices::disk::config::{Bus as DiskBus, DiskConfig};
 use splitring_devices::disk::{self, DiskError};
@@ -81,6 +81,7 @@ pub(crate) struct Bay<'a> {
     pub(crate) wiring: Arc<dyn Wiring>,
     pub(crate) workers: Vec<Arc<Worker>>,
     pub(crate) places: Vec<Place>,
+    pub(crate) blk: Vec<BlkHandle>,
     pub(crate) scsi: Vec<ScsiHandle>,
 }
 
@@ -95,6 +96,7 @@ pub(crate) fn attach(config: &VmConfig, bay: &mut Bay<'_>) -> Result<(), AttachE
         .zip(FIRST_DISK_SLOT..)
     {
         let device = open_disk(&id, disk)?;
+        bay.blk.push(device.handle());
         bay.plug(slot, device)?;
     }
     let controllers =

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use splitring_devices::blk::BlkHandle;
 use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::Output;
 
@@ -268,6 +269,12 @@ impl MachineHandle {
     #[must_use]
     pub fn places(&self) -> Vec<Place> {
         self.running().parts.places.clone()
+    }
+
+    /// The virtio disks, in the order of the configuration: what they did, and their size to be looked at again. A restart makes new ones.
+    #[must_use]
+    pub fn disks(&self) -> Vec<BlkHandle> {
+        self.running().parts.blk.clone()
     }
 
     /// The SCSI controllers, by number: their disks can be added, removed and resized while the guest runs. A restart makes new ones.

@@ -46,13 +46,27 @@ pub(crate) fn serve(
             listening.then(|| stdin.as_fd()),
             !input.pending.is_empty(),
         )?;
-        if signals.next().is_some() {
-            machine.stop();
+        match signals.next() {
+            None => {}
+            Some(libc::SIGUSR1) => rescan_disks(machine),
+            Some(_) => machine.stop(),
         }
         if ready {
             input.read(machine);
         }
         input.offer(machine);
+    }
+}
+
+/// The images may have grown: the guest is told.
+fn rescan_disks(machine: &MachineHandle) {
+    for disk in machine.disks() {
+        let id = disk.id().unwrap_or_default();
+        match disk.rescan() {
+            Some(Ok(capacity)) => tracing::info!("{id}: {capacity} bytes"),
+            Some(Err(error)) => tracing::error!("{id}: {error}"),
+            None => {}
+        }
     }
 }
 

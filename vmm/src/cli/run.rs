@@ -1,5 +1,6 @@
 //! `splitring run`: build, start, serve the console, report.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use anyhow::Context;
@@ -32,9 +33,22 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     };
     machine.stop();
     if args.metrics {
-        eprintln!("{}", serde_json::to_string(&machine.exits())?);
+        print_metrics(&machine)?;
     }
     report(&end)
+}
+
+/// What happened, as one line of JSON: the exits, and what each disk's requests came to.
+fn print_metrics(machine: &MachineHandle) -> Result<(), Failure> {
+    let disks = machine.disks();
+    let disks: BTreeMap<_, _> = disks
+        .iter()
+        .filter_map(|disk| disk.id().zip(disk.totals()))
+        .collect();
+    let mut metrics = serde_json::to_value(machine.exits())?;
+    metrics["disks"] = serde_json::to_value(disks)?;
+    eprintln!("{metrics}");
+    Ok(())
 }
 
 fn start(config: VmConfig, any_kvm: bool) -> Result<MachineHandle, Failure> {

@@ -95,13 +95,19 @@ fn catch_crashes() -> io::Result<()> {
     Ok(())
 }
 
-/// SIGINT, SIGTERM, SIGHUP and SIGQUIT as a readable descriptor. To be made before any other thread starts, so that all of them leave these signals alone.
+/// SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGUSR1 as a readable descriptor. To be made before any other thread starts, so that all of them leave these signals alone.
 pub(crate) struct Signals(File);
 
 impl Signals {
     /// Blocks the signals and takes them over.
     pub(crate) fn take() -> io::Result<Self> {
-        let signals = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+        let signals = [
+            libc::SIGINT,
+            libc::SIGTERM,
+            libc::SIGHUP,
+            libc::SIGQUIT,
+            libc::SIGUSR1,
+        ];
         let set = vmm_sys_util::signal::create_sigset(&signals)
             .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         // SAFETY: the set is initialised; the results are checked.
