@@ -5,15 +5,18 @@
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use crate::assets::{self, Image, Kernel};
+use crate::terminal::Terminal;
 
 /// Bounds every single wait. Under software emulation a boot takes seconds, with four CPUs on two
 /// cores a few times that.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How long after the end the console may still say something.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
 /// What a failure shows of the console.
 const LINES_SHOWN: usize = 40;
@@ -82,11 +85,17 @@ impl Launch {
 
     /// Starts Splitring; the guest is not up yet.
     pub fn start(self) -> Guest {
-        let launch = {
-            let cmdline = self.cmdline.join(" ");
-            self.option("--cmdline", cmdline)
-        };
-        Guest::start(&launch.arguments)
+        Guest::start(&self.arguments())
+    }
+
+    /// The same on a terminal.
+    pub fn start_on(self, terminal: &Terminal) -> Guest {
+        Guest::start_on(&self.arguments(), terminal)
+    }
+
+    fn arguments(self) -> Vec<OsString> {
+        let cmdline = self.cmdline.join(" ");
+        self.option("--cmdline", cmdline).arguments
     }
 
     /// Starts Splitring and waits until the guest takes typed lines.
@@ -118,10 +127,9 @@ pub struct Exit {
 }
 
 /// A running Splitring; killed on drop.
-#[derive(Debug)]
 pub struct Guest {
     child: Child,
-    input: ChildStdin,
+    input: Box<dyn Write + Send>,
     output: Receiver<Vec<u8>>,
     errors: Receiver<Vec<u8>>,
     console: String,
@@ -132,15 +140,20 @@ pub struct Guest {
 impl Guest {
     /// Starts the binary under test with `arguments`, its console on pipes.
     pub fn start(arguments: &[OsString]) -> Self {
-        let mut child = Command::new(assets::binary())
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("splitring starts");
-        let input = child.stdin.take().expect("piped");
+        let mut child = spawn(arguments, Stdio::piped(), Stdio::piped());
+        let input = Box::new(child.stdin.take().expect("piped"));
         let output = pump(child.stdout.take().expect("piped"));
+        Self::of(child, input, output)
+    }
+
+    /// Starts it with its console on `terminal`.
+    pub fn start_on(arguments: &[OsString], terminal: &Terminal) -> Self {
+        let child = spawn(arguments, terminal.end().into(), terminal.end().into());
+        let output = pump(terminal.master());
+        Self::of(child, Box::new(terminal.master()), output)
+    }
+
+    fn of(mut child: Child, input: Box<dyn Write + Send>, output: Receiver<Vec<u8>>) -> Self {
         let errors = pump(child.stderr.take().expect("piped"));
         Self {
             child,
@@ -198,6 +211,21 @@ impl Guest {
         }
     }
 
+    /// Types `keys` as they are.
+    pub fn press(&mut self, keys: &[u8]) {
+        self.input.write_all(keys).expect("a console to type on");
+    }
+
+    /// Sends Splitring a signal by its name (`TERM`).
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        let sent = Command::new("kill")
+            .args(["-s", name, &pid])
+            .status()
+            .expect("kill runs");
+        assert!(sent.success(), "SIG{name} was not sent");
+    }
+
     /// Waits for the end of Splitring.
     pub fn finish(mut self) -> Exit {
         let started = Instant::now();
@@ -208,7 +236,8 @@ impl Guest {
                 None => std::thread::sleep(POLL),
             }
         };
-        for chunk in self.output.iter() {
+        // A terminal's other end may never close: what comes late is not waited for.
+        while let Ok(chunk) = self.output.recv_timeout(LAST_WORDS) {
             self.console.push_str(&clean(&chunk));
         }
         let errors: Vec<u8> = self.errors.iter().flatten().collect();
@@ -275,6 +304,16 @@ impl Drop for Guest {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+fn spawn(arguments: &[OsString], input: Stdio, output: Stdio) -> Child {
+    Command::new(assets::binary())
+        .args(arguments)
+        .stdin(input)
+        .stdout(output)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("splitring starts")
 }
 
 /// The guest's terminal ends lines by CR LF.

@@ -7,3 +7,4 @@ pub mod acpi;
 pub mod assets;
 pub mod dmesg;
 pub mod guest;
+pub mod terminal;

@@ -51,7 +51,7 @@ fn check_memory(guest: &mut Guest, size: &str) {
 
 /// The log must be free of anything we can't explain.
 fn check_log(guest: &mut Guest) {
-    let log = guest.succeed("busybox dmesg -r");
+    let log = guest.succeed(dmesg::COMMAND);
     let unexpected = dmesg::unexpected(&log);
     assert!(
         unexpected.is_empty(),

@@ -26,6 +26,8 @@ pub(crate) const MODULES: &[&str] = &[
     "crc32c_generic",
     "crc32c_intel",
     "ext4",
+    "button",
+    "evdev",
 ];
 
 /// Builds the initramfs for `kernel` around a static busybox.

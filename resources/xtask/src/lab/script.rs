@@ -42,7 +42,7 @@ pub(crate) fn write(
         &init(dir),
         process_one(dir, busybox, modules, interactive).as_bytes(),
     )?;
-    put(&dir.join("command"), &command_script(busybox, command)?)
+    put(&dir.join("command"), &command_script(command)?)
 }
 
 fn process_one(dir: &Path, busybox: &Path, modules: &[PathBuf], interactive: bool) -> String {
@@ -53,9 +53,9 @@ fn process_one(dir: &Path, busybox: &Path, modules: &[PathBuf], interactive: boo
         .map(|path| format!("bb insmod {}\n", path.display()))
         .collect();
     let start = if interactive {
-        format!("bb setsid -c {busybox} sh {dir}/command <>/dev/hvc0 >&0 2>&1")
+        format!("bb setsid -c /bin/sh {dir}/command <>/dev/hvc0 >&0 2>&1")
     } else {
-        format!("{busybox} sh {dir}/command <$(port in) >$(port out) 2>$(port err)")
+        format!("/bin/sh {dir}/command <$(port in) >$(port out) 2>$(port err)")
     };
     format!(
         r#"#!{busybox} sh
@@ -89,9 +89,10 @@ bb poweroff -f
     )
 }
 
-/// The environment, the directory and the command, quoted for a shell.
-fn command_script(busybox: &Path, command: &[OsString]) -> Result<Vec<u8>> {
-    let mut text = format!("#!{} sh\n", busybox.display()).into_bytes();
+/// The environment, the directory and the command, quoted for the host's own shell: busybox's would
+/// take its applets for the host's programs.
+fn command_script(command: &[OsString]) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
     for (name, value) in std::env::vars_os() {
         if !is_shell_name(&name) {
             continue;

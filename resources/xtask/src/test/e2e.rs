@@ -292,6 +292,9 @@ impl Board {
 /// Claims and runs one test after the other; `$1` is the worker's number.
 const WORKER: &str = r#"
 export @BINARY@ @ASSETS@
+# What the VMM caches it caches for this run, in memory.
+XDG_CACHE_HOME=$(mktemp -d -p /dev/shm) && export XDG_CACHE_HOME
+trap 'rm -rf "$XDG_CACHE_HOME"' EXIT
 cd '@BOARD@' || exit 1
 while read -r id name binary; do
   mkdir "claims/$id" 2>/dev/null || continue

@@ -1,0 +1,100 @@
+//! Every way a machine can end: the exit code, the words, the terminal as it was.
+//!
+//! Run by `cargo xtask test`, which knows where a stock kernel can run.
+
+use splitring_tests::assets::{Disk, Image, Kernel};
+use splitring_tests::guest::Launch;
+use splitring_tests::terminal::Terminal;
+
+const REBOOT: Option<i32> = Some(3);
+const TRIPLE_FAULT: Option<i32> = Some(4);
+const STOPPED: Option<i32> = Some(5);
+
+const CTRL_A: u8 = 0x01;
+
+fn launch() -> Launch {
+    Launch::new(&Kernel::named("6.12-cloud"), Image::Vmlinux)
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn a_reboot_ends_the_machine_with_a_code_of_its_own() {
+    let mut guest = launch().boot();
+    guest.type_line("reboot -f");
+    let exit = guest.finish();
+    assert_eq!(exit.code, REBOOT, "{}", exit.errors);
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn a_restart_boots_again_in_the_same_process_and_finds_what_was_written() {
+    let root = Disk::copy_of("root");
+    let mut guest = launch()
+        .option("--on-reboot", "restart")
+        .root_disk(root.path())
+        .boot();
+    for round in 1..=2 {
+        guest.succeed(&format!("echo round {round} >>/root/rounds; sync"));
+        guest.type_line("reboot -f");
+        guest.wait_until_ready();
+    }
+    assert_eq!(guest.succeed("cat /root/rounds"), "round 1\nround 2\n");
+    guest.power_off();
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn a_triple_fault_ends_the_machine_with_a_reason() {
+    let mut guest = launch().cmdline("reboot=t").boot();
+    guest.type_line("reboot -f");
+    let exit = guest.finish();
+    assert_eq!(exit.code, TRIPLE_FAULT, "{}", exit.errors);
+    assert!(exit.errors.contains("triple fault"), "{}", exit.errors);
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn a_termination_signal_stops_the_machine() {
+    let guest = launch().boot();
+    guest.signal("TERM");
+    assert_eq!(guest.finish().code, STOPPED);
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn the_stop_keys_end_the_machine_and_the_terminal_is_as_it_was() {
+    let terminal = Terminal::open();
+    let mut guest = launch().start_on(&terminal);
+    guest.wait_until_ready();
+    assert!(!terminal.is_cooked(), "raw while the guest runs");
+    guest.press(&[CTRL_A, b'x']);
+    assert_eq!(guest.finish().code, STOPPED);
+    assert!(terminal.is_cooked(), "cooked again afterwards");
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn a_signal_restores_the_terminal_too() {
+    let terminal = Terminal::open();
+    let mut guest = launch().start_on(&terminal);
+    guest.wait_until_ready();
+    guest.signal("HUP");
+    assert_eq!(guest.finish().code, STOPPED);
+    assert!(terminal.is_cooked());
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn the_power_button_reaches_the_guest_as_a_key() {
+    let terminal = Terminal::open();
+    let mut guest = launch().start_on(&terminal);
+    guest.wait_until_ready();
+    let name = guest.succeed("cat /sys/class/input/event*/device/name");
+    assert!(name.contains("Power Button"), "{name}");
+    guest.succeed("dd if=/dev/input/event0 of=/tmp/event bs=24 count=1 2>/dev/null & sleep 1");
+    guest.press(&[CTRL_A, b's']);
+    // One event of 24 bytes ends in: type 1 (key), code 116 (power), value 1 (down).
+    let event = guest.succeed("wait; hexdump -s 16 -e '/2 \"%u \"' /tmp/event; echo");
+    assert_eq!(event.trim(), "1 116 1 0");
+    guest.power_off();
+}
