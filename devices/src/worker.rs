@@ -199,11 +199,13 @@ impl Worker {
         })?
     }
 
-    /// Undoes [`Worker::pause`]; every task looks at everything once.
+    /// Undoes [`Worker::pause`], however often it was called; every task looks at everything once.
     pub fn resume(&self) -> Result<(), WorkerError> {
         self.ask(|ops, subscriber| {
             let state = loop_of(ops, subscriber)?;
-            state.paused = false;
+            if !std::mem::take(&mut state.paused) {
+                return Ok(());
+            }
             for slot in state.live_slots() {
                 let state = loop_of(ops, subscriber)?;
                 let Some(entry) = state.take(slot) else {

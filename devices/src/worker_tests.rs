@@ -240,6 +240,8 @@ fn nothing_runs_in_a_pause_and_everything_after_it() {
     let (handler, record) = probe(Manner::Answer);
     let mut side = bench.add(0, 0, handler);
     bench.settle();
+    bench.worker.resume().unwrap();
+    bench.worker.pause().unwrap();
     bench.worker.pause().unwrap();
     let runs = record.runs.load(Ordering::SeqCst);
     side.offer();

@@ -3,7 +3,7 @@
 //! The one place that knows everybody. Each step is a function that fits a screen; what a step needs to know about a device is the device's own business.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{CpuId, Msrs};
 use kvm_ioctls::{Cap, VcpuFd};
@@ -20,7 +20,7 @@ use splitring_devices::power::{Power, PowerRequest};
 use splitring_devices::ram::Ram;
 use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::{self, Serial};
-use splitring_devices::worker::{OnFailure, Worker};
+use splitring_devices::worker::{OnFailure, Worker, WorkerError};
 use splitring_devices::{power, wiring};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -138,6 +138,8 @@ pub(crate) struct Parts {
     pub(crate) places: Vec<Place>,
     pub(crate) blk: Vec<BlkHandle>,
     pub(crate) scsi: Vec<ScsiHandle>,
+    /// Empty once released.
+    workers: Mutex<Vec<Arc<Worker>>>,
     buses: Buses,
     // Last: KVM uses the memory until its descriptors are closed, which the fields above hold.
     _vm: Vm,
@@ -148,6 +150,30 @@ impl Parts {
     /// Takes the devices apart: workers end, images are closed and unlocked. To be called when no vCPU runs any more.
     pub(crate) fn release(&self) {
         self.buses.clear();
+        self.workers().clear();
+    }
+
+    /// Freezes the devices. To be called when the vCPUs stand still: one of them may be waiting for a worker.
+    pub(crate) fn pause_devices(&self) {
+        self.each_worker("pause", Worker::pause);
+    }
+
+    /// Takes `pause_devices` back.
+    pub(crate) fn resume_devices(&self) {
+        self.each_worker("resume", Worker::resume);
+    }
+
+    fn each_worker(&self, operation: &str, act: impl Fn(&Worker) -> Result<(), WorkerError>) {
+        for worker in self.workers().iter() {
+            // Only a worker that has failed refuses, and then the machine is ending already.
+            if let Err(error) = act(worker) {
+                tracing::warn!(%error, "cannot {operation} {}", worker.name());
+            }
+        }
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Vec<Arc<Worker>>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -211,6 +237,7 @@ pub(crate) fn assemble(
     };
     attach::attach(config, &mut bay)?;
     let (places, blk, scsi) = (bay.places, bay.blk, bay.scsi);
+    let workers = Mutex::new(bay.workers);
 
     let rsdp = write_tables(&platform(config, &layout, &root, &places), &memory)?;
     write_parameters(config, &layout, &kernel, initrd, rsdp, &memory)?;
@@ -227,6 +254,7 @@ pub(crate) fn assemble(
         places,
         blk,
         scsi,
+        workers,
         buses,
         _vm: vm,
         _memory: memory,

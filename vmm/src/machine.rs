@@ -225,14 +225,19 @@ impl MachineHandle {
         Ok(None)
     }
 
-    /// Stops the vCPUs between two instructions; returns when they stand still.
+    /// Stops the vCPUs between two instructions, and the devices; returns when they stand still. What the host's
+    /// disks were already doing they finish.
     pub fn pause(&self) {
-        self.running().parts.control.pause();
+        let running = self.running();
+        running.parts.control.pause();
+        running.parts.pause_devices();
     }
 
     /// Takes `pause` back.
     pub fn resume(&self) {
-        self.running().parts.control.resume();
+        let running = self.running();
+        running.parts.resume_devices();
+        running.parts.control.resume();
     }
 
     /// Presses the power button without waiting for what the guest makes of it.
