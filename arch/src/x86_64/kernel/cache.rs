@@ -38,7 +38,7 @@ const CHUNK: usize = 1 << 20;
 /// Whether unpacked kernels are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum CachePolicy {
-    /// In `$XDG_CACHE_HOME/splitring` or `~/.cache/splitring`.
+    /// In `$XDG_CACHE_HOME/splitring/images` or `~/.cache/splitring/images`.
     #[default]
     User,
     /// In this directory.
@@ -388,7 +388,7 @@ impl Drop for Temporary {
     }
 }
 
-/// `$XDG_CACHE_HOME/splitring`, else `$HOME/.cache/splitring`; relative paths there are to be ignored (XDG base directory specification).
+/// `$XDG_CACHE_HOME/splitring/images`, else `$HOME/.cache/splitring/images`; relative paths there are to be ignored (XDG base directory specification).
 fn user_directory() -> Option<PathBuf> {
     let absolute = |name: &str| {
         std::env::var_os(name)
@@ -397,7 +397,7 @@ fn user_directory() -> Option<PathBuf> {
     };
     let base =
         absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
-    Some(base.join("splitring"))
+    Some(base.join("splitring/images"))
 }
 
 /// Creates the directory, and refuses one that others could put a kernel into.
