@@ -2,7 +2,7 @@
 //!
 //! The one place that knows everybody. Each step is a function that fits a screen; what a step needs to know about a device is the device's own business.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{CpuId, Msrs};
@@ -10,7 +10,7 @@ use kvm_ioctls::{Cap, VcpuFd};
 use splitring_arch::acpi::{AcpiError, IntxRoute, PciHost, Platform, SerialPort};
 use splitring_arch::boot::{BootError, BootParameters};
 use splitring_arch::cpuid::{self, CpuFeatures};
-use splitring_arch::kernel::{CachePolicy, Entry, Initrd, Kernel, KernelError, LoadPlan, Source};
+use splitring_arch::kernel::{CachePolicy, Entry, Initrd, Kernel, KernelError};
 use splitring_arch::layout::{self, Layout, LayoutError};
 use splitring_arch::{boot, msr, regs};
 use splitring_devices::blk::BlkHandle;
@@ -295,32 +295,13 @@ fn load(
     memory: &GuestMemory,
 ) -> Result<Option<std::ops::Range<u64>>, BuildError> {
     kernel.check_fits(layout)?;
-    let private = !config.memory.shared && !config.memory.hugepages;
-    if private && kernel.plan().mappable() {
-        map_plan(kernel.plan(), memory)?;
-    } else {
-        kernel.copy_into(memory)?;
-    }
+    kernel.copy_into(memory)?;
     let Some(path) = &config.initrd else {
         return Ok(None);
     };
     let initrd = Initrd::open(path, layout, kernel)?;
     initrd.copy_into(memory)?;
     Ok(Some(initrd.range()))
-}
-
-/// Shows the guest our cached file instead of copying it: machines of one kernel share its pages in the page cache until they write to them.
-fn map_plan(plan: &LoadPlan, memory: &GuestMemory) -> Result<(), BuildError> {
-    for piece in &plan.pieces {
-        match &piece.source {
-            Source::File(file) => {
-                let len = piece.len.next_multiple_of(layout::PAGE);
-                memory::overlay(memory, piece.guest, len, file.as_fd(), piece.offset)?;
-            }
-            Source::Bytes(bytes) => write(memory, "the kernel", piece.guest, bytes)?,
-        }
-    }
-    Ok(())
 }
 
 #[expect(unsafe_code, reason = "KVM is given guest memory")]

@@ -1,22 +1,16 @@
-#![expect(
-    unsafe_code,
-    reason = "file pages are mapped over private guest memory"
-)]
+#![expect(unsafe_code, reason = "memfd_create and madvise")]
 //! Guest memory: host mappings behind guest-physical ranges, private or shared, on ordinary or huge pages.
 //!
 //! Knows neither KVM nor where the ranges come from.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::config::MemoryConfig;
 
@@ -51,14 +45,6 @@ pub enum MemoryError {
     /// A bug in the address map.
     #[error("memory: {0}")]
     Layout(String),
-    /// A file can't be mapped over it.
-    #[error("memory: cannot map a file at guest address {guest:#x}: {error}")]
-    Overlay {
-        /// Where.
-        guest: u64,
-        /// Of the system.
-        error: io::Error,
-    },
 }
 
 /// Maps host memory for each of `ranges` (guest address, bytes), which don't overlap.
@@ -185,88 +171,11 @@ fn shared_file(total: u64, hugepages: bool) -> Result<File, MemoryError> {
     Ok(file)
 }
 
-/// Puts `len` bytes of `file` from `offset` at guest address `guest`, copy on write: what the guest writes stays its own, what it only reads is the page cache's.
-/// All three are multiples of the page size.
-pub(crate) fn overlay(
-    memory: &GuestMemory,
-    guest: u64,
-    len: u64,
-    file: BorrowedFd<'_>,
-    offset: u64,
-) -> Result<(), MemoryError> {
-    let fail = |error| MemoryError::Overlay { guest, error };
-    let invalid = || fail(io::Error::from_raw_os_error(libc::EINVAL));
-    let region = memory
-        .find_region(GuestAddress(guest))
-        .ok_or_else(invalid)?;
-    let start = guest - region.start_addr().0;
-    if region.len() - start < len || !guest.is_multiple_of(4096) || !len.is_multiple_of(4096) {
-        return Err(invalid());
-    }
-    let at = usize::try_from(start).map_err(|_| invalid())?;
-    let size = usize::try_from(len).map_err(|_| invalid())?;
-    let offset = i64::try_from(offset).map_err(|_| invalid())?;
-    // SAFETY: the target lies inside the region's own mapping (checked above), which stays reserved for guest memory: replacing pages there frees nothing that is in use,
-    // the guest does not run yet, and munmap of the region later covers the new mapping too.
-    let mapped = unsafe {
-        libc::mmap(
-            region.as_ptr().add(at).cast(),
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-            file.as_raw_fd(),
-            offset,
-        )
-    };
-    if mapped == libc::MAP_FAILED {
-        Err(fail(io::Error::last_os_error()))
-    } else {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use std::os::fd::AsFd;
-    use vm_memory::Bytes;
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
     use super::*;
-
-    #[test]
-    fn an_overlay_shows_the_file_and_keeps_writes_to_itself() {
-        let memory = create(&[(0, 1 << 20)], &MemoryConfig::default()).expect("memory");
-        let mut file = tempfile::tempfile().expect("file");
-        file.write_all(&[7; 8192]).expect("write");
-        overlay(&memory, 0x4000, 4096, file.as_fd(), 4096).expect("overlay");
-        assert_eq!(
-            memory.read_obj::<u8>(GuestAddress(0x4fff)).expect("read"),
-            7
-        );
-        assert_eq!(
-            memory.read_obj::<u8>(GuestAddress(0x5000)).expect("read"),
-            0
-        );
-        memory.write_obj(9u8, GuestAddress(0x4000)).expect("write");
-        let bytes = std::os::unix::fs::FileExt::read_at(&file, &mut [0; 1], 4096).expect("read");
-        assert_eq!(bytes, 1);
-        let mut byte = [0];
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 4096).expect("read");
-        assert_eq!(byte, [7]);
-    }
-
-    #[test]
-    fn an_overlay_that_leaves_its_region_is_refused() {
-        let memory = create(&[(0, 1 << 20)], &MemoryConfig::default()).expect("memory");
-        let file = tempfile::tempfile().expect("file");
-        for (guest, len) in [(0xff000, 8192), (0x100, 4096), (0x20_0000, 4096)] {
-            assert!(
-                overlay(&memory, guest, len, file.as_fd(), 0).is_err(),
-                "{guest:#x}"
-            );
-        }
-    }
 
     #[test]
     fn shared_memory_is_one_file_over_all_ranges() {

@@ -1,10 +1,10 @@
-//! Unpacked kernels and initrds, kept in the user's cache directory so that later boots map them.
+//! Unpacked kernels, kept in the user's cache directory so that later boots only copy them.
 //!
 //! It knows files and digests; it does not know kernels: a [`Record`] holds the loader's words about an image.
 //!
 //! ```text
 //! DIR/lock                     held while an image is added; whoever finds it held goes on without the cache
-//! DIR/<digest>.image           the bytes to map: page-aligned, padded with zeros, read-only, never changed
+//! DIR/<digest>.image           whole pages, read-only, never changed
 //! DIR/<digest>.record          what it is, by the BLAKE3 digest of the file that it was made from
 //! DIR/<dev-ino-size-mtime-ctime>.record   the same, by the state of the file that it was made from
 //! ```
@@ -329,7 +329,7 @@ impl Cache {
             if total <= MAX_TOTAL {
                 break;
             }
-            // A machine that has it mapped keeps it.
+            // Whoever is copying it keeps it until then.
             fs::remove_file(path)?;
             total -= size;
         }

@@ -1,8 +1,7 @@
-//! Kernels as flat images of guest memory in the cache: a few page-aligned pieces to map or copy.
+//! Kernels as flat images of guest memory in the cache: a few page-aligned pieces to copy.
 //!
 //! A third of a stock kernel's bytes is zero pages (static data, room for the BSS): longer runs of them are holes in the file and no
-//! pieces, so that they are neither copied nor mapped. Offset and guest address agree modulo 2 MiB, so that a file system with large
-//! folios can back the mapping with large pages.
+//! pieces.
 
 use std::fs::File;
 use std::io;
@@ -14,8 +13,6 @@ use super::cache::{Cache, Cached, Part, Stamp};
 use super::{Entry, Image, ImageFile, Kernel, LoadPlan, Piece, Source};
 use crate::layout::{HIGH_MEMORY, MIB, PAGE};
 
-/// Guest address and file offset agree modulo this.
-const CONGRUENCE: u64 = 2 * MIB;
 /// Gaps up to the size of the segments and this are kept as holes; a sparser kernel is not cached.
 const MAX_GAPS: u64 = 64 * MIB;
 /// Zero runs from this length on are worth another piece, and there are at most so many pieces.
@@ -28,9 +25,7 @@ struct Note {
     entry: Entry,
     /// First address that the kernel uses, and the one behind the last.
     range: Range<u64>,
-    /// Guest address of the image's first byte.
-    base: u64,
-    /// Guest addresses of what is stored: whole pages, sorted, disjoint, at least one.
+    /// Guest addresses of what is stored: whole pages, sorted, disjoint, at least one. The first one's start is the file's start.
     spans: Vec<Range<u64>>,
 }
 
@@ -46,8 +41,8 @@ impl Note {
             .map(|span| format!(" {:x} {:x}", span.start, span.end))
             .collect::<String>();
         format!(
-            "kernel {kind} {address:x} {:x} {:x} {:x}{spans}",
-            self.range.start, self.range.end, self.base
+            "kernel {kind} {address:x} {:x} {:x}{spans}",
+            self.range.start, self.range.end
         )
     }
 
@@ -58,7 +53,7 @@ impl Note {
             .map(|word| u64::from_str_radix(word, 16))
             .collect::<Result<Vec<_>, _>>()
             .ok()?;
-        let (&[address, start, end, base], spans) = numbers.split_first_chunk()?;
+        let (&[address, start, end], spans) = numbers.split_first_chunk()?;
         let entry = match kind {
             "pvh" => Entry::Pvh(u32::try_from(address).ok()?),
             "linux64" => Entry::Linux64(address),
@@ -67,7 +62,6 @@ impl Note {
         let note = Self {
             entry,
             range: start..end,
-            base,
             spans: spans.chunks_exact(2).map(|span| span[0]..span[1]).collect(),
         };
         note.is_sound().then_some(note)
@@ -79,32 +73,19 @@ impl Note {
             .iter()
             .flat_map(|span| [span.start, span.end])
             .collect();
-        !edges.is_empty()
+        edges.first().is_some_and(|first| *first >= HIGH_MEMORY)
             && edges.is_sorted_by(|left, right| left < right)
-            && self.base <= edges[0]
-            && HIGH_MEMORY <= edges[0]
-            && edges
-                .iter()
-                .chain([&self.base])
-                .all(|address| address.is_multiple_of(PAGE))
+            && edges.iter().all(|address| address.is_multiple_of(PAGE))
+    }
+
+    /// Guest address of the image's first byte.
+    fn base(&self) -> u64 {
+        self.spans.first().map_or(0, |span| span.start)
     }
 
     /// Bytes of the image file.
     fn len(&self) -> u64 {
-        self.spans.last().map_or(0, |span| span.end - self.base)
-    }
-
-    /// What reads as zero: between the spans and behind them.
-    fn zero(&self) -> Vec<Range<u64>> {
-        let mut at = self.base.max(self.range.start);
-        let mut zero = Vec::new();
-        for span in &self.spans {
-            zero.push(at..span.start);
-            at = span.end;
-        }
-        zero.push(at..self.range.end);
-        zero.retain(|range| !range.is_empty());
-        zero
+        self.spans.last().map_or(0, |span| span.end - self.base())
     }
 }
 
@@ -118,13 +99,12 @@ pub(super) fn from_cache(path: &Path, cached: Cached) -> Option<Kernel> {
     let piece = |span: &Range<u64>| Piece {
         guest: span.start,
         source: source.clone(),
-        offset: span.start - note.base,
+        offset: span.start - note.base(),
         len: span.end - span.start,
-        mappable: true,
+        stable: true,
     };
     let plan = LoadPlan {
         pieces: note.spans.iter().map(piece).collect(),
-        zero: note.zero(),
     };
     Some(Kernel {
         path: path.to_owned(),
@@ -166,11 +146,9 @@ pub(super) fn into_cache(
         .map(|piece| (piece.guest, &bytes[piece_range(piece)]))
         .collect();
     let spans = spans(&content);
-    let base = first.guest - first.guest % CONGRUENCE;
     let note = Note {
         entry: kernel.entry,
         range: kernel.range.clone(),
-        base,
         spans,
     };
     if !note.is_sound() {
@@ -179,7 +157,11 @@ pub(super) fn into_cache(
     let parts: Vec<_> = note
         .spans
         .iter()
-        .flat_map(|span| content.iter().filter_map(|piece| cut(piece, span, base)))
+        .flat_map(|span| {
+            content
+                .iter()
+                .filter_map(|piece| cut(piece, span, note.base()))
+        })
         .collect();
     let cached = cache.store(&digest, source, &parts, note.len(), note.encode())?;
     Ok(from_cache(&kernel.path, cached))
@@ -290,27 +272,21 @@ mod tests {
         let note = Note {
             entry: Entry::Pvh(0x100_0850),
             range: 0x100_0000..0x3e0_0000,
-            base: 0x100_0000,
             spans: vec![0x100_0000..0x180_0000, 0x200_0000..0x210_0000],
         };
         assert_eq!(Note::decode(&note.encode()), Some(note.clone()));
-        assert_eq!(
-            note.zero(),
-            [0x180_0000..0x200_0000, 0x210_0000..0x3e0_0000]
-        );
         for bad in [
             "",
             "kernel",
-            "kernel pvh 1 2 3 4",
-            "kernel pvh 1 2 3 100000 100000 200001",
-            "kernel pvh 1 2 3 100000 300000 200000",
+            "kernel pvh 1 2 3",
+            "kernel pvh 1 2 3 100000 200001",
+            "kernel pvh 1 2 3 300000 200000",
             "initrd 1",
         ] {
             assert_eq!(Note::decode(bad), None, "{bad}");
         }
         assert_eq!(Note::decode(&note.encode().replace("pvh", "xen")), None);
         let below = Note {
-            base: 0,
             spans: vec![0x1000..0x2000, 0x3000..0x4000],
             ..note
         };

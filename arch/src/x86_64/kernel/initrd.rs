@@ -1,7 +1,6 @@
 //! The initial ramdisk's place in guest memory.
 //!
-//! It is copied, never mapped: the guest reads all of it once, and a copy on large pages takes fewer nested page faults than a mapping of
-//! small ones.
+//! It is read from the user's file at every start: the file may change from one to the next.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -51,13 +50,12 @@ impl Initrd {
             source: Source::File(ImageFile::new(file)),
             offset: 0,
             len: metadata.len(),
-            mappable: false,
+            stable: false,
         };
         Ok(Self {
             path: path.to_owned(),
             plan: LoadPlan {
                 pieces: vec![piece],
-                zero: Vec::new(),
             },
             range,
         })
@@ -75,7 +73,7 @@ impl Initrd {
             .copy_into(memory)
             .map_err(|source| KernelError::Copy {
                 path: self.path.clone(),
-                source: source.into(),
+                source,
             })
     }
 }

@@ -1,12 +1,11 @@
 //! A kernel file from path to guest memory: sniff, unpack, plan, load.
 //!
-//! It knows file formats and guest addresses; it does not know boot parameters (see [`crate::boot`]) or how memory is mapped: `vmm` copies
-//! a kernel into memory, or maps the pieces of its [`LoadPlan`] over memory.
+//! It knows file formats and guest addresses; it does not know boot parameters (see [`crate::boot`]) or how memory is made.
 //!
 //! ```text
 //! vmlinux ─────────────────────────────┐
-//! vmlinuz ─ payload ─ unpack ─ vmlinux ┴ flatten ─ cache ─ one piece, mappable       (entry: PVH, or Linux's 64-bit entry)
-//!         └ as it is, when the payload can't be unpacked or has no PVH note          (entry: 64-bit, decompresses itself)
+//! vmlinuz ─ payload ─ unpack ─ vmlinux ┴ flatten ─ cache ─ image of guest memory     (entry: PVH, or Linux's 64-bit entry)
+//!         └ as it is, when the payload can't be unpacked or has no PVH note          (entry: 64-bit, unpacks itself)
 //! ```
 //!
 //! Direct boot of the ELF file loads it where it was linked: the guest gives up KASLR.
@@ -34,14 +33,13 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 pub use cache::CachePolicy;
 pub use error::KernelError;
 pub use initrd::Initrd;
-pub use plan::{ImageFile, LoadPlan, Piece, Source};
 pub use unpack::Format;
 
 use crate::layout::{Layout, MIB};
 use bzimage::{BzImage, BzImageError};
 use cache::{Cache, Stamp};
 use elf::{ElfError, ElfImage};
-use plan::with_reader;
+use plan::{ImageFile, LoadPlan, Piece, Source, with_reader};
 use unpack::UnpackError;
 
 /// How the first vCPU enters the kernel.
@@ -130,10 +128,10 @@ impl Kernel {
         self.range.clone()
     }
 
-    /// What to place in memory.
+    /// Whether it comes from the cache, as far as it was put there just now.
     #[must_use]
-    pub fn plan(&self) -> &LoadPlan {
-        &self.plan
+    pub fn is_cached(&self) -> bool {
+        matches!(self.image, Image::Flat)
     }
 
     /// The setup header of a bzImage that is booted by its own 64-bit entry.
@@ -158,10 +156,10 @@ impl Kernel {
         })
     }
 
-    /// Copies the kernel into fresh `memory`; the alternative to mapping the pieces of [`Kernel::plan`].
+    /// Copies the kernel into fresh `memory`.
     pub fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), KernelError> {
         let result = match &self.image {
-            Image::Flat => self.plan.copy_into(memory).map_err(Into::into),
+            Image::Flat => self.plan.copy_into(memory),
             Image::Elf(source) => load_with::<ElfLoader, _>(source, memory, None),
             Image::Wrapper(source, _) => {
                 load_with::<BzImageLoader, _>(source, memory, Some(GuestAddress(self.range.start)))
@@ -183,12 +181,8 @@ impl Kernel {
                     source,
                     offset: segment.offset,
                     len: segment.file_len,
-                    mappable: false,
+                    stable: false,
                 });
-            }
-            if segment.memory_len > segment.file_len {
-                plan.zero
-                    .push(segment.guest + segment.file_len..segment.range().end);
             }
         }
         Self {
@@ -210,11 +204,10 @@ impl Kernel {
             source: source.clone(),
             offset,
             len,
-            mappable: false,
+            stable: false,
         };
         let plan = LoadPlan {
             pieces: vec![piece],
-            zero: Vec::new(),
         };
         let image = Image::Wrapper(source, Box::new(wrapper.header));
         Self {

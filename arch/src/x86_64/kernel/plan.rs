@@ -1,33 +1,48 @@
-//! What has to be in guest memory for a kernel to run, to be copied there or mapped there.
+//! What has to be in guest memory for a kernel to run, and how it gets there.
 //!
 //! It knows bytes and guest addresses; it does not know what the bytes are.
+//!
+//! Pieces are copied. Mapping them over guest memory saves the copy and lets machines share the pages, but the guest then faults them in
+//! one 4 KiB page at a time: measured on a stock 6.12 kernel, 16,800 nested page faults instead of 640 cost 170 ms of the boot where the
+//! copy, on large pages, costs 20.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use rustix::mm::{MapFlags, ProtFlags};
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, VolatileMemory};
+
+use super::AnyError;
 
 /// A file opened read-only, whose cursor is moved by one loader at a time.
 #[derive(Debug)]
-pub struct ImageFile {
-    file: File,
+pub(super) struct ImageFile {
+    file: Arc<File>,
     cursor: Mutex<()>,
 }
 
 impl ImageFile {
     pub(super) fn new(file: File) -> Arc<Self> {
         Arc::new(Self {
-            file,
+            file: Arc::new(file),
             cursor: Mutex::new(()),
         })
     }
 
     pub(super) fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+
+    /// Shows `len` bytes at the page-aligned `offset` without reading them.
+    fn map(&self, offset: u64, len: usize) -> Result<MmapRegion<()>, MmapRegionError> {
+        MmapRegionBuilder::new_with_bitmap(len, ())
+            .with_file_offset(FileOffset::from_arc(Arc::clone(&self.file), offset))
+            .with_mmap_prot(ProtFlags::READ.bits().cast_signed())
+            .with_mmap_flags(MapFlags::PRIVATE.bits().cast_signed())
+            .build()
     }
 
     /// Runs `read` with the cursor at `offset` and nobody else moving it.
@@ -37,21 +52,15 @@ impl ImageFile {
         read: impl FnOnce(&mut &File) -> T,
     ) -> io::Result<T> {
         let _guard = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut file = &self.file;
+        let mut file = &*self.file;
         file.seek(SeekFrom::Start(offset))?;
         Ok(read(&mut file))
     }
 }
 
-impl AsFd for ImageFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
 /// Bytes to load from.
 #[derive(Debug, Clone)]
-pub enum Source {
+pub(super) enum Source {
     /// A file.
     File(Arc<ImageFile>),
     /// A file's content, unpacked into our own memory.
@@ -91,48 +100,59 @@ impl Source {
 
 /// A run of bytes that belongs at a guest address.
 #[derive(Debug, Clone)]
-pub struct Piece {
+pub(super) struct Piece {
     /// First guest-physical address.
-    pub guest: u64,
+    pub(super) guest: u64,
     /// Where the bytes come from.
-    pub source: Source,
+    pub(super) source: Source,
     /// Offset in the source.
-    pub offset: u64,
+    pub(super) offset: u64,
     /// Length in bytes.
-    pub len: u64,
-    /// Whether the piece may be mapped `MAP_PRIVATE` over guest memory instead of being copied: its source is a file of our own cache that
-    /// nobody changes, offset and address are page-aligned (and congruent modulo 2 MiB), and the file goes on with zeros to the end of the
-    /// last page.
-    pub mappable: bool,
+    pub(super) len: u64,
+    /// Whether the source is a file of our own cache, which nobody changes or cuts off, and offset and address are page-aligned.
+    pub(super) stable: bool,
 }
 
-/// What has to be in guest memory for something to run.
+/// What has to be in guest memory for something to run; the rest of its range reads as zero, which fresh memory does.
 #[derive(Debug, Clone, Default)]
-pub struct LoadPlan {
+pub(super) struct LoadPlan {
     /// Bytes to place, sorted by address, disjoint.
-    pub pieces: Vec<Piece>,
-    /// Ranges that must read as zero; fresh guest memory does.
-    pub zero: Vec<Range<u64>>,
+    pub(super) pieces: Vec<Piece>,
 }
 
 impl LoadPlan {
-    /// Copies all pieces into `memory`. It does not write the zero ranges: memory is expected to be fresh.
-    pub fn copy_into<M: GuestMemoryBackend>(
-        &self,
-        memory: &M,
-    ) -> Result<(), vm_memory::GuestMemoryError> {
+    /// Copies all pieces into fresh `memory`.
+    pub(super) fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), AnyError> {
         for piece in &self.pieces {
-            let len = usize::try_from(piece.len)
-                .map_err(|_| vm_memory::GuestMemoryError::GuestAddressOverflow)?;
-            with_reader!(&piece.source, piece.offset, reader => memory.read_exact_volatile_from(GuestAddress(piece.guest), reader, len))
-                .map_err(vm_memory::GuestMemoryError::IOError)??;
+            let len = usize::try_from(piece.len)?;
+            match &piece.source {
+                Source::File(file) if piece.stable => copy_mapped(file, piece, len, memory)?,
+                source => {
+                    let to = GuestAddress(piece.guest);
+                    with_reader!(source, piece.offset, reader => memory.read_exact_volatile_from(to, reader, len))
+                        .map_err(|error: io::Error| error)??;
+                }
+            }
         }
         Ok(())
     }
+}
 
-    /// Whether every piece may be mapped.
-    #[must_use]
-    pub fn mappable(&self) -> bool {
-        self.pieces.iter().all(|piece| piece.mappable)
+/// Copies through a mapping: half the work of reading, which looks every page up by itself. A file that could shrink meanwhile must be read,
+/// for a mapping would answer with SIGBUS.
+fn copy_mapped<M: GuestMemoryBackend>(
+    file: &ImageFile,
+    piece: &Piece,
+    len: usize,
+    memory: &M,
+) -> Result<(), AnyError> {
+    let region = file.map(piece.offset, len)?;
+    let mut from = region.as_volatile_slice();
+    for to in memory.get_slices(GuestAddress(piece.guest), len) {
+        let to = to?;
+        let len = to.len();
+        from.copy_to_volatile_slice(to);
+        from = from.offset(len)?;
     }
+    Ok(())
 }

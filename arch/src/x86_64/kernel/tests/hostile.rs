@@ -310,7 +310,7 @@ fn mutated(file: Vec<u8>, header: usize) -> impl Strategy<Value = Vec<u8>> {
 fn check(bytes: &[u8]) {
     let Ok(kernel) = open(bytes) else { return };
     assert!(kernel.range().start >= HIGH_MEMORY && kernel.range().start < kernel.range().end);
-    let len: u64 = kernel.plan().pieces.iter().map(|piece| piece.len).sum();
+    let len: u64 = kernel.plan.pieces.iter().map(|piece| piece.len).sum();
     assert!(len <= unpack::MAX_UNPACKED as u64);
     let layout = Layout::new(64 * MIB, 40).unwrap();
     if kernel.check_fits(&layout).is_ok() {
