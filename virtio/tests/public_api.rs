@@ -1,0 +1,250 @@
+//! The public interface of the driver's end, as text, compared with what it was: a change shows in the
+//! diff of `public_api.txt` (written anew under `UPDATE_PUBLIC_API=1`). And the rule it has to keep:
+//! no descriptor and no ring pointer in any signature.
+//!
+//! The compiler's `unreachable_pub` lint makes sure that what says `pub` is public. Tier: quick.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use quote::ToTokens;
+use syn::{Attribute, Item, ItemImpl, Visibility};
+
+const SNAPSHOT: &str = "tests/public_api.txt";
+
+/// What the driver's end consists of.
+const SOURCES: [&str; 7] = [
+    "src/driver",
+    "src/scatterlist.rs",
+    "src/mem/bounce.rs",
+    "src/mem/dma.rs",
+    "src/mem/driver_ring.rs",
+    "src/mem/mmio.rs",
+    "src/mem/reset.rs",
+];
+
+/// What must not be in a signature: the ring's insides, by type or by pointer.
+const INSIDES: [&str; 8] = [
+    "Descriptor",
+    "Descriptors",
+    "DescriptorRest",
+    "Desc",
+    "UsedElem",
+    "DriverRing",
+    "AtomicU16",
+    "AtomicU64",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(path: &Path, found: &mut Vec<PathBuf>) {
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            files(&entry.unwrap().path(), found);
+        }
+    } else if !path.to_string_lossy().ends_with("_tests.rs") {
+        found.push(path.to_owned());
+    }
+}
+
+fn is_public(visibility: &Visibility) -> bool {
+    matches!(visibility, Visibility::Public(_))
+}
+
+fn is_test(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|it| it.path().is_ident("cfg"))
+}
+
+/// Tokens as text, with the spaces a reader wants.
+fn text(tokens: &impl ToTokens) -> String {
+    let mut text = tokens.to_token_stream().to_string();
+    for (from, to) in [
+        (" ,", ","),
+        (" ;", ";"),
+        (" :: ", "::"),
+        (":: ", "::"),
+        (" < ", "<"),
+        ("< ", "<"),
+        (" >", ">"),
+        ("& ", "&"),
+        (" (", "("),
+        ("( ", "("),
+        (" )", ")"),
+        (" : ", ": "),
+        ("' ", "'"),
+        (" <", "<"),
+        ("[ ", "["),
+        (" ]", "]"),
+        (" ?", "?"),
+    ] {
+        text = text.replace(from, to);
+    }
+    text.replace("->", "-> ")
+        .replace("->  ", "-> ")
+        .replace(">Fn", "> Fn")
+}
+
+struct Api {
+    lines: Vec<String>,
+    /// Names of public types: implementations for others are nobody's business.
+    types: Vec<String>,
+}
+
+impl Api {
+    fn line(&mut self, depth: usize, line: &str) {
+        self.lines
+            .push(format!("{}{}", "    ".repeat(depth), line.trim()));
+    }
+
+    fn item(&mut self, item: &Item) {
+        match item {
+            Item::Fn(it) if is_public(&it.vis) => self.line(1, &text(&it.sig)),
+            Item::Const(it) if is_public(&it.vis) => {
+                self.line(1, &format!("const {}: {}", it.ident, text(&it.ty)));
+            }
+            Item::Struct(it) if is_public(&it.vis) => {
+                self.line(1, &format!("struct {}{}", it.ident, text(&it.generics)));
+                for field in it.fields.iter().filter(|field| is_public(&field.vis)) {
+                    let name = field
+                        .ident
+                        .as_ref()
+                        .map_or_else(String::new, ToString::to_string);
+                    self.line(2, &format!("{name}: {}", text(&field.ty)));
+                }
+            }
+            Item::Enum(it) if is_public(&it.vis) => {
+                self.line(1, &format!("enum {}{}", it.ident, text(&it.generics)));
+                for variant in &it.variants {
+                    let fields = variant.fields.iter().map(|field| {
+                        let name = field.ident.as_ref().map(|name| format!("{name}: "));
+                        name.unwrap_or_default() + &text(&field.ty)
+                    });
+                    let fields = fields.collect::<Vec<_>>().join(", ");
+                    self.line(2, &format!("{}({fields})", variant.ident).replace("()", ""));
+                }
+            }
+            Item::Trait(it) if is_public(&it.vis) => {
+                let unsafety = if it.unsafety.is_some() { "unsafe " } else { "" };
+                self.line(
+                    1,
+                    &format!("{unsafety}trait {}: {}", it.ident, text(&it.supertraits)),
+                );
+                for item in &it.items {
+                    match item {
+                        syn::TraitItem::Fn(it) => self.line(2, &text(&it.sig)),
+                        other => self.line(2, &text(other)),
+                    }
+                }
+            }
+            Item::Impl(it) => self.implementation(it),
+            Item::Use(it) if is_public(&it.vis) => self.line(1, &text(it)),
+            _ => {}
+        }
+    }
+
+    fn implementation(&mut self, it: &ItemImpl) {
+        let of = it.trait_.as_ref().map(|(_, path, _)| text(path) + " for ");
+        let own = text(&it.self_ty);
+        let name = own.split('<').next().unwrap_or_default();
+        let is_trait = of.is_some() && self.types.iter().any(|it| it == name);
+        let head = format!(
+            "impl{} {}{}",
+            text(&it.generics),
+            of.unwrap_or_default(),
+            own
+        );
+        let functions: Vec<_> = it
+            .items
+            .iter()
+            .filter_map(|item| match item {
+                syn::ImplItem::Fn(it) if is_public(&it.vis) => Some(text(&it.sig)),
+                _ => None,
+            })
+            .collect();
+        if is_trait || !functions.is_empty() {
+            self.line(1, &head);
+        }
+        for function in functions {
+            self.line(2, &function);
+        }
+    }
+}
+
+fn api() -> Vec<String> {
+    let mut found = Vec::new();
+    for source in SOURCES {
+        files(&root().join(source), &mut found);
+    }
+    found.sort();
+    let parse = |path: &PathBuf| syn::parse_file(&fs::read_to_string(path).unwrap()).unwrap();
+    let sources: Vec<_> = found.iter().map(parse).collect();
+    let items = sources.iter().flat_map(|source| &source.items);
+    let types = items.filter_map(|item| match item {
+        Item::Struct(it) if is_public(&it.vis) => Some(it.ident.to_string()),
+        Item::Enum(it) if is_public(&it.vis) => Some(it.ident.to_string()),
+        _ => None,
+    });
+    let mut api = Api {
+        lines: Vec::new(),
+        types: types.collect(),
+    };
+    for (path, source) in found.iter().zip(&sources) {
+        let name = path.strip_prefix(root()).unwrap().display().to_string();
+        let before = api.lines.len();
+        api.line(0, &name);
+        for item in &source.items {
+            let attributes = match item {
+                Item::Mod(it) => &it.attrs,
+                Item::Impl(it) => &it.attrs,
+                _ => &Vec::new(),
+            };
+            if !is_test(attributes) {
+                api.item(item);
+            }
+        }
+        if api.lines.len() == before + 1 {
+            api.lines.pop();
+        }
+    }
+    api.lines
+}
+
+#[test]
+fn the_public_interface_is_what_it_was() {
+    let now = api().join("\n") + "\n";
+    let path = root().join(SNAPSHOT);
+    if std::env::var_os("UPDATE_PUBLIC_API").is_some() {
+        fs::write(&path, &now).unwrap();
+    }
+    let before = fs::read_to_string(&path).unwrap();
+    let differs = before
+        .lines()
+        .zip(now.lines())
+        .find(|(before, now)| before != now);
+    assert!(
+        before == now,
+        "the public interface of the driver's end changed, first at {differs:?}; if that is meant, \
+         run with UPDATE_PUBLIC_API=1 and look at the diff of {SNAPSHOT}"
+    );
+}
+
+#[test]
+fn no_descriptor_or_ring_pointer_is_in_any_signature() {
+    for line in api() {
+        let words = line.split(|it: char| !it.is_alphanumeric() && it != '_');
+        let inside = words.clone().find(|word| INSIDES.contains(word));
+        assert_eq!(inside, None, "{line}");
+        assert!(!line.contains("*mut") && !line.contains("* mut"), "{line}");
+        assert!(
+            !line.contains("*const") && !line.contains("* const"),
+            "{line}"
+        );
+        // Pointers to a caller's own memory only: where it becomes a buffer, a window or registers.
+        if words.clone().any(|word| word == "NonNull") {
+            let own = ["fn memory", "fn from_raw", "fn new", "fn map", "fn shared"];
+            assert!(own.iter().any(|own| line.contains(own)), "{line}");
+        }
+    }
+}
