@@ -30,6 +30,7 @@ pub struct Blk {
     disk: Arc<dyn Disk>,
     geometry: Geometry,
     queue_sizes: Vec<u16>,
+    mask: u64,
     /// How to tell a running driver about a change.
     notifier: Mutex<Option<ConfigNotifier>>,
 }
@@ -90,7 +91,17 @@ impl Blk {
             disk,
             geometry,
             queue_sizes: vec![queue_size; usize::from(queues)],
+            mask: u64::MAX,
             notifier: Mutex::new(None),
+        }
+    }
+
+    /// The same device that offers none of `features`.
+    #[must_use]
+    pub fn without(self, features: u64) -> Self {
+        Self {
+            mask: self.mask & !features,
+            ..self
         }
     }
 
@@ -189,6 +200,10 @@ impl VirtioDevice for Blk {
         );
         offer(feature::WRITE_ZEROES, !geometry.read_only);
         features
+    }
+
+    fn mask(&self) -> u64 {
+        self.mask
     }
 
     fn queue_sizes(&self) -> &[u16] {

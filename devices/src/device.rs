@@ -31,6 +31,11 @@ pub trait VirtioDevice: Send + Sync {
     /// The feature bits it offers beyond those of the ring and the transport, which are added by them.
     fn features(&self) -> u64;
 
+    /// What may be offered at all, the ring's and the transport's features included: for tests that leave some out.
+    fn mask(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Features that are nothing without others (the "feature bit requirements" of its chapter).
     fn feature_rules(&self) -> &[FeatureRule] {
         &[]

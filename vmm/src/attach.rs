@@ -122,7 +122,8 @@ fn open_disk(id: &str, config: &DiskConfig) -> Result<Arc<Blk>, AttachError> {
         error,
     })?;
     let serial = config.serial.as_deref().unwrap_or("");
-    Ok(Arc::new(Blk::new(id, disk, queues, depth, serial)))
+    let blk = Blk::new(id, disk, queues, depth, serial);
+    Ok(Arc::new(blk.without(config.hidden_features())))
 }
 
 fn open_net(
@@ -152,11 +153,11 @@ impl Bay<'_> {
             return Err(AttachError::Full { id });
         }
         let parts = VirtioParts {
+            mask: device.mask(),
             device,
             ram: self.ram.clone(),
             wiring: Arc::clone(&self.wiring),
             workers: self.workers.clone(),
-            mask: u64::MAX,
         };
         match VirtioPci::plug(self.root, slot, parts) {
             Ok(_) => {

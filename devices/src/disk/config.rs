@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
+use splitring_virtio::spec::blk::feature;
+use splitring_virtio::spec::feature as ring;
 
 /// One disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +64,9 @@ pub struct DiskConfig {
     /// Open the backing file that a qcow2 image names. Whoever made the image chose that file.
     #[serde(default)]
     pub backing: bool,
+    /// Features of the device and its rings that are not offered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hide: Vec<Hidden>,
     /// Which SCSI controller, from 0 on; default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller: Option<u8>,
@@ -134,6 +139,11 @@ pub const DISK_KEYS: &[(&str, &str)] = &[
         "backing",
         "on or off: open the backing file a qcow2 image names, whoever made the image [off]",
     ),
+    (
+        "hide",
+        "virtio, for tests: features not offered, as event-idx:indirect-desc; also flush, config-wce, topology, mq, \
+         discard, write-zeroes [none]",
+    ),
     ("controller", "scsi: number of the controller [0]"),
     ("target", "scsi: target, 0 to 255 [the first free one]"),
     ("lun", "scsi: logical unit number, 0 to 16383 [0]"),
@@ -186,6 +196,43 @@ impl<'de> Deserialize<'de> for Wwn {
         String::deserialize(deserializer)?
             .parse()
             .map_err(de::Error::custom)
+    }
+}
+
+/// A feature that can be left out, to see what drivers do without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hidden {
+    /// Event indices in the rings.
+    EventIdx,
+    /// Indirect descriptor tables.
+    IndirectDesc,
+    /// Flushes.
+    Flush,
+    /// The switch between writeback and writethrough.
+    ConfigWce,
+    /// Block sizes beyond the logical one.
+    Topology,
+    /// More than one queue.
+    Mq,
+    /// Discards.
+    Discard,
+    /// Zeroing.
+    WriteZeroes,
+}
+
+impl Hidden {
+    fn bit(self) -> u64 {
+        match self {
+            Self::EventIdx => ring::EVENT_IDX,
+            Self::IndirectDesc => ring::INDIRECT_DESC,
+            Self::Flush => feature::FLUSH,
+            Self::ConfigWce => feature::CONFIG_WCE,
+            Self::Topology => feature::TOPOLOGY,
+            Self::Mq => feature::MQ,
+            Self::Discard => feature::DISCARD,
+            Self::WriteZeroes => feature::WRITE_ZEROES,
+        }
     }
 }
 
@@ -312,6 +359,7 @@ impl DiskConfig {
             share: false,
             aio: Aio::default(),
             backing: false,
+            hide: Vec::new(),
             controller: None,
             target: None,
             lun: None,
@@ -344,6 +392,12 @@ impl DiskConfig {
             ("removable", self.removable),
         ];
         keys.into_iter().find(|(_, used)| *used).map(|(key, _)| key)
+    }
+
+    /// The feature bits of [`hide`](Self::hide).
+    #[must_use]
+    pub fn hidden_features(&self) -> u64 {
+        self.hide.iter().fold(0, |bits, hidden| bits | hidden.bit())
     }
 
     /// Judges each key by itself and against the others; opens nothing.
