@@ -29,7 +29,7 @@ use crate::bus::BusDevice;
 use crate::device::VirtioDevice;
 use crate::ram::Ram;
 use crate::wiring::Wiring;
-use crate::worker::Worker;
+use crate::worker::{TaskId, Worker};
 
 use run::RunningDevice;
 
@@ -94,6 +94,8 @@ struct State {
     /// Where the BAR answers.
     base: Option<u64>,
     running: Option<RunningDevice>,
+    /// Who listens for the end of interrupts on the line, once it is connected.
+    line_watch: Option<(Arc<Worker>, TaskId)>,
 }
 
 impl VirtioPci {
@@ -138,6 +140,7 @@ impl VirtioPci {
                 queue_select: 0,
                 base: None,
                 running: None,
+                line_watch: None,
             }),
             device: parts.device,
             ram: parts.ram,

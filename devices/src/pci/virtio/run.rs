@@ -24,7 +24,7 @@ impl VirtioPci {
     /// DRIVER_OK. What goes wrong is the driver's to learn: the device needs a reset.
     pub(super) fn start(&self, state: &mut State) {
         self.interrupts.set_driver_ok();
-        self.connect_line();
+        self.connect_line(state);
         let mut running = RunningDevice {
             tasks: Vec::new(),
             queues: Vec::new(),
@@ -110,7 +110,7 @@ impl VirtioPci {
     }
 
     /// Connects the interrupt line if the driver does without MSI-X.
-    fn connect_line(&self) {
+    fn connect_line(&self, state: &mut State) {
         let Some(worker) = self.workers.first() else {
             return;
         };
@@ -120,8 +120,11 @@ impl VirtioPci {
             Ok(Some(resample)) => {
                 let interrupts = Arc::clone(&self.interrupts);
                 let action = Box::new(move || interrupts.resample());
-                if let Err(error) = worker.watch(self.device.id(), resample, action) {
-                    tracing::error!(device = self.device.id(), %error, "the interrupt line may hang");
+                match worker.watch(self.device.id(), resample, action) {
+                    Ok(id) => state.line_watch = Some((Arc::clone(worker), id)),
+                    Err(error) => {
+                        tracing::error!(device = self.device.id(), %error, "the interrupt line may hang");
+                    }
                 }
             }
             Err(error) => {
@@ -132,9 +135,9 @@ impl VirtioPci {
 
     /// The driver turned MSI-X on or off: off on a running device, the line is needed.
     pub(super) fn line_wanted(&self) {
-        let runs = self.state().running.is_some();
-        if runs {
-            self.connect_line();
+        let mut state = self.state();
+        if state.running.is_some() {
+            self.connect_line(&mut state);
         }
     }
 
@@ -207,9 +210,14 @@ impl VirtioPci {
         self.device.reset();
     }
 
-    /// Stops the device for good, before the machine's memory goes: no queue runs afterwards.
+    /// Stops the device for good, before the machine's memory goes: nothing of it runs afterwards.
     pub fn stop(&self) {
-        self.quiesce(&mut self.state());
+        let mut state = self.state();
+        self.quiesce(&mut state);
+        if let Some((worker, id)) = state.line_watch.take() {
+            // A worker that has ended watches nothing any more.
+            let _ = worker.stop(id);
+        }
     }
 
     fn quiesce(&self, state: &mut State) {

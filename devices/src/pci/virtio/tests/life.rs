@@ -266,3 +266,18 @@ fn queues_are_spread_over_the_workers_and_stay_where_they_are() {
     answered(&mut guest, 0, 1);
     assert_eq!(threads()[&1], all[&1]);
 }
+
+#[test]
+fn a_function_that_goes_away_leaves_nothing_on_its_worker() {
+    let (guest, probe) = started(Manner::Hold);
+    assert!(guest.wiring.line().is_some());
+    let worker = Arc::clone(&guest.worker);
+    let wiring = Arc::downgrade(&guest.wiring);
+    drop(guest);
+    assert_eq!(probe.record.stops.load(Ordering::SeqCst), 3);
+    assert_eq!(Arc::strong_count(&probe), 1);
+    // It may tell of changes as long as it lives.
+    drop(probe);
+    assert!(wiring.upgrade().is_none(), "nobody holds the hypervisor");
+    worker.pause().unwrap();
+}
