@@ -531,6 +531,7 @@ fn set_up_vcpus(
         tsc_deadline: vm.check_extension(Cap::TscDeadlineTimer),
         tsc_khz: fds.first().and_then(|fd| fd.get_tsc_khz().ok()),
         nested: false,
+        brand: cpuid::host_brand(),
     };
     let mut vcpus = Vec::new();
     for ((index, fd), exits) in (0..).zip(fds).zip(exits) {

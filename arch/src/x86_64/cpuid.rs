@@ -1,9 +1,12 @@
 //! CPUID of each vCPU: what KVM supports, with this machine's topology, timers and paravirtual features.
 //!
 //! Pure data: entries in, entries out. It knows Intel's leaves (SDM vol. 2A, CPUID), AMD's (APM vol. 3, appendix E) and KVM's (Linux
-//! `Documentation/virt/kvm/x86/cpuid.rst`); it does not know the host: whatever `KVM_GET_SUPPORTED_CPUID` did not offer stays absent.
+//! `Documentation/virt/kvm/x86/cpuid.rst`); it does not know the host: whatever `KVM_GET_SUPPORTED_CPUID` did not offer stays absent. The
+//! one exception is the processor's name, which KVM leaves out.
 //!
 //! The topology is one package with a core for each vCPU and one thread a core; the APIC id is the vCPU's index.
+
+use std::arch::x86_64::__cpuid;
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -21,6 +24,28 @@ pub struct CpuFeatures {
     pub tsc_khz: Option<u32>,
     /// Whether the guest may run virtual machines itself (VMX, SVM), if KVM offers that.
     pub nested: bool,
+    /// The processor's name, padded with zeros: [`host_brand`], or one of your own.
+    pub brand: [u8; BRAND],
+}
+
+/// Bytes of a processor's name.
+pub const BRAND: usize = 48;
+/// The three leaves that spell it.
+const BRAND_LEAVES: [u32; 3] = [0x8000_0002, 0x8000_0003, 0x8000_0004];
+
+/// The name of the processor that this runs on; zeros if it has none.
+#[must_use]
+pub fn host_brand() -> [u8; BRAND] {
+    let mut brand = [0; BRAND];
+    if __cpuid(0x8000_0000).eax >= BRAND_LEAVES[2] {
+        let words = BRAND_LEAVES
+            .map(__cpuid)
+            .map(|leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]);
+        for (bytes, word) in brand.chunks_exact_mut(4).zip(words.as_flattened()) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+    brand
 }
 
 /// Leaf 1 ECX.
@@ -62,6 +87,7 @@ pub fn vcpu_cpuid(
     let mut leaves = Leaves(supported.to_vec());
     leaves.features(features, &topology);
     leaves.extended_topology(&topology);
+    leaves.brand(&features.brand);
     if leaves.is_amd() {
         leaves.amd_topology(&topology);
     } else {
@@ -208,6 +234,29 @@ impl Leaves {
         }
     }
 
+    fn brand(&mut self, brand: &[u8; BRAND]) {
+        if self.last(0x8000_0000) < BRAND_LEAVES[2] {
+            return;
+        }
+        for (function, bytes) in BRAND_LEAVES.into_iter().zip(brand.chunks_exact(16)) {
+            let word = |at: usize| {
+                bytes[at..]
+                    .first_chunk()
+                    .map_or(0, |word| u32::from_le_bytes(*word))
+            };
+            self.replace(
+                function,
+                [kvm_cpuid_entry2 {
+                    eax: word(0),
+                    ebx: word(4),
+                    ecx: word(8),
+                    edx: word(12),
+                    ..Default::default()
+                }],
+            );
+        }
+    }
+
     fn amd_topology(&mut self, topology: &Topology) {
         let more = topology.cores > 1;
         let mut topoext = false;
@@ -327,6 +376,7 @@ mod tests {
                 [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d],
             ),
             entry(0x4000_0001, 0, [0x0100_7efb, 0, 0, 0]),
+            entry(0x8000_0000, 0, [0x8000_001f, 0, 0, 0]),
             entry(0x8000_0001, 0, [0, 0, SVM | TOPOEXT, 0]),
             entry(0x8000_0008, 0, [0x3028, 0, 0x1234_7007, 0]),
             entry(0x8000_001d, 0, [0x0000_c121, 0, 0, 0]),
@@ -341,6 +391,7 @@ mod tests {
             tsc_deadline: true,
             tsc_khz: Some(2_450_000),
             nested: false,
+            brand: *b"A processor of 48 bytes, the last of them a 0. \0",
         }
     }
 
@@ -486,6 +537,21 @@ mod tests {
         functions.sort_unstable();
         assert_eq!(functions, [0, 1]);
         assert!(vcpu_cpuid(&[], &features(1), 0).is_empty());
+    }
+
+    #[test]
+    fn the_name_is_spelled_over_three_leaves() {
+        let features = features(1);
+        let cpuid = vcpu_cpuid(&supported(AMD), &features, 0);
+        let words = BRAND_LEAVES
+            .map(|function| leaf(&cpuid, function, 0))
+            .map(|leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]);
+        let bytes: Vec<u8> = words
+            .as_flattened()
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
+        assert_eq!(bytes, features.brand);
     }
 
     #[test]
