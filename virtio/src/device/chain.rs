@@ -37,15 +37,16 @@ impl Latch {
     }
 }
 
-/// What a chain is made of; queues keep and reuse them.
+/// What a chain is made of; queues keep and reuse them. What every request touches is one cache line.
+#[repr(C, align(64))]
 pub(super) struct Slot<M: GuestRam> {
     pub(super) head: u16,
     /// Place in the available ring's sequence.
     pub(super) position: u16,
     /// The request is the driver's to get back: forgetting it breaks the queue.
     pub(super) armed: bool,
-    pub(super) buffers: Buffers<M>,
     pub(super) latch: Arc<Latch>,
+    pub(super) buffers: Buffers<M>,
 }
 
 impl<M: GuestRam> Slot<M> {
@@ -57,6 +58,22 @@ impl<M: GuestRam> Slot<M> {
             buffers: Buffers::new(ram),
             latch,
         }
+    }
+
+    /// Makes it the request at `head`.
+    #[inline(always)]
+    pub(super) fn arm(&mut self, head: u16, position: u16) {
+        self.head = head;
+        self.position = position;
+        self.armed = true;
+    }
+
+    /// Makes it nobody's; cuts `written` to what the writable part holds.
+    #[inline(always)]
+    pub(super) fn disarm(&mut self, written: u32) -> u32 {
+        self.armed = false;
+        let writable = u32::try_from(self.buffers.writable_len()).unwrap_or(u32::MAX);
+        written.min(writable)
     }
 }
 

@@ -17,8 +17,8 @@ pub use super::config::{
     ActivateError, InFlight, Part, QueueConfig, QueueState, RestoreError, RingFeatures,
 };
 pub use super::walk::ChainFault;
-use super::walk::{Rules, walk};
-use crate::mem::{DeviceRing, GuestRam, Translator};
+use super::walk::{self, Rules};
+use crate::mem::{Desc, DeviceRing, GuestRam, Translator};
 use crate::ring::{self, DeviceCells};
 
 /// Whether the driver asked to be interrupted.
@@ -227,19 +227,51 @@ impl<M: GuestRam> ActiveQueue<M> {
     }
 
     /// Makes a chain of what hangs off `head`; `None` leaves the reason in `fault`. (A pointer comes
-    /// back in a register, which a whole result does not.)
+    /// back in a register, which a whole result does not.) A chain of one is dealt with right here;
+    /// everything else is a call in the last place, so that nothing need be saved before.
+    #[inline(never)]
     fn take(&mut self, position: u16, head: u16) -> Option<Box<Slot<M>>> {
-        let mut slot = match self.pool.pop() {
-            Some(slot) => slot,
-            None => self.new_slot(),
+        let Some(state) = self.heads.get_mut(usize::from(head)) else {
+            return self.refuse(ChainFault::IndexOutOfRange);
         };
-        match self.fill(&mut slot, position, head) {
-            Ok(()) => Some(slot),
-            Err(fault) => {
-                self.fault = Some(fault);
-                None
-            }
+        if *state != FREE {
+            return self.refuse(ChainFault::Duplicate);
         }
+        *state = u32::from(position);
+        let first = self.ring.desc(head);
+        let mut slot = self.pool.pop();
+        if let Some(slot) = &mut slot
+            && walk::single(&self.rules, &mut slot.buffers, first)
+        {
+            slot.arm(head, position);
+        } else {
+            return self.take_long(slot, position, head, first);
+        }
+        slot
+    }
+
+    #[inline(never)]
+    fn take_long(
+        &mut self,
+        slot: Option<Box<Slot<M>>>,
+        position: u16,
+        head: u16,
+        first: Desc,
+    ) -> Option<Box<Slot<M>>> {
+        let mut slot = slot.unwrap_or_else(|| self.new_slot());
+        match walk::walk(&self.ring, &self.rules, &mut slot.buffers, first) {
+            Ok(()) => {
+                slot.arm(head, position);
+                Some(slot)
+            }
+            Err(fault) => self.refuse(fault),
+        }
+    }
+
+    #[cold]
+    fn refuse(&mut self, fault: ChainFault) -> Option<Box<Slot<M>>> {
+        self.fault = Some(fault);
+        None
     }
 
     #[cold]
@@ -258,38 +290,37 @@ impl<M: GuestRam> ActiveQueue<M> {
         Box::new(Slot::new(self.ring.ram().clone(), latch))
     }
 
-    #[inline]
-    fn fill(&mut self, slot: &mut Slot<M>, position: u16, head: u16) -> Result<(), ChainFault> {
-        let state = self
-            .heads
-            .get_mut(usize::from(head))
-            .ok_or(ChainFault::IndexOutOfRange)?;
-        if *state != FREE {
-            return Err(ChainFault::Duplicate);
-        }
-        *state = u32::from(position);
-        let first = self.ring.desc(head).ok_or(ChainFault::IndexOutOfRange)?;
-        walk(&self.ring, &self.rules, &mut slot.buffers, first)?;
-        slot.head = head;
-        slot.position = position;
-        slot.armed = true;
-        Ok(())
-    }
-
     /// Puts a chain onto the used ring with `written` bytes, cut to what its writable part holds.
     /// The driver sees it after [`publish`](Self::publish).
     #[inline]
     pub fn complete(&mut self, chain: Chain<M>, written: u32) {
         let mut slot = chain.0;
+        let usual = Arc::ptr_eq(&slot.latch, &self.latch)
+            && !self.features.in_order
+            && !self.ring.ram().tracks_dirty()
+            && self.pool.len() < self.pool.capacity();
+        if !usual {
+            return self.complete_long(slot, written);
+        }
+        let written = slot.disarm(written);
+        if let Some(head) = self.heads.get_mut(usize::from(slot.head)) {
+            *head = FREE;
+        }
+        self.ring.set_used_entry(self.next_used, slot.head, written);
+        self.next_used = self.next_used.wrapping_add(1);
+        self.pool.push(slot);
+    }
+
+    /// The same with all that is not usual.
+    #[inline(never)]
+    fn complete_long(&mut self, mut slot: Box<Slot<M>>, written: u32) {
         if !Arc::ptr_eq(&slot.latch, &self.latch) {
             // Another queue's: dropping it breaks that one, and this one can't be trusted either.
             self.latch.set();
             return;
         }
-        let writable = u32::try_from(slot.buffers.writable_len()).unwrap_or(u32::MAX);
-        let written = written.min(writable);
         slot.buffers.mark_dirty();
-        slot.armed = false;
+        let written = slot.disarm(written);
         if let Some(head) = self.heads.get_mut(usize::from(slot.head)) {
             *head = FREE;
         }

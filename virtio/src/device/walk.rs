@@ -6,7 +6,7 @@
 use thiserror::Error;
 
 use crate::mem::{
-    Access, Buffers, Desc, DescSource, DeviceRing, Gather, GuestRam, Scattered, Table, Translator,
+    Access, Buffers, Desc, DescSource, DeviceRing, Gather, GuestRam, Table, Translator,
     Untranslatable,
 };
 use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE};
@@ -58,37 +58,37 @@ pub(super) struct Rules {
     pub(super) indirect: bool,
 }
 
+/// Takes a chain of one descriptor into `buffers`, if that is what `first` is and its buffer lies
+/// where the last one did. False says nothing: [`walk`] finds out.
+#[inline(always)]
+pub(super) fn single<M: GuestRam>(rules: &Rules, buffers: &mut Buffers<M>, first: Desc) -> bool {
+    if first.flags(DESC_F_NEXT | DESC_F_INDIRECT) != 0 {
+        return false;
+    }
+    let access = match first.flags(DESC_F_WRITE) {
+        0 => Access::Read,
+        _ => Access::Write,
+    };
+    let translator = &rules.translator;
+    translator.single(buffers, first.addr(), first.len(), access)
+}
+
 /// Takes the chain that begins with `first`, the descriptor at its head, into `buffers`.
-#[inline]
 pub(super) fn walk<M: GuestRam>(
     ring: &DeviceRing<M>,
     rules: &Rules,
     buffers: &mut Buffers<M>,
     first: Desc,
 ) -> Result<(), ChainFault> {
-    match first.flags(DESC_F_NEXT | DESC_F_INDIRECT) {
-        0 if single(rules, buffers, first) => Ok(()),
-        0 | DESC_F_NEXT => direct(ring, rules, buffers, first),
-        _ => {
-            let table = table(ring.ram(), rules, first)?;
-            last(Walk::new(rules, buffers), table)
-        }
+    if first.flags(DESC_F_INDIRECT) == 0 {
+        direct(ring, rules, buffers, first)
+    } else {
+        indirect(ring.ram(), rules, buffers, first)
     }
 }
 
-/// A chain of one descriptor.
-#[inline(always)]
-fn single<M: GuestRam>(rules: &Rules, buffers: &mut Buffers<M>, desc: Desc) -> bool {
-    let access = match desc.flags(DESC_F_WRITE) {
-        0 => Access::Read,
-        _ => Access::Write,
-    };
-    let translator = &rules.translator;
-    translator.single(buffers, desc.addr(), desc.len(), access)
-}
-
 /// Follows a chain through the ring's own table and, at its end perhaps, an indirect one.
-#[inline(never)]
+#[inline]
 fn direct<M: GuestRam>(
     ring: &DeviceRing<M>,
     rules: &Rules,
@@ -98,16 +98,37 @@ fn direct<M: GuestRam>(
     let mut walk = Walk::new(rules, buffers);
     match walk.follow(&ring.table(), first)? {
         None => walk.finish(),
-        Some(desc) => {
-            let table = table(ring.ram(), rules, desc)?;
-            last(walk, table)
-        }
+        Some(desc) => onward(walk, table(ring.ram(), rules, desc)?),
+    }
+}
+
+/// A chain that has a table from its head on.
+#[inline]
+fn indirect<M: GuestRam>(
+    ram: &M,
+    rules: &Rules,
+    buffers: &mut Buffers<M>,
+    first: Desc,
+) -> Result<(), ChainFault> {
+    match table(ram, rules, first)? {
+        Table::Whole(table) => Walk::new(rules, buffers).last(&table),
+        table => onward(Walk::new(rules, buffers), table),
+    }
+}
+
+/// Goes on in a table in the unusual cases: behind direct descriptors, or scattered.
+#[cold]
+#[inline(never)]
+fn onward<M: GuestRam>(walk: Walk<'_, M>, table: Table<'_, M>) -> Result<(), ChainFault> {
+    match table {
+        Table::Whole(table) => walk.last(&table),
+        Table::Scattered(table) => walk.last(&table),
     }
 }
 
 /// The table that `desc`, the last direct descriptor, points to. Its own `DESC_F_WRITE` says nothing
 /// (section 2.7.5.3.2).
-#[inline]
+#[inline(always)]
 fn table<'r, M: GuestRam>(
     ram: &'r M,
     rules: &Rules,
@@ -125,21 +146,6 @@ fn table<'r, M: GuestRam>(
     }
     let entries = len.wrapping_div(DESC_SIZE);
     Ok(rules.translator.table(ram, desc.addr(), entries)?)
-}
-
-/// Follows the last table of a chain to its end.
-#[inline(never)]
-fn last<M: GuestRam>(walk: Walk<'_, M>, table: Table<'_, M>) -> Result<(), ChainFault> {
-    match table {
-        Table::Whole(table) => walk.last(&table),
-        Table::Scattered(table) => scattered(walk, &table),
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn scattered<M: GuestRam>(walk: Walk<'_, M>, table: &Scattered<'_, M>) -> Result<(), ChainFault> {
-    walk.last(table)
 }
 
 /// One chain being taken apart.

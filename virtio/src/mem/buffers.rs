@@ -7,6 +7,7 @@ use super::copy;
 use crate::mem::{GuestRam, Segment};
 
 /// The segments of one chain, with what keeps them mapped. Only translation adds to them.
+#[repr(C)]
 pub(crate) struct Buffers<M> {
     pub(super) segments: Vec<Segment>,
     /// Segments before this one are readable, those from it on writable.

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
-use super::translate::{Desc, DescSource, Descs};
+use super::translate::{Desc, Descs};
 use crate::mem::{Access, GuestRam, Segment};
 use crate::ring::{self, DeviceCells, ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET};
 use crate::spec::ring::{AVAIL_ALIGN, DESC_ALIGN, USED_ALIGN};
@@ -74,10 +74,12 @@ impl<M: GuestRam> DeviceRing<M> {
         self.mask.wrapping_add(1)
     }
 
-    /// The descriptor at the head of a chain; `None` beyond the table.
+    /// Descriptor `index`, modulo the size.
     #[inline]
-    pub(crate) fn desc(&self, head: u16) -> Option<Desc> {
-        self.table().get(u32::from(head)).ok().flatten()
+    pub(crate) fn desc(&self, index: u16) -> Desc {
+        let table = self.table();
+        // SAFETY: the masked index is below the size.
+        unsafe { table.get_unchecked(u32::from(index & self.mask)) }
     }
 
     /// The descriptor table.

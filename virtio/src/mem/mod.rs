@@ -30,9 +30,7 @@ pub use buffers::Cursor;
 pub(crate) use device_ring::{DeviceRing, RingFault};
 pub use plain::PlainRam;
 pub use ram::{Access, GuestRam, RamRegion, Segment};
-pub(crate) use translate::{
-    Desc, DescSource, Gather, Scattered, Table, Translator, Untranslatable,
-};
+pub(crate) use translate::{Desc, DescSource, Gather, Table, Translator, Untranslatable};
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -41,6 +41,7 @@ impl Translator {
 
     /// Where the descriptors of an indirect table are read from: `entries` of them at `addr`. Memory
     /// is not asked for beyond the first region: what lies there is found out when it is walked.
+    #[inline(always)]
     pub(crate) fn table<'a, M: GuestRam>(
         &self,
         ram: &'a M,
@@ -234,19 +235,29 @@ impl Descs<'_> {
     }
 }
 
-impl DescSource for Descs<'_> {
-    #[inline]
-    fn get(&self, index: u32) -> Result<Option<Desc>, Untranslatable> {
-        if index >= self.entries {
-            return Ok(None);
-        }
+impl Descs<'_> {
+    /// # Safety
+    /// `index` must be below the number of entries.
+    #[inline(always)]
+    pub(super) unsafe fn get_unchecked(self, index: u32) -> Desc {
         let at = widen(index).wrapping_mul(2);
         // SAFETY: the index is below `entries`, and `new` was promised so many descriptors.
         let (addr, rest) = unsafe {
             let desc = self.base.add(at);
             (desc.read_volatile(), desc.add(1).read_volatile())
         };
-        Ok(Some(Desc::from_words(addr, rest)))
+        Desc::from_words(addr, rest)
+    }
+}
+
+impl DescSource for Descs<'_> {
+    #[inline(always)]
+    fn get(&self, index: u32) -> Result<Option<Desc>, Untranslatable> {
+        if index >= self.entries {
+            return Ok(None);
+        }
+        // SAFETY: just compared.
+        Ok(Some(unsafe { self.get_unchecked(index) }))
     }
 }
 
