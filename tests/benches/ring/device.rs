@@ -178,7 +178,8 @@ fn our_queue(memory: &Memory) -> ActiveQueue<Memory> {
 fn look(chain: &Chain<Memory>) {
     for part in [chain.readable(), chain.writable()] {
         for segment in part {
-            black_box((segment.as_ptr(), segment.len()));
+            black_box(segment.as_ptr());
+            black_box(segment.len());
         }
     }
 }
@@ -271,7 +272,8 @@ fn peer_look<'a>(mapping: &'a Mapping, chain: PeerChain<'a>) {
     for desc in chain {
         let len = usize::try_from(desc.len()).expect("64 bits");
         let slice = GuestMemoryBackend::get_slice(mapping, desc.addr(), len).expect("in memory");
-        black_box((slice.ptr_guard_mut().as_ptr(), slice.len()));
+        black_box(slice.ptr_guard_mut().as_ptr());
+        black_box(slice.len());
     }
 }
 

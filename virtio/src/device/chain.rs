@@ -41,8 +41,6 @@ impl Latch {
 #[repr(C, align(64))]
 pub(super) struct Slot<M: GuestRam> {
     pub(super) head: u16,
-    /// Place in the available ring's sequence.
-    pub(super) position: u16,
     /// The request is the driver's to get back: forgetting it breaks the queue.
     pub(super) armed: bool,
     pub(super) latch: Arc<Latch>,
@@ -53,7 +51,6 @@ impl<M: GuestRam> Slot<M> {
     pub(super) fn new(ram: M, latch: Arc<Latch>) -> Self {
         Self {
             head: 0,
-            position: 0,
             armed: false,
             buffers: Buffers::new(ram),
             latch,
@@ -62,9 +59,8 @@ impl<M: GuestRam> Slot<M> {
 
     /// Makes it the request at `head`.
     #[inline(always)]
-    pub(super) fn arm(&mut self, head: u16, position: u16) {
+    pub(super) fn arm(&mut self, head: u16) {
         self.head = head;
-        self.position = position;
         self.armed = true;
     }
 

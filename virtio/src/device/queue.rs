@@ -9,6 +9,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::mem;
 
 use thiserror::Error;
 
@@ -106,7 +107,7 @@ impl<M: GuestRam> ActiveQueue<M> {
         let size = usize::from(ring.size());
         let mut config = state.clone();
         config.sort_in_flight();
-        let mut replay = core::mem::take(&mut config.in_flight);
+        let mut replay = mem::take(&mut config.in_flight);
         replay.reverse();
         let mut queue = Self {
             ring,
@@ -229,7 +230,7 @@ impl<M: GuestRam> ActiveQueue<M> {
     /// Makes a chain of what hangs off `head`; `None` leaves the reason in `fault`. (A pointer comes
     /// back in a register, which a whole result does not.) A chain of one is dealt with right here;
     /// everything else is a call in the last place, so that nothing need be saved before.
-    #[inline(never)]
+    #[inline]
     fn take(&mut self, position: u16, head: u16) -> Option<Box<Slot<M>>> {
         let Some(state) = self.heads.get_mut(usize::from(head)) else {
             return self.refuse(ChainFault::IndexOutOfRange);
@@ -243,9 +244,9 @@ impl<M: GuestRam> ActiveQueue<M> {
         if let Some(slot) = &mut slot
             && walk::single(&self.rules, &mut slot.buffers, first)
         {
-            slot.arm(head, position);
+            slot.arm(head);
         } else {
-            return self.take_long(slot, position, head, first);
+            return self.take_long(slot, head, first);
         }
         slot
     }
@@ -254,14 +255,13 @@ impl<M: GuestRam> ActiveQueue<M> {
     fn take_long(
         &mut self,
         slot: Option<Box<Slot<M>>>,
-        position: u16,
         head: u16,
         first: Desc,
     ) -> Option<Box<Slot<M>>> {
         let mut slot = slot.unwrap_or_else(|| self.new_slot());
         match walk::walk(&self.ring, &self.rules, &mut slot.buffers, first) {
             Ok(()) => {
-                slot.arm(head, position);
+                slot.arm(head);
                 Some(slot)
             }
             Err(fault) => self.refuse(fault),
@@ -321,16 +321,18 @@ impl<M: GuestRam> ActiveQueue<M> {
         }
         slot.buffers.mark_dirty();
         let written = slot.disarm(written);
-        if let Some(head) = self.heads.get_mut(usize::from(slot.head)) {
-            *head = FREE;
-        }
-        if self.features.in_order {
-            self.ring.set_used_entry(slot.position, slot.head, written);
-            self.set_done(slot.position, true);
-            self.advance_in_order();
-        } else {
-            self.ring.set_used_entry(self.next_used, slot.head, written);
-            self.next_used = self.next_used.wrapping_add(1);
+        let state = self.heads.get_mut(usize::from(slot.head));
+        let position = state.map_or(FREE, |state| mem::replace(state, FREE));
+        match u16::try_from(position) {
+            Ok(position) if self.features.in_order => {
+                self.ring.set_used_entry(position, slot.head, written);
+                self.set_done(position, true);
+                self.advance_in_order();
+            }
+            _ => {
+                self.ring.set_used_entry(self.next_used, slot.head, written);
+                self.next_used = self.next_used.wrapping_add(1);
+            }
         }
         self.pool.push(slot);
     }
@@ -346,7 +348,7 @@ impl<M: GuestRam> ActiveQueue<M> {
     fn advance_in_order(&mut self) {
         let mask = self.ring.size().wrapping_sub(1);
         while let Some(done) = self.done.get_mut(usize::from(self.next_used & mask))
-            && core::mem::take(done)
+            && mem::take(done)
         {
             self.next_used = self.next_used.wrapping_add(1);
         }

@@ -62,15 +62,13 @@ pub(super) struct Rules {
 /// where the last one did. False says nothing: [`walk`] finds out.
 #[inline(always)]
 pub(super) fn single<M: GuestRam>(rules: &Rules, buffers: &mut Buffers<M>, first: Desc) -> bool {
-    if first.flags(DESC_F_NEXT | DESC_F_INDIRECT) != 0 {
-        return false;
-    }
-    let access = match first.flags(DESC_F_WRITE) {
-        0 => Access::Read,
-        _ => Access::Write,
-    };
+    let (addr, len) = (first.addr(), first.len());
     let translator = &rules.translator;
-    translator.single(buffers, first.addr(), first.len(), access)
+    match first.flags(DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE) {
+        0 => translator.single(buffers, addr, len, Access::Read),
+        DESC_F_WRITE => translator.single(buffers, addr, len, Access::Write),
+        _ => false,
+    }
 }
 
 /// Takes the chain that begins with `first`, the descriptor at its head, into `buffers`.
@@ -111,7 +109,13 @@ fn indirect<M: GuestRam>(
     first: Desc,
 ) -> Result<(), ChainFault> {
     match table(ram, rules, first)? {
-        Table::Whole(table) => Walk::new(rules, buffers).last(&table),
+        Table::Whole(table) => {
+            let first = table.get(0)?.ok_or(ChainFault::IndexOutOfRange)?;
+            if single(rules, buffers, first) {
+                return Ok(());
+            }
+            Walk::new(rules, buffers).last(&table, first)
+        }
         table => onward(Walk::new(rules, buffers), table),
     }
 }
@@ -121,8 +125,8 @@ fn indirect<M: GuestRam>(
 #[inline(never)]
 fn onward<M: GuestRam>(walk: Walk<'_, M>, table: Table<'_, M>) -> Result<(), ChainFault> {
     match table {
-        Table::Whole(table) => walk.last(&table),
-        Table::Scattered(table) => walk.last(&table),
+        Table::Whole(table) => walk.whole(&table),
+        Table::Scattered(table) => walk.whole(&table),
     }
 }
 
@@ -195,9 +199,14 @@ impl<'a, M: GuestRam> Walk<'a, M> {
     }
 
     /// Follows the last table from its first entry to its end.
-    #[inline(always)]
-    fn last(mut self, table: &impl DescSource) -> Result<(), ChainFault> {
+    fn whole(self, table: &impl DescSource) -> Result<(), ChainFault> {
         let first = table.get(0)?.ok_or(ChainFault::IndexOutOfRange)?;
+        self.last(table, first)
+    }
+
+    /// Follows the last table from `first`, its first entry, to its end.
+    #[inline(always)]
+    fn last(mut self, table: &impl DescSource, first: Desc) -> Result<(), ChainFault> {
         match self.follow(table, first)? {
             None => self.finish(),
             Some(_) => Err(ChainFault::IndirectNested),

@@ -80,7 +80,8 @@ impl Translator {
         len: u32,
         access: Access,
     ) -> bool {
-        let Some(segment) = self.hint(access).get().buffer(addr, len) else {
+        let hint = self.hint(access).get();
+        let Some(segment) = hint.buffer(addr, len) else {
             return false;
         };
         if buffers.segments.capacity() == 0 {
