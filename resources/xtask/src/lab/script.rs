@@ -53,7 +53,14 @@ fn process_one(dir: &Path, busybox: &Path, modules: &[PathBuf], interactive: boo
         .map(|path| format!("bb insmod {}\n", path.display()))
         .collect();
     let start = if interactive {
-        format!("bb setsid -c /bin/sh {dir}/command <>/dev/hvc0 >&0 2>&1")
+        let size = rustix::termios::tcgetwinsize(std::io::stdout());
+        let size = size.map_or_else(
+            |_| String::new(),
+            |size| format!("rows {} cols {}", size.ws_row, size.ws_col),
+        );
+        format!(
+            "bb stty {size} </dev/hvc0\nbb setsid -c /bin/sh {dir}/command <>/dev/hvc0 >&0 2>&1"
+        )
     } else {
         format!("/bin/sh {dir}/command <$(port in) >$(port out) 2>$(port err)")
     };
