@@ -62,6 +62,7 @@ impl Hub {
             disk,
             facts,
             hub: Arc::downgrade(self),
+            queues: self.config.queues,
         });
         self.change(|map| map.insert(Arc::clone(&nexus)));
         Ok(nexus)

@@ -9,6 +9,7 @@ use super::hub::{Filter, Hub, Order, Sweep, Waiter};
 use super::sense::attention;
 use super::unit::{Nexus, lock};
 use crate::disk::Disk;
+use crate::disk::metrics::DiskTotals;
 
 /// How long a removal waits for commands that are with the host.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
@@ -71,6 +72,18 @@ impl ScsiHandle {
                     .map(|nexus| info(nexus))
                     .collect::<Vec<_>>()
             })
+            .collect()
+    }
+
+    /// What the requests to each unit came to so far.
+    #[must_use]
+    pub fn totals(&self) -> Vec<(String, DiskTotals)> {
+        let Some(hub) = self.hub.upgrade() else {
+            return Vec::new();
+        };
+        let map = hub.map();
+        map.iter()
+            .map(|nexus| (nexus.id.clone(), nexus.metrics.totals()))
             .collect()
     }
 

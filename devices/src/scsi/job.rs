@@ -7,6 +7,7 @@
 use super::cdb::Check;
 use super::sense::{Sense, Status};
 use crate::disk::IoFault;
+use crate::disk::metrics::RequestKind;
 
 /// Bytes that comparing, merging and repeating commands handle at a time; a multiple of every block size.
 pub(crate) const CHUNK: u64 = 128 << 10;
@@ -248,6 +249,20 @@ impl Job {
                 Some((walk.offset, walk.offset.saturating_add(walk.len)))
             }
             _ => None,
+        }
+    }
+
+    /// What it counts as.
+    pub(crate) fn kind(&self) -> RequestKind {
+        match self {
+            Self::Read { .. } | Self::Verify(..) => RequestKind::Read,
+            Self::Flush => RequestKind::Flush,
+            Self::Unmap { .. } => RequestKind::Discard,
+            Self::Same(_) => RequestKind::WriteZeroes,
+            Self::Write { .. }
+            | Self::WriteAndVerify(..)
+            | Self::CompareAndWrite { .. }
+            | Self::OrWrite { .. } => RequestKind::Write,
         }
     }
 

@@ -19,7 +19,7 @@ use super::reserve::Port;
 use super::sense::{Sense, Status, attention};
 use super::unit::Nexus;
 use crate::device::{Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, Source};
-use crate::disk::Completion;
+use crate::disk::{Completion, metrics};
 use crate::ram::Ram;
 
 /// Token of the mailbox.
@@ -40,6 +40,8 @@ struct Task {
     /// Ended by task management with this response.
     end: Option<u8>,
     sweeps: Vec<Arc<Sweep>>,
+    /// When it was taken, in nanoseconds of the metrics' clock.
+    started: u64,
 }
 
 enum Work {
@@ -78,7 +80,11 @@ impl Work {
 pub(crate) struct Requests {
     hub: Arc<Hub>,
     index: u16,
+    /// Number among the request queues.
+    ring: u16,
     sizes: Sizes,
+    /// The present, read once a batch.
+    now: u64,
     backend: Backend,
     mailbox: Arc<Mailbox>,
     mail_due: bool,
@@ -108,7 +114,9 @@ impl Requests {
         Ok(Self {
             hub: Arc::clone(hub),
             index,
+            ring,
             sizes,
+            now: metrics::now(),
             backend,
             mailbox,
             mail_due: false,
@@ -261,6 +269,7 @@ impl Requests {
             held: None,
             end: None,
             sweeps: Vec::new(),
+            started: self.now,
         });
         self.begin(queue, tag);
     }
@@ -303,6 +312,7 @@ impl Requests {
             held: None,
             end: None,
             sweeps: Vec::new(),
+            started: self.now,
         });
     }
 
@@ -339,6 +349,14 @@ impl Requests {
             (None, Status::Good, Work::Disk(job)) => Answer::Filled(job.data_in()),
             (None, status, _) => Answer::Status(status, &[]),
         };
+        if let (Work::Disk(job), Some(counters)) = (&task.work, task.nexus.metrics.queue(self.ring))
+        {
+            let good = task.end.is_none() && matches!(status, Status::Good);
+            let bytes = task.used.saturating_add(job.data_in());
+            let outcome = if good { Ok(bytes) } else { Err(()) };
+            let time = self.now.saturating_sub(task.started);
+            counters.record(job.kind(), time, outcome);
+        }
         let used = if matches!(status, Status::Good) {
             task.used
         } else {
@@ -400,6 +418,9 @@ impl Requests {
         let mut completions = std::mem::take(&mut self.completions);
         self.backend.exchange(&mut completions);
         let any = !completions.is_empty();
+        if any {
+            self.now = metrics::now();
+        }
         for completion in completions.drain(..) {
             self.completed(queue, completion);
         }
@@ -497,6 +518,7 @@ impl Requests {
 
     fn pass(&mut self, queue: &mut Queue, cause: Cause) -> Result<Outcome, Broken> {
         self.refresh();
+        self.now = metrics::now();
         self.mail_due |= matches!(cause, Cause::Source(MAIL) | Cause::Resume);
         if matches!(cause, Cause::Source(QUEUES) | Cause::Resume) {
             self.backend.look();

@@ -17,6 +17,7 @@ use super::reserve::store::Store;
 use super::reserve::{Port, Reservations};
 use super::sense::{Code, Sense, Status, attention};
 use super::table::Access;
+use crate::disk::metrics::DiskMetrics;
 use crate::disk::{Disk, ImageId};
 
 /// Locks a mutex whose data is valid whatever happened to its last holder.
@@ -195,6 +196,7 @@ pub(crate) struct Nexus {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) facts: Facts,
     pub(crate) hub: Weak<Hub>,
+    pub(crate) metrics: DiskMetrics,
     blocks: AtomicU64,
     attentions: Mutex<Vec<Code>>,
     attention_waits: AtomicBool,
@@ -213,6 +215,8 @@ pub(crate) struct NewNexus {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) facts: Facts,
     pub(crate) hub: Weak<Hub>,
+    /// Request queues, each with counters of its own.
+    pub(crate) queues: u16,
 }
 
 impl Nexus {
@@ -227,6 +231,7 @@ impl Nexus {
             disk,
             facts,
             hub,
+            queues,
         } = new;
         let nexus = Arc::new(Self {
             id,
@@ -237,6 +242,7 @@ impl Nexus {
             disk,
             facts,
             hub,
+            metrics: DiskMetrics::new(queues),
             blocks: AtomicU64::new(0),
             attentions: Mutex::new(vec![attention::POWER_ON]),
             attention_waits: AtomicBool::new(true),

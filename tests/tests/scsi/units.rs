@@ -438,3 +438,30 @@ fn serial_and_world_wide_name_are_the_operators() {
             .any(|bytes| bytes == 0x5000_c500_15ea_71ac_u64.to_be_bytes())
     );
 }
+
+#[test]
+fn what_a_unit_did_is_counted_by_kind() {
+    let mut guest = Guest::settled(controller(vec![at(0, 0)]));
+    guest
+        .to(&[0x2a, 0, 0, 0, 0, 0, 0, 0, 2, 0], &[1; 1024], 0)
+        .expect_good();
+    guest
+        .to(&[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[], 512)
+        .expect_good();
+    guest
+        .to(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0)
+        .expect_good();
+    guest
+        .to(&[0x28, 0, 0xff, 0, 0, 0, 0, 0, 1, 0], &[], 512)
+        .expect_sense(5, 0x21, 0);
+    let [(id, totals)] = &guest.handle.totals()[..] else {
+        panic!("one unit");
+    };
+    assert_eq!(id, "disk0-0");
+    assert_eq!((totals.write.requests, totals.write.bytes), (1, 1024));
+    assert_eq!(
+        (totals.read.requests, totals.read.bytes, totals.read.errors),
+        (1, 512, 0)
+    );
+    assert_eq!(totals.flush.requests, 1);
+}

@@ -68,6 +68,14 @@ fn rescan_disks(machine: &MachineHandle) {
             None => {}
         }
     }
+    for controller in machine.scsi() {
+        for unit in controller.units() {
+            match controller.resize(&unit.id) {
+                Ok(capacity) => tracing::info!("{}: {capacity} bytes", unit.id),
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+    }
 }
 
 /// Waits for any of the three; says whether standard input is ready.

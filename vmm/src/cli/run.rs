@@ -5,6 +5,7 @@ use std::io;
 
 use anyhow::Context;
 use splitring::config::VmConfig;
+use splitring::scsi::ScsiHandle;
 use splitring::{BuildError, Console, End, Machine, MachineHandle, host};
 
 use super::args::RunArgs;
@@ -44,6 +45,7 @@ fn print_metrics(machine: &MachineHandle) -> Result<(), Failure> {
     let disks: BTreeMap<_, _> = disks
         .iter()
         .filter_map(|disk| disk.id().zip(disk.totals()))
+        .chain(machine.scsi().iter().flat_map(ScsiHandle::totals))
         .collect();
     let mut metrics = serde_json::to_value(machine.exits())?;
     metrics["disks"] = serde_json::to_value(disks)?;
