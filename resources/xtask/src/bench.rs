@@ -5,6 +5,7 @@
 
 pub(crate) mod boot;
 mod memory;
+pub(crate) mod native;
 mod stats;
 mod trace;
 

@@ -67,6 +67,8 @@ enum Command {
 enum Bench {
     /// What a boot costs, against QEMU: instructions, exits, memory
     Boot(bench::boot::Options),
+    /// The freestanding guest under Splitring and QEMU on the host's own KVM
+    Native(bench::native::Options),
 }
 
 #[derive(Debug, Args)]
@@ -124,6 +126,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             what: Bench::Boot(options),
         } => {
             bench::boot::run(&options, cli.yes)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Bench {
+            what: Bench::Native(options),
+        } => {
+            bench::native::run(&options, cli.yes)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Assets => {

@@ -38,6 +38,25 @@ pub(crate) fn build() -> Result<PathBuf> {
         .context("cargo built no splitring")
 }
 
+/// Builds the VMM for release with the embedded guest.
+pub(crate) fn build_selftest() -> Result<PathBuf> {
+    let built = executables(&[
+        "build",
+        "--release",
+        "--package",
+        "splitring",
+        "--bin",
+        "splitring",
+        "--features",
+        "selftest",
+    ])?;
+    built
+        .into_iter()
+        .next()
+        .map(|(_, path)| path)
+        .context("cargo built no splitring")
+}
+
 /// Builds the VMM for release with everything in one static file.
 pub(crate) fn build_static() -> Result<PathBuf> {
     const HOST: &str = "x86_64-unknown-linux-gnu";

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 use splitring::host::{self, Virtualisation};
 use splitring::selftest::{self, Line, Options, Outcome, Report, Test};
@@ -19,6 +21,9 @@ pub(crate) struct SelftestArgs {
     /// Length of each timed loop in seconds
     #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
+    /// Store the guest's image there, for other machine monitors, and run nothing
+    #[arg(long, value_name = "PATH")]
+    image: Option<PathBuf>,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -30,6 +35,12 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 /// Runs it; exit code 1 if anything failed.
 pub(crate) fn selftest(args: &SelftestArgs) -> Result<u8, Failure> {
+    if let Some(path) = &args.image {
+        let shown = path.display();
+        std::fs::write(path, selftest::GUEST)
+            .with_context(|| format!("cannot store the guest at {shown}"))?;
+        return Ok(0);
+    }
     let options = Options {
         each: Duration::from_secs_f64(args.seconds),
     };
