@@ -365,12 +365,17 @@ impl QueueHandler for BlkQueue {
             return;
         };
         let mut done = std::mem::take(&mut self.done);
-        for request in &mut self.requests {
-            request.pieces.clear();
-        }
         self.disk.drain(&mut done);
         let now = metrics::now();
-        for completion in &done {
+        for completion in &mut done {
+            let tag = usize::try_from(completion.tag).unwrap_or(usize::MAX);
+            if let Some(request) = self.requests.get_mut(tag)
+                && !request.pieces.is_empty()
+            {
+                // The rest of its ranges is not going to be done.
+                request.pieces.clear();
+                completion.result = completion.result.and(Err(IoFault::Cancelled));
+            }
             self.end(queue, completion, now);
         }
         if let Some(chain) = self.held.take() {

@@ -489,6 +489,19 @@ fn a_reset_with_requests_in_flight_leaves_none() {
 }
 
 #[test]
+fn a_reset_between_two_ranges_does_not_call_the_rest_done() {
+    let mut guest = Guest::new();
+    guest.disk.plan([Fate::Delay(1000)]);
+    assert_eq!(
+        guest.ranges(request::WRITE_ZEROES, &[(0, 8, 0), (8, 8, 0)]),
+        None
+    );
+    assert_eq!(guest.bench.stop(), 0);
+    assert_eq!(guest.bench.peek(STATUS, 1), [status::IOERR]);
+    assert_eq!(guest.disk.seen().len(), 1);
+}
+
+#[test]
 fn zeroes_and_discards_reach_the_disk_with_their_flags() {
     let mut guest = Guest::new();
     assert_eq!(

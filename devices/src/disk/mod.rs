@@ -12,6 +12,7 @@
 //! - guest memory is not touched after the completion of its request, nor after [`DiskQueue::drain`] returned.
 
 mod bounce;
+mod cached;
 pub mod config;
 #[cfg(any(test, feature = "doubles"))]
 pub mod doubles;

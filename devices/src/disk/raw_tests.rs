@@ -655,6 +655,27 @@ fn what_can_not_be_a_disk_is_refused_with_its_name_and_a_remedy() {
 }
 
 #[test]
+fn what_is_not_cached_is_read_too() {
+    everywhere(|scratch, _, stream| {
+        let data = pattern(1 << 20, 4);
+        let file = scratch.file();
+        file.write_all_at(&data, 0).expect("image");
+        file.sync_all().expect("synced");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
+            .expect("dropped from the cache");
+        let segments = [stream.segment(0, 1 << 20)];
+        assert_eq!(
+            stream.run(DiskOp::Read {
+                offset: 0,
+                data: Data::Guest(&segments)
+            }),
+            Ok(1 << 20)
+        );
+        assert!(stream.peek(0, 1 << 20) == data);
+    });
+}
+
+#[test]
 fn images_in_memory_are_served_without_a_ring() {
     let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
         return eprintln!("left out: no /dev/shm");

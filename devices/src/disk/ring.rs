@@ -21,6 +21,7 @@ use io_uring::types::{CancelBuilder, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::cached::Cached;
 use super::image::Image;
 use super::range::{self, Task};
 use super::raw::Home;
@@ -137,6 +138,7 @@ pub(super) struct RingQueue {
     /// Slots pushed to the submission queue and not taken by the kernel yet, in order.
     pushed: Vec<u16>,
     done: Vec<Completion>,
+    cached: Cached,
     /// Whether completions signal the eventfd.
     armed: bool,
     /// The ring can't be used any more, for this reason.
@@ -170,6 +172,7 @@ impl RingQueue {
             free: (0..depth).rev().collect(),
             pushed: Vec::with_capacity(usize::from(depth)),
             done: Vec::with_capacity(usize::from(depth)),
+            cached: Cached::default(),
             // Rings start with signals on.
             armed: true,
             dead: None,
@@ -260,6 +263,8 @@ impl RingQueue {
                 let result = bounce::write(image, &mut slot.transfer, slot.offset, fua);
                 Some(result.map(|()| slot.transfer.len()))
             }
+            Step::Read => self.cached.read(image, &mut slot.transfer, slot.offset),
+            Step::Write { fua: false } => self.cached.write(image, &mut slot.transfer, slot.offset),
             Step::Range { task, len, fua } if range::fallocate_mode(image, task).is_none() => {
                 match range::instead(image, &self.reach, task, slot.offset, len) {
                     Ok(()) if fua => {
@@ -405,6 +410,9 @@ impl RingQueue {
 
     /// Takes a request to the file in `seat`.
     pub(super) fn submit_to(&mut self, seat: u16, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
+        if !self.ready() {
+            return Err(Full);
+        }
         let index = self.free.pop().ok_or(Full)?;
         match self.prepare(index, seat, tag, op) {
             None => self.push(index),
@@ -614,7 +622,8 @@ fn length(len: usize) -> u32 {
 
 impl DiskQueue for RingQueue {
     fn ready(&mut self) -> bool {
-        !self.free.is_empty() && self.done.len() < self.slots.len()
+        // What is done but not fetched counts too, so that `out` never grows beyond the depth.
+        self.in_flight() < self.slots.len()
     }
 
     fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {

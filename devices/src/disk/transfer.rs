@@ -51,6 +51,55 @@ impl Reach {
     }
 }
 
+/// What came of a transfer that must not wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// All was transferred.
+    Done,
+    /// Some was.
+    Partial,
+    /// Nothing, for it would have to wait, or fails.
+    WouldWait,
+    /// The file system can't be asked not to wait.
+    Unsupported,
+}
+
+/// preadv2, or its shorter form where that says the same.
+fn read(
+    file: &File,
+    rest: &[libc::iovec],
+    offset: libc::off_t,
+    flags: libc::c_int,
+) -> libc::ssize_t {
+    let fd = file.as_raw_fd();
+    match rest {
+        // SAFETY: the entry is memory that is valid and writable as long as its request, as `load` saw to.
+        [one] if flags == 0 => unsafe { libc::pread(fd, one.iov_base, one.iov_len, offset) },
+        // SAFETY: as above, for each entry.
+        many => unsafe { libc::preadv2(fd, many.as_ptr(), count(many), offset, flags) },
+    }
+}
+
+/// pwritev2, or its shorter form where that says the same.
+fn write(
+    file: &File,
+    rest: &[libc::iovec],
+    offset: libc::off_t,
+    flags: libc::c_int,
+) -> libc::ssize_t {
+    let fd = file.as_raw_fd();
+    match rest {
+        // SAFETY: the entry is memory that is valid and readable as long as its request, as `load` saw to.
+        [one] if flags == 0 => unsafe { libc::pwrite(fd, one.iov_base, one.iov_len, offset) },
+        // SAFETY: as above, for each entry.
+        many => unsafe { libc::pwritev2(fd, many.as_ptr(), count(many), offset, flags) },
+    }
+}
+
+fn count(entries: &[libc::iovec]) -> libc::c_int {
+    libc::c_int::try_from(entries.len()).unwrap_or(0)
+}
+
 /// The memory of a request in flight. Reused from request to request, so that its lists keep their room.
 ///
 /// Whoever loads guest memory into it keeps the `Reach` it was checked against until it is cleared.
@@ -163,21 +212,53 @@ impl Transfer {
 
     /// Fills what is left from `file`, blocking, retrying what comes short.
     pub(super) fn read_at(&mut self, file: &File, offset: u64) -> Result<(), IoFault> {
-        self.all_of_it(offset, |rest, offset| {
-            let count = libc::c_int::try_from(rest.len()).unwrap_or(0);
-            // SAFETY: the entries are memory that is valid and writable as long as this request, as `load` saw to.
-            unsafe { libc::preadv(file.as_raw_fd(), rest.as_ptr(), count, offset) }
-        })
+        self.all_of_it(offset, |rest, offset| read(file, rest, offset, 0))
     }
 
     /// Stores what is left in `file`, blocking, retrying what comes short; stable at the return if `fua`.
     pub(super) fn write_at(&mut self, file: &File, offset: u64, fua: bool) -> Result<(), IoFault> {
         let flags = if fua { libc::RWF_DSYNC } else { 0 };
-        self.all_of_it(offset, |rest, offset| {
-            let count = libc::c_int::try_from(rest.len()).unwrap_or(0);
-            // SAFETY: the entries are memory that is valid and readable as long as this request, as `load` saw to.
-            unsafe { libc::pwritev2(file.as_raw_fd(), rest.as_ptr(), count, offset, flags) }
+        self.all_of_it(offset, |rest, offset| write(file, rest, offset, flags))
+    }
+
+    /// Fills from `file` what it has without waiting, by one call.
+    pub(super) fn try_read(&mut self, file: &File, offset: u64) -> Attempt {
+        self.attempt(offset, |rest, offset| {
+            read(file, rest, offset, libc::RWF_NOWAIT)
         })
+    }
+
+    /// Stores in `file` what it takes without waiting, by one call.
+    pub(super) fn try_write(&mut self, file: &File, offset: u64) -> Attempt {
+        self.attempt(offset, |rest, offset| {
+            write(file, rest, offset, libc::RWF_NOWAIT)
+        })
+    }
+
+    fn attempt(
+        &mut self,
+        offset: u64,
+        call: impl Fn(&[libc::iovec], libc::off_t) -> libc::ssize_t,
+    ) -> Attempt {
+        let Ok(offset) = libc::off_t::try_from(offset) else {
+            return Attempt::WouldWait;
+        };
+        let count = call(self.rest(), offset);
+        match u64::try_from(count) {
+            Ok(count) => {
+                self.advance(count);
+                if self.left == 0 {
+                    Attempt::Done
+                } else {
+                    Attempt::Partial
+                }
+            }
+            Err(_) => match io::Error::last_os_error().raw_os_error() {
+                Some(libc::EOPNOTSUPP | libc::EINVAL) => Attempt::Unsupported,
+                // Any other error is the ring's to find again.
+                _ => Attempt::WouldWait,
+            },
+        }
     }
 
     fn all_of_it(
