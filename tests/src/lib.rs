@@ -1,4 +1,5 @@
-//! What the end-to-end tests share: the assets `cargo xtask test` prepares, and a Splitring process
+//! What the tests share. [`fuzz`] holds the bodies of the fuzz targets; the rest is for the end-to-end
+//! tests: the assets `cargo xtask test` prepares, and a Splitring process
 //! whose guest is driven over its serial console.
 //!
 //! It knows Splitring by its command line only. A failure panics with the console's last lines.
@@ -6,5 +7,6 @@
 pub mod acpi;
 pub mod assets;
 pub mod dmesg;
+pub mod fuzz;
 pub mod guest;
 pub mod terminal;

@@ -163,6 +163,8 @@ pub struct QueueState {
     pub published: u16,
     /// Requests popped and not completed: a restored queue hands them out again, first.
     pub in_flight: Vec<InFlight>,
+    /// The queue was broken, and stays so until it is reset; nothing is in flight then.
+    pub broken: bool,
 }
 
 impl QueueState {

@@ -133,6 +133,9 @@ impl<M: GuestRam> ActiveQueue<M> {
             config,
         };
         queue.restore_done();
+        if state.broken {
+            queue.latch.set();
+        }
         queue
     }
 
@@ -417,6 +420,16 @@ impl<M: GuestRam> ActiveQueue<M> {
     /// from it hands them out again, so they must not be completed on this one any more.
     #[must_use]
     pub fn save(&self) -> QueueState {
+        if self.latch.is_set() {
+            // What was popped can't be trusted, not even its number.
+            return QueueState {
+                next_avail: self.next_used,
+                next_used: self.next_used,
+                published: self.published,
+                broken: true,
+                ..self.config.clone()
+            };
+        }
         let live = (0..).zip(&self.heads).filter_map(|(head, state)| {
             let position = u16::try_from(*state).ok()?;
             Some(InFlight { position, head })

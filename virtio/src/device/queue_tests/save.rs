@@ -1,9 +1,10 @@
 //! Saving a queue and going on from what was saved.
 
 use super::super::play::{DATA, EVENT, IN_ORDER, PLAIN, Play, WRITE};
-use super::pop;
+use super::{fault_of, pop};
 use crate::device::queue::{
-    ActivateError, InFlight, Interrupt, QueueConfig, QueueState, RestoreError, RingFeatures,
+    ActivateError, ChainError, ChainFault, InFlight, Interrupt, QueueConfig, QueueState,
+    RestoreError, RingFeatures,
 };
 
 #[test]
@@ -182,4 +183,23 @@ fn feature_bits_map_to_ring_features() {
             in_order: true
         }
     );
+}
+
+#[test]
+fn a_broken_queue_is_restored_broken() {
+    let mut play = Play::new(1);
+    let mut queue = play.activate(PLAIN);
+    play.chain(0, &[(DATA, 16, WRITE)]);
+    play.offer(0);
+    let chain = pop(&mut queue);
+    // The same head again: more has been popped now than the queue is long.
+    play.offer(0);
+    assert_eq!(fault_of(&mut queue, 0), ChainFault::Duplicate);
+    chain.abandon();
+    let state = queue.save();
+    assert!(state.broken && state.in_flight.is_empty());
+    let config = QueueConfig::restore(1, state).unwrap();
+    let mut queue = config.activate(play.ram.clone(), PLAIN).unwrap();
+    assert!(queue.is_broken());
+    assert_eq!(queue.pop().unwrap_err(), ChainError::Broken);
 }

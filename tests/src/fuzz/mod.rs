@@ -1,0 +1,58 @@
+//! Bodies of the fuzz targets as plain functions: `tests/fuzz` runs them under libFuzzer, and an
+//! ordinary test replays the checked-in corpus through them.
+//!
+//! A body panics when an invariant is broken; what the bytes say is the other end's business and may
+//! be anything.
+
+pub mod device_ring;
+
+/// Takes numbers off the front of the fuzzer's bytes; zeroes when they have run out.
+pub struct Bytes<'a>(&'a [u8]);
+
+impl<'a> Bytes<'a> {
+    /// All of `data`.
+    #[must_use]
+    pub fn new(data: &'a [u8]) -> Self {
+        Self(data)
+    }
+
+    /// Whether they have run out.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The next `n` bytes, or as many as are left.
+    pub fn take(&mut self, n: usize) -> &'a [u8] {
+        let (now, later) = self.0.split_at(n.min(self.0.len()));
+        self.0 = later;
+        now
+    }
+
+    fn array<const N: usize>(&mut self) -> [u8; N] {
+        let mut out = [0; N];
+        let now = self.take(N);
+        out[..now.len()].copy_from_slice(now);
+        out
+    }
+
+    /// One byte.
+    pub fn u8(&mut self) -> u8 {
+        u8::from_le_bytes(self.array())
+    }
+
+    /// Two bytes.
+    pub fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.array())
+    }
+
+    /// Four bytes.
+    pub fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.array())
+    }
+
+    /// Eight bytes.
+    pub fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.array())
+    }
+}
