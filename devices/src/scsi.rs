@@ -6,6 +6,7 @@
 //! it or makes a `job`, `backend` brings the job's requests to the disk. Knows no PCI, no threads and no paths.
 
 mod address;
+mod admit;
 mod attach;
 mod backend;
 mod cdb;
@@ -19,6 +20,7 @@ mod hub;
 mod identity;
 mod job;
 mod lock;
+mod luns;
 mod mode;
 mod opcodes;
 mod plan;

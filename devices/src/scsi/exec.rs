@@ -1,17 +1,16 @@
 //! From a typed command to an answer or a [`Job`] (SPC-4 §5, SBC-3 §4, §5).
 //!
-//! [`admit`] decides whether a command may run: unit attention, reservation, fields, medium, protection, range, in
-//! that order. [`run`] then answers it from what is known, or makes the job that does it. Neither sees virtio.
+//! A command that was admitted is answered from what is known, or becomes the job that does it. Nothing here sees
+//! virtio.
 
-use super::cdb::{self, Cdb, Command, Extent, Kind};
+use super::cdb::{self, Command, Extent};
 use super::cdrom::{self, Tray, TrayEvent};
-use super::identity::{self, MAX_TRANSFER_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME_BLOCKS};
+use super::identity::{self, MAX_UNMAP_DESCRIPTORS};
 use super::job::{Job, Same, Walk};
 use super::mode;
 use super::opcodes;
 use super::reserve::{self, Action, Port};
 use super::sense::{Sense, Status, attention};
-use super::table::{Access, Entry, op};
 use super::unit::Nexus;
 use super::wire::{self, Bytes};
 
@@ -27,96 +26,6 @@ pub(crate) enum Next {
 
 /// Most LBA status descriptors in one answer.
 const MAX_EXTENTS: usize = 64;
-
-/// Decides whether a command may run on this path, and says what it is.
-pub(crate) fn admit(nexus: &Nexus, cdb: &Cdb) -> Result<Command, Status> {
-    let reports_itself = matches!(
-        cdb.opcode(),
-        op::INQUIRY | op::REQUEST_SENSE | op::REPORT_LUNS
-    );
-    if !reports_itself && let Some(sense) = nexus.attention() {
-        return Err(sense.into());
-    }
-    let profile = nexus.facts.profile;
-    let entry = cdb::lookup(cdb, profile)?;
-    if nexus.unit.conflicts(nexus.port, entry.access) {
-        return Err(Status::ReservationConflict);
-    }
-    let command = cdb::parse(entry, cdb, profile)?;
-    if let Some(access) = own_access(&command)
-        && nexus.unit.conflicts(nexus.port, access)
-    {
-        return Err(Status::ReservationConflict);
-    }
-    if entry.medium && !nexus.unit.loaded() {
-        return Err(Sense::NO_MEDIUM.into());
-    }
-    check(nexus, entry, &command)?;
-    Ok(command)
-}
-
-/// How a reservation treats commands whose fields decide it (SPC-4 table 66, SBC-3 table 15).
-fn own_access(command: &Command) -> Option<Access> {
-    match command {
-        Command::StartStop {
-            start: true,
-            power: 0,
-            load_eject: false,
-            ..
-        } => Some(Access::Shared),
-        Command::PreventAllow { prevent: false } => Some(Access::Shared),
-        Command::StartStop { .. } | Command::PreventAllow { .. } => Some(Access::Write),
-        _ => None,
-    }
-}
-
-/// Protection, range and length.
-fn check(nexus: &Nexus, entry: &Entry, command: &Command) -> Result<(), Status> {
-    let writes = match command {
-        Command::Write { .. }
-        | Command::WriteAndVerify { .. }
-        | Command::WriteSame { .. }
-        | Command::CompareAndWrite { .. }
-        | Command::OrWrite { .. }
-        | Command::Unmap { .. } => nexus.write_refusal(),
-        _ => None,
-    };
-    if let Some(refusal) = writes {
-        return Err(refusal);
-    }
-    let (extent, limit) = match *command {
-        Command::Read { extent, .. }
-        | Command::Write { extent, .. }
-        | Command::WriteAndVerify { extent, .. }
-        | Command::Verify { extent, .. }
-        | Command::OrWrite { extent, .. } => (extent, MAX_TRANSFER_BLOCKS),
-        Command::WriteSame { extent, .. } => (extent, MAX_WRITE_SAME_BLOCKS),
-        Command::CompareAndWrite { extent, .. }
-        | Command::PreFetch { extent }
-        | Command::Synchronize { extent } => (extent, u32::MAX),
-        Command::GetLbaStatus { lba, .. } => (Extent { lba, blocks: 1 }, u32::MAX),
-        _ => return Ok(()),
-    };
-    match extent.lba.checked_add(extent.blocks.into()) {
-        Some(end) if end <= nexus.blocks() => {}
-        _ => return Err(Sense::LBA_OUT_OF_RANGE.into()),
-    }
-    let nothing_to_repeat = extent.blocks == 0 && matches!(command, Command::WriteSame { .. });
-    if extent.blocks > limit || nothing_to_repeat {
-        return Err(Sense::cdb_field(length_field(entry), None).into());
-    }
-    Ok(())
-}
-
-/// Where the transfer length of a medium access command is, by the length of its CDB.
-fn length_field(entry: &Entry) -> u16 {
-    match entry.len() {
-        6 => 4,
-        10 => 7,
-        12 => 6,
-        _ => 10,
-    }
-}
 
 /// Runs an admitted command. `list` is its parameter list, if it has one.
 pub(crate) fn run(nexus: &Nexus, command: &Command, list: &[u8]) -> Next {
@@ -542,64 +451,6 @@ fn cdrom(nexus: &Nexus, command: &Command) -> Result<Vec<u8>, Status> {
     });
     let blocks = if tray.loaded { nexus.blocks() } else { 0 };
     Ok(cdrom::answer(command, blocks, tray)?)
-}
-
-/// The profile of the REPORT LUNS well-known unit.
-const WELL_KNOWN: cdb::Profile = cdb::Profile {
-    kind: Kind::ReportLuns,
-    thin: false,
-};
-
-/// A command to the REPORT LUNS well-known unit; `luns` are the addresses it lists.
-pub(crate) fn well_known(cdb: &Cdb, luns: &[[u8; 8]]) -> Result<Vec<u8>, Status> {
-    let command =
-        cdb::lookup(cdb, WELL_KNOWN).and_then(|entry| cdb::parse(entry, cdb, WELL_KNOWN))?;
-    let data = match command {
-        Command::Inquiry { page: None, .. } => identity::standard(Kind::ReportLuns, false),
-        // The list of pages is the only page.
-        Command::Inquiry { page: Some(0), .. } => vec![0x1e, 0, 0, 1, 0],
-        Command::Inquiry { .. } => return Err(Sense::cdb_field(2, None).into()),
-        Command::RequestSense { descriptor, .. } => Sense::NONE.encode(descriptor),
-        Command::ReportLuns { select, .. } => report_luns(select, luns)?,
-        _ => Vec::new(),
-    };
-    Ok(cut(&command, data))
-}
-
-/// A command to a unit number with nothing behind it, on a target that exists (SPC-4 §5.10).
-pub(crate) fn absent(cdb: &Cdb, luns: &[[u8; 8]]) -> Result<Vec<u8>, Status> {
-    let command = cdb::lookup(cdb, WELL_KNOWN).and_then(|entry| cdb::parse(entry, cdb, WELL_KNOWN));
-    let Ok(command) = command else {
-        return Err(Sense::LUN_NOT_SUPPORTED.into());
-    };
-    let data = match command {
-        Command::Inquiry { page: None, .. } => identity::absent(),
-        Command::RequestSense { descriptor, .. } => Sense::LUN_NOT_SUPPORTED.encode(descriptor),
-        Command::ReportLuns { select, .. } => report_luns(select, luns)?,
-        _ => return Err(Sense::LUN_NOT_SUPPORTED.into()),
-    };
-    Ok(cut(&command, data))
-}
-
-/// REPORT LUNS (SPC-4 §6.33).
-pub(crate) fn report_luns(select: u8, luns: &[[u8; 8]]) -> Result<Vec<u8>, Sense> {
-    let (units, well_known) = match select {
-        0 => (luns, false),
-        1 => (&[][..], true),
-        2 => (luns, true),
-        _ => return Err(Sense::cdb_field(2, None)),
-    };
-    let mut out = Bytes::new();
-    out.zeros(8);
-    for lun in units {
-        out.slice(lun);
-    }
-    if well_known {
-        out.slice(&super::address::WELL_KNOWN);
-    }
-    let length = wire::len32(out.len().saturating_sub(8));
-    out.patch_u32(0, length);
-    Ok(out.finish())
 }
 
 /// Parameter data cut to the allocation length.

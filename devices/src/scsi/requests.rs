@@ -3,24 +3,28 @@
 //! One of these per request queue, each on its worker's thread. Commands at work are kept under tags of their own,
 //! so nothing the driver does to its ring or its identifiers can mix them up. Other threads reach them by mail only.
 
+mod orders;
+mod task;
+
 use std::sync::Arc;
 
 use splitring_virtio::spec::scsi::response;
 
 use super::address::{self, Address, Place};
+use super::admit;
 use super::backend::{Backend, QUEUES};
 use super::cdb::Command;
 use super::exec::{self, Next};
-use super::hub::{Filter, Hub, Mail, Mailbox, Map, Order, Sweep, Waiter};
-use super::job::{Done, Job, Op, Step};
-use super::lock::Held;
+use super::hub::{Hub, Mailbox, Map, Sweep};
+use super::job::{Done, Job, Step};
+use super::luns;
 use super::request::{Answer, Request, Sizes};
-use super::reserve::Port;
 use super::sense::{Sense, Status, attention};
 use super::unit::Nexus;
 use crate::device::{Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, Source};
 use crate::disk::{Completion, metrics};
 use crate::ram::Ram;
+use task::{Task, Work};
 
 /// Token of the mailbox.
 const MAIL: u32 = 0;
@@ -28,53 +32,6 @@ const MAIL: u32 = 0;
 const ROUNDS: usize = 64;
 /// Longest parameter list looked at; those of all commands here are shorter.
 const MAX_LIST: u64 = 64 << 10;
-
-/// A command at work.
-struct Task {
-    request: Request,
-    nexus: Arc<Nexus>,
-    work: Work,
-    /// Bytes of data-out it takes.
-    used: u64,
-    held: Option<Held>,
-    /// Ended by task management with this response.
-    end: Option<u8>,
-    sweeps: Vec<Arc<Sweep>>,
-    /// When it was taken, in nanoseconds of the metrics' clock.
-    started: u64,
-}
-
-enum Work {
-    /// A request of its job is with the disk.
-    Disk(Job),
-    /// Its range is locked by another.
-    Locked(Job),
-    /// The disk takes no more now; this is next.
-    Queued(Job, Op),
-    /// Waits until other commands have been aborted.
-    Aborting(Arc<Sweep>),
-}
-
-impl Work {
-    /// What waited for a lock or for the disk is with the disk from now on; the request that waited is returned.
-    fn hand_over(&mut self) -> Option<Op> {
-        let (work, op) = match std::mem::replace(self, Self::Locked(Job::Flush)) {
-            Self::Locked(job) => (Self::Disk(job), None),
-            Self::Queued(job, op) => (Self::Disk(job), Some(op)),
-            other => (other, None),
-        };
-        *self = work;
-        op
-    }
-
-    /// The disk does not take `op` now.
-    fn queue(&mut self, op: Op) {
-        *self = match std::mem::replace(self, Self::Locked(Job::Flush)) {
-            Self::Disk(job) => Self::Queued(job, op),
-            other => other,
-        };
-    }
-}
 
 /// The handler of one request queue.
 pub(crate) struct Requests {
@@ -168,7 +125,7 @@ impl Requests {
         match self.luns(place.target) {
             None => refuse(queue, request, response::BAD_TARGET),
             Some(luns) => {
-                let result = exec::absent(&request.cdb, &luns);
+                let result = luns::absent(&request.cdb, &luns);
                 reply(queue, request, result, 0, false);
             }
         }
@@ -198,7 +155,7 @@ impl Requests {
         match luns {
             None => refuse(queue, request, response::BAD_TARGET),
             Some(luns) => {
-                let result = exec::well_known(&request.cdb, &luns);
+                let result = luns::well_known(&request.cdb, &luns);
                 reply(queue, request, result, 0, false);
             }
         }
@@ -206,7 +163,7 @@ impl Requests {
 
     fn command(&mut self, queue: &mut Queue, request: Request, nexus: Arc<Nexus>) {
         let descriptors = nexus.unit.descriptor_sense();
-        let command = match exec::admit(&nexus, &request.cdb) {
+        let command = match admit::admit(&nexus, &request.cdb) {
             Ok(command) => command,
             Err(status) => return reply(queue, request, Err(status), 0, descriptors),
         };
@@ -224,7 +181,7 @@ impl Requests {
             Command::ReportLuns { select, .. } => {
                 nexus.settle(attention::LUNS_CHANGED);
                 let luns = self.luns(nexus.place.target).unwrap_or_default();
-                let result = exec::report_luns(select, &luns).map(|data| exec::cut(&command, data));
+                let result = luns::report_luns(select, &luns).map(|data| exec::cut(&command, data));
                 return reply(queue, request, result.map_err(Status::from), 0, descriptors);
             }
             _ => {}
@@ -293,29 +250,6 @@ impl Requests {
         self.advance(queue, tag, step);
     }
 
-    /// PREEMPT AND ABORT: good when the preempted commands are gone.
-    fn abort_others(&mut self, request: Request, nexus: Arc<Nexus>, ports: &[Port], used: u64) {
-        let paths = nexus
-            .unit
-            .paths()
-            .into_iter()
-            .filter(|path| ports.contains(&path.port));
-        let filters = paths.map(Filter::Nexus).collect();
-        let waiter = Waiter::Mailbox(Arc::clone(&self.mailbox));
-        let sweep = Sweep::start(Order::End(response::ABORTED), filters, waiter);
-        let work = Work::Aborting(sweep);
-        self.keep(Task {
-            request,
-            nexus,
-            work,
-            used,
-            held: None,
-            end: None,
-            sweeps: Vec::new(),
-            started: self.now,
-        });
-    }
-
     /// Does what a job wants next.
     fn advance(&mut self, queue: &mut Queue, tag: usize, step: Step) {
         let op = match step {
@@ -371,19 +305,6 @@ impl Requests {
         }
     }
 
-    /// Lets go of removed units that have nothing in flight any more.
-    fn detach(&mut self) {
-        let (tasks, backend) = (&self.tasks, &mut self.backend);
-        self.detaching.retain(|(slot, sweep)| {
-            if tasks.iter().flatten().any(|task| task.nexus.slot == *slot) {
-                return true;
-            }
-            backend.detach(*slot);
-            sweep.answer();
-            false
-        });
-    }
-
     /// What came of one request to a disk.
     fn completed(&mut self, queue: &mut Queue, completion: Completion) {
         let Ok(tag) = usize::try_from(completion.tag) else {
@@ -437,82 +358,6 @@ impl Requests {
         };
         if let Some(op) = task.work.hand_over() {
             self.advance(queue, tag, Step::Op(op));
-        }
-    }
-
-    fn read_mail(&mut self, queue: &mut Queue) {
-        self.refresh();
-        for mail in self.mailbox.collect() {
-            self.mail(queue, mail);
-        }
-    }
-
-    fn mail(&mut self, queue: &mut Queue, mail: Mail) {
-        match mail {
-            Mail::Retry => self.retry(queue),
-            Mail::Sweep(sweep, filter) => self.sweep(queue, &sweep, &filter),
-            Mail::Look => {
-                let done = |work: &Work| matches!(work, Work::Aborting(sweep) if sweep.is_done());
-                for tag in self.tags_where(|task| done(&task.work)) {
-                    self.finish(queue, tag, Status::Good);
-                }
-            }
-        }
-    }
-
-    fn tags_where(&self, mut wanted: impl FnMut(&Task) -> bool) -> Vec<usize> {
-        let tasks = self.tasks.iter().enumerate();
-        tasks
-            .filter_map(|(tag, task)| task.as_ref().filter(|task| wanted(task)).map(|_| tag))
-            .collect()
-    }
-
-    /// A range was unlocked: whoever waited tries again.
-    fn retry(&mut self, queue: &mut Queue) {
-        for tag in self.tags_where(|task| matches!(task.work, Work::Locked(_))) {
-            self.begin(queue, tag);
-        }
-    }
-
-    /// An order from another thread, or this one, about the commands here.
-    fn sweep(&mut self, queue: &mut Queue, sweep: &Arc<Sweep>, filter: &Filter) {
-        let tags = self.tags_where(|task| filter.matches(&task.nexus, task.request.id));
-        match sweep.order {
-            Order::Query => {
-                if !tags.is_empty() {
-                    sweep.note_found();
-                }
-                sweep.answer();
-            }
-            Order::End(code) => {
-                for tag in tags {
-                    self.end(queue, tag, code, sweep);
-                }
-                sweep.answer();
-            }
-            Order::Detach => {
-                self.detaching
-                    .push((filter.nexus().slot, Arc::clone(sweep)));
-                self.detach();
-            }
-        }
-    }
-
-    /// Ends a command: at once if it only waits, else when the disk gives it back.
-    fn end(&mut self, queue: &mut Queue, tag: usize, code: u8, sweep: &Arc<Sweep>) {
-        let Some(Some(task)) = self.tasks.get_mut(tag) else {
-            return;
-        };
-        sweep.expect();
-        task.sweeps.push(Arc::clone(sweep));
-        task.end.get_or_insert(code);
-        let at_the_disk = matches!(task.work, Work::Disk(_));
-        if matches!(task.work, Work::Queued(..)) {
-            self.backend
-                .forget(&task.nexus, u64::try_from(tag).unwrap_or(u64::MAX));
-        }
-        if !at_the_disk {
-            self.finish(queue, tag, Status::Good);
         }
     }
 

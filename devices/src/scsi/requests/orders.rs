@@ -1,0 +1,134 @@
+//! What other threads want of the commands here: to end them, to look for them, to let go of a unit.
+
+use std::sync::Arc;
+
+use splitring_virtio::spec::scsi::response;
+
+use super::Requests;
+use super::task::{Task, Work};
+use crate::device::Queue;
+use crate::scsi::hub::{Filter, Mail, Order, Sweep, Waiter};
+use crate::scsi::request::Request;
+use crate::scsi::reserve::Port;
+use crate::scsi::sense::Status;
+use crate::scsi::unit::Nexus;
+
+impl Requests {
+    /// PREEMPT AND ABORT: good when the preempted commands are gone.
+    pub(super) fn abort_others(
+        &mut self,
+        request: Request,
+        nexus: Arc<Nexus>,
+        ports: &[Port],
+        used: u64,
+    ) {
+        let paths = nexus
+            .unit
+            .paths()
+            .into_iter()
+            .filter(|path| ports.contains(&path.port));
+        let filters = paths.map(Filter::Nexus).collect();
+        let waiter = Waiter::Mailbox(Arc::clone(&self.mailbox));
+        let sweep = Sweep::start(Order::End(response::ABORTED), filters, waiter);
+        let work = Work::Aborting(sweep);
+        self.keep(Task {
+            request,
+            nexus,
+            work,
+            used,
+            held: None,
+            end: None,
+            sweeps: Vec::new(),
+            started: self.now,
+        });
+    }
+
+    /// Lets go of removed units that have nothing in flight any more.
+    pub(super) fn detach(&mut self) {
+        let (tasks, backend) = (&self.tasks, &mut self.backend);
+        self.detaching.retain(|(slot, sweep)| {
+            if tasks.iter().flatten().any(|task| task.nexus.slot == *slot) {
+                return true;
+            }
+            backend.detach(*slot);
+            sweep.answer();
+            false
+        });
+    }
+
+    pub(super) fn read_mail(&mut self, queue: &mut Queue) {
+        self.refresh();
+        for mail in self.mailbox.collect() {
+            self.mail(queue, mail);
+        }
+    }
+
+    pub(super) fn mail(&mut self, queue: &mut Queue, mail: Mail) {
+        match mail {
+            Mail::Retry => self.retry(queue),
+            Mail::Sweep(sweep, filter) => self.sweep(queue, &sweep, &filter),
+            Mail::Look => {
+                let done = |work: &Work| matches!(work, Work::Aborting(sweep) if sweep.is_done());
+                for tag in self.tags_where(|task| done(&task.work)) {
+                    self.finish(queue, tag, Status::Good);
+                }
+            }
+        }
+    }
+
+    pub(super) fn tags_where(&self, mut wanted: impl FnMut(&Task) -> bool) -> Vec<usize> {
+        let tasks = self.tasks.iter().enumerate();
+        tasks
+            .filter_map(|(tag, task)| task.as_ref().filter(|task| wanted(task)).map(|_| tag))
+            .collect()
+    }
+
+    /// A range was unlocked: whoever waited tries again.
+    fn retry(&mut self, queue: &mut Queue) {
+        for tag in self.tags_where(|task| matches!(task.work, Work::Locked(_))) {
+            self.begin(queue, tag);
+        }
+    }
+
+    /// An order from another thread, or this one, about the commands here.
+    fn sweep(&mut self, queue: &mut Queue, sweep: &Arc<Sweep>, filter: &Filter) {
+        let tags = self.tags_where(|task| filter.matches(&task.nexus, task.request.id));
+        match sweep.order {
+            Order::Query => {
+                if !tags.is_empty() {
+                    sweep.note_found();
+                }
+                sweep.answer();
+            }
+            Order::End(code) => {
+                for tag in tags {
+                    self.end(queue, tag, code, sweep);
+                }
+                sweep.answer();
+            }
+            Order::Detach => {
+                self.detaching
+                    .push((filter.nexus().slot, Arc::clone(sweep)));
+                self.detach();
+            }
+        }
+    }
+
+    /// Ends a command: at once if it only waits, else when the disk gives it back.
+    fn end(&mut self, queue: &mut Queue, tag: usize, code: u8, sweep: &Arc<Sweep>) {
+        let Some(Some(task)) = self.tasks.get_mut(tag) else {
+            return;
+        };
+        sweep.expect();
+        task.sweeps.push(Arc::clone(sweep));
+        task.end.get_or_insert(code);
+        let at_the_disk = matches!(task.work, Work::Disk(_));
+        if matches!(task.work, Work::Queued(..)) {
+            self.backend
+                .forget(&task.nexus, u64::try_from(tag).unwrap_or(u64::MAX));
+        }
+        if !at_the_disk {
+            self.finish(queue, tag, Status::Good);
+        }
+    }
+}
