@@ -133,8 +133,8 @@ impl ConfigPages {
 
 impl Drop for ConfigPages {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`; every `ConfigPage` into it holds the `Arc` that is gone now, and the machine
-        // drops its memory slot first.
+        // SAFETY: mapped by `new`; every `ConfigPage` into it holds the `Arc` that is gone now. A guest that was
+        // shown it has no vCPU running any more: only then does a machine take its devices apart.
         let unmapped = unsafe { munmap(self.base.as_ptr().cast(), BUS_SIZE) };
         debug_assert!(unmapped.is_ok());
     }
