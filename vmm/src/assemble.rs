@@ -405,6 +405,9 @@ fn add_pci(
             root::PORTS_LEN,
             ports,
         )?;
+    } else {
+        // Linux looks for them, and on AMD processors behind them, a hundred times before it believes that they are not there.
+        vm.absorb_port(layout::CF8.start)?;
     }
     show_config_pages(&root, vm)?;
     Ok(root)

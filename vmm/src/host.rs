@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 
 use serde::Serialize;
+use splitring_devices::disk::SharedRings;
 
 use crate::kvm;
 
@@ -157,7 +158,14 @@ fn finding(
 /// Tries everything.
 #[must_use]
 pub fn report() -> Report {
-    let findings = vec![kvm_device(), hardware(), huge_pages(), tun(), open_files()];
+    let findings = vec![
+        kvm_device(),
+        hardware(),
+        huge_pages(),
+        tun(),
+        io_uring(),
+        open_files(),
+    ];
     let can_run = findings
         .iter()
         .all(|found| found.outcome != Outcome::Failed);
@@ -250,6 +258,20 @@ fn tun() -> Finding {
                 remedy,
             )
         }
+    }
+}
+
+fn io_uring() -> Finding {
+    const NAME: &str = "io-uring";
+    // The ring a disk would use, made and dropped.
+    match SharedRings::new(1, 8, 1) {
+        Ok(_) => finding(NAME, Outcome::Ok, "disks use io_uring", ""),
+        Err(error) => finding(
+            NAME,
+            Outcome::Limited,
+            format!("io_uring is refused ({error}): disks use slower plain reads and writes"),
+            "kernel.io_uring_disabled must be 0, and a container must allow the system calls",
+        ),
     }
 }
 

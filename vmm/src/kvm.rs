@@ -36,6 +36,9 @@ pub enum KvmError {
     /// Another API version or a missing capability.
     #[error("the host's KVM has no {0}; Splitring needs Linux 5.10 or later on x86-64")]
     Missing(&'static str),
+    /// No descriptor.
+    #[error("cannot create an event descriptor: {0}; raise the limit on open files")]
+    Event(io::Error),
     /// An ioctl failed.
     #[error("KVM refused to {operation}: {error}")]
     Ioctl {
@@ -203,6 +206,16 @@ impl Vm {
         // SAFETY: a region of no bytes deletes the slot; no host memory is named.
         unsafe { self.0.fd.set_user_memory_region(region) }
             .map_err(refused(format!("unmap slot {slot}")))
+    }
+
+    /// Lets KVM itself take in what the guest writes to `port`, where no device answers: without an exit.
+    pub(crate) fn absorb_port(&self, port: u16) -> Result<(), KvmError> {
+        // KVM keeps what it needs of the descriptor; nobody listens.
+        let fd = EventFd::new(EFD_NONBLOCK).map_err(KvmError::Event)?;
+        self.0
+            .fd
+            .register_ioevent(&fd, &IoEventAddress::Pio(u64::from(port)), NoDatamatch)
+            .map_err(refused(format!("take in writes to port {port:#x}")))
     }
 
     /// A new vCPU with APIC id `index`.

@@ -5,6 +5,7 @@
 mod args;
 mod check;
 mod console;
+mod footprint;
 mod keyvalue;
 mod run;
 #[cfg(feature = "selftest")]
