@@ -10,16 +10,16 @@
     reason = "submission entries hold raw pointers that stay valid until their completion"
 )]
 
+mod drain;
+mod setup;
+
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::{Duration, Instant};
 
-use io_uring::register::{Probe, Restriction};
-use io_uring::types::{CancelBuilder, Fixed, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode, squeue};
-use rustix::event::{EventfdFlags, eventfd};
+use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::{opcode, squeue};
 
 use super::cached::Cached;
 use super::image::Image;
@@ -28,83 +28,11 @@ use super::raw::Home;
 use super::transfer::{Reach, Transfer};
 use super::{Completion, DiskOp, DiskQueue, Full, IoFault, bounce};
 use crate::ram::Ram;
+use setup::NO_FILE;
+pub(super) use setup::Ring;
 
-/// Operations the ring may do.
-const OPERATIONS: [u8; 7] = [
-    opcode::Read::CODE,
-    opcode::Write::CODE,
-    opcode::Readv::CODE,
-    opcode::Writev::CODE,
-    opcode::Fsync::CODE,
-    opcode::Fallocate::CODE,
-    opcode::AsyncCancel::CODE,
-];
-/// A registered file that is not there.
-const NO_FILE: RawFd = -1;
-/// Tag of entries that belong to no request.
-const NO_SLOT: u64 = u64::MAX;
-/// How long a drain waits for the host.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-/// IORING_REGISTER_FILES_UPDATE: what a shared ring may still do once it is restricted.
-const UPDATE_FILES: u8 = 6;
 /// How often a request the host was too busy for is tried again.
 const BUSY_LIMIT: u8 = 100;
-
-/// A ring, made and restricted, waiting for its thread.
-pub(super) struct Ring {
-    io: IoUring,
-    event: OwnedFd,
-    enabled: bool,
-}
-
-impl Ring {
-    /// Makes a ring for `depth` requests to `image`.
-    pub(super) fn new(image: &Image, depth: u16) -> io::Result<Self> {
-        Self::with_files(&[image.file.as_raw_fd()], false, depth)
-    }
-
-    /// Makes a ring for `depth` requests to disks that take one of `seats` later.
-    pub(super) fn shared(seats: u16, depth: u16) -> io::Result<Self> {
-        Self::with_files(&vec![NO_FILE; usize::from(seats)], true, depth)
-    }
-
-    fn with_files(files: &[RawFd], change: bool, depth: u16) -> io::Result<Self> {
-        let entries = u32::from(depth).max(1).next_power_of_two();
-        let io = IoUring::builder()
-            .setup_r_disabled()
-            .setup_submit_all()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .build(entries)
-            // Before Linux 6.1.
-            .or_else(|_| IoUring::builder().setup_r_disabled().build(entries))?;
-        let mut probe = Probe::new();
-        io.submitter().register_probe(&mut probe)?;
-        if !OPERATIONS
-            .iter()
-            .all(|operation| probe.is_supported(*operation))
-        {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        io.submitter().register_files(files)?;
-        io.submitter().register_eventfd(event.as_raw_fd())?;
-        let fixed = squeue::Flags::FIXED_FILE.bits();
-        let mut rules: Vec<Restriction> = OPERATIONS.into_iter().map(Restriction::sqe_op).collect();
-        rules.push(Restriction::sqe_flags_allowed(fixed));
-        rules.push(Restriction::sqe_flags_required(fixed));
-        if change {
-            rules.push(Restriction::register_op(UPDATE_FILES));
-        }
-        io.submitter().register_restrictions(&mut rules)?;
-        Ok(Self {
-            io,
-            event,
-            enabled: false,
-        })
-    }
-}
 
 /// What a slot's request is doing.
 #[derive(Clone, Copy, Debug)]
@@ -561,52 +489,6 @@ impl RingQueue {
                 .as_mut()
                 .is_some_and(|ring| ring.io.submission().taskrun())
     }
-
-    /// One turn of waiting at the end: up to `limit` for a completion.
-    fn wait(&mut self, limit: Duration) {
-        let Some(ring) = self.ring.as_mut() else {
-            return;
-        };
-        let limit = Timespec::from(limit);
-        let waited = ring
-            .io
-            .submitter()
-            .submit_with_args(1, &SubmitArgs::new().timespec(&limit));
-        if let Ok(count) = waited {
-            self.pushed.drain(..count.min(self.pushed.len()));
-        } else if waited.is_err_and(|error| error.raw_os_error() != Some(libc::ETIME)) {
-            // Not the ring's thread, or the ring is dead: completions come without our help or not at all.
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// The kernel still has requests: keeps all they may touch for good, and answers them.
-    fn abandon(&mut self) {
-        tracing::error!(
-            "{}: {} requests did not come back from the host within {} s; the memory they use is kept",
-            self.name(),
-            self.active(),
-            DRAIN_LIMIT.as_secs()
-        );
-        let free = std::mem::take(&mut self.free);
-        let slots = std::mem::take(&mut self.slots);
-        for (index, slot) in slots.iter().enumerate() {
-            if !free.iter().any(|other| usize::from(*other) == index) {
-                self.done.push(Completion {
-                    tag: slot.tag,
-                    result: Err(IoFault::Stuck),
-                    buffer: None,
-                });
-            }
-        }
-        std::mem::forget((
-            self.ring.take(),
-            slots,
-            self.reach.clone(),
-            std::mem::take(&mut self.images),
-        ));
-        self.dead = Some(IoFault::Stuck);
-    }
 }
 
 /// Whose file sits there.
@@ -671,27 +553,7 @@ impl DiskQueue for RingQueue {
     }
 
     fn drain(&mut self, out: &mut Vec<Completion>) {
-        let end = Instant::now().checked_add(DRAIN_LIMIT);
-        self.arm(false);
-        self.enter();
-        self.reap();
-        if self.active() > 0
-            && let Some(ring) = self.ring.as_mut()
-        {
-            let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
-            let cancel = cancel.flags(squeue::Flags::FIXED_FILE).user_data(NO_SLOT);
-            // SAFETY: a cancellation points to nothing. If there is no room for it, requests run to their end.
-            let _ = unsafe { ring.io.submission().push(&cancel) };
-        }
-        while self.active() > 0 {
-            if end.is_none_or(|end| Instant::now() >= end) {
-                self.abandon();
-                break;
-            }
-            self.wait(Duration::from_millis(100));
-            self.reap();
-        }
-        out.append(&mut self.done);
+        self.drain_all(out);
     }
 }
 

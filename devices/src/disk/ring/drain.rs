@@ -1,0 +1,91 @@
+//! The end of a queue: everything comes back from the kernel, or is kept for good.
+#![expect(
+    unsafe_code,
+    reason = "a cancellation is a submission entry like any other"
+)]
+
+use std::time::{Duration, Instant};
+
+use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
+use io_uring::{opcode, squeue};
+
+use super::RingQueue;
+use crate::disk::{Completion, IoFault};
+
+/// Tag of entries that belong to no request.
+const NO_SLOT: u64 = u64::MAX;
+/// How long a drain waits for the host.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+impl RingQueue {
+    /// Cancels what can be cancelled and waits for the rest; see [`DiskQueue::drain`](crate::disk::DiskQueue::drain).
+    pub(super) fn drain_all(&mut self, out: &mut Vec<Completion>) {
+        let end = Instant::now().checked_add(DRAIN_LIMIT);
+        self.arm(false);
+        self.enter();
+        self.reap();
+        if self.active() > 0
+            && let Some(ring) = self.ring.as_mut()
+        {
+            let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
+            let cancel = cancel.flags(squeue::Flags::FIXED_FILE).user_data(NO_SLOT);
+            // SAFETY: a cancellation points to nothing. If there is no room for it, requests run to their end.
+            let _ = unsafe { ring.io.submission().push(&cancel) };
+        }
+        while self.active() > 0 {
+            if end.is_none_or(|end| Instant::now() >= end) {
+                self.abandon();
+                break;
+            }
+            self.wait(Duration::from_millis(100));
+            self.reap();
+        }
+        out.append(&mut self.done);
+    }
+
+    /// One turn of waiting at the end: up to `limit` for a completion.
+    fn wait(&mut self, limit: Duration) {
+        let Some(ring) = self.ring.as_mut() else {
+            return;
+        };
+        let limit = Timespec::from(limit);
+        let waited = ring
+            .io
+            .submitter()
+            .submit_with_args(1, &SubmitArgs::new().timespec(&limit));
+        if let Ok(count) = waited {
+            self.pushed.drain(..count.min(self.pushed.len()));
+        } else if waited.is_err_and(|error| error.raw_os_error() != Some(libc::ETIME)) {
+            // Not the ring's thread, or the ring is dead: completions come without our help or not at all.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The kernel still has requests: keeps all they may touch for good, and answers them.
+    fn abandon(&mut self) {
+        tracing::error!(
+            "{}: {} requests did not come back from the host within {} s; the memory they use is kept",
+            self.name(),
+            self.active(),
+            DRAIN_LIMIT.as_secs()
+        );
+        let free = std::mem::take(&mut self.free);
+        let slots = std::mem::take(&mut self.slots);
+        for (index, slot) in slots.iter().enumerate() {
+            if !free.iter().any(|other| usize::from(*other) == index) {
+                self.done.push(Completion {
+                    tag: slot.tag,
+                    result: Err(IoFault::Stuck),
+                    buffer: None,
+                });
+            }
+        }
+        std::mem::forget((
+            self.ring.take(),
+            slots,
+            self.reach.clone(),
+            std::mem::take(&mut self.images),
+        ));
+        self.dead = Some(IoFault::Stuck);
+    }
+}

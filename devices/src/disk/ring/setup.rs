@@ -1,0 +1,80 @@
+//! Making a ring: its size, its files and what it may do. Needs no guest and no thread of its own.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use io_uring::register::{Probe, Restriction};
+use io_uring::{IoUring, opcode, squeue};
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::disk::image::Image;
+
+/// Operations the ring may do.
+const OPERATIONS: [u8; 7] = [
+    opcode::Read::CODE,
+    opcode::Write::CODE,
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+    opcode::AsyncCancel::CODE,
+];
+/// A registered file that is not there.
+pub(super) const NO_FILE: RawFd = -1;
+/// IORING_REGISTER_FILES_UPDATE: what a shared ring may still do once it is restricted.
+const UPDATE_FILES: u8 = 6;
+/// A ring, made and restricted, waiting for its thread.
+pub(in crate::disk) struct Ring {
+    pub(super) io: IoUring,
+    pub(super) event: OwnedFd,
+    pub(super) enabled: bool,
+}
+
+impl Ring {
+    /// Makes a ring for `depth` requests to `image`.
+    pub(in crate::disk) fn new(image: &Image, depth: u16) -> io::Result<Self> {
+        Self::with_files(&[image.file.as_raw_fd()], false, depth)
+    }
+
+    /// Makes a ring for `depth` requests to disks that take one of `seats` later.
+    pub(in crate::disk) fn shared(seats: u16, depth: u16) -> io::Result<Self> {
+        Self::with_files(&vec![NO_FILE; usize::from(seats)], true, depth)
+    }
+
+    fn with_files(files: &[RawFd], change: bool, depth: u16) -> io::Result<Self> {
+        let entries = u32::from(depth).max(1).next_power_of_two();
+        let io = IoUring::builder()
+            .setup_r_disabled()
+            .setup_submit_all()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(entries)
+            // Before Linux 6.1.
+            .or_else(|_| IoUring::builder().setup_r_disabled().build(entries))?;
+        let mut probe = Probe::new();
+        io.submitter().register_probe(&mut probe)?;
+        if !OPERATIONS
+            .iter()
+            .all(|operation| probe.is_supported(*operation))
+        {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        io.submitter().register_files(files)?;
+        io.submitter().register_eventfd(event.as_raw_fd())?;
+        let fixed = squeue::Flags::FIXED_FILE.bits();
+        let mut rules: Vec<Restriction> = OPERATIONS.into_iter().map(Restriction::sqe_op).collect();
+        rules.push(Restriction::sqe_flags_allowed(fixed));
+        rules.push(Restriction::sqe_flags_required(fixed));
+        if change {
+            rules.push(Restriction::register_op(UPDATE_FILES));
+        }
+        io.submitter().register_restrictions(&mut rules)?;
+        Ok(Self {
+            io,
+            event,
+            enabled: false,
+        })
+    }
+}
