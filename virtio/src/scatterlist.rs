@@ -150,32 +150,23 @@ impl<B: DmaBuf> ScatterList<B> {
         }
     }
 
-    /// As [`iter`](Self::iter), up to `most` pieces: the same walk as a loop of its own, which is
-    /// what adding a list to a queue comes down to. Answers how many there were.
-    #[inline]
-    pub(crate) fn each<E>(
-        &self,
-        most: usize,
-        mut each: impl FnMut(&B) -> Result<(), E>,
-    ) -> Result<usize, E> {
-        let mut seen = 0usize;
+    /// As [`iter`](Self::iter), until `each` stops it: the same walk as a loop of its own, which is
+    /// what adding a list to a queue comes down to.
+    #[inline(always)]
+    pub(crate) fn each<E>(&self, mut each: impl FnMut(&B) -> Result<(), E>) -> Result<(), E> {
         let mut list = self;
         loop {
             for entry in &list.entries {
                 if let Some(buffer) = &entry.buffer {
-                    if seen == most {
-                        return Ok(seen);
-                    }
                     each(buffer)?;
-                    seen = seen.wrapping_add(1);
                 }
                 if entry.end {
-                    return Ok(seen);
+                    return Ok(());
                 }
             }
             match list.link.as_deref() {
                 Some(next) => list = next,
-                None => return Ok(seen),
+                None => return Ok(()),
             }
         }
     }

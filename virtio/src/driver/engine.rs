@@ -1,13 +1,12 @@
 //! The part of a driver's queue that does not care what the tokens are: free slots, the open buffer,
 //! indices. See `queue` for the whole.
 
-use alloc::boxed::Box;
 use core::ops::Range;
 
 use super::piecewise::{AddError, Refusal};
 use super::queue::{Broken, IndirectPolicy};
 use crate::mem::dma::{Direction, DmaBuf, DmaMap, DmaRegion, Mappings};
-use crate::mem::driver_ring::{DescriptorRest, Descriptors, DriverRing};
+use crate::mem::driver_ring::{DescriptorRest, DriverRing};
 use crate::scatterlist::ScatterList;
 use crate::spec::ring::{DESC_F_NEXT, DESC_F_WRITE, MAX_CHAIN_BYTES};
 
@@ -19,7 +18,6 @@ use crate::spec::ring::{DESC_F_NEXT, DESC_F_WRITE, MAX_CHAIN_BYTES};
 pub(super) struct Core<M: DmaMap> {
     pub(super) ring: DriverRing,
     pub(super) maps: Mappings<M>,
-    links: Box<[u16]>,
     free_head: u16,
     pub(super) free: u16,
     pub(super) policy: IndirectPolicy,
@@ -32,7 +30,6 @@ pub(super) struct Core<M: DmaMap> {
     /// 2^16 more.
     pub(super) undecided: u32,
     pub(super) broken: Option<Broken>,
-    draft: Draft,
 }
 
 /// A buffer that has been closed, as the in-flight table remembers it.
@@ -48,11 +45,9 @@ pub(super) struct Closed {
 impl<M: DmaMap> Core<M> {
     pub(super) fn new(ring: DriverRing, hook: M, policy: IndirectPolicy, event_idx: bool) -> Self {
         let size = ring.size();
-        let slots = usize::from(size);
         let mut core = Self {
             // One record for each slot and each entry of a table.
             maps: Mappings::new(hook, ring.record_base(size, true)),
-            links: (0..slots).map(|_| 0).collect(),
             ring,
             free_head: 0,
             free: size,
@@ -63,7 +58,6 @@ impl<M: DmaMap> Core<M> {
             decided: 0,
             undecided: 0,
             broken: None,
-            draft: Draft::default(),
         };
         core.start_over();
         core
@@ -72,12 +66,6 @@ impl<M: DmaMap> Core<M> {
     /// A fresh ring with every slot free.
     pub(super) fn start_over(&mut self) {
         self.ring.initialise();
-        let last = self.links.len().saturating_sub(1);
-        let mut next = 1u16;
-        for (slot, link) in self.links.iter_mut().enumerate() {
-            *link = if slot == last { 0 } else { next };
-            next = next.wrapping_add(1);
-        }
         self.free_head = 0;
         self.free = self.ring.size();
         (self.added, self.exposed, self.decided, self.undecided) = (0, 0, 0, 0);
@@ -85,7 +73,7 @@ impl<M: DmaMap> Core<M> {
     }
 
     /// Opens a buffer of up to `count` segments from up to `lists` lists.
-    #[inline]
+    #[inline(always)]
     pub(super) fn open(&mut self, count: usize, lists: usize) -> Result<Open<'_, M>, Refusal> {
         if let Some(broken) = self.broken {
             return Err(Refusal::Broken(broken));
@@ -102,15 +90,22 @@ impl<M: DmaMap> Core<M> {
             return Err(Refusal::Full);
         }
         let head = self.free_head;
-        self.draft = Draft {
-            table,
-            head,
-            next: if table { 0 } else { head },
-            left: count,
-            lists,
-            ..Draft::default()
-        };
-        Ok(Open(self))
+        Ok(Open {
+            core: self,
+            draft: Draft {
+                table,
+                head,
+                next: if table { 0 } else { head },
+                last: head,
+                rest: DescriptorRest::default(),
+                left: count,
+                segments: 0,
+                lists,
+                readable: 0,
+                writable: 0,
+                spoiled: None,
+            },
+        })
     }
 
     /// Whether a buffer of `count` segments goes into its slot's table.
@@ -138,19 +133,10 @@ impl<M: DmaMap> Core<M> {
         count <= AUTO_DIRECT && self.free.saturating_sub(count) >= reserve
     }
 
-    #[inline]
-    pub(super) fn link(&self, slot: u16) -> u16 {
-        // Slots come from this very list, so there always is one.
-        self.links.get(usize::from(slot)).copied().unwrap_or(0)
-    }
-
     /// Gives a buffer's slots back, in front of the others.
     #[inline]
     pub(super) fn free_slots(&mut self, closed: Closed) {
-        if let Some(link) = self.links.get_mut(usize::from(closed.last)) {
-            *link = self.free_head;
-        }
-        self.ring.link(closed.last, self.free_head);
+        self.ring.set_link(closed.last, self.free_head);
         self.free_head = closed.head;
         let slots = if closed.indirect { 1 } else { closed.segments };
         self.free = self.free.wrapping_add(slots);
@@ -171,7 +157,7 @@ impl<M: DmaMap> Core<M> {
                 .unmap(records.wrapping_add(usize::from(slot)), left);
             slot = match closed.indirect {
                 true => slot.wrapping_add(1),
-                false => self.link(slot),
+                false => self.ring.link(slot),
             };
         }
     }
@@ -180,8 +166,14 @@ impl<M: DmaMap> Core<M> {
 /// The most segments [`IndirectPolicy::Auto`] puts into the ring itself: one cache line of them.
 const AUTO_DIRECT: u16 = 4;
 
-/// The state of the buffer being built.
-#[derive(Clone, Copy, Default)]
+/// A buffer being built. Nothing of it is in the queue's books before `close`: dropping it leaves
+/// the queue as it was, but for descriptors of free slots, which mean nothing.
+pub(super) struct Open<'q, M: DmaMap> {
+    core: &'q mut Core<M>,
+    draft: Draft,
+}
+
+#[derive(Clone, Copy)]
 struct Draft {
     table: bool,
     head: u16,
@@ -199,252 +191,290 @@ struct Draft {
     spoiled: Option<AddError>,
 }
 
-/// A buffer being built. Nothing of it is in the queue's books before `close`: dropping it leaves
-/// the queue as it was, but for descriptors of free slots, which mean nothing. What it remembers is
-/// the queue's draft, of which there is one: this holds the queue exclusively.
-pub(super) struct Open<'q, M: DmaMap>(&'q mut Core<M>);
+/// Why a walk over a list ended before the list did.
+enum Stop {
+    /// There were as many segments as were asked for, or announced.
+    Enough,
+    Error(AddError),
+}
+
+impl From<AddError> for Stop {
+    fn from(error: AddError) -> Self {
+        Self::Error(error)
+    }
+}
 
 impl<M: DmaMap> Open<'_, M> {
     /// Appends a list of up to `nents` segments; answers how many there were.
-    #[inline]
+    #[inline(always)]
     pub(super) fn list<B: DmaBuf>(
         &mut self,
         list: &ScatterList<B>,
         nents: usize,
         direction: Direction,
     ) -> Result<usize, AddError> {
-        let mut pen = self.pen(direction);
-        let added = list.each(nents, |buffer| pen.add(buffer.region()));
-        let state = pen.put_down();
-        self.settle(state, direction, added)
+        let before = self.draft.segments;
+        let left = usize::from(self.draft.left);
+        let (most, bounded) = if nents <= left {
+            (nents, true)
+        } else {
+            (left, false)
+        };
+        let most = u16::try_from(most).unwrap_or(u16::MAX);
+        let stopped = match self.draft.table {
+            true => self.list_in_table(list, most, direction),
+            false => self.list_in_ring(list, most, direction),
+        };
+        let added = match stopped {
+            Ok(()) => Ok(()),
+            Err(Stop::Enough) if bounded => Ok(()),
+            Err(Stop::Enough) => Err(AddError::OverReserved),
+            Err(Stop::Error(error)) => Err(error),
+        };
+        self.settle(added)?;
+        Ok(usize::from(self.draft.segments.wrapping_sub(before)))
+    }
+
+    #[inline(always)]
+    fn list_in_table<B: DmaBuf>(
+        &mut self,
+        list: &ScatterList<B>,
+        most: u16,
+        direction: Direction,
+    ) -> Result<(), Stop> {
+        let Self { core, draft } = self;
+        let mut cells = core.ring.table(draft.head, draft.next, most);
+        let records = core.ring.record_base(draft.head, true);
+        let mut record = records.wrapping_add(usize::from(draft.next));
+        let room = cells.len();
+        let mut bytes = 0u64;
+        let mut blank = DescriptorRest::new(0, flags(direction), draft.next);
+        let mut rest = draft.rest;
+        let stopped = list.each(|buffer| {
+            let region = buffer.region();
+            let len = length(region)?;
+            let cell = cells.as_slice().first().ok_or(Stop::Enough)?;
+            let addr = core
+                .maps
+                .map(record, region, len, direction)
+                .map_err(AddError::from)?;
+            cells.next();
+            record = record.wrapping_add(1);
+            bytes = bytes.wrapping_add(u64::from(len));
+            blank = blank.stepped();
+            rest = blank.with_len(len);
+            cell.write(addr, rest);
+            Ok(())
+        });
+        let added = u16::try_from(room.wrapping_sub(cells.len())).unwrap_or(0);
+        draft.next = draft.next.wrapping_add(added);
+        draft.last = draft.next.wrapping_sub(1);
+        draft.rest = rest;
+        draft.count(added, bytes, direction);
+        stopped
+    }
+
+    #[inline(always)]
+    fn list_in_ring<B: DmaBuf>(
+        &mut self,
+        list: &ScatterList<B>,
+        most: u16,
+        direction: Direction,
+    ) -> Result<(), Stop> {
+        let Self { core, draft } = self;
+        let Core { ring, maps, .. } = &mut **core;
+        let flags = flags(direction);
+        let mut left = most;
+        let mut bytes = 0u64;
+        let (mut next, mut last, mut rest) = (draft.next, draft.last, draft.rest);
+        let stopped = list.each(|buffer| {
+            let region = buffer.region();
+            let len = length(region)?;
+            let after = left.checked_sub(1).ok_or(Stop::Enough)?;
+            let addr = maps
+                .map(usize::from(next), region, len, direction)
+                .map_err(AddError::from)?;
+            left = after;
+            bytes = bytes.wrapping_add(u64::from(len));
+            last = next;
+            next = ring.link(last);
+            rest = DescriptorRest::new(len, flags, next);
+            ring.write(last, addr, rest);
+            Ok(())
+        });
+        (draft.next, draft.last, draft.rest) = (next, last, rest);
+        draft.count(most.wrapping_sub(left), bytes, direction);
+        stopped
     }
 
     /// Appends a range of one piece of memory, as a list.
-    #[inline]
+    #[inline(always)]
     pub(super) fn part<B: DmaBuf>(
         &mut self,
         buffer: &B,
         range: Range<usize>,
         direction: Direction,
     ) -> Result<(), AddError> {
-        let mut pen = self.pen(direction);
         let region = buffer.region().part(range).ok_or(AddError::TooShort);
-        let added = region.and_then(|region| pen.add(region));
-        let state = pen.put_down();
-        self.settle(state, direction, added)
+        let added = region.and_then(|region| self.segment(region, direction));
+        self.settle(added)
     }
 
     /// Appends segments one by one, as a list.
     pub(super) fn segments<'b, B: DmaBuf>(
         &mut self,
-        segments: impl Iterator<Item = &'b B>,
+        mut segments: impl Iterator<Item = &'b B>,
         direction: Direction,
     ) -> Result<usize, AddError> {
-        let mut pen = self.pen(direction);
-        let mut count = 0usize;
-        let mut added = Ok(());
-        for buffer in segments {
-            added = pen.add(buffer.region());
-            if added.is_err() {
-                break;
-            }
-            count = count.wrapping_add(1);
-        }
-        let state = pen.put_down();
-        self.settle(state, direction, added.map(|()| count))
+        let before = self.draft.segments;
+        let added = segments.try_for_each(|buffer| self.segment(buffer.region(), direction));
+        self.settle(added)?;
+        Ok(usize::from(self.draft.segments.wrapping_sub(before)))
     }
 
-    #[inline]
-    fn pen(&mut self, direction: Direction) -> Pen<'_, M> {
-        let core = &mut *self.0;
-        let draft = core.draft;
-        Pen {
-            target: match draft.table {
-                true => core.ring.table(draft.head),
-                false => core.ring.descriptors(),
-            },
-            links: &core.links,
-            records: core.ring.record_base(draft.head, draft.table),
-            maps: &mut core.maps,
-            direction,
-            table: draft.table,
-            state: PenState {
-                next: draft.next,
-                last: draft.last,
-                left: draft.left,
-                rest: draft.rest,
-                bytes: 0,
-            },
+    #[inline(always)]
+    fn segment(&mut self, region: DmaRegion, direction: Direction) -> Result<(), AddError> {
+        let Self { core, draft } = self;
+        let len = length(region)?;
+        if draft.left == 0 {
+            return Err(AddError::OverReserved);
         }
+        let at = draft.next;
+        let base = core.ring.record_base(draft.head, draft.table);
+        let record = base.wrapping_add(usize::from(at));
+        let addr = core.maps.map(record, region, len, direction)?;
+        draft.next = match draft.table {
+            true => at.wrapping_add(1),
+            false => core.ring.link(at),
+        };
+        draft.last = at;
+        draft.rest = DescriptorRest::new(len, flags(direction), draft.next);
+        if !draft.table {
+            core.ring.write(at, addr, draft.rest);
+        } else if let Some(cell) = core.ring.table(draft.head, at, 1).next() {
+            cell.write(addr, draft.rest);
+        }
+        draft.count(1, u64::from(len), direction);
+        Ok(())
     }
 
-    /// Takes over what was written. An error spoils the buffer.
-    #[inline]
-    fn settle<R>(
-        &mut self,
-        state: PenState,
-        direction: Direction,
-        added: Result<R, AddError>,
-    ) -> Result<R, AddError> {
-        let draft = &mut self.0.draft;
-        draft.segments = draft
-            .segments
-            .wrapping_add(draft.left.wrapping_sub(state.left));
-        (draft.next, draft.last) = (state.next, state.last);
-        (draft.left, draft.rest) = (state.left, state.rest);
-        // At most 2^15 segments of less than 2^32 bytes: the sums can't wrap.
-        match direction {
-            Direction::Readable => draft.readable = draft.readable.wrapping_add(state.bytes),
-            Direction::Writable => draft.writable = draft.writable.wrapping_add(state.bytes),
-        }
+    /// Counts a list in, however it went. An error spoils the buffer: it can't be closed.
+    #[inline(always)]
+    fn settle(&mut self, added: Result<(), AddError>) -> Result<(), AddError> {
+        let draft = &mut self.draft;
         let total = draft.readable.wrapping_add(draft.writable);
-        let error = if draft.lists == 0 {
-            Some(AddError::OverReserved)
-        } else if total > MAX_CHAIN_BYTES || draft.writable > u64::from(u32::MAX) {
-            Some(AddError::TooLong)
-        } else {
-            None
+        let settled = match added {
+            Ok(()) if draft.lists == 0 => Err(AddError::OverReserved),
+            Ok(()) if total > MAX_CHAIN_BYTES || draft.writable > u64::from(u32::MAX) => {
+                Err(AddError::TooLong)
+            }
+            added => added,
         };
         draft.lists = draft.lists.saturating_sub(1);
-        let added = match error {
-            Some(error) => added.and(Err(error)),
-            None => added,
-        };
-        if let Err(error) = &added {
-            draft.spoiled = Some(*error);
+        if let Err(error) = settled {
+            draft.spoiled = Some(error);
         }
-        added
+        settled
     }
 
-    /// Spoils the buffer: it can't be closed.
+    /// Spoils the buffer.
     pub(super) fn spoil(&mut self, error: AddError) {
-        self.0.draft.spoiled = Some(error);
+        self.draft.spoiled = Some(error);
     }
 
     /// Segments that may still come.
     pub(super) fn room(&self) -> usize {
-        usize::from(self.0.draft.left)
+        usize::from(self.draft.left)
     }
 
     /// Ends the chain and puts it behind the others, without exposing it.
-    #[inline]
-    pub(super) fn close(self) -> Result<Closed, Refusal> {
-        let core = &mut *self.0;
-        let draft = core.draft;
+    #[inline(always)]
+    pub(super) fn close(mut self) -> Result<Closed, Refusal> {
+        let Self { core, draft } = &mut self;
         if let Some(error) = draft.spoiled {
             return Err(Refusal::Add(error));
         }
         if draft.segments == 0 {
             return Err(Refusal::Empty);
         }
-        let last = if draft.table {
-            // In a table the last descriptor links nowhere; in the ring it keeps its place in the
-            // free list as its link. (Both as Linux 3.8 wrote them.)
-            let table = core.ring.table(draft.head);
-            table.finish(draft.last, draft.rest.last().unlinked());
-            let next = core.link(draft.head);
-            core.ring.write_indirect(draft.head, draft.segments, next);
-            core.free_head = next;
-            core.free = core.free.wrapping_sub(1);
-            draft.head
-        } else {
-            core.ring
-                .descriptors()
-                .finish(draft.last, draft.rest.last());
-            core.free_head = draft.next;
-            core.free = core.free.wrapping_sub(draft.segments);
-            draft.last
-        };
-        core.ring.set_avail_entry(core.added, draft.head);
-        core.added = core.added.wrapping_add(1);
-        core.undecided = core.undecided.saturating_add(1);
-        // Nothing is left to undo.
-        core.draft.segments = 0;
-        Ok(Closed {
+        let closed = Closed {
             head: draft.head,
-            last,
+            last: if draft.table { draft.head } else { draft.last },
             segments: draft.segments,
             indirect: draft.table,
             // At most u32::MAX: `settle` checked.
             writable: u32::try_from(draft.writable).unwrap_or(u32::MAX),
-        })
+        };
+        let rest = draft.rest.last();
+        if draft.table {
+            // In a table the last descriptor links nowhere; in the ring it keeps its place in the
+            // free list as its link. (Both as Linux 3.8 wrote them.)
+            if let Some(cell) = core.ring.table(draft.head, draft.last, 1).next() {
+                cell.finish(rest.unlinked());
+            }
+            core.free_head = core.ring.link(draft.head);
+            core.ring
+                .write_indirect(draft.head, draft.segments, core.free_head);
+            core.free = core.free.wrapping_sub(1);
+        } else {
+            core.ring.finish(draft.last, rest);
+            core.free_head = draft.next;
+            core.free = core.free.wrapping_sub(draft.segments);
+        }
+        core.ring.set_avail_entry(core.added, draft.head);
+        core.added = core.added.wrapping_add(1);
+        core.undecided = core.undecided.saturating_add(1);
+        // Nothing is left to undo.
+        draft.segments = 0;
+        Ok(closed)
+    }
+}
+
+impl Draft {
+    /// Counts segments in. At most 2^15 of less than 2^32 bytes: the sums can't wrap.
+    #[inline(always)]
+    fn count(&mut self, segments: u16, bytes: u64, direction: Direction) {
+        self.left = self.left.wrapping_sub(segments);
+        self.segments = self.segments.wrapping_add(segments);
+        match direction {
+            Direction::Readable => self.readable = self.readable.wrapping_add(bytes),
+            Direction::Writable => self.writable = self.writable.wrapping_add(bytes),
+        }
     }
 }
 
 impl<M: DmaMap> Drop for Open<'_, M> {
     /// Abort: the device never saw the buffer. After `close` there is nothing left to undo.
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
-        let draft = self.0.draft;
-        if M::UNMAPS && draft.segments > 0 {
+        if M::UNMAPS && self.draft.segments > 0 {
             let abandoned = Closed {
-                head: draft.head,
-                last: draft.last,
-                segments: draft.segments,
-                indirect: draft.table,
+                head: self.draft.head,
+                last: self.draft.last,
+                segments: self.draft.segments,
+                indirect: self.draft.table,
                 writable: 0,
             };
-            self.0.unmap(abandoned, 0);
+            self.core.unmap(abandoned, 0);
         }
     }
 }
 
-/// Writes the descriptors of one list: what the loop over a list needs, apart from the queue, so that
-/// it stays in registers.
-struct Pen<'c, M: DmaMap> {
-    target: Descriptors<'c>,
-    links: &'c [u16],
-    maps: &'c mut Mappings<M>,
-    records: usize,
-    direction: Direction,
-    table: bool,
-    state: PenState,
-}
-
-#[derive(Clone, Copy)]
-struct PenState {
-    next: u16,
-    last: u16,
-    left: u16,
-    rest: DescriptorRest,
-    bytes: u64,
-}
-
-impl<M: DmaMap> Pen<'_, M> {
-    #[inline]
-    fn add(&mut self, region: DmaRegion) -> Result<(), AddError> {
-        let state = &mut self.state;
-        let left = state.left.checked_sub(1).ok_or(AddError::OverReserved)?;
-        let len = u32::try_from(region.len).map_err(|_| AddError::TooLong)?;
-        if len == 0 {
-            return Err(AddError::EmptySegment);
-        }
-        let at = state.next;
-        let record = self.records.wrapping_add(usize::from(at));
-        let addr = self.maps.map(record, region, len, self.direction)?;
-        let next = match self.table {
-            true => at.wrapping_add(1),
-            false => self.links.get(usize::from(at)).copied().unwrap_or(0),
-        };
-        // As if there were more to come; `close` ends the chain.
-        let flags = match self.direction {
-            Direction::Readable => DESC_F_NEXT,
-            Direction::Writable => DESC_F_NEXT | DESC_F_WRITE,
-        };
-        let rest = DescriptorRest::new(len, flags, next);
-        self.target.write(at, addr, rest);
-        *state = PenState {
-            next,
-            last: at,
-            left,
-            rest,
-            bytes: state.bytes.wrapping_add(u64::from(len)),
-        };
-        Ok(())
+/// Flags of a segment, as if there were more to come; `close` ends the chain.
+#[inline(always)]
+const fn flags(direction: Direction) -> u16 {
+    match direction {
+        Direction::Readable => DESC_F_NEXT,
+        Direction::Writable => DESC_F_NEXT | DESC_F_WRITE,
     }
+}
 
-    #[inline]
-    fn put_down(self) -> PenState {
-        self.state
+/// The length of a segment: not 0, and below 2^32.
+#[inline(always)]
+fn length(region: DmaRegion) -> Result<u32, AddError> {
+    match u32::try_from(region.len) {
+        Ok(0) => Err(AddError::EmptySegment),
+        Ok(len) => Ok(len),
+        Err(_) => Err(AddError::TooLong),
     }
 }

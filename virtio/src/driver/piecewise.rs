@@ -158,7 +158,7 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
     ///
     /// # Errors
     /// See [`AddError`]. The buffer is spoiled: `end_buf` refuses it.
-    #[inline]
+    #[inline(always)]
     pub fn add_sg<B: DmaBuf>(
         &mut self,
         pick: impl FnOnce(&T) -> &ScatterList<B>,
@@ -171,7 +171,7 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
     ///
     /// # Errors
     /// As [`add_sg`](Self::add_sg).
-    #[inline]
+    #[inline(always)]
     pub fn add_bytes<B: DmaBuf>(
         &mut self,
         pick: impl FnOnce(&T) -> &B,
@@ -185,7 +185,7 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
     ///
     /// # Errors
     /// What `add` says, and the buffer is spoiled.
-    #[inline]
+    #[inline(always)]
     pub fn add_all(
         &mut self,
         add: impl for<'t> FnOnce(&'t T, &mut Parts<'_, '_, 't, M>) -> Result<(), AddError>,
@@ -213,7 +213,7 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
     /// # Errors
     /// The buffer has no segment, or adding one failed: the token comes back, the buffer is
     /// abandoned.
-    #[inline]
+    #[inline(always)]
     pub fn end_buf(self) -> Result<Ticket, Refused<T>> {
         match self.open.close() {
             Ok(closed) => Ok(self.book.enter(closed, self.token)),
@@ -232,7 +232,7 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
 
 impl<'q, T: 'static, M: DmaMap> Builder<'q, T, M, Readable> {
     /// Goes on to what the device writes. There is no way back.
-    #[inline]
+    #[inline(always)]
     pub fn writable(self) -> Builder<'q, T, M, Writable> {
         Builder {
             open: self.open,
@@ -256,7 +256,7 @@ impl<'t, M: DmaMap> Parts<'_, '_, 't, M> {
     ///
     /// # Errors
     /// As there.
-    #[inline]
+    #[inline(always)]
     pub fn sg<B: DmaBuf>(
         &mut self,
         list: &'t ScatterList<B>,
@@ -269,7 +269,7 @@ impl<'t, M: DmaMap> Parts<'_, '_, 't, M> {
     ///
     /// # Errors
     /// As there.
-    #[inline]
+    #[inline(always)]
     pub fn bytes<B: DmaBuf>(&mut self, buffer: &'t B, range: Range<usize>) -> Result<(), AddError> {
         self.open.part(buffer, range, self.direction)
     }
@@ -333,7 +333,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     ///
     /// # Errors
     /// See [`Refusal`]; the token comes back.
-    #[inline]
+    #[inline(always)]
     pub fn start_buf(
         &mut self,
         token: T,

@@ -4,7 +4,7 @@
 //! Everything the device may read is only ever written here, never read back: what the driver needs
 //! to remember it keeps in its own tables. Sections 2.7.5 to 2.7.8.
 
-use core::marker::PhantomData;
+use alloc::boxed::Box;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
@@ -88,6 +88,8 @@ pub(crate) struct DriverRing {
     mask: u16,
     bus: u64,
     layout: Layout,
+    /// Where each slot's link leads: the driver's own copy, one for each slot.
+    links: Box<[u16]>,
     /// Freed only by `release`: the device may use the ring for as long as nobody proved otherwise.
     memory: ManuallyDrop<DmaBytes>,
 }
@@ -137,6 +139,7 @@ impl DriverRing {
             mask: size.wrapping_sub(1),
             bus,
             layout,
+            links: (0..size).map(|_| 0).collect(),
             memory: ManuallyDrop::new(memory),
         };
         Ok(ring)
@@ -147,8 +150,9 @@ impl DriverRing {
     pub(crate) fn initialise(&mut self) {
         self.memory.bytes_mut().fill(0);
         for slot in 0..self.mask {
-            self.link(slot, slot.wrapping_add(1));
+            self.set_link(slot, slot.wrapping_add(1));
         }
+        self.set_link(self.mask, 0);
     }
 
     /// Gives the memory back. Only before the device was told of it or after it was reset.
@@ -169,24 +173,66 @@ impl DriverRing {
         self.table_entries
     }
 
-    /// The ring's own descriptors, to write.
+    /// Writes descriptor `slot`.
     #[inline]
-    pub(crate) fn descriptors(&self) -> Descriptors<'_> {
-        Descriptors {
-            base: self.base,
-            entries: self.size(),
-            ring: PhantomData,
+    pub(crate) fn write(&self, slot: u16, addr: u64, rest: DescriptorRest) {
+        // SAFETY: the masked slot is below size, so the descriptor is inside the table.
+        unsafe {
+            self.base
+                .cast::<Cell>()
+                .add(usize::from(slot & self.mask))
+                .as_ref()
         }
+        .write(addr, rest);
     }
 
-    /// The table of `slot`, to write.
+    /// Writes all but the address of descriptor `slot`.
     #[inline]
-    pub(crate) fn table(&self, slot: u16) -> Descriptors<'_> {
-        Descriptors {
-            // SAFETY: the slot is masked, so its table is inside the memory.
-            base: unsafe { self.tables.add(self.table_offset(slot)) },
-            entries: self.table_entries,
-            ring: PhantomData,
+    pub(crate) fn finish(&self, slot: u16, rest: DescriptorRest) {
+        // SAFETY: as in `write`.
+        unsafe {
+            self.base
+                .cast::<Cell>()
+                .add(usize::from(slot & self.mask))
+                .as_ref()
+        }
+        .finish(rest);
+    }
+
+    /// Entries `from..from + count` of the table of `slot`, as far as there are so many, to write.
+    #[inline]
+    pub(crate) fn table(&self, slot: u16, from: u16, count: u16) -> Cells<'_> {
+        let table = usize::from(slot & self.mask).wrapping_mul(usize::from(self.table_entries));
+        let from = from.min(self.table_entries);
+        let count = count.min(self.table_entries.wrapping_sub(from));
+        // SAFETY: the slot is masked, so its table is inside the memory, and so are `count` entries
+        // behind the first `from`; aligned as the memory is.
+        let cells = unsafe {
+            let first = self.tables.cast::<Cell>().add(table).add(usize::from(from));
+            core::slice::from_raw_parts(first.as_ptr(), usize::from(count))
+        };
+        cells.iter()
+    }
+
+    /// Where the link of `slot` leads.
+    #[inline]
+    pub(crate) fn link(&self, slot: u16) -> u16 {
+        // SAFETY: there is one for each slot, and the masked slot is below size.
+        unsafe { *self.links.get_unchecked(usize::from(slot & self.mask)) }
+    }
+
+    /// Links `slot` to another, in the driver's own copy and in the shared table.
+    #[inline]
+    pub(crate) fn set_link(&mut self, slot: u16, next: u16) {
+        let slot = usize::from(slot & self.mask);
+        // SAFETY: as in `link` and `write`; the link is the last of a descriptor's four fields.
+        unsafe {
+            *self.links.get_unchecked_mut(slot) = next;
+            let word = self
+                .base
+                .add(slot.wrapping_mul(DESC).wrapping_add(14))
+                .cast::<AtomicU16>();
+            word.as_ref().store(next.to_le(), Ordering::Relaxed);
         }
     }
 
@@ -201,28 +247,13 @@ impl DriverRing {
         usize::from(self.size()).saturating_add(tables)
     }
 
-    /// Writes the link of descriptor `slot` alone.
-    #[inline]
-    pub(crate) fn link(&self, slot: u16, next: u16) {
-        let at = usize::from(slot & self.mask).wrapping_mul(DESC);
-        // SAFETY: the masked slot is below size; the link is the last of the four fields.
-        let word = unsafe {
-            &*self
-                .base
-                .add(at.wrapping_add(14))
-                .cast::<AtomicU16>()
-                .as_ptr()
-        };
-        word.store(next.to_le(), Ordering::Relaxed);
-    }
-
     /// Makes descriptor `slot` point at the first `entries` entries of its table.
     #[inline]
     pub(crate) fn write_indirect(&self, slot: u16, entries: u16, next: u16) {
         let addr = self.tables_bus.wrapping_add(wide(self.table_offset(slot)));
         let len = u32::from(entries).wrapping_mul(16);
         let rest = DescriptorRest::new(len, DESC_F_INDIRECT, next);
-        self.descriptors().write(slot & self.mask, addr, rest);
+        self.write(slot, addr, rest);
     }
 
     #[inline]
@@ -290,6 +321,18 @@ impl DescriptorRest {
         Self(u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48)
     }
 
+    /// The same with its link one further on.
+    #[inline]
+    pub(crate) const fn stepped(self) -> Self {
+        Self(self.0.wrapping_add(1 << 48))
+    }
+
+    /// The same with a length, where none was.
+    #[inline]
+    pub(crate) fn with_len(self, len: u32) -> Self {
+        Self(self.0 | u64::from(len))
+    }
+
     /// The same without a next one.
     #[inline]
     pub(crate) const fn last(self) -> Self {
@@ -305,38 +348,27 @@ impl DescriptorRest {
     }
 }
 
-/// Descriptors of a ring, or of a slot's table, to write.
-#[derive(Clone, Copy)]
-pub(crate) struct Descriptors<'r> {
-    base: NonNull<u8>,
-    entries: u16,
-    ring: PhantomData<&'r DriverRing>,
-}
+/// The memory of one descriptor: two words, so that its fields are not written apart and it is in
+/// memory as one before the index that publishes it. Atomics, because a device in this process may
+/// be reading.
+#[repr(C, align(16))]
+pub(crate) struct Cell([AtomicU64; 2]);
 
-impl Descriptors<'_> {
-    /// Writes descriptor `index`; without effect past the end. As two words: the fields of one are
-    /// not written apart, so that it is in memory as one before the index that publishes it.
+/// Descriptors of a table, to write.
+pub(crate) type Cells<'r> = core::slice::Iter<'r, Cell>;
+
+impl Cell {
     #[inline]
-    pub(crate) fn write(&self, index: u16, addr: u64, rest: DescriptorRest) {
-        if index >= self.entries {
-            return;
-        }
-        // SAFETY: `entries` descriptors are at `base`, aligned to 16, for as long as the ring is
-        // borrowed; atomics, because a device in this process may be reading.
-        let [first, second] = unsafe { self.base.cast().add(usize::from(index)).as_ref() };
-        AtomicU64::store(first, addr.to_le(), Ordering::Relaxed);
-        AtomicU64::store(second, rest.0.to_le(), Ordering::Relaxed);
+    pub(crate) fn write(&self, addr: u64, rest: DescriptorRest) {
+        let [first, second] = &self.0;
+        first.store(addr.to_le(), Ordering::Relaxed);
+        second.store(rest.0.to_le(), Ordering::Relaxed);
     }
 
-    /// Writes all but the address of descriptor `index`; without effect past the end.
+    /// Writes all but the address.
     #[inline]
-    pub(crate) fn finish(&self, index: u16, rest: DescriptorRest) {
-        if index >= self.entries {
-            return;
-        }
-        // SAFETY: as in `write`.
-        let [_, second]: &[AtomicU64; 2] =
-            unsafe { self.base.cast().add(usize::from(index)).as_ref() };
+    pub(crate) fn finish(&self, rest: DescriptorRest) {
+        let [_, second] = &self.0;
         second.store(rest.0.to_le(), Ordering::Relaxed);
     }
 }
