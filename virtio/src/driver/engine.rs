@@ -46,8 +46,8 @@ impl<M: DmaMap> Core<M> {
     pub(super) fn new(ring: DriverRing, hook: M, policy: IndirectPolicy, event_idx: bool) -> Self {
         let size = ring.size();
         let mut core = Self {
-            // One record for each slot and each entry of a table.
-            maps: Mappings::new(hook, ring.record_base(size, true)),
+            // One record for each slot and, behind them, each entry of a table.
+            maps: Mappings::new(hook, usize::from(size).saturating_add(ring.all_cells())),
             ring,
             free_head: 0,
             free: size,
@@ -90,10 +90,12 @@ impl<M: DmaMap> Core<M> {
             return Err(Refusal::Full);
         }
         let head = self.free_head;
+        let first = self.ring.table(head);
         Ok(Open {
             core: self,
             draft: Draft {
                 table,
+                first,
                 head,
                 next: if table { 0 } else { head },
                 last: head,
@@ -142,13 +144,22 @@ impl<M: DmaMap> Core<M> {
         self.free = self.free.wrapping_add(slots);
     }
 
+    /// Where the records of a table's entries start, of which `first` is the first entry.
+    #[inline]
+    fn table_records(&self, first: usize) -> usize {
+        usize::from(self.ring.size()).wrapping_add(first)
+    }
+
     /// Undoes the mappings of a buffer of which the device wrote `written` bytes, in the order of
     /// its segments.
     pub(super) fn unmap(&mut self, closed: Closed, written: u32) {
         if !M::UNMAPS {
             return;
         }
-        let records = self.ring.record_base(closed.head, closed.indirect);
+        let records = match closed.indirect {
+            true => self.table_records(self.ring.table(closed.head)),
+            false => 0,
+        };
         let mut slot = if closed.indirect { 0 } else { closed.head };
         let mut left = written;
         for _ in 0..closed.segments {
@@ -176,6 +187,8 @@ pub(super) struct Open<'q, M: DmaMap> {
 #[derive(Clone, Copy)]
 struct Draft {
     table: bool,
+    /// The first entry of the table it goes into, if it goes into one.
+    first: usize,
     head: u16,
     /// Slot, or index in the table, of the next descriptor and of the last one written.
     next: u16,
@@ -243,9 +256,9 @@ impl<M: DmaMap> Open<'_, M> {
         direction: Direction,
     ) -> Result<(), Stop> {
         let Self { core, draft } = self;
-        let mut cells = core.ring.table(draft.head, draft.next, most);
-        let records = core.ring.record_base(draft.head, true);
-        let mut record = records.wrapping_add(usize::from(draft.next));
+        let first = draft.first.wrapping_add(usize::from(draft.next));
+        let mut cells = core.ring.cells(first, most);
+        let mut record = core.table_records(first);
         let room = cells.len();
         let mut bytes = 0u64;
         let mut blank = DescriptorRest::new(0, flags(direction), draft.next);
@@ -340,19 +353,24 @@ impl<M: DmaMap> Open<'_, M> {
             return Err(AddError::OverReserved);
         }
         let at = draft.next;
-        let base = core.ring.record_base(draft.head, draft.table);
-        let record = base.wrapping_add(usize::from(at));
+        let entry = draft
+            .table
+            .then(|| draft.first.wrapping_add(usize::from(at)));
+        let record = entry.map_or(usize::from(at), |entry| core.table_records(entry));
         let addr = core.maps.map(record, region, len, direction)?;
-        draft.next = match draft.table {
-            true => at.wrapping_add(1),
-            false => core.ring.link(at),
+        draft.next = match entry {
+            Some(_) => at.wrapping_add(1),
+            None => core.ring.link(at),
         };
         draft.last = at;
         draft.rest = DescriptorRest::new(len, flags(direction), draft.next);
-        if !draft.table {
-            core.ring.write(at, addr, draft.rest);
-        } else if let Some(cell) = core.ring.table(draft.head, at, 1).next() {
-            cell.write(addr, draft.rest);
+        match entry {
+            Some(entry) => {
+                if let Some(cell) = core.ring.cells(entry, 1).next() {
+                    cell.write(addr, draft.rest);
+                }
+            }
+            None => core.ring.write(at, addr, draft.rest),
         }
         draft.count(1, u64::from(len), direction);
         Ok(())
@@ -365,9 +383,8 @@ impl<M: DmaMap> Open<'_, M> {
         let total = draft.readable.wrapping_add(draft.writable);
         let settled = match added {
             Ok(()) if draft.lists == 0 => Err(AddError::OverReserved),
-            Ok(()) if total > MAX_CHAIN_BYTES || draft.writable > u64::from(u32::MAX) => {
-                Err(AddError::TooLong)
-            }
+            // Below 2^32 in all neither part can be too long.
+            Ok(()) if total > u64::from(u32::MAX) => draft.long(total),
             added => added,
         };
         draft.lists = draft.lists.saturating_sub(1);
@@ -397,24 +414,18 @@ impl<M: DmaMap> Open<'_, M> {
         if draft.segments == 0 {
             return Err(Refusal::Empty);
         }
-        let closed = Closed {
-            head: draft.head,
-            last: if draft.table { draft.head } else { draft.last },
-            segments: draft.segments,
-            indirect: draft.table,
-            // At most u32::MAX: `settle` checked.
-            writable: u32::try_from(draft.writable).unwrap_or(u32::MAX),
-        };
+        let closed = draft.closed();
         let rest = draft.rest.last();
         if draft.table {
             // In a table the last descriptor links nowhere; in the ring it keeps its place in the
             // free list as its link. (Both as Linux 3.8 wrote them.)
-            if let Some(cell) = core.ring.table(draft.head, draft.last, 1).next() {
+            let last = draft.first.wrapping_add(usize::from(draft.last));
+            if let Some(cell) = core.ring.cells(last, 1).next() {
                 cell.finish(rest.unlinked());
             }
             core.free_head = core.ring.link(draft.head);
             core.ring
-                .write_indirect(draft.head, draft.segments, core.free_head);
+                .write_indirect(draft.head, draft.first, draft.segments, core.free_head);
             core.free = core.free.wrapping_sub(1);
         } else {
             core.ring.finish(draft.last, rest);
@@ -431,6 +442,28 @@ impl<M: DmaMap> Open<'_, M> {
 }
 
 impl Draft {
+    /// What the in-flight table is to remember.
+    #[inline(always)]
+    fn closed(&self) -> Closed {
+        Closed {
+            head: self.head,
+            last: if self.table { self.head } else { self.last },
+            segments: self.segments,
+            indirect: self.table,
+            // At most u32::MAX: `settle` checked.
+            writable: u32::try_from(self.writable).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Whether 2^32 bytes or more are too many.
+    #[cold]
+    fn long(&self, total: u64) -> Result<(), AddError> {
+        if total > MAX_CHAIN_BYTES || self.writable > u64::from(u32::MAX) {
+            return Err(AddError::TooLong);
+        }
+        Ok(())
+    }
+
     /// Counts segments in. At most 2^15 of less than 2^32 bytes: the sums can't wrap.
     #[inline(always)]
     fn count(&mut self, segments: u16, bytes: u64, direction: Direction) {
@@ -448,13 +481,7 @@ impl<M: DmaMap> Drop for Open<'_, M> {
     #[inline(always)]
     fn drop(&mut self) {
         if M::UNMAPS && self.draft.segments > 0 {
-            let abandoned = Closed {
-                head: self.draft.head,
-                last: self.draft.last,
-                segments: self.draft.segments,
-                indirect: self.draft.table,
-                writable: 0,
-            };
+            let abandoned = self.draft.closed();
             self.core.unmap(abandoned, 0);
         }
     }

@@ -42,9 +42,10 @@ struct Linux38 {
     free_head: u16,
     num_free: usize,
     indirect: bool,
-    /// What the allocation of an indirect table answered, by head: here a table per slot, and no
-    /// memory for longer ones.
+    /// What the allocation of an indirect table answered, by head: here a table per slot, so far
+    /// apart, and no memory for longer ones.
     tables_at: u64,
+    stride: u64,
     table_len: usize,
     tables: Vec<Vec<VringDesc>>,
 }
@@ -63,6 +64,8 @@ impl Linux38 {
             num_free: size,
             indirect,
             tables_at,
+            // An odd number of cache lines, each of 64 bytes.
+            stride: (table_len as u64 * 16).div_ceil(64) / 2 * 128 + 64,
             table_len,
             tables: vec![Vec::new(); size],
         }
@@ -88,7 +91,7 @@ impl Linux38 {
         let head = self.free_head;
         let entry = &mut self.desc[head as usize];
         entry.flags = 4;
-        entry.addr = self.tables_at + u64::from(head) * self.table_len as u64 * 16;
+        entry.addr = self.tables_at + u64::from(head) * self.stride;
         entry.len = sg.len() as u32 * 16;
         self.free_head = entry.next;
         self.tables[head as usize] = table;
@@ -150,7 +153,7 @@ impl Linux38 {
         avail.extend(self.avail.iter().flat_map(|head| head.to_le_bytes()));
         prop_assert_eq!(bed.read(areas.driver, avail.len()), avail);
         for (head, table) in self.tables.iter().enumerate() {
-            let at = self.tables_at + (head * self.table_len * 16) as u64;
+            let at = self.tables_at + head as u64 * self.stride;
             let table: Vec<u8> = table.iter().flat_map(|desc| desc.bytes()).collect();
             if !table.is_empty() {
                 prop_assert_eq!(bed.read(at, table.len()), table);

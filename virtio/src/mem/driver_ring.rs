@@ -57,7 +57,7 @@ impl Layout {
         let avail = line(entries.checked_mul(DESC)?)?;
         let used = line(avail.checked_add(entries.checked_mul(2)?.checked_add(6)?)?)?;
         let tables = line(used.checked_add(entries.checked_mul(8)?.checked_add(6)?)?)?;
-        let table = usize::from(table_entries).checked_mul(DESC)?;
+        let table = stride(table_entries).checked_mul(DESC)?;
         let total = tables.checked_add(entries.checked_mul(table)?)?;
         Some(Self {
             avail,
@@ -65,6 +65,16 @@ impl Layout {
             tables,
             total,
         })
+    }
+}
+
+/// Entries from one table to the next: whole cache lines, and an odd number of them, lest the first
+/// lines of all tables, which are used most, contend for the same few places in a cache.
+fn stride(table_entries: u16) -> usize {
+    const PER_LINE: usize = LINE / DESC;
+    match usize::from(table_entries).div_ceil(PER_LINE) {
+        0 => 0,
+        lines => (lines | 1).wrapping_mul(PER_LINE),
     }
 }
 
@@ -84,6 +94,9 @@ pub(crate) struct DriverRing {
     tables: NonNull<u8>,
     tables_bus: u64,
     table_entries: u16,
+    /// Entries from one table to the next, and of all tables together.
+    stride: usize,
+    cells: usize,
     /// Size less one; the size is a power of two.
     mask: u16,
     bus: u64,
@@ -136,6 +149,8 @@ impl DriverRing {
             tables,
             tables_bus: bus.wrapping_add(wide(layout.tables)),
             table_entries,
+            stride: stride(table_entries),
+            cells: usize::from(size).wrapping_mul(stride(table_entries)),
             mask: size.wrapping_sub(1),
             bus,
             layout,
@@ -199,17 +214,32 @@ impl DriverRing {
         .finish(rest);
     }
 
-    /// Entries `from..from + count` of the table of `slot`, as far as there are so many, to write.
+    /// Entries of all tables together.
+    pub(crate) const fn all_cells(&self) -> usize {
+        self.cells
+    }
+
+    /// Which of all tables' entries is the first of the table of `slot`.
     #[inline]
-    pub(crate) fn table(&self, slot: u16, from: u16, count: u16) -> Cells<'_> {
-        let table = usize::from(slot & self.mask).wrapping_mul(usize::from(self.table_entries));
-        let from = from.min(self.table_entries);
-        let count = count.min(self.table_entries.wrapping_sub(from));
-        // SAFETY: the slot is masked, so its table is inside the memory, and so are `count` entries
-        // behind the first `from`; aligned as the memory is.
+    pub(crate) fn table(&self, slot: u16) -> usize {
+        usize::from(slot & self.mask).wrapping_mul(self.stride)
+    }
+
+    /// Entries `first..first + count` of all tables, or none if there are not so many, to write.
+    #[inline]
+    pub(crate) fn cells(&self, first: usize, count: u16) -> Cells<'_> {
+        let count = usize::from(count);
+        if self
+            .cells
+            .checked_sub(first)
+            .is_none_or(|room| room < count)
+        {
+            return [].iter();
+        }
+        // SAFETY: the entries are among those behind `tables`, aligned as the memory is.
         let cells = unsafe {
-            let first = self.tables.cast::<Cell>().add(table).add(usize::from(from));
-            core::slice::from_raw_parts(first.as_ptr(), usize::from(count))
+            let first = self.tables.cast::<Cell>().add(first);
+            core::slice::from_raw_parts(first.as_ptr(), count)
         };
         cells.iter()
     }
@@ -236,30 +266,13 @@ impl DriverRing {
         }
     }
 
-    /// Where records of segments start, if each slot has one, and behind them each entry of each
-    /// slot's table: of a buffer in the ring, or in the table of `slot`.
+    /// Makes descriptor `slot` point at `entries` entries of all tables from `first` on.
     #[inline]
-    pub(crate) fn record_base(&self, slot: u16, table: bool) -> usize {
-        if !table {
-            return 0;
-        }
-        let tables = usize::from(slot).saturating_mul(usize::from(self.table_entries));
-        usize::from(self.size()).saturating_add(tables)
-    }
-
-    /// Makes descriptor `slot` point at the first `entries` entries of its table.
-    #[inline]
-    pub(crate) fn write_indirect(&self, slot: u16, entries: u16, next: u16) {
-        let addr = self.tables_bus.wrapping_add(wide(self.table_offset(slot)));
+    pub(crate) fn write_indirect(&self, slot: u16, first: usize, entries: u16, next: u16) {
+        let addr = self.tables_bus.wrapping_add(wide(first.wrapping_mul(DESC)));
         let len = u32::from(entries).wrapping_mul(16);
         let rest = DescriptorRest::new(len, DESC_F_INDIRECT, next);
         self.write(slot, addr, rest);
-    }
-
-    #[inline]
-    fn table_offset(&self, slot: u16) -> usize {
-        let table = usize::from(self.table_entries).wrapping_mul(DESC);
-        usize::from(slot & self.mask).wrapping_mul(table)
     }
 
     /// Writes entry `position` of the available ring, modulo the size.
