@@ -192,6 +192,9 @@ fn checked(line: &str) -> Result<Cmdline, BootError> {
 const DEFAULT_CONSOLE: &str = "console=ttyS0";
 /// A panic restarts at once: the machine ends (or starts again) instead of standing still.
 const DEFAULT_PANIC: &str = "panic=-1";
+/// Reboots go to the ACPI reset register. By itself Linux takes hardware-reduced tables for a machine with EFI, finds no
+/// EFI services, and jumps to a BIOS that is not there.
+const DEFAULT_REBOOT: &str = "reboot=acpi";
 
 /// The command line: our defaults, then what the user gave, which wins. A default that the user sets is left out.
 ///
@@ -199,7 +202,7 @@ const DEFAULT_PANIC: &str = "panic=-1";
 #[must_use]
 pub fn command_line(user: Option<&str>) -> String {
     let user = user.unwrap_or_default().trim();
-    let defaults = [DEFAULT_CONSOLE, DEFAULT_PANIC]
+    let defaults = [DEFAULT_CONSOLE, DEFAULT_PANIC, DEFAULT_REBOOT]
         .into_iter()
         .filter(|default| {
             let key = default.split_inclusive('=').next().unwrap_or_default();
@@ -364,20 +367,23 @@ mod tests {
     #[test]
     fn defaults_give_way_to_the_user() {
         for (user, expected) in [
-            (None, "console=ttyS0 panic=-1"),
-            (Some("  "), "console=ttyS0 panic=-1"),
+            (None, "console=ttyS0 panic=-1 reboot=acpi"),
+            (Some("  "), "console=ttyS0 panic=-1 reboot=acpi"),
             (
                 Some("root=/dev/vda quiet"),
-                "console=ttyS0 panic=-1 root=/dev/vda quiet",
+                "console=ttyS0 panic=-1 reboot=acpi root=/dev/vda quiet",
             ),
-            (Some("console=hvc0"), "panic=-1 console=hvc0"),
+            (
+                Some("console=hvc0 reboot=t"),
+                "panic=-1 console=hvc0 reboot=t",
+            ),
             (
                 Some("panic=5 console=ttyS0,115200"),
-                "panic=5 console=ttyS0,115200",
+                "reboot=acpi panic=5 console=ttyS0,115200",
             ),
             (
                 Some("quiet -- panic=7"),
-                "console=ttyS0 panic=-1 quiet -- panic=7",
+                "console=ttyS0 panic=-1 reboot=acpi quiet -- panic=7",
             ),
         ] {
             assert_eq!(command_line(user), expected);
