@@ -140,10 +140,24 @@ pub struct Guest {
 impl Guest {
     /// Starts the binary under test with `arguments`, its console on pipes.
     pub fn start(arguments: &[OsString]) -> Self {
-        let mut child = spawn(arguments, Stdio::piped(), Stdio::piped());
+        Self::on_pipes(spawn(arguments, Stdio::piped(), Stdio::piped()))
+    }
+
+    fn on_pipes(mut child: Child) -> Self {
         let input = Box::new(child.stdin.take().expect("piped"));
         let output = pump(child.stdout.take().expect("piped"));
         Self::of(child, input, output)
+    }
+
+    /// Starts another VMM, whose guest answers typed lines just the same.
+    pub fn start_peer(mut command: Command) -> Self {
+        let child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the peer starts");
+        Self::on_pipes(child)
     }
 
     /// Starts it with its console on `terminal`.

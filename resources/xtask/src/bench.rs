@@ -4,6 +4,7 @@
 //! the lab (or right here, where the host's KVM will do) and prints.
 
 pub(crate) mod boot;
+pub(crate) mod devices;
 mod memory;
 pub(crate) mod native;
 mod stats;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, ensure};
 use crate::host::{self, HostKvm};
 use crate::lab;
 use crate::progress::say;
+use crate::vmm;
 
 /// Runs this program again with `arguments`, where a stock kernel can run.
 fn inside(options: &lab::Options, arguments: &[OsString]) -> Result<()> {
@@ -42,5 +44,15 @@ fn inside(options: &lab::Options, arguments: &[OsString]) -> Result<()> {
         "the measurement ended with exit code {}",
         outcome.code
     );
+    Ok(())
+}
+
+/// The ring's own bench needs no guest: cargo runs it.
+pub(crate) fn ring() -> Result<()> {
+    let status = vmm::cargo()
+        .args(["bench", "--package", "splitring-tests", "--bench", "ring"])
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "the bench failed: {status}");
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! module list makes a new one.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,6 +19,10 @@ use crate::tools;
 
 const ROOT_INIT: &str = include_str!("../../rootfs/init");
 const ROOT_SESSION: &str = include_str!("../../rootfs/session");
+/// What the harness of the tests crate reads from the environment: the VMM, and the directory that
+/// [`lay_out`] fills.
+pub(crate) const BINARY: &str = "SPLITRING_BIN";
+pub(crate) const ASSETS: &str = "SPLITRING_ASSETS";
 /// Debian's name for its release 12.
 const SUITE: &str = "bookworm";
 
@@ -192,4 +197,21 @@ pub(crate) fn copy_disk(image: &Path, to: &Path) -> Result<()> {
         .args(["--sparse=always", "--reflink=auto"])
         .arg(image)
         .arg(to))
+}
+
+/// The directory the harness expects: `kernels/NAME/…` and `disks/NAME`.
+pub(crate) fn lay_out(cache: &Cache, dir: &Path, yes: bool) -> Result<()> {
+    let link = |to: &Path, from: PathBuf| -> Result<()> {
+        symlink(to, &from).with_context(|| format!("cannot make {}", from.display()))
+    };
+    fs::create_dir(dir.join("kernels")).context("cannot make a directory")?;
+    fs::create_dir(dir.join("disks")).context("cannot make a directory")?;
+    for flavour in Flavour::ALL {
+        let kernel = GuestKernel::get(cache, flavour)?;
+        link(kernel.dir(), dir.join("kernels").join(flavour.name()))?;
+    }
+    for disk in ROOTS {
+        link(&disk.get(cache, yes)?, dir.join("disks").join(disk.name()))?;
+    }
+    Ok(())
 }

@@ -69,6 +69,14 @@ enum Bench {
     Boot(bench::boot::Options),
     /// The freestanding guest under Splitring and QEMU on the host's own KVM
     Native(bench::native::Options),
+    /// The ring alone, in one process, against virtio-queue
+    Ring,
+    /// fio on virtio-blk in a guest, against QEMU: rates, and instructions per request
+    Blk(bench::devices::Options),
+    /// The same on virtio-scsi
+    Scsi(bench::devices::Options),
+    /// iperf3 and ping over a tap device, against QEMU without and with vhost
+    Net(bench::devices::Options),
 }
 
 #[derive(Debug, Args)]
@@ -122,16 +130,15 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             };
             Ok(test::run(tier, only.as_deref(), cli.yes))
         }
-        Command::Bench {
-            what: Bench::Boot(options),
-        } => {
-            bench::boot::run(&options, cli.yes)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Bench {
-            what: Bench::Native(options),
-        } => {
-            bench::native::run(&options, cli.yes)?;
+        Command::Bench { what } => {
+            match what {
+                Bench::Boot(options) => bench::boot::run(&options, cli.yes)?,
+                Bench::Native(options) => bench::native::run(&options, cli.yes)?,
+                Bench::Ring => bench::ring()?,
+                Bench::Blk(options) => bench::devices::run("blk", &options, cli.yes)?,
+                Bench::Scsi(options) => bench::devices::run("scsi", &options, cli.yes)?,
+                Bench::Net(options) => bench::devices::run("net", &options, cli.yes)?,
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Assets => {

@@ -8,7 +8,6 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -18,17 +17,12 @@ use sha2::{Digest, Sha256};
 
 use super::Tier;
 use crate::assets::Cache;
-use crate::guest::{self, GuestKernel};
+use crate::guest::{self, ASSETS, BINARY};
 use crate::host::{self, HostKvm};
-use crate::kernel::Flavour;
 use crate::lab;
 use crate::progress::say;
 use crate::tools;
 use crate::vmm;
-
-/// Names that the tests' harness reads.
-const BINARY: &str = "SPLITRING_BIN";
-const ASSETS: &str = "SPLITRING_ASSETS";
 
 /// What a worker needs: the largest guest and its surroundings.
 const WORKER_MEMORY_MIB: u32 = 8192;
@@ -75,7 +69,7 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
         }
         Tier::Quick | Tier::Plain => scratch.path().join("board"),
     };
-    lay_out(&cache, scratch.path(), yes)?;
+    guest::lay_out(&cache, scratch.path(), yes)?;
     let board = Board::set_up(&board_dir, tests, &splitring, scratch.path())?;
     let options = lab::Options {
         timeout: if tier == Tier::Soak {
@@ -150,23 +144,6 @@ fn key<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<String> {
         .take(8)
         .map(|byte| format!("{byte:02x}"))
         .collect())
-}
-
-/// The directory the harness expects: `kernels/NAME/…` and `disks/NAME`.
-fn lay_out(cache: &Cache, dir: &Path, yes: bool) -> Result<()> {
-    let link = |to: &Path, from: PathBuf| -> Result<()> {
-        symlink(to, &from).with_context(|| format!("cannot make {}", from.display()))
-    };
-    fs::create_dir(dir.join("kernels")).context("cannot make a directory")?;
-    fs::create_dir(dir.join("disks")).context("cannot make a directory")?;
-    for flavour in Flavour::ALL {
-        let kernel = GuestKernel::get(cache, flavour)?;
-        link(kernel.dir(), dir.join("kernels").join(flavour.name()))?;
-    }
-    for disk in guest::ROOTS {
-        link(&disk.get(cache, yes)?, dir.join("disks").join(disk.name()))?;
-    }
-    Ok(())
 }
 
 /// Where workers meet: the list, who claimed what, how it went. One file or directory per test,

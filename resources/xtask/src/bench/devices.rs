@@ -1,0 +1,96 @@
+//! `cargo xtask bench blk|scsi|net`: a device in a stock guest, against Debian's QEMU.
+//!
+//! What is measured, and how, is in the tests crate (`benches/devices`); this prepares, and runs it
+//! twice: in interleaved pairs for rates, then under the clock that counts instructions.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use crate::assets::Cache;
+use crate::guest;
+use crate::host::HostKvm;
+use crate::lab;
+use crate::progress::say;
+use crate::tools;
+use crate::vmm;
+
+const LIMIT: Duration = Duration::from_secs(3600);
+/// The network bench makes a tap device and mounts a disk image.
+const MODULES: [&str; 3] = ["tun", "loop", "vhost_net"];
+
+/// How much.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Interleaved pairs of runs
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pairs: usize,
+    /// Leave out the runs that count instructions
+    #[arg(long)]
+    no_count: bool,
+}
+
+/// Measures `device`: `blk`, `scsi` or `net`.
+pub(crate) fn run(device: &str, options: &Options, yes: bool) -> Result<()> {
+    tools::ensure(&[tools::QEMU], "the comparison", yes)?;
+    let host = HostKvm::detect();
+    let cache = Cache::open()?;
+    let scratch = cache.scratch("bench-")?;
+    guest::lay_out(&cache, scratch.path(), yes)?;
+    let splitring = vmm::build()?;
+    let built = vmm::executables(&[
+        "test",
+        "--no-run",
+        "--package",
+        "splitring-tests",
+        "--bench",
+        "devices",
+    ])?;
+    let (_, bench) = built.into_iter().next().context("cargo built no bench")?;
+    let command = |mode: &[&str]| -> Vec<OsString> {
+        let mut words: Vec<OsString> = vec![
+            "/usr/bin/env".into(),
+            format!("{}={}", guest::BINARY, splitring.display()).into(),
+            format!("{}={}", guest::ASSETS, scratch.path().display()).into(),
+            bench.clone().into(),
+            device.into(),
+        ];
+        words.extend(mode.iter().map(OsString::from));
+        words
+    };
+    let in_lab = !host.runs_stock_kernels();
+    let lab = |icount: bool| lab::Options {
+        icount,
+        alone: true,
+        timeout: LIMIT,
+        modules: MODULES.map(str::to_owned).into(),
+        yes,
+        ..lab::Options::default()
+    };
+    let mut ratios = Vec::new();
+    let mut go = |icount: bool, mode: &[&str]| -> Result<()> {
+        let outcome = if in_lab {
+            lab::run(&lab(icount), &command(mode), lab::Output::PassAndKeep)?
+        } else {
+            lab::run_here(&command(mode), lab::Output::PassAndKeep)?
+        };
+        ensure!(
+            outcome.code == 0,
+            "the measurement ended with exit code {}",
+            outcome.code
+        );
+        let output = String::from_utf8_lossy(&outcome.output).into_owned();
+        ratios.push(output.lines().last().unwrap_or_default().to_owned());
+        Ok(())
+    };
+    go(false, &["pairs", &options.pairs.to_string()])?;
+    if in_lab && !options.no_count {
+        go(true, &["count"])?;
+    } else if !in_lab {
+        say("this machine's clock does not count instructions: only rates");
+    }
+    println!("{}", ratios.join(" | "));
+    Ok(())
+}

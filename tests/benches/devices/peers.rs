@@ -1,0 +1,105 @@
+//! The subjects: the same kernel, root disk and device under Splitring and under QEMU (q35).
+
+use std::path::Path;
+use std::process::Command;
+
+use splitring_tests::assets::{Image, Kernel};
+use splitring_tests::guest::{Guest, Launch};
+
+const MEMORY: &str = "512M";
+
+/// Which controller a data disk is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bus {
+    Blk,
+    Scsi,
+}
+
+impl Bus {
+    /// What the guest calls the disk after the root disk.
+    pub(crate) fn device(self) -> &'static str {
+        match self {
+            Self::Blk => "/dev/vdb",
+            Self::Scsi => "/dev/sda",
+        }
+    }
+}
+
+/// A device besides the root disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Extra<'a> {
+    Disk(Bus, &'a Path),
+    /// A tap device by name, and whether QEMU uses vhost-net.
+    Tap(&'a str, bool),
+}
+
+/// Splitring, up and waiting for typed lines.
+pub(crate) fn splitring(root: &Path, extra: Extra<'_>) -> Guest {
+    let launch = Launch::new(&Kernel::named("6.12-cloud"), Image::Vmlinux)
+        .memory(MEMORY)
+        .root_disk(root);
+    match extra {
+        Extra::Disk(Bus::Blk, path) => launch.disk(path, ""),
+        Extra::Disk(Bus::Scsi, path) => launch.disk(path, ",bus=scsi"),
+        Extra::Tap(name, _) => launch.option("--net", format!("tap={name}")),
+    }
+    .boot()
+}
+
+/// QEMU, up and waiting for typed lines: each device with what makes it fast.
+pub(crate) fn qemu(root: &Path, extra: Extra<'_>) -> Guest {
+    let kernel = Kernel::named("6.12-cloud");
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args([
+            "-M",
+            "q35",
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-m",
+            MEMORY,
+            "-nodefaults",
+        ])
+        .args(["-display", "none", "-no-reboot", "-serial", "stdio"])
+        .arg("-kernel")
+        .arg(kernel.image(Image::Vmlinux))
+        .arg("-initrd")
+        .arg(kernel.initramfs())
+        .args(["-append", "console=ttyS0 quiet session=typed root=/dev/vda"])
+        .args(["-object", "iothread,id=io"])
+        .args([
+            "-drive",
+            &format!("file={},format=raw,if=none,id=root", root.display()),
+        ])
+        .args(["-device", "virtio-blk-pci,drive=root,disable-legacy=on"]);
+    match extra {
+        Extra::Disk(bus, path) => {
+            let drive = format!(
+                "file={},format=raw,if=none,id=data,aio=io_uring",
+                path.display()
+            );
+            command.args(["-drive", &drive]);
+            match bus {
+                Bus::Blk => command.args([
+                    "-device",
+                    "virtio-blk-pci,drive=data,iothread=io,disable-legacy=on",
+                ]),
+                Bus::Scsi => command
+                    .args(["-device", "virtio-scsi-pci,iothread=io,disable-legacy=on"])
+                    .args(["-device", "scsi-hd,drive=data"]),
+            };
+        }
+        Extra::Tap(name, vhost) => {
+            let vhost = if vhost { "on" } else { "off" };
+            let tap = format!("tap,id=net,ifname={name},script=no,downscript=no,vhost={vhost}");
+            command
+                .args(["-netdev", &tap])
+                .args(["-device", "virtio-net-pci,netdev=net,disable-legacy=on"]);
+        }
+    }
+    let mut guest = Guest::start_peer(command);
+    guest.wait_until_ready();
+    guest
+}

@@ -1,0 +1,87 @@
+//! Figures by what was run and who ran it; medians, ranges and ratios.
+
+use crate::Mode;
+
+/// One row: a workload, and each subject's figures for it.
+#[derive(Debug)]
+struct Row {
+    workload: String,
+    subjects: Vec<(String, Vec<f64>)>,
+}
+
+/// All that was measured.
+#[derive(Debug, Default)]
+pub(crate) struct Table(Vec<Row>);
+
+impl Table {
+    /// Adds a figure.
+    pub(crate) fn add(&mut self, workload: &str, subject: &str, value: f64) {
+        let at = self
+            .0
+            .iter()
+            .position(|row| row.workload == workload)
+            .unwrap_or_else(|| {
+                self.0.push(Row {
+                    workload: workload.to_owned(),
+                    subjects: Vec::new(),
+                });
+                self.0.len() - 1
+            });
+        let subjects = &mut self.0[at].subjects;
+        match subjects.iter_mut().find(|(name, _)| name == subject) {
+            Some((_, values)) => values.push(value),
+            None => subjects.push((subject.to_owned(), vec![value])),
+        }
+    }
+
+    /// Puts `subject` in front: the others are what it is compared with.
+    pub(crate) fn first(mut self, subject: &str) -> Self {
+        for row in &mut self.0 {
+            row.subjects.sort_by_key(|(name, _)| name != subject);
+        }
+        self
+    }
+
+    /// Prints a line for each row and subject, and the ratios of the medians.
+    pub(crate) fn print(&self, device: &str, mode: Mode) {
+        let unit = match mode {
+            Mode::Pairs(_) => "rates (time for pings)",
+            Mode::Count => "level-1 instructions each",
+        };
+        println!("{device}: {unit}; medians, range");
+        let mut ratios = Vec::new();
+        for Row { workload, subjects } in &self.0 {
+            for (name, values) in subjects {
+                let (least, most) = range(values);
+                println!(
+                    "{workload:<16} {name:<18} {:>12.2} ({least:.2}–{most:.2})",
+                    median(values)
+                );
+            }
+            let (first, others) = subjects.split_first().expect("a row has figures");
+            for (name, values) in others {
+                let ratio = median(&first.1) / median(values);
+                ratios.push(format!("{workload} {ratio:.2} of {name}"));
+            }
+        }
+        println!("bench {device}, {unit}: {}", ratios.join("; "));
+    }
+}
+
+fn range(values: &[f64]) -> (f64, f64) {
+    values.iter().fold(
+        (f64::INFINITY, f64::NEG_INFINITY),
+        |(least, most), value| (least.min(*value), most.max(*value)),
+    )
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 {
+        sorted[middle]
+    } else {
+        f64::midpoint(sorted[middle - 1], sorted[middle])
+    }
+}
