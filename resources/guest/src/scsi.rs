@@ -92,7 +92,7 @@ impl Controller {
         let [a, b, c, d, e, f, g, h] = answer;
         self.blocks = u32::from_be_bytes([a, b, c, d]).saturating_add(1);
         self.block = u32::from_be_bytes([e, f, g, h]);
-        if self.block == 0 || BLOCK as u32 % self.block != 0 {
+        if self.block == 0 || !(BLOCK as u32).is_multiple_of(self.block) {
             return Err(Fault::Failed(format!("blocks of {} bytes", self.block)));
         }
         Ok(())

@@ -6,10 +6,11 @@
 
 mod e2e;
 
+use std::fs::File;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use crate::progress::say;
 use crate::vmm::cargo;
@@ -51,12 +52,30 @@ pub(crate) fn run(tier: Tier, only: Option<&str>, yes: bool) -> ExitCode {
         }
         step("tests", &mut run_tests);
     }
+    if tier != Tier::Quick && only.is_none() {
+        step("self-test on the host's KVM", &mut run_selftest);
+    }
     if tier != Tier::Quick {
         step("end-to-end tests", &mut || {
             e2e::run(tier, only.unwrap_or_default(), yes)
         });
     }
     close(&verdicts, started)
+}
+
+/// The embedded guest, on whatever KVM the host has: this one needs no lab.
+fn run_selftest() -> Result<()> {
+    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+        say(format!("/dev/kvm: {error}: the self-test can't run here"));
+        return Ok(());
+    }
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--package", "splitring"]);
+    command.args(["--features", "selftest", "--"]);
+    command.args(["selftest", "--seconds", "0.1"]);
+    let status = command.status().context("cannot run cargo")?;
+    ensure!(status.success(), "the self-test failed");
+    Ok(())
 }
 
 fn quick_steps() -> [(&'static str, &'static [&'static str]); 4] {
@@ -69,6 +88,7 @@ fn quick_steps() -> [(&'static str, &'static [&'static str]); 4] {
                 "--quiet",
                 "--workspace",
                 "--all-targets",
+                "--all-features",
                 "--",
                 "-D",
                 "warnings",
