@@ -16,7 +16,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::kernel::{Entry, Kernel};
 use crate::layout::{
-    CMDLINE, CMDLINE_MAX, Layout, PVH_MEMMAP, PVH_MODULES, PVH_START_INFO, ZERO_PAGE,
+    CMDLINE, CMDLINE_MAX, Layout, PVH_MEMMAP, PVH_MODULES, PVH_START_INFO, RESET, RESET_VALUE,
+    RESET_VECTOR, ZERO_PAGE,
 };
 use crate::regs;
 
@@ -30,6 +31,15 @@ const LOADER_UNDEFINED: u8 = 0xff;
 const SETUP_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 const SETUP_BOOT_FLAG: u16 = 0xaa55;
 const SETUP_VERSION: u16 = 0x20f;
+
+/// All the firmware there is, at the reset vector, in real mode: mov dx, RESET; mov al, RESET_VALUE; out dx, al; hlt; and again.
+///
+/// Linux jumps there to reboot a hardware-reduced machine: it prefers EFI to ACPI on those, and falls back to the BIOS without EFI
+/// (`arch/x86/kernel/reboot.c`, `efi_reboot_required`).
+const RESET_STUB: [u8; 9] = {
+    let [low, high] = RESET.to_le_bytes();
+    [0xba, low, high, 0xb0, RESET_VALUE, 0xee, 0xf4, 0xeb, 0xf7]
+};
 
 /// Boot parameters that can't be written.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +97,9 @@ impl BootParameters<'_> {
                 LinuxBootConfigurator::write_bootparams(&page, memory).map_err(write_error)?;
             }
         }
+        memory
+            .write_slice(&RESET_STUB, GuestAddress(RESET_VECTOR))
+            .map_err(write_error)?;
         for (address, bytes) in regs::tables(kernel.entry()) {
             memory
                 .write_slice(&bytes, GuestAddress(address))
@@ -250,6 +263,20 @@ mod tests {
 
     fn read<T: vm_memory::ByteValued>(memory: &Memory, at: u64) -> T {
         memory.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    /// Linux reboots through it; without it a hardware-reduced machine hung at every reboot.
+    #[test]
+    fn the_reset_vector_asks_for_a_reset_with_either_entry() {
+        for kernel in [
+            open(&ElfFile::kernel().build()),
+            open(&BzImageFile::default().build()),
+        ] {
+            let memory = write(&kernel, None, "").unwrap();
+            let code: [u8; 9] = read(&memory, RESET_VECTOR);
+            let [low, high] = RESET.to_le_bytes();
+            assert_eq!(code[..6], [0xba, low, high, 0xb0, RESET_VALUE, 0xee]);
+        }
     }
 
     fn string(memory: &Memory, at: u64) -> String {

@@ -46,7 +46,9 @@ pub const CMDLINE_MAX: usize = 2048;
 /// End of the RAM below the BIOS area.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables; the RSDP is the first, on a 16-byte boundary in the area that kernels scan.
-pub const ACPI: Range<u64> = 0xe_0000..0x10_0000;
+pub const ACPI: Range<u64> = 0xe_0000..0xf_f000;
+/// Where a processor continues after a reset in real mode, and where kernels jump that want the firmware to reset the machine.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// RAM above the BIOS area; kernels live from here on.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
@@ -360,6 +362,7 @@ mod tests {
             CMDLINE..CMDLINE + 2048,
             LOW_RAM_END..ACPI.start,
             ACPI,
+            RESET_VECTOR..HIGH_MEMORY,
         ];
         for pair in low.windows(2) {
             assert!(pair[0].end <= pair[1].start, "{pair:x?}");
