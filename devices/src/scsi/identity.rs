@@ -194,9 +194,10 @@ fn identification(out: &mut Bytes, identity: &Identity) {
 }
 
 fn block_limits(out: &mut Bytes, facts: &Facts) {
+    // WSNZ: a WRITE SAME of zero blocks does not run to the end of the unit.
+    const WRITE_SAME_NON_ZERO: u8 = 0x01;
     let thin = facts.profile.thin;
-    // WSNZ is 0: WRITE SAME of zero blocks runs to the end of the unit, within the maximum.
-    out.u8(0)
+    out.u8(WRITE_SAME_NON_ZERO)
         .u8(MAX_COMPARE_BLOCKS)
         .u16(facts.granularity)
         .u32(MAX_TRANSFER_BLOCKS)

@@ -169,15 +169,15 @@ impl Requests {
         };
         let block = nexus.facts.block;
         let (out, into) = (command.data_out(block), command.data_in(block));
+        // One block is repeated: less or more of it is a misunderstanding of the command, not of its length.
+        if matches!(command, Command::WriteSame { .. }) && request.data_out_len() != out {
+            let status = Sense::INVALID_FIELD_IN_CDB.into();
+            return reply(queue, request, Err(status), 0, descriptors);
+        }
         if out > request.data_out_len() || into > request.data_in_len() {
             return refuse(queue, request, response::OVERRUN);
         }
         match command {
-            // One block is repeated: more of it would be a misunderstanding.
-            Command::WriteSame { .. } if request.data_out_len() > out => {
-                let status = Sense::INVALID_FIELD_IN_CDB.into();
-                return reply(queue, request, Err(status), 0, descriptors);
-            }
             Command::ReportLuns { select, .. } => {
                 nexus.settle(attention::LUNS_CHANGED);
                 let luns = self.luns(nexus.place.target).unwrap_or_default();

@@ -57,8 +57,8 @@ fn write_same_repeats_a_block_within_its_limits() {
                 OUT_OF_RANGE,
             );
             // Half a block can't be taken, two blocks can't be meant.
-            let short = write_same(&mut unit, width, 0, 0, 1, &block[..block.len() / 2]);
-            assert_eq!(short.response, 1);
+            let half = &block[..block.len() / 2];
+            refused(&write_same(&mut unit, width, 0, 0, 1, half), BAD_FIELD);
             refused(
                 &write_same(&mut unit, width, 0, 0, 1, &block.repeat(2)),
                 BAD_FIELD,
@@ -87,6 +87,7 @@ fn lengths_beyond_the_reported_limits_are_refused() {
     let most = u32::from_be_bytes(limits[8..12].try_into().unwrap());
     let repeat = u64::from_be_bytes(limits[36..44].try_into().unwrap());
     assert_eq!((most, repeat), (0xffff, 0xffff));
+    assert_eq!(limits[4], 1, "WSNZ");
     let block = vec![7; unit.block];
     refused(
         &write_same(&mut unit, Sixteen, 0, 0, 0x1_0000, &block),
