@@ -54,6 +54,17 @@ pub(crate) enum Wanted {
     Stop,
 }
 
+/// What a vCPU thread does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Enter the guest.
+    Run,
+    /// Enter it after a pause: time passed that the guest did not see.
+    Resume,
+    /// Leave.
+    End,
+}
+
 #[derive(Debug)]
 struct State {
     wanted: Wanted,
@@ -131,10 +142,11 @@ impl Control {
         self.changed.notify_all();
     }
 
-    /// Called by a vCPU thread before it enters the guest: false says it should end. Waits while the machine is paused.
-    pub(crate) fn may_run(&self) -> bool {
+    /// Called by a vCPU thread before it enters the guest. Waits while the machine is paused.
+    pub(crate) fn turn(&self) -> Turn {
         let mut state = self.state();
-        if state.wanted == Wanted::Pause {
+        let paused = state.wanted == Wanted::Pause;
+        if paused {
             state.parked += 1;
             self.changed.notify_all();
             while state.wanted == Wanted::Pause {
@@ -145,7 +157,11 @@ impl Control {
             }
             state.parked -= 1;
         }
-        state.wanted == Wanted::Run
+        match state.wanted {
+            Wanted::Stop => Turn::End,
+            _ if paused => Turn::Resume,
+            _ => Turn::Run,
+        }
     }
 
     /// Parks every vCPU; returns when they are, or the machine ended.
@@ -207,7 +223,7 @@ mod tests {
         control.end(End::Reboot);
         control.end(End::Stopped);
         assert_eq!(control.wait(None), Some(End::Reboot));
-        assert!(!control.may_run());
+        assert_eq!(control.turn(), Turn::End);
     }
 
     #[test]
@@ -215,7 +231,7 @@ mod tests {
         let control = Control::new(crate::assemble::changed().expect("eventfd"));
         control.join();
         std::thread::scope(|scope| {
-            let vcpu = scope.spawn(|| while control.may_run() {});
+            let vcpu = scope.spawn(|| while control.turn() != Turn::End {});
             control.pause();
             assert_eq!(control.state().parked, 1);
             control.resume();

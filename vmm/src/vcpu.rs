@@ -10,7 +10,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use serde::Serialize;
 use splitring_devices::bus::Bus;
 
-use crate::control::{Control, End};
+use crate::control::{Control, End, Turn};
 use crate::kvm;
 
 /// Exits to user space, by kind.
@@ -104,12 +104,17 @@ impl Vcpu {
 
     /// The run loop. None: somebody else ended the machine.
     fn serve(&mut self, control: &Control) -> Option<End> {
-        while control.may_run() {
+        loop {
+            match control.turn() {
+                Turn::End => return None,
+                // Keeps the guest's watchdogs quiet. EINVAL: it has no kvm-clock running, and nothing to be told.
+                Turn::Resume => drop(self.fd.kvmclock_ctrl()),
+                Turn::Run => {}
+            }
             if let Some(end) = self.enter() {
                 return Some(end);
             }
         }
-        None
     }
 
     /// Enters the guest until a kick or an end.
