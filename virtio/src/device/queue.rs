@@ -38,7 +38,8 @@ pub enum ChainError {
     /// It has been broken before.
     #[error("the queue is broken")]
     Broken,
-    /// The available index is further ahead than the queue is long.
+    /// The available index is further ahead, of what was popped or of what was published as used,
+    /// than the queue is long.
     #[error("the available index jumped to {avail} where the next entry is {next}")]
     IndexJump {
         /// The driver's index.
@@ -203,7 +204,9 @@ impl<M: GuestRam> ActiveQueue<M> {
         }
         let avail = self.ring.avail_idx();
         let ahead = avail.wrapping_sub(self.next_avail);
-        if ahead > self.ring.size() {
+        // A driver can offer no more than it has, and what it has not been shown as used it has not.
+        let out = avail.wrapping_sub(self.published);
+        if ahead > self.ring.size() || out > self.ring.size() {
             self.latch.set();
             let next = self.next_avail;
             return Err(ChainError::IndexJump { avail, next });

@@ -144,3 +144,20 @@ fn descriptors_are_read_once() {
         "the length is cut to what was popped"
     );
 }
+
+#[test]
+fn a_head_offered_again_before_its_use_was_published_is_refused() {
+    let mut play = Play::new(1);
+    let mut queue = play.activate(PLAIN);
+    play.chain(0, &[(DATA, 16, 0)]);
+    play.offer(0);
+    let chain = pop(&mut queue);
+    queue.complete(chain, 0);
+    play.offer(0);
+    assert_eq!(
+        queue.pop().unwrap_err(),
+        ChainError::IndexJump { avail: 2, next: 1 }
+    );
+    assert_eq!(queue.publish(), Interrupt::Needed);
+    assert_eq!(play.used_idx(), 1);
+}

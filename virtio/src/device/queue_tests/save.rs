@@ -187,18 +187,18 @@ fn feature_bits_map_to_ring_features() {
 
 #[test]
 fn a_broken_queue_is_restored_broken() {
-    let mut play = Play::new(1);
+    let mut play = Play::new(2);
     let mut queue = play.activate(PLAIN);
     play.chain(0, &[(DATA, 16, WRITE)]);
     play.offer(0);
     let chain = pop(&mut queue);
-    // The same head again: more has been popped now than the queue is long.
+    // What was popped last is no request: a list of requests in flight would not add up.
     play.offer(0);
     assert_eq!(fault_of(&mut queue, 0), ChainFault::Duplicate);
     chain.abandon();
     let state = queue.save();
     assert!(state.broken && state.in_flight.is_empty());
-    let config = QueueConfig::restore(1, state).unwrap();
+    let config = QueueConfig::restore(2, state).unwrap();
     let mut queue = config.activate(play.ram.clone(), PLAIN).unwrap();
     assert!(queue.is_broken());
     assert_eq!(queue.pop().unwrap_err(), ChainError::Broken);
