@@ -101,7 +101,6 @@ pub(super) fn from_cache(path: &Path, cached: Cached) -> Option<Kernel> {
         source: source.clone(),
         offset: span.start - note.base(),
         len: span.end - span.start,
-        stable: true,
     };
     let plan = LoadPlan {
         pieces: note.spans.iter().map(piece).collect(),

@@ -50,7 +50,6 @@ impl Initrd {
             source: Source::File(ImageFile::new(file)),
             offset: 0,
             len: metadata.len(),
-            stable: false,
         };
         Ok(Self {
             path: path.to_owned(),

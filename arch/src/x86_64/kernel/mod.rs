@@ -181,7 +181,6 @@ impl Kernel {
                     source,
                     offset: segment.offset,
                     len: segment.file_len,
-                    stable: false,
                 });
             }
         }
@@ -204,7 +203,6 @@ impl Kernel {
             source: source.clone(),
             offset,
             len,
-            stable: false,
         };
         let plan = LoadPlan {
             pieces: vec![piece],

@@ -4,45 +4,34 @@
 //!
 //! Pieces are copied. Mapping them over guest memory saves the copy and lets machines share the pages, but the guest then faults them in
 //! one 4 KiB page at a time: measured on a stock 6.12 kernel, 16,800 nested page faults instead of 640 cost 170 ms of the boot where the
-//! copy, on large pages, costs 20.
+//! copy, on large pages, costs 20. Reading is the copy: going through a mapping of the cached file instead took no less.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::mm::{MapFlags, ProtFlags};
-use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, VolatileMemory};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::AnyError;
 
 /// A file opened read-only, whose cursor is moved by one loader at a time.
 #[derive(Debug)]
 pub(super) struct ImageFile {
-    file: Arc<File>,
+    file: File,
     cursor: Mutex<()>,
 }
 
 impl ImageFile {
     pub(super) fn new(file: File) -> Arc<Self> {
         Arc::new(Self {
-            file: Arc::new(file),
+            file,
             cursor: Mutex::new(()),
         })
     }
 
     pub(super) fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
-    }
-
-    /// Shows `len` bytes at the page-aligned `offset` without reading them.
-    fn map(&self, offset: u64, len: usize) -> Result<MmapRegion<()>, MmapRegionError> {
-        MmapRegionBuilder::new_with_bitmap(len, ())
-            .with_file_offset(FileOffset::from_arc(Arc::clone(&self.file), offset))
-            .with_mmap_prot(ProtFlags::READ.bits().cast_signed())
-            .with_mmap_flags(MapFlags::PRIVATE.bits().cast_signed())
-            .build()
     }
 
     /// Runs `read` with the cursor at `offset` and nobody else moving it.
@@ -52,7 +41,7 @@ impl ImageFile {
         read: impl FnOnce(&mut &File) -> T,
     ) -> io::Result<T> {
         let _guard = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut file = &*self.file;
+        let mut file = &self.file;
         file.seek(SeekFrom::Start(offset))?;
         Ok(read(&mut file))
     }
@@ -109,8 +98,6 @@ pub(super) struct Piece {
     pub(super) offset: u64,
     /// Length in bytes.
     pub(super) len: u64,
-    /// Whether the source is a file of our own cache, which nobody changes or cuts off, and offset and address are page-aligned.
-    pub(super) stable: bool,
 }
 
 /// What has to be in guest memory for something to run; the rest of its range reads as zero, which fresh memory does.
@@ -125,34 +112,10 @@ impl LoadPlan {
     pub(super) fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), AnyError> {
         for piece in &self.pieces {
             let len = usize::try_from(piece.len)?;
-            match &piece.source {
-                Source::File(file) if piece.stable => copy_mapped(file, piece, len, memory)?,
-                source => {
-                    let to = GuestAddress(piece.guest);
-                    with_reader!(source, piece.offset, reader => memory.read_exact_volatile_from(to, reader, len))
-                        .map_err(|error: io::Error| error)??;
-                }
-            }
+            let to = GuestAddress(piece.guest);
+            with_reader!(&piece.source, piece.offset, reader => memory.read_exact_volatile_from(to, reader, len))
+                .map_err(|error: io::Error| error)??;
         }
         Ok(())
     }
-}
-
-/// Copies through a mapping: half the work of reading, which looks every page up by itself. A file that could shrink meanwhile must be read,
-/// for a mapping would answer with SIGBUS.
-fn copy_mapped<M: GuestMemoryBackend>(
-    file: &ImageFile,
-    piece: &Piece,
-    len: usize,
-    memory: &M,
-) -> Result<(), AnyError> {
-    let region = file.map(piece.offset, len)?;
-    let mut from = region.as_volatile_slice();
-    for to in memory.get_slices(GuestAddress(piece.guest), len) {
-        let to = to?;
-        let len = to.len();
-        from.copy_to_volatile_slice(to);
-        from = from.offset(len)?;
-    }
-    Ok(())
 }
