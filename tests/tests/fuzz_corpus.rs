@@ -65,3 +65,8 @@ fn mutated(input: &[u8], random: &mut Random) -> Vec<u8> {
 fn device_ring_survives_its_corpus_and_its_neighbours() {
     replay("device_ring", splitring_tests::fuzz::device_ring::run);
 }
+
+#[test]
+fn driver_ring_survives_its_corpus_and_its_neighbours() {
+    replay("driver_ring", splitring_tests::fuzz::driver_ring::run);
+}

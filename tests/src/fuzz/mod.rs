@@ -5,6 +5,7 @@
 //! be anything.
 
 pub mod device_ring;
+pub mod driver_ring;
 
 /// Takes numbers off the front of the fuzzer's bytes; zeroes when they have run out.
 pub struct Bytes<'a>(&'a [u8]);
