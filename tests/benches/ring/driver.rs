@@ -6,6 +6,8 @@
 //! device is a loop that copies heads from the available to the used ring, the same for both.
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use splitring_virtio::device::queue::{ActiveQueue, QueueConfig, RingFeatures};
 use splitring_virtio::driver::{DeviceId, Identity, IndirectPolicy, Queue, QueueOptions};
@@ -242,13 +244,17 @@ impl Peer {
         black_box(self.queue.should_notify());
     }
 
+    /// Answers how many there were.
     #[inline]
-    fn reap(&mut self) {
+    fn reap(&mut self) -> u16 {
+        let mut reaped = 0;
         while let Some(token) = self.queue.peek_used() {
+            reaped += 1;
             let at = self.holds[usize::from(token)];
             let (readable, writable) = (&self.readable[at], &mut self.writable[at]);
             peer_reap(&mut self.queue, token, readable, writable).expect("an honest device");
         }
+        reaped
     }
 }
 
@@ -318,15 +324,12 @@ fn our_round_trip(label: String, shape: Shape) -> Case {
     }
 }
 
-fn peer_round_trip(label: String, shape: Shape) -> Case {
-    let mut peer = Peer::new(shape);
-    let mapping = arena().mapping.clone();
+fn peer_device(areas: Areas) -> PeerDevice {
     let mut device = PeerDevice::new(SIZE).expect("a sound size");
     let halves = |addr: u64| {
         let low = u32::try_from(addr & 0xffff_ffff).expect("masked");
         (Some(low), u32::try_from(addr >> 32).ok())
     };
-    let areas = peer.areas;
     let (low, high) = halves(areas.descriptors);
     device.set_desc_table_address(low, high);
     let (low, high) = halves(areas.driver);
@@ -335,6 +338,13 @@ fn peer_round_trip(label: String, shape: Shape) -> Case {
     device.set_used_ring_address(low, high);
     device.set_event_idx(true);
     device.set_ready(true);
+    device
+}
+
+fn peer_round_trip(label: String, shape: Shape) -> Case {
+    let mut peer = Peer::new(shape);
+    let mapping = arena().mapping.clone();
+    let mut device = peer_device(peer.areas);
     let segments = (shape.readable + shape.writable) * usize::from(shape.buffers);
     let mut first = true;
     let run = move || {
@@ -388,4 +398,132 @@ pub(crate) fn round_trip() -> Table {
         unit: "request",
         rows,
     }
+}
+
+/// Requests in flight together when the two ends run on threads of their own.
+const TOGETHER: u16 = 32;
+/// How long each pair of ends is watched.
+const WATCH: Duration = Duration::from_millis(400);
+
+/// Nanoseconds a request with the device polling on a thread of its own, ours and the peer's: what the
+/// lines that travel between two cores add. Nothing else may run on those cores.
+pub(crate) fn cross_thread() {
+    println!("Driver and device on a thread each, {TOGETHER} requests in flight, both polling");
+    for (kind, indirect) in [("direct", false), ("indirect", true)] {
+        let shape = Shape::blk(TOGETHER, indirect);
+        let (ours, peer) = (our_threads(shape), peer_threads(shape));
+        let ratio = peer / ours;
+        println!("blk-qd32-{kind:<12} {ours:>9.1} {peer:>9.1} {ratio:>7.1}");
+    }
+    println!("(ns per request: ours, peer, ratio)\n");
+}
+
+/// Runs `device` on a thread of its own while `round` runs here, and times the rounds.
+fn threads(mut device: impl FnMut() + Send, mut round: impl FnMut()) -> f64 {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                device();
+            }
+        });
+        let start = Instant::now();
+        let mut rounds = 0u32;
+        while start.elapsed() < WATCH {
+            (0..16).for_each(|_| round());
+            rounds += 16;
+        }
+        let spent = start.elapsed().as_secs_f64() * 1e9;
+        done.store(true, Ordering::Relaxed);
+        spent / f64::from(rounds * u32::from(TOGETHER))
+    })
+}
+
+fn our_threads(shape: Shape) -> f64 {
+    let mut ours = Ours::new(shape);
+    let mut device = our_device(our_areas(&ours.queue), shape.features());
+    let serve = move || {
+        while let Some(chain) = device.pop().expect("sound chains") {
+            black_box(chain.writable().len());
+            device.complete(chain, 1);
+        }
+        let _ = black_box(device.publish());
+    };
+    threads(serve, || {
+        ours.add();
+        while ours.spare.len() < usize::from(TOGETHER) {
+            ours.reap();
+        }
+    })
+}
+
+fn peer_threads(shape: Shape) -> f64 {
+    let mut peer = Peer::new(shape);
+    let mut device = peer_device(peer.areas);
+    let mapping = arena().mapping.clone();
+    let serve = move || {
+        let mapping = &*mapping;
+        while let Some(chain) = device.pop_descriptor_chain(mapping) {
+            let head = chain.head_index();
+            black_box(chain.count());
+            device.add_used(mapping, head, 1).expect("in memory");
+        }
+        black_box(device.needs_notification(mapping).expect("in memory"));
+    };
+    threads(serve, || {
+        peer.add();
+        let mut left = TOGETHER;
+        while left > 0 {
+            left -= peer.reap();
+        }
+    })
+}
+
+/// Cache lines of the queue's memory that each end writes for a block request, one at a time and in
+/// batches: how far the layout is from the floor, which is the bytes themselves.
+pub(crate) fn lines() {
+    println!("Cache lines of 64 bytes written per block request, counted on a fresh queue");
+    for (kind, indirect) in [("direct", false), ("indirect", true)] {
+        for batch in [1u16, 32] {
+            let (driver, device) = written_lines(Shape::blk(batch, indirect));
+            let per = |lines: usize| lines as f64 / f64::from(batch);
+            // Descriptors (of 16 bytes: three, and one more that points to them), an entry and, for
+            // the batch, an index of two bytes; and a used entry and index.
+            let descriptors = if indirect { 4.0 } else { 3.0 };
+            let index = 2.0 / f64::from(batch);
+            println!(
+                "{kind:<9} batch {batch:<3} driver {:>5.2} (floor {:.2})   device {:>5.2} (floor {:.2})",
+                per(driver),
+                (descriptors * 16.0 + 2.0 + index) / 64.0,
+                per(device),
+                (8.0 + index) / 64.0,
+            );
+        }
+    }
+    println!();
+}
+
+/// Lines the driver changes adding a batch, and the device using it.
+fn written_lines(shape: Shape) -> (usize, usize) {
+    let mut ours = Ours::new(shape);
+    let areas = our_areas(&ours.queue);
+    let len = QueueOptions::new(SIZE, shape.features())
+        .tables(128)
+        .memory_len();
+    let snapshot = || (0..len as u64 / 2).map(|word| load16(areas.descriptors + word * 2));
+    let changed = |before: &[u16], after: &[u16]| {
+        let pairs = before.chunks(32).zip(after.chunks(32));
+        pairs.filter(|(before, after)| before != after).count()
+    };
+    let mut device = our_device(areas, shape.features());
+    let before: Vec<_> = snapshot().collect();
+    ours.add();
+    let added: Vec<_> = snapshot().collect();
+    while let Some(chain) = device.pop().expect("sound chains") {
+        device.complete(chain, 1);
+    }
+    let _ = device.publish();
+    let used: Vec<_> = snapshot().collect();
+    ours.reap();
+    (changed(&before, &added), changed(&added, &used))
 }

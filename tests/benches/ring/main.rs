@@ -1,6 +1,7 @@
 //! The ring engine against its peers, in one process, over the same memory and the same chains.
 //!
-//! `ring [PART]` prints the tables, or the rows whose label holds PART, and last the ratios.
+//! `ring [PART]` prints the tables, or the rows whose label holds PART (`cross` and `lines` are parts
+//! of their own), and last the ratios.
 //! `ring --count LABEL ROUNDS` runs one case so many times and nothing else: what the instruction
 //! counter is put on.
 
@@ -66,6 +67,12 @@ fn main() {
         if !table.rows.is_empty() {
             print(table, &mut ratios);
         }
+    }
+    if part.is_none_or(|part| part == "cross") {
+        driver::cross_thread();
+    }
+    if part.is_none_or(|part| part == "lines") {
+        driver::lines();
     }
     println!("ratios: {}", ratios.join(", "));
 }
