@@ -9,6 +9,7 @@
 mod arena;
 mod device;
 mod driver;
+mod lines;
 mod memory;
 
 use std::process::Command;
@@ -72,6 +73,7 @@ fn main() {
         driver::cross_thread();
     }
     if part.is_none_or(|part| part == "lines") {
+        lines::print();
         driver::lines();
     }
     println!("ratios: {}", ratios.join(", "));
