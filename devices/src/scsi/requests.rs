@@ -169,8 +169,12 @@ impl Requests {
         };
         let block = nexus.facts.block;
         let (out, into) = (command.data_out(block), command.data_in(block));
-        // One block is repeated: less or more of it is a misunderstanding of the command, not of its length.
-        if matches!(command, Command::WriteSame { .. }) && request.data_out_len() != out {
+        // A block to repeat, or old and new data to swap: with less or more of it the command was not meant so.
+        let exact = matches!(
+            command,
+            Command::WriteSame { .. } | Command::CompareAndWrite { .. }
+        );
+        if exact && request.data_out_len() != out {
             let status = Sense::INVALID_FIELD_IN_CDB.into();
             return reply(queue, request, Err(status), 0, descriptors);
         }

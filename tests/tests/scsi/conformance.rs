@@ -411,6 +411,10 @@ fn compare_and_write_is_all_or_nothing() {
             &compare_and_write(&mut unit, end, &block, &block, 0),
             OUT_OF_RANGE,
         );
+        // A count of 256 is 0 in its byte, but data for 256 blocks is not nothing.
+        let none = cdb(Sixteen, 0x89, 0, 0, 0);
+        unit.guest.to(&none, &[], 0).expect_good();
+        refused(&unit.guest.to(&none, &block.repeat(512), 0), BAD_FIELD);
         assert_eq!(unit.reported_bits(0x89) & 0x18, 0x18);
     }
 }
