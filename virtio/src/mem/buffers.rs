@@ -128,7 +128,7 @@ impl<M: GuestRam> Buffers<M> {
 
 /// A place in a run of segments. Copying it remembers the place.
 #[derive(Clone, Copy, Debug)]
-pub struct Cursor<'a> {
+pub(crate) struct Cursor<'a> {
     segments: &'a [Segment],
     /// Bytes of the first segment that lie behind.
     offset: usize,
@@ -139,8 +139,7 @@ pub struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     /// Bytes ahead.
     #[inline]
-    #[must_use]
-    pub fn remaining(&self) -> u64 {
+    pub(crate) fn remaining(&self) -> u64 {
         self.remaining
     }
 
@@ -169,14 +168,14 @@ impl<'a> Cursor<'a> {
     }
 
     /// Moves on by `len` bytes, or as many as are there; returns how many.
-    pub fn skip(&mut self, len: u64) -> u64 {
+    pub(crate) fn skip(&mut self, len: u64) -> u64 {
         let before = self.remaining;
         self.walk(len, |_| ());
         before.saturating_sub(self.remaining)
     }
 
     /// Copies out as many bytes as `dst` takes and are there; returns how many.
-    pub fn copy_to(&mut self, dst: &mut [u8]) -> usize {
+    pub(crate) fn copy_to(&mut self, dst: &mut [u8]) -> usize {
         let mut rest = &mut dst[..];
         let mut done: usize = 0;
         self.walk(u64::try_from(rest.len()).unwrap_or(u64::MAX), |piece| {
@@ -210,7 +209,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The pieces ahead, none of them empty.
-    pub fn segments(&self) -> impl Iterator<Item = Segment> + Clone + use<'a> {
+    pub(crate) fn segments(&self) -> impl Iterator<Item = Segment> + Clone + use<'a> {
         let (mut offset, mut left) = (self.offset, self.remaining);
         self.segments.iter().map_while(move |segment| {
             if left == 0 {
@@ -224,8 +223,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `len` bytes, and what follows; `None` when there are fewer.
-    #[must_use]
-    pub fn split_at(self, len: u64) -> Option<(Self, Self)> {
+    pub(crate) fn split_at(self, len: u64) -> Option<(Self, Self)> {
         self.remaining.checked_sub(len)?;
         let mut rest = self;
         rest.skip(len);

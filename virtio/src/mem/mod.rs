@@ -25,8 +25,7 @@ pub(crate) mod reset;
 pub(crate) mod testbed;
 mod translate;
 
-pub(crate) use buffers::Buffers;
-pub use buffers::Cursor;
+pub(crate) use buffers::{Buffers, Cursor};
 pub(crate) use device_ring::{DeviceRing, RingFault};
 pub use plain::PlainRam;
 pub use ram::{Access, GuestRam, RamRegion, Segment};

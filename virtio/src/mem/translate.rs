@@ -60,9 +60,7 @@ impl Translator {
             None => Table::Scattered(Scattered { addr, entries, ram }),
         })
     }
-}
 
-impl Translator {
     #[inline(always)]
     fn hint(&self, access: Access) -> &Cell<RamRegion> {
         match access {
