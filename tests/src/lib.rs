@@ -9,4 +9,5 @@ pub mod assets;
 pub mod dmesg;
 pub mod fuzz;
 pub mod guest;
+pub mod network;
 pub mod terminal;
