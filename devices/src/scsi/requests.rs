@@ -181,14 +181,11 @@ impl Requests {
         if out > request.data_out_len() || into > request.data_in_len() {
             return refuse(queue, request, response::OVERRUN);
         }
-        match command {
-            Command::ReportLuns { select, .. } => {
-                nexus.settle(attention::LUNS_CHANGED);
-                let luns = self.luns(nexus.place.target).unwrap_or_default();
-                let result = luns::report_luns(select, &luns).map(|data| exec::cut(&command, data));
-                return reply(queue, request, result.map_err(Status::from), 0, descriptors);
-            }
-            _ => {}
+        if let Command::ReportLuns { select, .. } = command {
+            nexus.settle(attention::LUNS_CHANGED);
+            let luns = self.luns(nexus.place.target).unwrap_or_default();
+            let result = luns::report_luns(select, &luns).map(|data| exec::cut(&command, data));
+            return reply(queue, request, result.map_err(Status::from), 0, descriptors);
         }
         let list = parameter_list(&command, &request, out);
         match exec::run(&nexus, &command, &list) {

@@ -26,6 +26,7 @@ pub(crate) const MODULES: &[&str] = &[
     "crc32c_generic",
     "crc32c_intel",
     "ext4",
+    "xfs",
     "button",
     "evdev",
 ];
