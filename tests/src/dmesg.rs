@@ -18,6 +18,10 @@ const ALLOWED: &[Allowed] = &[
         reason: "said before ACPI shows the memory-mapped configuration space; ports are off",
     },
     Allowed {
+        part: "Power-on or device reset occurred",
+        reason: "every SCSI disk reports its power-on once, as SAM-5 demands, and Linux says so",
+    },
+    Allowed {
         part: "clocksource: Long readout interval, skipping watchdog check",
         reason: "the vCPU was not scheduled for a while",
     },

@@ -7,6 +7,9 @@ use splitring_tests::dmesg;
 use splitring_tests::guest::{Guest, Launch};
 use splitring_tests::network::{Tap, Toolbox, collect, content, serve};
 
+/// The guest's shell would take its own, simpler ones.
+const IP: &str = "/usr/bin/ip";
+const PING: &str = "/usr/bin/ping";
 const TRANSFER: usize = 8 << 20;
 
 /// The two ends of one test's network; every test has its own, so that they can run side by side.
@@ -139,14 +142,15 @@ fn small_and_large_frames_pass_and_ipv6_too() {
         guest.succeed(&format!("ip link set eth0 mtu {mtu}"));
         let payload = mtu - 28;
         guest.succeed(&format!(
-            "ping -q -c 3 -M do -s {payload} -w 30 {}",
+            "{PING} -q -c 3 -M do -s {payload} -w 30 {}",
             net.host
         ));
     }
     tap.set_mtu(1500);
-    guest.succeed("ip link set eth0 mtu 1500 && ip addr add fd77::2/64 dev eth0 nodad");
+    guest.succeed(&format!("{IP} link set eth0 mtu 1500"));
+    guest.succeed(&format!("{IP} addr add fd77::2/64 dev eth0 nodad"));
     tools.sh(&format!("ip addr add fd77::1/64 dev {} nodad", net.tap));
-    guest.succeed("ping -q -c 3 -s 1400 -w 30 fd77::1");
+    guest.succeed(&format!("{PING} -q -c 3 -s 1400 -w 30 fd77::1"));
     check_log(&mut guest);
     guest.power_off();
 }
@@ -162,7 +166,9 @@ fn promiscuity_multicast_and_a_changed_address_work() {
     guest.succeed("ip link set eth0 promisc on && ip link set eth0 promisc off");
     guest.succeed("ip link set eth0 down && ip link set eth0 address 02:00:00:77:04:99 && ip link set eth0 up");
     guest.succeed(&format!("ping -q -c 3 -w 30 {}", net.host));
-    guest.succeed("ip link set eth0 allmulticast on && ip maddr add 33:33:00:00:77:04 dev eth0");
+    guest.succeed(&format!(
+        "{IP} link set eth0 allmulticast on && {IP} maddr add 33:33:00:00:77:04 dev eth0"
+    ));
     net.transfer(&mut guest);
     check_log(&mut guest);
     guest.power_off();

@@ -160,7 +160,8 @@ fn scsi_conformance_of_the_other_scsi_families() {
     ] {
         passes(&mut guest, family, "/dev/sg0", run, &[]);
     }
-    passes(&mut guest, "SCSI.ReadOnly", "/dev/sdb", 1, &[]);
+    // The kernel opens a read-only disk for reading only; the suite wants to write and be refused.
+    passes(&mut guest, "SCSI.ReadOnly", "/dev/sg1", 1, &[]);
 }
 
 #[test]
@@ -184,9 +185,9 @@ fn scsi_sg3_utils_find_what_they_look_for() {
             "Splitring disk",
             "Unit serial number: S1",
             "SPC-4",
-            "SBC-3",
         ],
     );
+    expect("sg_inq --descriptors /dev/sda", &["SPC-4", "SBC-3"]);
     for page in ["0", "sn", "di", "bl", "bdc", "lbpv"] {
         expect(&format!("sg_vpd --page={page} /dev/sda"), &[]);
     }
@@ -222,6 +223,8 @@ fn scsi_sg3_utils_find_what_they_look_for() {
     );
     expect("sg_sync /dev/sda", &[]);
     expect("sg_reset --device /dev/sda", &[]);
+    // The first command after the reset is told of it.
+    expect("sg_turs /dev/sda; sg_turs /dev/sda", &[]);
     expect(
         "sg_persist --in --report-capabilities /dev/sda",
         &["Compatible Reservation Handling(CRH): 0"],
@@ -383,6 +386,8 @@ fn scsi_hundreds_of_disks_are_found_and_cost_nothing_while_idle() {
         DISKS.to_string()
     );
     guest.succeed("for d in /sys/block/sd*; do dd if=/dev/${d##*/} of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null || exit 1; done");
+    // Else the root disk's journal and its timer count as well.
+    guest.succeed("sync; mount -o remount,ro /");
     std::thread::sleep(Duration::from_secs(3));
     let (_, before) = cost(&guest);
     std::thread::sleep(Duration::from_secs(5));

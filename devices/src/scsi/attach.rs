@@ -147,7 +147,8 @@ fn facts(unit: &UnitConfig, geometry: &Geometry) -> Result<Facts, ScsiError> {
         Media::Cdrom => (Kind::Cdrom, cdrom::BLOCK),
     };
     let blocks = |bytes: u32| bytes.checked_div(block).unwrap_or(0);
-    let thin = kind == Kind::Disk && geometry.discard.is_some();
+    // A read-only disk knows the commands that deallocate and refuses them as it refuses every write: as protected.
+    let thin = kind == Kind::Disk && (geometry.discard.is_some() || geometry.read_only);
     let exponent = geometry
         .physical_block
         .trailing_zeros()
