@@ -29,6 +29,8 @@ const MEMORY_MIB: u32 = 8192;
 /// Emulates SVM with nested paging, which Debian's kvm-amd drives. It does not intercept XSETBV, so
 /// that a guest would change the lab's own XSAVE state: there is none, nor what depends on it.
 const CPU: &str = "EPYC,+svm,+npt,-xsave,-avx,-avx2,-f16c,-fma";
+/// A lab without a sign of life for so long hangs: it gives one every ten seconds.
+const STANDSTILL: Duration = Duration::from_secs(180);
 /// What `timeout(1)` answers, too.
 const TIMED_OUT: i32 = 124;
 /// For a command that a signal ended.
@@ -327,6 +329,7 @@ fn arguments(options: &Options, dir: &Path, kernel: &Kernel, channels: &Channels
 /// Waits for the command's exit status, the lab's end, or the timeout.
 fn wait(dir: &Path, qemu: &mut Process, timeout: Duration) -> Result<i32> {
     let started = Instant::now();
+    let (mut beat, mut alive) = (None, started);
     loop {
         let ended = qemu.ended()?.is_some();
         if let Some(code) = script::status(dir) {
@@ -336,6 +339,17 @@ fn wait(dir: &Path, qemu: &mut Process, timeout: Duration) -> Result<i32> {
             bail!(
                 "the lab ended before the command did\n{}\n{}",
                 tail(&dir.join("qemu.log")),
+                tail(&dir.join("console.log"))
+            );
+        }
+        let now = script::beat(dir);
+        if now != beat {
+            (beat, alive) = (now, Instant::now());
+        }
+        if alive.elapsed() > STANDSTILL {
+            bail!(
+                "the lab stood still for {} s\n{}",
+                STANDSTILL.as_secs(),
                 tail(&dir.join("console.log"))
             );
         }

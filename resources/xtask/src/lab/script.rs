@@ -15,6 +15,11 @@ pub(crate) fn init(dir: &Path) -> PathBuf {
     dir.join("init")
 }
 
+/// The last sign of life, if there was one.
+pub(crate) fn beat(dir: &Path) -> Option<String> {
+    fs::read_to_string(dir.join("beat")).ok()
+}
+
 /// The command's exit status, once it has ended.
 pub(crate) fn status(dir: &Path) -> Option<i32> {
     // The newline tells a whole number from a half-written one.
@@ -87,6 +92,8 @@ port() {{
     if [ "$(bb cat $entry/name)" = "$1" ]; then echo /dev/${{entry##*/}}; return; fi
   done
 }}
+# A sign of life for whoever waits outside: the emulator hangs now and then.
+while :; do bb date +%s >{dir}/beat; bb sleep 10; done &
 {start}
 code=$?
 bb sync

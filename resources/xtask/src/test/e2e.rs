@@ -193,6 +193,7 @@ impl Board {
             worker.to_string().into(),
         ];
         let mut blamed = BTreeSet::new();
+        let mut stillborn = 0;
         loop {
             let outcome = match lab {
                 Some(options) => lab::run(options, &command, lab::Output::Watch),
@@ -204,7 +205,12 @@ impl Board {
                 Err(error) => say(format!("worker {worker}: {error:#}")),
             }
             let Some(id) = self.unfinished(worker) else {
-                return;
+                // It ended between two tests, or before the first.
+                stillborn += 1;
+                if stillborn > 2 {
+                    return;
+                }
+                continue;
             };
             let name = self.tests.get(id).map_or("?", |test| &test.name);
             if !blamed.insert(id) {
