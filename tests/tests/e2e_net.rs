@@ -74,7 +74,7 @@ fn tools() -> (Disk, Toolbox) {
 }
 
 fn check_log(guest: &mut Guest) {
-    let log = guest.succeed("busybox dmesg -r");
+    let log = guest.succeed(dmesg::COMMAND);
     let unexpected = dmesg::unexpected(&log);
     assert!(
         unexpected.is_empty(),

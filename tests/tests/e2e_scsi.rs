@@ -394,7 +394,7 @@ fn scsi_hundreds_of_disks_are_found_and_cost_nothing_while_idle() {
     let (_, after) = cost(&guest);
     println!("device threads woke {} times in 5 s", after - before);
     assert!(after - before <= 5, "{} wake-ups", after - before);
-    let log = guest.succeed("busybox dmesg -r");
+    let log = guest.succeed(dmesg::COMMAND);
     let unexpected = dmesg::unexpected(&log);
     assert!(unexpected.is_empty(), "{}", unexpected.join("\n"));
     guest.power_off();
