@@ -16,7 +16,13 @@ fn guest(disks: &[(&Disk, &str)]) -> (Disk, Guest) {
     for (disk, keys) in disks {
         launch = launch.disk(disk.path(), &format!(",bus=scsi{keys}"));
     }
-    (root, launch.boot())
+    let mut guest = launch.boot();
+    // Linux looks for disks on a thread of its own, which may not be done when process 1 is.
+    let count = disks.len();
+    guest.succeed(&format!(
+        "for n in $(seq 150); do [ $(ls -d /sys/block/s[dr]* 2>/dev/null | wc -l) = {count} ] && break; sleep 1; done"
+    ));
+    (root, guest)
 }
 
 /// How long one family may take under software emulation.

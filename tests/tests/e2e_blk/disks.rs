@@ -1,0 +1,317 @@
+//! Disks under stock kernels: data integrity over a sample of configurations, what the guest learns about a disk,
+//! space given back to the host, sizes changed while it runs, errors of the host, and a killed VMM.
+//!
+//! Run by `cargo xtask test`, which knows where a stock kernel can run.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use splitring_tests::assets::{Disk, Image, Kernel};
+use splitring_tests::guest::{Guest, Launch};
+
+const MIB: u64 = 1 << 20;
+
+/// A guest with the tools and room to use them; its first disk is the root.
+fn guest() -> (Launch, Disk) {
+    let kernel = Kernel::named("6.12-cloud");
+    let root = Disk::copy_of("tools");
+    let launch = Launch::new(&kernel, Image::Vmlinux).memory("768M").cpus(2);
+    (launch.root_disk(root.path()), root)
+}
+
+/// The device file of disk number `index`, the root being 0.
+fn device(index: usize) -> String {
+    let letter = char::from(b'a' + u8::try_from(index).expect("few"));
+    format!("/dev/vd{letter}")
+}
+
+/// A pattern written and verified by fio.
+fn verify(guest: &mut Guest, index: usize, options: &str) {
+    let file = device(index);
+    let line = format!(
+        "fio --name=verify --filename={file} --verify=crc32c --verify_fatal=1 --ioengine=libaio --size=24M \
+         --randrepeat=1 --output=/tmp/fio {options} || {{ cat /tmp/fio; false; }}"
+    );
+    guest.succeed(&line);
+}
+
+/// Configurations and what runs on them: together each value of each key meets most values of the others.
+const SAMPLE: [(&str, &str); 8] = [
+    ("", "--rw=randwrite --bs=4k --iodepth=32 --direct=1"),
+    (
+        ",queue-size=4,hide=indirect-desc,aio=ring",
+        "--rw=randwrite --bsrange=512-16k --iodepth=8 --direct=1",
+    ),
+    (
+        ",queue-size=16,queues=4,block-size=4096,hide=event-idx",
+        "--rw=randwrite --bsrange=4k-128k --iodepth=128 --direct=1",
+    ),
+    (
+        ",queue-size=1024,queues=2,block-size=4096,aio=ring,direct=on",
+        "--rw=randwrite --bs=64k --iodepth=16 --direct=1",
+    ),
+    (
+        ",queue-size=64,hide=event-idx:indirect-desc,aio=plain,direct=on",
+        "--rw=write --bs=4k --iodepth=1 --direct=0 --fsync=64",
+    ),
+    (
+        ",queue-size=1024,hide=indirect-desc,cache=writethrough",
+        "--rw=randwrite --bsrange=4k-1m --iodepth=64 --direct=1",
+    ),
+    (
+        ",queue-size=32,queues=2,aio=ring,hide=flush:config-wce",
+        "--rw=write --bs=1m --iodepth=4 --direct=1",
+    ),
+    (
+        ",aio=ring,hide=event-idx",
+        "--rw=randtrimwrite --bs=4k --iodepth=16 --direct=1",
+    ),
+];
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test --soak"]
+fn soak_what_is_written_is_read_again_in_a_sample_of_all_configurations() {
+    let (mut launch, _root) = guest();
+    let disks: Vec<Disk> = SAMPLE.iter().map(|_| Disk::empty(32 * MIB)).collect();
+    for (disk, (keys, _)) in disks.iter().zip(SAMPLE) {
+        launch = launch.disk(disk.path(), keys);
+    }
+    let mut guest = launch.boot();
+    for (index, (_, options)) in (1..).zip(SAMPLE) {
+        verify(&mut guest, index, options);
+    }
+    let exit = guest.power_off();
+    assert_eq!(exit.errors, "", "nothing to report");
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test --soak"]
+fn soak_the_guest_learns_what_its_disks_are() {
+    let (launch, _root) = guest();
+    let (small, large, fixed) = (
+        Disk::empty(16 * MIB),
+        Disk::empty(64 * MIB),
+        Disk::empty(8 * MIB),
+    );
+    fixed_content(fixed.path());
+    let mut guest = launch
+        .disk(small.path(), ",serial=a-serial-number-longer-than-20")
+        .disk(
+            large.path(),
+            ",block-size=4096,queues=2,queue-size=128,cache=writethrough",
+        )
+        .disk(fixed.path(), ",readonly=on")
+        .boot();
+    let mut sysfs = |disk: usize, name: &str| {
+        let path = format!(
+            "/sys/block/vd{}/{name}",
+            device(disk).pop().expect("a letter")
+        );
+        guest.succeed(&format!("cat {path}")).trim().to_owned()
+    };
+    assert_eq!(sysfs(1, "serial"), "a-serial-number-long");
+    assert_eq!(sysfs(1, "size"), (16 * MIB / 512).to_string());
+    assert_eq!(sysfs(1, "cache_type"), "write back");
+    assert_eq!(sysfs(1, "queue/physical_block_size"), "4096");
+    assert_ne!(sysfs(1, "queue/discard_max_bytes"), "0");
+    assert_ne!(sysfs(1, "queue/write_zeroes_max_bytes"), "0");
+    assert_eq!(sysfs(1, "queue/max_segments"), "254");
+    assert_eq!(sysfs(2, "queue/logical_block_size"), "4096");
+    assert_eq!(sysfs(2, "queue/max_segments"), "126");
+    assert_eq!(sysfs(2, "cache_type"), "write through");
+    assert_eq!(sysfs(3, "ro"), "1");
+    assert_eq!(guest.succeed("ls /sys/block/vdc/mq | wc -l").trim(), "2");
+    guest.succeed("dd if=/dev/vdd bs=4k count=1 2>/dev/null | grep -q 'fixed content'");
+    assert_ne!(
+        guest
+            .run("dd if=/dev/zero of=/dev/vdd bs=4k count=1 oflag=direct")
+            .status,
+        0
+    );
+    guest.power_off();
+}
+
+fn fixed_content(path: &Path) {
+    let file = fs::File::options()
+        .write(true)
+        .open(path)
+        .expect("the image");
+    file.write_all_at(b"fixed content", 0).expect("written");
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test --soak"]
+fn soak_trimmed_space_goes_back_to_the_host_and_a_grown_image_is_a_grown_disk() {
+    let (launch, _root) = guest();
+    let (trimmed, grown) = (Disk::empty(64 * MIB), Disk::empty(16 * MIB));
+    let used = || fs::metadata(trimmed.path()).expect("the image").blocks() * 512;
+    let mut guest = launch
+        .disk(trimmed.path(), "")
+        .disk(grown.path(), "")
+        .boot();
+    guest.succeed("mkfs.ext4 -q /dev/vdb && mkdir -p /mnt && mount /dev/vdb /mnt");
+    guest.succeed("dd if=/dev/urandom of=/mnt/file bs=1M count=40 2>/dev/null && sync");
+    assert!(used() > 40 * MIB, "{} bytes", used());
+    guest.succeed("rm /mnt/file && sync && fstrim -v /mnt");
+    assert!(used() < 16 * MIB, "{} bytes are left", used());
+    guest.succeed("umount /mnt && fsck.ext4 -f -n /dev/vdb");
+    guest.succeed("blkdiscard -f /dev/vdb && blkdiscard -f -z -o 1M -l 2M /dev/vdb");
+    assert!(used() < 4 * MIB, "{} bytes are left", used());
+
+    let file = fs::File::options()
+        .write(true)
+        .open(grown.path())
+        .expect("the image");
+    file.set_len(24 * MIB).expect("grown");
+    signal(guest.pid(), "USR1");
+    let sectors = 24 * MIB / 512;
+    guest.succeed(&format!(
+        "for i in $(seq 100); do [ $(cat /sys/block/vdc/size) = {sectors} ] && break; sleep 0.1; done; \
+         [ $(cat /sys/block/vdc/size) = {sectors} ]"
+    ));
+    guest.succeed("dd if=/dev/zero of=/dev/vdc bs=1M seek=23 count=1 oflag=direct");
+    guest.power_off();
+}
+
+fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(pid.to_string())
+        .status();
+    assert!(sent.expect("kill runs").success());
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test --soak"]
+fn soak_file_systems_stay_whole_under_stress() {
+    let (launch, _root) = guest();
+    let (large, small) = (Disk::empty(256 * MIB), Disk::empty(256 * MIB));
+    let mut guest = launch
+        .disk(large.path(), ",queues=2")
+        .disk(small.path(), ",queues=2,aio=ring")
+        .boot();
+    guest.succeed(
+        "mkfs.ext4 -q -b 4096 /dev/vdb && mkfs.ext4 -q -b 1024 /dev/vdc && mkdir -p /a /b",
+    );
+    guest.succeed("mount /dev/vdb /a && mount /dev/vdc /b");
+    for dir in ["/a", "/b"] {
+        guest.succeed(&format!(
+            "stress-ng --temp-path {dir} --iomix 1 --iomix-bytes 16M --hdd 1 --hdd-bytes 16M --verify --timeout 15 >/tmp/stress 2>&1 \
+             || {{ cat /tmp/stress; false; }}"
+        ));
+    }
+    guest.succeed("umount /a && umount /b && fsck.ext4 -f -n /dev/vdb && fsck.ext4 -f -n /dev/vdc");
+    guest.power_off();
+}
+
+/// Runs `test` with a directory on a file system of `size` bytes of its own. Needs root, which the lab has.
+fn on_a_small_file_system(size: u64, test: impl FnOnce(&Path)) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+        .arg(dir.path())
+        .status()
+        .expect("mount runs");
+    assert!(mounted.success(), "mounting a file system needs root");
+    test(dir.path());
+    let unmounted = Command::new("umount")
+        .arg(dir.path())
+        .status()
+        .expect("umount runs");
+    assert!(unmounted.success());
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test --soak"]
+fn soak_a_full_host_is_an_error_in_the_guest_and_nothing_more() {
+    on_a_small_file_system(4 * MIB, |dir| {
+        let path = dir.join("image");
+        fs::File::create(&path)
+            .and_then(|file| file.set_len(64 * MIB))
+            .expect("a sparse image");
+        let (launch, _root) = guest();
+        let mut guest = launch.disk(&path, ",id=full").boot();
+        guest.succeed("dd if=/dev/zero of=/dev/vdb bs=64k count=16 oflag=direct 2>/dev/null");
+        let reply = guest.run("dd if=/dev/urandom of=/dev/vdb bs=64k count=256 oflag=direct 2>&1");
+        assert_ne!(reply.status, 0);
+        assert!(reply.output.contains("error"), "{}", reply.output);
+        // What was written before is still there, and the disk goes on as far as it can.
+        guest.succeed(
+            "dd if=/dev/vdb bs=64k count=1 iflag=direct 2>/dev/null | wc -c | grep -q 65536",
+        );
+        guest.succeed("blkdiscard -f /dev/vdb && dd if=/dev/urandom of=/dev/vdb bs=64k count=8 oflag=direct 2>/dev/null");
+        let exit = guest.power_off();
+        assert!(
+            exit.errors
+                .contains("full: Write failed: no space left on the host"),
+            "{}",
+            exit.errors
+        );
+    });
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test --soak"]
+fn soak_a_killed_vmm_leaves_image_and_lock_as_they_have_to_be() {
+    let data = Disk::empty(128 * MIB);
+    let (launch, root) = guest();
+    let mut guest = launch.disk(data.path(), "").boot();
+    guest.succeed("mkfs.ext4 -q /dev/vdb && mkdir -p /mnt && mount /dev/vdb /mnt");
+    // Says a number only once it is stable.
+    guest.type_line(
+        "i=0; while :; do i=$((i+1)); echo $i >/mnt/$i; sync /mnt/$i /mnt; echo stable $i; done",
+    );
+    let mut last = 0;
+    for _ in 0..40 {
+        guest.wait_for("stable ");
+        last += 1;
+    }
+    signal(guest.pid(), "KILL");
+    assert_eq!(guest.finish().code, None);
+    drop(root);
+
+    let (launch, _root) = self::guest();
+    let mut guest = launch.disk(data.path(), "").boot();
+    guest.succeed("mkdir -p /mnt && mount /dev/vdb /mnt");
+    guest.succeed(&format!(
+        "( for i in $(seq {last}); do [ $(cat /mnt/$i) = $i ] || exit 1; done )"
+    ));
+    guest.succeed("umount /mnt && fsck.ext4 -f -n /dev/vdb");
+    guest.power_off();
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test --soak"]
+fn soak_limits_hold_and_an_idle_disk_is_not_slower_for_them() {
+    let (launch, _root) = guest();
+    let (requests, bytes) = (Disk::empty(16 * MIB), Disk::empty(64 * MIB));
+    let mut guest = launch
+        .disk(requests.path(), ",iops=200")
+        .disk(bytes.path(), ",bandwidth=8M")
+        .boot();
+    let mut seconds = |line: &str| {
+        let text = format!("t=$(date +%s%N); {line}; echo $(( ($(date +%s%N) - t) / 1000000 ))");
+        let output = guest.succeed(&text);
+        let millis: u64 = output
+            .trim()
+            .lines()
+            .last()
+            .and_then(|line| line.trim().parse().ok())
+            .expect(&output);
+        Duration::from_millis(millis).as_secs_f64()
+    };
+    let took = seconds("dd if=/dev/zero of=/dev/vdb bs=4k count=620 oflag=direct 2>/dev/null");
+    assert!(
+        (2.9..4.5).contains(&took),
+        "600 requests beyond the burst at 200 a second took {took} s"
+    );
+    let took = seconds("dd if=/dev/zero of=/dev/vdc bs=256k count=100 oflag=direct 2>/dev/null");
+    assert!(
+        (2.8..4.5).contains(&took),
+        "25 MiB at 8 MiB a second took {took} s"
+    );
+    guest.power_off();
+}
