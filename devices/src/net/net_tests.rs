@@ -85,9 +85,6 @@ impl FramePort for ListPort {
         buffers::copy_in(&[header.as_bytes(), &frame], into);
         Ok(Some((HEADER_SIZE + frame.len()) as u64))
     }
-    fn discard(&mut self) -> io::Result<bool> {
-        Ok(self.host.lock().unwrap().to_guest.pop_front().is_some())
-    }
     fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool> {
         let mut host = self.host.lock().unwrap();
         if host.full {

@@ -271,10 +271,6 @@ impl FramePort for PasstPort {
         })
     }
 
-    fn discard(&mut self) -> io::Result<bool> {
-        Ok(self.next(|_| ())?.is_some())
-    }
-
     fn send(&mut self, _: &Header, frame: &[Segment]) -> io::Result<bool> {
         if !self.outbound.flush(&self.stream)? {
             return Ok(false);

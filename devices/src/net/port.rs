@@ -56,9 +56,6 @@ pub trait FramePort: Send {
     /// A frame longer than `into` is cut, and the length says so by being larger than `into` holds.
     fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>>;
 
-    /// Takes the next frame off and drops it. `false`: none waits.
-    fn discard(&mut self) -> io::Result<bool>;
-
     /// Sends a frame behind `header`. `false`: there is no room now; the frame was not taken.
     fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool>;
 }

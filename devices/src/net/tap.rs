@@ -269,10 +269,6 @@ impl FramePort for TapPort {
         self.vectors.read(self.queue.file.as_fd(), into, &mut rest)
     }
 
-    fn discard(&mut self) -> io::Result<bool> {
-        Ok(self.receive(&[])?.is_some())
-    }
-
     fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool> {
         // The header is the copy that was judged: the guest may have changed its own since.
         Ok(self

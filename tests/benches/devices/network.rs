@@ -3,12 +3,11 @@
 //! The machine's end runs from the same disk as the guest's, mounted over a loop device: nothing has
 //! to be installed.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
-use tempfile::TempDir;
+use splitring_tests::network::{Tap, Toolbox};
 
 use crate::Mode;
 use crate::peers::{self, Extra};
@@ -25,7 +24,9 @@ const INSTRUCTIONS_PER_S: f64 = 1e9;
 pub(crate) fn run(mode: Mode) -> Table {
     let root = Disk::copy_of("tools");
     let server_root = Disk::copy_of("tools");
-    let _server = Server::start(server_root.path());
+    let tools = Toolbox::mount(server_root.path());
+    let _tap = Tap::create(&tools, TAP, "", &format!("{HOST}/24"));
+    let _server = Server(tools.spawn("iperf3", &["-s"]));
     let mut table = Table::default();
     for round in 0..mode.rounds() {
         let mut subjects = [
@@ -105,53 +106,13 @@ fn average_ms(summary: &str) -> f64 {
         .expect(summary)
 }
 
-/// The tap device and an iperf3 server on this machine; gone when dropped.
-struct Server {
-    child: Child,
-    mount: TempDir,
-}
-
-impl Server {
-    fn start(root: &Path) -> Self {
-        let mount = TempDir::new_in("/dev/shm").expect("a directory in memory");
-        let at: PathBuf = mount.path().into();
-        sh(&format!(
-            "mount -o loop {} {}",
-            root.display(),
-            at.display()
-        ));
-        sh(&format!(
-            "chroot {0} ip tuntap add {TAP} mode tap && chroot {0} ip addr add {HOST}/24 dev {TAP} && \
-             chroot {0} ip link set {TAP} up",
-            at.display()
-        ));
-        let child = Command::new("chroot")
-            .arg(&at)
-            .args(["iperf3", "-s"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("iperf3 starts");
-        Self { child, mount }
-    }
-}
+/// An iperf3 server on this machine; killed when dropped.
+struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Best effort: in the lab everything ends with it.
-        drop(self.child.kill());
-        drop(self.child.wait());
-        let at = self.mount.path().display();
-        let undo = format!("chroot {at} ip link del {TAP}; umount {at}");
-        drop(Command::new("/bin/sh").args(["-c", &undo]).status());
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
-}
-
-fn sh(line: &str) {
-    let status = Command::new("/bin/sh")
-        .args(["-c", line])
-        .status()
-        .expect("a shell");
-    assert!(status.success(), "`{line}` failed: {status}");
 }
