@@ -243,6 +243,8 @@ pub enum Fate {
     /// It is carried out, but its completion comes only after the queue was asked for completions this many times
     /// more; so requests overtake one another.
     Delay(u32),
+    /// The host keeps it, without an effect, until it is cancelled or drained.
+    Hang,
 }
 
 /// A request as a [`FaultyDisk`] saw it.
@@ -327,6 +329,7 @@ impl Disk for FaultyDisk {
             })?,
             delays: Vec::new(),
             held: Vec::new(),
+            hung: Vec::new(),
             answered: Vec::new(),
         }))
     }
@@ -344,7 +347,18 @@ struct FaultyQueue {
     /// Tags under way whose completions will be held, and for how long.
     delays: Vec<(u64, u32)>,
     held: Vec<(u32, Completion)>,
+    hung: Vec<u64>,
     answered: Vec<Completion>,
+}
+
+impl FaultyQueue {
+    fn fail(&mut self, tag: u64, fault: IoFault) {
+        self.answered.push(Completion {
+            tag,
+            result: Err(fault),
+            buffer: None,
+        });
+    }
 }
 
 impl DiskQueue for FaultyQueue {
@@ -395,12 +409,12 @@ impl DiskQueue for FaultyQueue {
                 self.delays.push((tag, turns));
                 self.inner.submit(tag, op)
             }
+            Fate::Hang => {
+                self.hung.push(tag);
+                Ok(())
+            }
             Fate::Fail(fault) => {
-                self.answered.push(Completion {
-                    tag,
-                    result: Err(fault),
-                    buffer: None,
-                });
+                self.fail(tag, fault);
                 Ok(())
             }
         }
@@ -449,12 +463,26 @@ impl DiskQueue for FaultyQueue {
         self.inner
             .in_flight()
             .saturating_add(self.held.len())
+            .saturating_add(self.hung.len())
             .saturating_add(self.answered.len())
+    }
+
+    fn cancel(&mut self, tag: u64) {
+        match self.hung.iter().position(|hung| *hung == tag) {
+            Some(place) => {
+                self.hung.swap_remove(place);
+                self.fail(tag, IoFault::Cancelled);
+            }
+            None => self.inner.cancel(tag),
+        }
     }
 
     fn drain(&mut self, out: &mut Vec<Completion>) {
         self.inner.drain(out);
         self.delays.clear();
+        for tag in std::mem::take(&mut self.hung) {
+            self.fail(tag, IoFault::Cancelled);
+        }
         out.extend(self.held.drain(..).map(|(_, completion)| completion));
         out.append(&mut self.answered);
     }

@@ -87,7 +87,7 @@ pub enum IoFault {
     /// An earlier flush failed, so what is stable is not known any more.
     #[error("an earlier flush failed")]
     FlushLost,
-    /// Cancelled by [`drain`](super::DiskQueue::drain) before it had an effect.
+    /// Given up by the host because [`cancel`](super::DiskQueue::cancel) or [`drain`](super::DiskQueue::drain) asked.
     #[error("cancelled")]
     Cancelled,
     /// The host did not give it back in time.

@@ -205,6 +205,10 @@ impl DiskQueue for LimitedQueue {
         self.inner.in_flight()
     }
 
+    fn cancel(&mut self, tag: u64) {
+        self.inner.cancel(tag);
+    }
+
     fn drain(&mut self, out: &mut Vec<Completion>) {
         self.inner.drain(out);
     }

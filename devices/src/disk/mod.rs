@@ -153,6 +153,11 @@ pub trait DiskQueue: Send {
     /// Requests submitted and not yet returned by [`completions`](Self::completions).
     fn in_flight(&self) -> usize;
 
+    /// Asks the host to let go of request `tag`. It completes all the same, and once: with [`IoFault::Cancelled`], then
+    /// perhaps with a part of its effect, or as if nobody had asked if the host has it done already or can't let go.
+    /// Its memory is in use until then. Does nothing where requests are done when they are submitted.
+    fn cancel(&mut self, _tag: u64) {}
+
     /// Cancels what can be cancelled and waits for the rest, for a bounded time; what is still with the host after
     /// that is reported as [`IoFault::Stuck`], and the guest memory it may write is kept mapped for good. The
     /// completions are appended to `out`. Afterwards nothing is in flight.

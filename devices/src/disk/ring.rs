@@ -51,6 +51,8 @@ struct Slot {
     offset: u64,
     transfer: Transfer,
     busy: u8,
+    /// It is not to be taken up again: somebody asked for it to be given up.
+    cancelled: bool,
 }
 
 pub(super) struct RingQueue {
@@ -63,7 +65,7 @@ pub(super) struct RingQueue {
     ring: Option<Ring>,
     slots: Vec<Slot>,
     free: Vec<u16>,
-    /// Slots pushed to the submission queue and not taken by the kernel yet, in order.
+    /// Slots pushed to the submission queue and not taken by the kernel yet, in order; a cancellation has none.
     pushed: Vec<u16>,
     done: Vec<Completion>,
     cached: Cached,
@@ -89,6 +91,7 @@ impl RingQueue {
             offset: 0,
             transfer: Transfer::default(),
             busy: 0,
+            cancelled: false,
         };
         Self {
             home,
@@ -117,6 +120,7 @@ impl RingQueue {
     ) -> Option<Result<u64, IoFault>> {
         let slot = self.slots.get_mut(usize::from(index))?;
         (slot.tag, slot.seat, slot.busy) = (tag, seat, 0);
+        slot.cancelled = false;
         let Some(image) = seated(&self.images, seat) else {
             return Some(Err(IoFault::Host(libc::EBADF)));
         };
@@ -248,6 +252,13 @@ impl RingQueue {
 
     /// Puts a slot into the submission queue, or answers it if that can't be.
     fn push(&mut self, index: u16) {
+        if self
+            .slots
+            .get(usize::from(index))
+            .is_some_and(|slot| slot.cancelled)
+        {
+            return self.finish(index, Err(IoFault::Cancelled));
+        }
         let entry = self.entry(index);
         // There is an entry for each slot, and a slot is pushed once until the kernel took it, so there is room.
         let pushed = entry.zip(self.ring.as_mut()).is_some_and(|(entry, ring)| {
@@ -436,10 +447,12 @@ impl RingQueue {
                 self.zero_otherwise(index);
             }
             (step, Err(_)) => {
-                if matches!(step, Step::Flush) {
+                let errno = result.saturating_neg();
+                // One that was given up before it began says nothing about the medium.
+                if matches!(step, Step::Flush) && !matches!(errno, libc::ECANCELED | libc::EINTR) {
                     image.flush_failed();
                 }
-                self.finish(index, Err(IoFault::from_errno(result.saturating_neg())));
+                self.finish(index, Err(IoFault::from_errno(errno)));
             }
         }
     }
@@ -546,6 +559,10 @@ impl DiskQueue for RingQueue {
 
     fn events(&self) -> Vec<BorrowedFd<'_>> {
         self.ring.iter().map(|ring| ring.event.as_fd()).collect()
+    }
+
+    fn cancel(&mut self, tag: u64) {
+        self.cancel_tag(tag);
     }
 
     fn in_flight(&self) -> usize {

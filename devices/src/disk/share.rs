@@ -110,6 +110,11 @@ impl RingShare {
         self.0.in_flight()
     }
 
+    /// As [`DiskQueue::cancel`].
+    pub fn cancel(&mut self, tag: u64) {
+        self.0.cancel(tag);
+    }
+
     /// As [`DiskQueue::drain`]; then every disk leaves. To be called on the thread that submits.
     pub fn drain(&mut self, out: &mut Vec<Completion>) {
         self.0.drain(out);
@@ -210,6 +215,49 @@ mod tests {
         let seat = ring.join(&second.member().unwrap()).unwrap();
         ring.submit(seat, 2, read(0)).unwrap();
         assert_eq!(run(&mut ring, 1)[0].buffer, Some(vec![2; 512]));
+    }
+
+    /// A disk whose host never answers: what it reads is a pipe that nobody writes to.
+    fn silent() -> (NamedTempFile, std::io::PipeWriter, Member) {
+        let file = NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let mut image = Image::open(&DiskConfig::new(file.path())).unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        image.file = std::os::fd::OwnedFd::from(reader).into();
+        (file, writer, Member(Arc::new(image)))
+    }
+
+    #[test]
+    fn one_request_that_hangs_in_the_host_is_cancelled_and_others_are_not() {
+        let ((_keep, _writer, silent), (_keep_too, other)) = (silent(), disk(9));
+        let rings = SharedRings::new(1, 4, 2).unwrap();
+        let mut ring = rings.take(0, ram()).unwrap();
+        let hanging = ring.join(&silent).unwrap();
+        let seat = ring.join(&other.member().unwrap()).unwrap();
+        for tag in [1, 2] {
+            ring.submit(hanging, tag, read(0)).unwrap();
+        }
+        ring.commit();
+        let mut done = Vec::new();
+        ring.completions(&mut done);
+        assert!(done.is_empty());
+        // One that is with the kernel, one that is not there, one that the kernel has not got yet.
+        ring.submit(hanging, 3, read(0)).unwrap();
+        for tag in [2, 77, 3] {
+            ring.cancel(tag);
+        }
+        let done = run(&mut ring, 2);
+        let fate = |done: &Completion| (done.tag, done.result);
+        let cancelled = Err(crate::disk::IoFault::Cancelled);
+        assert_eq!(
+            done.iter().map(fate).collect::<Vec<_>>(),
+            [(2, cancelled), (3, cancelled)]
+        );
+        ring.submit(seat, 4, read(0)).unwrap();
+        assert_eq!(fate(&run(&mut ring, 1)[0]), (4, Ok(512)));
+        assert_eq!(ring.in_flight(), 1, "the first goes on");
+        ring.cancel(1);
+        assert_eq!(fate(&run(&mut ring, 1)[0]), (1, cancelled));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The end of a queue: everything comes back from the kernel, or is kept for good.
+//! The end of a request before its time, and of a queue: everything comes back from the kernel, or is kept for good.
 #![expect(
     unsafe_code,
     reason = "a cancellation is a submission entry like any other"
@@ -12,25 +12,52 @@ use io_uring::{opcode, squeue};
 use super::RingQueue;
 use crate::disk::{Completion, IoFault};
 
-/// Tag of entries that belong to no request.
-const NO_SLOT: u64 = u64::MAX;
+/// Tag of entries that belong to no request, and what stands for their slot.
+const NO_REQUEST: u64 = u64::MAX;
+const NO_SLOT: u16 = u16::MAX;
 /// How long a drain waits for the host.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 impl RingQueue {
+    /// Asks the kernel to give a request up; see [`DiskQueue::cancel`](crate::disk::DiskQueue::cancel).
+    pub(super) fn cancel_tag(&mut self, tag: u64) {
+        let mut slots = (0..).zip(&mut self.slots);
+        let under_way = |index: &u16| !self.free.contains(index);
+        let Some((index, slot)) = slots.find(|(index, slot)| slot.tag == tag && under_way(index))
+        else {
+            return;
+        };
+        slot.cancelled = true;
+        // The kernel gives up only what it has.
+        self.enter();
+        if self.pushed.is_empty() {
+            self.push_cancel(CancelBuilder::user_data(u64::from(index)));
+            self.enter();
+        }
+    }
+
+    fn push_cancel(&mut self, what: CancelBuilder) {
+        let cancel = opcode::AsyncCancel2::new(what).build();
+        let cancel = cancel
+            .flags(squeue::Flags::FIXED_FILE)
+            .user_data(NO_REQUEST);
+        let Some(ring) = self.ring.as_mut() else {
+            return;
+        };
+        // SAFETY: a cancellation points to nothing. If there is no room for it, requests run to their end.
+        if unsafe { ring.io.submission().push(&cancel) }.is_ok() {
+            self.pushed.push(NO_SLOT);
+        }
+    }
+
     /// Cancels what can be cancelled and waits for the rest; see [`DiskQueue::drain`](crate::disk::DiskQueue::drain).
     pub(super) fn drain_all(&mut self, out: &mut Vec<Completion>) {
         let end = Instant::now().checked_add(DRAIN_LIMIT);
         self.arm(false);
         self.enter();
         self.reap();
-        if self.active() > 0
-            && let Some(ring) = self.ring.as_mut()
-        {
-            let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
-            let cancel = cancel.flags(squeue::Flags::FIXED_FILE).user_data(NO_SLOT);
-            // SAFETY: a cancellation points to nothing. If there is no room for it, requests run to their end.
-            let _ = unsafe { ring.io.submission().push(&cancel) };
+        if self.active() > 0 {
+            self.push_cancel(CancelBuilder::any());
         }
         while self.active() > 0 {
             if end.is_none_or(|end| Instant::now() >= end) {
