@@ -191,6 +191,22 @@ impl Backend {
         }
     }
 
+    /// Asks the disk to let go of a request; what it is done with comes out of the next [`Self::exchange`].
+    pub(crate) fn cancel(&mut self, nexus: &Nexus, tag: u64) {
+        match self.ways.get_mut(nexus.slot) {
+            Some(Some(Way::Seat(_))) => {
+                if let Some(ring) = self.ring.as_mut() {
+                    ring.cancel(tag);
+                }
+            }
+            Some(Some(Way::Queue { queue, .. })) => {
+                queue.cancel(tag);
+                self.touched.push(nexus.slot);
+            }
+            Some(None) | None => {}
+        }
+    }
+
     /// Gives the host the batch and takes what has completed.
     pub(crate) fn exchange(&mut self, out: &mut Vec<Completion>) {
         if let Some(ring) = self.ring.as_mut().filter(|ring| ring.in_flight() > 0) {

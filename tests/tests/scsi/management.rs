@@ -59,6 +59,46 @@ fn an_aborted_command_is_answered_before_the_abort() {
     assert_eq!(guest.manage(LUN, Task::Abort(id)), response::OK);
 }
 
+/// Reads, writes, flushes and commands of several steps, with their data-out.
+const AT_THE_DISK: [(&[u8], usize, usize); 4] = [
+    (&READ, 0, 512),
+    (&[0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0], 512, 0),
+    (&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0, 0),
+    (
+        &[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0],
+        1024,
+        0,
+    ),
+];
+
+#[test]
+fn what_hangs_in_the_host_is_cancelled_by_every_function_that_ends_it() {
+    type Choose = fn(u64) -> Task;
+    let functions: [(Choose, u8); 5] = [
+        (Task::Abort, response::ABORTED),
+        (|_| Task::AbortSet, response::ABORTED),
+        (|_| Task::ClearSet, response::ABORTED),
+        (|_| Task::UnitReset, response::RESET),
+        (|_| Task::NexusReset, response::RESET),
+    ];
+    for (function, code) in functions {
+        for (cdb, out, room) in AT_THE_DISK {
+            let (mut guest, disk) = guest(1);
+            disk.plan([Fate::Hang]);
+            let id = guest.submit(0, LUN, cdb, &vec![1; out], room);
+            for _ in 0..20 {
+                guest.turn();
+            }
+            assert!(guest.answer(id).is_none(), "it hangs");
+            assert_eq!(guest.manage(LUN, function(id)), response::OK);
+            assert_eq!(guest.answer(id).expect("before").response, code);
+            // The unit works on, and nothing of the command is left behind.
+            guest.settle();
+            assert_eq!(guest.to(&READ, &[], 512).expect_good().data, [0; 512]);
+        }
+    }
+}
+
 #[test]
 fn a_command_still_in_the_ring_is_aborted_without_a_trace() {
     let (mut guest, disk) = guest(1);

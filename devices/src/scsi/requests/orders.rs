@@ -114,7 +114,7 @@ impl Requests {
         }
     }
 
-    /// Ends a command: at once if it only waits, else when the disk gives it back.
+    /// Ends a command: at once if it only waits, else when the disk gives it back, which is asked to do so now.
     fn end(&mut self, queue: &mut Queue, tag: usize, code: u8, sweep: &Arc<Sweep>) {
         let Some(Some(task)) = self.tasks.get_mut(tag) else {
             return;
@@ -122,13 +122,13 @@ impl Requests {
         sweep.expect();
         task.sweeps.push(Arc::clone(sweep));
         task.end.get_or_insert(code);
-        let at_the_disk = matches!(task.work, Work::Disk(_));
-        if matches!(task.work, Work::Queued(..)) {
-            self.backend
-                .forget(&task.nexus, u64::try_from(tag).unwrap_or(u64::MAX));
+        let wide = u64::try_from(tag).unwrap_or(u64::MAX);
+        match task.work {
+            // Its memory is the host's until the host lets go of it.
+            Work::Disk(_) => return self.backend.cancel(&task.nexus, wide),
+            Work::Queued(..) => self.backend.forget(&task.nexus, wide),
+            Work::Locked(_) | Work::Aborting(_) => {}
         }
-        if !at_the_disk {
-            self.finish(queue, tag, Status::Good);
-        }
+        self.finish(queue, tag, Status::Good);
     }
 }
