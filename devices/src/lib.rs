@@ -15,9 +15,12 @@
 
 pub mod blk;
 pub mod bus;
+mod bytes;
+mod clock;
 pub mod device;
 pub mod disk;
 pub mod interrupt;
+mod limits;
 pub mod net;
 pub mod pci;
 pub mod power;

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use values::{Bytes, Hidden, Wwn};
+pub use crate::bytes::Bytes;
+pub use values::{Hidden, Wwn};
 
 /// One disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,27 +1,16 @@
-//! Rate limits: requests and bytes a second, shared by all queues of a disk.
+//! Rate limits on a disk: requests and bytes a second, shared by all its queues.
 //!
-//! Each limit is one number, the time at which everything admitted so far would be paid for (the generic cell rate
-//! algorithm); a request is admitted while that lies less than a burst ahead. Queues update it without a lock and wait
-//! for it by a timer. It works around any disk and knows nothing of what is behind.
+//! It works around any disk and knows nothing of what is behind.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
-
-use super::metrics::now;
 use super::{
     Completion, Data, Disk, DiskError, DiskOp, DiskQueue, Extent, Full, Geometry, ImageId, IoFault,
 };
+use crate::clock::now;
+use crate::limits::{Alarm, Limits};
 use crate::ram::Ram;
-
-const SECOND: u64 = 1_000_000_000;
-/// How far ahead a limit may be spent: a tenth of a second's worth comes through at once after a pause.
-const BURST: u64 = SECOND / 10;
 
 /// A disk with limits in front of it.
 pub struct LimitedDisk {
@@ -29,77 +18,13 @@ pub struct LimitedDisk {
     limits: Arc<Limits>,
 }
 
-#[derive(Debug)]
-struct Limits {
-    requests: Option<Rate>,
-    bytes: Option<Rate>,
-}
-
-/// One limit.
-#[derive(Debug)]
-struct Rate {
-    /// Units a second, at least 1.
-    rate: u64,
-    /// When all that was admitted is paid for, in nanoseconds of [`now`].
-    paid: AtomicU64,
-}
-
-impl Rate {
-    fn new(rate: u64) -> Self {
-        Self {
-            rate: rate.max(1),
-            paid: AtomicU64::new(0),
-        }
-    }
-
-    /// Nanoseconds from `now` until something is admitted; 0 is at once.
-    fn wait(&self, now: u64) -> u64 {
-        self.paid
-            .load(Ordering::Relaxed)
-            .saturating_sub(now.saturating_add(BURST))
-    }
-
-    fn charge(&self, now: u64, units: u64) {
-        let cost = u128::from(units)
-            .saturating_mul(u128::from(SECOND))
-            .checked_div(u128::from(self.rate));
-        let cost = u64::try_from(cost.unwrap_or(0)).unwrap_or(u64::MAX);
-        // Always some value to store, so it can't fail.
-        let _ = self
-            .paid
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid| {
-                Some(paid.max(now).saturating_add(cost))
-            });
-    }
-}
-
-impl Limits {
-    fn wait(&self, now: u64) -> u64 {
-        let wait = |rate: &Option<Rate>| rate.as_ref().map_or(0, |rate| rate.wait(now));
-        wait(&self.requests).max(wait(&self.bytes))
-    }
-
-    fn charge(&self, now: u64, bytes: u64) {
-        if let Some(rate) = &self.requests {
-            rate.charge(now, 1);
-        }
-        if let Some(rate) = &self.bytes {
-            rate.charge(now, bytes);
-        }
-    }
-}
-
 impl LimitedDisk {
     /// `inner` with at most `requests` and `bytes` a second; `None` is no limit.
     #[must_use]
     pub fn new(inner: Arc<dyn Disk>, requests: Option<u64>, bytes: Option<u64>) -> Self {
-        let limits = Limits {
-            requests: requests.map(Rate::new),
-            bytes: bytes.map(Rate::new),
-        };
         Self {
             inner,
-            limits: Arc::new(limits),
+            limits: Arc::new(Limits::new(requests, bytes)),
         }
     }
 }
@@ -115,13 +40,11 @@ impl Disk for LimitedDisk {
         index: u16,
         depth: u16,
     ) -> Result<Box<dyn DiskQueue>, DiskError> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer =
-            timerfd_create(TimerfdClockId::Monotonic, flags).map_err(|error| DiskError::Host {
-                operation: "make a timer for",
-                path: "a limited disk".into(),
-                source: error.into(),
-            })?;
+        let timer = Alarm::new().map_err(|source| DiskError::Host {
+            operation: "make a timer for",
+            path: "a limited disk".into(),
+            source,
+        })?;
         let inner = self.inner.open_queue(ram, index, depth)?;
         Ok(Box::new(LimitedQueue {
             inner,
@@ -146,24 +69,7 @@ impl Disk for LimitedDisk {
 struct LimitedQueue {
     inner: Box<dyn DiskQueue>,
     limits: Arc<Limits>,
-    timer: OwnedFd,
-}
-
-impl LimitedQueue {
-    /// Makes the event fire in `wait` nanoseconds.
-    fn alarm(&self, wait: u64) {
-        let in_range = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let alarm = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value: Timespec {
-                tv_sec: in_range(wait.wrapping_div(SECOND)),
-                tv_nsec: in_range(wait.wrapping_rem(SECOND)),
-            },
-        };
-        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &alarm) {
-            tracing::error!("a rate limit can't set its timer: {error}");
-        }
-    }
+    timer: Alarm,
 }
 
 impl DiskQueue for LimitedQueue {
@@ -171,7 +77,7 @@ impl DiskQueue for LimitedQueue {
         match self.limits.wait(now()) {
             0 => self.inner.ready(),
             wait => {
-                self.alarm(wait);
+                self.timer.set(wait);
                 false
             }
         }
@@ -230,41 +136,6 @@ mod tests {
     use crate::disk::doubles::MemoryDisk;
     use crate::testing::memory;
     use rustix::event::{PollFd, PollFlags, poll};
-
-    #[test]
-    fn a_rate_lets_a_burst_through_and_then_its_share() {
-        let rate = Rate::new(1000);
-        let mut admitted = 0;
-        let mut time = SECOND;
-        while rate.wait(time) == 0 {
-            rate.charge(time, 1);
-            admitted += 1;
-        }
-        assert_eq!(
-            admitted, 101,
-            "a tenth of a second's worth and the one that is under way"
-        );
-        time += rate.wait(time);
-        for _ in 0..1000 {
-            assert_eq!(rate.wait(time), 0);
-            rate.charge(time, 1);
-            time += rate.wait(time);
-        }
-        assert!(
-            (time - SECOND).abs_diff(SECOND) < SECOND / 100,
-            "1000 more take a second"
-        );
-    }
-
-    #[test]
-    fn one_request_larger_than_the_burst_goes_through_and_is_paid_for() {
-        let rate = Rate::new(100);
-        assert_eq!(rate.wait(SECOND), 0);
-        rate.charge(SECOND, 1000);
-        assert_eq!(rate.wait(SECOND), 10 * SECOND - BURST);
-        rate.charge(SECOND, u64::MAX);
-        assert!(rate.wait(SECOND) > 0);
-    }
 
     #[test]
     fn a_queue_over_its_limit_is_not_ready_until_its_event() {

@@ -3,11 +3,11 @@
 //! Each queue has counters of its own, written by its one thread without locked instructions and added up by whoever
 //! asks. It knows neither virtio nor SCSI.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use serde::Serialize;
+
+pub use crate::clock::now;
 
 /// Latency classes: bucket `n` counts what took less than 2^n µs and not less than half of that; the last takes the rest.
 pub const BUCKETS: usize = 24;
@@ -78,14 +78,6 @@ pub struct DiskTotals {
     pub discard: KindTotals,
     /// Zeroings.
     pub write_zeroes: KindTotals,
-}
-
-/// Nanoseconds since some moment in the life of this process. Taken once a batch, not once a request.
-#[must_use]
-pub fn now() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    let elapsed = START.get_or_init(Instant::now).elapsed();
-    u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl DiskMetrics {
