@@ -7,7 +7,10 @@ mod buffers;
 mod config;
 mod control;
 mod filter;
+mod gate;
+mod handle;
 mod header;
+mod metrics;
 pub mod passt;
 pub mod port;
 mod receive;
@@ -16,22 +19,26 @@ pub mod tap;
 mod tasks;
 mod transmit;
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use splitring_virtio::spec::net::{Config, feature, status};
 use zerocopy::IntoBytes;
 
 pub use backend::{NetError, open};
-pub use config::{MAX_PAIRS, MTU_RANGE, MacAddress, NET_KEYS, NetConfig, NetConfigError};
+pub use config::{Hidden, MAX_PAIRS, MTU_RANGE, MacAddress, NET_KEYS, NetConfig, NetConfigError};
 pub use filter::Mac;
+pub use handle::NetHandle;
+pub use metrics::{DirectionTotals, DropTotals, NetMetrics, NetTotals};
 pub use port::{FramePort, NetBackend, Offloads};
-pub use state::{Counters, NetMetrics};
 
 use crate::DeviceKind;
 use crate::device::{FeatureRule, Start, StartError, Task, VirtioDevice};
 use crate::interrupt::ConfigNotifier;
+use crate::limits::Limits;
 use control::GUEST_OFFLOADS;
 use filter::Filter;
+use gate::Gate;
 use receive::Receiver;
 use state::State;
 use tasks::{ControlHandler, PairHandler};
@@ -83,6 +90,9 @@ pub struct Net {
     queue_sizes: Vec<u16>,
     backend: Arc<dyn NetBackend>,
     state: Arc<State>,
+    /// One for each direction, shared by all pairs; `None` without limits.
+    limits: Option<[Arc<Limits>; 2]>,
+    mask: u64,
     /// While the driver runs the card.
     notifier: Mutex<Option<ConfigNotifier>>,
 }
@@ -108,7 +118,9 @@ impl Net {
             pairs,
             queue_sizes,
             backend,
-            state: Arc::new(State::new(mac)),
+            state: Arc::new(State::new(mac, pairs)),
+            limits: limits(config),
+            mask: !with_dependents(config.hidden_features()),
             notifier: Mutex::new(None),
         }
     }
@@ -118,9 +130,12 @@ impl Net {
         self.change_status(|state| state.set_link(up));
     }
 
-    /// Asks the driver to announce the guest to the network, as after a migration.
+    /// Asks the driver to announce the guest to the network: after a pause, switches have forgotten where it is. A driver
+    /// that can't is not asked.
     pub fn announce(&self) {
-        self.change_status(|state| state.set_announcing(true));
+        if self.state.can_announce() {
+            self.change_status(|state| state.set_announcing(true));
+        }
     }
 
     /// What has been counted so far.
@@ -175,15 +190,29 @@ impl Net {
         let port = self.backend.open_port(pair);
         let port =
             port.map_err(|e| StartError::new(format_args!("{}: queue pair {pair}: {e}", self.id)))?;
+        let [receive_gate, transmit_gate] = self.gates().map_err(|e| {
+            StartError::new(format_args!("{}: no timer for the limits: {e}", self.id))
+        })?;
         let handler = Box::new(PairHandler {
             state: Arc::clone(&self.state),
             port,
             receive,
             transmit,
-            receiver: Receiver::new(start.features, self.mtu.unwrap_or(0), &self.state),
+            receiver: Receiver::new(start.features, &self.state),
             transmitter: Transmitter::new(start.features, self.only_from),
+            metrics: self.state.metrics.pair(pair),
+            receive_gate,
+            transmit_gate,
         });
         Ok(Some(Task { queues, handler }))
+    }
+
+    fn gates(&self) -> io::Result<[Option<Gate>; 2]> {
+        let Some([receive, transmit]) = &self.limits else {
+            return Ok([None, None]);
+        };
+        let gate = |limits| Gate::new(Arc::clone(limits)).map(Some);
+        Ok([gate(receive)?, gate(transmit)?])
     }
 
     fn control_task(&self, start: &Start, max_pairs: u16) -> Option<Task> {
@@ -246,6 +275,10 @@ impl VirtioDevice for Net {
             .fold(features, |all, row| all | row.1 | row.2)
     }
 
+    fn mask(&self) -> u64 {
+        self.mask
+    }
+
     fn feature_rules(&self) -> &[FeatureRule] {
         RULES
     }
@@ -279,6 +312,7 @@ impl VirtioDevice for Net {
             .set_pairs(1)
             .map_err(|e| failed("use one queue pair", e))?;
         *self.notifier.lock().unwrap_or_else(PoisonError::into_inner) = Some(start.config.clone());
+        self.state.set_can_announce(has(feature::GUEST_ANNOUNCE));
         let pairs = if has(feature::MQ) { self.pairs } else { 1 };
         let mut tasks = Vec::with_capacity(usize::from(pairs).saturating_add(1));
         for pair in 0..pairs {
@@ -290,6 +324,7 @@ impl VirtioDevice for Net {
 
     fn reset(&self) {
         *self.notifier.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.state.set_can_announce(false);
         self.state.set_announcing(false);
         // The host would go on preparing frames for a driver that is gone.
         let plain = self.backend.set_guest_offloads(Offloads::empty());
@@ -312,6 +347,23 @@ const OFFLOADS: [(Offloads, u64, u64); 6] = [
         feature::GUEST_USO4 | feature::GUEST_USO6,
     ),
 ];
+
+/// The limits that the keys ask for.
+fn limits(config: &NetConfig) -> Option<[Arc<Limits>; 2]> {
+    let bytes = config.bandwidth.map(|bytes| bytes.0);
+    let limits = || Arc::new(Limits::new(config.packets, bytes));
+    (config.packets.is_some() || bytes.is_some()).then(|| [limits(), limits()])
+}
+
+/// `hidden` and every feature that is nothing without them.
+fn with_dependents(hidden: u64) -> u64 {
+    let lost = |hidden: u64| {
+        let dependents = RULES.iter().filter(|rule| rule.needs_any & !hidden == 0);
+        dependents.fold(hidden, |all, rule| all | rule.feature)
+    };
+    // Two steps is as deep as the rules go: a checksum, its segmentation, ECN.
+    lost(lost(hidden))
+}
 
 /// What the host may leave to a driver with these features.
 fn guest_offloads(features: u64) -> Offloads {

@@ -15,6 +15,7 @@ use splitring_arch::layout::{self, Layout, LayoutError};
 use splitring_arch::{boot, msr, regs};
 use splitring_devices::blk::BlkHandle;
 use splitring_devices::bus::{Bus, BusError};
+use splitring_devices::net::NetHandle;
 use splitring_devices::pci::root::{self, ConfigPorts, PciError, PciPlan, PciRoot};
 use splitring_devices::power::{Power, PowerRequest};
 use splitring_devices::ram::Ram;
@@ -138,6 +139,7 @@ pub(crate) struct Parts {
     pub(crate) places: Vec<Place>,
     pub(crate) blk: Vec<BlkHandle>,
     pub(crate) scsi: Vec<ScsiHandle>,
+    pub(crate) nets: Vec<NetHandle>,
     /// Empty once released.
     workers: Mutex<Vec<Arc<Worker>>>,
     buses: Buses,
@@ -234,9 +236,10 @@ pub(crate) fn assemble(
         places: Vec::new(),
         blk: Vec::new(),
         scsi: Vec::new(),
+        nets: Vec::new(),
     };
     attach::attach(config, &mut bay)?;
-    let (places, blk, scsi) = (bay.places, bay.blk, bay.scsi);
+    let (places, blk, scsi, nets) = (bay.places, bay.blk, bay.scsi, bay.nets);
     let workers = Mutex::new(bay.workers);
 
     let rsdp = write_tables(&platform(config, &layout, &root, &places), &memory)?;
@@ -254,6 +257,7 @@ pub(crate) fn assemble(
         places,
         blk,
         scsi,
+        nets,
         workers,
         buses,
         _vm: vm,

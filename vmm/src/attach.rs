@@ -8,7 +8,7 @@ use splitring_devices::blk::{Blk, BlkHandle};
 use splitring_devices::device::VirtioDevice;
 use splitring_devices::disk::config::{Bus as DiskBus, DiskConfig};
 use splitring_devices::disk::{self, DiskError};
-use splitring_devices::net::{self, MacAddress, Net, NetConfig, NetError};
+use splitring_devices::net::{self, MacAddress, Net, NetConfig, NetError, NetHandle};
 use splitring_devices::pci::root::{PciError, PciRoot};
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
 use splitring_devices::ram::Ram;
@@ -83,6 +83,7 @@ pub(crate) struct Bay<'a> {
     pub(crate) places: Vec<Place>,
     pub(crate) blk: Vec<BlkHandle>,
     pub(crate) scsi: Vec<ScsiHandle>,
+    pub(crate) nets: Vec<NetHandle>,
 }
 
 /// Attaches everything `config` names.
@@ -110,6 +111,7 @@ pub(crate) fn attach(config: &VmConfig, bay: &mut Bay<'_>) -> Result<(), AttachE
     }
     for ((number, (id, net)), slot) in (0..).zip(config.nets()).zip((0..=LAST_SLOT).rev()) {
         let device = open_net(&id, number, net, config.name.as_deref())?;
+        bay.nets.push(NetHandle::new(&device));
         bay.plug(slot, device)?;
     }
     Ok(())
@@ -137,13 +139,9 @@ fn open_net(
         error,
     })?;
     // Two machines on one bridge must differ: by name, or else by the TAP each has for itself.
-    let owner = machine.or(config.tap.as_deref()).unwrap_or_default();
-    Ok(Arc::new(Net::new(
-        id,
-        MacAddress::stable(owner, number),
-        config,
-        backend,
-    )))
+    let owner = machine.or(backend.interface()).unwrap_or_default();
+    let mac = MacAddress::stable(owner, number);
+    Ok(Arc::new(Net::new(id, mac, config, backend)))
 }
 
 impl Bay<'_> {

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use splitring_devices::blk::BlkHandle;
+use splitring_devices::net::NetHandle;
 use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::Output;
 
@@ -233,11 +234,14 @@ impl MachineHandle {
         running.parts.pause_devices();
     }
 
-    /// Takes `pause` back.
+    /// Takes `pause` back. Network cards ask the guest to announce itself.
     pub fn resume(&self) {
         let running = self.running();
         running.parts.resume_devices();
         running.parts.control.resume();
+        for net in &running.parts.nets {
+            net.announce();
+        }
     }
 
     /// Presses the power button without waiting for what the guest makes of it.
@@ -286,6 +290,13 @@ impl MachineHandle {
     #[must_use]
     pub fn scsi(&self) -> Vec<ScsiHandle> {
         self.running().parts.scsi.clone()
+    }
+
+    /// The network cards, in the order of the configuration: what they counted, and their link. A restart makes new ones,
+    /// with the link up.
+    #[must_use]
+    pub fn nets(&self) -> Vec<NetHandle> {
+        self.running().parts.nets.clone()
     }
 
     /// Exits to user space since the machine started (or restarted).

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use splitring_virtio::spec::feature as ring;
+use splitring_virtio::spec::net::feature;
+
 use super::filter::Mac;
+use crate::bytes::Bytes;
 
 /// Smallest and largest MTU a device offers (section 5.1.4.1).
 pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 68..=65_535;
@@ -55,6 +59,70 @@ pub struct NetConfig {
     pub offloads: Option<bool>,
     /// Send only frames whose source is the guest's own address.
     pub mac_filter: bool,
+    /// Frames a second at most, in each direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
+    /// Bytes a second at most, in each direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bytes>,
+    /// Features of the device and its rings that are not offered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hide: Vec<Hidden>,
+}
+
+/// A feature that can be left out, to see what drivers do without it; what needs it goes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hidden {
+    /// Event indices in the rings.
+    EventIdx,
+    /// Indirect descriptor tables.
+    IndirectDesc,
+    /// Received frames that fill several buffers.
+    MrgRxbuf,
+    /// Unfinished checksums from the guest.
+    Csum,
+    /// Unfinished checksums to the guest.
+    GuestCsum,
+    /// Segmentation left to the guest's receive path, of every kind.
+    GuestTso,
+    /// The control queue.
+    CtrlVq,
+    /// Receive modes and address tables.
+    CtrlRx,
+    /// The VLAN filter.
+    CtrlVlan,
+    /// Switching offloads at run time.
+    CtrlGuestOffloads,
+    /// More than one queue pair.
+    Mq,
+    /// Link state.
+    Status,
+}
+
+impl Hidden {
+    fn bits(self) -> u64 {
+        match self {
+            Self::EventIdx => ring::EVENT_IDX,
+            Self::IndirectDesc => ring::INDIRECT_DESC,
+            Self::MrgRxbuf => feature::MRG_RXBUF,
+            Self::Csum => feature::CSUM,
+            Self::GuestCsum => feature::GUEST_CSUM,
+            Self::GuestTso => {
+                feature::GUEST_TSO4
+                    | feature::GUEST_TSO6
+                    | feature::GUEST_UFO
+                    | feature::GUEST_USO4
+                    | feature::GUEST_USO6
+            }
+            Self::CtrlVq => feature::CTRL_VQ,
+            Self::CtrlRx => feature::CTRL_RX,
+            Self::CtrlVlan => feature::CTRL_VLAN,
+            Self::CtrlGuestOffloads => feature::CTRL_GUEST_OFFLOADS,
+            Self::Mq => feature::MQ,
+            Self::Status => feature::STATUS,
+        }
+    }
 }
 
 /// The keys of [`NetConfig`] in the order help lists them, each with one line of text.
@@ -96,6 +164,19 @@ pub const NET_KEYS: &[(&str, &str)] = &[
         "mac-filter",
         "on or off: drop frames whose source is not the guest's address [off]",
     ),
+    (
+        "packets",
+        "most frames a second, in each direction [no limit]",
+    ),
+    (
+        "bandwidth",
+        "most bytes a second, in each direction, as 10M or 1G [no limit]",
+    ),
+    (
+        "hide",
+        "for tests: features not offered, as event-idx:indirect-desc; also mrg-rxbuf, csum, guest-csum, guest-tso, \
+         ctrl-vq, ctrl-rx, ctrl-vlan, ctrl-guest-offloads, mq, status [none]",
+    ),
 ];
 
 /// What is wrong with a network card's keys.
@@ -126,6 +207,9 @@ pub enum NetConfigError {
     /// No power of two the ring can have.
     #[error("queue-size={0} is not possible; it must be a power of two from 2 to 32768")]
     QueueSize(u16),
+    /// A limit that lets nothing through.
+    #[error("{0}=0 would let nothing through; give at least 1, or leave it out for no limit")]
+    NoRate(&'static str),
     /// A group address, or none at all.
     #[error(
         "mac={0} can't be a card's address: the first byte must be even and not all bytes zero"
@@ -171,6 +255,12 @@ impl NetConfig {
         if !size.is_power_of_two() || size < 2 {
             return Err(NetConfigError::QueueSize(size));
         }
+        if self.packets == Some(0) {
+            return Err(NetConfigError::NoRate("packets"));
+        }
+        if self.bandwidth == Some(Bytes(0)) {
+            return Err(NetConfigError::NoRate("bandwidth"));
+        }
         match self.mac {
             Some(mac) if !mac.is_unicast() => Err(NetConfigError::Mac(mac)),
             _ => Ok(()),
@@ -181,6 +271,13 @@ impl NetConfig {
     pub fn pairs(&self) -> u16 {
         let fds = u16::try_from(self.fd.len()).unwrap_or(u16::MAX);
         self.queues.unwrap_or(fds.max(1))
+    }
+
+    /// The feature bits of [`hide`](Self::hide).
+    pub fn hidden_features(&self) -> u64 {
+        self.hide
+            .iter()
+            .fold(0, |bits, hidden| bits | hidden.bits())
     }
 
     /// Descriptors a queue has.
@@ -319,6 +416,11 @@ mod tests {
             ..NetConfig::default()
         };
         assert_eq!((two.pairs(), two.validate()), (2, Ok(())));
+        let none = NetConfig {
+            packets: Some(0),
+            ..tap()
+        };
+        assert_eq!(none.validate(), Err(NetConfigError::NoRate("packets")));
         assert_eq!(
             NetConfig {
                 queue_size: Some(100),

@@ -5,41 +5,30 @@
 
 use splitring_virtio::spec::net::{Header, feature, flags, gso};
 
+use super::metrics::Drop;
+
 /// Bytes of the largest packet the device takes: 64 KiB of IP payload and an Ethernet header with VLAN tag.
 pub(crate) const MAX_FRAME: u64 = 65_535 + 18;
 /// Bytes of the smallest frame: an Ethernet header.
 pub(crate) const MIN_FRAME: u64 = 14;
 
-/// Why a packet is dropped; counted, never reported to the driver, which could not act on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BadHeader {
-    /// Shorter than an Ethernet header or longer than a packet can be.
-    Length,
-    /// A partial checksum or segmentation that was not negotiated.
-    NotNegotiated,
-    /// An unknown segmentation type, or one without segment size or checksum.
-    Segmentation,
-    /// The checksum's place lies outside the packet.
-    Checksum,
-}
-
 /// Judges the header of a packet of `frame` bytes under the negotiated features, and clears what the
 /// specification makes the device ignore.
-pub(crate) fn judge(header: Header, frame: u64, features: u64) -> Result<Header, BadHeader> {
+pub(crate) fn judge(header: Header, frame: u64, features: u64) -> Result<Header, Drop> {
     if !(MIN_FRAME..=MAX_FRAME).contains(&frame) {
-        return Err(BadHeader::Length);
+        return Err(Drop::Malformed);
     }
     let needs_csum = header.flags & flags::NEEDS_CSUM != 0;
     if needs_csum {
         if features & feature::CSUM == 0 {
-            return Err(BadHeader::NotNegotiated);
+            return Err(Drop::NotNegotiated);
         }
         // Both are 16-bit numbers: the sum can't overflow 32 bits.
         let end = u64::from(header.csum_start.get())
             .saturating_add(u64::from(header.csum_offset.get()))
             .saturating_add(2);
         if end > frame {
-            return Err(BadHeader::Checksum);
+            return Err(Drop::Malformed);
         }
     }
     segmentation(&header, frame, features, needs_csum)?;
@@ -51,19 +40,14 @@ pub(crate) fn judge(header: Header, frame: u64, features: u64) -> Result<Header,
     })
 }
 
-fn segmentation(
-    header: &Header,
-    frame: u64,
-    features: u64,
-    needs_csum: bool,
-) -> Result<(), BadHeader> {
+fn segmentation(header: &Header, frame: u64, features: u64, needs_csum: bool) -> Result<(), Drop> {
     let needed = match header.gso_type & !gso::ECN {
         gso::NONE if header.gso_type == gso::NONE => return Ok(()),
         gso::TCPV4 => feature::HOST_TSO4,
         gso::TCPV6 => feature::HOST_TSO6,
         gso::UDP if header.gso_type & gso::ECN == 0 => feature::HOST_UFO,
         gso::UDP_L4 if header.gso_type & gso::ECN == 0 => feature::HOST_USO,
-        _ => return Err(BadHeader::Segmentation),
+        _ => return Err(Drop::Malformed),
     };
     let ecn = if header.gso_type & gso::ECN == 0 {
         0
@@ -71,10 +55,10 @@ fn segmentation(
         feature::HOST_ECN
     };
     if features & (needed | ecn) != needed | ecn {
-        return Err(BadHeader::NotNegotiated);
+        return Err(Drop::NotNegotiated);
     }
     if header.gso_size.get() == 0 || !needs_csum || u64::from(header.hdr_len.get()) > frame {
-        return Err(BadHeader::Segmentation);
+        return Err(Drop::Malformed);
     }
     Ok(())
 }
@@ -125,12 +109,9 @@ mod tests {
 
     #[test]
     fn an_offload_that_was_not_negotiated_drops_the_packet() {
-        assert_eq!(judge(tcp(), 9000, 0), Err(BadHeader::NotNegotiated));
+        assert_eq!(judge(tcp(), 9000, 0), Err(Drop::NotNegotiated));
         for missing in [feature::CSUM, feature::HOST_TSO4] {
-            assert_eq!(
-                judge(tcp(), 9000, ALL & !missing),
-                Err(BadHeader::NotNegotiated)
-            );
+            assert_eq!(judge(tcp(), 9000, ALL & !missing), Err(Drop::NotNegotiated));
         }
         let ecn = Header {
             gso_type: gso::TCPV4 | gso::ECN,
@@ -138,7 +119,7 @@ mod tests {
         };
         assert_eq!(
             judge(ecn, 9000, ALL & !feature::HOST_ECN),
-            Err(BadHeader::NotNegotiated)
+            Err(Drop::NotNegotiated)
         );
     }
 
@@ -154,7 +135,7 @@ mod tests {
         ] {
             assert_eq!(
                 judge(Header { gso_type, ..tcp() }, 9000, ALL),
-                Err(BadHeader::Segmentation),
+                Err(Drop::Malformed),
                 "{gso_type:#x}"
             );
         }
@@ -167,11 +148,11 @@ mod tests {
                 9000,
                 ALL
             ),
-            Err(BadHeader::Segmentation)
+            Err(Drop::Malformed)
         );
         assert_eq!(
             judge(Header { flags: 0, ..tcp() }, 9000, ALL),
-            Err(BadHeader::Segmentation)
+            Err(Drop::Malformed)
         );
         assert_eq!(
             judge(
@@ -182,7 +163,7 @@ mod tests {
                 9000,
                 ALL
             ),
-            Err(BadHeader::Segmentation)
+            Err(Drop::Malformed)
         );
     }
 
@@ -195,19 +176,19 @@ mod tests {
             ..tcp()
         };
         assert!(judge(last, 60, ALL).is_ok());
-        assert_eq!(judge(last, 59, ALL), Err(BadHeader::Checksum));
+        assert_eq!(judge(last, 59, ALL), Err(Drop::Malformed));
         let far = Header {
             csum_start: 0xffff.into(),
             csum_offset: 0xffff.into(),
             ..tcp()
         };
-        assert_eq!(judge(far, 9000, ALL), Err(BadHeader::Checksum));
+        assert_eq!(judge(far, 9000, ALL), Err(Drop::Malformed));
     }
 
     #[test]
     fn a_frame_shorter_than_ethernet_or_longer_than_a_packet_is_dropped() {
         for frame in [0, 13, MAX_FRAME + 1, u64::MAX] {
-            assert_eq!(judge(Header::default(), frame, ALL), Err(BadHeader::Length));
+            assert_eq!(judge(Header::default(), frame, ALL), Err(Drop::Malformed));
         }
     }
 }

@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use splitring_virtio::mem::Segment;
@@ -44,6 +43,8 @@ struct Lists {
 struct ListPort {
     host: Arc<Mutex<Host>>,
     ready: Arc<io::PipeReader>,
+    /// What the last frame had left.
+    last: Vec<u8>,
 }
 
 impl NetBackend for Lists {
@@ -57,6 +58,7 @@ impl NetBackend for Lists {
         Ok(Box::new(ListPort {
             host: Arc::clone(&self.host),
             ready: Arc::clone(&self.ready),
+            last: Vec::new(),
         }))
     }
     fn set_guest_offloads(&self, offloads: Offloads) -> io::Result<()> {
@@ -82,8 +84,13 @@ impl FramePort for ListPort {
             flags: 2,
             ..Header::default()
         };
-        buffers::copy_in(&[header.as_bytes(), &frame], into);
+        self.last = [header.as_bytes(), &frame].concat();
+        buffers::copy_in(&[&self.last], into);
+        self.last.drain(..buffers::total(into).min(self.last.len()));
         Ok(Some((HEADER_SIZE + frame.len()) as u64))
+    }
+    fn rest(&self) -> &[u8] {
+        &self.last
     }
     fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool> {
         let mut host = self.host.lock().unwrap();
@@ -148,12 +155,7 @@ impl Card {
     }
 
     fn dropped(&self) -> u64 {
-        self.bench
-            .device
-            .metrics()
-            .sent
-            .dropped
-            .load(Ordering::Relaxed)
+        self.bench.device.metrics().totals().sent.dropped.sum()
     }
 }
 
@@ -334,21 +336,36 @@ fn mergeable_buffers_are_filled_one_after_the_other_and_published_together() {
 }
 
 #[test]
-fn a_frame_waits_in_the_host_until_the_ring_can_hold_the_longest() {
+fn a_frame_that_needs_more_buffers_than_there_are_waits_for_them_whole() {
     let mut card = Card::new(feature::MRG_RXBUF);
-    card.offer(RX, &[(0x1000, 1526, true)]);
+    card.offer(RX, &[(0x10000, 1526, true)]);
+    card.arrive(frame(4000));
     card.arrive(frame(60));
     assert_eq!(card.bench.run(RX, Cause::Source(0)), Ok(Outcome::Idle));
-    assert!(card.used(RX).is_empty(), "9216 bytes may come next");
-    for i in 0..8 {
+    assert!(card.used(RX).is_empty());
+    assert_eq!(
+        card.host.lock().unwrap().to_guest.len(),
+        1,
+        "read no further"
+    );
+    for i in 1..4 {
         card.offer(RX, &[(0x10000 + i * 0x1000, 1526, true)]);
     }
     card.bench.kick(RX).unwrap();
-    assert_eq!(card.used(RX), [(0, HEAD + 60)]);
+    let lengths: Vec<u32> = card.used(RX).iter().map(|used| used.1).collect();
+    assert_eq!(lengths, [1526, 1526, HEAD + 4000 - 2 * 1526, HEAD + 60]);
+    let joined = [
+        card.bench.peek(0x1000c, 1514),
+        card.bench.peek(0x11000, 1526),
+        card.bench.peek(0x12000, 960),
+    ];
+    assert_eq!(joined.concat(), frame(4000));
+    // For that frame, and for the next one, which the ring is empty for.
+    assert_eq!(card.bench.device.metrics().totals().received.waits, 2);
 }
 
 #[test]
-fn a_whole_ring_of_small_buffers_still_receives_what_fits() {
+fn a_frame_longer_than_the_whole_ring_is_dropped_and_the_next_one_comes() {
     let mut card = Card::sized(feature::MRG_RXBUF, 4, NetConfig::default());
     for i in 0..4 {
         card.offer(RX, &[(0x10000 + i * 0x1000, 1526, true)]);
@@ -357,6 +374,94 @@ fn a_whole_ring_of_small_buffers_still_receives_what_fits() {
     card.arrive(frame(60));
     card.bench.run(RX, Cause::Source(0)).unwrap();
     assert_eq!(card.used(RX), [(0, HEAD + 60)]);
+    let dropped = card.bench.device.metrics().totals().received.dropped;
+    assert_eq!((dropped.too_long, dropped.sum()), (1, 1));
+}
+
+#[test]
+fn frames_of_every_length_arrive_whole_after_one_another() {
+    // Long and short ones in turn: what is read at once, what is copied behind it, and the change between them.
+    let at = |head: u16| 0x10000 + u64::from(head) * 0x600;
+    let mut card = Card::new(feature::MRG_RXBUF);
+    let mut next = 0;
+    for len in [
+        14, 9000, 60, 60, 60, 65_553, 1514, 1515, 3040, 3041, 60, 20_000, 20_000, 61,
+    ] {
+        // A driver that refills its ring after every frame; descriptors come round in order.
+        while next < 256 {
+            card.offer(RX, &[(at(next), 1526, true)]);
+            next += 1;
+        }
+        card.arrive(frame(len));
+        card.bench.run(RX, Cause::Source(0)).unwrap();
+        let used = card.used(RX);
+        let bytes: Vec<u8> = used
+            .iter()
+            .flat_map(|(head, part)| card.bench.peek(at(*head), *part as usize))
+            .collect();
+        assert_eq!(usize::from(bytes[10]), used.len(), "{len}");
+        assert!(bytes[12..] == frame(len), "{len}");
+        for (head, _) in used {
+            card.offer(RX, &[(at(head), 1526, true)]);
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_waits_for_buffers_is_counted_when_the_driver_resets() {
+    let mut card = Card::new(feature::MRG_RXBUF);
+    card.offer(RX, &[(0x10000, 1526, true)]);
+    card.arrive(frame(4000));
+    card.bench.run(RX, Cause::Source(0)).unwrap();
+    card.bench.stop();
+    let received = card.bench.device.metrics().totals().received;
+    assert_eq!((received.frames, received.dropped.link_down), (0, 1));
+}
+
+#[test]
+fn frames_above_the_limit_wait_for_the_timer_in_both_directions() {
+    let config = NetConfig {
+        packets: Some(10),
+        ..NetConfig::default()
+    };
+    let mut card = Card::sized(0, 256, config);
+    for i in 0..5 {
+        card.offer(RX, &[(0x10000 + i * 0x1000, 1526, true)]);
+        card.arrive(frame(60));
+        card.bench.poke(0x1000, &[0; 72]);
+        card.offer(TX, &[(0x1000, 72, false)]);
+    }
+    card.bench.run(RX, Cause::Resume).unwrap();
+    // A tenth of a second's worth comes at once, and one more is under way.
+    assert_eq!((card.used(RX).len(), card.used(TX).len()), (2, 2));
+    card.bench.run(RX, Cause::Source(0)).unwrap();
+    card.bench.kick(TX).unwrap();
+    assert_eq!((card.used(RX).len(), card.used(TX).len()), (0, 0));
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    card.bench.run(RX, Cause::Source(1)).unwrap();
+    assert!(card.used(TX).is_empty() && !card.used(RX).is_empty());
+    card.bench.run(RX, Cause::Source(2)).unwrap();
+    assert!(!card.used(TX).is_empty());
+}
+
+#[test]
+fn hidden_features_take_along_what_needs_them() {
+    let hide = |hidden: &[Hidden]| {
+        let config = NetConfig {
+            hide: hidden.to_vec(),
+            ..NetConfig::default()
+        };
+        let card = Card::sized(0, 256, config);
+        card.bench.device.features() & card.bench.device.mask()
+    };
+    let all = hide(&[]);
+    assert_eq!(hide(&[Hidden::MrgRxbuf]), all & !feature::MRG_RXBUF);
+    let left = hide(&[Hidden::GuestCsum]);
+    for rule in RULES.iter().filter(|rule| left & rule.feature != 0) {
+        assert_ne!(left & rule.needs_any, 0, "{:#x}", rule.feature);
+    }
+    assert_eq!(left & (feature::GUEST_TSO4 | feature::GUEST_ECN), 0);
+    assert_eq!(hide(&[Hidden::CtrlVq]) & feature::GUEST_ANNOUNCE, 0);
 }
 
 #[test]
@@ -486,7 +591,24 @@ fn a_link_that_is_down_drops_frames_and_shows_in_the_configuration() {
     card.bench.kick(TX).unwrap();
     assert_eq!((card.used(TX).len(), card.dropped()), (1, 1));
     card.bench.device.announce();
-    assert_eq!(status(&card), 2);
+    assert_eq!(status(&card), 0, "a driver that can't is not asked");
+}
+
+#[test]
+fn a_driver_is_asked_to_announce_until_it_has() {
+    let mut card = Card::new(feature::CTRL_VQ | feature::GUEST_ANNOUNCE);
+    let status = |card: &Card| {
+        let mut bytes = [0; 2];
+        card.bench.device.read_config(6, &mut bytes);
+        u16::from_le_bytes(bytes)
+    };
+    card.bench.device.announce();
+    assert_eq!(status(&card), 3);
+    assert_eq!(
+        card.control(&[ctrl::ANNOUNCE, ctrl::ANNOUNCE_ACK]),
+        (ctrl::OK, 1)
+    );
+    assert_eq!(status(&card), 1);
 }
 
 #[test]

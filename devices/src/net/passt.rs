@@ -4,20 +4,22 @@
 //! without a `virtio_net_hdr`. So nothing can be left unfinished in either direction.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::{HEADER_SIZE, Header};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::buffers;
 use super::header::MAX_FRAME;
 use super::port::{FramePort, NetBackend, Offloads};
+use super::{buffers, wire_len};
 
 /// How long a passt we started may take to end after its socket closed, before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(2);
@@ -52,7 +54,8 @@ pub enum PasstError {
 #[derive(Debug)]
 pub struct Passt {
     stream: Arc<UnixStream>,
-    buffer: Arc<Mutex<Inbound>>,
+    /// While no port is open.
+    buffers: Arc<Mutex<Buffers>>,
     child: Option<Child>,
 }
 
@@ -105,7 +108,7 @@ impl Passt {
         stream.set_nonblocking(true).map_err(PasstError::Socket)?;
         Ok(Self {
             stream: Arc::new(stream),
-            buffer: Arc::default(),
+            buffers: Arc::default(),
             child,
         })
     }
@@ -142,8 +145,9 @@ impl NetBackend for Passt {
     fn open_port(&self, _: u16) -> io::Result<Box<dyn FramePort>> {
         Ok(Box::new(PasstPort {
             stream: Arc::clone(&self.stream),
-            inbound: Arc::clone(&self.buffer),
-            outbound: Outbound::default(),
+            buffers: mem::take(&mut *lock(&self.buffers)),
+            home: Arc::clone(&self.buffers),
+            rest: 0..0,
         }))
     }
 
@@ -156,8 +160,19 @@ impl NetBackend for Passt {
     }
 }
 
-/// Bytes read from the stream and not yet taken as frames. It outlives a port: a reset of the device
-/// must not lose the place in the stream.
+/// What was read and not taken, and what was taken and not sent. It outlives a port: a reset of the device must not lose
+/// the place in either stream.
+#[derive(Debug, Default)]
+struct Buffers {
+    inbound: Inbound,
+    outbound: Outbound,
+}
+
+fn lock(buffers: &Mutex<Buffers>) -> MutexGuard<'_, Buffers> {
+    buffers.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Bytes read from the stream and not yet taken as frames.
 #[derive(Debug, Default)]
 struct Inbound {
     bytes: Vec<u8>,
@@ -165,8 +180,8 @@ struct Inbound {
 }
 
 impl Inbound {
-    /// The next whole frame, if one is here; `Err` if the other side's framing can't be right.
-    fn next(&mut self) -> io::Result<Option<&[u8]>> {
+    /// Where the next whole frame is, if one is here; `Err` if the other side's framing can't be right.
+    fn next(&mut self) -> io::Result<Option<Range<usize>>> {
         let ahead = self.bytes.get(self.taken..).unwrap_or_default();
         let Some((len, rest)) = ahead.split_first_chunk::<4>() else {
             return Ok(None);
@@ -184,7 +199,7 @@ impl Inbound {
         }
         let start = self.taken.saturating_add(4);
         self.taken = start.saturating_add(len);
-        Ok(self.bytes.get(start..self.taken))
+        Ok(Some(start..self.taken))
     }
 
     /// Reads more; `false` if nothing waits.
@@ -239,23 +254,16 @@ impl Outbound {
 
 struct PasstPort {
     stream: Arc<UnixStream>,
-    inbound: Arc<Mutex<Inbound>>,
-    outbound: Outbound,
+    buffers: Buffers,
+    /// Where the buffers go with the port's end.
+    home: Arc<Mutex<Buffers>>,
+    /// What the last frame had left, in the inbound bytes.
+    rest: Range<usize>,
 }
 
-impl PasstPort {
-    /// Hands the next frame to `take`, reading more of the stream as long as that helps.
-    fn next<T>(&mut self, take: impl FnOnce(&[u8]) -> T) -> io::Result<Option<T>> {
-        // Only one port is open at a time, so this never waits.
-        let mut inbound = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(frame) = inbound.next()? {
-                return Ok(Some(take(frame)));
-            }
-            if !inbound.fill(&self.stream)? {
-                return Ok(None);
-            }
-        }
+impl std::ops::Drop for PasstPort {
+    fn drop(&mut self) {
+        *lock(&self.home) = mem::take(&mut self.buffers);
     }
 }
 
@@ -265,26 +273,45 @@ impl FramePort for PasstPort {
     }
 
     fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
-        self.next(|frame| {
-            buffers::copy_in(&[Header::new_zeroed().as_bytes(), frame], into);
-            u64::try_from(frame.len().saturating_add(HEADER_SIZE)).unwrap_or(u64::MAX)
-        })
+        let inbound = &mut self.buffers.inbound;
+        let frame = loop {
+            if let Some(frame) = inbound.next()? {
+                break frame;
+            }
+            if !inbound.fill(&self.stream)? {
+                return Ok(None);
+            }
+        };
+        let bytes = inbound.bytes.get(frame.clone()).unwrap_or_default();
+        buffers::copy_in(&[Header::new_zeroed().as_bytes(), bytes], into);
+        let taken = buffers::total(into).saturating_sub(HEADER_SIZE);
+        self.rest = frame.start.saturating_add(taken).min(frame.end)..frame.end;
+        Ok(Some(wire_len(frame.len().saturating_add(HEADER_SIZE))))
+    }
+
+    fn rest(&self) -> &[u8] {
+        let inbound = &self.buffers.inbound.bytes;
+        inbound.get(self.rest.clone()).unwrap_or_default()
     }
 
     fn send(&mut self, _: &Header, frame: &[Segment]) -> io::Result<bool> {
-        if !self.outbound.flush(&self.stream)? {
+        let outbound = &mut self.buffers.outbound;
+        if !outbound.flush(&self.stream)? {
             return Ok(false);
         }
         let len = buffers::total(frame);
-        self.outbound
-            .bytes
-            .extend(u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
-        self.outbound.bytes.resize(len.saturating_add(4), 0);
-        if let Some(target) = self.outbound.bytes.get_mut(4..) {
+        let prefix = u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes();
+        outbound.bytes.extend(prefix);
+        outbound.bytes.resize(len.saturating_add(prefix.len()), 0);
+        if let Some(target) = outbound.bytes.get_mut(prefix.len()..) {
             buffers::copy_out(frame, target);
         }
         // What the socket does not take now goes before the next frame.
-        self.outbound.flush(&self.stream)?;
+        outbound.flush(&self.stream)?;
         Ok(true)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.buffers.outbound.flush(&self.stream).map(drop)
     }
 }

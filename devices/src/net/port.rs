@@ -39,6 +39,11 @@ pub trait NetBackend: Send + Sync {
     /// Opens the port of queue pair `pair`, below [`max_pairs`](Self::max_pairs). Only one is open at a time.
     fn open_port(&self, pair: u16) -> io::Result<Box<dyn FramePort>>;
 
+    /// The host's name for the interface, if it has one that nobody else on this host has.
+    fn interface(&self) -> Option<&str> {
+        None
+    }
+
     /// What received frames may leave to the guest from now on.
     fn set_guest_offloads(&self, offloads: Offloads) -> io::Result<()>;
 
@@ -53,9 +58,17 @@ pub trait FramePort: Send {
 
     /// Stores the next frame, header first, into `into` and says how long it is. `None`: none waits.
     ///
-    /// A frame longer than `into` is cut, and the length says so by being larger than `into` holds.
+    /// The length of a frame longer than `into` is more than `into` holds; what is left of it is [`rest`](Self::rest).
     fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>>;
+
+    /// What the last frame received had left, until the next is received.
+    fn rest(&self) -> &[u8];
 
     /// Sends a frame behind `header`. `false`: there is no room now; the frame was not taken.
     fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool>;
+
+    /// Goes on with what was taken and not sent yet. Called whenever the descriptor was ready.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

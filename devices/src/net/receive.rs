@@ -1,8 +1,8 @@
 //! From a port into the receive queue (section 5.1.6.3).
 //!
-//! A frame goes from the kernel straight into guest buffers. So buffers for the longest frame are
-//! taken from the ring before one is read; those a frame does not need wait for the next one. When
-//! the ring can't give enough, nothing is read: the frames wait in the host until the driver's kick.
+//! A frame goes from the kernel straight into guest buffers: as many as the last frames needed. What a longer one has
+//! left stays with the port until it has been copied into more buffers. When the ring has too few of them, nothing more
+//! is read: the frame waits here, and those behind it in the host, until the driver's kick.
 
 use std::collections::VecDeque;
 
@@ -11,25 +11,20 @@ use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::{HEADER_SIZE, feature};
 
 use super::filter::{Filter, LOOKED_AT};
+use super::gate::Gate;
 use super::header::MAX_FRAME;
+use super::metrics::{Counters, Drop};
 use super::port::FramePort;
-use super::state::{Counters, State};
+use super::state::State;
 use super::{buffers, wire_len};
 use crate::device::{Chain, Outcome, Queue};
 
 /// Frames of one pass.
 const BUDGET: u32 = 128;
-/// Longest frame read where the guest takes no segmentation offload: a jumbo frame.
-const LONGEST_PLAIN: u64 = 9216;
-/// Offsets in the header.
+/// Header and frame together; what is still longer has been cut.
+const LONGEST: u64 = MAX_FRAME + HEADER_SIZE as u64;
+/// Offset in the header.
 const NUM_BUFFERS_AT: u64 = 10;
-
-/// Offloads under which a frame can be as long as an IP packet can be.
-const LONG_FRAMES: u64 = feature::GUEST_TSO4
-    | feature::GUEST_TSO6
-    | feature::GUEST_UFO
-    | feature::GUEST_USO4
-    | feature::GUEST_USO6;
 
 /// Why receiving has to end until the reset.
 #[derive(Debug, thiserror::Error)]
@@ -40,113 +35,189 @@ pub(super) enum ReceiveFault {
     BufferTooSmall(u64),
 }
 
+/// What a pass of either direction works with, beside its queue.
+pub(super) struct Side<'a> {
+    pub(super) port: &'a mut dyn FramePort,
+    pub(super) state: &'a State,
+    pub(super) counters: &'a Counters,
+    pub(super) gate: Option<&'a Gate>,
+}
+
 /// One pair's receiving side.
 pub(super) struct Receiver {
     mergeable: bool,
     checksums: bool,
-    /// Bytes that must be ready before a frame is read, header included.
-    longest: u64,
     /// Buffers taken and not used yet, in ring order.
     held: VecDeque<Chain>,
     /// Bytes they hold.
     room: u64,
-    /// The buffers as the port takes them; empty when to be made anew.
+    /// Their segments, one after the other.
     segments: Vec<Segment>,
+    /// How many buffers a frame is expected to need.
+    window: usize,
+    /// Segments the last frame was read into, and their bytes.
+    offered: (usize, u64),
+    /// The length of a frame that waits for more buffers; its first part is in the offered ones, the rest in the port.
+    unfinished: Option<u64>,
     filter: Filter,
     filter_generation: u32,
-    /// Frames may wait in the host while buffers are lacking.
+    /// Frames may wait while buffers are lacking.
     pub(super) starved: bool,
 }
 
 impl Receiver {
-    pub(super) fn new(features: u64, mtu: u16, state: &State) -> Self {
-        let frame = if features & LONG_FRAMES == 0 {
-            LONGEST_PLAIN.max(u64::from(mtu))
-        } else {
-            MAX_FRAME
-        };
+    pub(super) fn new(features: u64, state: &State) -> Self {
         let (filter_generation, filter) = state.filter();
         Self {
             mergeable: features & feature::MRG_RXBUF != 0,
             checksums: features & feature::GUEST_CSUM != 0,
-            longest: frame.saturating_add(wire_len(HEADER_SIZE)),
             held: VecDeque::new(),
             room: 0,
             segments: Vec::new(),
+            window: 1,
+            offered: (0, 0),
+            unfinished: None,
             filter,
             filter_generation,
             starved: false,
         }
     }
 
-    /// Delivers what waits at the port, as far as buffers and budget go.
+    /// Delivers what waits at the port, as far as buffers, limits and budget go.
     pub(super) fn run(
         &mut self,
         queue: &mut Queue,
-        port: &mut dyn FramePort,
-        state: &State,
+        side: &mut Side<'_>,
     ) -> Result<Outcome, ReceiveFault> {
-        let counters = &state.metrics.received;
+        self.starved = false;
         for _ in 0..BUDGET {
-            self.starved = !self.fill(queue)?;
-            if self.starved {
+            let len = match self.unfinished.take() {
+                Some(len) => len,
+                None => match self.read(queue, side)? {
+                    Some(len) => len,
+                    None => return Ok(Outcome::Idle),
+                },
+            };
+            if !self.place(queue, side, len)? {
+                self.unfinished = Some(len);
+                self.starve(side);
                 return Ok(Outcome::Idle);
-            }
-            if self.segments.is_empty() {
-                self.segments
-                    .extend(self.held.iter().flat_map(|chain| chain.writable()));
-            }
-            match port.receive(&self.segments) {
-                Ok(Some(len)) => self.deliver(queue, len, state),
-                Ok(None) => return Ok(Outcome::Idle),
-                Err(error) => {
-                    counters.fail_one();
-                    tracing::warn!(%error, "cannot receive frames; waiting for the interface to come back");
-                    return Ok(Outcome::Idle);
-                }
             }
         }
         Ok(Outcome::More)
     }
 
-    /// Takes buffers until the longest frame fits; `false` if the ring has too few.
-    fn fill(&mut self, queue: &mut Queue) -> Result<bool, ReceiveFault> {
-        while if self.mergeable {
-            self.room < self.longest
-        } else {
-            self.held.is_empty()
-        } {
-            let Some(chain) = queue.pop()? else {
-                // A driver whose whole ring is smaller than a frame still gets the frames that fit.
-                return Ok(!self.held.is_empty() && self.held.len() >= usize::from(queue.size()));
-            };
-            let len = chain.writable_len();
-            if len < wire_len(HEADER_SIZE) {
-                // Dropping the chain latches the queue broken, as it is to be.
-                return Err(ReceiveFault::BufferTooSmall(len));
-            }
-            self.room = self.room.saturating_add(len);
-            self.segments.clear();
-            self.held.push_back(chain);
+    /// Reads the next frame, as far as it fits into the buffers expected to be needed; its length.
+    fn read(
+        &mut self,
+        queue: &mut Queue,
+        side: &mut Side<'_>,
+    ) -> Result<Option<u64>, ReceiveFault> {
+        if side.gate.is_some_and(|gate| !gate.open()) {
+            return Ok(None);
         }
+        while self.held.len() < self.window && self.hold_one(queue)? {}
+        if self.held.is_empty() {
+            self.starve(side);
+            return Ok(None);
+        }
+        let offered = self.held.iter().take(self.window);
+        self.offered = offered.fold((0, 0), |(count, bytes): (usize, u64), chain| {
+            (
+                count.saturating_add(chain.writable().len()),
+                bytes.saturating_add(chain.writable_len()),
+            )
+        });
+        let into = self.segments.get(..self.offered.0).unwrap_or_default();
+        side.port.receive(into).or_else(|error| {
+            side.counters.fail_one();
+            tracing::warn!(%error, "cannot receive frames; waiting for the interface to come back");
+            Ok(None)
+        })
+    }
+
+    fn starve(&mut self, side: &Side<'_>) {
+        self.starved = true;
+        side.counters.wait_once();
+    }
+
+    /// Takes one more buffer; `false` if the ring has none.
+    fn hold_one(&mut self, queue: &mut Queue) -> Result<bool, ReceiveFault> {
+        let Some(chain) = queue.pop()? else {
+            return Ok(false);
+        };
+        let len = chain.writable_len();
+        if len < wire_len(HEADER_SIZE) {
+            // Dropping the chain latches the queue broken, as it is to be.
+            return Err(ReceiveFault::BufferTooSmall(len));
+        }
+        self.room = self.room.saturating_add(len);
+        self.segments.extend_from_slice(chain.writable());
+        self.held.push_back(chain);
         Ok(true)
     }
 
-    /// Completes the buffers a frame of `len` bytes, header included, went into; or leaves them for the next.
-    fn deliver(&mut self, queue: &mut Queue, len: u64, state: &State) {
-        let counters: &Counters = &state.metrics.received;
+    /// Finds room for a frame of `len` bytes that was just read, header included, and completes it or drops it; `false`
+    /// if it has to wait for buffers.
+    fn place(
+        &mut self,
+        queue: &mut Queue,
+        side: &mut Side<'_>,
+        len: u64,
+    ) -> Result<bool, ReceiveFault> {
+        if self.mergeable && len <= LONGEST {
+            while self.room < len {
+                if !self.hold_one(queue)? {
+                    if self.held.len() < usize::from(queue.size()) {
+                        return Ok(false);
+                    }
+                    break;
+                }
+            }
+        }
         let fits = if self.mergeable {
             self.room
         } else {
             self.held.front().map_or(0, Chain::writable_len)
         };
-        if len > fits || len < wire_len(HEADER_SIZE) || !state.link_up() || !self.wanted(state) {
-            counters.drop_one();
-            return;
+        let verdict = if len > fits || len > LONGEST {
+            Err(Drop::TooLong)
+        } else {
+            if len > self.offered.1 {
+                let beyond = self.segments.get(self.offered.0..).unwrap_or_default();
+                buffers::copy_in(&[side.port.rest()], beyond);
+            }
+            self.judge(len, side.state)
+        };
+        match verdict {
+            Ok(()) => self.deliver(queue, side, len),
+            Err(why) => side.counters.drop_one(why),
         }
-        counters.delivered(len.saturating_sub(wire_len(HEADER_SIZE)));
+        Ok(true)
+    }
+
+    /// Whether the guest gets a frame that is in its buffers.
+    fn judge(&mut self, len: u64, state: &State) -> Result<(), Drop> {
+        if len <= wire_len(HEADER_SIZE) {
+            Err(Drop::Malformed)
+        } else if !state.link_up() {
+            Err(Drop::LinkDown)
+        } else if !self.wanted(state) {
+            Err(Drop::Filtered)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Completes the buffers a frame of `len` bytes went into.
+    fn deliver(&mut self, queue: &mut Queue, side: &Side<'_>, len: u64) {
+        let frame = len.saturating_sub(wire_len(HEADER_SIZE));
+        side.counters.deliver(frame);
+        if let Some(gate) = side.gate {
+            gate.charge(frame);
+        }
         let count = self.buffers_for(len);
-        let mut left = len;
+        let (mut left, mut used) = (len, 0_usize);
         for index in 0..count {
             let Some(mut chain) = self.held.pop_front() else {
                 break;
@@ -157,9 +228,11 @@ impl Receiver {
             let part = left.min(chain.writable_len());
             left = left.saturating_sub(part);
             self.room = self.room.saturating_sub(chain.writable_len());
+            used = used.saturating_add(chain.writable().len());
             queue.complete(chain, u32::try_from(part).unwrap_or(u32::MAX));
         }
-        self.segments.clear();
+        self.segments.drain(..used.min(self.segments.len()));
+        self.expect(usize::from(count));
     }
 
     fn buffers_for(&self, len: u64) -> u16 {
@@ -170,6 +243,12 @@ impl Receiver {
             more
         });
         u16::try_from(needed.count()).unwrap_or(u16::MAX)
+    }
+
+    /// Learns from a frame that needed `count` buffers: grows at once, since the rest is copied, and shrinks slowly.
+    fn expect(&mut self, count: usize) {
+        let surplus = self.window.saturating_sub(count);
+        self.window = self.window.saturating_sub(surplus.div_ceil(4)).max(count);
     }
 
     /// Sets the fields of the header in front of a frame that are the device's, not the host's.
@@ -199,7 +278,10 @@ impl Receiver {
     }
 
     /// Gives the buffers back, unused, to a driver that resets the device.
-    pub(super) fn abandon(&mut self) {
+    pub(super) fn abandon(&mut self, counters: &Counters) {
+        if self.unfinished.take().is_some() {
+            counters.drop_one(Drop::LinkDown);
+        }
         self.segments.clear();
         self.held.drain(..).for_each(Chain::abandon);
         self.room = 0;

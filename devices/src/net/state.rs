@@ -2,68 +2,31 @@
 //!
 //! The data path reads atomics only; the filter it keeps a copy of, renewed when its generation moved.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::filter::{Filter, Mac};
-
-/// Counters of one direction. Reading them while the card runs gives each one's value of some moment.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Frames delivered.
-    pub frames: AtomicU64,
-    /// Bytes of them, without the virtio header.
-    pub bytes: AtomicU64,
-    /// Frames dropped: malformed, too long for the buffers, not wanted by the filter, link down.
-    pub dropped: AtomicU64,
-    /// Frames the host refused, and failed reads.
-    pub errors: AtomicU64,
-}
-
-impl Counters {
-    pub(super) fn delivered(&self, bytes: u64) {
-        add(&self.frames, 1);
-        add(&self.bytes, bytes);
-    }
-
-    pub(super) fn drop_one(&self) {
-        add(&self.dropped, 1);
-    }
-
-    pub(super) fn fail_one(&self) {
-        add(&self.errors, 1);
-    }
-}
-
-fn add(counter: &AtomicU64, value: u64) {
-    counter.fetch_add(value, Ordering::Relaxed);
-}
-
-/// What a network card has counted.
-#[derive(Debug, Default)]
-pub struct NetMetrics {
-    /// Host to guest.
-    pub received: Counters,
-    /// Guest to host.
-    pub sent: Counters,
-}
+use super::metrics::NetMetrics;
 
 /// Shared by the device, its control queue and its queue pairs.
 pub(super) struct State {
     pub(super) metrics: NetMetrics,
     link_up: AtomicBool,
     announce: AtomicBool,
+    /// The driver negotiated it.
+    can_announce: AtomicBool,
     filter: Mutex<Filter>,
     /// Moves on with every change of `filter`.
     filter_generation: AtomicU32,
 }
 
 impl State {
-    pub(super) fn new(mac: Mac) -> Self {
+    pub(super) fn new(mac: Mac, pairs: u16) -> Self {
         Self {
-            metrics: NetMetrics::default(),
+            metrics: NetMetrics::new(pairs),
             link_up: AtomicBool::new(true),
             announce: AtomicBool::new(false),
+            can_announce: AtomicBool::new(false),
             filter: Mutex::new(Filter::new(mac, false, false)),
             filter_generation: AtomicU32::new(0),
         }
@@ -83,6 +46,14 @@ impl State {
 
     pub(super) fn set_announcing(&self, on: bool) {
         self.announce.store(on, Ordering::Relaxed);
+    }
+
+    pub(super) fn can_announce(&self) -> bool {
+        self.can_announce.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_can_announce(&self, can: bool) {
+        self.can_announce.store(can, Ordering::Relaxed);
     }
 
     /// Changes the filter; queue pairs see it with their next frame.

@@ -20,13 +20,15 @@ use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::{HEADER_SIZE, Header};
 use zerocopy::IntoBytes;
 
-use super::buffers::Vectors;
+use super::buffers::{self, Vectors};
 use super::port::{FramePort, NetBackend, Offloads};
 
 /// Name bytes an interface has at the most, without the closing zero (`IFNAMSIZ - 1`).
 pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 
 const TUN_DEVICE: &CStr = c"/dev/net/tun";
+/// Room for all of the longest frame and then some, so that one still longer shows.
+const SPILL: usize = 66 << 10;
 
 /// Why a TAP interface can't be used. The messages say what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -187,11 +189,6 @@ impl Tap {
         Ok(tap)
     }
 
-    /// The interface's name in the kernel.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Which offloads this kernel's tun driver knows, found by asking: older ones lack USO, newer ones UFO.
     fn probe_offloads(&self) -> Offloads {
         let candidates = [
@@ -226,7 +223,13 @@ impl NetBackend for Tap {
         Ok(Box::new(TapPort {
             queue: queue.clone(),
             vectors: Vectors::default(),
+            spill: vec![0; SPILL],
+            spilled: 0,
         }))
+    }
+
+    fn interface(&self) -> Option<&str> {
+        Some(&self.name)
     }
 
     fn set_guest_offloads(&self, offloads: Offloads) -> io::Result<()> {
@@ -255,6 +258,9 @@ impl NetBackend for Tap {
 struct TapPort {
     queue: TapQueue,
     vectors: Vectors,
+    /// What the last frame had left, in the first `spilled` bytes.
+    spill: Vec<u8>,
+    spilled: usize,
 }
 
 impl FramePort for TapPort {
@@ -263,10 +269,15 @@ impl FramePort for TapPort {
     }
 
     fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
-        // Takes what a longer frame has left, so that its length shows; as long as a header, below
-        // which the driver refuses to read.
-        let mut rest = [0; HEADER_SIZE];
-        self.vectors.read(self.queue.file.as_fd(), into, &mut rest)
+        let fd = self.queue.file.as_fd();
+        let answer = self.vectors.read(fd, into, &mut self.spill)?;
+        let len = answer.and_then(|len| usize::try_from(len).ok());
+        self.spilled = len.map_or(0, |len| len.saturating_sub(buffers::total(into)));
+        Ok(answer)
+    }
+
+    fn rest(&self) -> &[u8] {
+        self.spill.get(..self.spilled).unwrap_or_default()
     }
 
     fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool> {

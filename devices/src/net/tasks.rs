@@ -1,19 +1,25 @@
 //! What runs on a worker: a queue pair, and the control queue.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use splitring_virtio::spec::net::ctrl;
 
 use super::control::{Command, MAX_COMMAND};
+use super::gate::Gate;
+use super::metrics::PairMetrics;
 use super::port::{FramePort, NetBackend};
-use super::receive::Receiver;
+use super::receive::{Receiver, Side};
 use super::state::State;
 use super::transmit::Transmitter;
 use super::{guest_offloads, wire_len};
-use crate::device::{Broken, Cause, Chain, Outcome, QueueHandler, QueueSet, Source};
+use crate::device::{Broken, Cause, Chain, Interest, Outcome, QueueHandler, QueueSet, Source};
 
 /// The port has frames, or room.
 const PORT: u32 = 0;
+/// A limit lets frames through again, in either direction.
+const RECEIVE_GATE: u32 = 1;
+const TRANSMIT_GATE: u32 = 2;
 
 /// One queue pair. A queue the driver did not enable is not in its set and stays untouched.
 pub(super) struct PairHandler {
@@ -24,14 +30,30 @@ pub(super) struct PairHandler {
     pub(super) transmit: u16,
     pub(super) receiver: Receiver,
     pub(super) transmitter: Transmitter,
+    pub(super) metrics: Arc<PairMetrics>,
+    pub(super) receive_gate: Option<Gate>,
+    pub(super) transmit_gate: Option<Gate>,
 }
 
 impl PairHandler {
+    fn flush(&mut self) {
+        if let Err(error) = self.port.flush() {
+            self.metrics.sent.fail_one();
+            tracing::warn!(%error, "cannot send the rest of a frame");
+        }
+    }
+
     fn receive(&mut self, queues: &mut QueueSet<'_>) -> Result<Outcome, Broken> {
         let Some(queue) = queues.get(self.receive) else {
             return Ok(Outcome::Idle);
         };
-        let done = self.receiver.run(queue, self.port.as_mut(), &self.state);
+        let mut side = Side {
+            port: self.port.as_mut(),
+            state: &self.state,
+            counters: &self.metrics.received,
+            gate: self.receive_gate.as_ref(),
+        };
+        let done = self.receiver.run(queue, &mut side);
         done.map_err(|fault| Broken::new(self.receive, fault))
     }
 
@@ -39,25 +61,43 @@ impl PairHandler {
         let Some(queue) = queues.get(self.transmit) else {
             return Ok(Outcome::Idle);
         };
-        let done = self.transmitter.run(queue, self.port.as_mut(), &self.state);
+        let mut side = Side {
+            port: self.port.as_mut(),
+            state: &self.state,
+            counters: &self.metrics.sent,
+            gate: self.transmit_gate.as_ref(),
+        };
+        let done = self.transmitter.run(queue, &mut side);
         done.map_err(|fault| Broken::new(self.transmit, fault))
     }
 }
 
 impl QueueHandler for PairHandler {
-    fn sources(&self) -> Vec<Source<'_>> {
-        vec![Source {
-            interest: crate::device::Interest::Both,
+    fn sources<'a>(&'a self) -> Vec<Source<'a>> {
+        let port = Source {
+            interest: Interest::Both,
             ..Source::edge(self.port.fd(), PORT)
-        }]
+        };
+        let gate = |gate: &'a Option<Gate>, token| {
+            let gate = gate.as_ref();
+            gate.map(|gate| Source::edge(gate.as_fd(), token))
+        };
+        std::iter::once(port)
+            .chain(gate(&self.receive_gate, RECEIVE_GATE))
+            .chain(gate(&self.transmit_gate, TRANSMIT_GATE))
+            .collect()
     }
 
     fn run(&mut self, queues: &mut QueueSet<'_>, cause: Cause) -> Result<Outcome, Broken> {
         let (receive, transmit) = match cause {
-            // New buffers matter only if frames were left waiting for them.
-            Cause::Kick(queue) if queue == self.receive => (self.receiver.starved, false),
-            Cause::Kick(_) => (false, true),
-            Cause::Source(_) => (true, self.transmitter.blocked()),
+            // Asked for only when the ring was emptied, so frames may be waiting.
+            Cause::Kick(queue) if queue == self.receive => (true, false),
+            Cause::Kick(_) | Cause::Source(TRANSMIT_GATE) => (false, true),
+            Cause::Source(RECEIVE_GATE) => (true, false),
+            Cause::Source(_) => {
+                self.flush();
+                (true, self.transmitter.blocked())
+            }
             Cause::Resume => (true, true),
         };
         let sent = if transmit {
@@ -75,8 +115,8 @@ impl QueueHandler for PairHandler {
     }
 
     fn stop(&mut self, _: &mut QueueSet<'_>) {
-        self.receiver.abandon();
-        self.transmitter.abandon();
+        self.receiver.abandon(&self.metrics.received);
+        self.transmitter.abandon(&self.metrics.sent);
     }
 }
 

@@ -8,8 +8,8 @@ use splitring_virtio::spec::net::Header;
 
 use super::filter::Mac;
 use super::header;
-use super::port::FramePort;
-use super::state::State;
+use super::metrics::{Counters, Drop};
+use super::receive::Side;
 use crate::device::{Chain, Outcome, Queue};
 
 /// Packets of one pass.
@@ -41,14 +41,16 @@ impl Transmitter {
         self.pending.is_some()
     }
 
-    /// Sends what the ring holds, as far as room and budget go.
+    /// Sends what the ring holds, as far as room, limits and budget go.
     pub(super) fn run(
         &mut self,
         queue: &mut Queue,
-        port: &mut dyn FramePort,
-        state: &State,
+        side: &mut Side<'_>,
     ) -> Result<Outcome, ChainError> {
         for _ in 0..BUDGET {
+            if side.gate.is_some_and(|gate| !gate.open()) {
+                return Ok(Outcome::Idle);
+            }
             let chain = match self.pending.take() {
                 Some(chain) => chain,
                 None => match queue.pop()? {
@@ -56,8 +58,9 @@ impl Transmitter {
                     None => return Ok(Outcome::Idle),
                 },
             };
-            if !self.send(&chain, port, state) {
+            if !self.send(&chain, side) {
                 self.pending = Some(chain);
+                side.counters.wait_once();
                 return Ok(Outcome::Idle);
             }
             queue.complete(chain, 0);
@@ -66,43 +69,59 @@ impl Transmitter {
     }
 
     /// Sends or drops one packet; `false` if it has to wait.
-    fn send(&mut self, chain: &Chain, port: &mut dyn FramePort, state: &State) -> bool {
-        let counters = &state.metrics.sent;
-        let Some((header, frame)) = self.judged(chain).filter(|_| state.link_up()) else {
-            counters.drop_one();
-            return true;
+    fn send(&mut self, chain: &Chain, side: &mut Side<'_>) -> bool {
+        let judged = if side.state.link_up() {
+            self.judge(chain)
+        } else {
+            Err(Drop::LinkDown)
         };
-        match port.send(&header, &self.segments) {
-            Ok(true) => counters.delivered(frame),
+        let (header, frame) = match judged {
+            Ok(judged) => judged,
+            Err(why) => {
+                side.counters.drop_one(why);
+                return true;
+            }
+        };
+        match side.port.send(&header, &self.segments) {
+            Ok(true) => {
+                side.counters.deliver(frame);
+                if let Some(gate) = side.gate {
+                    gate.charge(frame);
+                }
+            }
             Ok(false) => return false,
             Err(error) => {
-                counters.fail_one();
+                side.counters.fail_one();
                 tracing::debug!(%error, "the host refused a frame");
             }
         }
         true
     }
 
-    /// The header to send and the frame's length, with its segments in `self.segments`; `None` to drop it.
-    fn judged(&mut self, chain: &Chain) -> Option<(Header, u64)> {
+    /// The header to send and the frame's length, with its segments in `self.segments`.
+    fn judge(&mut self, chain: &Chain) -> Result<(Header, u64), Drop> {
         let mut reader = chain.reader();
-        let header: Header = reader.read_obj().ok()?;
+        let header: Header = reader.read_obj().map_err(|_| Drop::Malformed)?;
         let frame = reader.remaining();
-        let header = header::judge(header, frame, self.features).ok()?;
+        let header = header::judge(header, frame, self.features)?;
         if let Some(own) = self.only_from {
             let mut addresses = [0; 12];
             let mut peek = reader;
-            peek.read_exact(&mut addresses).ok()?;
-            addresses.ends_with(&own).then_some(())?;
+            peek.read_exact(&mut addresses)
+                .map_err(|_| Drop::Malformed)?;
+            if !addresses.ends_with(&own) {
+                return Err(Drop::ForeignAddress);
+            }
         }
         self.segments.clear();
         self.segments.extend(reader.segments());
-        Some((header, frame))
+        Ok((header, frame))
     }
 
     /// Gives a waiting packet back to a driver that resets the device.
-    pub(super) fn abandon(&mut self) {
+    pub(super) fn abandon(&mut self, counters: &Counters) {
         if let Some(chain) = self.pending.take() {
+            counters.drop_one(Drop::LinkDown);
             chain.abandon();
         }
     }

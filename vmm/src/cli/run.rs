@@ -40,7 +40,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     report(&end)
 }
 
-/// What happened, as one line of JSON: the exits, and what each disk's requests came to.
+/// What happened, as one line of JSON: the exits, and what each disk's requests and each card's frames came to.
 fn print_metrics(machine: &MachineHandle) -> Result<(), Failure> {
     let disks = machine.disks();
     let disks: BTreeMap<_, _> = disks
@@ -50,6 +50,12 @@ fn print_metrics(machine: &MachineHandle) -> Result<(), Failure> {
         .collect();
     let mut metrics = serde_json::to_value(machine.exits())?;
     metrics["disks"] = serde_json::to_value(disks)?;
+    let nets = machine.nets();
+    let nets: BTreeMap<_, _> = nets
+        .iter()
+        .filter_map(|net| net.id().zip(net.totals()))
+        .collect();
+    metrics["nets"] = serde_json::to_value(nets)?;
     eprintln!("{metrics}");
     Ok(())
 }

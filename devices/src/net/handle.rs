@@ -1,0 +1,39 @@
+//! A running card seen from the outside.
+
+use std::sync::{Arc, Weak};
+
+use super::{Net, NetTotals};
+
+/// What an embedder may do to a card while the guest runs. Every call is `None` once the card is gone.
+#[derive(Clone)]
+pub struct NetHandle(Weak<Net>);
+
+impl NetHandle {
+    /// A handle on `card`, which it does not keep.
+    #[must_use]
+    pub fn new(card: &Arc<Net>) -> Self {
+        Self(Arc::downgrade(card))
+    }
+
+    /// The card's name.
+    #[must_use]
+    pub fn id(&self) -> Option<String> {
+        self.0.upgrade().map(|net| net.id.clone())
+    }
+
+    /// What it has counted so far.
+    #[must_use]
+    pub fn totals(&self) -> Option<NetTotals> {
+        self.0.upgrade().map(|net| net.metrics().totals())
+    }
+
+    /// As [`Net::set_link`].
+    pub fn set_link(&self, up: bool) -> Option<()> {
+        self.0.upgrade().map(|net| net.set_link(up))
+    }
+
+    /// As [`Net::announce`].
+    pub fn announce(&self) -> Option<()> {
+        self.0.upgrade().map(|net| net.announce())
+    }
+}
