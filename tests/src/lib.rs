@@ -2,12 +2,14 @@
 //! tests: the assets `cargo xtask test` prepares, and a Splitring process
 //! whose guest is driven over its serial console.
 //!
-//! It knows Splitring by its command line only. A failure panics with the console's last lines.
+//! It knows Splitring by its command line, but for [`live`], which is the library in this process. A failure panics with
+//! the console's last lines.
 
 pub mod acpi;
 pub mod assets;
 pub mod dmesg;
 pub mod fuzz;
 pub mod guest;
+pub mod live;
 pub mod network;
 pub mod terminal;

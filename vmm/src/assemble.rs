@@ -26,7 +26,7 @@ use splitring_devices::{power, wiring};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::attach::{self, AttachError, Bay, Place};
+use crate::attach::{self, AttachError, Bay, OwnDisks, Place};
 use crate::config::{ConfigError, SerialMode, VmConfig};
 use crate::control::{Control, End};
 use crate::kick::KickError;
@@ -196,6 +196,7 @@ impl Buses {
 /// Builds the machine.
 pub(crate) fn assemble(
     config: &VmConfig,
+    own: &OwnDisks,
     console: &Console,
     changed: &OwnedFd,
 ) -> Result<Parts, BuildError> {
@@ -238,7 +239,7 @@ pub(crate) fn assemble(
         scsi: Vec::new(),
         nets: Vec::new(),
     };
-    attach::attach(config, &mut bay)?;
+    attach::attach(config, own, &mut bay)?;
     let (places, blk, scsi, nets) = (bay.places, bay.blk, bay.scsi, bay.nets);
     let workers = Mutex::new(bay.workers);
 

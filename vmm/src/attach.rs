@@ -2,12 +2,13 @@
 //!
 //! The one list of what can be attached. Knows how to open each kind of backend; not how a device works, nor KVM.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use splitring_devices::blk::{Blk, BlkHandle};
 use splitring_devices::device::VirtioDevice;
 use splitring_devices::disk::config::{Bus as DiskBus, DiskConfig};
-use splitring_devices::disk::{self, DiskError};
+use splitring_devices::disk::{self, Disk, DiskError};
 use splitring_devices::net::{self, MacAddress, Net, NetConfig, NetError, NetHandle};
 use splitring_devices::pci::root::{PciError, PciRoot};
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
@@ -57,6 +58,14 @@ pub enum AttachError {
         /// Why it has no place.
         error: PciError,
     },
+    /// A disk of the embedder's own that nothing in the configuration stands for.
+    #[error(
+        "{id}: a disk of your own is given, but the configuration has no virtio disk with this id"
+    )]
+    NotAsked {
+        /// The id it was given for.
+        id: String,
+    },
     /// More devices than slots.
     #[error("{id}: all 31 PCI slots are taken; give the machine fewer devices")]
     Full {
@@ -74,6 +83,20 @@ pub struct Place {
     pub slot: u8,
 }
 
+/// Disks that the embedder serves itself, by the ids of the virtio disks they stand behind: the configuration says all
+/// else about those, and its path is no more than a name.
+#[derive(Clone, Default)]
+pub struct OwnDisks(BTreeMap<String, Arc<dyn Disk>>);
+
+impl OwnDisks {
+    /// Adds the disk behind `id`.
+    #[must_use]
+    pub fn with(mut self, id: &str, disk: Arc<dyn Disk>) -> Self {
+        self.0.insert(id.to_owned(), disk);
+        self
+    }
+}
+
 /// What devices are attached to.
 pub(crate) struct Bay<'a> {
     pub(crate) root: &'a PciRoot,
@@ -87,7 +110,12 @@ pub(crate) struct Bay<'a> {
 }
 
 /// Attaches everything `config` names.
-pub(crate) fn attach(config: &VmConfig, bay: &mut Bay<'_>) -> Result<(), AttachError> {
+pub(crate) fn attach(
+    config: &VmConfig,
+    own: &OwnDisks,
+    bay: &mut Bay<'_>,
+) -> Result<(), AttachError> {
+    let mut own = own.0.clone();
     if config.rng {
         bay.plug(RNG_SLOT, Arc::new(Rng::new(RNG_ID)))?;
     }
@@ -96,9 +124,12 @@ pub(crate) fn attach(config: &VmConfig, bay: &mut Bay<'_>) -> Result<(), AttachE
         .filter(|(_, disk)| disk.bus == DiskBus::Virtio)
         .zip(FIRST_DISK_SLOT..)
     {
-        let device = open_disk(&id, disk)?;
+        let device = open_disk(&id, disk, own.remove(&id))?;
         bay.blk.push(device.handle());
         bay.plug(slot, device)?;
+    }
+    if let Some((id, _)) = own.pop_first() {
+        return Err(AttachError::NotAsked { id });
     }
     let controllers =
         scsi::open_controllers(config.name.as_deref().unwrap_or_default(), config.disks())?;
@@ -117,9 +148,14 @@ pub(crate) fn attach(config: &VmConfig, bay: &mut Bay<'_>) -> Result<(), AttachE
     Ok(())
 }
 
-fn open_disk(id: &str, config: &DiskConfig) -> Result<Arc<Blk>, AttachError> {
+fn open_disk(
+    id: &str,
+    config: &DiskConfig,
+    own: Option<Arc<dyn Disk>>,
+) -> Result<Arc<Blk>, AttachError> {
     let (queues, depth) = (config.queue_count(), config.queue_len());
-    let disk = disk::open(config).map_err(|error| AttachError::Disk {
+    let disk = own.map_or_else(|| disk::open(config), Ok);
+    let disk = disk.map_err(|error| AttachError::Disk {
         id: id.to_owned(),
         error,
     })?;

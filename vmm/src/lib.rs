@@ -17,7 +17,7 @@ pub mod selftest;
 mod vcpu;
 
 pub use assemble::BuildError;
-pub use attach::{AttachError, Place};
+pub use attach::{AttachError, OwnDisks, Place};
 pub use config::VmConfig;
 pub use control::End;
 pub use kick::{KickError, set_kick_signal};

@@ -15,7 +15,7 @@ use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::Output;
 
 use crate::assemble::{self, BuildError, Parts};
-use crate::attach::Place;
+use crate::attach::{OwnDisks, Place};
 use crate::config::{OnReboot, VmConfig};
 use crate::control::{Control, End};
 use crate::vcpu::{ExitCounts, Vcpu};
@@ -57,6 +57,7 @@ impl Write for Console {
 /// A built machine that does not run yet.
 pub struct Machine {
     config: VmConfig,
+    own: OwnDisks,
     console: Console,
     changed: OwnedFd,
     parts: Parts,
@@ -68,11 +69,24 @@ impl Machine {
     /// # Errors
     /// What is wrong with the configuration, the host or a file, by name. Nothing is left behind.
     pub fn build(config: VmConfig, console: Console) -> Result<Self, BuildError> {
+        Self::build_with(config, OwnDisks::default(), console)
+    }
+
+    /// As [`build`](Self::build), with disks that the embedder serves itself. A restart uses them again.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build), or a disk of yours has no place in the configuration.
+    pub fn build_with(
+        config: VmConfig,
+        own: OwnDisks,
+        console: Console,
+    ) -> Result<Self, BuildError> {
         crate::kick::ensure_installed()?;
         let changed = assemble::changed()?;
-        let parts = assemble::assemble(&config, &console, &changed)?;
+        let parts = assemble::assemble(&config, &own, &console, &changed)?;
         Ok(Self {
             config,
+            own,
             console,
             changed,
             parts,
@@ -87,6 +101,7 @@ impl Machine {
         let running = Running::start(self.parts)?;
         Ok(MachineHandle {
             config: self.config,
+            own: self.own,
             console: self.console,
             changed: self.changed,
             running: Mutex::new(Arc::new(running)),
@@ -160,6 +175,7 @@ fn spawn(vcpu: Vcpu, control: &Arc<Control>) -> Result<JoinHandle<()>, BuildErro
 /// A running machine. Dropping it stops it.
 pub struct MachineHandle {
     config: VmConfig,
+    own: OwnDisks,
     console: Console,
     changed: OwnedFd,
     running: Mutex<Arc<Running>>,
@@ -220,7 +236,7 @@ impl MachineHandle {
             // The images' locks must be given back before they are taken again.
             ended.parts.release();
             let _ = rustix::io::read(&self.changed, &mut [0; 8]);
-            let parts = assemble::assemble(&self.config, &self.console, &self.changed)?;
+            let parts = assemble::assemble(&self.config, &self.own, &self.console, &self.changed)?;
             *running = Arc::new(Running::start(parts)?);
         }
         Ok(None)

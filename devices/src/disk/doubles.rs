@@ -114,6 +114,11 @@ impl MemoryDisk {
 impl State {
     fn write(&mut self, offset: usize, data: Vec<u8>, stable: bool) {
         store(&mut self.cache, offset, &data);
+        // Behind writes that may still be lost it has to wait for its turn.
+        if stable && self.recent.is_empty() {
+            store(&mut self.medium, offset, &data);
+            return;
+        }
         self.recent.push(Recent {
             offset,
             data,
@@ -122,8 +127,9 @@ impl State {
     }
 
     fn flush(&mut self) {
-        self.recent.clear();
-        self.medium.clone_from(&self.cache);
+        for write in self.recent.drain(..) {
+            store(&mut self.medium, write.offset, &write.data);
+        }
     }
 }
 
@@ -247,6 +253,9 @@ pub enum Fate {
     Hang,
 }
 
+/// Gives each request its fate.
+type Rule = Box<dyn FnMut(Seen) -> Fate + Send>;
+
 /// A request as a [`FaultyDisk`] saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
@@ -262,17 +271,50 @@ pub enum Seen {
     WriteZeroes(u64, u64, bool),
 }
 
+impl Seen {
+    fn of(op: &DiskOp<'_>) -> Self {
+        match *op {
+            DiskOp::Read { offset, .. } => Self::Read(offset),
+            DiskOp::Write { offset, fua, .. } => Self::Write(offset, fua),
+            DiskOp::Flush => Self::Flush,
+            DiskOp::Discard { offset, len, .. } => Self::Discard(offset, len),
+            DiskOp::WriteZeroes {
+                offset,
+                len,
+                may_unmap,
+                ..
+            } => Self::WriteZeroes(offset, len, may_unmap),
+        }
+    }
+}
+
 /// A disk whose requests meet planned fates on their way to another disk, and are written down.
 pub struct FaultyDisk {
     inner: Arc<dyn Disk>,
     script: Arc<Mutex<Script>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Script {
     fates: VecDeque<Fate>,
+    /// What requests meet for which nothing is planned.
+    rule: Option<Rule>,
     log: Vec<Seen>,
     careless: bool,
+}
+
+impl Script {
+    /// Writes a request down and says what is to become of it.
+    fn meet(&mut self, seen: Seen) -> Fate {
+        // A guest that runs for long is not written down without end.
+        const LOGGED: usize = 4096;
+        if self.log.len() < LOGGED {
+            self.log.push(seen);
+        }
+        let ruled = |rule: &mut Option<Rule>| rule.as_mut().map(|rule| rule(seen));
+        let fate = self.fates.pop_front().or_else(|| ruled(&mut self.rule));
+        fate.unwrap_or(Fate::Pass)
+    }
 }
 
 impl FaultyDisk {
@@ -288,6 +330,11 @@ impl FaultyDisk {
     /// The next requests meet these fates, one each.
     pub fn plan(&self, fates: impl IntoIterator<Item = Fate>) {
         lock(&self.script).fates.extend(fates);
+    }
+
+    /// From now on requests without a plan meet what `rule` says.
+    pub fn rule(&self, rule: impl FnMut(Seen) -> Fate + Send + 'static) {
+        lock(&self.script).rule = Some(Box::new(rule));
     }
 
     /// From now on flushes are answered without being carried out and nothing is made stable by itself: what a device
@@ -369,22 +416,7 @@ impl DiskQueue for FaultyQueue {
     fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
         let (fate, careless) = {
             let mut script = lock(&self.script);
-            script.log.push(match op {
-                DiskOp::Read { offset, .. } => Seen::Read(offset),
-                DiskOp::Write { offset, fua, .. } => Seen::Write(offset, fua),
-                DiskOp::Flush => Seen::Flush,
-                DiskOp::Discard { offset, len, .. } => Seen::Discard(offset, len),
-                DiskOp::WriteZeroes {
-                    offset,
-                    len,
-                    may_unmap,
-                    ..
-                } => Seen::WriteZeroes(offset, len, may_unmap),
-            });
-            (
-                script.fates.pop_front().unwrap_or(Fate::Pass),
-                script.careless,
-            )
+            (script.meet(Seen::of(&op)), script.careless)
         };
         let op = match op {
             DiskOp::Flush if careless => {

@@ -1,72 +1,109 @@
-//! fio in the guest on a raw file in memory, at a queue depth of 32.
+//! fio in the guest on a raw file in memory, and on a disk that moves no data: what everything
+//! around the data costs.
 
 use std::path::Path;
 
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
 
-use crate::Mode;
 use crate::peers::{self, Bus, Extra};
 use crate::sample::Table;
+use crate::{Mode, Plan};
 
 const DISK_BYTES: u64 = 256 << 20;
 const SECONDS: u32 = 3;
-/// Name, fio's pattern, block size, and requests when they are counted.
-const JOBS: [(&str, &str, &str, u32); 4] = [
-    ("4k randread", "randread", "4k", 4000),
-    ("4k randwrite", "randwrite", "4k", 4000),
-    ("128k read", "read", "128k", 500),
-    ("128k write", "write", "128k", 500),
-];
 /// Under a clock at shift 0 a nanosecond is an instruction.
 const INSTRUCTIONS_PER_MS: f64 = 1e6;
 
-pub(crate) fn run(bus: Bus, mode: Mode) -> Table {
+/// A workload of fio's.
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    name: &'static str,
+    pattern: &'static str,
+    block: &'static str,
+    depth: u32,
+    /// Requests when they are counted.
+    requests: u32,
+}
+
+const fn job(
+    name: &'static str,
+    pattern: &'static str,
+    block: &'static str,
+    depth: u32,
+    requests: u32,
+) -> Job {
+    Job {
+        name,
+        pattern,
+        block,
+        depth,
+        requests,
+    }
+}
+
+const JOBS: [Job; 6] = [
+    job("4k randread QD32", "randread", "4k", 32, 4000),
+    job("4k randwrite QD32", "randwrite", "4k", 32, 4000),
+    job("4k randread QD1", "randread", "4k", 1, 1000),
+    job("4k randwrite QD1", "randwrite", "4k", 1, 1000),
+    job("128k read QD32", "read", "128k", 32, 500),
+    job("128k write QD32", "write", "128k", 32, 500),
+];
+
+type Start = fn(&Path, Extra<'_>) -> Guest;
+
+pub(crate) fn run(bus: Bus, plan: Plan<'_>) -> Table {
     let root = Disk::copy_of("tools");
     let data = Disk::empty(DISK_BYTES);
-    let extra = Extra::Disk(bus, data.path());
+    let (file, null) = (Extra::Disk(bus, data.path()), Extra::Null(bus, data.path()));
     let mut table = Table::default();
-    let mut warm = peers::splitring(root.path(), extra);
+    let mut warm = peers::splitring(root.path(), file);
     // Allocates the file's pages, so that the first subject does not pay for them.
     warm.succeed(&format!(
         "dd if=/dev/zero of={} bs=1M count=256 2>/dev/null",
         bus.device()
     ));
     warm.power_off();
-    for round in 0..mode.rounds() {
-        let mut subjects: [(&str, Start); 2] =
-            [("splitring", peers::splitring), ("QEMU", peers::qemu)];
+    for round in 0..plan.mode.rounds() {
+        let mut subjects: [(&str, Start, Extra<'_>); 3] = [
+            ("splitring", peers::splitring, file),
+            ("QEMU", peers::qemu, file),
+            ("no data", peers::splitring, null),
+        ];
         // Whoever comes second may find things warmer: they take turns.
         if round % 2 == 1 {
             subjects.reverse();
         }
-        for (subject, start) in subjects {
-            measure(&mut table, subject, start(root.path(), extra), bus, mode);
+        for (subject, start, extra) in subjects {
+            eprintln!("  round {}, {subject}", round + 1);
+            measure(&mut table, subject, start(root.path(), extra), bus, plan);
         }
     }
     table.first("splitring")
 }
 
-type Start = fn(&Path, Extra<'_>) -> Guest;
-
-fn measure(table: &mut Table, subject: &str, mut guest: Guest, bus: Bus, mode: Mode) {
-    for (name, pattern, block, requests) in JOBS {
-        let bound = match mode {
+fn measure(table: &mut Table, subject: &str, mut guest: Guest, bus: Bus, plan: Plan<'_>) {
+    for job in JOBS.into_iter().filter(|job| plan.wants(job.name)) {
+        let bound = match plan.mode {
             Mode::Pairs(_) => format!("--time_based --runtime={SECONDS}"),
-            Mode::Count => format!("--number_ios={requests}"),
+            Mode::Count => format!("--number_ios={}", job.requests),
         };
         guest.succeed(&format!(
-            "fio --name=x --filename={} --direct=1 --ioengine=libaio --iodepth=32 --rw={pattern} \
-             --bs={block} {bound} --output-format=json --output=/tmp/fio",
-            bus.device()
+            "fio --name=x --filename={} --direct=1 --ioengine=libaio --iodepth={} --rw={} \
+             --bs={} {bound} --output-format=json --output=/tmp/fio",
+            bus.device(),
+            job.depth,
+            job.pattern,
+            job.block
         ));
-        let value = match mode {
+        let value = match plan.mode {
             Mode::Pairs(_) => largest(&mut guest, "iops"),
             Mode::Count => {
-                largest(&mut guest, "runtime") * INSTRUCTIONS_PER_MS / f64::from(requests)
+                largest(&mut guest, "runtime") * INSTRUCTIONS_PER_MS / f64::from(job.requests)
             }
         };
-        table.add(name, subject, value);
+        table.add(job.name, subject, value);
     }
     guest.power_off();
 }

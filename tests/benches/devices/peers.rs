@@ -23,12 +23,22 @@ impl Bus {
             Self::Scsi => "/dev/sda",
         }
     }
+
+    /// How Splitring is told.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Blk => ",bus=virtio",
+            Self::Scsi => ",bus=scsi",
+        }
+    }
 }
 
 /// A device besides the root disk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Extra<'a> {
     Disk(Bus, &'a Path),
+    /// A disk as large as this file that moves no data; Splitring's only.
+    Null(Bus, &'a Path),
     /// A tap device by name, and whether QEMU uses vhost-net.
     Tap(&'a str, bool),
 }
@@ -39,8 +49,8 @@ pub(crate) fn splitring(root: &Path, extra: Extra<'_>) -> Guest {
         .memory(MEMORY)
         .root_disk(root);
     match extra {
-        Extra::Disk(Bus::Blk, path) => launch.disk(path, ""),
-        Extra::Disk(Bus::Scsi, path) => launch.disk(path, ",bus=scsi"),
+        Extra::Disk(bus, path) => launch.disk(path, bus.key()),
+        Extra::Null(bus, path) => launch.disk(path, &format!("{},format=null", bus.key())),
         Extra::Tap(name, _) => launch.option("--net", format!("tap={name}")),
     }
     .boot()
@@ -91,6 +101,7 @@ pub(crate) fn qemu(root: &Path, extra: Extra<'_>) -> Guest {
                     .args(["-device", "scsi-hd,drive=data"]),
             };
         }
+        Extra::Null(..) => panic!("QEMU's null device is not compared"),
         Extra::Tap(name, vhost) => {
             let vhost = if vhost { "on" } else { "off" };
             let tap = format!("tap,id=net,ifname={name},script=no,downscript=no,vhost={vhost}");

@@ -42,7 +42,7 @@ impl Table {
         self
     }
 
-    /// Prints a line for each row and subject, and the ratios of the medians.
+    /// Prints a line for each row and subject, and the medians of the ratios.
     pub(crate) fn print(&self, device: &str, mode: Mode) {
         let unit = match mode {
             Mode::Pairs(_) => "rates (time for pings)",
@@ -54,13 +54,17 @@ impl Table {
             for (name, values) in subjects {
                 let (least, most) = range(values);
                 println!(
-                    "{workload:<16} {name:<18} {:>12.2} ({least:.2}–{most:.2})",
+                    "{workload:<18} {name:<18} {:>12.2} ({least:.2}–{most:.2})",
                     median(values)
                 );
             }
-            let (first, others) = subjects.split_first().expect("a row has figures");
+            let ((_, first), others) = subjects.split_first().expect("a row has figures");
             for (name, values) in others {
-                let ratio = median(&first.1) / median(values);
+                // Of each pair by itself: what disturbs the machine disturbs both of a pair.
+                let pairs: Vec<f64> = first.iter().zip(values).map(|(a, b)| a / b).collect();
+                let (least, most) = range(&pairs);
+                let ratio = median(&pairs);
+                println!("{workload:<18} / {name:<16} {ratio:>12.2} ({least:.2}–{most:.2})");
                 ratios.push(format!("{workload} {ratio:.2} of {name}"));
             }
         }

@@ -232,10 +232,11 @@ impl Mix {
         while left > 0 {
             let burst = 1 + self.numbers.below(40);
             for _ in 0..burst {
-                let fate = match self.numbers.below(8) {
+                let fate = match self.numbers.below(10) {
                     0 if faulty => Fate::Fail(IoFault::Host(libc::EIO)),
                     1 if faulty => Fate::Fail(IoFault::NoSpace),
-                    2..=4 => Fate::Delay(u32::try_from(self.numbers.below(6)).expect("small")),
+                    2 if faulty => Fate::Fail(IoFault::Short),
+                    3..=5 => Fate::Delay(u32::try_from(self.numbers.below(6)).expect("small")),
                     _ => Fate::Pass,
                 };
                 self.guest.disk.plan([fate]);

@@ -30,6 +30,12 @@ pub(crate) struct Options {
     /// Leave out the runs that count instructions
     #[arg(long)]
     no_count: bool,
+    /// Leave out the runs in pairs
+    #[arg(long, conflicts_with = "no_count")]
+    no_pairs: bool,
+    /// Disks: only workloads with this in their name, as "randread" or "QD1"
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
 }
 
 /// Measures `device`: `blk`, `scsi` or `net`.
@@ -85,9 +91,11 @@ pub(crate) fn run(device: &str, options: &Options, yes: bool) -> Result<()> {
         ratios.push(output.lines().last().unwrap_or_default().to_owned());
         Ok(())
     };
-    go(false, &["pairs", &options.pairs.to_string()])?;
+    if !options.no_pairs {
+        go(false, &["pairs", &options.pairs.to_string(), &options.only])?;
+    }
     if in_lab && !options.no_count {
-        go(true, &["count"])?;
+        go(true, &["count", &options.only])?;
     } else if !in_lab {
         say("this machine's clock does not count instructions: only rates");
     }

@@ -1,0 +1,127 @@
+//! A machine with Splitring as a library in this process, and the stock guest in it: for what the command line can't do.
+
+use std::io::Write;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use splitring::config::{DiskConfig, VmConfig};
+use splitring::{Console, Machine, MachineHandle, OwnDisks};
+
+use crate::assets::{Disk, Image, Kernel};
+
+/// Bounds every wait; software emulation is slow.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The serial port's output, to be searched by the test.
+struct Lines(Sender<Vec<u8>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // The test may have ended already.
+        drop(self.0.send(bytes.to_vec()));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A running machine whose guest takes typed lines. Its first disk is the root.
+pub struct Live {
+    /// The machine.
+    pub machine: MachineHandle,
+    output: Receiver<Vec<u8>>,
+    seen: String,
+    _root: Disk,
+}
+
+impl Live {
+    /// Boots a machine called `name` with these disks besides the root.
+    pub fn boot(name: &str, disks: Vec<DiskConfig>) -> Self {
+        Self::boot_with(name, disks, OwnDisks::default())
+    }
+
+    /// The same with disks of the test's own behind those of these ids.
+    pub fn boot_with(name: &str, disks: Vec<DiskConfig>, own: OwnDisks) -> Self {
+        let (send, output) = channel();
+        let kernel = Kernel::named("6.12-cloud");
+        let root = Disk::copy_of("tools");
+        let mut disk = vec![DiskConfig::new(root.path())];
+        disk.extend(disks);
+        let mut config = VmConfig {
+            name: Some(name.into()),
+            kernel: Some(kernel.image(Image::Vmlinux)),
+            initrd: Some(kernel.initramfs()),
+            cmdline: Some("console=ttyS0 quiet session=typed root=/dev/vda".into()),
+            disk,
+            ..VmConfig::default()
+        };
+        config.memory.size.0 = 256 << 20;
+        let built = Machine::build_with(config, own, Console::new(Lines(send))).expect("a machine");
+        let mut live = Self {
+            machine: built.start().expect("it starts"),
+            output,
+            seen: String::new(),
+            _root: root,
+        };
+        live.wait_for("@@ ready");
+        live
+    }
+
+    /// Waits for `text` at the start of a line; returns what came before it, and the rest of its line.
+    pub fn wait_for(&mut self, text: &str) -> (String, String) {
+        let start = Instant::now();
+        let mut before = String::new();
+        loop {
+            while let Some(end) = self.seen.find('\n') {
+                let line: String = self.seen.drain(..=end).collect();
+                if let Some(rest) = line.strip_prefix(text) {
+                    return (before, rest.trim().to_owned());
+                }
+                before.push_str(&line);
+            }
+            let left = PATIENCE.saturating_sub(start.elapsed());
+            let bytes = self.output.recv_timeout(left);
+            let bytes = bytes.unwrap_or_else(|_| panic!("no {text:?}; the console says\n{before}"));
+            self.seen
+                .push_str(&String::from_utf8_lossy(&bytes).replace('\r', ""));
+        }
+    }
+
+    /// Types a line without waiting for anything.
+    pub fn type_line(&self, line: &str) {
+        let line = format!("{line}\n");
+        let mut rest = line.as_bytes();
+        while !rest.is_empty() {
+            let taken = self.machine.input(rest);
+            rest = &rest[taken..];
+            if taken == 0 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    /// Types a line; returns what it printed and its exit status.
+    pub fn run(&mut self, line: &str) -> (String, i32) {
+        self.type_line(line);
+        let (output, status) = self.wait_for("@@ ");
+        (output, status.parse().expect("a status"))
+    }
+
+    /// Types a line, which must succeed; returns what it printed.
+    #[track_caller]
+    pub fn succeed(&mut self, line: &str) -> String {
+        let (output, status) = self.run(line);
+        assert_eq!(status, 0, "`{line}`: {output}");
+        output
+    }
+
+    /// Waits until a condition holds in the guest.
+    #[track_caller]
+    pub fn until(&mut self, condition: &str) {
+        self.succeed(&format!(
+            "n=0; until {condition}; do n=$((n+1)); [ $n -gt 300 ] && exit 1; sleep 0.2; done"
+        ));
+    }
+}
