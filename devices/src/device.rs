@@ -103,6 +103,13 @@ pub trait QueueHandler: Send {
     /// must be waiting for a source or return [`Outcome::More`].
     fn run(&mut self, queues: &mut QueueSet<'_>, cause: Cause) -> Result<Outcome, Broken>;
 
+    /// Whether the backend has something for the next run, told without a system call. `None` if only its sources
+    /// can tell. A worker that is about to sleep looks at the rings and here for some microseconds first, with kicks
+    /// off, and leaves alone the tasks that say `None`, whose sources it would keep waiting meanwhile.
+    fn poll(&mut self) -> Option<bool> {
+        None
+    }
+
     /// Cancels and waits, in bounded time, for everything in flight, and completes the chains it holds. Called
     /// once, at reset or when the machine ends. After it returns nobody writes guest memory for this handler.
     fn stop(&mut self, queues: &mut QueueSet<'_>);

@@ -5,6 +5,7 @@
 //! nor how interrupts reach the guest. The thread is made with the machine, not by the guest.
 
 mod event_loop;
+mod polling;
 mod running;
 
 use std::io;
@@ -111,10 +112,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread called `name` (the kernel keeps 15 bytes of it).
-    pub fn spawn(name: &str, on_failure: OnFailure) -> io::Result<Arc<Worker>> {
+    /// Starts a thread called `name` (the kernel keeps 15 bytes of it) that looks at busy rings by itself for up to
+    /// `poll_limit` before it sleeps; zero is never.
+    pub fn spawn(
+        name: &str,
+        poll_limit: Duration,
+        on_failure: OnFailure,
+    ) -> io::Result<Arc<Worker>> {
         let mut manager = EventManager::new().map_err(|e| io::Error::other(e.to_string()))?;
-        let subscriber = manager.add_subscriber(Loop::default());
+        let subscriber = manager.add_subscriber(Loop::new(poll_limit));
         let endpoint = manager.remote_endpoint();
         let reporter = Reporter {
             worker: name.to_owned(),

@@ -4,6 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kvm_bindings::{CpuId, Msrs};
 use kvm_ioctls::{Cap, VcpuFd};
@@ -233,7 +234,7 @@ pub(crate) fn assemble(
         root: &root,
         ram: Ram::new(Arc::clone(&memory)),
         wiring: Arc::new(vm.clone()),
-        workers: start_workers(config.workers, &control)?,
+        workers: start_workers(config, &control)?,
         places: Vec::new(),
         blk: Vec::new(),
         scsi: Vec::new(),
@@ -442,13 +443,17 @@ fn show_config_pages(root: &PciRoot, vm: &Vm) -> Result<(), BuildError> {
     Ok(())
 }
 
-fn start_workers(count: u16, control: &Arc<Control>) -> Result<Vec<Arc<Worker>>, BuildError> {
+fn start_workers(
+    config: &VmConfig,
+    control: &Arc<Control>,
+) -> Result<Vec<Arc<Worker>>, BuildError> {
     let control = Arc::clone(control);
+    let poll_limit = Duration::from_micros(config.poll_us.into());
     let failed: OnFailure = Arc::new(move |failure| control.end(End::Failed(failure.to_string())));
-    (0..count)
+    (0..config.workers)
         .map(|number| {
             let name = format!("worker{number}");
-            Worker::spawn(&name, Arc::clone(&failed))
+            Worker::spawn(&name, poll_limit, Arc::clone(&failed))
                 .map_err(|error| BuildError::Thread { what: name, error })
         })
         .collect()

@@ -17,6 +17,10 @@ pub use splitring_devices::net::{NET_KEYS, NetConfig};
 pub const MAX_CPUS: u32 = splitring_arch::cpuid::MAX_VCPUS;
 /// The most device threads.
 const MAX_WORKERS: u16 = 64;
+/// How long a worker looks for more work unless told otherwise: more than a kick and a wake-up cost.
+const DEFAULT_POLL_US: u32 = 32;
+/// The longest a worker may look for more work: a stretch of a CPU nobody else misses yet.
+const MAX_POLL_US: u32 = 1000;
 /// The name of the random number generator.
 pub(crate) const RNG_ID: &str = "rng";
 /// The least memory a Linux kernel and its tables fit in.
@@ -186,6 +190,8 @@ pub struct VmConfig {
     pub kernel_cache: bool,
     /// Threads that the devices' queues are spread over.
     pub workers: u16,
+    /// Microseconds a worker may look for more work before it sleeps; it settles by itself on less. 0 is never.
+    pub poll_us: u32,
     /// Guest memory.
     pub memory: MemoryConfig,
     /// Disks, in the order the guest finds them.
@@ -210,6 +216,7 @@ impl Default for VmConfig {
             pci_ports: false,
             kernel_cache: true,
             workers: 1,
+            poll_us: DEFAULT_POLL_US,
             memory: MemoryConfig::default(),
             disk: Vec::new(),
             net: Vec::new(),
@@ -256,6 +263,9 @@ pub enum ConfigError {
     /// Not a number of device threads.
     #[error("workers: {0} is not possible; give 1 to {MAX_WORKERS}")]
     Workers(u16),
+    /// Not a time to look for work.
+    #[error("poll-us: {0} is not possible; give 0 (never) to {MAX_POLL_US} microseconds")]
+    Poll(u32),
 }
 
 impl VmConfig {
@@ -281,6 +291,9 @@ impl VmConfig {
         }
         if !(1..=MAX_WORKERS).contains(&self.workers) {
             return Err(ConfigError::Workers(self.workers));
+        }
+        if self.poll_us > MAX_POLL_US {
+            return Err(ConfigError::Poll(self.poll_us));
         }
         self.distinct_ids()
     }

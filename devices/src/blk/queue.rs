@@ -360,6 +360,10 @@ impl QueueHandler for BlkQueue {
         }
     }
 
+    fn poll(&mut self) -> Option<bool> {
+        Some(self.disk.has_completions())
+    }
+
     fn stop(&mut self, queues: &mut QueueSet<'_>) {
         let Some(queue) = queues.get(self.index) else {
             return;

@@ -101,6 +101,10 @@ impl DiskQueue for LimitedQueue {
         self.inner.completions(out);
     }
 
+    fn has_completions(&mut self) -> bool {
+        self.inner.has_completions()
+    }
+
     fn events(&self) -> Vec<BorrowedFd<'_>> {
         let mut events = self.inner.events();
         events.push(self.timer.as_fd());

@@ -145,6 +145,12 @@ pub trait DiskQueue: Send {
     /// [`commit`](Self::commit), since much completes at once, and when an event was readable.
     fn completions(&mut self, out: &mut Vec<Completion>);
 
+    /// Whether completions wait, told without a system call. Where that can't be told it is `false`, and
+    /// [`events`](Self::events) tell.
+    fn has_completions(&mut self) -> bool {
+        false
+    }
+
     /// Descriptors that become readable when completions wait or [`ready`](Self::ready) may have turned true. They
     /// are to be watched edge-triggered: nobody reads them. None at all means that everything completes within
     /// `commit` and no limit is set.

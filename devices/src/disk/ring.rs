@@ -557,6 +557,11 @@ impl DiskQueue for RingQueue {
         out.append(&mut self.done);
     }
 
+    fn has_completions(&mut self) -> bool {
+        let ended = |ring: &mut Ring| !ring.io.completion().is_empty();
+        self.active() > 0 && (self.ring.as_mut().is_some_and(ended) || self.work_deferred())
+    }
+
     fn events(&self) -> Vec<BorrowedFd<'_>> {
         self.ring.iter().map(|ring| ring.event.as_fd()).collect()
     }

@@ -98,6 +98,11 @@ impl RingShare {
         self.0.completions(out);
     }
 
+    /// As [`DiskQueue::has_completions`].
+    pub fn has_completions(&mut self) -> bool {
+        self.0.has_completions()
+    }
+
     /// As [`DiskQueue::events`].
     #[must_use]
     pub fn events(&self) -> Vec<BorrowedFd<'_>> {

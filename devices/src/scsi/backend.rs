@@ -76,6 +76,11 @@ impl Backend {
             .collect()
     }
 
+    /// Whether the shared ring has something; of disks with queues of their own, the sources tell.
+    pub(crate) fn has_completions(&mut self) -> bool {
+        self.ring.as_mut().is_some_and(RingShare::has_completions)
+    }
+
     /// Opens the way to a disk at its first use.
     fn way(&mut self, nexus: &Nexus) -> Result<&mut Way, IoFault> {
         if self.ways.len() <= nexus.slot {

@@ -404,6 +404,10 @@ impl QueueHandler for Requests {
         }
     }
 
+    fn poll(&mut self) -> Option<bool> {
+        Some(self.backend.has_completions())
+    }
+
     fn stop(&mut self, queues: &mut QueueSet<'_>) {
         let Some(queue) = queues.get(self.index) else {
             return;

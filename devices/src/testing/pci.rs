@@ -70,7 +70,14 @@ impl Guest {
         let failed = Arc::clone(&failures);
         let on_failure = Arc::new(move |failure| failed.lock().unwrap().push(failure));
         let workers: Vec<_> = (0..workers)
-            .map(|index| Worker::spawn(&format!("test{index}"), on_failure.clone()).unwrap())
+            .map(|index| {
+                Worker::spawn(
+                    &format!("test{index}"),
+                    Duration::from_micros(32),
+                    on_failure.clone(),
+                )
+                .unwrap()
+            })
             .collect();
         let wiring = Arc::new(FakeWiring::default());
         let parts = VirtioParts {

@@ -6,12 +6,14 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
 use vmm_sys_util::eventfd::EventFd;
 
+use super::polling::{Polling, Turn};
 use super::running::{KICK_EVENTS, Next, Running};
 use super::{Failure, OnFailure, WorkerError};
 use crate::device::Cause;
@@ -87,10 +89,17 @@ fn turn(manager: &mut EventManager<Loop>, subscriber: SubscriberId) -> Result<()
         if state.quit {
             return Ok(());
         }
+        if wait < 0 {
+            state.polling.woke(Instant::now());
+        }
         // Only what was ready before this round: a task that asks for more waits for the others' events.
         let round = state.ready.len();
-        let halted = state.run_ready(round);
-        wait = if state.has_ready() { 0 } else { -1 };
+        let mut halted = state.run_ready(round);
+        if !state.has_ready() {
+            state.poll(&mut halted);
+        }
+        let busy = state.has_ready() || !state.polling.is_empty();
+        wait = if busy { 0 } else { -1 };
         for (slot, fd) in halted {
             let mut events = manager
                 .event_ops(subscriber)
@@ -101,11 +110,11 @@ fn turn(manager: &mut EventManager<Loop>, subscriber: SubscriberId) -> Result<()
 }
 
 /// The state of the event loop: its one subscriber.
-#[derive(Default)]
 pub(super) struct Loop {
     slots: Vec<Option<Entry>>,
     /// Slots of tasks to run again.
     ready: VecDeque<u16>,
+    polling: Polling,
     pub(super) paused: bool,
     pub(super) quit: bool,
 }
@@ -134,10 +143,11 @@ impl MutEventSubscriber for Loop {
                 (watcher.action)();
                 Next::Idle
             }
-            Entry::Task(running) => running.event(watch),
+            Entry::Task(running) => running.event(watch, self.polling.is_on()),
         };
         match next {
             Next::Idle => {}
+            Next::Poll => self.polling.add(slot),
             Next::Again => self.push_ready(slot),
             Next::Halted => entry.unwatch(ops),
         }
@@ -145,6 +155,16 @@ impl MutEventSubscriber for Loop {
 }
 
 impl Loop {
+    pub(super) fn new(poll_limit: Duration) -> Self {
+        Self {
+            slots: Vec::new(),
+            ready: VecDeque::new(),
+            polling: Polling::new(poll_limit),
+            paused: false,
+            quit: false,
+        }
+    }
+
     pub(super) fn free_slot(&self) -> Option<u16> {
         let free = self.slots.iter().position(Option::is_none);
         u16::try_from(free.unwrap_or(self.slots.len())).ok()
@@ -163,6 +183,7 @@ impl Loop {
 
     pub(super) fn take(&mut self, slot: u16) -> Option<Entry> {
         self.ready.retain(|&other| other != slot);
+        self.polling.remove(slot);
         self.slots.get_mut(usize::from(slot))?.take()
     }
 
@@ -176,6 +197,8 @@ impl Loop {
 
     pub(super) fn pause(&mut self) -> Vec<(u16, Vec<RawFd>)> {
         self.paused = true;
+        // Their kicks stay off; resuming looks at everything.
+        self.polling.close();
         (0..=u16::MAX)
             .zip(&self.slots)
             .filter_map(|(slot, entry)| Some((slot, entry.as_ref()?.descriptors())))
@@ -205,13 +228,69 @@ impl Loop {
             let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
                 continue;
             };
-            match running.pass(Cause::Resume) {
+            match running.pass(Cause::Resume, self.polling.is_on()) {
                 Next::Idle => {}
+                Next::Poll => self.polling.add(slot),
                 Next::Again => self.push_ready(slot),
                 Next::Halted => halted.extend(running.descriptors().map(|fd| (slot, fd))),
             }
         }
         halted
+    }
+
+    /// Looks at the rings of the tasks that ran out of work, until the window is over or descriptors want a look.
+    fn poll(&mut self, halted: &mut Vec<(u16, RawFd)>) {
+        if self.polling.is_empty() {
+            return;
+        }
+        let start = Instant::now();
+        loop {
+            let found = self.look(halted);
+            let now = Instant::now();
+            if found {
+                self.polling.found(now);
+            }
+            if self.has_ready() {
+                return;
+            }
+            match self.polling.turn(start, now) {
+                Turn::Look => std::hint::spin_loop(),
+                Turn::Events => return,
+                Turn::Sleep => break,
+            }
+        }
+        for slot in self.polling.close() {
+            if let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot))
+                && running.rearm() == Next::Again
+            {
+                self.push_ready(slot);
+            }
+        }
+    }
+
+    /// One look at each polled task, and a pass of those that have something. Whether any had.
+    fn look(&mut self, halted: &mut Vec<(u16, RawFd)>) -> bool {
+        let mut found = false;
+        let mut index = 0_usize;
+        while let Some(slot) = self.polling.get(index) {
+            index = index.saturating_add(1);
+            let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
+                continue;
+            };
+            if !running.has_work() {
+                continue;
+            }
+            found = true;
+            match running.pass(Cause::Resume, true) {
+                Next::Idle | Next::Poll => {}
+                Next::Again => self.push_ready(slot),
+                Next::Halted => {
+                    halted.extend(running.descriptors().map(|fd| (slot, fd)));
+                    self.polling.remove(slot);
+                }
+            }
+        }
+        found
     }
 
     fn stop_all(&mut self) {

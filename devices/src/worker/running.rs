@@ -40,8 +40,12 @@ pub(super) struct Watch {
 }
 
 /// What a pass leaves to do.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
+    /// Nothing until an event.
     Idle,
+    /// To look at the rings, which ask for no kicks.
+    Poll,
     Again,
     Halted,
 }
@@ -74,15 +78,16 @@ impl Running {
         self.watches.iter().map(|watch| watch.fd)
     }
 
-    pub(super) fn event(&mut self, watch: usize) -> Next {
+    pub(super) fn event(&mut self, watch: usize, poll: bool) -> Next {
         match self.watches.get(watch).map(|watch| watch.cause) {
-            Some(cause) => self.pass(cause),
+            Some(cause) => self.pass(cause, poll),
             None => Next::Idle,
         }
     }
 
-    /// One run of the handler between switching notifications off and on again.
-    pub(super) fn pass(&mut self, cause: Cause) -> Next {
+    /// One run of the handler between switching notifications off and on again; they stay off if the worker is going
+    /// to `poll` and the handler's backend can be polled as well.
+    pub(super) fn pass(&mut self, cause: Cause, poll: bool) -> Next {
         if self.halted || self.sink.is_broken() {
             self.halted = true;
             return Next::Halted;
@@ -102,8 +107,16 @@ impl Running {
             }
             Ok(Outcome::More) => Next::Again,
             Ok(Outcome::Idle) if self.queues.iter().any(|slot| slot.queue.spent()) => Next::Again,
+            Ok(Outcome::Idle) if poll && self.handler.poll().is_some() => Next::Poll,
             Ok(Outcome::Idle) => self.rearm(),
         }
+    }
+
+    /// Whether a pass would find something, told without a system call.
+    pub(super) fn has_work(&mut self) -> bool {
+        let mut queues = self.queues.iter();
+        queues.any(|slot| slot.queue.drained() && slot.queue.has_available())
+            || self.handler.poll() == Some(true)
     }
 
     /// Shows the driver what was completed: one index store and one interrupt decision a queue.
@@ -122,7 +135,7 @@ impl Running {
 
     /// Asks to be notified of the next buffer on every queue that was emptied. A buffer that came in between
     /// is not notified: then the handler runs again, after other events.
-    fn rearm(&mut self) -> Next {
+    pub(super) fn rearm(&mut self) -> Next {
         let mut next = Next::Idle;
         for slot in &mut self.queues {
             if slot.queue.drained() && slot.queue.enable_notification() {

@@ -384,6 +384,14 @@ impl<M: GuestRam> ActiveQueue<M> {
         self.drained
     }
 
+    /// Whether the driver has made something available since, told by one load: for looking at the ring
+    /// while notifications are off. What it is, and whether it is well formed, [`pop`](Self::pop) says.
+    #[must_use]
+    #[inline]
+    pub fn has_available(&self) -> bool {
+        self.ring.avail_idx() != self.next_avail && !self.latch.is_set()
+    }
+
     /// Asks the driver not to notify, as long as we are looking anyway.
     pub fn disable_notification(&mut self) {
         ring::disable_notification(&self.ring, self.features.event_idx);
