@@ -12,7 +12,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::device::{Device, Variant};
 use crate::machine::Function;
-use crate::suite::{Fault, Load, Pattern, Suite, bytes, patience};
+use crate::suite::{Fault, Load, Pattern, Suite, Wait, bytes, patience};
 
 const SECTOR: usize = 512;
 const BLOCK: usize = 4096;
@@ -25,11 +25,12 @@ const RANGES: usize = 4;
 pub(crate) struct Disk {
     device: Device,
     blk: Blk,
+    wait: Wait,
 }
 
 impl Disk {
     /// Resets the device and brings it up with the queue a variant asks for.
-    pub(crate) fn open(pci: Pci<Function>, variant: Variant) -> Result<Self, Fault> {
+    pub(crate) fn open(pci: Pci<Function>, variant: Variant, wait: Wait) -> Result<Self, Fault> {
         let mut device = Device::negotiate(pci, variant, FEATURES)?;
         let mut config = Config::new_zeroed();
         device.config(config.as_mut_bytes())?;
@@ -37,9 +38,9 @@ impl Disk {
         let frames = bytes(Blk::<DmaBytes>::frame_len(RANGES) * usize::from(queue.areas().size))?;
         let mut blk = Blk::new(queue, frames, RANGES, Info::new(&config, device.features));
         blk.disable_interrupts();
-        device.enable(0, blk.areas())?;
+        device.enable(0, blk.areas(), wait)?;
         device.go();
-        Ok(Self { device, blk })
+        Ok(Self { device, blk, wait })
     }
 
     /// The device, to be opened anew.
@@ -69,10 +70,21 @@ impl Disk {
         self.blk.poll().map_err(Fault::text)
     }
 
+    /// Waits for one request.
+    fn next(&mut self) -> Result<Done, Fault> {
+        patience(|| {
+            let done = self.reap()?;
+            if done.is_none() {
+                self.wait.rest(|| self.blk.enable_interrupts());
+            }
+            Ok(done)
+        })
+    }
+
     /// Publishes, waits for one request, and insists that it went well.
     fn finish(&mut self) -> Result<Done, Fault> {
         self.push();
-        let done = patience(|| self.reap())?;
+        let done = self.next()?;
         done.result.map_err(Fault::text)?;
         Ok(done)
     }
@@ -108,7 +120,7 @@ impl Disk {
 /// Everything, in every variant; then the timed loops.
 pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), Fault> {
     for variant in Variant::ALL {
-        let mut disk = Disk::open(pci, variant)?;
+        let mut disk = Disk::open(pci, variant, Wait::Poll)?;
         let mut test = |name: &str, work: fn(&mut Disk) -> Result<(), Fault>| {
             suite.test(format_args!("blk {name} {}", variant.name()), || {
                 work(&mut disk)
@@ -128,17 +140,24 @@ pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), F
         test("discard", discard);
         pci = disk.close();
     }
-    for (variant, name) in [(Variant::Direct, "direct"), (Variant::Auto, "auto")] {
-        let mut disk = Disk::open(pci, variant)?;
-        for (transfer, way) in [(Transfer::Read, "read"), (Transfer::Write, "write")] {
-            for depth in [1, DEPTH] {
-                let label = format_args!("blk 4k-{way} {name} qd{depth}");
-                suite.time(label, |load| timed(&mut disk, transfer, depth, load));
-            }
+    for wait in suite.waits() {
+        for variant in [Variant::Direct, Variant::Auto] {
+            let mut disk = Disk::open(pci, variant, *wait)?;
+            time(suite, &mut disk, variant);
+            pci = disk.close();
         }
-        pci = disk.close();
     }
     Ok(())
+}
+
+fn time(suite: &mut Suite<'_>, disk: &mut Disk, variant: Variant) {
+    let (name, wait) = (variant.name(), disk.wait.name());
+    for (transfer, way) in [(Transfer::Read, "read"), (Transfer::Write, "write")] {
+        for depth in [1, DEPTH] {
+            let label = format_args!("blk 4k-{way} {name} qd{depth}{wait}");
+            suite.time(label, |load| timed(disk, transfer, depth, load));
+        }
+    }
 }
 
 fn single(disk: &mut Disk) -> Result<(), Fault> {
@@ -270,7 +289,7 @@ fn timed(disk: &mut Disk, transfer: Transfer, depth: usize, load: &mut Load) -> 
             flying += 1;
         }
         disk.push();
-        let mut done = patience(|| disk.reap()).map(Some)?;
+        let mut done = disk.next().map(Some)?;
         while let Some(request) = done {
             request.result.map_err(Fault::text)?;
             if let Work::Bio(bio) = request.work {

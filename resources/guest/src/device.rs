@@ -4,8 +4,9 @@ use splitring_virtio::driver::pci::Pci;
 use splitring_virtio::driver::{Identity, IndirectPolicy, Kick, Queue, QueueAreas, QueueOptions};
 use splitring_virtio::spec::feature;
 
+use crate::interrupts;
 use crate::machine::Function;
-use crate::suite::{Fault, bytes};
+use crate::suite::{Fault, Wait, bytes};
 
 /// Descriptors of a queue, if the device has as many.
 const QUEUE_SIZE: u16 = 256;
@@ -113,10 +114,29 @@ impl Device {
         Queue::new(options, memory, Identity, self.pci.id()).map_err(Fault::text)
     }
 
-    pub(crate) fn enable(&mut self, index: u16, areas: QueueAreas) -> Result<(), Fault> {
+    pub(crate) fn enable(
+        &mut self,
+        index: u16,
+        areas: QueueAreas,
+        wait: Wait,
+    ) -> Result<(), Fault> {
+        let vector = match wait {
+            Wait::Poll => None,
+            Wait::Interrupt => Some(self.vector()?),
+        };
         self.pci
-            .set_up_queue(index, &areas, None)
+            .set_up_queue(index, &areas, vector)
             .map_err(Fault::text)
+    }
+
+    /// The MSI-X vector that raises the guest's interrupt.
+    fn vector(&mut self) -> Result<u16, Fault> {
+        let mut msix = self.pci.msix().map_err(Fault::text)?;
+        if msix.set(0, interrupts::MESSAGE_ADDRESS, interrupts::MESSAGE_DATA) {
+            Ok(0)
+        } else {
+            Err(Fault::new("no MSI-X vector"))
+        }
     }
 
     /// The device is live from here on.

@@ -69,6 +69,7 @@ start64:
     mov [rdi + 7], ah
     mov ax, 0x28
     ltr ax
+    lidt [rip + idt_pointer]
     push 0x23                   # user data | 3
     lea rax, [rip + stack_top]
     push rax
@@ -83,6 +84,48 @@ start_user:
     xor ebp, ebp
     call guest_main
 1:  jmp 1b
+
+# What runs at CPL 0 after that, where `interrupts.rs` puts it into the IDT. Ring 3 runs with interrupts
+# off: they are taken while it waits, nowhere else.
+
+# The device's interrupt: counts it and tells the local APIC.
+.globl interrupt_entry
+interrupt_entry:
+    push rax
+    push rcx
+    push rdx
+    inc qword ptr [rip + interrupt_count]
+    mov ecx, 0x80b              # x2APIC EOI
+    xor eax, eax
+    xor edx, edx
+    wrmsr
+    pop rdx
+    pop rcx
+    pop rax
+    iretq
+
+# int 0x80: sleeps until the count is not rdi any more.
+.globl wait_entry
+wait_entry:
+    cmp [rip + interrupt_count], rdi
+    jne 1f
+    sti                         # in effect after the hlt, so that none is slept through
+    hlt
+    cli
+1:  iretq
+
+# int 0x81: switches the local APIC on, in x2APIC mode.
+.globl apic_entry
+apic_entry:
+    mov ecx, 0x1b               # IA32_APIC_BASE
+    rdmsr
+    or eax, 0xc00
+    wrmsr
+    mov ecx, 0x80f              # spurious interrupt vector, APIC on
+    mov eax, 0x1ff
+    xor edx, edx
+    wrmsr
+    iretq
 
 .section .data
 .align 16
@@ -101,13 +144,26 @@ gdt_pointer:
 .align 16
 tss:
     .long 0
+    .quad kernel_stack_top      # rsp0
     .quad 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
     .word 0, 0x68
+idt_pointer:
+    .word 0xfff
+    .quad idt
+.align 8
+.globl interrupt_count
+interrupt_count:
+    .quad 0
 
 .section .bss
 .align 4096
 page_tables:
     .skip 0x6000
+.globl idt
+idt:
+    .skip 0x1000
+    .skip 0x1000
+kernel_stack_top:
 .align 16
     .skip 0x40000
 stack_top:

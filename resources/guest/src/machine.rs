@@ -38,6 +38,8 @@ pub(crate) struct Options {
     pub(crate) millis: u64,
     /// Only the timed loops are wanted.
     pub(crate) only_timed: bool,
+    /// Ring 0 runs natively, so interrupts can be waited for.
+    pub(crate) interrupts: bool,
 }
 
 impl Options {
@@ -71,6 +73,7 @@ impl Options {
             tsc_khz: number("tsc-khz=").unwrap_or(1_000_000),
             millis: number("millis=").unwrap_or(1000),
             only_timed: word("tests=") == Some("off"),
+            interrupts: word("interrupts=") == Some("on"),
         }
     }
 }

@@ -2,7 +2,8 @@
 //! piecewise path and says how that went.
 //!
 //! It runs in ring 3 from its first line of Rust on, because a KVM without hardware virtualisation
-//! runs only that natively. It has no interrupts: every device is polled.
+//! runs only that natively. Devices are polled; where ring 0 is native too (`interrupts=on`), timed loops
+//! wait for interrupts as well.
 
 #![no_std]
 #![no_main]
@@ -12,6 +13,7 @@ extern crate alloc;
 
 mod blk;
 mod device;
+mod interrupts;
 mod machine;
 mod memory;
 mod net;
@@ -31,7 +33,7 @@ use blk::Disk;
 use device::Variant;
 use machine::{Function, Options, Window};
 use report::Report;
-use suite::Suite;
+use suite::{Suite, Wait};
 
 global_asm!(include_str!("entry.s"));
 
@@ -72,7 +74,7 @@ extern "C" fn guest_main(info: usize) -> ! {
     let mut tested = Vec::new();
     let mut report = None;
     for pci in disks {
-        let Ok(mut disk) = Disk::open(pci, Variant::Auto) else {
+        let Ok(mut disk) = Disk::open(pci, Variant::Auto, Wait::Poll) else {
             continue;
         };
         match disk.serial() {
@@ -85,6 +87,9 @@ extern "C" fn guest_main(info: usize) -> ! {
     let report = Box::leak(Box::new(report));
     REPORT.store(report, Ordering::Relaxed);
     report.line(format_args!("splitring-guest 1"));
+    if options.interrupts {
+        interrupts::enable();
+    }
     let mut suite = Suite::new(report, options);
     for pci in tested {
         let result = blk::run(&mut suite, pci);

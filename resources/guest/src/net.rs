@@ -12,7 +12,7 @@ use zerocopy::FromZeros;
 
 use crate::device::{Device, Variant};
 use crate::machine::Function;
-use crate::suite::{Fault, Load, Pattern, Suite, bytes, patience};
+use crate::suite::{Fault, Load, Pattern, Suite, Wait, bytes, patience};
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
@@ -31,10 +31,16 @@ struct Card {
     receiver: Receiver,
     transmitter: Transmitter,
     mac: [u8; MAC_LEN],
+    wait: Wait,
 }
 
 impl Card {
-    fn open(pci: Pci<Function>, variant: Variant, mode: ReceiveMode) -> Result<Self, Fault> {
+    fn open(
+        pci: Pci<Function>,
+        variant: Variant,
+        mode: ReceiveMode,
+        wait: Wait,
+    ) -> Result<Self, Fault> {
         let merge = if mode == ReceiveMode::Mergeable {
             feature::MRG_RXBUF
         } else {
@@ -58,14 +64,15 @@ impl Card {
         let mut transmitter = Transmitter::new(transmit, bytes(FRAME_LEN * 2 * DEPTH)?, PIECES);
         receiver.disable_interrupts();
         transmitter.disable_interrupts();
-        device.enable(RECEIVE, receiver.areas())?;
-        device.enable(TRANSMIT, transmitter.areas())?;
+        device.enable(RECEIVE, receiver.areas(), wait)?;
+        device.enable(TRANSMIT, transmitter.areas(), Wait::Poll)?;
         device.go();
         let mut card = Self {
             device,
             receiver,
             transmitter,
             mac,
+            wait,
         };
         card.refill()?;
         Ok(card)
@@ -124,6 +131,17 @@ impl Card {
         Ok((len, tag.unwrap_or(u64::MAX)))
     }
 
+    /// Waits for one packet and drops it.
+    fn next(&mut self) -> Result<(), Fault> {
+        patience(|| {
+            let packet = self.receiver.receive().map_err(Fault::text)?.map(drop);
+            if packet.is_none() {
+                self.wait.rest(|| self.receiver.enable_interrupts());
+            }
+            Ok(packet)
+        })
+    }
+
     /// Takes back one sent packet.
     fn reap(&mut self) -> Result<u64, Fault> {
         patience(|| self.transmitter.reap(drop).map_err(Fault::text))
@@ -139,7 +157,7 @@ pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), F
     ];
     for variant in Variant::ALL {
         for (mode, mode_name) in MODES {
-            let mut card = Card::open(pci, variant, mode)?;
+            let mut card = Card::open(pci, variant, mode, Wait::Poll)?;
             let mut test = |name: &str, work: fn(&mut Card) -> Result<(), Fault>| {
                 let label = format_args!("net {name} {mode_name} {}", variant.name());
                 suite.test(label, || work(&mut card));
@@ -150,10 +168,13 @@ pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), F
             pci = card.device.close();
         }
     }
-    let mut card = Card::open(pci, Variant::Auto, ReceiveMode::Mergeable)?;
-    for depth in [1, DEPTH] {
-        let label = format_args!("net echo-60 auto qd{depth}");
-        suite.time(label, |load| timed(&mut card, depth, load));
+    for wait in suite.waits() {
+        let mut card = Card::open(pci, Variant::Auto, ReceiveMode::Mergeable, *wait)?;
+        for depth in [1, DEPTH] {
+            let label = format_args!("net echo-60 auto qd{depth}{}", wait.name());
+            suite.time(label, |load| timed(&mut card, depth, load));
+        }
+        pci = card.device.close();
     }
     Ok(())
 }
@@ -217,8 +238,7 @@ fn timed(card: &mut Card, depth: usize, load: &mut Load) -> Result<(), Fault> {
             flying += 1;
         }
         card.push();
-        let receiver = &mut card.receiver;
-        patience(|| Ok(receiver.receive().map_err(Fault::text)?.map(drop)))?;
+        card.next()?;
         let mut more = true;
         while more {
             flying -= 1;

@@ -15,7 +15,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::device::{Device, Variant};
 use crate::machine::Function;
-use crate::suite::{Fault, Load, Pattern, Suite, bytes, patience};
+use crate::suite::{Fault, Load, Pattern, Suite, Wait, bytes, patience};
 
 const CONTROL: u16 = 0;
 const EVENT: u16 = 1;
@@ -40,13 +40,14 @@ struct Controller {
     requests: Requests,
     control: Control,
     _events: Events,
+    wait: Wait,
     /// Bytes of a block, and blocks, of the first disk.
     block: u32,
     blocks: u32,
 }
 
 impl Controller {
-    fn open(pci: Pci<Function>, variant: Variant) -> Result<Self, Fault> {
+    fn open(pci: Pci<Function>, variant: Variant, wait: Wait) -> Result<Self, Fault> {
         let mut device = Device::negotiate(pci, variant, FEATURES)?;
         let mut config = Config::new_zeroed();
         device.config(config.as_mut_bytes())?;
@@ -56,9 +57,9 @@ impl Controller {
         let control = Control::new(device.queue(CONTROL)?, bytes(CONTROL_FRAME_LEN * FEW)?);
         let mut events = Events::new(device.queue(EVENT)?, bytes(EVENT_FRAME_LEN * FEW)?);
         requests.disable_interrupts();
-        device.enable(CONTROL, control.areas())?;
-        device.enable(EVENT, events.areas())?;
-        device.enable(REQUEST, requests.areas())?;
+        device.enable(CONTROL, control.areas(), Wait::Poll)?;
+        device.enable(EVENT, events.areas(), Wait::Poll)?;
+        device.enable(REQUEST, requests.areas(), wait)?;
         device.go();
         events.refill().map_err(Fault::text)?;
         device.kick(EVENT, events.publish());
@@ -67,6 +68,7 @@ impl Controller {
             requests,
             control,
             _events: events,
+            wait,
             block: 0,
             blocks: 0,
         };
@@ -115,7 +117,18 @@ impl Controller {
 
     fn finish(&mut self) -> Result<Done, Fault> {
         self.push();
-        patience(|| self.reap())
+        self.next()
+    }
+
+    /// Waits for one command.
+    fn next(&mut self) -> Result<Done, Fault> {
+        patience(|| {
+            let done = self.reap()?;
+            if done.is_none() {
+                self.wait.rest(|| self.requests.enable_interrupts());
+            }
+            Ok(done)
+        })
     }
 
     fn run(
@@ -170,7 +183,7 @@ fn good(answer: &Response) -> Result<(), Fault> {
 /// Everything, in every variant; then the timed loops.
 pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), Fault> {
     for variant in Variant::ALL {
-        let mut controller = Controller::open(pci, variant)?;
+        let mut controller = Controller::open(pci, variant, Wait::Poll)?;
         let mut test = |name: &str, work: fn(&mut Controller) -> Result<(), Fault>| {
             suite.test(format_args!("scsi {name} {}", variant.name()), || {
                 work(&mut controller)
@@ -183,12 +196,15 @@ pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), F
         test("task-management", tasks);
         pci = controller.device.close();
     }
-    let mut controller = Controller::open(pci, Variant::Auto)?;
-    for (opcode, way) in [(READ_10, "read"), (WRITE_10, "write")] {
-        for depth in [1, DEPTH] {
-            let label = format_args!("scsi 4k-{way} auto qd{depth}");
-            suite.time(label, |load| timed(&mut controller, opcode, depth, load));
+    for wait in suite.waits() {
+        let mut controller = Controller::open(pci, Variant::Auto, *wait)?;
+        for (opcode, way) in [(READ_10, "read"), (WRITE_10, "write")] {
+            for depth in [1, DEPTH] {
+                let label = format_args!("scsi 4k-{way} auto qd{depth}{}", wait.name());
+                suite.time(label, |load| timed(&mut controller, opcode, depth, load));
+            }
         }
+        pci = controller.device.close();
     }
     Ok(())
 }
@@ -300,7 +316,7 @@ fn timed(
             flying += 1;
         }
         controller.push();
-        let mut done = patience(|| controller.reap()).map(Some)?;
+        let mut done = controller.next().map(Some)?;
         while let Some(command) = done {
             good(&command.response)?;
             let Command {

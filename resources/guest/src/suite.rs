@@ -8,6 +8,7 @@ use core::fmt;
 use splitring_virtio::driver::DmaBytes;
 use splitring_virtio::scatterlist::ScatterList;
 
+use crate::interrupts;
 use crate::machine::{Options, ticks};
 use crate::report::Report;
 
@@ -23,6 +24,34 @@ const PAUSE_MILLIS: u64 = 20;
 
 /// Ticks of [`PATIENCE_MILLIS`]; set once, before any device is touched.
 static PATIENCE: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(u64::MAX);
+
+/// How a driver waits for the device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// By asking.
+    Poll,
+    /// Asleep, for the interrupt.
+    Interrupt,
+}
+
+impl Wait {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Poll => "",
+            Self::Interrupt => " interrupts",
+        }
+    }
+
+    /// After the device had nothing: `ask` asks it for an interrupt and says whether there is something by now.
+    pub(crate) fn rest(self, ask: impl FnOnce() -> bool) {
+        if self == Self::Interrupt {
+            let seen = interrupts::count();
+            if !ask() {
+                interrupts::wait(seen);
+            }
+        }
+    }
+}
 
 /// Why a test did not pass.
 pub(crate) enum Fault {
@@ -186,6 +215,15 @@ impl<'a> Suite<'a> {
         let limit = options.tsc_khz.saturating_mul(PATIENCE_MILLIS);
         PATIENCE.store(limit, core::sync::atomic::Ordering::Relaxed);
         Self { report, options }
+    }
+
+    /// How timed loops can wait here.
+    pub(crate) fn waits(&self) -> &'static [Wait] {
+        if self.options.interrupts {
+            &[Wait::Poll, Wait::Interrupt]
+        } else {
+            &[Wait::Poll]
+        }
     }
 
     /// One test: `test NAME ok`, `test NAME skipped: why` or `test NAME failed: why`.

@@ -132,12 +132,12 @@ fn print_tests(report: &Report) {
 fn print_loops(report: &Report) {
     println!();
     println!(
-        "{:<28} {:>12} {:>10} {:>10}",
-        "timed loop, polled", "op/s", "ns/op", "exits/op"
+        "{:<36} {:>12} {:>10} {:>10}",
+        "timed loop", "op/s", "ns/op", "exits/op"
     );
     for done in &report.loops {
         println!(
-            "{:<28} {:>12.0} {:>10} {:>10.4}",
+            "{:<36} {:>12.0} {:>10} {:>10.4}",
             done.name,
             done.rate(),
             done.each(),

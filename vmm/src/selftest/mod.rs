@@ -19,6 +19,7 @@ use splitring_devices::disk::config::{Bus, DiskConfig};
 use splitring_devices::net::NetConfig;
 
 use crate::config::{MemoryConfig, SerialMode, Size, VmConfig};
+use crate::host::{self, Virtualisation};
 use crate::{BuildError, Console, End, Machine, MachineHandle};
 
 pub use report::{Line, Loop, Outcome, Report, Test};
@@ -163,8 +164,13 @@ impl Files {
     fn config(&self, options: Options, net: OwnedFd) -> Result<VmConfig, SelftestError> {
         let khz = clock::tsc_khz();
         let millis = options.each.as_millis();
+        // Sleeping until an interrupt takes ring 0, which only hardware runs at speed.
+        let interrupts = match host::virtualisation() {
+            Virtualisation::Hardware => "on",
+            Virtualisation::SoftwareOnly => "off",
+        };
         let cmdline = format!(
-            "ecam={:#x} mmio={:#x} tsc-khz={khz} millis={millis}",
+            "ecam={:#x} mmio={:#x} tsc-khz={khz} millis={millis} interrupts={interrupts}",
             layout::ECAM.start,
             layout::MMIO32.start
         );
