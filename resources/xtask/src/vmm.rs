@@ -21,26 +21,21 @@ pub(crate) fn workspace() -> &'static Path {
         .unwrap_or(Path::new(CRATE))
 }
 
-/// Builds the VMM for release and says where it is.
+/// Builds the VMM for release, the embedded guest included, and says where it is.
 pub(crate) fn build() -> Result<PathBuf> {
-    let built = executables(&[
-        "build",
-        "--release",
-        "--package",
-        "splitring",
-        "--bin",
-        "splitring",
-    ])?;
-    built
-        .into_iter()
-        .next()
-        .map(|(_, path)| path)
-        .context("cargo built no splitring")
+    build_with(&[])
 }
 
-/// Builds the VMM for release with the embedded guest.
-pub(crate) fn build_selftest() -> Result<PathBuf> {
-    let built = executables(&[
+/// The same with everything in one static file.
+pub(crate) fn build_static() -> Result<PathBuf> {
+    const HOST: &str = "x86_64-unknown-linux-gnu";
+    let flags = format!("target.{HOST}.rustflags=[\"-Ctarget-feature=+crt-static\"]");
+    // With a target named, the flags don't reach macros and build scripts, which are dynamic.
+    build_with(&["--target", HOST, "--config", &flags])
+}
+
+fn build_with(arguments: &[&str]) -> Result<PathBuf> {
+    const BUILD: [&str; 8] = [
         "build",
         "--release",
         "--package",
@@ -49,31 +44,8 @@ pub(crate) fn build_selftest() -> Result<PathBuf> {
         "splitring",
         "--features",
         "selftest",
-    ])?;
-    built
-        .into_iter()
-        .next()
-        .map(|(_, path)| path)
-        .context("cargo built no splitring")
-}
-
-/// Builds the VMM for release with everything in one static file.
-pub(crate) fn build_static() -> Result<PathBuf> {
-    const HOST: &str = "x86_64-unknown-linux-gnu";
-    let flags = format!("target.{HOST}.rustflags=[\"-Ctarget-feature=+crt-static\"]");
-    let built = executables(&[
-        "build",
-        "--release",
-        "--package",
-        "splitring",
-        "--bin",
-        "splitring",
-        // With a target named, the flags don't reach macros and build scripts, which are dynamic.
-        "--target",
-        HOST,
-        "--config",
-        &flags,
-    ])?;
+    ];
+    let built = executables(&[&BUILD, arguments].concat())?;
     built
         .into_iter()
         .next()

@@ -43,6 +43,7 @@ pub(crate) fn selftest(args: &SelftestArgs) -> Result<u8, Failure> {
     }
     let options = Options {
         each: Duration::from_secs_f64(args.seconds),
+        ..Options::default()
     };
     let mut progress = Progress::default();
     let result = selftest::run(options, |line| progress.show(line));

@@ -31,8 +31,6 @@ pub const GUEST: &[u8] = include_bytes!(env!("SPLITRING_GUEST"));
 const MEMORY: u64 = 128 << 20;
 const REPORT_SIZE: u64 = 1 << 20;
 const DISK_SIZE: u64 = 64 << 20;
-/// How long the guest may say nothing, beyond the length of a timed loop.
-const SILENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Why the self-test could not be run to its end.
@@ -74,12 +72,18 @@ pub enum SelftestError {
 pub struct Options {
     /// Length of each timed loop.
     pub each: Duration,
+    /// How long the guest may say nothing, beyond the length of a timed loop, before it counts as hung.
+    pub silence: Duration,
+    /// What to boot: [`GUEST`], or what reports as it does.
+    pub guest: &'static [u8],
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             each: Duration::from_secs(1),
+            silence: Duration::from_secs(30),
+            guest: GUEST,
         }
     }
 }
@@ -89,7 +93,7 @@ impl Default for Options {
 /// # Errors
 /// The guest did not get to its end. Tests that fail are in the report.
 pub fn run(options: Options, mut progress: impl FnMut(&Line)) -> Result<Report, SelftestError> {
-    let files = Files::new()?;
+    let files = Files::new(options.guest)?;
     let (ours, theirs) = peer::pair()?;
     let config = files.config(options, theirs)?;
     let machine = Machine::build(config, Console::null())?.start()?;
@@ -109,7 +113,7 @@ fn follow(
     options: Options,
     progress: &mut impl FnMut(&Line),
 ) -> Result<Report, SelftestError> {
-    let silence = SILENCE.saturating_add(options.each);
+    let silence = options.silence.saturating_add(options.each);
     let mut report = Report::default();
     let mut reader = report::Reader::default();
     let mut heard = Instant::now();
@@ -146,7 +150,7 @@ struct Files {
 }
 
 impl Files {
-    fn new() -> Result<Self, SelftestError> {
+    fn new(guest: &[u8]) -> Result<Self, SelftestError> {
         let files = Self {
             kernel: memory_file(0)?,
             report: memory_file(REPORT_SIZE)?,
@@ -154,7 +158,7 @@ impl Files {
             scsi: memory_file(DISK_SIZE)?,
         };
         let mut written = 0;
-        while let Some(rest) = GUEST.get(written..).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = guest.get(written..).filter(|rest| !rest.is_empty()) {
             written += rustix::io::write(&files.kernel, rest)
                 .map_err(|e| prepare("store the guest", e))?;
         }

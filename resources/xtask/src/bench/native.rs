@@ -106,7 +106,7 @@ struct Bench {
 
 impl Bench {
     fn prepare(options: &Options) -> Result<Self> {
-        let splitring = vmm::build_selftest()?;
+        let splitring = vmm::build()?;
         // On a disk, not in memory: io_uring against io_uring. The page cache has it all.
         let dir = tempfile::tempdir_in(vmm::workspace().join("target"))
             .context("cannot make a directory")?;
