@@ -15,7 +15,7 @@
 
 pub mod blk;
 pub mod bus;
-mod bytes;
+pub mod bytes;
 mod clock;
 pub mod device;
 pub mod disk;

@@ -2,12 +2,10 @@
 //!
 //! `VmConfig` is as typed; `validate` judges what can be judged without opening anything. A device's own keys live beside the device.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use serde::de::{self, Deserializer, Visitor};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
+pub use splitring_devices::bytes::Bytes;
 use splitring_devices::disk::config::InvalidDisk;
 pub use splitring_devices::disk::config::{DISK_KEYS, DiskConfig};
 use splitring_devices::net::NetConfigError;
@@ -28,83 +26,12 @@ const MIN_MEMORY: u64 = 16 << 20;
 /// Guest memory ends below the 46-bit address space every x86-64 processor has, with room for 64-bit windows above.
 const MAX_MEMORY: u64 = 1 << 45;
 
-/// A number of bytes, written `4096`, `512M`, `2G` (binary units K, M, G, T).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Size(pub u64);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let invalid = || format!("`{text}` is not a size such as 4096, 512M or 2G");
-        let trimmed = text
-            .trim()
-            .trim_end_matches(['B', 'b'])
-            .trim_end_matches('i');
-        let (digits, shift) = match trimmed.char_indices().last() {
-            Some((at, 'k' | 'K')) => (&trimmed[..at], 10),
-            Some((at, 'm' | 'M')) => (&trimmed[..at], 20),
-            Some((at, 'g' | 'G')) => (&trimmed[..at], 30),
-            Some((at, 't' | 'T')) => (&trimmed[..at], 40),
-            _ => (trimmed, 0),
-        };
-        let number: u64 = digits.trim_end().parse().map_err(|_| invalid())?;
-        number
-            .checked_mul(1 << shift)
-            .map(Self)
-            .ok_or_else(|| format!("`{text}` is more than 64 bits can address"))
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
-        match units
-            .iter()
-            .find(|(shift, _)| self.0 != 0 && self.0.trailing_zeros() >= *shift)
-        {
-            Some((shift, unit)) => write!(f, "{}{unit}", self.0 >> shift),
-            None => write!(f, "{}", self.0),
-        }
-    }
-}
-
-impl Serialize for Size {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct SizeVisitor;
-        impl Visitor<'_> for SizeVisitor {
-            type Value = Size;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a size such as 4096, \"512M\" or \"2G\"")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
-                text.parse().map_err(E::custom)
-            }
-            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Size, E> {
-                Ok(Size(bytes))
-            }
-            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
-                u64::try_from(bytes)
-                    .map(Size)
-                    .map_err(|_| E::custom("a size can't be negative"))
-            }
-        }
-        deserializer.deserialize_any(SizeVisitor)
-    }
-}
-
 /// `memory`: how much, and on what pages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct MemoryConfig {
     /// Bytes of guest memory; a multiple of 4096.
-    pub size: Size,
+    pub size: Bytes,
     /// Backed by a file descriptor that other processes can be given (vhost-user).
     pub shared: bool,
     /// Backed by reserved 2 MiB pages.
@@ -114,7 +41,7 @@ pub struct MemoryConfig {
 impl Default for MemoryConfig {
     fn default() -> Self {
         Self {
-            size: Size(512 << 20),
+            size: Bytes(512 << 20),
             shared: false,
             hugepages: false,
         }
@@ -237,7 +164,7 @@ pub enum ConfigError {
     #[error("memory: {size} {problem}")]
     Memory {
         /// As typed.
-        size: Size,
+        size: Bytes,
         /// What is wrong and what would be right.
         problem: &'static str,
     },
@@ -354,24 +281,6 @@ impl MemoryConfig {
 mod tests {
     use super::*;
 
-    #[test]
-    fn sizes_are_read_and_written_in_binary_units() {
-        for (text, bytes, written) in [
-            ("4096", 4096, "4K"),
-            ("512M", 512 << 20, "512M"),
-            ("6G", 6 << 30, "6G"),
-            ("1GiB", 1 << 30, "1G"),
-            ("1000", 1000, "1000"),
-            ("0", 0, "0"),
-        ] {
-            let size: Size = text.parse().expect(text);
-            assert_eq!((size.0, size.to_string().as_str()), (bytes, written));
-        }
-        for text in ["", "M", "-1", "1.5G", "12X", "99999999999T"] {
-            assert!(text.parse::<Size>().is_err(), "{text}");
-        }
-    }
-
     fn valid() -> VmConfig {
         VmConfig {
             kernel: Some("/k".into()),
@@ -391,7 +300,7 @@ mod tests {
         }
         for size in [0, 4096, (64 << 20) + 1, u64::MAX - 4095] {
             let memory = MemoryConfig {
-                size: Size(size),
+                size: Bytes(size),
                 ..Default::default()
             };
             let refused = VmConfig { memory, ..valid() }.validate();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::bytes::Bytes;
+use crate::bytes::Bytes;
 pub use values::{Hidden, Wwn};
 
 /// One disk.

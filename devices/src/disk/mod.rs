@@ -45,7 +45,7 @@ pub use raw::RawDisk;
 pub use share::{Member, RingShare, Seat, SharedRings};
 
 use crate::ram::Ram;
-use config::{Bytes, DiskConfig, Format};
+use config::{DiskConfig, Format};
 
 /// Bytes in a sector, the unit of virtio-blk requests and the smallest block a disk may have.
 pub const SECTOR: u64 = 512;
@@ -80,11 +80,7 @@ pub fn open_with(config: &DiskConfig, queues: u16) -> Result<Arc<dyn Disk>, Disk
     };
     Ok(match (config.iops, config.bandwidth) {
         (None, None) => disk,
-        (requests, bytes) => Arc::new(LimitedDisk::new(
-            disk,
-            requests,
-            bytes.map(|Bytes(bytes)| bytes),
-        )),
+        (requests, bytes) => Arc::new(LimitedDisk::new(disk, requests, bytes.map(|bytes| bytes.0))),
     })
 }
 

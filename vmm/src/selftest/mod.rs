@@ -18,7 +18,7 @@ use splitring_arch::layout;
 use splitring_devices::disk::config::{Bus, DiskConfig};
 use splitring_devices::net::NetConfig;
 
-use crate::config::{MemoryConfig, SerialMode, Size, VmConfig};
+use crate::config::{Bytes, MemoryConfig, SerialMode, VmConfig};
 use crate::host::{self, Virtualisation};
 use crate::{BuildError, Console, End, Machine, MachineHandle};
 
@@ -190,7 +190,7 @@ impl Files {
             serial: SerialMode::None,
             rng: false,
             memory: MemoryConfig {
-                size: Size(MEMORY),
+                size: Bytes(MEMORY),
                 ..MemoryConfig::default()
             },
             disk: vec![
