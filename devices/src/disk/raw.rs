@@ -178,5 +178,4 @@ impl Disk for RawDisk {
 }
 
 #[cfg(test)]
-#[path = "raw_tests.rs"]
 mod tests;

@@ -1,0 +1,267 @@
+//! Bad input: what a hostile or broken driver may send, a row each.
+//!
+//! | input | answer | test |
+//! |---|---|---|
+//! | no byte for the status | needs reset | `a_request_without_a_status_byte_…` |
+//! | header under 16 bytes | IOERR | `a_header_cut_short_…` |
+//! | length of no whole sectors | IOERR | `a_length_that_is_no_multiple_of_a_sector_…` |
+//! | past the end | IOERR | `write_past_the_end_…`, `one_bad_range_…` |
+//! | sector number that overflows | IOERR | `a_sector_number_that_overflows_…` |
+//! | write to a read-only disk | IOERR | `a_read_only_device_…` |
+//! | too many segments | IOERR | `more_segments_than_offered_…` |
+//! | payload of no whole ranges | IOERR | `a_discard_payload_of_no_whole_ranges_…` |
+//! | too many or too long ranges | IOERR | `one_bad_range_…`, `a_zeroing_longer_than_offered_…` |
+//! | GET_ID buffer under 20 bytes | IOERR | `a_buffer_too_small_for_the_identification_…` |
+//! | unknown type or flags | UNSUPP | `unknown_types_and_flags_…`, `what_was_not_negotiated_…` |
+//! | host EIO, ENOSPC, short I/O | IOERR | `host_errors_…`, `a_failed_range_…`; the retry in `disk::raw` |
+//! | memory changed while it is looked at | nothing | `a_header_changed_after_the_look_…` |
+
+use super::*;
+
+#[test]
+fn a_request_without_a_status_byte_breaks_the_device() {
+    let mut guest = Guest::new();
+    guest.header(request::OUT, 0);
+    guest.bench.rings[0].offer(&[(HEADER, 16, false), (DATA, 512, false)]);
+    let broken = guest.bench.kick(0).expect_err("needs a reset");
+    assert!(
+        broken.to_string().contains("no room for its status"),
+        "{broken}"
+    );
+    assert!(guest.disk.seen().is_empty());
+    assert_eq!(
+        guest.bench.stop(),
+        0,
+        "the chain was given back all the same"
+    );
+}
+
+#[test]
+fn a_header_cut_short_answers_ioerr() {
+    let mut guest = Guest::new();
+    guest.header(request::OUT, 0);
+    assert_eq!(
+        guest.offer(&[(HEADER, 15, false), (STATUS, 1, true)]),
+        IOERR_1
+    );
+    assert_eq!(guest.offer(&[(STATUS, 1, true)]), IOERR_1);
+    assert!(guest.disk.seen().is_empty());
+}
+
+#[test]
+fn a_length_that_is_no_multiple_of_a_sector_answers_ioerr_and_does_nothing() {
+    let mut guest = Guest::new();
+    for len in [1, 511, 513] {
+        assert_eq!(guest.send(request::OUT, 0, len), IOERR_1);
+        assert_eq!(guest.receive(request::IN, 0, len), IOERR);
+    }
+    assert!(guest.disk.seen().is_empty());
+}
+
+#[test]
+fn write_past_the_end_answers_ioerr_and_writes_nothing() {
+    let mut guest = Guest::new();
+    guest.bench.poke(DATA, &[7; 1024]);
+    for sector in [SECTORS - 1, SECTORS, u64::MAX / 512, u64::MAX] {
+        assert_eq!(guest.send(request::OUT, sector, 1024), IOERR_1);
+        assert_eq!(guest.receive(request::IN, sector, 1024), IOERR);
+    }
+    assert!(guest.disk.seen().is_empty());
+    assert!(guest.memory.contents().iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_sector_number_that_overflows_answers_ioerr() {
+    let mut guest = Guest::new();
+    // 2^55 sectors are 2^64 bytes: a wrapping product would be sector 0.
+    assert_eq!(guest.send(request::OUT, 1 << 55, 512), IOERR_1);
+    assert_eq!(guest.ranges(request::DISCARD, &[(1 << 55, 1, 0)]), IOERR_1);
+    assert_eq!(
+        guest.ranges(request::WRITE_ZEROES, &[(u64::MAX - 1, u32::MAX, 0)]),
+        IOERR_1
+    );
+    assert!(guest.disk.seen().is_empty());
+}
+
+#[test]
+fn a_read_only_device_refuses_everything_that_writes() {
+    let geometry = Geometry {
+        read_only: true,
+        ..MemoryDisk::new(DISK_LEN).geometry()
+    };
+    let mut guest = Guest::with(MemoryDisk::with_geometry(geometry), u64::MAX, 16);
+    assert_ne!(guest.bench.device.features() & feature::RO, 0);
+    assert_eq!(
+        guest.bench.device.features() & (feature::DISCARD | feature::WRITE_ZEROES),
+        0
+    );
+    assert_eq!(guest.send(request::OUT, 0, 512), IOERR_1);
+    assert_eq!(
+        guest.ranges(request::DISCARD, &[(0, 1, 0)]),
+        UNSUPP_1,
+        "not negotiated"
+    );
+    assert!(guest.disk.seen().is_empty());
+    assert_eq!(guest.receive(request::IN, 0, 512), Some((status::OK, 513)));
+    assert_eq!(guest.flush(), OK_1);
+}
+
+#[test]
+fn more_segments_than_offered_answer_ioerr() {
+    // Only in a ring above 1024 can a chain have more than is offered.
+    let mut guest = Guest::with(MemoryDisk::new(DISK_LEN), u64::MAX, 2048);
+    let chain = |segments: u64| {
+        let mut chain = vec![(HEADER, 16, false)];
+        chain.extend((0..segments).map(|part| (DATA + part * 512, 512, false)));
+        chain.push((STATUS, 1, true));
+        chain
+    };
+    guest.header(request::OUT, 0);
+    assert_eq!(guest.offer(&chain(1100)), IOERR_1);
+    assert!(guest.disk.seen().is_empty());
+    assert_eq!(guest.offer(&chain(1022)), OK_1);
+}
+
+#[test]
+fn a_discard_payload_of_no_whole_ranges_answers_ioerr() {
+    let mut guest = Guest::new();
+    for len in [1, 15, 17] {
+        assert_eq!(guest.send(request::DISCARD, 0, len), IOERR_1);
+        assert_eq!(guest.send(request::WRITE_ZEROES, 0, len), IOERR_1);
+    }
+    assert!(guest.disk.seen().is_empty());
+}
+
+#[test]
+fn one_bad_range_refuses_all_of_them() {
+    let mut guest = Guest::new();
+    guest.bench.poke(DATA, &[7; 512]);
+    guest.send(request::OUT, 0, 512);
+    let _ = guest.disk.seen();
+    assert_eq!(
+        guest.ranges(request::WRITE_ZEROES, &[(0, 1, 0), (SECTORS, 1, 0)]),
+        IOERR_1
+    );
+    assert_eq!(
+        guest.ranges(request::DISCARD, &[(0, 1, 0), (SECTORS - 1, 2, 0)]),
+        IOERR_1
+    );
+    assert_eq!(
+        guest.ranges(request::DISCARD, &[(0, 1, 0); 17]),
+        IOERR_1,
+        "more ranges than offered"
+    );
+    assert!(guest.disk.seen().is_empty());
+    assert_eq!(guest.memory.contents()[..512], [7; 512]);
+}
+
+#[test]
+fn a_zeroing_longer_than_offered_answers_ioerr() {
+    let geometry = MemoryDisk::new(64 << 20).geometry();
+    let mut guest = Guest::with(MemoryDisk::with_geometry(geometry), u64::MAX, 16);
+    let most = guest.config().max_write_zeroes_sectors.get();
+    assert_eq!(
+        guest.ranges(request::WRITE_ZEROES, &[(0, most + 1, 0)]),
+        IOERR_1
+    );
+    assert_eq!(guest.ranges(request::WRITE_ZEROES, &[(0, most, 0)]), OK_1);
+}
+
+#[test]
+fn a_buffer_too_small_for_the_identification_answers_ioerr() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.receive(request::GET_ID, 0, 19), IOERR);
+    assert_eq!(guest.bench.peek(DATA, 19), [0; 19]);
+}
+
+#[test]
+fn unknown_types_and_flags_answer_unsupp() {
+    let mut guest = Guest::new();
+    for kind in [
+        2,
+        3,
+        5,
+        9,
+        request::GET_LIFETIME,
+        request::SECURE_ERASE,
+        u32::MAX,
+    ] {
+        assert_eq!(guest.send(kind, 0, 512), UNSUPP_1, "type {kind}");
+    }
+    assert_eq!(
+        guest.ranges(request::DISCARD, &[(0, 1, 1)]),
+        UNSUPP_1,
+        "unmap is for zeroing"
+    );
+    assert_eq!(guest.ranges(request::DISCARD, &[(0, 1, 2)]), UNSUPP_1);
+    assert_eq!(
+        guest.ranges(request::WRITE_ZEROES, &[(0, 1, 0), (0, 1, 1 << 31)]),
+        UNSUPP_1
+    );
+    assert!(guest.disk.seen().is_empty());
+}
+
+#[test]
+fn what_was_not_negotiated_is_unsupported() {
+    let mut guest = Guest::with(
+        MemoryDisk::new(DISK_LEN),
+        !(feature::DISCARD | feature::WRITE_ZEROES),
+        16,
+    );
+    assert_eq!(guest.ranges(request::DISCARD, &[(0, 1, 0)]), UNSUPP_1);
+    assert_eq!(guest.ranges(request::WRITE_ZEROES, &[(0, 1, 0)]), UNSUPP_1);
+}
+
+#[test]
+fn host_errors_answer_ioerr_and_the_device_goes_on() {
+    let faults = [
+        IoFault::Host(libc::EIO),
+        IoFault::NoSpace,
+        IoFault::Short,
+        IoFault::Stuck,
+    ];
+    let mut guest = Guest::new();
+    for fault in faults {
+        guest.disk.plan([
+            Fate::Fail(fault),
+            Fate::Fail(fault),
+            Fate::Fail(fault),
+            Fate::Fail(fault),
+        ]);
+        assert_eq!(guest.receive(request::IN, 0, 512), IOERR);
+        assert_eq!(guest.send(request::OUT, 0, 512), IOERR_1);
+        assert_eq!(guest.flush(), IOERR_1, "a failed flush is never a success");
+        assert_eq!(guest.ranges(request::DISCARD, &[(0, 8, 0)]), IOERR_1);
+    }
+    assert_eq!(guest.receive(request::IN, 0, 512), Some((status::OK, 513)));
+    let totals = guest.bench.device.metrics().totals();
+    assert_eq!(
+        (totals.read.errors, totals.write.errors, totals.flush.errors),
+        (4, 4, 4)
+    );
+    assert_eq!((totals.read.requests, totals.read.bytes), (5, 512));
+}
+
+#[test]
+fn a_failed_range_ends_a_discard_of_several() {
+    let mut guest = Guest::new();
+    guest.disk.plan([Fate::Pass, Fate::Fail(IoFault::NoSpace)]);
+    assert_eq!(
+        guest.ranges(request::WRITE_ZEROES, &[(0, 8, 0), (8, 8, 0), (16, 8, 0)]),
+        IOERR_1
+    );
+    assert_eq!(guest.disk.seen().len(), 2, "the third was not tried");
+}
+
+#[test]
+fn a_header_changed_after_the_look_changes_nothing() {
+    // The request is held in flight while the driver rewrites its header from a write of sector 1 to something else.
+    let mut guest = Guest::new();
+    guest.bench.poke(DATA, &[7; 512]);
+    guest.disk.plan([Fate::Delay(1)]);
+    assert_eq!(guest.send(request::OUT, 1, 512), None);
+    guest.header(request::IN, u64::MAX);
+    assert_eq!(guest.again().len(), 1);
+    assert_eq!(guest.bench.peek(STATUS, 1), [status::OK]);
+    assert_eq!(guest.memory.contents()[512..1024], [7; 512]);
+}
