@@ -23,7 +23,7 @@ use super::{buffers, wire_len};
 
 /// How long a passt we started may take to end after its socket closed, before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(2);
-/// Bytes read from the stream at once: some full-sized frames.
+/// Bytes of the stream held at most: some full-sized frames.
 const READ_AHEAD: usize = 256 << 10;
 
 /// Why passt can't be used.
@@ -175,14 +175,16 @@ fn lock(buffers: &Mutex<Buffers>) -> MutexGuard<'_, Buffers> {
 /// Bytes read from the stream and not yet taken as frames.
 #[derive(Debug, Default)]
 struct Inbound {
+    /// Made once, at its full length: zeroing it for each read would cost more than the read.
     bytes: Vec<u8>,
     taken: usize,
+    filled: usize,
 }
 
 impl Inbound {
     /// Where the next whole frame is, if one is here; `Err` if the other side's framing can't be right.
     fn next(&mut self) -> io::Result<Option<Range<usize>>> {
-        let ahead = self.bytes.get(self.taken..).unwrap_or_default();
+        let ahead = self.bytes.get(self.taken..self.filled).unwrap_or_default();
         let Some((len, rest)) = ahead.split_first_chunk::<4>() else {
             return Ok(None);
         };
@@ -204,18 +206,17 @@ impl Inbound {
 
     /// Reads more; `false` if nothing waits.
     fn fill(&mut self, mut stream: &UnixStream) -> io::Result<bool> {
-        self.bytes.drain(..self.taken);
+        self.bytes.resize(READ_AHEAD, 0);
+        self.bytes.copy_within(self.taken..self.filled, 0);
+        self.filled = self.filled.saturating_sub(self.taken);
         self.taken = 0;
-        let have = self.bytes.len();
-        self.bytes.resize(have.saturating_add(READ_AHEAD), 0);
         let answer = loop {
-            match stream.read(self.bytes.get_mut(have..).unwrap_or_default()) {
+            match stream.read(self.bytes.get_mut(self.filled..).unwrap_or_default()) {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 other => break other,
             }
         };
-        self.bytes
-            .truncate(have.saturating_add(*answer.as_ref().unwrap_or(&0)));
+        self.filled = self.filled.saturating_add(*answer.as_ref().unwrap_or(&0));
         match answer {
             Ok(0) => Err(io::Error::new(
                 ErrorKind::ConnectionAborted,
