@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::immediate::{ImmediateQueue, Perform};
 use super::transfer::{Reach, Transfer};
 use super::{Completion, Disk, DiskError, DiskOp, DiskQueue, Full, Geometry, IoFault, RangeLimits};
 use crate::ram::Ram;
@@ -146,25 +147,22 @@ impl Disk for Arc<MemoryDisk> {
     }
 
     fn open_queue(&self, ram: Ram, _: u16, depth: u16) -> Result<Box<dyn DiskQueue>, DiskError> {
-        Ok(Box::new(MemoryQueue {
+        let stream = MemoryStream {
             disk: Self::clone(self),
             reach: Reach::new(ram),
             transfer: Transfer::default(),
-            done: Vec::new(),
-            depth: usize::from(depth),
-        }))
+        };
+        Ok(ImmediateQueue::open(stream, depth))
     }
 }
 
-struct MemoryQueue {
+struct MemoryStream {
     disk: Arc<MemoryDisk>,
     reach: Reach,
     transfer: Transfer,
-    done: Vec<Completion>,
-    depth: usize,
 }
 
-impl MemoryQueue {
+impl Perform for MemoryStream {
     fn perform(&mut self, op: DiskOp<'_>) -> Result<u64, IoFault> {
         let disk = &*self.disk;
         let through = !disk.geometry.write_cache;
@@ -199,43 +197,9 @@ impl MemoryQueue {
             }
         }
     }
-}
 
-impl DiskQueue for MemoryQueue {
-    fn ready(&mut self) -> bool {
-        self.done.len() < self.depth
-    }
-
-    fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
-        if !self.ready() {
-            return Err(Full);
-        }
-        let result = self.perform(op);
-        let buffer = self.transfer.clear();
-        self.done.push(Completion {
-            tag,
-            result,
-            buffer,
-        });
-        Ok(())
-    }
-
-    fn commit(&mut self) {}
-
-    fn completions(&mut self, out: &mut Vec<Completion>) {
-        out.append(&mut self.done);
-    }
-
-    fn events(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.done.len()
-    }
-
-    fn drain(&mut self, out: &mut Vec<Completion>) {
-        out.append(&mut self.done);
+    fn release(&mut self) -> Option<Vec<u8>> {
+        self.transfer.clear()
     }
 }
 

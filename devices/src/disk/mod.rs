@@ -18,6 +18,7 @@ pub mod config;
 pub mod doubles;
 mod error;
 mod image;
+mod immediate;
 mod limits;
 mod lock;
 pub mod metrics;

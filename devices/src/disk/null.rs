@@ -1,9 +1,8 @@
 //! A disk that moves no data, to measure what everything around it costs: reads leave guest memory as it is, writes
 //! are forgotten, and each request is done when it is submitted.
 
-use std::os::fd::BorrowedFd;
-
-use super::{Completion, Data, Disk, DiskError, DiskOp, DiskQueue, Full, Geometry};
+use super::immediate::{ImmediateQueue, Perform};
+use super::{Data, Disk, DiskError, DiskOp, DiskQueue, Geometry, IoFault};
 use crate::ram::Ram;
 
 /// The disk.
@@ -25,59 +24,26 @@ impl Disk for NullDisk {
     }
 
     fn open_queue(&self, _: Ram, _: u16, depth: u16) -> Result<Box<dyn DiskQueue>, DiskError> {
-        let depth = usize::from(depth);
-        Ok(Box::new(NullQueue {
-            done: Vec::with_capacity(depth),
-            depth,
-        }))
+        Ok(ImmediateQueue::open(Nothing(None), depth))
     }
 }
 
-struct NullQueue {
-    done: Vec<Completion>,
-    depth: usize,
-}
+/// The buffer of the last request, if it was the caller's.
+struct Nothing(Option<Vec<u8>>);
 
-impl DiskQueue for NullQueue {
-    fn ready(&mut self) -> bool {
-        self.done.len() < self.depth
-    }
-
-    fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
-        if !self.ready() {
-            return Err(Full);
-        }
-        let (len, buffer) = match op {
+impl Perform for Nothing {
+    fn perform(&mut self, op: DiskOp<'_>) -> Result<u64, IoFault> {
+        let len = match op {
             DiskOp::Read { data, .. } | DiskOp::Write { data, .. } => match data {
-                Data::Guest(segments) => (segments.iter().map(|part| part.len()).sum(), None),
-                Data::Host(buffer) => (buffer.len(), Some(buffer)),
+                Data::Guest(segments) => segments.iter().map(|part| part.len()).sum(),
+                Data::Host(buffer) => self.0.insert(buffer).len(),
             },
-            DiskOp::Flush | DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. } => (0, None),
+            DiskOp::Flush | DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. } => 0,
         };
-        let result = Ok(u64::try_from(len).unwrap_or(u64::MAX));
-        self.done.push(Completion {
-            tag,
-            result,
-            buffer,
-        });
-        Ok(())
+        Ok(u64::try_from(len).unwrap_or(u64::MAX))
     }
 
-    fn commit(&mut self) {}
-
-    fn completions(&mut self, out: &mut Vec<Completion>) {
-        out.append(&mut self.done);
-    }
-
-    fn events(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.done.len()
-    }
-
-    fn drain(&mut self, out: &mut Vec<Completion>) {
-        out.append(&mut self.done);
+    fn release(&mut self) -> Option<Vec<u8>> {
+        self.0.take()
     }
 }

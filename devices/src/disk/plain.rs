@@ -1,35 +1,50 @@
 //! Requests by blocking calls, each done when it is submitted: where io_uring is refused, and for images that live in
 //! memory, whose reads and writes never wait.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::image::Image;
+use super::immediate::Perform;
 use super::range::{self, Task};
 use super::transfer::{Reach, Transfer};
-use super::{Completion, DiskOp, DiskQueue, Full, IoFault, bounce};
+use super::{DiskOp, IoFault, bounce};
 use crate::ram::Ram;
 
-pub(super) struct PlainQueue {
+pub(super) struct Plain {
     image: Arc<Image>,
     reach: Reach,
     transfer: Transfer,
-    done: Vec<Completion>,
-    depth: usize,
 }
 
-impl PlainQueue {
-    pub(super) fn new(image: Arc<Image>, ram: Ram, depth: u16) -> Self {
-        let depth = usize::from(depth);
+impl Plain {
+    pub(super) fn new(image: Arc<Image>, ram: Ram) -> Self {
         Self {
             image,
             reach: Reach::new(ram),
             transfer: Transfer::default(),
-            done: Vec::with_capacity(depth),
-            depth,
         }
     }
 
+    fn range(&self, task: Task, offset: u64, len: u64, fua: bool) -> Result<u64, IoFault> {
+        self.image.admit(offset, len, true)?;
+        range::run(&self.image, &self.reach, task, offset, len)?;
+        if fua || self.image.writethrough {
+            self.flush()
+        } else {
+            Ok(0)
+        }
+    }
+
+    fn flush(&self) -> Result<u64, IoFault> {
+        self.image.admit_flush()?;
+        self.image.file.sync_data().map(|()| 0).map_err(|error| {
+            self.image.flush_failed();
+            error.into()
+        })
+    }
+}
+
+impl Perform for Plain {
     fn perform(&mut self, op: DiskOp<'_>) -> Result<u64, IoFault> {
         let image = &*self.image;
         match op {
@@ -65,59 +80,7 @@ impl PlainQueue {
         }
     }
 
-    fn range(&self, task: Task, offset: u64, len: u64, fua: bool) -> Result<u64, IoFault> {
-        self.image.admit(offset, len, true)?;
-        range::run(&self.image, &self.reach, task, offset, len)?;
-        if fua || self.image.writethrough {
-            self.flush()
-        } else {
-            Ok(0)
-        }
-    }
-
-    fn flush(&self) -> Result<u64, IoFault> {
-        self.image.admit_flush()?;
-        self.image.file.sync_data().map(|()| 0).map_err(|error| {
-            self.image.flush_failed();
-            error.into()
-        })
-    }
-}
-
-impl DiskQueue for PlainQueue {
-    fn ready(&mut self) -> bool {
-        self.done.len() < self.depth
-    }
-
-    fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
-        if !self.ready() {
-            return Err(Full);
-        }
-        let result = self.perform(op);
-        let buffer = self.transfer.clear();
-        self.done.push(Completion {
-            tag,
-            result,
-            buffer,
-        });
-        Ok(())
-    }
-
-    fn commit(&mut self) {}
-
-    fn completions(&mut self, out: &mut Vec<Completion>) {
-        out.append(&mut self.done);
-    }
-
-    fn events(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.done.len()
-    }
-
-    fn drain(&mut self, out: &mut Vec<Completion>) {
-        self.completions(out);
+    fn release(&mut self) -> Option<Vec<u8>> {
+        self.transfer.clear()
     }
 }

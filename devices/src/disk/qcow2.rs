@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -17,8 +16,9 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpen
 
 use super::config::{Cache, DiskConfig};
 use super::image;
+use super::immediate::{ImmediateQueue, Perform};
 use super::transfer::{Reach, Transfer};
-use super::{Completion, Disk, DiskError, DiskOp, DiskQueue, Full, Geometry, IoFault, RangeLimits};
+use super::{Disk, DiskError, DiskOp, DiskQueue, Geometry, IoFault, RangeLimits};
 use crate::ram::Ram;
 
 /// Most images in a chain of backing files.
@@ -204,25 +204,22 @@ impl Disk for Qcow2Disk {
     }
 
     fn open_queue(&self, ram: Ram, _: u16, depth: u16) -> Result<Box<dyn DiskQueue>, DiskError> {
-        Ok(Box::new(Qcow2Queue {
+        let stream = Qcow2Stream {
             shared: Arc::clone(&self.shared),
             reach: Reach::new(ram),
             transfer: Transfer::default(),
             buffer: Vec::new(),
-            done: Vec::new(),
-            depth: usize::from(depth),
-        }))
+        };
+        Ok(ImmediateQueue::open(stream, depth))
     }
 }
 
-struct Qcow2Queue {
+struct Qcow2Stream {
     shared: Arc<Shared>,
     reach: Reach,
     transfer: Transfer,
     /// What guest memory is copied through; kept for its room.
     buffer: Vec<u8>,
-    done: Vec<Completion>,
-    depth: usize,
 }
 
 impl Shared {
@@ -259,7 +256,25 @@ impl Shared {
     }
 }
 
-impl Qcow2Queue {
+impl Qcow2Stream {
+    /// Moves the whole transfer, a buffer's worth at a time.
+    fn in_pieces(
+        &mut self,
+        offset: u64,
+        mut step: impl FnMut(u64, &mut Vec<u8>, &mut Transfer) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut at = offset;
+        while self.transfer.left() > 0 {
+            let count = self.transfer.left().min(PIECE);
+            self.buffer.resize(usize::try_from(count).unwrap_or(0), 0);
+            step(at, &mut self.buffer, &mut self.transfer)?;
+            at = at.saturating_add(count);
+        }
+        Ok(())
+    }
+}
+
+impl Perform for Qcow2Stream {
     fn perform(&mut self, op: DiskOp<'_>) -> Result<u64, IoFault> {
         let shared = Arc::clone(&self.shared);
         let (len, fua) = match op {
@@ -309,58 +324,8 @@ impl Qcow2Queue {
         Ok(len)
     }
 
-    /// Moves the whole transfer, a buffer's worth at a time.
-    fn in_pieces(
-        &mut self,
-        offset: u64,
-        mut step: impl FnMut(u64, &mut Vec<u8>, &mut Transfer) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let mut at = offset;
-        while self.transfer.left() > 0 {
-            let count = self.transfer.left().min(PIECE);
-            self.buffer.resize(usize::try_from(count).unwrap_or(0), 0);
-            step(at, &mut self.buffer, &mut self.transfer)?;
-            at = at.saturating_add(count);
-        }
-        Ok(())
-    }
-}
-
-impl DiskQueue for Qcow2Queue {
-    fn ready(&mut self) -> bool {
-        self.done.len() < self.depth
-    }
-
-    fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
-        if !self.ready() {
-            return Err(Full);
-        }
-        let result = self.perform(op);
-        let buffer = self.transfer.clear();
-        self.done.push(Completion {
-            tag,
-            result,
-            buffer,
-        });
-        Ok(())
-    }
-
-    fn commit(&mut self) {}
-
-    fn completions(&mut self, out: &mut Vec<Completion>) {
-        out.append(&mut self.done);
-    }
-
-    fn events(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.done.len()
-    }
-
-    fn drain(&mut self, out: &mut Vec<Completion>) {
-        out.append(&mut self.done);
+    fn release(&mut self) -> Option<Vec<u8>> {
+        self.transfer.clear()
     }
 }
 

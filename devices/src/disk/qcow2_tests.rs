@@ -6,6 +6,7 @@ use imago::FormatCreateBuilder;
 use imago::qcow2::Qcow2CreateBuilder;
 
 use super::*;
+use crate::disk::Completion;
 use crate::disk::Data;
 use crate::disk::config::Format;
 use crate::testing::memory;

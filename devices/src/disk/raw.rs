@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::{Aio, DiskConfig};
 use super::image::Image;
-use super::plain::PlainQueue;
+use super::immediate::ImmediateQueue;
+use super::plain::Plain;
 use super::ring::{Ring, RingQueue};
 use super::share::Member;
 use super::{Disk, DiskError, DiskQueue, Extent, Geometry, ImageId, IoFault};
@@ -143,7 +144,7 @@ impl Disk for RawDisk {
         let image = Arc::clone(&self.image);
         // A disk opened without streams that finds no place in a shared ring is served by blocking calls.
         let Some(home) = self.home.as_ref().filter(|home| !home.rings.is_empty()) else {
-            return Ok(Box::new(PlainQueue::new(image, ram, depth)));
+            return Ok(ImmediateQueue::open(Plain::new(image, ram), depth));
         };
         let ring = home.take(index).ok_or_else(|| DiskError::NoSuchQueue {
             path: self.image.path.clone(),
