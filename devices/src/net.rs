@@ -377,4 +377,4 @@ fn wire_len(bytes: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod net_tests;
+mod tests;
