@@ -11,12 +11,14 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use splitring_devices::ram::{Mapping, Ram};
 use splitring_virtio::driver::DmaBytes;
 use splitring_virtio::mem::{Access, GuestRam, RamRegion};
 use virtio_drivers::device::blk::{BlkReq, BlkResp, VirtIOBlk};
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
+use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -132,6 +134,26 @@ unsafe impl GuestRam for ArenaRam {
         let region = unsafe { RamRegion::new(start, LEN as u64, arena.base()) };
         (region.available(addr) > 0).then_some(region)
     }
+}
+
+/// The mapping as a whole device of ours sees it.
+pub(crate) fn device_ram() -> Ram {
+    let arena = arena();
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the region is never unmapped.
+    let region = unsafe {
+        MmapRegionBuilder::new_with_bitmap(LEN, None)
+            .with_mmap_prot(protection)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+            .with_raw_mmap_pointer(arena.base())
+            .build()
+            .expect("a mapping that is there")
+    };
+    let start = GuestAddress(u64::try_from(arena.start).expect("64 bits"));
+    let region = GuestRegionMmap::new(region, start).expect("in the address space");
+    Ram::new(Arc::new(
+        Mapping::from_regions(vec![region]).expect("one region"),
+    ))
 }
 
 /// The mapping as `virtio-drivers` sees it. Buffers are shared where they are.

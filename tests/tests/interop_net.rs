@@ -1,0 +1,154 @@
+//! The network driver of `virtio-drivers` with our whole card on a stream like passt's, in one process. Tier: quick.
+
+#[path = "../support/arena.rs"]
+mod arena;
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use arena::{Board, BouncingHal, Wire, device_ram};
+use splitring_devices::device::{
+    Cause, QueueHandler, QueueSet, ReadyQueue, Start, TaskQueue, VirtioDevice,
+};
+use splitring_devices::interrupt::{ConfigGate, ConfigNotifier};
+use splitring_devices::net::passt::Passt;
+use splitring_devices::net::{MacAddress, Net, NetConfig};
+use splitring_virtio::device::queue::{Interrupt, QueueConfig, RingFeatures};
+use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
+use virtio_drivers::device::net::{VirtIONet, VirtIONetRaw};
+use virtio_drivers::transport::DeviceType;
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+/// The port's source.
+const PORT: Cause = Cause::Source(0);
+
+/// Nobody is told of changes.
+struct NoGate;
+
+impl ConfigGate for NoGate {
+    fn change(&self, apply: &mut dyn FnMut()) {
+        apply();
+    }
+}
+
+/// The card's queues and who serves them, once the driver is ready.
+struct Running {
+    tasks: Vec<(Vec<TaskQueue>, Box<dyn QueueHandler>)>,
+}
+
+impl Running {
+    fn start(card: &Net, board: &Board) -> Self {
+        let ram = device_ram();
+        let mut queues = board.queues.clone();
+        queues.sort_by_key(|queue| queue.0);
+        let ready = queues.iter().map(|(index, areas)| ReadyQueue {
+            index: *index,
+            size: areas.size,
+        });
+        let start = Start {
+            features: board.accepted,
+            ram: ram.clone(),
+            queues: ready.collect(),
+            config: ConfigNotifier::new(Arc::new(NoGate)),
+        };
+        let queue = |index: u16| {
+            let areas = queues.iter().find(|queue| queue.0 == index).unwrap().1;
+            let mut config = QueueConfig::new(areas.size);
+            config.set_desc(areas.descriptors);
+            config.set_avail(areas.driver);
+            config.set_used(areas.device);
+            config.set_ready(true);
+            let features = RingFeatures::from_bits(board.accepted);
+            let queue = config.activate(ram.clone(), features).unwrap();
+            TaskQueue { index, queue }
+        };
+        let tasks = card.start(start).unwrap().into_iter().map(|task| {
+            let queues = task.queues.iter().map(|index| queue(*index)).collect();
+            (queues, task.handler)
+        });
+        Self {
+            tasks: tasks.collect(),
+        }
+    }
+
+    fn run(&mut self, cause: Cause) {
+        for (queues, handler) in &mut self.tasks {
+            handler.run(&mut QueueSet::new(queues), cause).unwrap();
+            for slot in queues {
+                let _: Interrupt = slot.queue.publish();
+                let _ = slot.queue.enable_notification();
+            }
+        }
+    }
+}
+
+/// Our card behind the peer's transport; what it sends comes back to it.
+fn echo(offered: u64) -> Wire {
+    let (ours, mut far) = UnixStream::pair().unwrap();
+    far.set_nonblocking(true).unwrap();
+    let passt = Passt::from_fd(OwnedFd::from(ours)).unwrap();
+    let config = NetConfig {
+        passt: true,
+        ..NetConfig::default()
+    };
+    let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(passt));
+    let mut space = vec![0; 32];
+    card.read_config(0, &mut space);
+    let offered = offered | VERSION_1 | card.features();
+    let board = Board::new(DeviceType::Network, offered, space).shared();
+    let mut wire = Wire::new(&board);
+    let mut running = None;
+    wire.bell = Box::new(move |queue| {
+        let running = running.get_or_insert_with(|| Running::start(&card, &board.borrow()));
+        running.run(Cause::Kick(queue));
+        let mut stream = vec![0; 1 << 20];
+        match far.read(&mut stream) {
+            Ok(len) => far.write_all(&stream[..len]).unwrap(),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        running.run(PORT);
+    });
+    wire
+}
+
+/// A frame from the card's own address to itself, `len` bytes with the header.
+fn frame(len: usize) -> Vec<u8> {
+    let mut frame = [MAC, MAC].concat();
+    frame.extend((12..len).map(|n| n.to_le_bytes()[0]));
+    frame
+}
+
+#[test]
+fn its_raw_driver_sends_and_receives_through_our_card() {
+    for offered in [0, INDIRECT_DESC, EVENT_IDX, INDIRECT_DESC | EVENT_IDX] {
+        let mut driver = VirtIONetRaw::<BouncingHal, _, 16>::new(echo(offered)).unwrap();
+        assert_eq!(driver.mac_address(), MAC);
+        for len in [14, 60, 1514, 2000] {
+            let sent = frame(len);
+            let mut buffer = vec![0; 2048];
+            driver.send(&sent).unwrap();
+            let (header, got) = driver.receive_wait(&mut buffer).unwrap();
+            assert_eq!((header, got), (12, len));
+            assert_eq!(buffer[12..12 + len], sent);
+        }
+    }
+}
+
+#[test]
+fn its_buffered_driver_turns_the_rings_of_our_card_over() {
+    for offered in [0, EVENT_IDX] {
+        let mut driver = VirtIONet::<BouncingHal, _, 16>::new(echo(offered), 2048).unwrap();
+        for round in 0..3000_u32 {
+            let mut sent = frame(64);
+            sent[20..24].copy_from_slice(&round.to_le_bytes());
+            let mut packet = driver.new_tx_buffer(64);
+            packet.packet_mut().copy_from_slice(&sent);
+            driver.send(packet).unwrap();
+            let received = driver.receive().unwrap();
+            assert_eq!(received.packet(), sent);
+            driver.recycle_rx_buffer(received).unwrap();
+        }
+    }
+}
