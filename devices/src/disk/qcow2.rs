@@ -1,12 +1,12 @@
 //! qcow2 images, through the `imago` crate.
 //!
-//! Requests are blocking calls on the queue's thread, with guest memory copied through a buffer: this is for convenience,
+//! Requests are blocking calls on a thread of the queue's own, with guest memory copied through a buffer: this is for convenience,
 //! raw images are for speed. Nothing is guessed: the operator says that an image is qcow2, an image that rests on a
 //! backing file is refused unless `backing=on`, and then it has to name the backing file's format too.
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use imago::file::File as Storage;
@@ -14,9 +14,10 @@ use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
 
+use super::aside::AsideQueue;
 use super::config::{Cache, DiskConfig};
 use super::image;
-use super::immediate::{ImmediateQueue, Perform};
+use super::immediate::Perform;
 use super::transfer::{Reach, Transfer};
 use super::{Disk, DiskError, DiskOp, DiskQueue, Geometry, IoFault, RangeLimits};
 use crate::ram::Ram;
@@ -34,6 +35,7 @@ type Layer = FormatAccess<Storage>;
 
 /// An opened qcow2 image.
 pub struct Qcow2Disk {
+    path: PathBuf,
     shared: Arc<Shared>,
     geometry: Geometry,
 }
@@ -88,6 +90,7 @@ impl Qcow2Disk {
             discard: geometry.discard.is_some(),
         };
         Ok(Self {
+            path: config.path.clone(),
             shared: Arc::new(shared),
             geometry,
         })
@@ -210,7 +213,12 @@ impl Disk for Qcow2Disk {
             transfer: Transfer::default(),
             buffer: Vec::new(),
         };
-        Ok(ImmediateQueue::open(stream, depth))
+        let queue = AsideQueue::start(stream, depth).map_err(|source| DiskError::Host {
+            operation: "start a thread for",
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(Box::new(queue))
     }
 }
 
@@ -330,5 +338,4 @@ impl Perform for Qcow2Stream {
 }
 
 #[cfg(test)]
-#[path = "qcow2_tests.rs"]
 mod tests;

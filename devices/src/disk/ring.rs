@@ -10,6 +10,7 @@
     reason = "submission entries hold raw pointers that stay valid until their completion"
 )]
 
+mod blocking;
 mod drain;
 mod setup;
 
@@ -21,6 +22,7 @@ use std::sync::atomic::{Ordering, fence};
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{opcode, squeue};
 
+use super::aside::Aside;
 use super::cached::Cached;
 use super::image::Image;
 use super::range::{self, Task};
@@ -28,11 +30,22 @@ use super::raw::Home;
 use super::transfer::{Reach, Transfer};
 use super::{Completion, DiskOp, DiskQueue, Full, IoFault, bounce};
 use crate::ram::Ram;
+use blocking::{Finished, Job, What};
 use setup::NO_FILE;
 pub(super) use setup::Ring;
 
 /// How often a request the host was too busy for is tried again.
 const BUSY_LIMIT: u8 = 100;
+
+/// What comes next for a request that was taken.
+enum Next {
+    /// It is answered.
+    Done(Result<u64, IoFault>),
+    /// The ring gets it.
+    Ring,
+    /// It would block.
+    Aside(What),
+}
 
 /// What a slot's request is doing.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +82,8 @@ pub(super) struct RingQueue {
     pushed: Vec<u16>,
     done: Vec<Completion>,
     cached: Cached,
+    /// Does what the ring can't; `None` until that is asked for.
+    aside: Option<Aside<Job, Finished>>,
     /// Whether completions signal the eventfd.
     armed: bool,
     /// The ring can't be used any more, for this reason.
@@ -104,25 +119,22 @@ impl RingQueue {
             pushed: Vec::with_capacity(usize::from(depth)),
             done: Vec::with_capacity(usize::from(depth)),
             cached: Cached::default(),
+            aside: None,
             // Rings start with signals on.
             armed: true,
             dead: None,
         }
     }
 
-    /// Checks a request and fills a slot with it; `Some(result)` if that is all there is to do.
-    fn prepare(
-        &mut self,
-        index: u16,
-        seat: u16,
-        tag: u64,
-        op: DiskOp<'_>,
-    ) -> Option<Result<u64, IoFault>> {
-        let slot = self.slots.get_mut(usize::from(index))?;
+    /// Checks a request and fills a slot with it.
+    fn prepare(&mut self, index: u16, seat: u16, tag: u64, op: DiskOp<'_>) -> Next {
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+            return Next::Done(Err(IoFault::Host(libc::EBADF)));
+        };
         (slot.tag, slot.seat, slot.busy) = (tag, seat, 0);
         slot.cancelled = false;
         let Some(image) = seated(&self.images, seat) else {
-            return Some(Err(IoFault::Host(libc::EBADF)));
+            return Next::Done(Err(IoFault::Host(libc::EBADF)));
         };
         let admitted = match op {
             DiskOp::Read { offset, data } => {
@@ -175,39 +187,34 @@ impl RingQueue {
             }
         };
         match admitted.and(self.dead.map_or(Ok(()), Err)) {
-            Ok(()) => self.on_this_thread(index),
-            Err(fault) => Some(Err(fault)),
+            Ok(()) => self.route(index),
+            Err(fault) => Next::Done(Err(fault)),
         }
     }
 
-    /// Does what the ring can't, here and now.
-    fn on_this_thread(&mut self, index: u16) -> Option<Result<u64, IoFault>> {
-        let slot = self.slots.get_mut(usize::from(index))?;
-        let image = seated(&self.images, slot.seat)?;
-        match slot.step {
+    /// Does what needs no waiting at once, and finds the way for the rest.
+    fn route(&mut self, index: u16) -> Next {
+        let none = Next::Done(Err(IoFault::Host(libc::EBADF)));
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+            return none;
+        };
+        let Some(image) = seated(&self.images, slot.seat) else {
+            return none;
+        };
+        let fits = |slot: &Slot| bounce::fits(image, &slot.transfer, slot.offset);
+        let at_once = match slot.step {
             Step::Read | Step::Write { .. } if slot.transfer.len() == 0 => Some(Ok(0)),
             Step::Range { len: 0, .. } => Some(Ok(0)),
-            Step::Read if !bounce::fits(image, &slot.transfer, slot.offset) => {
-                let result = bounce::read(image, &mut slot.transfer, slot.offset);
-                Some(result.map(|()| slot.transfer.len()))
-            }
-            Step::Write { fua } if !bounce::fits(image, &slot.transfer, slot.offset) => {
-                let result = bounce::write(image, &mut slot.transfer, slot.offset, fua);
-                Some(result.map(|()| slot.transfer.len()))
+            Step::Read if !fits(slot) => return Next::Aside(What::BouncedRead),
+            Step::Write { fua } if !fits(slot) => return Next::Aside(What::BouncedWrite { fua }),
+            Step::Range { task, len, .. } if range::fallocate_mode(image, task).is_none() => {
+                return Next::Aside(What::Range { task, len });
             }
             Step::Read => self.cached.read(image, &mut slot.transfer, slot.offset),
             Step::Write { fua: false } => self.cached.write(image, &mut slot.transfer, slot.offset),
-            Step::Range { task, len, fua } if range::fallocate_mode(image, task).is_none() => {
-                match range::instead(image, &self.reach, task, slot.offset, len) {
-                    Ok(()) if fua => {
-                        slot.step = Step::Flush;
-                        None
-                    }
-                    result => Some(result.map(|()| 0)),
-                }
-            }
             _ => None,
-        }
+        };
+        at_once.map_or(Next::Ring, Next::Done)
     }
 
     /// The entry for what a slot does next.
@@ -354,8 +361,9 @@ impl RingQueue {
         }
         let index = self.free.pop().ok_or(Full)?;
         match self.prepare(index, seat, tag, op) {
-            None => self.push(index),
-            Some(result) => self.finish(index, result),
+            Next::Ring => self.push(index),
+            Next::Done(result) => self.finish(index, result),
+            Next::Aside(what) => self.set_aside(index, what),
         }
         Ok(())
     }
@@ -398,7 +406,7 @@ impl RingQueue {
 
     /// Takes all completions there are. Requests that need another step are pushed again.
     fn reap(&mut self) -> bool {
-        let mut any = false;
+        let mut any = self.reap_aside();
         while let Some((tag, result)) = self
             .ring
             .as_mut()
@@ -442,9 +450,9 @@ impl RingQueue {
                 self.push(index);
             }
             (Step::Flush | Step::Range { .. }, Ok(_)) => self.finish(index, Ok(0)),
-            (Step::Range { task, .. }, Err(_)) if range::refused(result.saturating_neg()) => {
+            (Step::Range { task, len, .. }, Err(_)) if range::refused(result.saturating_neg()) => {
                 range::note_refusal(image, task);
-                self.zero_otherwise(index);
+                self.set_aside(index, What::Range { task, len });
             }
             (step, Err(_)) => {
                 let errno = result.saturating_neg();
@@ -454,26 +462,6 @@ impl RingQueue {
                 }
                 self.finish(index, Err(IoFault::from_errno(errno)));
             }
-        }
-    }
-
-    /// The host can't do this range by fallocate: does it here.
-    fn zero_otherwise(&mut self, index: u16) {
-        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
-            return;
-        };
-        let Step::Range { task, len, fua } = slot.step else {
-            return;
-        };
-        let Some(image) = seated(&self.images, slot.seat) else {
-            return self.finish(index, Err(IoFault::Host(libc::EBADF)));
-        };
-        match range::instead(image, &self.reach, task, slot.offset, len) {
-            Ok(()) if fua => {
-                slot.step = Step::Flush;
-                self.push(index);
-            }
-            result => self.finish(index, result.map(|()| 0)),
         }
     }
 

@@ -72,6 +72,9 @@ impl RingQueue {
 
     /// One turn of waiting at the end: up to `limit` for a completion.
     fn wait(&mut self, limit: Duration) {
+        if self.wait_aside(limit) {
+            return;
+        }
         let Some(ring) = self.ring.as_mut() else {
             return;
         };

@@ -126,3 +126,87 @@ fn images_in_memory_are_served_without_a_ring() {
         assert!(stream.peek(0, 4096) == data);
     }
 }
+
+#[test]
+fn what_o_direct_refuses_holds_up_no_other_request() {
+    let mut scratch = Scratch::new(LEN);
+    scratch.config.direct = true;
+    scratch.config.aio = Aio::Ring;
+    let disk = match scratch.open() {
+        Ok(disk) => disk,
+        Err(error) => return eprintln!("left out: {error}"),
+    };
+    let mut stream = Stream::new(&disk);
+    let write = |len| DiskOp::Write {
+        offset: 0,
+        data: Data::Host(vec![7; len]),
+        fua: false,
+    };
+    // Part of a block: it is read, patched and written under this lock, so it stays where it is while that is held.
+    let held = disk.image.partial_writes.lock().expect("nobody's");
+    stream.queue.submit(1, write(100)).expect("room");
+    stream.queue.commit();
+    let flush = stream.queue.submit(2, DiskOp::Flush);
+    flush.expect("room");
+    stream.queue.commit();
+    let mut done = Vec::new();
+    let end = Instant::now() + Duration::from_secs(20);
+    while done.is_empty() {
+        assert!(Instant::now() < end, "the flush waits for the write");
+        stream.queue.completions(&mut done);
+    }
+    assert_eq!((done[0].tag, stream.queue.in_flight()), (2, 1));
+    drop(held);
+    let write = stream.wait(1).remove(0);
+    assert_eq!((write.tag, write.result), (1, Ok(100)));
+    let read = DiskOp::Read {
+        offset: 0,
+        data: Data::Host(vec![0; 101]),
+    };
+    let bytes = stream.complete(read).buffer.expect("a buffer");
+    assert_eq!((&bytes[..100], bytes[100]), (&[7; 100][..], 0));
+}
+
+#[test]
+fn a_drain_gives_up_what_has_not_begun_and_waits_for_the_rest() {
+    let mut scratch = Scratch::new(LEN);
+    scratch.config.direct = true;
+    scratch.config.aio = Aio::Ring;
+    let disk = match scratch.open() {
+        Ok(disk) => disk,
+        Err(error) => return eprintln!("left out: {error}"),
+    };
+    let image = Arc::clone(&disk.image);
+    let mut stream = Stream::new(&disk);
+    let held = image.partial_writes.lock().expect("nobody's");
+    for tag in 1..=3 {
+        let write = DiskOp::Write {
+            offset: tag * 512,
+            data: Data::Host(vec![7; 100]),
+            fua: false,
+        };
+        stream.queue.submit(tag, write).expect("room");
+    }
+    let mut done = Vec::new();
+    std::thread::scope(|scope| {
+        let queue = &mut stream.queue;
+        let out = &mut done;
+        let drain = scope.spawn(move || queue.drain(out));
+        std::thread::sleep(Duration::from_millis(50));
+        drop(held);
+        drain.join().expect("no panic");
+    });
+    assert_eq!((done.len(), stream.queue.in_flight()), (3, 0));
+    done.sort_by_key(|completion| completion.tag);
+    let file = scratch.file();
+    for completion in done {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, completion.tag * 512)
+            .expect("image");
+        match completion.result {
+            Ok(100) => assert_eq!(byte, [7], "request {}", completion.tag),
+            Err(IoFault::Cancelled) => assert_eq!(byte, [0], "request {}", completion.tag),
+            other => panic!("request {}: {other:?}", completion.tag),
+        }
+    }
+}

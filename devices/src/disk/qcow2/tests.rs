@@ -4,6 +4,7 @@ use std::process::Command;
 
 use imago::FormatCreateBuilder;
 use imago::qcow2::Qcow2CreateBuilder;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::*;
 use crate::disk::Completion;
@@ -42,7 +43,12 @@ fn run(disk: &Qcow2Disk, op: DiskOp<'_>) -> Completion {
     let mut queue = disk.open_queue(memory(), 0, 4).expect("queue");
     queue.submit(1, op).expect("room");
     let mut done = Vec::new();
-    queue.completions(&mut done);
+    while done.is_empty() {
+        let events = queue.events();
+        let mut waiting = [PollFd::from_borrowed_fd(events[0], PollFlags::IN)];
+        poll(&mut waiting, None).expect("poll");
+        queue.completions(&mut done);
+    }
     done.remove(0)
 }
 
