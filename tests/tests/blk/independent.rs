@@ -10,17 +10,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use splitring_devices::blk::Blk;
-use splitring_devices::device::VirtioDevice;
 use splitring_devices::disk::doubles::{Fate, FaultyDisk, MemoryDisk};
 use splitring_devices::disk::{Disk, IoFault};
+use splitring_tests::machine::Machine;
 use splitring_virtio::driver::QueueAreas;
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use virtio_drivers::device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
-
-use crate::machine::Machine;
 
 const DISK_LEN: u64 = 1 << 20;
 const QUEUE: u16 = 16;
@@ -113,7 +111,7 @@ impl Transport for Direct {
     }
 
     fn notify(&mut self, queue: u16) {
-        self.machine.borrow_mut().run(queue);
+        self.machine.borrow_mut().run_queue(queue);
     }
 
     fn get_status(&self) -> DeviceStatus {
@@ -312,7 +310,11 @@ fn it_takes_completions_in_any_order() {
         while order.len() < 4 {
             let Some(token) = driver.peek_used() else {
                 MACHINE.with_borrow(|machine| {
-                    machine.as_ref().expect("a machine").borrow_mut().run(0)
+                    machine
+                        .as_ref()
+                        .expect("a machine")
+                        .borrow_mut()
+                        .run_queue(0)
                 });
                 continue;
             };

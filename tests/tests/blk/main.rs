@@ -2,6 +2,6 @@
 //! reorder and lose power. What a disk acknowledges is compared with a model, byte by byte.
 
 mod independent;
-mod machine;
+mod numbers;
 mod ours;
 mod power;

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use splitring_devices::blk::Blk as Device;
-use splitring_devices::device::VirtioDevice;
 use splitring_devices::disk::doubles::{Fate, FaultyDisk, MemoryDisk};
 use splitring_devices::disk::{Disk, IoFault};
+use splitring_tests::machine::Machine;
 use splitring_virtio::driver::blk::{self, Bio, Blk, Done, Failure, Info, Merged, Transfer, Work};
 use splitring_virtio::driver::{DeviceId, DmaBytes, Identity, IndirectPolicy, Queue, QueueOptions};
 use splitring_virtio::scatterlist::ScatterList;
 use splitring_virtio::spec::blk::Range;
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 
-use crate::machine::{Machine, Numbers};
+use crate::numbers::Numbers;
 
 /// The disk is divided into lanes; only one request at a time works on each, so the outcome is known.
 const LANES: u64 = 64;
@@ -80,7 +80,7 @@ impl Guest {
     /// Shows the device what was submitted and takes back what is done.
     pub(crate) fn turn(&mut self) -> Vec<Done> {
         let _ = self.driver.publish();
-        self.machine.run(0);
+        self.machine.run_queue(0);
         let mut done = Vec::new();
         while let Some(one) = self.driver.poll().expect("a whole queue") {
             done.push(one);

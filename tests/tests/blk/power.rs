@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use splitring_devices::device::VirtioDevice;
 use splitring_devices::disk::doubles::Fate;
 use splitring_virtio::driver::IndirectPolicy;
 use splitring_virtio::driver::blk::Transfer;
 use splitring_virtio::spec::blk::{CONFIG_WRITEBACK, feature};
 
-use crate::machine::Numbers;
+use crate::numbers::Numbers;
 use crate::ours::Guest;
 
 const SECTORS: u64 = 64;

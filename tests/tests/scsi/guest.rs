@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use splitring_devices::device::VirtioDevice;
 use splitring_devices::disk::Disk;
 use splitring_devices::disk::config::{Aio, DiskConfig};
 use splitring_devices::disk::{RawDisk, SECTOR};
 use splitring_devices::scsi::{Scsi, ScsiConfig, ScsiError, ScsiHandle, UnitConfig};
+use splitring_tests::machine::Machine;
 use splitring_virtio::driver::scsi::{
     CONTROL_FRAME_LEN, Command, Control, EVENT_FRAME_LEN, Events, FEATURES, FRAME_LEN, Happened,
     Lun, Requests, Task,
@@ -16,9 +16,8 @@ use splitring_virtio::driver::scsi::{
 use splitring_virtio::driver::{DeviceId, DmaBytes, Identity, IndirectPolicy, Queue, QueueOptions};
 use splitring_virtio::scatterlist::ScatterList;
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
+use splitring_virtio::spec::scsi::Config;
 use tempfile::NamedTempFile;
-
-use crate::machine::Machine;
 
 /// The first unit of the first target.
 pub(crate) const LUN: Lun = Lun { target: 0, unit: 0 };
@@ -105,7 +104,7 @@ impl Guest {
         let features =
             (machine.device.features() | EVENT_IDX | INDIRECT_DESC) & setup.mask | VERSION_1;
         let id = DeviceId::new();
-        let config = machine.config();
+        let config: Config = machine.config();
         let options = |size: u16| {
             QueueOptions::new(size, features)
                 .tables(size)

@@ -3,7 +3,6 @@
 
 mod conformance;
 mod guest;
-mod machine;
 mod management;
 mod paths;
 mod reservations;

@@ -340,7 +340,7 @@ fn hundreds_of_disks_share_the_queues_and_the_ring() {
         assert_eq!(guest.wait(id).expect_good().data, vec![fill; 512]);
         guest.machine.collect();
     }
-    let config = guest.machine.config();
+    let config: splitring_virtio::spec::scsi::Config = guest.machine.config();
     assert_eq!(
         (config.max_target.get(), config.max_lun.get()),
         (255, 16383)

@@ -1,9 +1,10 @@
-//! A machine of memory and one SCSI controller, run on the test's own thread.
+//! A machine of memory and one virtio device, run on the test's own thread.
 //!
-//! Guest addresses are the host's, so that the driver needs no map of the machine.
+//! Guest addresses are the host's, so that drivers which know no machine can use it. Only the test, the driver it
+//! holds and the device touch the memory.
 #![expect(
     unsafe_code,
-    reason = "hands pieces of the machine's memory to the driver as its own"
+    reason = "hands pieces of the machine's memory to drivers as theirs"
 )]
 
 use std::ptr::NonNull;
@@ -14,22 +15,24 @@ use splitring_devices::device::{
 };
 use splitring_devices::interrupt::{ConfigGate, ConfigNotifier};
 use splitring_devices::ram::{Mapping, Ram};
-use splitring_devices::scsi::Scsi;
 use splitring_virtio::device::queue::{QueueConfig, RingFeatures};
 use splitring_virtio::driver::{DmaBytes, QueueAreas};
-use splitring_virtio::spec::scsi::Config;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
-const MEMORY: usize = 64 << 20;
+const MEMORY: usize = 128 << 20;
 /// The upper half is lent out again and again.
 const LENT: usize = MEMORY / 2;
+/// Between two pieces that are lent, so that neighbours are no one segment and a write past the end is seen.
+const GAP: usize = 64;
 
 /// The machine.
-pub(crate) struct Machine {
-    pub(crate) ram: Ram,
-    pub(crate) device: Arc<Scsi>,
+pub struct Machine {
+    /// Its memory.
+    pub ram: Ram,
+    /// Its device.
+    pub device: Arc<dyn VirtioDevice>,
     tasks: Vec<(Box<dyn QueueHandler>, Vec<TaskQueue>)>,
     taken: usize,
     lent: usize,
@@ -44,7 +47,8 @@ impl ConfigGate for NoGate {
 }
 
 impl Machine {
-    pub(crate) fn new(device: Scsi) -> Self {
+    /// A machine with nothing but `device`, not started yet.
+    pub fn new(device: impl VirtioDevice + 'static) -> Self {
         let region = MmapRegionBuilder::new_with_bitmap(MEMORY, None)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
@@ -69,39 +73,45 @@ impl Machine {
         NonNull::new(pointer).expect("mapped")
     }
 
-    /// Memory that was never given out before, zeroed, for as long as the machine lives.
-    pub(crate) fn bytes(&mut self, len: usize, align: usize) -> DmaBytes {
+    /// Memory that was never given out before, zeroed.
+    pub fn take(&mut self, len: usize, align: usize) -> NonNull<u8> {
         let start = self.taken.next_multiple_of(align);
         self.taken = start + len;
         assert!(self.taken <= LENT, "the test's machine is too small");
-        // SAFETY: within the mapping, and given out once. Tests drop the driver before the machine, and only they
-        // and the device, which a driver lends it to, touch it.
-        unsafe { DmaBytes::from_raw(self.at(start), len) }
+        self.at(start)
     }
 
-    /// Memory for the buffers of one command, at any alignment; to be dropped before [`Machine::collect`].
-    pub(crate) fn lend(&mut self, len: usize) -> DmaBytes {
+    /// The same for our drivers.
+    pub fn bytes(&mut self, len: usize, align: usize) -> DmaBytes {
+        let pointer = self.take(len, align);
+        // SAFETY: within the mapping, and given out once. Tests drop the driver before the machine, and only they
+        // and the device, which a driver lends it to, touch it.
+        unsafe { DmaBytes::from_raw(pointer, len) }
+    }
+
+    /// Memory for the buffers of one request, at any alignment; to be dropped before [`Machine::collect`].
+    pub fn lend(&mut self, len: usize) -> DmaBytes {
         let start = self.lent;
-        // A gap, so that neighbours are no one segment and a write past the end is seen.
-        self.lent = start + len + 64;
+        self.lent = start + len + GAP;
         assert!(self.lent <= MEMORY, "more than the machine lends at a time");
         // SAFETY: as above; it is given out again only after `collect`, when all earlier buffers are gone.
         unsafe { DmaBytes::from_raw(self.at(start), len) }
     }
 
     /// Everything lent is back.
-    pub(crate) fn collect(&mut self) {
+    pub fn collect(&mut self) {
         self.lent = LENT;
     }
 
-    pub(crate) fn config(&self) -> Config {
-        let mut config = Config::default();
+    /// The device's configuration.
+    pub fn config<C: FromBytes + IntoBytes>(&self) -> C {
+        let mut config = C::new_zeroed();
         self.device.read_config(0, config.as_mut_bytes());
         config
     }
 
-    /// The driver is ready: `areas` are its queues.
-    pub(crate) fn start(&mut self, features: u64, areas: &[QueueAreas]) {
+    /// The driver is ready: `areas` are its queues. The device may take chains as long as its own largest size.
+    pub fn start(&mut self, features: u64, areas: &[QueueAreas]) {
         let numbers = 0..u16::try_from(areas.len()).expect("few");
         let ready = |(index, area): (u16, &QueueAreas)| ReadyQueue {
             index,
@@ -136,19 +146,24 @@ impl Machine {
     }
 
     /// One pass of every handler, as if all of their sources had fired.
-    pub(crate) fn run(&mut self) {
+    pub fn run(&mut self) {
         for (handler, queues) in &mut self.tasks {
-            handler
-                .run(&mut QueueSet::new(queues), Cause::Resume)
-                .expect("no broken queue");
-            for slot in queues {
-                let _ = slot.queue.publish();
+            pass(handler.as_mut(), queues);
+        }
+    }
+
+    /// One pass of queue `index`'s handler. A function of its own for whoever counts what it does.
+    #[inline(never)]
+    pub fn run_queue(&mut self, index: u16) {
+        for (handler, queues) in &mut self.tasks {
+            if queues.iter().any(|slot| slot.index == index) {
+                pass(handler.as_mut(), queues);
             }
         }
     }
 
     /// The device is reset. The chains left in flight.
-    pub(crate) fn reset(&mut self) -> u32 {
+    pub fn reset(&mut self) -> u32 {
         let mut left = 0;
         for (mut handler, mut queues) in self.tasks.drain(..) {
             handler.stop(&mut QueueSet::new(&mut queues));
@@ -159,5 +174,14 @@ impl Machine {
         }
         self.device.reset();
         left
+    }
+}
+
+fn pass(handler: &mut dyn QueueHandler, queues: &mut [TaskQueue]) {
+    handler
+        .run(&mut QueueSet::new(queues), Cause::Resume)
+        .expect("no broken queue");
+    for slot in queues {
+        let _ = slot.queue.publish();
     }
 }
