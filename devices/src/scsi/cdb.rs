@@ -46,6 +46,11 @@ impl Cdb {
         self.u8(at) & mask != 0
     }
 
+    /// The first 16 bytes, which hold all of it.
+    pub(crate) fn head(&self) -> u128 {
+        u128::from_le_bytes(self.0.first_chunk().copied().unwrap_or_default())
+    }
+
     pub(crate) fn opcode(&self) -> u8 {
         self.u8(0)
     }
@@ -303,14 +308,23 @@ pub(crate) fn lookup(cdb: &Cdb, profile: Profile) -> Result<&'static Entry, Sens
 
 /// Refuses bits that mean nothing in this command, then lets its row build the typed command.
 pub(crate) fn parse(entry: &Entry, cdb: &Cdb, profile: Profile) -> Result<Command, Sense> {
-    for (at, allowed) in entry.mask(profile).enumerate().skip(1) {
-        let stray = cdb.u8(at) & !allowed;
-        if stray != 0 {
-            let bit = u8::try_from(stray.ilog2()).ok();
-            return Err(Sense::cdb_field(wire::len16(at), bit));
-        }
+    if !entry.admits(cdb, profile) {
+        return Err(stray_bit(entry, cdb, profile));
     }
     (entry.parse)(cdb)
+}
+
+/// Where the first bit is that means nothing.
+fn stray_bit(entry: &Entry, cdb: &Cdb, profile: Profile) -> Sense {
+    let stray = entry
+        .mask(profile)
+        .enumerate()
+        .skip(1)
+        .find_map(|(at, allowed)| {
+            let bit = (cdb.u8(at) & !allowed).checked_ilog2()?;
+            Some(Sense::cdb_field(wire::len16(at), u8::try_from(bit).ok()))
+        });
+    stray.unwrap_or(Sense::INVALID_FIELD_IN_CDB)
 }
 
 #[cfg(test)]

@@ -6,11 +6,18 @@ use splitring_virtio::device::chain::ShortChain;
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::scsi::{RequestHeader, ResponseHeader, response};
 use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, IntoBytes};
 
+use super::SENSE_SIZES;
 use super::cdb::{Cdb, MAX_CDB};
 use super::job::DataOut;
 use super::sense::Status;
 use crate::device::{Chain, Queue};
+
+const HEADER: usize = size_of::<RequestHeader>();
+const RESPONSE: usize = size_of::<ResponseHeader>();
+/// Longest response area.
+const MAX_RESPONSE: usize = RESPONSE + *SENSE_SIZES.end() as usize;
 
 /// Sizes the driver may set (VIRTIO 1.2 §5.6.4), as they are while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,12 +28,19 @@ pub(crate) struct Sizes {
 
 impl Sizes {
     fn header(&self) -> u64 {
-        let fixed = u64::try_from(size_of::<RequestHeader>()).unwrap_or(0);
+        let fixed = u64::try_from(HEADER).unwrap_or(0);
         fixed.saturating_add(self.cdb.into())
     }
 
+    /// The part of a request area that is looked at.
+    fn kept<'a>(&self, area: &'a mut [u8; HEADER + MAX_CDB]) -> &'a mut [u8] {
+        let cdb = usize::try_from(self.cdb).unwrap_or(MAX_CDB).min(MAX_CDB);
+        area.get_mut(..HEADER.saturating_add(cdb))
+            .unwrap_or_default()
+    }
+
     fn response(&self) -> u64 {
-        let fixed = u64::try_from(size_of::<ResponseHeader>()).unwrap_or(0);
+        let fixed = u64::try_from(RESPONSE).unwrap_or(0);
         fixed.saturating_add(self.sense.into())
     }
 }
@@ -54,31 +68,28 @@ pub(crate) enum Answer<'a> {
 impl Request {
     /// Takes the request area apart. On an error the chain comes back, to be completed empty.
     pub(crate) fn parse(chain: Chain, sizes: Sizes) -> Result<Self, (Chain, ShortChain)> {
-        let room = ShortChain {
-            wanted: sizes.response(),
-            left: chain.writable_len(),
-        };
-        if room.left < room.wanted {
-            return Err((chain, room));
+        let areas = [
+            (sizes.header(), chain.readable_len()),
+            (sizes.response(), chain.writable_len()),
+        ];
+        if let Some((wanted, left)) = areas.into_iter().find(|(wanted, left)| left < wanted) {
+            return Err((chain, ShortChain { wanted, left }));
         }
-        let mut cdb = [0; MAX_CDB];
-        let parsed = (|| {
-            let mut reader = chain.reader();
-            let header: RequestHeader = reader.read_obj()?;
-            let len = usize::try_from(sizes.cdb).unwrap_or(MAX_CDB).min(MAX_CDB);
-            reader.read_exact(cdb.get_mut(..len).unwrap_or_default())?;
-            reader.skip(u64::from(sizes.cdb).saturating_sub(u64::try_from(len).unwrap_or(0)))?;
-            Ok(header)
-        })();
-        match parsed {
+        let mut area = [0; HEADER + MAX_CDB];
+        match chain.reader().read_exact(sizes.kept(&mut area)) {
             Err(short) => Err((chain, short)),
-            Ok(header) => Ok(Self {
-                sizes,
-                lun: header.lun,
-                id: header.id.get(),
-                cdb: Cdb::new(&cdb),
-                chain,
-            }),
+            Ok(()) => {
+                let header = RequestHeader::read_from_prefix(&area);
+                let (lun, id) =
+                    header.map_or(([0; 8], 0), |(header, _)| (header.lun, header.id.get()));
+                Ok(Self {
+                    sizes,
+                    lun,
+                    id,
+                    cdb: Cdb::new(area.get(HEADER..).unwrap_or_default()),
+                    chain,
+                })
+            }
         }
     }
 
@@ -154,19 +165,24 @@ impl Request {
         data: &[u8],
         filled: u64,
     ) -> Result<u64, ShortChain> {
-        let mut writer = self.chain.writer();
-        writer.write_obj(header)?;
-        writer.write_all(sense)?;
-        if data.is_empty() && filled == 0 {
-            return Ok(writer.written());
+        // What counts as written begins at the start without a gap: before data, the whole sense area is written.
+        let mut area = [0; MAX_RESPONSE];
+        let answers = data.is_empty() && filled == 0;
+        let len = match answers {
+            true => RESPONSE.saturating_add(sense.len()),
+            false => usize::try_from(self.sizes.response()).unwrap_or(MAX_RESPONSE),
+        };
+        for (at, part) in [(0, header.as_bytes()), (RESPONSE, sense)] {
+            if let Some(place) = area.get_mut(at..at.saturating_add(part.len())) {
+                place.copy_from_slice(part);
+            }
         }
-        // What counts as written begins at the start without a gap, so the rest of the sense area is written too.
-        let rest = self.sizes.response().saturating_sub(writer.written());
-        writer.write_zeroes(rest)?;
-        let room = usize::try_from(writer.remaining())
-            .unwrap_or(usize::MAX)
-            .min(data.len());
-        writer.write_all(data.get(..room).unwrap_or_default())?;
+        let mut writer = self.chain.writer();
+        writer.write_all(area.get(..len).unwrap_or(&area))?;
+        if !data.is_empty() {
+            let room = usize::try_from(writer.remaining()).unwrap_or(usize::MAX);
+            writer.write_all(data.get(..room.min(data.len())).unwrap_or_default())?;
+        }
         Ok(writer.written().saturating_add(filled))
     }
 }

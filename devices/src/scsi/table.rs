@@ -42,6 +42,8 @@ pub(crate) struct Entry {
     pub(crate) action: Option<u8>,
     /// CDB usage data (SPC-4 §6.35.3): the opcode, then one bit for each bit with a meaning; service action bits are 0.
     pub(crate) usage: &'static [u8],
+    /// The same over the first 16 bytes of a CDB at once, all bits set where there is nothing to check.
+    known: u128,
     pub(crate) on: On,
     pub(crate) access: Access,
     /// Fails with NOT READY while there is no medium.
@@ -63,8 +65,7 @@ impl Entry {
 
     /// CDB usage data for this profile, the service action filled in.
     pub(crate) fn usage(&self, profile: Profile) -> impl Iterator<Item = u8> + '_ {
-        let unmap_bit =
-            matches!(self.opcode, op::WRITE_SAME_10 | op::WRITE_SAME_16) && !profile.thin;
+        let unmap_bit = self.unmap_bit() != 0 && !profile.thin;
         self.usage
             .iter()
             .enumerate()
@@ -81,6 +82,23 @@ impl Entry {
         self.usage(profile)
             .enumerate()
             .map(move |(at, bits)| if at == 1 { bits | action_bits } else { bits })
+    }
+
+    /// Whether a CDB sets only bits it may set: what [`Self::mask`] says, at a glance.
+    pub(crate) fn admits(&self, cdb: &Cdb, profile: Profile) -> bool {
+        let unmap = match profile.thin {
+            true => 0,
+            false => self.unmap_bit(),
+        };
+        cdb.head() & !(self.known & !unmap) == 0
+    }
+
+    /// The UNMAP bit of WRITE SAME, as a CDB's head has it.
+    fn unmap_bit(&self) -> u128 {
+        match self.opcode {
+            op::WRITE_SAME_10 | op::WRITE_SAME_16 => 0x08 << 8,
+            _ => 0,
+        }
     }
 
     /// Length of the CDB in bytes.
@@ -192,6 +210,7 @@ const fn row(
         opcode,
         action: None,
         usage,
+        known: known_bits(usage),
         on,
         access,
         medium,
@@ -201,10 +220,28 @@ const fn row(
 
 /// The same row for one service action.
 const fn act(action: u8, entry: Entry) -> Entry {
+    const ACTION: u128 = 0x1f << 8;
     Entry {
         action: Some(action),
+        known: entry.known | ACTION,
         ..entry
     }
+}
+
+/// CDB usage data of up to 16 bytes as one number; the opcode and what lies behind the CDB are not checked.
+#[expect(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "evaluated at compile time, where a slip is a build error"
+)]
+const fn known_bits(usage: &[u8]) -> u128 {
+    let mut bytes = [0xff; 16];
+    let mut at = 1;
+    while at < usage.len() {
+        bytes[at] = usage[at];
+        at += 1;
+    }
+    u128::from_le_bytes(bytes)
 }
 
 use Access::{Always, Own, Read, Shared, Write};

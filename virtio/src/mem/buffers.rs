@@ -174,8 +174,30 @@ impl<'a> Cursor<'a> {
         before.saturating_sub(self.remaining)
     }
 
+    /// The next `len` bytes, moved past, if they lie in one piece: most of what is copied does.
+    #[inline]
+    fn one_piece(&mut self, len: usize) -> Option<Segment> {
+        let (first, rest) = self.segments.split_first()?;
+        let (_, ahead) = first.split_at(self.offset)?;
+        let remaining = self.remaining.checked_sub(u64::try_from(len).ok()?)?;
+        let (piece, later) = ahead.split_at(len)?;
+        self.remaining = remaining;
+        if later.is_empty() {
+            self.segments = rest;
+            self.offset = 0;
+        } else {
+            self.offset = self.offset.saturating_add(len);
+        }
+        Some(piece)
+    }
+
     /// Copies out as many bytes as `dst` takes and are there; returns how many.
     pub(crate) fn copy_to(&mut self, dst: &mut [u8]) -> usize {
+        if let Some(piece) = self.one_piece(dst.len()) {
+            // SAFETY: the piece is as long as `dst`, and the buffers this cursor borrows keep it mapped.
+            unsafe { copy::from_guest(dst, piece.as_ptr()) };
+            return dst.len();
+        }
         let mut rest = &mut dst[..];
         let mut done: usize = 0;
         self.walk(u64::try_from(rest.len()).unwrap_or(u64::MAX), |piece| {
@@ -194,6 +216,12 @@ impl<'a> Cursor<'a> {
     /// Copies in as many bytes as `src` has and fit; returns how many. The cursor must be over
     /// segments that were translated for writing.
     pub(crate) fn copy_from(&mut self, src: &[u8]) -> usize {
+        if let Some(piece) = self.one_piece(src.len()) {
+            // SAFETY: the piece is as long as `src`; the buffers this cursor borrows keep it mapped, for
+            // writing because the caller made it over writable segments.
+            unsafe { copy::to_guest(piece.as_ptr(), src) };
+            return src.len();
+        }
         let mut rest = src;
         let mut done: usize = 0;
         self.walk(u64::try_from(src.len()).unwrap_or(u64::MAX), |piece| {
