@@ -15,6 +15,9 @@ use crate::device::{Broken, Cause};
 use crate::disk::doubles::MemoryDisk;
 use crate::testing::{Bench, Buffer};
 
+#[path = "scsi/bad_input_tests.rs"]
+mod bad_input;
+
 const REQUESTS: u16 = REQUEST_QUEUE;
 const HEADER: u32 = 19 + 32;
 const RESPONSE: u32 = 12 + 96;
@@ -108,58 +111,6 @@ fn offer(bench: &mut Bench<Scsi>, chain: &[Buffer]) -> Result<Seen, Broken> {
         panic!("{used:?}")
     };
     Ok(read_response(bench, RESPONSE_AT, len))
-}
-
-#[test]
-fn a_request_or_response_area_cut_short_needs_a_reset() {
-    for chain in [
-        vec![
-            (REQUEST_AT, HEADER - 1, false),
-            (RESPONSE_AT, RESPONSE, true),
-        ],
-        vec![
-            (REQUEST_AT, HEADER, false),
-            (RESPONSE_AT, RESPONSE - 1, true),
-        ],
-        vec![(REQUEST_AT, HEADER, false)],
-        vec![(RESPONSE_AT, RESPONSE, true)],
-        vec![(REQUEST_AT, 1, false), (RESPONSE_AT, 1, true)],
-    ] {
-        let mut bench = bench();
-        bench.poke(REQUEST_AT, &header(LUN, &[0; 6], 32));
-        bench.rings[usize::from(REQUESTS)].offer(&chain);
-        assert_eq!(bench.kick(REQUESTS).unwrap_err().queue, Some(REQUESTS));
-        assert_eq!(bench.stop(), 0, "its chain is completed all the same");
-    }
-}
-
-#[test]
-fn unknown_addresses_are_bad_targets() {
-    let mut bench = bench();
-    for lun in [
-        [0; 8],
-        [2, 0, 0x40, 0, 0, 0, 0, 0],
-        [1, 1, 0x40, 0, 0, 0, 0, 0],
-        [1, 0, 0x80, 0, 0, 0, 0, 0],
-        [1, 0, 0x40, 0, 0, 0, 0, 1],
-        [0xff; 8],
-    ] {
-        let seen = send(&mut bench, lun, &[0; 6], &[], &[]).unwrap();
-        assert_eq!(
-            (seen.response, seen.used),
-            (response::BAD_TARGET, 12),
-            "{lun:x?}"
-        );
-    }
-    // The well-known unit of the controller lists every unit by its full address.
-    let all = [0xc1, 1, 0, 0, 0, 0, 0, 0];
-    let cdb = [0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0];
-    let seen = send(&mut bench, all, &cdb, &[], &[(IN_AT, 64, true)]).unwrap();
-    assert_eq!((seen.response, seen.status, seen.residual), (0, 0, 48));
-    assert_eq!(
-        bench.peek(IN_AT, 16),
-        [0, 0, 0, 8, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
-    );
 }
 
 #[test]
@@ -265,75 +216,6 @@ fn sizes_are_clamped_read_back_and_back_to_default_after_a_reset() {
     assert_eq!(sizes(&device), [33, 48]);
     device.reset();
     assert_eq!(sizes(&device), [96, 32]);
-}
-
-#[test]
-fn sense_data_is_cut_to_the_drivers_size_and_says_so() {
-    for (sense_size, cdb_size) in [(0u32, 0u32), (18, 16), (20, 260), (u32::MAX, u32::MAX)] {
-        let device = device();
-        device.write_config(20, &sense_size.to_le_bytes());
-        device.write_config(24, &cdb_size.to_le_bytes());
-        let mut bytes = [0; 8];
-        device.read_config(20, &mut bytes);
-        let sense = u32::from_le_bytes(bytes[..4].try_into().unwrap());
-        let cdb = u32::from_le_bytes(bytes[4..].try_into().unwrap());
-        let mut bench = Bench::start(Arc::new(device), VERSION_1, 64);
-        bench.poke(
-            REQUEST_AT,
-            &header(LUN, &[0x12, 0, 0, 0, 36, 0], cdb as usize),
-        );
-        let chain = [
-            (REQUEST_AT, 19 + cdb, false),
-            (RESPONSE_AT, 12 + sense, true),
-            (IN_AT, 36, true),
-        ];
-        let seen = offer(&mut bench, &chain).unwrap();
-        assert_eq!((seen.status, seen.used), (0, 12 + sense + 36));
-        bench.poke(REQUEST_AT, &header(LUN, &[0; 6], cdb as usize));
-        let seen = offer(&mut bench, &chain[..2]).unwrap();
-        assert_eq!((seen.status, seen.sense.len() as u32), (2, sense.min(18)));
-    }
-}
-
-#[test]
-fn control_requests_cut_short_need_a_reset_and_unknown_ones_fail() {
-    let order = |kind: u32| [kind.to_le_bytes().to_vec(), vec![0; 20]].concat();
-    let run = |kind: u32, len: u32, room: u32| {
-        let mut bench = bench();
-        bench.poke(REQUEST_AT, &order(kind));
-        bench.poke(RESPONSE_AT, &[0xee; 16]);
-        let mut chain = vec![(REQUEST_AT, len, false)];
-        if room > 0 {
-            chain.push((RESPONSE_AT, room, true));
-        }
-        bench.rings[0].offer(&chain);
-        let result = bench.kick(0);
-        let used = bench.rings[0].used();
-        (
-            result.is_ok(),
-            used.first().map(|(_, len)| *len),
-            bench.peek(RESPONSE_AT, 16),
-        )
-    };
-    for (kind, len, room) in [
-        (0, 23, 1),
-        (0, 3, 1),
-        (0, 24, 0),
-        (1, 15, 5),
-        (1, 16, 4),
-        (2, 16, 4),
-        (9, 4, 0),
-    ] {
-        assert!(
-            !run(kind, len, room).0,
-            "kind {kind}, {len} and {room} bytes"
-        );
-    }
-    // An unknown kind's response is taken to be its last byte.
-    let (whole, used, bytes) = run(9, 4, 3);
-    assert_eq!((whole, used, bytes[2]), (true, Some(3), response::FAILURE));
-    let (_, used, bytes) = run(0, 24, 1);
-    assert_eq!((used, bytes[0]), (Some(1), response::BAD_TARGET));
 }
 
 #[test]
