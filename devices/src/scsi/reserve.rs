@@ -111,6 +111,7 @@ pub(crate) enum Action {
     Preempt,
     PreemptAndAbort,
     RegisterAndIgnore,
+    RegisterAndMove,
 }
 
 impl Action {
@@ -123,6 +124,7 @@ impl Action {
             4 => Self::Preempt,
             5 => Self::PreemptAndAbort,
             6 => Self::RegisterAndIgnore,
+            7 => Self::RegisterAndMove,
             _ => return None,
         })
     }
@@ -139,6 +141,9 @@ pub(crate) struct Request {
     /// SERVICE ACTION RESERVATION KEY: the new key, or whom to preempt.
     pub(crate) service_key: u64,
     pub(crate) persist: bool,
+    /// Whom REGISTER AND MOVE hands the reservation to, and whether it drops the giver's registration.
+    pub(crate) to: Option<Port>,
+    pub(crate) unregister: bool,
 }
 
 type Outcome = Result<Effects, Status>;
@@ -231,7 +236,36 @@ impl Reservations {
             Action::Clear => self.clear(port),
             Action::Preempt => self.preempt(port, request.service_key, kind, false),
             Action::PreemptAndAbort => self.preempt(port, request.service_key, kind, true),
+            Action::RegisterAndMove => self.hand_over(port, request),
         }
+    }
+
+    /// REGISTER AND MOVE (SPC-4 §5.13.8): the holder registers another nexus and makes it the holder.
+    fn hand_over(&mut self, port: Port, request: &Request) -> Outcome {
+        let Some(held) = self.held else {
+            return Err(Sense::cdb_field(1, Some(4)).into());
+        };
+        if held.kind.all_registrants() || held.by != port {
+            return Err(CONFLICT);
+        }
+        let key = request.service_key;
+        if key == 0 {
+            return Err(Sense::list_field(8).into());
+        }
+        let Some(to) = request.to.filter(|to| *to != port) else {
+            return Err(Sense::list_field(data::MOVE_HEADER).into());
+        };
+        let known = self.key_of(to).is_some();
+        if !known && !request.unregister && self.registrations.len() >= MAX_REGISTRATIONS {
+            return Err(Sense::NO_REGISTRATION_RESOURCES.into());
+        }
+        self.registrations
+            .retain(|r| r.port != to && !(request.unregister && r.port == port));
+        self.registrations.push(Registration { port: to, key });
+        self.held = Some(Held { by: to, ..held });
+        self.persist = request.persist;
+        self.generation = self.generation.wrapping_add(1);
+        Ok(Effects::default())
     }
 
     fn register(&mut self, port: Port, request: &Request, ignore_key: bool) -> Outcome {

@@ -19,6 +19,8 @@ fn request(action: Action, key: u64, service_key: u64, kind: u8) -> Request {
         key,
         service_key,
         persist: false,
+        to: None,
+        unregister: false,
     }
 }
 
@@ -398,4 +400,104 @@ fn parameter_lists_are_judged_before_anything_happens() {
         );
     }
     assert!(parse(&list, true).unwrap().persist);
+}
+
+#[test]
+fn the_holder_hands_its_reservation_over() {
+    let give = |to, unregister| Request {
+        to: Some(to),
+        unregister,
+        ..request(Action::RegisterAndMove, 1, 9, 0)
+    };
+    let mut state = registered(&[(A, 1), (B, 2)]);
+    // Nothing to give, and not one's own to give.
+    let nothing = Sense::cdb_field(1, Some(4)).into();
+    assert_eq!(state.perform(A, &give(C, false)), Err(nothing));
+    state
+        .perform(A, &request(Action::Reserve, 1, 0, 3))
+        .unwrap();
+    let before = state.clone();
+    let wrong_key = Request {
+        key: 7,
+        ..give(C, false)
+    };
+    let no_key = Request {
+        service_key: 0,
+        ..give(C, false)
+    };
+    for (port, refused, why) in [
+        (A, wrong_key, Status::ReservationConflict),
+        (C, give(B, false), Status::ReservationConflict),
+        (
+            B,
+            Request {
+                key: 2,
+                ..give(C, false)
+            },
+            Status::ReservationConflict,
+        ),
+        (A, no_key, Sense::list_field(8).into()),
+        (A, give(A, false), Sense::list_field(24).into()),
+    ] {
+        assert_eq!(state.perform(port, &refused), Err(why));
+        assert_eq!(state, before);
+    }
+    // To one that was not registered, and on to one that was, whose key changes.
+    state.perform(A, &give(C, false)).unwrap();
+    assert_eq!((state.key_of(A), state.key_of(C)), (Some(1), Some(9)));
+    assert!(state.holds(C) && !state.holds(A));
+    assert_eq!(state.generation, before.generation + 1);
+    state
+        .perform(
+            C,
+            &Request {
+                key: 9,
+                ..give(B, true)
+            },
+        )
+        .unwrap();
+    assert_eq!((state.key_of(B), state.key_of(C)), (Some(9), None));
+    assert!(state.holds(B) && state.conflicts(C, Access::Write));
+    // What all registrants hold nobody can hand over.
+    let mut state = registered(&[(A, 1)]);
+    state
+        .perform(A, &request(Action::Reserve, 1, 0, 7))
+        .unwrap();
+    assert_eq!(
+        state.perform(A, &give(C, false)),
+        Err(Status::ReservationConflict)
+    );
+}
+
+#[test]
+fn lists_that_hand_over_name_a_port_of_ours() {
+    let mut list = [0; 48];
+    (list[7], list[15], list[17], list[19], list[23]) = (1, 2, 2, 1, 24);
+    // A SAS TransportID.
+    (list[24], list[35]) = (6, 0xc);
+    let parse = |list: &[u8]| data::parse(Action::RegisterAndMove, 0, 0, list, false);
+    let parsed = parse(&list).unwrap();
+    assert_eq!(
+        (parsed.to, parsed.unregister, parsed.service_key),
+        (Some(C), true, 2)
+    );
+    for len in [0, 20, 23, 24, 47] {
+        assert_eq!(parse(&list[..len]).unwrap_err(), Sense::LIST_LENGTH.into());
+    }
+    for (at, value, field) in [
+        (17, 1, 17),
+        (17, 4, 17),
+        (19, 2, 18),
+        (24, 5, 24),
+        (24, 0x46, 24),
+        (47, 1, 24),
+    ] {
+        let mut list = list;
+        list[at] = value;
+        assert_eq!(
+            parse(&list).unwrap_err(),
+            Sense::list_field(field).into(),
+            "byte {at}"
+        );
+    }
 }

@@ -317,7 +317,7 @@ const TABLE: &[Entry] = &[
     }),
     reserve_in(0x00), reserve_in(0x01), reserve_in(0x02), reserve_in(0x03),
     reserve_out(0x00), reserve_out(0x01), reserve_out(0x02), reserve_out(0x03),
-    reserve_out(0x04), reserve_out(0x05), reserve_out(0x06),
+    reserve_out(0x04), reserve_out(0x05), reserve_out(0x06), reserve_out(0x07),
     row(&[op::READ_16, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0x1f, 0], Disk, Read, true, |c| {
         Ok(Command::Read { extent: extent16(c), fua: c.bit(1, 0x08) })
     }),

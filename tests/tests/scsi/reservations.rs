@@ -28,6 +28,9 @@ const CLEAR: u8 = 3;
 const PREEMPT: u8 = 4;
 const PREEMPT_AND_ABORT: u8 = 5;
 const REGISTER_AND_IGNORE: u8 = 6;
+const REGISTER_AND_MOVE: u8 = 7;
+const UNREGISTER: u8 = 0x02;
+const EXCLUSIVE_ACCESS: u8 = 3;
 
 /// A machine called `name` with the image on its one controller.
 fn machine(name: &str, file: &NamedTempFile, keep: bool) -> Guest {
@@ -167,7 +170,7 @@ fn every_action_answers_as_a_suite_expects() {
     for action in 4..0x20 {
         a.to(&[0x5e, action, 0, 0, 0, 0, 0, 0x40, 0, 0], &[], 0x4000)
             .expect_sense(5, 0x24, 0);
-        if action > 6 {
+        if action > REGISTER_AND_MOVE {
             out(&mut a, action, 0, 0, 0).expect_sense(5, 0x24, 0);
         }
     }
@@ -200,6 +203,26 @@ fn preemption_takes_over_and_is_reported_to_the_preempted() {
     assert_eq!((keys(&mut b), reservation(&mut b)), (vec![2], Some((2, 3))));
     a.to(&[0; 6], &[], 0).expect_sense(6, 0x2a, 5);
     assert_eq!(may(&mut a), (false, false));
+}
+
+#[test]
+fn a_reservation_is_handed_over_to_another_machine() {
+    let (_file, mut a, mut b) = pair();
+    out(&mut a, REGISTER, 0, 0, 1).expect_good();
+    out(&mut a, RESERVE, EXCLUSIVE_ACCESS, 1, 0).expect_good();
+    // READ FULL STATUS of its own registration tells each machine what it is called; b's is gone again.
+    out(&mut b, REGISTER, 0, 0, 2).expect_good();
+    let status = read(&mut b, 3);
+    out(&mut b, REGISTER, 0, 2, 0).expect_good();
+    let id = &status[status.len() - 24..];
+    let mut list = list(1, 3, false);
+    (list[17], list[19], list[20], list[23]) = (UNREGISTER, 1, 0, 24);
+    list.extend(id);
+    let cdb = [0x5f, REGISTER_AND_MOVE, 0, 0, 0, 0, 0, 0, 48, 0];
+    a.to(&cdb, &list, 0).expect_good();
+    assert_eq!(keys(&mut a), [3]);
+    assert_eq!(reservation(&mut b), Some((3, EXCLUSIVE_ACCESS)));
+    assert_eq!((may(&mut a), may(&mut b)), ((false, false), (true, true)));
 }
 
 #[test]

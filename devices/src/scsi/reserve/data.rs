@@ -4,8 +4,11 @@ use super::{Action, Port, Registration, Request, Reservations};
 use crate::scsi::sense::{Sense, Status};
 use crate::scsi::wire::{self, Bytes};
 
-/// Length of the basic parameter list, the only one there is without SPEC_I_PT.
+/// Length of the basic parameter list, the only one there is without SPEC_I_PT but for REGISTER AND MOVE.
 pub(crate) const LIST_LENGTH: u32 = 24;
+/// REGISTER AND MOVE names its destination behind this much, by a TransportID of at least so many bytes.
+pub(crate) const MOVE_HEADER: usize = 24;
+const SHORTEST_ID: usize = 24;
 
 /// Relative target port identifier: a controller has one port.
 const TARGET_PORT: u16 = 1;
@@ -18,6 +21,9 @@ pub(crate) fn parse(
     list: &[u8],
     keeps: bool,
 ) -> Result<Request, Status> {
+    if action == Action::RegisterAndMove {
+        return parse_move(scope, kind, list, keeps);
+    }
     if wire::len32(list.len()) != LIST_LENGTH {
         return Err(Sense::LIST_LENGTH.into());
     }
@@ -35,7 +41,44 @@ pub(crate) fn parse(
         key: wire::u64_at(list, 0),
         service_key: wire::u64_at(list, 8),
         persist: flags & 0x01 != 0,
+        to: None,
+        unregister: false,
     })
+}
+
+/// The list of REGISTER AND MOVE (SPC-4 §6.16.4).
+fn parse_move(scope: u8, kind: u8, list: &[u8], keeps: bool) -> Result<Request, Status> {
+    const FLAGS: usize = 17;
+    const PORT: usize = 18;
+    const ID_LENGTH: usize = 20;
+    let id = list.get(MOVE_HEADER..).ok_or(Sense::LIST_LENGTH)?;
+    if usize::try_from(wire::u32_at(list, ID_LENGTH)) != Ok(id.len()) {
+        return Err(Sense::LIST_LENGTH.into());
+    }
+    let flags = wire::u8_at(list, FLAGS);
+    let (persist, unregister) = (flags & 0x01 != 0, flags & 0x02 != 0);
+    if flags & 0xfc != 0 || (persist && !keeps) {
+        return Err(Sense::list_field(FLAGS).into());
+    }
+    if wire::u16_at(list, PORT) != TARGET_PORT {
+        return Err(Sense::list_field(PORT).into());
+    }
+    Ok(Request {
+        action: Action::RegisterAndMove,
+        scope,
+        kind,
+        key: wire::u64_at(list, 0),
+        service_key: wire::u64_at(list, 8),
+        persist,
+        to: Some(named(id).ok_or(Sense::list_field(MOVE_HEADER))?),
+        unregister,
+    })
+}
+
+/// The port a TransportID names, if it is of the one kind that is given out here.
+fn named(id: &[u8]) -> Option<Port> {
+    let port = Port(wire::u64_at(id, 4));
+    (id.len() == SHORTEST_ID && id == transport_id(port)).then_some(port)
 }
 
 /// READ KEYS.
