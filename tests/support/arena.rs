@@ -38,10 +38,13 @@ pub(crate) fn arena() -> &'static Arena {
     ARENA.get_or_init(|| {
         let region = MmapRegion::new(LEN).expect("256 MiB can be mapped");
         let start = region.as_ptr().addr();
-        let regions = [heap(), Some(region)].into_iter().flatten().map(|region| {
-            let address = GuestAddress(u64::try_from(region.as_ptr().addr()).expect("64 bits"));
-            GuestRegionMmap::new(region, address).expect("in the address space")
-        });
+        let regions = [heap(start), Some(region)]
+            .into_iter()
+            .flatten()
+            .map(|region| {
+                let address = GuestAddress(u64::try_from(region.as_ptr().addr()).expect("64 bits"));
+                GuestRegionMmap::new(region, address).expect("in the address space")
+            });
         let mapping = GuestMemoryMmap::from_regions(regions.collect()).expect("apart");
         Arena {
             mapping: Arc::new(mapping),
@@ -51,16 +54,19 @@ pub(crate) fn arena() -> &'static Arena {
     })
 }
 
-/// The main thread's heap and room for it to grow: where the peer puts its indirect tables, and its
-/// `Hal` may leave them.
-fn heap() -> Option<MmapRegion<()>> {
+/// The main thread's heap and room for it to grow, short of `mapping`: where the peer puts its
+/// indirect tables, and its `Hal` may leave them.
+fn heap(mapping: usize) -> Option<MmapRegion<()>> {
     const ROOM: usize = 1 << 30;
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|line| line.ends_with("[heap]"))?;
     let start = usize::from_str_radix(line.split('-').next()?, 16).ok()?;
+    let room = mapping
+        .checked_sub(start)
+        .map_or(ROOM, |room| room.min(ROOM));
     let ptr = std::ptr::with_exposed_provenance_mut(start);
     // SAFETY: what lies in the heap is reached only by the addresses of live allocations.
-    unsafe { MmapRegion::build_raw(ptr, ROOM, libc::PROT_READ | libc::PROT_WRITE, 0) }.ok()
+    unsafe { MmapRegion::build_raw(ptr, room, libc::PROT_READ | libc::PROT_WRITE, 0) }.ok()
 }
 
 impl Arena {

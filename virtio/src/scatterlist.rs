@@ -156,18 +156,60 @@ impl<B: DmaBuf> ScatterList<B> {
     pub(crate) fn each<E>(&self, mut each: impl FnMut(&B) -> Result<(), E>) -> Result<(), E> {
         let mut list = self;
         loop {
-            for entry in &list.entries {
+            let mut entries = &*list.entries;
+            while let [entry, rest @ ..] = entries {
                 if let Some(buffer) = &entry.buffer {
                     each(buffer)?;
                 }
                 if entry.end {
                     return Ok(());
                 }
+                entries = rest;
             }
             match list.link.as_deref() {
                 Some(next) => list = next,
                 None => return Ok(()),
             }
+        }
+    }
+
+    /// The same in step with `places`, one for each piece, until `each` stops it or there are no more
+    /// places. Answers how many were used, and how it ended.
+    ///
+    /// A loop of one counter, for long lists.
+    #[inline(always)]
+    pub(crate) fn pair<'p, P, E>(
+        &self,
+        places: &'p [P],
+        mut each: impl FnMut(&B, &'p P) -> Result<(), E>,
+    ) -> (usize, Result<Ended, E>) {
+        let mut rest = self.iter();
+        let mut free = places;
+        loop {
+            let entries = rest.rest.as_slice();
+            let used = places.len().wrapping_sub(free.len());
+            let mut step = 0usize;
+            for (entry, place) in entries.iter().zip(free) {
+                let Some(buffer) = &entry.buffer else {
+                    break;
+                };
+                if let Err(error) = each(buffer, place) {
+                    return (used.wrapping_add(step), Err(error));
+                }
+                step = step.wrapping_add(1);
+                if entry.end {
+                    return (used.wrapping_add(step), Ok(Ended::List));
+                }
+            }
+            free = free.get(step..).unwrap_or_default();
+            rest.rest = entries.get(step..).unwrap_or_default().iter();
+            // An empty entry, the end of an array, or no place left.
+            let ended = match rest.pass_empty() {
+                true => Ended::List,
+                false if free.is_empty() => Ended::Places,
+                false => continue,
+            };
+            return (used.wrapping_add(step), Ok(ended));
         }
     }
 
@@ -261,6 +303,33 @@ impl<'a, B: DmaBuf> IntoIterator for &'a ScatterList<B> {
 pub struct Iter<'a, B: DmaBuf> {
     rest: core::slice::Iter<'a, Entry<B>>,
     link: Option<&'a ScatterList<B>>,
+}
+
+/// How a walk in step with places ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// With the list.
+    List,
+    /// With the places, before the list.
+    Places,
+}
+
+impl<B: DmaBuf> Iter<'_, B> {
+    /// Moves on to the next piece; true if there is none.
+    #[cold]
+    fn pass_empty(&mut self) -> bool {
+        loop {
+            match self.rest.as_slice() {
+                [entry, ..] if entry.buffer.is_some() => return false,
+                [entry, ..] if entry.end => return true,
+                [_, rest @ ..] => self.rest = rest.iter(),
+                [] => match self.link {
+                    Some(link) => *self = link.iter(),
+                    None => return true,
+                },
+            }
+        }
+    }
 }
 
 impl<'a, B: DmaBuf> Iterator for Iter<'a, B> {

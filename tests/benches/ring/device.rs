@@ -185,43 +185,37 @@ fn look(chain: &Chain<Memory>) {
 }
 
 fn ours_one_by_one(label: String, shape: Shape) -> Case {
-    let (memory, mut offers) = set_up(shape);
-    let mut queue = our_queue(&memory);
-    let run = move || {
-        offers.next();
-        while let Some(chain) = queue.pop().expect("sound chains") {
-            look(&chain);
-            queue.complete(chain, 1);
+    Case::new(label, shape.chains, move || {
+        let (memory, mut offers) = set_up(shape);
+        let mut queue = our_queue(&memory);
+        move || {
+            offers.next();
+            while let Some(chain) = queue.pop().expect("sound chains") {
+                look(&chain);
+                queue.complete(chain, 1);
+            }
+            let _ = black_box(queue.publish());
         }
-        let _ = black_box(queue.publish());
-    };
-    Case {
-        label,
-        units: u32::from(shape.chains),
-        run: Box::new(run),
-    }
+    })
 }
 
 fn ours_batched(label: String, shape: Shape) -> Case {
-    let (memory, mut offers) = set_up(shape);
-    let mut queue = our_queue(&memory);
-    let mut held = Vec::with_capacity(usize::from(SIZE));
-    let run = move || {
-        offers.next();
-        while let Some(chain) = queue.pop().expect("sound chains") {
-            look(&chain);
-            held.push(chain);
+    Case::new(label, shape.chains, move || {
+        let (memory, mut offers) = set_up(shape);
+        let mut queue = our_queue(&memory);
+        let mut held = Vec::with_capacity(usize::from(SIZE));
+        move || {
+            offers.next();
+            while let Some(chain) = queue.pop().expect("sound chains") {
+                look(&chain);
+                held.push(chain);
+            }
+            for chain in held.drain(..) {
+                queue.complete(chain, 1);
+            }
+            let _ = black_box(queue.publish());
         }
-        for chain in held.drain(..) {
-            queue.complete(chain, 1);
-        }
-        let _ = black_box(queue.publish());
-    };
-    Case {
-        label,
-        units: u32::from(shape.chains),
-        run: Box::new(run),
-    }
+    })
 }
 
 fn peer_queue() -> Queue {
@@ -236,34 +230,31 @@ fn peer_queue() -> Queue {
 
 /// One batch by the peer; its chains are completed at once or (batched) after the last.
 fn peer(label: String, shape: Shape, batched: bool) -> Case {
-    let (memory, mut offers) = set_up(shape);
-    let mut queue = peer_queue();
-    let mut heads: Vec<u16> = Vec::with_capacity(usize::from(SIZE));
-    let run = move || {
-        offers.next();
-        let mapping = &**memory.mapping();
-        if batched {
-            for chain in queue.iter(mapping).expect("a sound ring") {
-                heads.push(chain.head_index());
-                peer_look(mapping, chain);
+    Case::new(label, shape.chains, move || {
+        let (memory, mut offers) = set_up(shape);
+        let mut queue = peer_queue();
+        let mut heads: Vec<u16> = Vec::with_capacity(usize::from(SIZE));
+        move || {
+            offers.next();
+            let mapping = &**memory.mapping();
+            if batched {
+                for chain in queue.iter(mapping).expect("a sound ring") {
+                    heads.push(chain.head_index());
+                    peer_look(mapping, chain);
+                }
+                for head in heads.drain(..) {
+                    queue.add_used(mapping, head, 1).expect("in memory");
+                }
+            } else {
+                while let Some(chain) = queue.pop_descriptor_chain(mapping) {
+                    let head = chain.head_index();
+                    peer_look(mapping, chain);
+                    queue.add_used(mapping, head, 1).expect("in memory");
+                }
             }
-            for head in heads.drain(..) {
-                queue.add_used(mapping, head, 1).expect("in memory");
-            }
-        } else {
-            while let Some(chain) = queue.pop_descriptor_chain(mapping) {
-                let head = chain.head_index();
-                peer_look(mapping, chain);
-                queue.add_used(mapping, head, 1).expect("in memory");
-            }
+            black_box(queue.needs_notification(mapping).expect("in memory"));
         }
-        black_box(queue.needs_notification(mapping).expect("in memory"));
-    };
-    Case {
-        label,
-        units: u32::from(shape.chains),
-        run: Box::new(run),
-    }
+    })
 }
 
 type PeerChain<'a> = virtio_queue::DescriptorChain<&'a Mapping>;

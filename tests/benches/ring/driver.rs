@@ -187,21 +187,18 @@ impl Copier {
 }
 
 fn ours(label: String, shape: Shape) -> Case {
-    let mut ours = Ours::new(shape);
-    let mut device = Copier {
-        areas: our_areas(&ours.queue),
-        idx: 0,
-    };
-    let run = move || {
-        ours.add();
-        device.run();
-        ours.reap();
-    };
-    Case {
-        label,
-        units: u32::from(shape.buffers),
-        run: Box::new(run),
-    }
+    Case::new(label, shape.buffers, move || {
+        let mut ours = Ours::new(shape);
+        let mut device = Copier {
+            areas: our_areas(&ours.queue),
+            idx: 0,
+        };
+        move || {
+            ours.add();
+            device.run();
+            ours.reap();
+        }
+    })
 }
 
 /// The driver's half of a batch, the peer's.
@@ -259,21 +256,18 @@ impl Peer {
 }
 
 fn peer(label: String, shape: Shape) -> Case {
-    let mut peer = Peer::new(shape);
-    let mut device = Copier {
-        areas: peer.areas,
-        idx: 0,
-    };
-    let run = move || {
-        peer.add();
-        device.run();
-        peer.reap();
-    };
-    Case {
-        label,
-        units: u32::from(shape.buffers),
-        run: Box::new(run),
-    }
+    Case::new(label, shape.buffers, move || {
+        let mut peer = Peer::new(shape);
+        let mut device = Copier {
+            areas: peer.areas,
+            idx: 0,
+        };
+        move || {
+            peer.add();
+            device.run();
+            peer.reap();
+        }
+    })
 }
 
 /// Add a batch, let a trivial device use it, reap it.
@@ -302,26 +296,23 @@ fn our_device(areas: Areas, features: u64) -> ActiveQueue<ArenaRam> {
 }
 
 fn our_round_trip(label: String, shape: Shape) -> Case {
-    let mut ours = Ours::new(shape);
-    let mut device = our_device(our_areas(&ours.queue), shape.features());
-    let run = move || {
-        ours.add();
-        while let Some(chain) = device.pop().expect("sound chains") {
-            let mut seen = 0usize;
-            for segment in chain.readable().iter().chain(chain.writable()) {
-                seen ^= segment.as_ptr().addr() ^ segment.len();
+    Case::new(label, shape.buffers, move || {
+        let mut ours = Ours::new(shape);
+        let mut device = our_device(our_areas(&ours.queue), shape.features());
+        move || {
+            ours.add();
+            while let Some(chain) = device.pop().expect("sound chains") {
+                let mut seen = 0usize;
+                for segment in chain.readable().iter().chain(chain.writable()) {
+                    seen ^= segment.as_ptr().addr() ^ segment.len();
+                }
+                black_box(seen);
+                device.complete(chain, 1);
             }
-            black_box(seen);
-            device.complete(chain, 1);
+            let _ = black_box(device.publish());
+            ours.reap();
         }
-        let _ = black_box(device.publish());
-        ours.reap();
-    };
-    Case {
-        label,
-        units: u32::from(shape.buffers),
-        run: Box::new(run),
-    }
+    })
 }
 
 fn peer_device(areas: Areas) -> PeerDevice {
@@ -342,40 +333,37 @@ fn peer_device(areas: Areas) -> PeerDevice {
 }
 
 fn peer_round_trip(label: String, shape: Shape) -> Case {
-    let mut peer = Peer::new(shape);
-    let mapping = arena().mapping.clone();
-    let mut device = peer_device(peer.areas);
-    let segments = (shape.readable + shape.writable) * usize::from(shape.buffers);
-    let mut first = true;
-    let run = move || {
-        peer.add();
-        let mapping = &*mapping;
-        let mut count = 0;
-        while let Some(chain) = device.pop_descriptor_chain(mapping) {
-            let head = chain.head_index();
-            let mut seen = 0usize;
-            for desc in chain {
-                count += 1;
-                let len = usize::try_from(desc.len()).expect("64 bits");
-                let slice = GuestMemoryBackend::get_slice(mapping, desc.addr(), len);
-                let slice = slice.expect("in memory");
-                seen ^= slice.ptr_guard().as_ptr().addr() ^ slice.len();
+    Case::new(label, shape.buffers, move || {
+        let mut peer = Peer::new(shape);
+        let mapping = arena().mapping.clone();
+        let mut device = peer_device(peer.areas);
+        let segments = (shape.readable + shape.writable) * usize::from(shape.buffers);
+        let mut first = true;
+        move || {
+            peer.add();
+            let mapping = &*mapping;
+            let mut count = 0;
+            while let Some(chain) = device.pop_descriptor_chain(mapping) {
+                let head = chain.head_index();
+                let mut seen = 0usize;
+                for desc in chain {
+                    count += 1;
+                    let len = usize::try_from(desc.len()).expect("64 bits");
+                    let slice = GuestMemoryBackend::get_slice(mapping, desc.addr(), len);
+                    let slice = slice.expect("in memory");
+                    seen ^= slice.ptr_guard().as_ptr().addr() ^ slice.len();
+                }
+                black_box(seen);
+                device.add_used(mapping, head, 1).expect("in memory");
             }
-            black_box(seen);
-            device.add_used(mapping, head, 1).expect("in memory");
+            black_box(device.needs_notification(mapping).expect("in memory"));
+            peer.reap();
+            assert!(
+                !std::mem::take(&mut first) || count == segments,
+                "it saw them all"
+            );
         }
-        black_box(device.needs_notification(mapping).expect("in memory"));
-        peer.reap();
-        assert!(
-            !std::mem::take(&mut first) || count == segments,
-            "it saw them all"
-        );
-    };
-    Case {
-        label,
-        units: u32::from(shape.buffers),
-        run: Box::new(run),
-    }
+    })
 }
 
 /// Driver, device, driver, for the shape of a block request, in one thread.

@@ -15,13 +15,41 @@ mod memory;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// One engine at one job: a call does the job once.
+/// One engine at one job: a call of `run` does the job once.
 pub(crate) struct Case {
     /// Names it on the command line: job, shape and engine.
-    pub(crate) label: String,
+    label: String,
     /// Units (chains, buffers) a call handles.
-    pub(crate) units: u32,
-    pub(crate) run: Box<dyn FnMut()>,
+    units: u32,
+    run: Job,
+}
+
+/// What is timed. Its queue and memory are made at the first call, so that a run of one case alone
+/// makes nothing of the others.
+type Job = Box<dyn FnMut()>;
+
+impl Case {
+    /// A case whose job is what `set_up` answers.
+    pub(crate) fn new<J: FnMut() + 'static>(
+        label: String,
+        units: u16,
+        set_up: impl FnOnce() -> J + 'static,
+    ) -> Self {
+        let mut set_up = Some(set_up);
+        let mut job: Option<J> = None;
+        let run = move || {
+            if let Some(job) = &mut job {
+                job();
+            } else if let Some(set_up) = set_up.take() {
+                job.insert(set_up())();
+            }
+        };
+        Self {
+            label,
+            units: u32::from(units),
+            run: Box::new(run),
+        }
+    }
 }
 
 /// One row of a table: the same job by both engines.
@@ -144,8 +172,9 @@ fn run(case: &mut Case, calls: u32) -> f64 {
     start.elapsed().as_secs_f64() * 1e9
 }
 
-/// How many calls make a run; warms up on the way.
+/// How many calls make a run; sets the case up and warms it up on the way.
 fn calibrate(case: &mut Case) -> u32 {
+    (case.run)();
     let mut calls = 1;
     while run(case, calls) < RUN.as_secs_f64() * 1e9 {
         calls *= 2;
@@ -154,7 +183,7 @@ fn calibrate(case: &mut Case) -> u32 {
 }
 
 /// Instructions a unit takes, from the difference of two lengths of run under valgrind; `None`
-/// without valgrind.
+/// without valgrind, or where the case does not run under it.
 fn instructions(case: &Case) -> Option<f64> {
     let few = 1000 / case.units + 1;
     let many = few * 5;
@@ -168,7 +197,8 @@ fn collected(label: &str, rounds: u32) -> Option<f64> {
         .arg(std::env::current_exe().ok()?)
         .args(["--count", label, &rounds.to_string()])
         .output()
-        .ok()?;
+        .ok()
+        .filter(|output| output.status.success())?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let line = text.lines().find(|line| line.contains("Collected :"))?;
     line.rsplit(' ').next()?.parse().ok()

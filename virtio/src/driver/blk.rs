@@ -390,7 +390,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
     }
 
     /// Requests in flight.
-    pub const fn in_flight(&self) -> u16 {
+    pub fn in_flight(&self) -> u16 {
         self.queue.in_flight()
     }
 

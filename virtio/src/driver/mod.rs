@@ -9,6 +9,7 @@
 pub mod blk;
 mod engine;
 pub mod net;
+mod open;
 pub mod pci;
 pub mod piecewise;
 pub mod queue;

@@ -58,7 +58,8 @@
 use core::marker::PhantomData;
 use core::ops::Range;
 
-use super::engine::{Closed, Core, Open};
+use super::engine::{Closed, Core};
+use super::open::Open;
 use super::queue::{Book, Broken, Queue, Ticket};
 use crate::mem::dma::{Direction, DmaBuf, DmaMap, MapError};
 use crate::scatterlist::ScatterList;

@@ -191,7 +191,6 @@ pub struct Completion<T> {
 /// A slot's entry in the in-flight table. A token says that the buffer is live.
 struct Flight<T> {
     token: Option<T>,
-    generation: u32,
     closed: Closed,
 }
 
@@ -199,9 +198,18 @@ struct Flight<T> {
 pub(super) struct Book<T> {
     /// Leaked unless a reset is proven, like everything the device may still use.
     flights: ManuallyDrop<Box<[Flight<T>]>>,
-    live: u16,
-    generation: u32,
     clamp_lengths: bool,
+}
+
+impl Closed {
+    /// Its name.
+    #[inline(always)]
+    const fn ticket(&self) -> Ticket {
+        Ticket {
+            slot: self.head,
+            generation: self.generation,
+        }
+    }
 }
 
 impl<T> Book<T> {
@@ -212,16 +220,14 @@ impl<T> Book<T> {
             segments: 0,
             indirect: false,
             writable: 0,
+            generation: 0,
         };
         let flights = (0..size).map(|_| Flight {
             token: None,
-            generation: 0,
             closed: empty,
         });
         Self {
             flights: ManuallyDrop::new(flights.collect()),
-            live: 0,
-            generation: 0,
             clamp_lengths,
         }
     }
@@ -229,22 +235,16 @@ impl<T> Book<T> {
     /// Enters a closed buffer.
     #[inline]
     pub(super) fn enter(&mut self, closed: Closed, token: T) -> Ticket {
-        self.generation = self.generation.wrapping_add(1);
-        self.live = self.live.wrapping_add(1);
         if let Some(flight) = self.flights.get_mut(usize::from(closed.head)) {
             flight.token = Some(token);
-            flight.generation = self.generation;
             flight.closed = closed;
         }
-        Ticket {
-            slot: closed.head,
-            generation: self.generation,
-        }
+        closed.ticket()
     }
 
     /// Takes a buffer out, if what the device says of it can be true.
-    #[inline]
-    fn leave(&mut self, id: u32, written: u32) -> Result<(Closed, Completion<T>), Broken> {
+    #[inline(always)]
+    fn leave(&mut self, id: u32, written: u32) -> Result<(T, Closed), Broken> {
         // Compared before it is cut down to 16 bits.
         let slot = u16::try_from(id).map_err(|_| Broken::NoSuchSlot(id))?;
         let flight = self.flights.get_mut(usize::from(slot));
@@ -259,26 +259,15 @@ impl<T> Book<T> {
             });
         }
         let token = flight.token.take().ok_or(Broken::NotInFlight(slot))?;
-        self.live = self.live.wrapping_sub(1);
-        let completion = Completion {
-            token,
-            written: written.min(closed.writable),
-            ticket: Ticket {
-                slot,
-                generation: flight.generation,
-            },
-        };
-        Ok((closed, completion))
+        Ok((token, closed))
     }
 
     fn holds(&self, ticket: Ticket) -> bool {
         let flight = self.flights.get(usize::from(ticket.slot));
-        flight
-            .is_some_and(|flight| flight.token.is_some() && flight.generation == ticket.generation)
+        flight.is_some_and(|it| it.token.is_some() && it.closed.generation == ticket.generation)
     }
 
     fn empty(&mut self, mut each: impl FnMut(T)) {
-        self.live = 0;
         for flight in self.flights.iter_mut() {
             if let Some(token) = flight.token.take() {
                 each(token);
@@ -337,12 +326,12 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
 
     /// Slots that are free: a buffer takes one for each segment, or one with a table.
     pub fn free_slots(&self) -> u16 {
-        self.core.free
+        self.core.books.free
     }
 
     /// Buffers the queue holds, published or not.
-    pub const fn in_flight(&self) -> u16 {
-        self.book.live
+    pub fn in_flight(&self) -> u16 {
+        self.core.books.index().wrapping_sub(self.taken)
     }
 
     /// Whether this buffer has not come back yet.
@@ -359,9 +348,10 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     /// polls, or before more is added. A [`publish`](Self::publish) has to follow.
     #[inline]
     pub fn expose(&mut self) {
-        if self.core.exposed != self.core.added {
-            self.core.ring.set_avail_idx(self.core.added);
-            self.core.exposed = self.core.added;
+        let added = self.core.books.index();
+        if self.core.exposed != added {
+            self.core.ring.set_avail_idx(added);
+            self.core.exposed = added;
         }
     }
 
@@ -370,16 +360,18 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     #[inline]
     pub fn publish(&mut self) -> Kick {
         let core = &mut *self.core;
-        if core.undecided == 0 || core.broken.is_some() {
+        let (added, decided) = (core.books.added, core.decided);
+        if added == decided || core.broken.is_some() {
             return Kick::NotNeeded;
         }
-        let asked = ring::publish_avail(&core.ring, core.event_idx, core.decided, core.added);
+        let index = core.books.index();
+        #[expect(clippy::cast_possible_truncation, reason = "indices have 16 bits")]
+        let asked = ring::publish_avail(&core.ring, core.event_idx, decided as u16, index);
         // Exposed piece by piece, more than 2^16 - 1 buffers may have passed the index the device
         // asked to be told at, which the difference of two indices no longer shows.
-        let lapped = core.undecided > u32::from(u16::MAX);
-        core.exposed = core.added;
-        core.decided = core.added;
-        core.undecided = 0;
+        let lapped = added.wrapping_sub(decided) > u64::from(u16::MAX);
+        core.exposed = index;
+        core.decided = added;
         if asked || lapped {
             Kick::Needed
         } else {
@@ -400,14 +392,18 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
             return Ok(None);
         }
         let (id, written) = self.core.ring.used_entry(self.taken);
-        let (closed, completion) = match self.book.leave(id, written) {
+        let (token, closed) = match self.book.leave(id, written) {
             Ok(left) => left,
             Err(broken) => return Err(self.break_down(broken)),
         };
         self.core.unmap(closed, written);
         self.core.free_slots(closed);
         self.taken = self.taken.wrapping_add(1);
-        Ok(Some(completion))
+        Ok(Some(Completion {
+            token,
+            written: written.min(closed.writable),
+            ticket: closed.ticket(),
+        }))
     }
 
     /// Looks at the used index; true if there is something new.
@@ -415,7 +411,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     fn look(&mut self) -> Result<bool, Broken> {
         self.seen = self.core.ring.used_idx();
         let moved = self.seen.wrapping_sub(self.taken);
-        let in_flight = self.book.live;
+        let in_flight = self.in_flight();
         if moved > in_flight {
             return Err(self.break_down(Broken::IndexJump { moved, in_flight }));
         }

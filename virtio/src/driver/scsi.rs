@@ -334,7 +334,7 @@ impl<B: DmaBuf, M: DmaMap> Requests<B, M> {
     }
 
     /// Commands in flight.
-    pub const fn in_flight(&self) -> u16 {
+    pub fn in_flight(&self) -> u16 {
         self.queue.in_flight()
     }
 

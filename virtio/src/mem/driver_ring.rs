@@ -5,13 +5,14 @@
 //! to remember it keeps in its own tables. Sections 2.7.5 to 2.7.8.
 
 use alloc::boxed::Box;
+use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Place};
 use crate::ring::{DriverCells, ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET};
-use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, MAX_SIZE};
+use crate::spec::ring::{DESC_F_INDIRECT, MAX_SIZE};
 
 /// The parts lie on cache lines of their own: the two rings are written by different ends.
 const LINE: usize = 64;
@@ -188,9 +189,9 @@ impl DriverRing {
         self.table_entries
     }
 
-    /// Writes descriptor `slot`.
-    #[inline]
-    pub(crate) fn write(&self, slot: u16, addr: u64, rest: DescriptorRest) {
+    /// Descriptor `slot`, to write.
+    #[inline(always)]
+    pub(crate) fn cell(&self, slot: u16) -> &Cell {
         // SAFETY: the masked slot is below size, so the descriptor is inside the table.
         unsafe {
             self.base
@@ -198,20 +199,6 @@ impl DriverRing {
                 .add(usize::from(slot & self.mask))
                 .as_ref()
         }
-        .write(addr, rest);
-    }
-
-    /// Writes all but the address of descriptor `slot`.
-    #[inline]
-    pub(crate) fn finish(&self, slot: u16, rest: DescriptorRest) {
-        // SAFETY: as in `write`.
-        unsafe {
-            self.base
-                .cast::<Cell>()
-                .add(usize::from(slot & self.mask))
-                .as_ref()
-        }
-        .finish(rest);
     }
 
     /// Entries of all tables together.
@@ -225,23 +212,16 @@ impl DriverRing {
         usize::from(slot & self.mask).wrapping_mul(self.stride)
     }
 
-    /// Entries `first..first + count` of all tables, or none if there are not so many, to write.
-    #[inline]
-    pub(crate) fn cells(&self, first: usize, count: u16) -> Cells<'_> {
-        let count = usize::from(count);
-        if self
-            .cells
-            .checked_sub(first)
-            .is_none_or(|room| room < count)
-        {
-            return [].iter();
+    /// The first `count` entries of the table of `slot`, or as many as there are, to write.
+    #[inline(always)]
+    pub(crate) fn cells(&self, slot: u16, count: u16) -> Cells<'_> {
+        // SAFETY: a slot's table is among those behind `tables`, aligned as the memory is.
+        let first = unsafe { self.tables.cast::<Cell>().add(self.table(slot)) };
+        Cells {
+            first,
+            left: count.min(self.table_entries),
+            ring: PhantomData,
         }
-        // SAFETY: the entries are among those behind `tables`, aligned as the memory is.
-        let cells = unsafe {
-            let first = self.tables.cast::<Cell>().add(first);
-            core::slice::from_raw_parts(first.as_ptr(), count)
-        };
-        cells.iter()
     }
 
     /// Where the link of `slot` leads.
@@ -266,13 +246,14 @@ impl DriverRing {
         }
     }
 
-    /// Makes descriptor `slot` point at `entries` entries of all tables from `first` on.
+    /// Makes descriptor `slot` point at the first `entries` entries of its table.
     #[inline]
-    pub(crate) fn write_indirect(&self, slot: u16, first: usize, entries: u16, next: u16) {
+    pub(crate) fn write_indirect(&self, slot: u16, entries: u16, next: u16) {
+        let first = self.table(slot);
         let addr = self.tables_bus.wrapping_add(wide(first.wrapping_mul(DESC)));
         let len = u32::from(entries).wrapping_mul(16);
-        let rest = DescriptorRest::new(len, DESC_F_INDIRECT, next);
-        self.write(slot, addr, rest);
+        let tail = Tail::new(DESC_F_INDIRECT, next);
+        self.cell(slot).write(addr, len, tail);
     }
 
     /// Writes entry `position` of the available ring, modulo the size.
@@ -324,65 +305,91 @@ impl DriverRing {
     }
 }
 
-/// Everything of a descriptor but the address, as it lies in memory: length, flags, link.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct DescriptorRest(u64);
+/// The last two fields of a descriptor, as they lie in memory: flags and link.
+#[derive(Clone, Copy)]
+pub(crate) struct Tail(u32);
 
-impl DescriptorRest {
-    #[inline]
-    pub(crate) fn new(len: u32, flags: u16, next: u16) -> Self {
-        Self(u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48)
+impl Tail {
+    #[inline(always)]
+    pub(crate) fn new(flags: u16, next: u16) -> Self {
+        Self(u32::from(flags) | u32::from(next) << 16)
     }
 
     /// The same with its link one further on.
-    #[inline]
+    #[inline(always)]
     pub(crate) const fn stepped(self) -> Self {
-        Self(self.0.wrapping_add(1 << 48))
-    }
-
-    /// The same with a length, where none was.
-    #[inline]
-    pub(crate) fn with_len(self, len: u32) -> Self {
-        Self(self.0 | u64::from(len))
-    }
-
-    /// The same without a next one.
-    #[inline]
-    pub(crate) const fn last(self) -> Self {
-        #[expect(clippy::as_conversions, reason = "u16 to u64 in a const fn")]
-        const NEXT: u64 = (DESC_F_NEXT as u64) << 32;
-        Self(self.0 & !NEXT)
-    }
-
-    /// The same with a link of 0.
-    #[inline]
-    pub(crate) const fn unlinked(self) -> Self {
-        Self(self.0 & (u64::MAX >> 16))
+        Self(self.0.wrapping_add(1 << 16))
     }
 }
 
-/// The memory of one descriptor: two words, so that its fields are not written apart and it is in
-/// memory as one before the index that publishes it. Atomics, because a device in this process may
-/// be reading.
-#[repr(C, align(16))]
-pub(crate) struct Cell([AtomicU64; 2]);
+/// Entries of a slot's table, to write one after the other.
+#[derive(Clone, Copy)]
+pub(crate) struct Cells<'r> {
+    /// The next of `left` entries inside the ring's memory.
+    first: NonNull<Cell>,
+    left: u16,
+    ring: PhantomData<&'r DriverRing>,
+}
 
-/// Descriptors of a table, to write.
-pub(crate) type Cells<'r> = core::slice::Iter<'r, Cell>;
-
-impl Cell {
-    #[inline]
-    pub(crate) fn write(&self, addr: u64, rest: DescriptorRest) {
-        let [first, second] = &self.0;
-        first.store(addr.to_le(), Ordering::Relaxed);
-        second.store(rest.0.to_le(), Ordering::Relaxed);
+impl<'r> Cells<'r> {
+    /// Up to `most` of them from the `skip`th on.
+    #[inline(always)]
+    pub(crate) fn part(self, skip: u16, most: u16) -> Self {
+        let skip = skip.min(self.left);
+        Self {
+            // SAFETY: among the entries, or behind the last.
+            first: unsafe { self.first.add(usize::from(skip)) },
+            left: most.min(self.left.wrapping_sub(skip)),
+            ring: self.ring,
+        }
     }
 
-    /// Writes all but the address.
-    #[inline]
-    pub(crate) fn finish(&self, rest: DescriptorRest) {
-        let [_, second] = &self.0;
-        second.store(rest.0.to_le(), Ordering::Relaxed);
+    /// The next one.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> Option<&'r Cell> {
+        self.left = self.left.checked_sub(1)?;
+        // SAFETY: there was one left; it lives as long as the ring.
+        unsafe {
+            let cell = self.first.as_ref();
+            self.first = self.first.add(1);
+            Some(cell)
+        }
+    }
+
+    /// How many are left.
+    #[inline(always)]
+    pub(crate) const fn left(&self) -> u16 {
+        self.left
+    }
+
+    /// All that are left.
+    #[inline(always)]
+    pub(crate) fn as_slice(&self) -> &'r [Cell] {
+        // SAFETY: there are so many, and they live as long as the ring.
+        unsafe { core::slice::from_raw_parts(self.first.as_ptr(), usize::from(self.left)) }
+    }
+}
+
+/// The memory of one descriptor. Atomics, because a device in this process may be reading.
+#[repr(C, align(16))]
+pub(crate) struct Cell {
+    addr: AtomicU64,
+    len: AtomicU32,
+    tail: AtomicU32,
+}
+
+impl Cell {
+    #[inline(always)]
+    pub(crate) fn write(&self, addr: u64, len: u32, tail: Tail) {
+        self.addr.store(addr.to_le(), Ordering::Relaxed);
+        self.len.store(len.to_le(), Ordering::Relaxed);
+        self.finish(tail);
+    }
+
+    /// Writes all but the address and the length.
+    #[inline(always)]
+    pub(crate) fn finish(&self, tail: Tail) {
+        self.tail.store(tail.0.to_le(), Ordering::Relaxed);
     }
 }
 

@@ -262,7 +262,7 @@ impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
     }
 
     /// Buffers the device has.
-    pub const fn in_flight(&self) -> u16 {
+    pub fn in_flight(&self) -> u16 {
         self.queue.in_flight()
     }
 

@@ -151,7 +151,7 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
     }
 
     /// Packets in flight.
-    pub const fn in_flight(&self) -> u16 {
+    pub fn in_flight(&self) -> u16 {
         self.queue.in_flight()
     }
 

@@ -1,0 +1,442 @@
+//! A buffer under construction: its descriptors, in the ring or in its slot's table, one list after
+//! the other. It knows neither tokens nor what was published; `piecewise` is its public face.
+
+use core::ops::Range;
+
+use super::engine::{Books, Closed, table_records, unmap};
+use super::piecewise::{AddError, Refusal};
+use crate::mem::dma::{Direction, DmaBuf, DmaMap, DmaRegion, Mappings};
+use crate::mem::driver_ring::{Cell, Cells, DriverRing, Tail};
+use crate::scatterlist::{Ended, ScatterList};
+use crate::spec::ring::{DESC_F_NEXT, DESC_F_WRITE, MAX_CHAIN_BYTES};
+
+/// A buffer being built. Nothing of it is in the queue's books before `close`: dropping it leaves
+/// the queue as it was, but for descriptors of free slots, which mean nothing.
+pub(super) struct Open<'q, M: DmaMap> {
+    ring: &'q DriverRing,
+    maps: &'q mut Mappings<M>,
+    books: &'q mut Books,
+    draft: Draft<'q>,
+}
+
+#[derive(Clone, Copy)]
+struct Draft<'q> {
+    /// Whether it goes into the table of its slot, and that table's entries.
+    table: bool,
+    cells: Cells<'q>,
+    head: u16,
+    /// Slot, or index in the table, of the next descriptor; slot of the last one written.
+    next: u16,
+    last: u16,
+    /// Segments and lists that may still come, and segments that are there.
+    left: u16,
+    segments: u16,
+    lists: usize,
+    readable: u64,
+    writable: u64,
+    spoiled: Option<AddError>,
+}
+
+/// Why a walk over a list ended before the list did.
+enum Stop {
+    /// There were as many segments as were asked for, or announced.
+    Enough,
+    Error(AddError),
+}
+
+impl From<AddError> for Stop {
+    fn from(error: AddError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl<'q, M: DmaMap> Open<'q, M> {
+    /// A buffer of `count` segments from `lists` lists, for which there are slots and, if it is to
+    /// go into a `table`, entries.
+    #[inline(always)]
+    pub(super) fn new(
+        ring: &'q DriverRing,
+        maps: &'q mut Mappings<M>,
+        books: &'q mut Books,
+        table: bool,
+        count: u16,
+        lists: usize,
+    ) -> Self {
+        let head = books.free_head;
+        let draft = Draft {
+            table,
+            cells: ring.cells(head, if table { count } else { 0 }),
+            head,
+            next: if table { 0 } else { head },
+            last: head,
+            left: count,
+            segments: 0,
+            lists,
+            readable: 0,
+            writable: 0,
+            spoiled: None,
+        };
+        Self {
+            ring,
+            maps,
+            books,
+            draft,
+        }
+    }
+
+    /// Appends a list of up to `nents` segments; answers how many there were.
+    #[inline(always)]
+    pub(super) fn list<B: DmaBuf>(
+        &mut self,
+        list: &ScatterList<B>,
+        nents: usize,
+        direction: Direction,
+    ) -> Result<usize, AddError> {
+        let before = self.draft.segments;
+        let left = self.draft.left;
+        let (most, bounded) = match u16::try_from(nents) {
+            Ok(nents) if nents <= left => (nents, true),
+            _ => (left, false),
+        };
+        let stopped = match self.draft.table {
+            true => self.list_in_table(list, most, direction),
+            false => self.list_in_ring(list, most, direction),
+        };
+        let added = match stopped {
+            Ok(()) => Ok(()),
+            Err(Stop::Enough) if bounded => Ok(()),
+            Err(Stop::Enough) => Err(AddError::OverReserved),
+            Err(Stop::Error(error)) => Err(error),
+        };
+        self.settle(added)?;
+        Ok(usize::from(self.draft.segments.wrapping_sub(before)))
+    }
+
+    #[inline(always)]
+    fn list_in_table<B: DmaBuf>(
+        &mut self,
+        list: &ScatterList<B>,
+        most: u16,
+        direction: Direction,
+    ) -> Result<(), Stop> {
+        let Self {
+            ring, maps, draft, ..
+        } = self;
+        let mut cells = draft.cells.part(draft.next, most);
+        let first = table_records(ring, ring.table(draft.head));
+        let record = first.wrapping_add(usize::from(draft.next));
+        let (added, bytes, stopped) = if list.capacity() < LONG {
+            let mut fill = Fill::new(maps, record, draft.next, direction);
+            let stopped = list.each(|buffer| {
+                let cell = cells.next().ok_or(Stop::Enough)?;
+                fill.put(buffer, cell).map_err(Stop::Error)
+            });
+            (most.wrapping_sub(cells.left()), fill.bytes, stopped)
+        } else {
+            long_list(maps, record, draft.next, direction, cells, list)
+        };
+        draft.next = draft.next.wrapping_add(added);
+        draft.count(added, bytes, direction);
+        stopped
+    }
+
+    #[inline(always)]
+    fn list_in_ring<B: DmaBuf>(
+        &mut self,
+        list: &ScatterList<B>,
+        most: u16,
+        direction: Direction,
+    ) -> Result<(), Stop> {
+        let Self {
+            ring, maps, draft, ..
+        } = self;
+        let flags = flags(direction);
+        let mut left = most;
+        let mut bytes = 0u64;
+        let (mut next, mut last) = (draft.next, draft.last);
+        let stopped = list.each(|buffer| {
+            left = left.checked_sub(1).ok_or(Stop::Enough)?;
+            let region = buffer.region();
+            let len = length(region)?;
+            let addr = maps.map(usize::from(next), region, len, direction);
+            let addr = addr.map_err(AddError::from)?;
+            bytes = bytes.wrapping_add(u64::from(len));
+            last = next;
+            next = ring.link(last);
+            ring.cell(last).write(addr, len, Tail::new(flags, next));
+            Ok(())
+        });
+        (draft.next, draft.last) = (next, last);
+        draft.count(most.wrapping_sub(left), bytes, direction);
+        stopped
+    }
+
+    /// Appends a range of one piece of memory, as a list.
+    #[inline(always)]
+    pub(super) fn part<B: DmaBuf>(
+        &mut self,
+        buffer: &B,
+        range: Range<usize>,
+        direction: Direction,
+    ) -> Result<(), AddError> {
+        let region = buffer.region().part(range).ok_or(AddError::TooShort);
+        let added = region.and_then(|region| self.segment(region, direction));
+        self.settle(added)
+    }
+
+    /// Appends segments one by one, as a list.
+    pub(super) fn segments<'b, B: DmaBuf>(
+        &mut self,
+        mut segments: impl Iterator<Item = &'b B>,
+        direction: Direction,
+    ) -> Result<usize, AddError> {
+        let before = self.draft.segments;
+        let added = segments.try_for_each(|buffer| self.segment(buffer.region(), direction));
+        self.settle(added)?;
+        Ok(usize::from(self.draft.segments.wrapping_sub(before)))
+    }
+
+    #[inline(always)]
+    fn segment(&mut self, region: DmaRegion, direction: Direction) -> Result<(), AddError> {
+        let Self {
+            ring, maps, draft, ..
+        } = self;
+        let len = length(region)?;
+        if draft.left == 0 {
+            return Err(AddError::OverReserved);
+        }
+        let at = draft.next;
+        let record = match draft.table {
+            true => table_records(ring, ring.table(draft.head)),
+            false => 0,
+        };
+        let record = record.wrapping_add(usize::from(at));
+        let addr = maps.map(record, region, len, direction)?;
+        draft.last = at;
+        draft.next = match draft.table {
+            true => at.wrapping_add(1),
+            false => ring.link(at),
+        };
+        let tail = Tail::new(flags(direction), draft.next);
+        match draft.table {
+            true => {
+                if let Some(cell) = draft.cells.part(at, 1).next() {
+                    cell.write(addr, len, tail);
+                }
+            }
+            false => ring.cell(at).write(addr, len, tail),
+        }
+        draft.count(1, u64::from(len), direction);
+        Ok(())
+    }
+
+    /// Counts a list in, however it went. An error spoils the buffer: it can't be closed.
+    #[inline(always)]
+    fn settle(&mut self, added: Result<(), AddError>) -> Result<(), AddError> {
+        let draft = &mut self.draft;
+        let total = draft.readable.wrapping_add(draft.writable);
+        let settled = match added {
+            Ok(()) if draft.lists == 0 => Err(AddError::OverReserved),
+            // Below 2^32 in all neither part can be too long.
+            Ok(()) if total > u64::from(u32::MAX) => draft.long(total),
+            added => added,
+        };
+        draft.lists = draft.lists.saturating_sub(1);
+        if let Err(error) = settled {
+            draft.spoiled = Some(error);
+        }
+        settled
+    }
+
+    /// Spoils the buffer.
+    pub(super) fn spoil(&mut self, error: AddError) {
+        self.draft.spoiled = Some(error);
+    }
+
+    /// Segments that may still come.
+    pub(super) fn room(&self) -> usize {
+        usize::from(self.draft.left)
+    }
+
+    /// Ends the chain and puts it behind the others, without exposing it.
+    #[inline(always)]
+    pub(super) fn close(mut self) -> Result<Closed, Refusal> {
+        let Self {
+            ring, books, draft, ..
+        } = &mut self;
+        if let Some(error) = draft.spoiled {
+            return Err(Refusal::Add(error));
+        }
+        if draft.segments == 0 {
+            return Err(Refusal::Empty);
+        }
+        let closed = draft.closed(books);
+        let flags = match draft.writable {
+            0 => 0,
+            _ => DESC_F_WRITE,
+        };
+        if draft.table {
+            // In a table the last descriptor links nowhere; in the ring it keeps its place in the
+            // free list as its link. (Both as Linux 3.8 wrote them.)
+            let last = draft.next.wrapping_sub(1);
+            if let Some(cell) = draft.cells.part(last, 1).next() {
+                cell.finish(Tail::new(flags, 0));
+            }
+            books.free_head = ring.link(draft.head);
+            ring.write_indirect(draft.head, draft.segments, books.free_head);
+            books.free = books.free.wrapping_sub(1);
+        } else {
+            let tail = Tail::new(flags, draft.next);
+            ring.cell(draft.last).finish(tail);
+            books.free_head = draft.next;
+            books.free = books.free.wrapping_sub(draft.segments);
+        }
+        ring.set_avail_entry(books.index(), draft.head);
+        books.added = books.added.wrapping_add(1);
+        // Nothing is left to undo.
+        draft.segments = 0;
+        Ok(closed)
+    }
+}
+
+impl Draft<'_> {
+    /// What the in-flight table is to remember.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "generations wrap")]
+    fn closed(&self, books: &Books) -> Closed {
+        Closed {
+            head: self.head,
+            last: if self.table { self.head } else { self.last },
+            segments: self.segments,
+            indirect: self.table,
+            // At most u32::MAX: `settle` checked.
+            writable: u32::try_from(self.writable).unwrap_or(u32::MAX),
+            generation: books.added as u32,
+        }
+    }
+
+    /// Whether 2^32 bytes or more are too many.
+    #[cold]
+    fn long(&self, total: u64) -> Result<(), AddError> {
+        if total > MAX_CHAIN_BYTES || self.writable > u64::from(u32::MAX) {
+            return Err(AddError::TooLong);
+        }
+        Ok(())
+    }
+
+    /// Counts segments in. At most 2^15 of less than 2^32 bytes: the sums can't wrap.
+    #[inline(always)]
+    fn count(&mut self, segments: u16, bytes: u64, direction: Direction) {
+        self.left = self.left.wrapping_sub(segments);
+        self.segments = self.segments.wrapping_add(segments);
+        match direction {
+            Direction::Readable => self.readable = self.readable.wrapping_add(bytes),
+            Direction::Writable => self.writable = self.writable.wrapping_add(bytes),
+        }
+    }
+}
+
+impl<M: DmaMap> Drop for Open<'_, M> {
+    /// Abort: the device never saw the buffer. After `close` there is nothing left to undo.
+    #[inline(always)]
+    fn drop(&mut self) {
+        if M::UNMAPS && self.draft.segments > 0 {
+            let abandoned = self.draft.closed(self.books);
+            unmap(self.maps, self.ring, abandoned, 0);
+        }
+    }
+}
+
+/// Lists with so many entries are long.
+const LONG: usize = 16;
+
+/// Puts a long list into a table, by a loop that takes longer to get going and less for each segment.
+/// It shares nothing with its caller, whose state else would have to be in memory. Answers how many
+/// segments and bytes there were.
+#[inline(never)]
+fn long_list<M: DmaMap, B: DmaBuf>(
+    maps: &mut Mappings<M>,
+    record: usize,
+    next: u16,
+    direction: Direction,
+    cells: Cells<'_>,
+    list: &ScatterList<B>,
+) -> (u16, u64, Result<(), Stop>) {
+    let mut fill = Fill::new(maps, record, next, direction);
+    let (added, stopped) = list.pair(cells.as_slice(), |buffer, cell| fill.put(buffer, cell));
+    let stopped = match stopped {
+        Ok(Ended::List) => Ok(()),
+        Ok(Ended::Places) => Err(Stop::Enough),
+        Err(error) => Err(Stop::Error(error)),
+    };
+    let added = u16::try_from(added).unwrap_or(cells.left());
+    (added, fill.bytes, stopped)
+}
+
+/// Segments on their way into a table.
+struct Fill<'f, M: DmaMap> {
+    maps: &'f mut Mappings<M>,
+    /// The number of the next one's mapping.
+    record: usize,
+    direction: Direction,
+    bytes: u64,
+    tail: Tail,
+}
+
+impl<'f, M: DmaMap> Fill<'f, M> {
+    /// Begins at entry `next`.
+    #[inline(always)]
+    fn new(maps: &'f mut Mappings<M>, record: usize, next: u16, direction: Direction) -> Self {
+        Self {
+            maps,
+            record,
+            direction,
+            bytes: 0,
+            tail: Tail::new(flags(direction), next),
+        }
+    }
+
+    /// Writes the next one.
+    #[inline(always)]
+    fn put<B: DmaBuf>(&mut self, buffer: &B, cell: &Cell) -> Result<(), AddError> {
+        let region = buffer.region();
+        let len = length(region)?;
+        let addr = self.maps.map(self.record, region, len, self.direction)?;
+        self.record = self.record.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(u64::from(len));
+        self.tail = self.tail.stepped();
+        cell.write(addr, len, self.tail);
+        Ok(())
+    }
+}
+
+/// Flags of a segment, as if there were more to come; `close` ends the chain.
+#[inline(always)]
+const fn flags(direction: Direction) -> u16 {
+    match direction {
+        Direction::Readable => DESC_F_NEXT,
+        Direction::Writable => DESC_F_NEXT | DESC_F_WRITE,
+    }
+}
+
+/// The length of a segment: not 0, and below 2^32.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "compared just before")]
+fn length(region: DmaRegion) -> Result<u32, AddError> {
+    const LONGEST: usize = u32::MAX as usize;
+    // One comparison for both: less one, 0 is more than any length.
+    if region.len.wrapping_sub(1) < LONGEST {
+        Ok(region.len as u32)
+    } else {
+        Err(unfit(region.len))
+    }
+}
+
+/// What is wrong with a length.
+#[cold]
+fn unfit(len: usize) -> AddError {
+    match len {
+        0 => AddError::EmptySegment,
+        _ => AddError::TooLong,
+    }
+}
