@@ -72,6 +72,7 @@ pub(super) fn single<M: GuestRam>(rules: &Rules, buffers: &mut Buffers<M>, first
 }
 
 /// Takes the chain that begins with `first`, the descriptor at its head, into `buffers`.
+#[inline(always)]
 pub(super) fn walk<M: GuestRam>(
     ring: &DeviceRing<M>,
     rules: &Rules,
@@ -86,7 +87,7 @@ pub(super) fn walk<M: GuestRam>(
 }
 
 /// Follows a chain through the ring's own table and, at its end perhaps, an indirect one.
-#[inline]
+#[inline(always)]
 fn direct<M: GuestRam>(
     ring: &DeviceRing<M>,
     rules: &Rules,
@@ -101,7 +102,7 @@ fn direct<M: GuestRam>(
 }
 
 /// A chain that has a table from its head on.
-#[inline]
+#[inline(always)]
 fn indirect<M: GuestRam>(
     ram: &M,
     rules: &Rules,
@@ -157,8 +158,8 @@ struct Walk<'a, M: GuestRam> {
     gather: Gather<'a, M>,
     /// Descriptors the chain may still have.
     left: u16,
-    /// `DESC_F_WRITE` once a writable descriptor has been seen.
-    like: u16,
+    /// Whether a writable descriptor has been seen.
+    writable: bool,
 }
 
 impl<'a, M: GuestRam> Walk<'a, M> {
@@ -167,7 +168,7 @@ impl<'a, M: GuestRam> Walk<'a, M> {
         Self {
             gather: Gather::new(&rules.translator, buffers),
             left: rules.limit,
-            like: 0,
+            writable: false,
         }
     }
 
@@ -176,26 +177,45 @@ impl<'a, M: GuestRam> Walk<'a, M> {
     #[inline(always)]
     fn follow(&mut self, table: &impl DescSource, first: Desc) -> Result<Option<Desc>, ChainFault> {
         let mut desc = first;
-        loop {
-            // Most descriptors are like the one before.
-            if desc.flags(DESC_F_INDIRECT | DESC_F_WRITE) != self.like {
-                if desc.flags(DESC_F_INDIRECT) != 0 {
-                    return Ok(Some(desc));
+        // Two loops, so that neither has to remember which one it is.
+        while !self.writable {
+            match desc.flags(DESC_F_INDIRECT | DESC_F_WRITE) {
+                0 => {}
+                DESC_F_WRITE => {
+                    self.writable = true;
+                    self.gather.turn_writable();
+                    break;
                 }
-                if self.like != 0 {
-                    return Err(ChainFault::ReadableAfterWritable);
-                }
-                self.like = DESC_F_WRITE;
-                self.gather.turn_writable();
+                _ => return Ok(Some(desc)),
             }
-            self.left = self.left.checked_sub(1).ok_or(ChainFault::TooLong)?;
-            self.gather.add(desc.addr(), desc.len())?;
-            if desc.flags(DESC_F_NEXT) == 0 {
-                return Ok(None);
+            match self.take(table, desc)? {
+                Some(next) => desc = next,
+                None => return Ok(None),
             }
-            let next = table.get(desc.next())?;
-            desc = next.ok_or(ChainFault::IndexOutOfRange)?;
         }
+        loop {
+            match desc.flags(DESC_F_INDIRECT | DESC_F_WRITE) {
+                DESC_F_WRITE => {}
+                0 => return Err(ChainFault::ReadableAfterWritable),
+                _ => return Ok(Some(desc)),
+            }
+            match self.take(table, desc)? {
+                Some(next) => desc = next,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Takes one descriptor's buffer, and answers the next descriptor.
+    #[inline(always)]
+    fn take(&mut self, table: &impl DescSource, desc: Desc) -> Result<Option<Desc>, ChainFault> {
+        self.left = self.left.checked_sub(1).ok_or(ChainFault::TooLong)?;
+        self.gather.add(desc.addr(), desc.len())?;
+        if desc.flags(DESC_F_NEXT) == 0 {
+            return Ok(None);
+        }
+        let next = table.get(desc.next())?;
+        next.ok_or(ChainFault::IndexOutOfRange).map(Some)
     }
 
     /// Follows the last table from its first entry to its end.
