@@ -6,7 +6,7 @@
 //! device is a loop that copies heads from the available to the used ring, the same for both.
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use splitring_virtio::device::queue::{ActiveQueue, QueueConfig, RingFeatures};
@@ -465,6 +465,28 @@ fn peer_threads(shape: Shape) -> f64 {
             left -= peer.reap();
         }
     })
+}
+
+/// What no round trip of one request can do without: an index stored and a full fence, at each end.
+pub(crate) fn fences() {
+    const ROUNDS: u32 = 1000;
+    let index = AtomicU16::new(0);
+    let mut times: Vec<f64> = (0..101)
+        .map(|_| {
+            let start = Instant::now();
+            for _ in 0..2 * ROUNDS {
+                index.store(black_box(1), Ordering::Release);
+                fence(Ordering::SeqCst);
+                black_box(index.load(Ordering::Relaxed));
+            }
+            start.elapsed().as_secs_f64() * 1e9 / f64::from(ROUNDS)
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    println!(
+        "Floor of a round trip of one request: {:.1} ns for the two full fences, which both sides make\n",
+        times[times.len() / 2]
+    );
 }
 
 /// Cache lines of the queue's memory that each end writes for a block request, one at a time and in

@@ -103,6 +103,7 @@ fn main() {
     if part.is_none_or(|part| part == "lines") {
         lines::print();
         driver::lines();
+        driver::fences();
     }
     println!("ratios: {}", ratios.join(", "));
 }

@@ -265,7 +265,7 @@ impl<M: GuestRam> ActiveQueue<M> {
         first: Desc,
     ) -> Option<Box<Slot<M>>> {
         let mut slot = slot.unwrap_or_else(|| self.new_slot());
-        match walk::walk(&self.ring, &self.rules, &mut slot.buffers, first) {
+        match walk::walk(&self.ring, &self.rules, &mut slot.buffers, head, first) {
             Ok(()) => {
                 slot.arm(head);
                 Some(slot)

@@ -77,10 +77,11 @@ pub(super) fn walk<M: GuestRam>(
     ring: &DeviceRing<M>,
     rules: &Rules,
     buffers: &mut Buffers<M>,
+    head: u16,
     first: Desc,
 ) -> Result<(), ChainFault> {
     if first.flags(DESC_F_INDIRECT) == 0 {
-        direct(ring, rules, buffers, first)
+        direct(ring, rules, buffers, head, first)
     } else {
         indirect(ring.ram(), rules, buffers, first)
     }
@@ -92,10 +93,11 @@ fn direct<M: GuestRam>(
     ring: &DeviceRing<M>,
     rules: &Rules,
     buffers: &mut Buffers<M>,
+    head: u16,
     first: Desc,
 ) -> Result<(), ChainFault> {
     let mut walk = Walk::new(rules, buffers);
-    match walk.follow(&ring.table(), first)? {
+    match walk.follow(&ring.table(), head, first)? {
         None => walk.finish(),
         Some(desc) => onward(walk, table(ring.ram(), rules, desc)?),
     }
@@ -175,8 +177,14 @@ impl<'a, M: GuestRam> Walk<'a, M> {
     /// Follows the links of one table from `first` on until they end, or come to an indirect
     /// descriptor.
     #[inline(always)]
-    fn follow(&mut self, table: &impl DescSource, first: Desc) -> Result<Option<Desc>, ChainFault> {
+    fn follow(
+        &mut self,
+        table: &impl DescSource,
+        at: u16,
+        first: Desc,
+    ) -> Result<Option<Desc>, ChainFault> {
         let mut desc = first;
+        let mut at = u32::from(at);
         // Two loops, so that neither has to remember which one it is.
         while !self.writable {
             match desc.flags(DESC_F_INDIRECT | DESC_F_WRITE) {
@@ -188,7 +196,8 @@ impl<'a, M: GuestRam> Walk<'a, M> {
                 }
                 _ => return Ok(Some(desc)),
             }
-            match self.take(table, desc)? {
+            at = at.wrapping_add(1);
+            match self.take(table, desc, at)? {
                 Some(next) => desc = next,
                 None => return Ok(None),
             }
@@ -199,7 +208,8 @@ impl<'a, M: GuestRam> Walk<'a, M> {
                 0 => return Err(ChainFault::ReadableAfterWritable),
                 _ => return Ok(Some(desc)),
             }
-            match self.take(table, desc)? {
+            at = at.wrapping_add(1);
+            match self.take(table, desc, at)? {
                 Some(next) => desc = next,
                 None => return Ok(None),
             }
@@ -208,13 +218,18 @@ impl<'a, M: GuestRam> Walk<'a, M> {
 
     /// Takes one descriptor's buffer, and answers the next descriptor.
     #[inline(always)]
-    fn take(&mut self, table: &impl DescSource, desc: Desc) -> Result<Option<Desc>, ChainFault> {
+    fn take(
+        &mut self,
+        table: &impl DescSource,
+        desc: Desc,
+        guess: u32,
+    ) -> Result<Option<Desc>, ChainFault> {
         self.left = self.left.checked_sub(1).ok_or(ChainFault::TooLong)?;
         self.gather.add(desc.addr(), desc.len())?;
         if desc.flags(DESC_F_NEXT) == 0 {
             return Ok(None);
         }
-        let next = table.get(desc.next())?;
+        let next = table.get_likely(desc.next(), guess)?;
         next.ok_or(ChainFault::IndexOutOfRange).map(Some)
     }
 
@@ -227,7 +242,7 @@ impl<'a, M: GuestRam> Walk<'a, M> {
     /// Follows the last table from `first`, its first entry, to its end.
     #[inline(always)]
     fn last(mut self, table: &impl DescSource, first: Desc) -> Result<(), ChainFault> {
-        match self.follow(table, first)? {
+        match self.follow(table, 0, first)? {
             None => self.finish(),
             Some(_) => Err(ChainFault::IndirectNested),
         }

@@ -210,6 +210,13 @@ impl Desc {
 pub(crate) trait DescSource {
     /// Copies descriptor `index` out; `None` beyond the table.
     fn get(&self, index: u32) -> Result<Option<Desc>, Untranslatable>;
+
+    /// The same, where `index` most likely is `guess`.
+    #[inline(always)]
+    fn get_likely(&self, index: u32, guess: u32) -> Result<Option<Desc>, Untranslatable> {
+        let _ = guess;
+        self.get(index)
+    }
 }
 
 /// Descriptors that lie side by side in host memory.
@@ -257,6 +264,16 @@ impl DescSource for Descs<'_> {
         }
         // SAFETY: just compared.
         Ok(Some(unsafe { self.get_unchecked(index) }))
+    }
+
+    /// A guess that is right lets the processor load the descriptor before it knows the index.
+    #[inline(always)]
+    fn get_likely(&self, index: u32, guess: u32) -> Result<Option<Desc>, Untranslatable> {
+        if index == guess && guess < self.entries {
+            // SAFETY: just compared.
+            return Ok(Some(unsafe { self.get_unchecked(guess) }));
+        }
+        self.get(index)
     }
 }
 
