@@ -267,6 +267,25 @@ pub(crate) fn assemble(
     })
 }
 
+/// Opens the files that `config` names as [`assemble`] would, and closes them again.
+pub(crate) fn try_files(config: &VmConfig) -> Result<(), BuildError> {
+    config.validate()?;
+    // The files are worth a look without KVM, too.
+    let supported = Host::open().and_then(|host| host.supported_cpuid()).ok();
+    let leaves = supported.as_ref().map_or(&[][..], CpuId::as_slice);
+    let layout = Layout::new(config.memory.size.0, cpuid::physical_bits(leaves))?;
+    let kernel = Kernel::open(
+        config.kernel.as_deref().unwrap_or("".as_ref()),
+        &cache_policy(config),
+    )?;
+    kernel.check_fits(&layout)?;
+    if let Some(path) = &config.initrd {
+        Initrd::open(path, &layout, &kernel)?;
+    }
+    attach::try_disks(config)?;
+    Ok(())
+}
+
 fn cache_policy(config: &VmConfig) -> CachePolicy {
     if config.kernel_cache {
         CachePolicy::User

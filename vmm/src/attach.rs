@@ -119,11 +119,7 @@ pub(crate) fn attach(
     if config.rng {
         bay.plug(RNG_SLOT, Arc::new(Rng::new(RNG_ID)))?;
     }
-    for ((id, disk), slot) in config
-        .disks()
-        .filter(|(_, disk)| disk.bus == DiskBus::Virtio)
-        .zip(FIRST_DISK_SLOT..)
-    {
+    for ((id, disk), slot) in virtio_disks(config).zip(FIRST_DISK_SLOT..) {
         let device = open_disk(&id, disk, own.remove(&id))?;
         bay.blk.push(device.handle());
         bay.plug(slot, device)?;
@@ -131,8 +127,7 @@ pub(crate) fn attach(
     if let Some((id, _)) = own.pop_first() {
         return Err(AttachError::NotAsked { id });
     }
-    let controllers =
-        scsi::open_controllers(config.name.as_deref().unwrap_or_default(), config.disks())?;
+    let controllers = open_controllers(config)?;
     for (controller, slot) in controllers
         .into_iter()
         .zip(std::iter::once(SCSI_SLOT).chain(MORE_SCSI_SLOTS..))
@@ -146,6 +141,27 @@ pub(crate) fn attach(
         bay.plug(slot, device)?;
     }
     Ok(())
+}
+
+/// Opens every image as a start would, all of them at once, and closes them again.
+pub(crate) fn try_disks(config: &VmConfig) -> Result<(), AttachError> {
+    let opened: Result<Vec<_>, _> = virtio_disks(config)
+        .map(|(id, disk)| open_disk(&id, disk, None))
+        .collect();
+    let controllers = open_controllers(config);
+    opened?;
+    controllers?;
+    Ok(())
+}
+
+fn virtio_disks(config: &VmConfig) -> impl Iterator<Item = (String, &DiskConfig)> {
+    config
+        .disks()
+        .filter(|(_, disk)| disk.bus == DiskBus::Virtio)
+}
+
+fn open_controllers(config: &VmConfig) -> Result<Vec<scsi::Scsi>, ScsiError> {
+    scsi::open_controllers(config.name.as_deref().unwrap_or_default(), config.disks())
 }
 
 fn open_disk(

@@ -24,5 +24,6 @@ pub use kick::{KickError, set_kick_signal};
 pub use kvm::KvmError;
 pub use machine::{Console, Machine, MachineHandle};
 pub use memory::MemoryError;
+pub use splitring_arch::boot::BootError;
 pub use splitring_devices::scsi;
 pub use vcpu::ExitCounts;

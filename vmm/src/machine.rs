@@ -93,6 +93,14 @@ impl Machine {
         })
     }
 
+    /// Opens every kernel, initrd and disk that `config` names, as [`Machine::build`] would, and closes them again.
+    ///
+    /// # Errors
+    /// The first that can't be used, by name.
+    pub fn try_files(config: &VmConfig) -> Result<(), BuildError> {
+        assemble::try_files(config)
+    }
+
     /// Lets the guest run.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 mod tiny;
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -30,36 +31,40 @@ struct Session {
 impl Session {
     /// Starts the program on a terminal of its own and waits until it has taken it over.
     fn start(dir: &Path) -> Self {
+        let kernel = tiny::config(dir, tiny::SPIN).kernel.expect("a kernel");
+        let session = Self::run(&["--any-kvm".as_ref(), "--kernel".as_ref(), kernel.as_ref()]);
+        session.wait_for("raw mode", || session.is_raw());
+        session
+    }
+
+    /// Starts `splitring run` with these words on a terminal of its own.
+    fn run(words: &[&OsStr]) -> Self {
         let keyboard: OwnedFd =
             openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&keyboard).expect("grant");
         unlockpt(&keyboard).expect("unlock");
         let name = ptsname(&keyboard, Vec::new()).expect("name").into_bytes();
-        let name = std::ffi::OsString::from_vec(name);
         let terminal = OpenOptions::new()
             .read(true)
             .write(true)
-            .open(name)
+            .open(OsString::from_vec(name))
             .expect("open the terminal");
         let before = tcgetattr(&terminal).expect("its modes");
         let end = || Stdio::from(terminal.try_clone().expect("clone"));
-        let kernel = tiny::config(dir, tiny::SPIN).kernel.expect("a kernel");
         let program = Command::new(env!("CARGO_BIN_EXE_splitring"))
-            .args(["run", "--any-kvm", "--kernel"])
-            .arg(kernel)
+            .arg("run")
+            .args(words)
             .stdin(end())
             .stdout(end())
             .stderr(end())
             .spawn()
             .expect("start the program");
-        let session = Self {
+        Self {
             keyboard: File::from(keyboard),
             terminal,
             before,
             program,
-        };
-        session.wait_for("raw mode", || session.is_raw());
-        session
+        }
     }
 
     fn is_raw(&self) -> bool {
@@ -131,5 +136,33 @@ fn a_crash_gives_the_terminal_back() {
             Some(signal.as_raw()),
             "it dies of the same signal"
         );
+    }
+}
+
+#[test]
+fn a_refused_start_leaves_the_terminal_alone() {
+    let Some(dir) = tiny::directory() else { return };
+    let kernel = tiny::config(dir.path(), tiny::SPIN).kernel;
+    let kernel = kernel.expect("a kernel").display().to_string();
+    let absent = dir.path().join("absent").display().to_string();
+    let cases: [(&str, &[&str], i32); 4] = [
+        ("a mistyped flag", &["--kernle", &kernel], 2),
+        ("no vCPUs", &["--kernel", &kernel, "--cpus", "0"], 2),
+        ("a missing kernel", &["--kernel", &absent], 1),
+        (
+            "a missing disk",
+            &["--any-kvm", "--kernel", &kernel, "--disk", &absent],
+            1,
+        ),
+    ];
+    for (name, words, code) in cases {
+        let words: Vec<_> = words.iter().map(OsStr::new).collect();
+        let session = Session::run(&words);
+        let mut screen = session.keyboard.try_clone().expect("clone");
+        assert_eq!(session.end(name).code(), Some(code), "{name}");
+        let mut shown = [0; 4096];
+        let len = screen.read(&mut shown).expect("read the screen");
+        let shown = String::from_utf8_lossy(&shown[..len]);
+        assert!(shown.contains("error"), "{name}: {shown}");
     }
 }

@@ -209,21 +209,33 @@ const DEFAULT_PANIC: &str = "panic=-1";
 /// EFI services, and jumps to a BIOS that is not there.
 const DEFAULT_REBOOT: &str = "reboot=acpi";
 
+/// There is one serial port. Linux looks for three more at their old addresses, an exit for each register it tries.
+const DEFAULT_PORTS: &str = "8250.nr_uarts=1";
+/// Early in the boot Linux searches bus 0 for chipsets with errata through ports 0xcf8 and 0xcfc, some 120 exits. There is none here,
+/// nor are these ports, unless asked for.
+const DEFAULT_PCI: &str = "pci=noearly";
+
 /// The command line: our defaults, then what the user gave, which wins. A default that the user sets is left out.
 ///
-/// Nothing in it suppresses probing of old hardware: the ACPI tables already say that there is no 8042, CMOS clock, PIT or VGA.
+/// The ACPI tables say that there is no 8042, CMOS clock, PIT or VGA; only what they can't say is said here.
 #[must_use]
 pub fn command_line(user: Option<&str>) -> String {
     let user = user.unwrap_or_default().trim();
-    let defaults = [DEFAULT_CONSOLE, DEFAULT_PANIC, DEFAULT_REBOOT]
-        .into_iter()
-        .filter(|default| {
-            let key = default.split_inclusive('=').next().unwrap_or_default();
-            !user
-                .split_ascii_whitespace()
-                .take_while(|word| *word != "--")
-                .any(|word| word.starts_with(key))
-        });
+    let defaults = [
+        DEFAULT_CONSOLE,
+        DEFAULT_PANIC,
+        DEFAULT_REBOOT,
+        DEFAULT_PORTS,
+        DEFAULT_PCI,
+    ]
+    .into_iter()
+    .filter(|default| {
+        let key = default.split_inclusive('=').next().unwrap_or_default();
+        !user
+            .split_ascii_whitespace()
+            .take_while(|word| *word != "--")
+            .any(|word| word.starts_with(key))
+    });
     defaults
         .chain((!user.is_empty()).then_some(user))
         .collect::<Vec<_>>()
@@ -394,23 +406,33 @@ mod tests {
     #[test]
     fn defaults_give_way_to_the_user() {
         for (user, expected) in [
-            (None, "console=ttyS0 panic=-1 reboot=acpi"),
-            (Some("  "), "console=ttyS0 panic=-1 reboot=acpi"),
+            (
+                None,
+                "console=ttyS0 panic=-1 reboot=acpi 8250.nr_uarts=1 pci=noearly",
+            ),
+            (
+                Some("8250.nr_uarts=4 pci=nomsi"),
+                "console=ttyS0 panic=-1 reboot=acpi 8250.nr_uarts=4 pci=nomsi",
+            ),
+            (
+                Some("  "),
+                "console=ttyS0 panic=-1 reboot=acpi 8250.nr_uarts=1 pci=noearly",
+            ),
             (
                 Some("root=/dev/vda quiet"),
-                "console=ttyS0 panic=-1 reboot=acpi root=/dev/vda quiet",
+                "console=ttyS0 panic=-1 reboot=acpi 8250.nr_uarts=1 pci=noearly root=/dev/vda quiet",
             ),
             (
                 Some("console=hvc0 reboot=t"),
-                "panic=-1 console=hvc0 reboot=t",
+                "panic=-1 8250.nr_uarts=1 pci=noearly console=hvc0 reboot=t",
             ),
             (
                 Some("panic=5 console=ttyS0,115200"),
-                "reboot=acpi panic=5 console=ttyS0,115200",
+                "reboot=acpi 8250.nr_uarts=1 pci=noearly panic=5 console=ttyS0,115200",
             ),
             (
                 Some("quiet -- panic=7"),
-                "console=ttyS0 panic=-1 reboot=acpi quiet -- panic=7",
+                "console=ttyS0 panic=-1 reboot=acpi 8250.nr_uarts=1 pci=noearly quiet -- panic=7",
             ),
         ] {
             assert_eq!(command_line(user), expected);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum DiskError {
     /// The image could not be opened.
-    #[error("cannot open {}: {source}", path.display())]
+    #[error("cannot open {}: {source}{}", path.display(), remedy(source))]
     Open {
         /// The image.
         path: PathBuf,
@@ -63,6 +63,21 @@ pub enum DiskError {
         /// Which.
         index: u16,
     },
+}
+
+/// What to do when the host gives this reason for not opening an image.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => {
+            "; check the path, or make the image, for example with `truncate -s 1G`"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "; have its owner let this user read and write it (chmod, chgrp), or give readonly=on if reading is allowed"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "; give readonly=on",
+        io::ErrorKind::ExecutableFileBusy => "; it is a program that is running, not a disk image",
+        _ => "",
+    }
 }
 
 /// Why a request failed.

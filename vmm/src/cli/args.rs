@@ -46,7 +46,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// A configuration file to check as well
+    /// A configuration to check as well; the files it names are opened
     #[arg(value_name = "VM.toml")]
     pub(crate) file: Option<PathBuf>,
     /// As JSON

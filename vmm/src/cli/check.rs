@@ -1,12 +1,13 @@
 //! `splitring check`: what this host can do, for people and for programs.
 
 use anyhow::Context;
+use splitring::Machine;
 use splitring::host::{self, Outcome};
 
 use super::Failure;
 use super::args::{self, CheckArgs};
 
-/// Exit code 0 if a stock kernel can run here and the file, if given, is valid.
+/// Exit code 0 if a stock kernel can run here and the configuration, if given, is valid and its files can be opened.
 pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
     if let Some(path) = &args.file {
         let config = args::read_file(path)?;
@@ -14,6 +15,8 @@ pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
             .validate()
             .with_context(|| format!("the configuration {} is not valid", path.display()))
             .map_err(Failure::Usage)?;
+        Machine::try_files(&config)
+            .with_context(|| format!("{} can't be started", path.display()))?;
     }
     let report = host::report();
     if args.json {

@@ -6,7 +6,7 @@ use std::io;
 use anyhow::Context;
 use splitring::config::VmConfig;
 use splitring::scsi::ScsiHandle;
-use splitring::{BuildError, Console, End, Machine, MachineHandle, host};
+use splitring::{BootError, BuildError, Console, End, Machine, MachineHandle, host};
 
 use super::args::RunArgs;
 use super::terminal::{RawMode, Signals};
@@ -69,7 +69,14 @@ fn start(config: VmConfig, any_kvm: bool) -> Result<MachineHandle, Failure> {
 }
 
 fn refused(error: BuildError) -> Failure {
-    let usage = matches!(error, BuildError::Config(_) | BuildError::Layout(_));
+    let usage = matches!(
+        error,
+        BuildError::Config(_)
+            | BuildError::Layout(_)
+            | BuildError::Boot(
+                BootError::CommandLineTooLong { .. } | BootError::CommandLineCharacter { .. }
+            )
+    );
     let error = anyhow::Error::new(error).context(CANNOT_START);
     if usage {
         Failure::Usage(error)

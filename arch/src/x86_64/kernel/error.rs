@@ -13,7 +13,7 @@ use super::unpack::Format;
 )]
 #[non_exhaustive]
 pub enum KernelError {
-    #[error("cannot {operation} {path}: {source}")]
+    #[error("cannot {operation} {path}: {source}{}", remedy(source))]
     Io {
         path: PathBuf,
         operation: &'static str,
@@ -91,4 +91,15 @@ pub enum KernelError {
         path: PathBuf,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// What to do when the host gives this reason for not opening or reading a file.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => "; check the path",
+        io::ErrorKind::PermissionDenied => {
+            "; have its owner let this user read it (chmod, chgrp), or copy it to where it may be read"
+        }
+        _ => "",
+    }
 }

@@ -1,0 +1,201 @@
+//! What the host refuses: no KVM, no permission, no memory.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use splitring::host::{self, Virtualisation};
+
+use crate::files::{FAILURE, Files, PROGRAM, REBOOT, check, run};
+use crate::tiny;
+
+/// Runs the program where `/dev` is what `prepare` makes of it; None where this system allows no mount namespaces.
+fn run_in_other_dev(files: &Files, prepare: &str) -> Option<Output> {
+    let namespaces: &[&str] = if rustix::process::geteuid().is_root() {
+        &["-m"]
+    } else {
+        &["-rm"]
+    };
+    let allowed = Command::new("unshare")
+        .args(namespaces)
+        .args(["mount", "-t", "tmpfs", "none", "/mnt"])
+        .output();
+    if !allowed.is_ok_and(|output| output.status.success()) {
+        return None;
+    }
+    let script = format!("{prepare} && exec \"$0\" run --kernel \"$1\"");
+    let kernel = files.path("kernel");
+    let output = Command::new("unshare")
+        .args(namespaces)
+        .args(["sh", "-c", &script, PROGRAM])
+        .arg(kernel)
+        .output();
+    Some(output.expect("run in a namespace"))
+}
+
+#[test]
+fn a_host_without_kvm_says_what_to_do() {
+    let files = Files::new();
+    let cases = [
+        (
+            "no /dev/kvm",
+            "mount -t tmpfs none /dev",
+            &["cannot open /dev/kvm", "No such file"][..],
+        ),
+        ("not KVM", "mount --bind /dev/null /dev/kvm", &["KVM"][..]),
+    ];
+    for (name, prepare, says) in cases {
+        if name == "not KVM" && !Path::new("/dev/kvm").exists() {
+            continue;
+        }
+        match run_in_other_dev(&files, prepare) {
+            Some(output) => check(name, &output, FAILURE, says),
+            None => eprintln!("{name}: not tried, no mount namespaces here"),
+        }
+    }
+}
+
+#[test]
+fn a_user_outside_the_kvm_group_is_told_how_to_join() {
+    let files = Files::new();
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/kvm").exists() {
+        eprintln!("not tried: needs root, to become somebody else, and /dev/kvm");
+        return;
+    }
+    // The program may lie where only root looks.
+    let copy = files.path("splitring");
+    fs::copy(PROGRAM, &copy).expect("copy the program");
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(files.dir.path(), open).expect("open the directory");
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let output = Command::new("setpriv")
+        .args(nobody)
+        .arg(copy)
+        .args(["run", "--kernel"])
+        .arg(files.path("kernel"))
+        .output();
+    let output = output.expect("run as nobody");
+    check(
+        "no permission",
+        &output,
+        FAILURE,
+        &[
+            "cannot open /dev/kvm",
+            "Permission denied",
+            "usermod -aG kvm",
+        ],
+    );
+}
+#[test]
+fn files_that_this_user_may_not_read_are_named() {
+    let files = Files::new();
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/kvm").exists() {
+        eprintln!("not tried: needs root, to become somebody else, and /dev/kvm");
+        return;
+    }
+    fs::copy(PROGRAM, files.path("splitring")).expect("copy the program");
+    let allow = |name: &str, mode: u32| {
+        fs::set_permissions(files.path(name), fs::Permissions::from_mode(mode)).expect("chmod");
+    };
+    allow("", 0o777);
+    for (name, mode) in [("secret", 0o600), ("kept", 0o644)] {
+        files.write(name, vec![0; 1 << 20]);
+        allow(name, mode);
+    }
+    files.write("secret.toml", "cpus = 1\n");
+    allow("secret.toml", 0o600);
+    let cases: [(&str, &[&str], &[&str]); 5] = [
+        (
+            "kernel",
+            &["--kernel", "@secret"],
+            &["cannot open", "chmod"],
+        ),
+        (
+            "initrd",
+            &["--kernel", "@kernel", "--initrd", "@secret"],
+            &["cannot open", "chmod"],
+        ),
+        (
+            "disk",
+            &["--kernel", "@kernel", "--disk", "@secret"],
+            &["disk0: cannot open", "chmod"],
+        ),
+        (
+            "disk that may be read only",
+            &["--kernel", "@kernel", "--disk", "@kept"],
+            &["disk0: cannot open", "readonly=on"],
+        ),
+        ("configuration", &["@secret.toml"], &["cannot read"]),
+    ];
+    let prepare = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/kvm c 10 232 \
+                   && exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
+    for (name, words, says) in cases {
+        let output = Command::new("unshare")
+            .args(["-m", "sh", "-c", prepare, "sh"])
+            .arg(files.path("splitring"))
+            .args(["run", "--kernel-cache", "off"])
+            .args(words.iter().map(|word| files.named(word)))
+            .output()
+            .expect("run in a namespace");
+        let says = [says, &["Permission denied"]].concat();
+        check(name, &output, FAILURE, &says);
+    }
+}
+
+#[test]
+fn memory_that_cannot_be_mapped_is_refused_with_its_size() {
+    let files = Files::new();
+    let script = "ulimit -v 400000; exec \"$0\" run --kernel \"$1\" --memory 1G";
+    let output = Command::new("sh")
+        .args(["-c", script, PROGRAM])
+        .arg(files.path("kernel"))
+        .output()
+        .expect("run");
+    check(
+        "unmappable",
+        &output,
+        FAILURE,
+        &["cannot map 1024 MiB", "ulimit -v"],
+    );
+}
+
+#[test]
+fn a_stock_kernel_is_refused_where_kvm_has_no_hardware() {
+    let files = Files::new();
+    let output = run(&files, &["--kernel", "@kernel"]);
+    if host::virtualisation() == Virtualisation::SoftwareOnly {
+        check(
+            "software KVM",
+            &output,
+            FAILURE,
+            &["without VMX or SVM", "nested virtualisation", "selftest"],
+        );
+    } else {
+        assert_eq!(
+            output.status.code(),
+            Some(REBOOT),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn more_memory_than_the_host_has_is_worth_a_warning_only() {
+    let Some(_) = tiny::directory() else { return };
+    let files = Files::new();
+    let output = run(
+        &files,
+        &["--any-kvm", "--kernel", "@kernel", "--memory", "512G"],
+    );
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    // Where address space is rationed it is refused instead, as unmappable.
+    if stderr.contains("cannot map") {
+        return check("unmappable", &output, FAILURE, &["524288 MiB"]);
+    }
+    assert_eq!(output.status.code(), Some(REBOOT), "{stderr}");
+    assert_eq!(stderr.matches("WARN").count(), 1, "{stderr}");
+    assert!(stderr.contains("the guest has 524288 MiB"), "{stderr}");
+    assert!(!stderr.contains('\u{1b}'), "no colours in a pipe: {stderr}");
+}
