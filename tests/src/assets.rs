@@ -64,6 +64,30 @@ impl Kernel {
     }
 }
 
+/// A kernel image that a test has changed, gone when dropped.
+#[derive(Debug)]
+pub struct ChangedImage {
+    path: PathBuf,
+    _dir: TempDir,
+}
+
+impl ChangedImage {
+    /// `kernel`'s image after `change`, in memory.
+    pub fn of(kernel: &Kernel, image: Image, change: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let mut bytes = fs::read(kernel.image(image)).expect("the image is there");
+        change(&mut bytes);
+        let dir = TempDir::new_in("/dev/shm").expect("a directory in memory");
+        let path = dir.path().join("kernel");
+        fs::write(&path, bytes).expect("room for a kernel");
+        Self { path, _dir: dir }
+    }
+
+    /// The image file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// Which form of a kernel is booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Image {

@@ -34,6 +34,11 @@ pub struct Launch {
 impl Launch {
     /// Boots `kernel` with one CPU, 256 MiB and typed lines on the console, unless changed.
     pub fn new(kernel: &Kernel, image: Image) -> Self {
+        Self::of_file(kernel, &kernel.image(image))
+    }
+
+    /// The same of the image file at `path`, with everything else `kernel`'s.
+    pub fn of_file(kernel: &Kernel, path: &Path) -> Self {
         let launch = Self {
             arguments: vec!["run".into()],
             cmdline: ["console=ttyS0", "quiet", "session=typed"]
@@ -42,7 +47,7 @@ impl Launch {
             disks: 0,
         };
         launch
-            .option("--kernel", kernel.image(image))
+            .option("--kernel", path)
             .option("--initrd", kernel.initramfs())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Run by `cargo xtask test`, which knows where a stock kernel can run.
 
-use splitring_tests::assets::{Disk, Image, Kernel};
+use splitring_tests::assets::{ChangedImage, Disk, Image, Kernel};
 use splitring_tests::guest::{Guest, Launch};
 use splitring_tests::{acpi, dmesg};
 
@@ -170,6 +170,60 @@ fn without_msi_the_root_disk_works_over_intx() {
             "not INTx: {line}"
         );
     }
+    guest.power_off();
+}
+
+/// Splitring finds the payload by the header, the kernel's own decompressor by where it was linked.
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn a_kernel_whose_payload_is_out_of_reach_unpacks_itself() {
+    const PAYLOAD_LENGTH: std::ops::Range<usize> = 0x24c..0x250;
+    let kernel = Kernel::named("6.12-cloud");
+    let image = ChangedImage::of(&kernel, Image::Vmlinuz, |bytes| {
+        bytes[PAYLOAD_LENGTH].fill(0);
+    });
+    let root = Disk::copy_of("root");
+    let mut guest = Launch::of_file(&kernel, image.path())
+        .root_disk(root.path())
+        .boot();
+    assert_eq!(guest.succeed("uname -r").trim(), kernel.release());
+    check_log(&mut guest);
+    let exit = guest.power_off();
+    assert!(
+        exit.errors.contains("the kernel unpacks itself"),
+        "{}",
+        exit.errors
+    );
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn thirty_two_cpus_are_cores_of_one_processor() {
+    let kernel = Kernel::named("6.12-cloud");
+    let mut guest = Launch::new(&kernel, Image::Vmlinux)
+        .cpus(32)
+        .memory("1G")
+        .boot();
+    assert_eq!(guest.succeed("nproc").trim(), "32");
+    let topology = guest.succeed(
+        "cd /sys/devices/system/cpu; for cpu in cpu[0-9]*; do cd $cpu/topology; \
+         echo ${cpu#cpu} $(cat core_id physical_package_id thread_siblings_list core_siblings_list); cd ../..; done",
+    );
+    let mut lines: Vec<_> = topology.lines().collect();
+    lines.sort_by_key(|line| {
+        line.split(' ')
+            .next()
+            .and_then(|cpu| cpu.parse::<u32>().ok())
+    });
+    let expected: Vec<_> = (0..32)
+        .map(|cpu| format!("{cpu} {cpu} 0 {cpu} 0-31"))
+        .collect();
+    assert_eq!(lines, expected, "CPU, core, package, threads, cores");
+    let cores = guest.succeed("grep -c '^cpu cores.*: 32$' /proc/cpuinfo");
+    assert_eq!(cores.trim(), "32");
+    let ids = guest.succeed("grep '^apicid' /proc/cpuinfo | sort -u | wc -l");
+    assert_eq!(ids.trim(), "32");
+    check_log(&mut guest);
     guest.power_off();
 }
 

@@ -52,6 +52,28 @@ fn a_triple_fault_ends_the_machine_with_a_reason() {
     assert!(exit.errors.contains("triple fault"), "{}", exit.errors);
 }
 
+/// `reboot=b` jumps to the reset vector in real mode, `k` asks a keyboard controller that is not there, then faults.
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn every_way_linux_knows_to_reboot_ends_the_machine_with_a_reason() {
+    for (way, code) in [("b", REBOOT), ("a", REBOOT), ("k", TRIPLE_FAULT)] {
+        let mut guest = launch().cmdline(&format!("reboot={way}")).boot();
+        guest.type_line("reboot -f");
+        let exit = guest.finish();
+        assert_eq!(exit.code, code, "reboot={way}: {}", exit.errors);
+    }
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn a_kernel_panic_ends_the_machine_as_a_reboot() {
+    let mut guest = launch().boot();
+    guest.type_line("echo c >/proc/sysrq-trigger");
+    let exit = guest.finish();
+    assert_eq!(exit.code, REBOOT, "{}", exit.errors);
+    assert!(exit.console.contains("Kernel panic"), "{}", exit.console);
+}
+
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn a_termination_signal_stops_the_machine() {

@@ -39,6 +39,17 @@ impl HostKvm {
         judge(&cpuinfo, Path::new("/sys/module/kvm_pvm").exists())
     }
 
+    /// What this user could do instead of running as root, a sentence to go on with.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::Denied(_) => {
+                "\nor, if this machine has VMX or SVM, join the group that may use its KVM and log in again:\n  \
+                 sudo usermod -aG kvm \"$USER\""
+            }
+            _ => "",
+        }
+    }
+
     /// Whether a stock kernel can run on it.
     pub(crate) fn runs_stock_kernels(&self) -> bool {
         *self == Self::Hardware

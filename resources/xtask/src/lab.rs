@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::assets::Cache;
 use crate::cleanup::{Process, RawTerminal, mortal};
-use crate::host;
+use crate::host::{self, HostKvm};
 use crate::kernel::{Flavour, Kernel};
 use crate::progress::Step;
 use crate::tools;
@@ -31,6 +31,8 @@ const MEMORY_MIB: u32 = 8192;
 const CPU: &str = "EPYC,+svm,+npt,-xsave,-avx,-avx2,-f16c,-fma";
 /// A lab without a sign of life for so long hangs: it gives one every ten seconds.
 const STANDSTILL: Duration = Duration::from_secs(180);
+/// Ten seconds of a clock that counts instructions are minutes on a busy machine.
+const STANDSTILL_ICOUNT: Duration = Duration::from_secs(900);
 /// What `timeout(1)` answers, too.
 const TIMED_OUT: i32 = 124;
 /// For a command that a signal ended.
@@ -108,8 +110,10 @@ pub(crate) fn prepare(yes: bool) -> Result<Parts> {
     tools::ensure(&[tools::QEMU, tools::VIRTIOFSD], "the lab", yes)?;
     if !host::is_root() {
         bail!(
-            "the lab shows the host's files to its guest through virtiofsd, which needs root: \
-             run this command as root"
+            "the lab shows the host's files to its guest through virtiofsd, which needs root; run this command as root:\n  \
+             sudo -E env \"PATH=$PATH\" cargo xtask {}{}",
+            arguments_shown(std::env::args().skip(1)),
+            HostKvm::detect().hint()
         );
     }
     let cache = Cache::open()?;
@@ -120,6 +124,19 @@ pub(crate) fn prepare(yes: bool) -> Result<Parts> {
         kernel,
         busybox,
     })
+}
+
+/// Arguments as they can be typed again.
+fn arguments_shown(arguments: impl Iterator<Item = String>) -> String {
+    let shown: Vec<_> = arguments
+        .map(|word| {
+            match word.contains(|c: char| !c.is_ascii_alphanumeric() && !"-_./=,:".contains(c)) {
+                true => format!("'{}'", word.replace('\'', "'\\''")),
+                false => word,
+            }
+        })
+        .collect();
+    shown.join(" ")
 }
 
 /// Runs `command` in the lab, or right here if this is the lab already.
@@ -161,7 +178,7 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
     let pumps = channels
         .start(&mut qemu, output)
         .with_context(|| tail(&dir.join("qemu.log")))?;
-    let ended = wait(dir, &mut qemu, options.timeout);
+    let ended = wait(dir, &mut qemu, options);
     let since = Instant::now();
     while ended.is_ok() && !pumps.finished() && since.elapsed() < DRAIN && qemu.ended()?.is_none() {
         std::thread::sleep(POLL);
@@ -327,7 +344,13 @@ fn arguments(options: &Options, dir: &Path, kernel: &Kernel, channels: &Channels
 }
 
 /// Waits for the command's exit status, the lab's end, or the timeout.
-fn wait(dir: &Path, qemu: &mut Process, timeout: Duration) -> Result<i32> {
+fn wait(dir: &Path, qemu: &mut Process, options: &Options) -> Result<i32> {
+    let timeout = options.timeout;
+    let standstill = if options.icount {
+        STANDSTILL_ICOUNT
+    } else {
+        STANDSTILL
+    };
     let started = Instant::now();
     let (mut beat, mut alive) = (None, started);
     loop {
@@ -346,10 +369,10 @@ fn wait(dir: &Path, qemu: &mut Process, timeout: Duration) -> Result<i32> {
         if now != beat {
             (beat, alive) = (now, Instant::now());
         }
-        if alive.elapsed() > STANDSTILL {
+        if alive.elapsed() > standstill {
             bail!(
                 "the lab stood still for {} s\n{}",
-                STANDSTILL.as_secs(),
+                standstill.as_secs(),
                 tail(&dir.join("console.log"))
             );
         }
@@ -376,4 +399,16 @@ fn tail(path: &Path) -> String {
         .get(lines.len().saturating_sub(LINES)..)
         .unwrap_or_default()
         .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_it_can_be_typed() {
+        let words = ["test", "--only", "it's one", "a=b"].map(str::to_owned);
+        let shown = arguments_shown(words.into_iter());
+        assert_eq!(shown, r"test --only 'it'\''s one' a=b");
+    }
 }

@@ -13,7 +13,11 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::progress::say;
+use crate::tools;
 use crate::vmm::cargo;
+
+/// Makes tests fail that would leave something out for want of a program of the host.
+const REQUIRE_TOOLS: &str = "SPLITRING_REQUIRE_TOOLS";
 
 /// How much is tested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +54,7 @@ pub(crate) fn run(tier: Tier, only: Option<&str>, yes: bool) -> ExitCode {
         for (name, arguments) in quick_steps() {
             step(name, &mut || run_cargo(arguments));
         }
-        step("tests", &mut run_tests);
+        step("tests", &mut || run_tests(tier, yes));
     }
     if tier != Tier::Quick && only.is_none() {
         step("self-test on the host's KVM", &mut run_selftest);
@@ -125,13 +129,28 @@ fn quick_steps() -> [(&'static str, &'static [&'static str]); 4] {
 }
 
 fn run_cargo(arguments: &[&str]) -> Result<()> {
-    let mut command = cargo();
-    command.args(arguments).env("RUSTDOCFLAGS", "-D warnings");
-    succeed(command)
+    succeed(cargo_with_strict_docs(arguments))
 }
 
-/// Unit and in-process tests by nextest where there is one, and the documentation's examples.
-fn run_tests() -> Result<()> {
+fn cargo_with_strict_docs(arguments: &[&str]) -> Command {
+    let mut command = cargo();
+    command.args(arguments).env("RUSTDOCFLAGS", "-D warnings");
+    command
+}
+
+/// Unit and in-process tests by nextest where there is one, and the documentation's examples. The quick
+/// tier does without programs that are not there; the others get them and let no test leave them out.
+fn run_tests(tier: Tier, yes: bool) -> Result<()> {
+    let run_cargo = |arguments: &[&str]| {
+        let mut command = cargo_with_strict_docs(arguments);
+        if tier != Tier::Quick {
+            command.env(REQUIRE_TOOLS, "1");
+        }
+        succeed(command)
+    };
+    if tier != Tier::Quick {
+        tools::ensure(&[tools::IASL], "the ACPI tests", yes)?;
+    }
     let nextest = cargo()
         .args(["nextest", "--version"])
         .output()

@@ -31,13 +31,14 @@ const GUEST_MIB: u64 = 256;
 const DISK_BYTES: u64 = 64 << 20;
 /// Traced runs count, and counts hardly differ from run to run.
 const TRACED_RUNS: usize = 2;
-const LIMIT: Duration = Duration::from_secs(1800);
+/// It takes about ten minutes on a quiet machine.
+const LIMIT: Duration = Duration::from_secs(1500);
 
 /// How long and how often.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Runs of each subject
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
     /// The inner half: measure the binary at this path, here and now
     #[arg(long, hide = true, value_name = "PATH", requires = "kernel")]
@@ -165,10 +166,9 @@ impl Stage {
     }
 }
 
-/// What is measured of one subject.
+/// What traced runs of one subject say.
 #[derive(Debug, Default)]
-struct Figures {
-    whole_ms: Sample,
+struct Traced {
     first_entry_ms: Sample,
     user_exits: Sample,
     exits: Sample,
@@ -177,55 +177,59 @@ struct Figures {
 fn measure(runs: usize, splitring: &Path, kernel: &Path) -> Result<()> {
     let stage = Stage::set_up(splitring, kernel)?;
     println!("to the guest's first user-space line, ms; medians of {runs} runs, range");
-    let figures = |name: &str, build: &dyn Fn() -> Command| -> Result<Figures> {
-        let figures = subject(runs, build).with_context(|| format!("{name} does not boot"))?;
-        println!(
-            "{name:<24} whole {}; to first entry {}; exits to user space {}; all exits {}",
-            figures.whole_ms, figures.first_entry_ms, figures.user_exits, figures.exits
-        );
-        Ok(figures)
-    };
-    let ours = figures("splitring", &|| stage.splitring("vmlinux", "line", false))?;
-    let ours_disk = figures("splitring, a disk", &|| {
+    let ours = whole("splitring", runs, &|| {
+        stage.splitring("vmlinux", "line", false)
+    })?;
+    let qemu = whole("QEMU q35", runs, &|| stage.qemu("line", false))?;
+    let first = vmlinuz("splitring, vmlinuz first time", runs, &stage, true)?;
+    let again = vmlinuz("splitring, vmlinuz again", runs, &stage, false)?;
+    println!("to the first entry, ms; exits until the first line; {TRACED_RUNS} traced runs");
+    let ours_trace = traced("splitring", &|| stage.splitring("vmlinux", "line", false))?;
+    let qemu_trace = traced("QEMU q35", &|| stage.qemu("line", false))?;
+    let ours_disk = traced("splitring, a disk", &|| {
         stage.splitring("vmlinux", "line", true)
     })?;
-    let qemu = figures("QEMU q35", &|| stage.qemu("line", false))?;
-    let qemu_disk = figures("QEMU q35, a disk", &|| stage.qemu("line", true))?;
-    let first = vmlinuz(runs, &stage, true)?;
-    println!("{:<24} whole {first}", "vmlinuz, first time");
-    let again = vmlinuz(runs, &stage, false)?;
-    println!("{:<24} whole {again}", "vmlinuz, again");
-    let own = own_memory(stage.splitring("vmlinux", "typed", true))?;
-    let theirs = own_memory(stage.qemu("typed", true))?;
-    for (name, own) in [("splitring, a disk", own), ("QEMU q35, a disk", theirs)] {
-        println!(
-            "{name:<24} own resident memory {} KiB, {} threads",
-            own.resident_kib, own.threads
-        );
-    }
-    let ratio = |ours: &Sample, theirs: &Sample| ours.median() / theirs.median();
+    let qemu_disk = traced("QEMU q35, a disk", &|| stage.qemu("line", true))?;
+    println!("resident memory but the guest's; threads");
+    let own = own_memory(
+        "splitring, a disk",
+        stage.splitring("vmlinux", "typed", true),
+    )?;
+    own_memory("QEMU q35, a disk", stage.qemu("typed", true))?;
+    let peer = |ours: &Sample, theirs: &Sample| {
+        let ratio = ours.median() / theirs.median();
+        format!("{ours} to {theirs} = {ratio:.3}")
+    };
     println!(
-        "bench boot: to QEMU's: whole {:.3}, with a disk {:.3}; first entry {:.3}; exits to user space \
-         {:.4}, with a disk {:.4}; vmlinuz to vmlinux: first {:.3}, again {:.3}; own memory {} KiB",
-        ratio(&ours.whole_ms, &qemu.whole_ms),
-        ratio(&ours_disk.whole_ms, &qemu_disk.whole_ms),
-        ratio(&ours.first_entry_ms, &qemu.first_entry_ms),
-        ratio(&ours.user_exits, &qemu.user_exits),
-        ratio(&ours_disk.user_exits, &qemu_disk.user_exits),
-        ratio(&first, &ours.whole_ms),
-        ratio(&again, &ours.whole_ms),
+        "bench boot: splitring to QEMU: whole {} ms; first entry {} ms; exits to user space {}, with a disk {}; \
+         vmlinuz to vmlinux: first {}, again {} ms; own memory {} KiB, {} threads",
+        peer(&ours, &qemu),
+        peer(&ours_trace.first_entry_ms, &qemu_trace.first_entry_ms),
+        peer(&ours_trace.user_exits, &qemu_trace.user_exits),
+        peer(&ours_disk.user_exits, &qemu_disk.user_exits),
+        peer(&first, &ours),
+        peer(&again, &ours),
         own.resident_kib,
+        own.threads,
     );
     Ok(())
 }
 
-/// Boots `runs` times plainly and a few times traced; the first boot of all only warms caches.
-fn subject(runs: usize, build: &dyn Fn() -> Command) -> Result<Figures> {
-    let mut figures = Figures::default();
-    time(build())?;
+/// Boots `runs` times; one boot before them only warms caches.
+fn whole(name: &str, runs: usize, build: &dyn Fn() -> Command) -> Result<Sample> {
+    let boot = || time(build()).with_context(|| format!("{name} does not boot"));
+    boot()?;
+    let mut sample = Sample::default();
     for _ in 0..runs {
-        figures.whole_ms.add(time(build())?);
+        sample.add(boot()?);
     }
+    println!("{name:<30} {sample}");
+    Ok(sample)
+}
+
+/// Boots with the kernel's trace points on.
+fn traced(name: &str, build: &dyn Fn() -> Command) -> Result<Traced> {
+    let mut figures = Traced::default();
     for _ in 0..TRACED_RUNS {
         let command = build();
         let program = PathBuf::from(command.get_program());
@@ -238,11 +242,15 @@ fn subject(runs: usize, build: &dyn Fn() -> Command) -> Result<Figures> {
         figures.user_exits.add(boot.user_exits.into());
         figures.exits.add(boot.exits.into());
     }
+    println!(
+        "{name:<30} first entry {}; exits to user space {}, all {}",
+        figures.first_entry_ms, figures.user_exits, figures.exits
+    );
     Ok(figures)
 }
 
 /// The compressed kernel, with or without what an earlier boot left in the cache.
-fn vmlinuz(runs: usize, stage: &Stage, first: bool) -> Result<Sample> {
+fn vmlinuz(name: &str, runs: usize, stage: &Stage, first: bool) -> Result<Sample> {
     let mut sample = Sample::default();
     for _ in 0..runs {
         if first {
@@ -251,6 +259,7 @@ fn vmlinuz(runs: usize, stage: &Stage, first: bool) -> Result<Sample> {
         }
         sample.add(time(stage.splitring("vmlinuz", "line", false))?);
     }
+    println!("{name:<30} {sample}");
     Ok(sample)
 }
 
@@ -263,9 +272,11 @@ fn time(command: Command) -> Result<f64> {
     Ok(took.as_secs_f64() * 1000.0)
 }
 
-fn own_memory(command: Command) -> Result<memory::Own> {
+fn own_memory(name: &str, command: Command) -> Result<memory::Own> {
     let machine = Machine::start(command, READY)?;
-    memory::measure(machine.0.id(), GUEST_MIB << 20)
+    let own = memory::measure(machine.0.id(), GUEST_MIB << 20)?;
+    println!("{name:<30} {} KiB; {}", own.resident_kib, own.threads);
+    Ok(own)
 }
 
 /// A VMM whose guest has printed what was waited for; killed on drop.

@@ -33,11 +33,12 @@ const SOAK_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// One test's own limit, in seconds.
 const TEST_LIMIT: u32 = 600;
 
-/// One test: where it is and what it is called.
+/// One test: where it is, what it is called, and a name for its files that no other test has.
 #[derive(Debug)]
 struct Test {
     binary: PathBuf,
     name: String,
+    id: String,
 }
 
 /// Builds, prepares and runs those with `part` in their name.
@@ -64,13 +65,24 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
     let scratch = cache.scratch("test-")?;
     let board_dir = match tier {
         Tier::Soak => {
-            let key = key(binaries.iter().chain([&splitring]))?;
+            let key = key(binaries.iter().map(|(_, path)| path).chain([&splitring]))?;
             cache.versioned("soak", &key, "starting a soak", |_| Ok(()))?
         }
         Tier::Quick | Tier::Plain => scratch.path().join("board"),
     };
     guest::lay_out(&cache, scratch.path(), yes)?;
-    let board = Board::set_up(&board_dir, tests, &splitring, scratch.path())?;
+    // A build meanwhile would put other programs under the feet of the running ones.
+    let keep = |file: &Path| -> Result<PathBuf> {
+        let copy = scratch.path().join(file.file_name().context("no program")?);
+        if !copy.exists() {
+            fs::copy(file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
+        }
+        Ok(copy)
+    };
+    for test in &mut tests {
+        test.binary = keep(&test.binary)?;
+    }
+    let board = Board::set_up(&board_dir, tests, &keep(&splitring)?, scratch.path())?;
     let options = lab::Options {
         timeout: if tier == Tier::Soak {
             SOAK_LIMIT
@@ -91,7 +103,7 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
 }
 
 /// The `e2e_…` test executables.
-fn binaries() -> Result<Vec<PathBuf>> {
+fn binaries() -> Result<Vec<(String, PathBuf)>> {
     let mut targets = vmm::executables(&[
         "test",
         "--no-run",
@@ -103,14 +115,13 @@ fn binaries() -> Result<Vec<PathBuf>> {
     Ok(targets
         .into_iter()
         .filter(|(name, _)| name.starts_with("e2e_"))
-        .map(|(_, path)| path)
         .collect())
 }
 
 /// The tests in them that belong to `tier`.
-fn list(binaries: &[PathBuf], tier: Tier) -> Result<Vec<Test>> {
+fn list(binaries: &[(String, PathBuf)], tier: Tier) -> Result<Vec<Test>> {
     let mut tests = Vec::new();
-    for binary in binaries {
+    for (target, binary) in binaries {
         let output = Command::new(binary)
             .args(["--list", "--ignored", "--format", "terse"])
             .output()
@@ -125,6 +136,7 @@ fn list(binaries: &[PathBuf], tier: Tier) -> Result<Vec<Test>> {
                 tests.push(Test {
                     binary: binary.clone(),
                     name: name.to_owned(),
+                    id: format!("{target}.{name}").replace("::", "."),
                 });
             }
         }
@@ -147,7 +159,7 @@ fn key<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<String> {
 }
 
 /// Where workers meet: the list, who claimed what, how it went. One file or directory per test,
-/// named after its number, so that a claim is one atomic mkdir, in a lab as on the host.
+/// so that a claim is one atomic mkdir, in a lab as on the host.
 #[derive(Debug)]
 struct Board {
     dir: PathBuf,
@@ -164,15 +176,24 @@ impl Board {
             dir: dir.to_owned(),
             tests,
         };
-        for id in 0..board.tests.len() {
-            // What a soak that was interrupted has not passed is open again.
-            if board.result(id).as_deref() != Some("ok") {
-                board.release(id);
-            }
-        }
         let mut list = String::new();
-        for (id, test) in board.tests.iter().enumerate() {
-            list.push_str(&format!("{id} {} {}\n", test.name, test.binary.display()));
+        let mut passed = 0;
+        for test in &board.tests {
+            if board.result(test).as_deref() == Some("ok") {
+                passed += 1;
+                continue;
+            }
+            // What a soak that was interrupted has not passed is open again.
+            board.release(test);
+            list.push_str(&format!(
+                "{} {} {}\n",
+                test.id,
+                test.name,
+                test.binary.display()
+            ));
+        }
+        if passed > 0 {
+            say(format!("going on where it was: {passed} tests have passed"));
         }
         let script = WORKER
             .replace("@BOARD@", &dir.display().to_string())
@@ -204,7 +225,7 @@ impl Board {
                 Ok(outcome) => say(format!("worker {worker} ended with {}", outcome.code)),
                 Err(error) => say(format!("worker {worker}: {error:#}")),
             }
-            let Some(id) = self.unfinished(worker) else {
+            let Some(test) = self.unfinished(worker) else {
                 // It ended between two tests, or before the first.
                 stillborn += 1;
                 if stillborn > 2 {
@@ -212,43 +233,48 @@ impl Board {
                 }
                 continue;
             };
-            let name = self.tests.get(id).map_or("?", |test| &test.name);
-            if !blamed.insert(id) {
+            let name = &test.name;
+            if !blamed.insert(&test.id) {
                 say(format!("  the lab ended twice during {name}"));
                 return;
             }
             say(format!("  the lab ended during {name}; once more"));
-            self.release(id);
+            self.release(test);
         }
     }
 
     /// The test `worker` has claimed without a result.
-    fn unfinished(&self, worker: usize) -> Option<usize> {
-        (0..self.tests.len()).find(|&id| {
-            let owner = fs::read_to_string(self.dir.join(format!("claims/{id}/worker")));
-            owner.is_ok_and(|owner| owner.trim() == worker.to_string()) && self.result(id).is_none()
+    fn unfinished(&self, worker: usize) -> Option<&Test> {
+        self.tests.iter().find(|test| {
+            let owner = fs::read_to_string(self.place("claims", test).join("worker"));
+            owner.is_ok_and(|owner| owner.trim() == worker.to_string())
+                && self.result(test).is_none()
         })
     }
 
-    fn result(&self, id: usize) -> Option<String> {
-        let text = fs::read_to_string(self.dir.join(format!("results/{id}"))).ok()?;
+    fn result(&self, test: &Test) -> Option<String> {
+        let text = fs::read_to_string(self.place("results", test)).ok()?;
         Some(text.trim().to_owned())
     }
 
-    fn release(&self, id: usize) {
+    fn release(&self, test: &Test) {
         // Either may not be there.
-        drop(fs::remove_file(self.dir.join(format!("results/{id}"))));
-        drop(fs::remove_dir_all(self.dir.join(format!("claims/{id}"))));
+        drop(fs::remove_file(self.place("results", test)));
+        drop(fs::remove_dir_all(self.place("claims", test)));
+    }
+
+    fn place(&self, part: &str, test: &Test) -> PathBuf {
+        self.dir.join(part).join(&test.id)
     }
 
     /// Prints the logs of what failed and the sum.
     fn report(&self) -> Result<()> {
         let mut failed = Vec::new();
-        for (id, test) in self.tests.iter().enumerate() {
-            match self.result(id).as_deref() {
+        for test in &self.tests {
+            match self.result(test).as_deref() {
                 Some("ok") => {}
                 Some(_) => {
-                    let log = fs::read(self.dir.join(format!("logs/{id}"))).unwrap_or_default();
+                    let log = fs::read(self.place("logs", test)).unwrap_or_default();
                     println!("-- {}\n{}", test.name, String::from_utf8_lossy(&log).trim());
                     failed.push(test.name.as_str());
                 }

@@ -1,0 +1,65 @@
+//! An ordinary user gets the exact command to type, and nothing is installed or run for them.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::{Command, Output};
+
+const NOBODY: u32 = 65534;
+
+/// Runs `xtask demo` as nobody with this search path; None where we can't become somebody else.
+fn demo(dir: &Path, path: &str) -> Option<Output> {
+    let everybodys = |file: fs::Metadata| file.permissions().mode() & 0o002 != 0;
+    if !rustix::process::geteuid().is_root() || fs::metadata("/dev/kvm").is_ok_and(everybodys) {
+        eprintln!("not tried: needs root, to become somebody else who may not use /dev/kvm");
+        return None;
+    }
+    // The program may lie where only root looks.
+    let copy = dir.join("xtask");
+    fs::copy(env!("CARGO_BIN_EXE_xtask"), &copy).expect("copy the program");
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("open the directory");
+    chown(dir, Some(NOBODY), Some(NOBODY)).expect("give the directory away");
+    let output = Command::new("/usr/bin/setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&copy)
+        .args(["demo", "--batch"])
+        .env("PATH", path)
+        .env("HOME", dir)
+        .current_dir(dir)
+        .output();
+    Some(output.expect("run as nobody"))
+}
+
+#[test]
+fn what_is_missing_is_named_with_the_command_that_installs_it() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let Some(output) = demo(dir.path(), "/nowhere") else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{errors}");
+    assert!(
+        errors.contains("sudo apt-get install --no-install-recommends qemu-system-x86"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn what_needs_root_is_shown_as_a_command_to_type() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let installed = std::env::split_paths(&path).any(|dir| dir.join("qemu-system-x86_64").exists());
+    if !installed || !Path::new("/usr/lib/qemu/virtiofsd").exists() {
+        eprintln!("not tried: the lab's programs are not installed");
+        return;
+    }
+    let Some(output) = demo(dir.path(), &path) else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{errors}");
+    assert!(
+        errors.contains("sudo -E env \"PATH=$PATH\" cargo xtask demo --batch"),
+        "{errors}"
+    );
+}
