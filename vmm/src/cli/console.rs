@@ -2,16 +2,19 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use splitring::{End, MachineHandle};
 
-use super::Failure;
 use super::terminal::{self, Key, Keyboard, Signals};
+use super::{Failure, footprint};
 
 /// While the guest has no room for input, how often it is asked again.
 const RETRY: Duration = Duration::from_millis(10);
+
+/// How long after the start what only the start needed is given back: not while the guest boots, which it would slow down.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// What has been typed and not been taken yet.
 struct Input {
@@ -35,17 +38,22 @@ pub(crate) fn serve(
         open: true,
     };
     let stdin = io::stdin();
+    let mut settling = Some(Instant::now());
     loop {
         if let Some(end) = machine.try_wait()? {
             return Ok(end);
         }
+        if settling.is_some_and(|since| since.elapsed() >= SETTLED) {
+            footprint::release_startup_code();
+            settling = None;
+        }
         let listening = input.open && input.pending.is_empty();
-        let ready = wait(
-            machine,
-            signals,
-            listening.then(|| stdin.as_fd()),
-            !input.pending.is_empty(),
-        )?;
+        let timeout = if input.pending.is_empty() {
+            settling.map(|since| SETTLED.saturating_sub(since.elapsed()))
+        } else {
+            Some(RETRY)
+        };
+        let ready = wait(machine, signals, listening.then(|| stdin.as_fd()), timeout)?;
         match signals.next() {
             None => {}
             Some(libc::SIGUSR1) => rescan_disks(machine),
@@ -78,12 +86,12 @@ fn rescan_disks(machine: &MachineHandle) {
     }
 }
 
-/// Waits for any of the three; says whether standard input is ready.
+/// Waits for any of the three, or for as long as is given; says whether standard input is ready.
 fn wait(
     machine: &MachineHandle,
     signals: &Signals,
     stdin: Option<BorrowedFd<'_>>,
-    retry: bool,
+    timeout: Option<Duration>,
 ) -> io::Result<bool> {
     let changed = machine.changed();
     let mut fds = vec![
@@ -93,10 +101,7 @@ fn wait(
     if let Some(stdin) = &stdin {
         fds.push(PollFd::new(stdin, PollFlags::IN));
     }
-    let timeout = retry.then(|| Timespec {
-        tv_sec: 0,
-        tv_nsec: i64::from(RETRY.subsec_nanos()),
-    });
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     match poll(&mut fds, timeout.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error.into()),

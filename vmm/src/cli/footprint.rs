@@ -1,8 +1,10 @@
 #![expect(unsafe_code, reason = "madvise on the program's own code")]
 //! Giving back what only the start needed.
 //!
-//! Most of the program's code and constants (argument parsing, configuration, decompressors) is of no use any more once a machine runs, but stays resident. The pages are
-//! the file's: dropped ones that are needed after all come back from the page cache.
+//! Most of the program's code and constants (argument parsing, configuration, decompressors) is of no use any more once a machine runs, but stays resident: 4.0 MiB
+//! instead of 2.6 for a static build. The pages are the file's: dropped ones that are needed after all come back from the page cache, as those do that were never touched.
+//! So this adds nothing to what a file overwritten in place does to a running program; the kernel refuses that (ETXTBSY), but not on behalf of another machine that
+//! shares the file system.
 
 unsafe extern "C" {
     // Set by the linker: the first byte of the program, and the one behind its code. What lies between is never written to.

@@ -10,7 +10,7 @@ use splitring::{BootError, BuildError, Console, End, Machine, MachineHandle, hos
 
 use super::args::RunArgs;
 use super::terminal::{RawMode, Signals};
-use super::{Failure, console, exit_code, footprint};
+use super::{Failure, console, exit_code};
 
 const CANNOT_START: &str = "cannot start the virtual machine";
 
@@ -28,7 +28,6 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     // Before any thread is there, so that none of them is interrupted.
     let signals = Signals::take().context("cannot take over the termination signals")?;
     let machine = start(config, args.any_kvm)?;
-    footprint::release_startup_code();
     let end = {
         let raw = RawMode::enter().context("cannot switch the terminal to raw mode")?;
         console::serve(&machine, &signals, raw.is_some())?

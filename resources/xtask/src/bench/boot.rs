@@ -31,6 +31,8 @@ const GUEST_MIB: u64 = 256;
 const DISK_BYTES: u64 = 64 << 20;
 /// Traced runs count, and counts hardly differ from run to run.
 const TRACED_RUNS: usize = 2;
+/// Memory is looked at when a machine has been idle for so long.
+const SETTLED: Duration = Duration::from_secs(5);
 /// It takes about ten minutes on a quiet machine.
 const LIMIT: Duration = Duration::from_secs(1500);
 
@@ -274,6 +276,7 @@ fn time(command: Command) -> Result<f64> {
 
 fn own_memory(name: &str, command: Command) -> Result<memory::Own> {
     let machine = Machine::start(command, READY)?;
+    std::thread::sleep(SETTLED);
     let own = memory::measure(machine.0.id(), GUEST_MIB << 20)?;
     println!("{name:<30} {} KiB; {}", own.resident_kib, own.threads);
     Ok(own)
