@@ -22,11 +22,34 @@ fn boot(kernel: &str, image: Image, cpus: u32, memory: &str) {
             .succeed("grep ' / ' /proc/mounts")
             .starts_with("/dev/vda / ext4 rw")
     );
+    check_topology(&mut guest, cpus);
     check_memory(&mut guest, memory);
     guest.succeed("echo kept >/root/file && sync && grep kept /root/file");
     check_log(&mut guest);
     let exit = guest.power_off();
     assert_eq!(exit.errors, "", "nothing to report");
+}
+
+/// Every CPU is a core with one thread, all in one package.
+fn check_topology(guest: &mut Guest, cpus: u32) {
+    let lines = guest.succeed(
+        "cd /sys/devices/system/cpu; for cpu in $(ls -d cpu[0-9]*); do cd $cpu/topology; \
+         echo ${cpu#cpu} $(cat core_id physical_package_id thread_siblings_list core_siblings_list); cd ../..; done | sort -n",
+    );
+    let all = match cpus {
+        1 => "0".to_owned(),
+        _ => format!("0-{}", cpus - 1),
+    };
+    let expected: Vec<_> = (0..cpus)
+        .map(|cpu| format!("{cpu} {cpu} 0 {cpu} {all}"))
+        .collect();
+    assert_eq!(
+        lines.lines().collect::<Vec<_>>(),
+        expected,
+        "CPU, core, package, threads, cores"
+    );
+    let ids = guest.succeed("grep '^apicid' /proc/cpuinfo | sort -u | wc -l");
+    assert_eq!(ids.trim(), cpus.to_string(), "distinct APIC ids");
 }
 
 /// A kernel keeps part of its memory to itself: page structures, its own image.
@@ -197,34 +220,9 @@ fn a_kernel_whose_payload_is_out_of_reach_unpacks_itself() {
 }
 
 #[test]
-#[ignore = "needs a guest: cargo xtask test"]
-fn thirty_two_cpus_are_cores_of_one_processor() {
-    let kernel = Kernel::named("6.12-cloud");
-    let mut guest = Launch::new(&kernel, Image::Vmlinux)
-        .cpus(32)
-        .memory("1G")
-        .boot();
-    assert_eq!(guest.succeed("nproc").trim(), "32");
-    let topology = guest.succeed(
-        "cd /sys/devices/system/cpu; for cpu in cpu[0-9]*; do cd $cpu/topology; \
-         echo ${cpu#cpu} $(cat core_id physical_package_id thread_siblings_list core_siblings_list); cd ../..; done",
-    );
-    let mut lines: Vec<_> = topology.lines().collect();
-    lines.sort_by_key(|line| {
-        line.split(' ')
-            .next()
-            .and_then(|cpu| cpu.parse::<u32>().ok())
-    });
-    let expected: Vec<_> = (0..32)
-        .map(|cpu| format!("{cpu} {cpu} 0 {cpu} 0-31"))
-        .collect();
-    assert_eq!(lines, expected, "CPU, core, package, threads, cores");
-    let cores = guest.succeed("grep -c '^cpu cores.*: 32$' /proc/cpuinfo");
-    assert_eq!(cores.trim(), "32");
-    let ids = guest.succeed("grep '^apicid' /proc/cpuinfo | sort -u | wc -l");
-    assert_eq!(ids.trim(), "32");
-    check_log(&mut guest);
-    guest.power_off();
+#[ignore = "needs a guest: cargo xtask test --soak"]
+fn soak_thirty_two_cpus_are_cores_of_one_processor() {
+    boot("6.12-cloud", Image::Vmlinux, 32, "6G");
 }
 
 #[test]

@@ -52,15 +52,15 @@ fn a_triple_fault_ends_the_machine_with_a_reason() {
     assert!(exit.errors.contains("triple fault"), "{}", exit.errors);
 }
 
-/// `reboot=b` jumps to the reset vector in real mode, `k` asks a keyboard controller that is not there, then faults.
+/// `reboot=b` jumps to the reset vector in real mode; `k` asks a keyboard controller, which is not there, and goes on to that.
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn every_way_linux_knows_to_reboot_ends_the_machine_with_a_reason() {
-    for (way, code) in [("b", REBOOT), ("a", REBOOT), ("k", TRIPLE_FAULT)] {
+    for way in ["b", "k", "a"] {
         let mut guest = launch().cmdline(&format!("reboot={way}")).boot();
         guest.type_line("reboot -f");
         let exit = guest.finish();
-        assert_eq!(exit.code, code, "reboot={way}: {}", exit.errors);
+        assert_eq!(exit.code, REBOOT, "reboot={way}: {}", exit.errors);
     }
 }
 

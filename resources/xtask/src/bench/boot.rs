@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::memory;
+use super::stage::{GUEST_MIB, Stage};
 use super::stats::Sample;
 use super::trace::Tracer;
 use crate::assets::Cache;
@@ -26,9 +27,6 @@ use crate::vmm;
 
 const FIRST_LINE: &str = "initramfs: first line of user space";
 const READY: &str = "@@ ready";
-const CMDLINE: &str = "console=ttyS0 quiet";
-const GUEST_MIB: u64 = 256;
-const DISK_BYTES: u64 = 64 << 20;
 /// Traced runs count, and counts hardly differ from run to run.
 const TRACED_RUNS: usize = 2;
 /// Memory is looked at when a machine has been idle for so long.
@@ -75,97 +73,6 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
         kernel.dir().into(),
     ];
     super::inside(&lab, &arguments)
-}
-
-/// Where everything a boot reads lies: in memory, so that only the VMMs differ.
-#[derive(Debug)]
-struct Stage {
-    dir: tempfile::TempDir,
-}
-
-impl Stage {
-    fn set_up(splitring: &Path, kernel: &Path) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("bench-")
-            .tempdir_in("/dev/shm")
-            .context("cannot make a directory in memory")?;
-        let stage = Self { dir };
-        for name in ["vmlinux", "vmlinuz", "initramfs"] {
-            fs::copy(kernel.join(name), stage.file(name))
-                .with_context(|| format!("cannot copy {name}"))?;
-        }
-        fs::copy(splitring, stage.file("splitring")).context("cannot copy splitring")?;
-        let disk = fs::File::create(stage.file("disk")).context("cannot make a disk")?;
-        disk.set_len(DISK_BYTES).context("cannot make a disk")?;
-        Ok(stage)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.file(name).display().to_string()
-    }
-
-    /// Splitring on `kernel`, one vCPU.
-    fn splitring(&self, kernel: &str, session: &str, disk: bool) -> Command {
-        let mut command = Command::new(self.file("splitring"));
-        command
-            .args(["run", "--rng", "off", "--memory", &format!("{GUEST_MIB}M")])
-            .args([
-                "--kernel",
-                &self.path(kernel),
-                "--initrd",
-                &self.path("initramfs"),
-            ])
-            .args(["--cmdline", &format!("{CMDLINE} session={session}")])
-            .env("XDG_CACHE_HOME", self.file("cache"));
-        if disk {
-            command.args(["--disk", &format!("path={}", self.path("disk"))]);
-        }
-        command
-    }
-
-    /// Debian's QEMU on the extracted kernel, as lean as its q35 gets by options alone.
-    fn qemu(&self, session: &str, disk: bool) -> Command {
-        let mut command = Command::new("/usr/bin/qemu-system-x86_64");
-        command
-            .args([
-                "-M",
-                "q35",
-                "-accel",
-                "kvm",
-                "-cpu",
-                "host",
-                "-m",
-                &GUEST_MIB.to_string(),
-            ])
-            .args([
-                "-nodefaults",
-                "-display",
-                "none",
-                "-no-reboot",
-                "-serial",
-                "stdio",
-            ])
-            .args([
-                "-kernel",
-                &self.path("vmlinux"),
-                "-initrd",
-                &self.path("initramfs"),
-            ])
-            .args(["-append", &format!("{CMDLINE} session={session}")]);
-        if disk {
-            command
-                .args([
-                    "-drive",
-                    &format!("file={},format=raw,if=none,id=d", self.path("disk")),
-                ])
-                .args(["-device", "virtio-blk-pci,drive=d,disable-legacy=on"]);
-        }
-        command
-    }
 }
 
 /// What traced runs of one subject say.

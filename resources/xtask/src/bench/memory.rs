@@ -4,6 +4,9 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
+/// KVM itself runs a thread in every process with a machine.
+const KVMS_THREAD: &str = "kvm-nx-lpage-re";
+
 /// One line of `smaps`: where a mapping is and how much of it is resident.
 #[derive(Debug, Clone, Copy)]
 struct Mapping {
@@ -17,7 +20,7 @@ struct Mapping {
 pub(crate) struct Own {
     /// Resident, in KiB, without guest memory.
     pub(crate) resident_kib: u64,
-    /// Its threads.
+    /// Its threads but the one that KVM adds.
     pub(crate) threads: usize,
 }
 
@@ -36,6 +39,8 @@ pub(crate) fn measure(pid: u32, guest_bytes: u64) -> Result<Own> {
     let tasks = format!("/proc/{pid}/task");
     let threads = fs::read_dir(&tasks)
         .with_context(|| format!("cannot list {tasks}"))?
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
+        .filter(|name| name.trim_end() != KVMS_THREAD)
         .count();
     Ok(Own {
         resident_kib,
