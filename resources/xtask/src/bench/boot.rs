@@ -17,7 +17,7 @@ use clap::Args;
 use super::memory;
 use super::stage::{GUEST_MIB, Stage};
 use super::stats::Sample;
-use super::trace::Tracer;
+use super::trace::{Boot, Tracer};
 use crate::assets::Cache;
 use crate::guest::GuestKernel;
 use crate::kernel::Flavour;
@@ -93,6 +93,8 @@ fn measure(runs: usize, splitring: &Path, kernel: &Path) -> Result<()> {
     let first = vmlinuz("splitring, vmlinuz first time", runs, &stage, true)?;
     let again = vmlinuz("splitring, vmlinuz again", runs, &stage, false)?;
     println!("to the first entry, ms; exits until the first line; {TRACED_RUNS} traced runs");
+    // The first trace of all waits for the kernel to get ready for it.
+    trace(stage.splitring("vmlinux", "line", false))?;
     let ours_trace = traced("splitring", &|| stage.splitring("vmlinux", "line", false))?;
     let qemu_trace = traced("QEMU q35", &|| stage.qemu("line", false))?;
     let ours_disk = traced("splitring, a disk", &|| {
@@ -110,8 +112,8 @@ fn measure(runs: usize, splitring: &Path, kernel: &Path) -> Result<()> {
         format!("{ours} to {theirs} = {ratio:.3}")
     };
     println!(
-        "bench boot: splitring to QEMU: whole {} ms; first entry {} ms; exits to user space {}, with a disk {}; \
-         vmlinuz to vmlinux: first {}, again {} ms; own memory {} KiB, {} threads",
+        "bench boot: splitring to QEMU: whole {}; first entry {}; exits to user space {}, with a disk {}; \
+         vmlinuz to vmlinux: first {}, again {}; own memory {} KiB, {} threads",
         peer(&ours, &qemu),
         peer(&ours_trace.first_entry_ms, &qemu_trace.first_entry_ms),
         peer(&ours_trace.user_exits, &qemu_trace.user_exits),
@@ -140,13 +142,7 @@ fn whole(name: &str, runs: usize, build: &dyn Fn() -> Command) -> Result<Sample>
 fn traced(name: &str, build: &dyn Fn() -> Command) -> Result<Traced> {
     let mut figures = Traced::default();
     for _ in 0..TRACED_RUNS {
-        let command = build();
-        let program = PathBuf::from(command.get_program());
-        let tracer = Tracer::start()?;
-        let machine = Machine::start(command, FIRST_LINE)?;
-        tracer.mark()?;
-        drop(machine);
-        let boot = tracer.finish(&program)?;
+        let boot = trace(build()).with_context(|| format!("{name} can't be traced"))?;
         figures.first_entry_ms.add(boot.first_entry_ms);
         figures.user_exits.add(boot.user_exits.into());
         figures.exits.add(boot.exits.into());
@@ -156,6 +152,16 @@ fn traced(name: &str, build: &dyn Fn() -> Command) -> Result<Traced> {
         figures.first_entry_ms, figures.user_exits, figures.exits
     );
     Ok(figures)
+}
+
+/// One boot with the trace points on.
+fn trace(command: Command) -> Result<Boot> {
+    let program = PathBuf::from(command.get_program());
+    let tracer = Tracer::start()?;
+    let machine = Machine::start(command, FIRST_LINE)?;
+    tracer.mark()?;
+    drop(machine);
+    tracer.finish(&program)
 }
 
 /// The compressed kernel, with or without what an earlier boot left in the cache.
