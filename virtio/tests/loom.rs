@@ -180,6 +180,26 @@ fn device_to_driver<const EVENT_IDX: bool>() {
     }
 }
 
+/// A batch whose first entry the device shows before it decides about the interrupt.
+fn shown_early<const EVENT_IDX: bool>() {
+    race(
+        &[(0, 2)],
+        |words, old, new| {
+            Device(words).set_used_idx(old + 1);
+            ring::publish_used(&Device(words), EVENT_IDX, old, new)
+        },
+        |words| Driver(words).used_idx(),
+        |words| ring::disable_interrupt(&Driver(words), EVENT_IDX),
+        |words, next| ring::enable_interrupt(&Driver(words), EVENT_IDX, next),
+    );
+}
+
+#[test]
+fn no_interrupt_is_lost_when_a_part_of_the_batch_is_shown_early() {
+    shown_early::<false>();
+    shown_early::<true>();
+}
+
 #[test]
 fn no_notification_is_lost_by_flags() {
     driver_to_device::<false>();

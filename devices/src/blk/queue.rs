@@ -14,6 +14,10 @@ use crate::device::{Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet
 use crate::disk::metrics::{self, RequestKind};
 use crate::disk::{Completion, Data, DiskOp, DiskQueue, IoFault};
 
+/// After how many requests of a batch those that are done already are shown to the driver: what it does about them
+/// it can do while the rest is done.
+const EARLY: u32 = 8;
+
 /// Nanoseconds between two log lines about failed requests.
 const LOG_PAUSE: u64 = 1_000_000_000;
 
@@ -82,7 +86,7 @@ impl BlkQueue {
 
     /// Takes what is available and hands it to the disk as far as that has room. Whether there was any.
     fn take(&mut self, queue: &mut Queue) -> Result<bool, Broken> {
-        let mut now = None;
+        let (mut now, mut begun) = (None, 0_u32);
         loop {
             let chain = match self.held.take() {
                 Some(chain) => chain,
@@ -105,8 +109,12 @@ impl BlkQueue {
             };
             let now = *now.get_or_insert_with(metrics::now);
             self.begin(queue, tag, chain, now)?;
+            begun = begun.wrapping_add(1);
+            if begun.is_multiple_of(EARLY) && self.reap(queue, DiskQueue::completed) {
+                queue.show();
+            }
         }
-        Ok(now.is_some())
+        Ok(begun > 0)
     }
 
     /// Puts one request into flight under a free tag, or answers it.
@@ -195,10 +203,14 @@ impl BlkQueue {
         Ok((!submitted).then_some(status::IOERR))
     }
 
-    /// Answers what is done. Whether there was any.
-    fn reap(&mut self, queue: &mut Queue) -> bool {
+    /// Answers what is done, as `ask` finds it. Whether there was any.
+    fn reap(
+        &mut self,
+        queue: &mut Queue,
+        ask: fn(&mut (dyn DiskQueue + 'static), &mut Vec<Completion>),
+    ) -> bool {
         let mut done = std::mem::take(&mut self.done);
-        self.disk.completions(&mut done);
+        ask(self.disk.as_mut(), &mut done);
         let any = !done.is_empty();
         if any {
             let now = metrics::now();
@@ -352,7 +364,7 @@ impl QueueHandler for BlkQueue {
         loop {
             let taken = self.take(queue);
             self.disk.commit();
-            let answered = self.reap(queue);
+            let answered = self.reap(queue, DiskQueue::completions);
             // What was answered may have brought the driver to add more; the worker's grant bounds this.
             if !taken? && !answered {
                 return Ok(Outcome::Idle);

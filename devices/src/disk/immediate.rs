@@ -52,6 +52,10 @@ impl<P: Perform> DiskQueue for ImmediateQueue<P> {
 
     fn commit(&mut self) {}
 
+    fn completed(&mut self, out: &mut Vec<Completion>) {
+        out.append(&mut self.done);
+    }
+
     fn completions(&mut self, out: &mut Vec<Completion>) {
         out.append(&mut self.done);
     }

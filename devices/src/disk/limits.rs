@@ -97,6 +97,10 @@ impl DiskQueue for LimitedQueue {
         self.inner.commit();
     }
 
+    fn completed(&mut self, out: &mut Vec<Completion>) {
+        self.inner.completed(out);
+    }
+
     fn completions(&mut self, out: &mut Vec<Completion>) {
         self.inner.completions(out);
     }

@@ -143,6 +143,9 @@ pub trait DiskQueue: Send {
     /// [`commit`](Self::commit), since much completes at once, and when an event was readable.
     fn completions(&mut self, out: &mut Vec<Completion>);
 
+    /// Appends what has completed already, without asking the host for more.
+    fn completed(&mut self, _out: &mut Vec<Completion>) {}
+
     /// Whether completions wait, told without a system call. Where that can't be told it is `false`, and
     /// [`events`](Self::events) tell.
     fn has_completions(&mut self) -> bool {

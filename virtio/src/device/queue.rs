@@ -66,9 +66,11 @@ pub struct ActiveQueue<M: GuestRam> {
     next_avail: u16,
     /// Entries before this one may be popped without another look at the index.
     horizon: u16,
-    /// Next entry of the used ring; published up to `published`.
+    /// Next entry of the used ring; the driver was shown those up to `published`.
     next_used: u16,
     published: u16,
+    /// Up to where it was decided whether the driver wants an interrupt.
+    decided: u16,
     /// Chains this pass may still take from the ring; `None` is no limit.
     budget: Option<u16>,
     features: RingFeatures,
@@ -122,6 +124,7 @@ impl<M: GuestRam> ActiveQueue<M> {
             horizon: state.next_avail,
             next_used: state.next_used,
             published: state.published,
+            decided: state.published,
             budget: None,
             features,
             drained: false,
@@ -360,15 +363,25 @@ impl<M: GuestRam> ActiveQueue<M> {
         }
     }
 
+    /// Shows the driver what was completed so far, for one that is looking anyway and can go on while
+    /// the batch does. [`publish`](Self::publish) has to follow, which decides about the interrupt.
+    #[inline]
+    pub fn show(&mut self) {
+        if self.published != self.next_used {
+            self.published = self.next_used;
+            self.ring.set_used_idx(self.next_used);
+        }
+    }
+
     /// Shows the driver what was completed since the last call: one store of the index, one fence,
     /// one decision.
     #[inline]
     pub fn publish(&mut self) -> Interrupt {
-        let (old, new) = (self.published, self.next_used);
+        let (old, new) = (self.decided, self.next_used);
         if old == new {
             return Interrupt::NotNeeded;
         }
-        self.published = new;
+        (self.published, self.decided) = (new, new);
         let needed = ring::publish_used(&self.ring, self.features.event_idx, old, new);
         self.ring.mark_used_dirty();
         if needed {

@@ -56,6 +56,36 @@ fn an_empty_batch_publishes_nothing_and_interrupts_nobody() {
     }
 }
 
+/// What was shown can be taken and offered again before the batch is published, and the decision is about all of it.
+#[test]
+fn a_batch_shown_early_is_decided_about_as_a_whole() {
+    let mut play = Play::new(4);
+    play.set_used_event(0);
+    let mut queue = play.activate(EVENT);
+    for head in 0..4 {
+        play.chain(head, &[(DATA, 16, 0)]);
+        play.offer(head);
+    }
+    let first = pop(&mut queue);
+    queue.complete(first, 0);
+    queue.show();
+    assert_eq!(play.used_idx(), 1);
+    // The ring had been full: only what was shown makes room.
+    play.offer(0);
+    for _ in 0..4 {
+        let chain = pop(&mut queue);
+        queue.complete(chain, 0);
+    }
+    assert_eq!(play.used_idx(), 1);
+    assert_eq!(
+        queue.publish(),
+        Interrupt::Needed,
+        "the first was asked about"
+    );
+    assert_eq!(play.used_idx(), 5);
+    assert_eq!(queue.publish(), Interrupt::NotNeeded);
+}
+
 #[test]
 fn notification_is_suppressed_by_flag_without_event_idx() {
     let mut play = Play::new(8);
