@@ -96,7 +96,7 @@ pub(crate) struct RunArgs {
     memory: Option<String>,
     #[arg(long, value_name = "path=FILE[,KEY=VALUE…]", help = keys("A disk; may be repeated. One with the id of a disk in the file replaces it", DISK_KEYS))]
     disk: Vec<String>,
-    #[arg(long, value_name = "tap=NAME|passt=on[,KEY=VALUE…]", help = keys("A network card; may be repeated. One with the id of a card in the file replaces it", NET_KEYS))]
+    #[arg(long, value_name = "tap=NAME|passt[,KEY=VALUE…]", help = keys("A network card; may be repeated. One with the id of a card in the file replaces it", NET_KEYS))]
     net: Vec<String>,
     /// Name of the machine; network addresses are derived from it
     #[arg(long)]
@@ -191,13 +191,19 @@ impl RunArgs {
             put(&mut config.disk, disk, |disk| disk.id.as_deref());
         }
         for text in &self.net {
-            // `--net passt` reads better than `--net passt=on`.
-            let whole = if text == "passt" { "passt=on" } else { text };
-            let net: NetConfig =
-                keyvalue::parse(whole, None).map_err(|error| usage("--net", text, &error))?;
+            let net: NetConfig = keyvalue::parse(&passt_on(text), None)
+                .map_err(|error| usage("--net", text, &error))?;
             put(&mut config.net, net, |net| net.id.as_deref());
         }
         Ok(config)
+    }
+}
+
+/// `--net passt,…` reads better than `--net passt=on,…`.
+fn passt_on(text: &str) -> String {
+    match text.strip_prefix("passt") {
+        Some(rest) if rest.is_empty() || rest.starts_with(',') => format!("passt=on{rest}"),
+        _ => text.to_owned(),
     }
 }
 
@@ -299,6 +305,23 @@ mod tests {
             toml::from_str::<VmConfig>(&text).expect("reads back"),
             config
         );
+    }
+
+    #[test]
+    fn passt_is_switched_on_by_its_name() {
+        let args = run_args(&[
+            "--net",
+            "passt,tcp=8080:80",
+            "--net",
+            "passt",
+            "--net",
+            "passt=on",
+        ]);
+        let Ok(config) = args.config() else {
+            panic!("refused")
+        };
+        assert!(config.net.iter().all(|net| net.passt));
+        assert_eq!(config.net[0].tcp.as_deref(), Some("8080:80"));
     }
 
     #[test]
