@@ -93,7 +93,7 @@ const CASES: &[Case] = &[
         "memory that is no number",
         &["--kernel", "@kernel", "--memory", "much"],
         USAGE,
-        &["`much`", "512M"],
+        &["`much`", "write it as"],
     ),
     case(
         "memory beyond the address space",
