@@ -189,6 +189,10 @@ impl<'a> Source<'a> {
     }
 }
 
+/// After how many requests of a batch those that are done already are shown to the driver (`ActiveQueue::show`): what
+/// it does about them it can do while the rest is done.
+pub(crate) const SHOW_AFTER: u32 = 8;
+
 /// One of a task's queues.
 pub struct TaskQueue {
     /// Its number.

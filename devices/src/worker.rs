@@ -113,14 +113,14 @@ pub struct Worker {
 
 impl Worker {
     /// Starts a thread called `name` (the kernel keeps 15 bytes of it) that looks at busy rings by itself for up to
-    /// `poll_limit` before it sleeps; zero is never.
+    /// `poll_window` before it sleeps; zero is never.
     pub fn spawn(
         name: &str,
-        poll_limit: Duration,
+        poll_window: Duration,
         on_failure: OnFailure,
     ) -> io::Result<Arc<Worker>> {
         let mut manager = EventManager::new().map_err(|e| io::Error::other(e.to_string()))?;
-        let subscriber = manager.add_subscriber(Loop::new(poll_limit));
+        let subscriber = manager.add_subscriber(Loop::new(poll_window));
         let endpoint = manager.remote_endpoint();
         let reporter = Reporter {
             worker: name.to_owned(),

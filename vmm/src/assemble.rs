@@ -467,12 +467,12 @@ fn start_workers(
     control: &Arc<Control>,
 ) -> Result<Vec<Arc<Worker>>, BuildError> {
     let control = Arc::clone(control);
-    let poll_limit = Duration::from_micros(config.poll_us.into());
+    let poll_window = Duration::from_micros(config.poll_us.into());
     let failed: OnFailure = Arc::new(move |failure| control.end(End::Failed(failure.to_string())));
     (0..config.workers)
         .map(|number| {
             let name = format!("worker{number}");
-            Worker::spawn(&name, poll_limit, Arc::clone(&failed))
+            Worker::spawn(&name, poll_window, Arc::clone(&failed))
                 .map_err(|error| BuildError::Thread { what: name, error })
         })
         .collect()

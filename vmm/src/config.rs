@@ -117,7 +117,7 @@ pub struct VmConfig {
     pub kernel_cache: bool,
     /// Threads that the devices' queues are spread over.
     pub workers: u16,
-    /// Microseconds a worker may look for more work before it sleeps; it settles by itself on less. 0 is never.
+    /// Microseconds a worker looks for more work before it sleeps, while that pays. 0 is never.
     pub poll_us: u32,
     /// Guest memory.
     pub memory: MemoryConfig,

@@ -10,13 +10,11 @@ use splitring_virtio::spec::blk::status;
 
 use super::Shared;
 use super::request::{HEADER, Limits, NoStatus, Piece, Verdict, parse};
-use crate::device::{Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, Source};
+use crate::device::{
+    Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, SHOW_AFTER, Source,
+};
 use crate::disk::metrics::{self, RequestKind};
 use crate::disk::{Completion, Data, DiskOp, DiskQueue, IoFault};
-
-/// After how many requests of a batch those that are done already are shown to the driver: what it does about them
-/// it can do while the rest is done.
-const EARLY: u32 = 8;
 
 /// Nanoseconds between two log lines about failed requests.
 const LOG_PAUSE: u64 = 1_000_000_000;
@@ -110,7 +108,7 @@ impl BlkQueue {
             let now = *now.get_or_insert_with(metrics::now);
             self.begin(queue, tag, chain, now)?;
             begun = begun.wrapping_add(1);
-            if begun.is_multiple_of(EARLY) && self.reap(queue, DiskQueue::completed) {
+            if begun.is_multiple_of(SHOW_AFTER) && self.reap(queue, DiskQueue::completed) {
                 queue.show();
             }
         }

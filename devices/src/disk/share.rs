@@ -93,6 +93,11 @@ impl RingShare {
         self.0.commit();
     }
 
+    /// As [`DiskQueue::completed`].
+    pub fn completed(&mut self, out: &mut Vec<Completion>) {
+        self.0.completed(out);
+    }
+
     /// As [`DiskQueue::completions`].
     pub fn completions(&mut self, out: &mut Vec<Completion>) {
         self.0.completions(out);

@@ -231,6 +231,19 @@ impl Backend {
         out.append(&mut self.failed);
     }
 
+    /// Takes what has completed already, without asking the host for more.
+    pub(crate) fn completed(&mut self, out: &mut Vec<Completion>) {
+        if let Some(ring) = &mut self.ring {
+            ring.completed(out);
+        }
+        for slot in &self.touched {
+            if let Some(Some(Way::Queue { queue, .. })) = self.ways.get_mut(*slot) {
+                queue.completed(out);
+            }
+        }
+        out.append(&mut self.failed);
+    }
+
     /// Looks at the queues whose events fired.
     pub(crate) fn look(&mut self) {
         let mut ready = Vec::with_capacity(READY);

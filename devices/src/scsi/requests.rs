@@ -21,7 +21,9 @@ use super::luns;
 use super::request::{Answer, Request, Sizes};
 use super::sense::{Sense, Status, attention};
 use super::unit::Nexus;
-use crate::device::{Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, Source};
+use crate::device::{
+    Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, SHOW_AFTER, Source,
+};
 use crate::disk::{Completion, metrics};
 use crate::ram::Ram;
 use task::{Task, Work};
@@ -337,8 +339,13 @@ impl Requests {
         for tag in std::mem::take(&mut self.tags) {
             self.resume_queued(queue, tag);
         }
+        self.settle(queue, Backend::exchange)
+    }
+
+    /// Handles what `ask` finds completed; false if there was nothing.
+    fn settle(&mut self, queue: &mut Queue, ask: fn(&mut Backend, &mut Vec<Completion>)) -> bool {
         let mut completions = std::mem::take(&mut self.completions);
-        self.backend.exchange(&mut completions);
+        ask(&mut self.backend, &mut completions);
         let any = !completions.is_empty();
         if any {
             self.now = metrics::now();
@@ -362,6 +369,22 @@ impl Requests {
         }
     }
 
+    /// Takes what is available.
+    fn take_all(&mut self, queue: &mut Queue) -> Result<(), Broken> {
+        let mut taken = 0_u32;
+        while let Some(chain) = queue
+            .pop()
+            .map_err(|error| Broken::new(self.index, error))?
+        {
+            self.take(queue, chain)?;
+            taken = taken.wrapping_add(1);
+            if taken.is_multiple_of(SHOW_AFTER) && self.settle(queue, Backend::completed) {
+                queue.show();
+            }
+        }
+        Ok(())
+    }
+
     fn pass(&mut self, queue: &mut Queue, cause: Cause) -> Result<Outcome, Broken> {
         self.refresh();
         self.now = metrics::now();
@@ -370,12 +393,7 @@ impl Requests {
             self.backend.look();
         }
         for _ in 0..ROUNDS {
-            while let Some(chain) = queue
-                .pop()
-                .map_err(|error| Broken::new(self.index, error))?
-            {
-                self.take(queue, chain)?;
-            }
+            self.take_all(queue)?;
             // Orders are about all commands sent before them, so those still in the ring are taken first.
             if self.mail_due && !queue.spent() {
                 self.mail_due = false;

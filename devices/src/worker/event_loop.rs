@@ -155,11 +155,11 @@ impl MutEventSubscriber for Loop {
 }
 
 impl Loop {
-    pub(super) fn new(poll_limit: Duration) -> Self {
+    pub(super) fn new(poll_window: Duration) -> Self {
         Self {
             slots: Vec::new(),
             ready: VecDeque::new(),
-            polling: Polling::new(poll_limit),
+            polling: Polling::new(poll_window),
             paused: false,
             quit: false,
         }

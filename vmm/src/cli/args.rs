@@ -104,7 +104,7 @@ pub(crate) struct RunArgs {
     /// Threads that the devices' queues are spread over [default: 1]
     #[arg(long, value_name = "N")]
     workers: Option<u16>,
-    /// Microseconds a device thread may look for more work before it sleeps; it settles on less by itself, 0 is never [default: 32]
+    /// Microseconds a device thread looks for more work before it sleeps, while that pays; 0 is never [default: 32]
     #[arg(long, value_name = "N")]
     poll_us: Option<u32>,
     /// What a reboot by the guest does [default: exit]
