@@ -159,33 +159,7 @@ fn answer(nexus: &Nexus, command: &Command, list: &[u8]) -> Result<Vec<u8>, Stat
         Command::ReadCapacity10 => Ok(read_capacity_10(nexus)),
         Command::ReadCapacity16 { .. } => Ok(read_capacity_16(nexus)),
         Command::GetLbaStatus { lba, alloc } => lba_status(nexus, lba, alloc),
-        Command::ModeSense {
-            form,
-            long_lba,
-            no_blocks,
-            control,
-            page,
-            subpage,
-            ..
-        } => {
-            let query = mode::Query {
-                form,
-                long_lba,
-                no_blocks,
-                control,
-                page,
-                subpage,
-            };
-            let blocks = nexus.unit.loaded().then(|| nexus.blocks());
-            let modes = nexus.unit.with(|state| state.modes);
-            Ok(mode::sense(
-                &query,
-                facts,
-                blocks,
-                &modes,
-                &nexus.unit.defaults,
-            )?)
-        }
+        Command::ModeSense { .. } => mode_sense(nexus, command),
         Command::ModeSelect { form, .. } => mode_select(nexus, form, list),
         Command::LogSense { page, subpage, .. } => Ok(log_sense(page, subpage)?),
         Command::ReadDefectData { twelve, lists, .. } => Ok(defects(twelve, lists)),
@@ -308,6 +282,34 @@ fn lba_status(nexus: &Nexus, lba: u64, alloc: u32) -> Result<Vec<u8>, Status> {
     let length = wire::len32(out.len().saturating_sub(4));
     out.patch_u32(0, length);
     Ok(out.finish())
+}
+
+fn mode_sense(nexus: &Nexus, command: &Command) -> Result<Vec<u8>, Status> {
+    let Command::ModeSense {
+        form,
+        long_lba,
+        no_blocks,
+        control,
+        page,
+        subpage,
+        ..
+    } = *command
+    else {
+        return Err(Sense::INVALID_OPCODE.into());
+    };
+    let query = mode::Query {
+        form,
+        long_lba,
+        no_blocks,
+        control,
+        page,
+        subpage,
+    };
+    let unit = &nexus.unit;
+    let blocks = unit.loaded().then(|| nexus.blocks());
+    let modes = unit.with(|state| state.modes);
+    let sensed = mode::sense(&query, &nexus.facts, blocks, &modes, &unit.defaults);
+    Ok(sensed?)
 }
 
 fn mode_select(nexus: &Nexus, form: cdb::ModeForm, list: &[u8]) -> Result<Vec<u8>, Status> {

@@ -4,6 +4,8 @@
 //! by somebody else does to it, whether it needs a medium, and how its CDB becomes a typed command. REPORT
 //! SUPPORTED OPERATION CODES answers from the same rows, so what is reported is what is done.
 
+pub(crate) mod op;
+
 use super::cdb::{Cdb, Check, Command, Extent, Kind, ModeForm, Profile, Reporting};
 use super::sense::Sense;
 
@@ -138,60 +140,6 @@ const fn first_rows() -> [u8; 256] {
         first[TABLE[row].opcode as usize] = row as u8;
     }
     first
-}
-
-/// Operation codes.
-pub(crate) mod op {
-    pub(crate) const TEST_UNIT_READY: u8 = 0x00;
-    pub(crate) const REQUEST_SENSE: u8 = 0x03;
-    pub(crate) const READ_6: u8 = 0x08;
-    pub(crate) const WRITE_6: u8 = 0x0a;
-    pub(crate) const INQUIRY: u8 = 0x12;
-    pub(crate) const MODE_SELECT_6: u8 = 0x15;
-    pub(crate) const RESERVE_6: u8 = 0x16;
-    pub(crate) const RELEASE_6: u8 = 0x17;
-    pub(crate) const MODE_SENSE_6: u8 = 0x1a;
-    pub(crate) const START_STOP_UNIT: u8 = 0x1b;
-    pub(crate) const SEND_DIAGNOSTIC: u8 = 0x1d;
-    pub(crate) const PREVENT_ALLOW: u8 = 0x1e;
-    pub(crate) const READ_CAPACITY_10: u8 = 0x25;
-    pub(crate) const READ_10: u8 = 0x28;
-    pub(crate) const WRITE_10: u8 = 0x2a;
-    pub(crate) const WRITE_AND_VERIFY_10: u8 = 0x2e;
-    pub(crate) const VERIFY_10: u8 = 0x2f;
-    pub(crate) const PRE_FETCH_10: u8 = 0x34;
-    pub(crate) const SYNCHRONIZE_CACHE_10: u8 = 0x35;
-    pub(crate) const READ_DEFECT_DATA_10: u8 = 0x37;
-    pub(crate) const WRITE_SAME_10: u8 = 0x41;
-    pub(crate) const UNMAP: u8 = 0x42;
-    pub(crate) const READ_TOC: u8 = 0x43;
-    pub(crate) const GET_CONFIGURATION: u8 = 0x46;
-    pub(crate) const GET_EVENT_STATUS: u8 = 0x4a;
-    pub(crate) const LOG_SENSE: u8 = 0x4d;
-    pub(crate) const READ_DISC_INFORMATION: u8 = 0x51;
-    pub(crate) const MODE_SELECT_10: u8 = 0x55;
-    pub(crate) const RESERVE_10: u8 = 0x56;
-    pub(crate) const RELEASE_10: u8 = 0x57;
-    pub(crate) const MODE_SENSE_10: u8 = 0x5a;
-    pub(crate) const PERSISTENT_RESERVE_IN: u8 = 0x5e;
-    pub(crate) const PERSISTENT_RESERVE_OUT: u8 = 0x5f;
-    pub(crate) const READ_16: u8 = 0x88;
-    pub(crate) const COMPARE_AND_WRITE: u8 = 0x89;
-    pub(crate) const WRITE_16: u8 = 0x8a;
-    pub(crate) const ORWRITE_16: u8 = 0x8b;
-    pub(crate) const WRITE_AND_VERIFY_16: u8 = 0x8e;
-    pub(crate) const VERIFY_16: u8 = 0x8f;
-    pub(crate) const PRE_FETCH_16: u8 = 0x90;
-    pub(crate) const SYNCHRONIZE_CACHE_16: u8 = 0x91;
-    pub(crate) const WRITE_SAME_16: u8 = 0x93;
-    pub(crate) const SERVICE_ACTION_IN_16: u8 = 0x9e;
-    pub(crate) const REPORT_LUNS: u8 = 0xa0;
-    pub(crate) const MAINTENANCE_IN: u8 = 0xa3;
-    pub(crate) const READ_12: u8 = 0xa8;
-    pub(crate) const WRITE_12: u8 = 0xaa;
-    pub(crate) const WRITE_AND_VERIFY_12: u8 = 0xae;
-    pub(crate) const VERIFY_12: u8 = 0xaf;
-    pub(crate) const READ_DEFECT_DATA_12: u8 = 0xb7;
 }
 
 /// A row without service action.
