@@ -66,16 +66,20 @@ pub(crate) fn run(bus: Bus, plan: Plan<'_>) -> Table {
     ));
     warm.power_off();
     for round in 0..plan.mode.rounds() {
-        let mut subjects: [(&str, Start, Extra<'_>); 3] = [
-            ("splitring", peers::splitring, file),
-            ("QEMU", peers::qemu, file),
-            ("no data", peers::splitring, null),
+        let mut subjects: Vec<(&str, Start, Bus, Extra<'_>)> = vec![
+            ("splitring", peers::splitring, bus, file),
+            ("QEMU", peers::qemu, bus, file),
+            ("no data", peers::splitring, bus, null),
         ];
+        if bus == Bus::Scsi {
+            let blk = Extra::Disk(Bus::Blk, data.path());
+            subjects.push(("our blk", peers::splitring, Bus::Blk, blk));
+        }
         // Whoever comes second may find things warmer: they take turns.
         if round % 2 == 1 {
             subjects.reverse();
         }
-        for (subject, start, extra) in subjects {
+        for (subject, start, bus, extra) in subjects {
             eprintln!("  round {}, {subject}", round + 1);
             measure(&mut table, subject, start(root.path(), extra), bus, plan);
         }
@@ -84,6 +88,11 @@ pub(crate) fn run(bus: Bus, plan: Plan<'_>) -> Table {
 }
 
 fn measure(table: &mut Table, subject: &str, mut guest: Guest, bus: Bus, plan: Plan<'_>) {
+    // SCSI disks are found on a thread of the kernel's own.
+    guest.succeed(&format!(
+        "for n in $(seq 60); do [ -b {0} ] && break; sleep 1; done; [ -b {0} ]",
+        bus.device()
+    ));
     for job in JOBS.into_iter().filter(|job| plan.wants(job.name)) {
         let bound = match plan.mode {
             Mode::Pairs(_) => format!("--time_based --runtime={SECONDS}"),
