@@ -3,6 +3,8 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use splitring_virtio::spec::scsi::response;
+
 use super::config::{ScsiConfig, ScsiError, UnitConfig};
 use super::events::Notice;
 use super::hub::{Filter, Hub, Order, Sweep, Waiter};
@@ -11,8 +13,8 @@ use super::unit::{Nexus, lock};
 use crate::disk::Disk;
 use crate::disk::metrics::DiskTotals;
 
-/// How long a removal waits for commands that are with the host.
-const REMOVE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a removal waits for commands that are with the host: to end by themselves, then to be given up.
+const REMOVE_LIMITS: [Duration; 2] = [Duration::from_secs(5); 2];
 
 /// A controller's units, from outside the guest. Clones are the same controller. It does not keep the controller, or
 /// any image, alive.
@@ -99,10 +101,11 @@ impl ScsiHandle {
         Ok(info(&nexus))
     }
 
-    /// Removes a unit and tells the guest. Returns when nothing of it is in flight and its image is let go.
+    /// Removes a unit and tells the guest. Returns when nothing of it is in flight and its image is let go; commands
+    /// that hang in the host are cancelled after a while.
     ///
     /// # Errors
-    /// There is no such unit; or the host does not give its last commands back in time.
+    /// There is no such unit; or the host does not give its last commands back in time even so.
     pub fn remove(&self, id: &str) -> Result<(), ScsiError> {
         let hub = self.hub()?;
         let _one_at_a_time = lock(&hub.changes);
@@ -116,12 +119,16 @@ impl ScsiHandle {
         })?;
         hub.tell_of_luns(&nexus);
         hub.events.push(Notice::Removed(nexus.place));
-        let sweep = Sweep::start(
-            Order::Detach,
-            vec![Filter::Nexus(Arc::clone(&nexus))],
-            Waiter::thread(),
-        );
-        let done = sweep.wait(REMOVE_LIMIT);
+        let order = |order| {
+            let filters = vec![Filter::Nexus(Arc::clone(&nexus))];
+            Sweep::start(order, filters, Waiter::thread())
+        };
+        let [patience, limit] = REMOVE_LIMITS;
+        let detached = order(Order::Detach);
+        let done = detached.wait(patience) || {
+            order(Order::End(response::BAD_TARGET));
+            detached.wait(limit)
+        };
         nexus.unit.forget(nexus.port);
         if done {
             Ok(())
