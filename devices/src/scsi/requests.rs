@@ -4,6 +4,7 @@
 //! so nothing the driver does to its ring or its identifiers can mix them up. Other threads reach them by mail only.
 
 mod orders;
+mod reply;
 mod task;
 
 use std::sync::Arc;
@@ -26,14 +27,13 @@ use crate::device::{
 };
 use crate::disk::{Completion, metrics};
 use crate::ram::Ram;
+use reply::{parameter_list, refuse, reply};
 use task::{Task, Work};
 
 /// Token of the mailbox.
 const MAIL: u32 = 0;
 /// Rounds of completions that lead to new requests in one pass, before it is the turn of others.
 const ROUNDS: usize = 64;
-/// Longest parameter list looked at; those of all commands here are shorter.
-const MAX_LIST: u64 = 64 << 10;
 
 /// The handler of one request queue.
 pub(crate) struct Requests {
@@ -462,48 +462,5 @@ impl QueueHandler for Requests {
             self.finish(queue, tag, Status::Good);
         }
         self.detach();
-    }
-}
-
-/// The parameter list of commands that have one.
-fn parameter_list(command: &Command, request: &Request, length: u64) -> Vec<u8> {
-    use super::job::DataOut;
-    let has_list = matches!(
-        command,
-        Command::Unmap { .. } | Command::ModeSelect { .. } | Command::ReserveOut { .. }
-    );
-    if !has_list {
-        return Vec::new();
-    }
-    let mut list = vec![0; usize::try_from(length.min(MAX_LIST)).unwrap_or(0)];
-    request.copy(0, &mut list);
-    list
-}
-
-/// Answers for the transport.
-fn refuse(queue: &mut Queue, request: Request, code: u8) {
-    request.complete(queue, &Answer::Response(code), 0, false);
-}
-
-/// Answers for the device server.
-fn reply(
-    queue: &mut Queue,
-    request: Request,
-    result: Result<Vec<u8>, Status>,
-    used: u64,
-    descriptors: bool,
-) {
-    let room = request.data_in_len();
-    match result {
-        Ok(data) if u64::try_from(data.len()).is_ok_and(|len| len > room) => {
-            refuse(queue, request, response::OVERRUN);
-        }
-        Ok(data) => request.complete(
-            queue,
-            &Answer::Status(Status::Good, &data),
-            used,
-            descriptors,
-        ),
-        Err(status) => request.complete(queue, &Answer::Status(status, &[]), 0, descriptors),
     }
 }
