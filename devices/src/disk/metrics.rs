@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 pub use crate::clock::now;
 
@@ -61,8 +61,20 @@ pub struct KindTotals {
     pub bytes: u64,
     /// Requests that failed.
     pub errors: u64,
-    /// How many took how long; see [`BUCKETS`].
+    /// How many took how long; see [`BUCKETS`]. Written as a map from the microseconds they took less than to how many
+    /// did, without what is empty.
+    #[serde(rename = "latency_us", serialize_with = "by_bound")]
     pub latency: [u64; BUCKETS],
+}
+
+fn by_bound<S: Serializer>(latency: &[u64; BUCKETS], serializer: S) -> Result<S::Ok, S::Error> {
+    let last = BUCKETS.saturating_sub(1);
+    let bound = |class: usize| match class {
+        class if class == last => "more".to_owned(),
+        class => (1_u64 << class).to_string(),
+    };
+    let taken = latency.iter().enumerate().filter(|(_, count)| **count > 0);
+    serializer.collect_map(taken.map(|(class, count)| (bound(class), count)))
 }
 
 /// Sums over all queues.
@@ -198,5 +210,14 @@ mod tests {
         );
         assert_eq!(totals.write.latency[BUCKETS - 1], 1);
         assert!(metrics.queue(2).is_none());
+        let written = serde_json::to_value(&totals).expect("JSON");
+        assert_eq!(
+            written["read"]["latency_us"],
+            serde_json::json!({"1": 1, "4": 1})
+        );
+        assert_eq!(
+            written["write"],
+            serde_json::json!({"requests": 1, "bytes": 0, "errors": 1, "latency_us": {"more": 1}})
+        );
     }
 }

@@ -125,7 +125,8 @@ pub(crate) struct RunArgs {
     /// Print the resulting configuration as a file, and run nothing
     #[arg(long)]
     pub(crate) print_config: bool,
-    /// Print exits and the counters of disks and network cards as JSON on standard error when the machine ends
+    /// Print exits and the counters of disks and network cards as JSON on standard error when the machine ends;
+    /// latency_us has how many requests took less than so many microseconds, and at least half of that
     #[arg(long)]
     pub(crate) metrics: bool,
     /// Try even where KVM has no hardware virtualisation, which no stock kernel survives
