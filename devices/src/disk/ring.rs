@@ -12,6 +12,7 @@
 
 mod blocking;
 mod drain;
+mod prepare;
 mod setup;
 
 use std::io;
@@ -19,33 +20,21 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use io_uring::types::{Fixed, FsyncFlags};
-use io_uring::{opcode, squeue};
-
 use super::aside::Aside;
 use super::cached::Cached;
 use super::image::Image;
 use super::range::{self, Task};
 use super::raw::Home;
 use super::transfer::{Reach, Transfer};
-use super::{Completion, DiskOp, DiskQueue, Full, IoFault, bounce};
+use super::{Completion, DiskOp, DiskQueue, Full, IoFault};
 use crate::ram::Ram;
 use blocking::{Finished, Job, What};
+use prepare::Next;
 use setup::NO_FILE;
 pub(super) use setup::Ring;
 
 /// How often a request the host was too busy for is tried again.
 const BUSY_LIMIT: u8 = 100;
-
-/// What comes next for a request that was taken.
-enum Next {
-    /// It is answered.
-    Done(Result<u64, IoFault>),
-    /// The ring gets it.
-    Ring,
-    /// It would block.
-    Aside(What),
-}
 
 /// What a slot's request is doing.
 #[derive(Clone, Copy, Debug)]
@@ -124,137 +113,6 @@ impl RingQueue {
             armed: true,
             dead: None,
         }
-    }
-
-    /// Checks a request and fills a slot with it.
-    fn prepare(&mut self, index: u16, seat: u16, tag: u64, op: DiskOp<'_>) -> Next {
-        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
-            return Next::Done(Err(IoFault::Host(libc::EBADF)));
-        };
-        (slot.tag, slot.seat, slot.busy) = (tag, seat, 0);
-        slot.cancelled = false;
-        let Some(image) = seated(&self.images, seat) else {
-            return Next::Done(Err(IoFault::Host(libc::EBADF)));
-        };
-        let admitted = match op {
-            DiskOp::Read { offset, data } => {
-                (slot.step, slot.offset) = (Step::Read, offset);
-                let loaded = slot.transfer.load(data, &self.reach);
-                loaded.and_then(|()| image.admit(offset, slot.transfer.len(), false))
-            }
-            DiskOp::Write { offset, data, fua } => {
-                (slot.step, slot.offset) = (
-                    Step::Write {
-                        fua: fua || image.writethrough,
-                    },
-                    offset,
-                );
-                let loaded = slot.transfer.load(data, &self.reach);
-                loaded.and_then(|()| image.admit(offset, slot.transfer.len(), true))
-            }
-            DiskOp::Flush => {
-                slot.step = Step::Flush;
-                image.admit_flush()
-            }
-            DiskOp::Discard { offset, len, fua } => {
-                let fua = fua || image.writethrough;
-                (slot.step, slot.offset) = (
-                    Step::Range {
-                        task: Task::Discard,
-                        len,
-                        fua,
-                    },
-                    offset,
-                );
-                image.admit(offset, len, true)
-            }
-            DiskOp::WriteZeroes {
-                offset,
-                len,
-                may_unmap,
-                fua,
-            } => {
-                let fua = fua || image.writethrough;
-                (slot.step, slot.offset) = (
-                    Step::Range {
-                        task: Task::zero(image, may_unmap),
-                        len,
-                        fua,
-                    },
-                    offset,
-                );
-                image.admit(offset, len, true)
-            }
-        };
-        match admitted.and(self.dead.map_or(Ok(()), Err)) {
-            Ok(()) => self.route(index),
-            Err(fault) => Next::Done(Err(fault)),
-        }
-    }
-
-    /// Does what needs no waiting at once, and finds the way for the rest.
-    fn route(&mut self, index: u16) -> Next {
-        let none = Next::Done(Err(IoFault::Host(libc::EBADF)));
-        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
-            return none;
-        };
-        let Some(image) = seated(&self.images, slot.seat) else {
-            return none;
-        };
-        let fits = |slot: &Slot| bounce::fits(image, &slot.transfer, slot.offset);
-        let at_once = match slot.step {
-            Step::Read | Step::Write { .. } if slot.transfer.len() == 0 => Some(Ok(0)),
-            Step::Range { len: 0, .. } => Some(Ok(0)),
-            Step::Read if !fits(slot) => return Next::Aside(What::BouncedRead),
-            Step::Write { fua } if !fits(slot) => return Next::Aside(What::BouncedWrite { fua }),
-            Step::Range { task, len, .. } if range::fallocate_mode(image, task).is_none() => {
-                return Next::Aside(What::Range { task, len });
-            }
-            Step::Read => self.cached.read(image, &mut slot.transfer, slot.offset),
-            Step::Write { fua: false } => self.cached.write(image, &mut slot.transfer, slot.offset),
-            _ => None,
-        };
-        at_once.map_or(Next::Ring, Next::Done)
-    }
-
-    /// The entry for what a slot does next.
-    fn entry(&self, index: u16) -> Option<squeue::Entry> {
-        let slot = self.slots.get(usize::from(index))?;
-        let image = seated(&self.images, slot.seat)?;
-        let file = Fixed(u32::from(slot.seat));
-        let at = slot
-            .offset
-            .saturating_add(slot.transfer.len().saturating_sub(slot.transfer.left()));
-        let rest = slot.transfer.rest();
-        let count = u32::try_from(rest.len()).unwrap_or(0);
-        let flags = |fua| if fua { libc::RWF_DSYNC } else { 0 };
-        let entry = match (slot.step, rest) {
-            (Step::Read, [one]) => {
-                opcode::Read::new(file, one.iov_base.cast(), length(one.iov_len))
-                    .offset(at)
-                    .build()
-            }
-            (Step::Write { fua }, [one]) => {
-                let write = opcode::Write::new(file, one.iov_base.cast(), length(one.iov_len));
-                write.offset(at).rw_flags(flags(fua)).build()
-            }
-            (Step::Read, many) => opcode::Readv::new(file, many.as_ptr(), count)
-                .offset(at)
-                .build(),
-            (Step::Write { fua }, many) => opcode::Writev::new(file, many.as_ptr(), count)
-                .offset(at)
-                .rw_flags(flags(fua))
-                .build(),
-            (Step::Flush, _) => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
-            (Step::Range { task, len, .. }, _) => {
-                let mode = range::fallocate_mode(image, task)?.bits();
-                opcode::Fallocate::new(file, len)
-                    .offset(at)
-                    .mode(i32::try_from(mode).ok()?)
-                    .build()
-            }
-        };
-        Some(entry.user_data(u64::from(index)))
     }
 
     /// Puts a slot into the submission queue, or answers it if that can't be.
@@ -495,12 +353,6 @@ impl RingQueue {
 /// Whose file sits there.
 fn seated(images: &[Option<Arc<Image>>], seat: u16) -> Option<&Arc<Image>> {
     images.get(usize::from(seat))?.as_ref()
-}
-
-/// A length for one entry; what is cut off is transferred by the next.
-fn length(len: usize) -> u32 {
-    const MOST: u32 = 1 << 30;
-    u32::try_from(len).unwrap_or(MOST).min(MOST)
 }
 
 impl DiskQueue for RingQueue {
