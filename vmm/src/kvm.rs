@@ -40,13 +40,25 @@ pub enum KvmError {
     #[error("cannot create an event descriptor: {0}; raise the limit on open files")]
     Event(io::Error),
     /// An ioctl failed.
-    #[error("KVM refused to {operation}: {error}")]
+    #[error("KVM refused to {operation}: {error}; {remedy}", remedy = remedy(error.errno()))]
     Ioctl {
         /// In words.
         operation: String,
         /// Its errno.
         error: kvm_ioctls::Error,
     },
+}
+
+/// What may help against an ioctl's errno.
+fn remedy(errno: i32) -> &'static str {
+    match errno {
+        libc::ENOMEM => "free memory on the host, or give the machine less",
+        libc::EMFILE | libc::ENFILE => "raise the limit on open files (`ulimit -n`)",
+        libc::EBUSY => "end the other hypervisor that holds the processor's virtualisation",
+        _ => {
+            "a newer host kernel may allow it; please report it with the output of `splitring check`"
+        }
+    }
 }
 
 /// Adds what was attempted to an errno.

@@ -119,6 +119,7 @@ fn a_kvm_that_refuses_the_processors_features_is_named() {
         "selftest: failed",
         "set the processor's features",
         "Invalid argument",
+        "splitring check",
     ];
     says(&run_refused(KVM_SET_CPUID2), 1, &parts);
 }
