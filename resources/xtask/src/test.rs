@@ -1,10 +1,12 @@
 //! `cargo xtask test`: everything that must hold, in three tiers.
 //!
-//! Quick: formatting, lints, documentation, unit and in-process tests. Plain: also the end-to-end
-//! tests, on the host's KVM where that can run a stock kernel, else all in one run of the lab.
-//! Soak: the long matrices in full. A step that fails does not keep the others from running.
+//! Quick: formatting, lints, documentation, unit and in-process tests. Plain: also the model checker
+//! and the end-to-end tests, on the host's KVM where that can run a stock kernel, else all in one run
+//! of the lab. Soak: the long matrices in full, and AddressSanitizer. A step that fails does not keep
+//! the others from running.
 
 mod e2e;
+mod engine;
 
 use std::fs::File;
 use std::process::{Command, ExitCode};
@@ -57,7 +59,12 @@ pub(crate) fn run(tier: Tier, only: Option<&str>, yes: bool) -> ExitCode {
         step("tests", &mut || run_tests(tier, yes));
     }
     if tier != Tier::Quick && only.is_none() {
+        step("rings under the model checker", &mut engine::model_checker);
         step("self-test on the host's KVM", &mut run_selftest);
+    }
+    if tier == Tier::Soak && only.is_none() {
+        step("long model runs and corpus", &mut engine::long);
+        step("rings under AddressSanitizer", &mut engine::sanitized);
     }
     if tier != Tier::Quick {
         step("end-to-end tests", &mut || {

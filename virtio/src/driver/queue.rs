@@ -474,5 +474,5 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
 }
 
 #[cfg(test)]
-#[path = "queue_tests.rs"]
+#[path = "queue_tests/mod.rs"]
 mod tests;

@@ -19,6 +19,34 @@ fn used_length_never_exceeds_the_writable_part() {
 }
 
 #[test]
+fn a_request_given_up_half_way_reports_what_was_written_and_not_what_others_wrote() {
+    let mut play = Play::new(8);
+    let mut queue = play.activate(PLAIN);
+    play.chain(0, &[(DATA, 16, 0), (DATA, 10, WRITE)]);
+    let mut position = 0;
+    // Whole, given up after 3 bytes, given up before the first: each in the slot of the one before.
+    for written in [10usize, 3, 0] {
+        play.offer(0);
+        let mut chain = pop(&mut queue);
+        let mut writer = chain.writer();
+        writer.write_all(&[7; 10][..written]).unwrap();
+        let count = u32::try_from(writer.written()).unwrap();
+        queue.complete(chain, count);
+        let _ = queue.publish();
+        assert_eq!(
+            play.used_entry(position),
+            (0, u32::try_from(written).unwrap())
+        );
+        position += 1;
+    }
+    // Given up at a reset: the driver is shown nothing of it.
+    play.offer(0);
+    pop(&mut queue).abandon();
+    assert_eq!(queue.publish(), Interrupt::NotNeeded);
+    assert_eq!(play.used_entry(position), (0, 0));
+}
+
+#[test]
 fn a_forgotten_chain_breaks_its_queue_and_an_abandoned_one_does_not() {
     let mut play = Play::new(8);
     let mut queue = play.activate(PLAIN);
