@@ -3,9 +3,11 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -39,15 +41,11 @@ impl Toolbox {
         assert!(status.success(), "`{line}` failed: {status}");
     }
 
-    /// Starts a program of the disk's that goes on until it is killed.
-    pub fn spawn(&self, program: &str, arguments: &[&str]) -> Child {
-        self.command(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("chroot runs")
+    /// Starts a program of the disk's that goes on until it is dropped.
+    pub fn spawn(&self, program: &str, arguments: &[&str]) -> Daemon {
+        let mut command = self.command(program);
+        command.args(arguments);
+        Daemon::start(command)
     }
 
     fn command(&self, program: &str) -> Command {
@@ -75,6 +73,110 @@ fn sh(line: &str) {
         .status()
         .expect("a shell");
     assert!(status.success(), "`{line}` failed: {status}");
+}
+
+/// A program that goes on until this is dropped.
+#[derive(Debug)]
+pub struct Daemon(Child);
+
+impl Daemon {
+    /// Starts it, silent.
+    pub fn start(mut command: Command) -> Self {
+        let started = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(started.expect("the program is there"))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// A network namespace: a host of its own, gone when dropped.
+#[derive(Debug)]
+pub struct Namespace {
+    /// Does nothing but be in it.
+    holder: Daemon,
+}
+
+impl Namespace {
+    /// A namespace with nothing but a loopback, which is up.
+    pub fn create(tools: &Toolbox) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sleep", "infinity"]);
+        let holder = Daemon::start(command);
+        let namespace = Self { holder };
+        let ours = std::fs::read_link("/proc/self/ns/net").expect("proc is mounted");
+        while std::fs::read_link(namespace.path()).is_ok_and(|theirs| theirs == ours) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        namespace.sh(tools, "ip link set lo up");
+        namespace
+    }
+
+    /// The file that stands for it.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.pid()).into()
+    }
+
+    /// A process in it, which is how `ip` names it.
+    pub fn pid(&self) -> u32 {
+        self.holder.0.id()
+    }
+
+    /// As [`Toolbox::sh`], in here.
+    pub fn sh(&self, tools: &Toolbox, line: &str) {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display()));
+        command.arg("chroot").arg(tools.root());
+        let status = command.args(["/bin/sh", "-c", line]).status();
+        let status = status.expect("nsenter runs");
+        assert!(status.success(), "`{line}` failed: {status}");
+    }
+
+    /// Runs `work` in here; sockets it opens, and threads it starts, stay here.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let file = std::fs::File::open(self.path()).expect("it is there");
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(file.as_fd(), kind).expect("we are root");
+                work()
+            });
+            inside.join().expect("what runs inside succeeds")
+        })
+    }
+
+    /// Lays a cable to `other`: `(name, addresses)` of the interface at either end.
+    pub fn connect(
+        &self,
+        tools: &Toolbox,
+        near: (&str, &[&str]),
+        other: &Self,
+        far: (&str, &[&str]),
+    ) {
+        tools.sh(&format!(
+            "ip link add {} netns {} type veth peer name {} netns {}",
+            near.0,
+            self.pid(),
+            far.0,
+            other.pid()
+        ));
+        for (host, (name, addresses)) in [(self, near), (other, far)] {
+            host.sh(tools, &format!("ip link set {name} up"));
+            for address in addresses {
+                let nodad = if address.contains(':') { "nodad" } else { "" };
+                host.sh(tools, &format!("ip addr add {address} dev {name} {nodad}"));
+            }
+        }
+    }
 }
 
 /// A tap device with addresses; gone when dropped.

@@ -7,6 +7,7 @@ pub(crate) mod boot;
 pub(crate) mod devices;
 mod memory;
 pub(crate) mod native;
+pub(crate) mod net;
 mod stage;
 mod stats;
 mod trace;

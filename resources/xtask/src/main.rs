@@ -135,9 +135,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
                 Bench::Boot(options) => bench::boot::run(&options, cli.yes)?,
                 Bench::Native(options) => bench::native::run(&options, cli.yes)?,
                 Bench::Ring => bench::ring()?,
-                Bench::Blk(options) => bench::devices::run("blk", &options, cli.yes)?,
-                Bench::Scsi(options) => bench::devices::run("scsi", &options, cli.yes)?,
-                Bench::Net(options) => bench::devices::run("net", &options, cli.yes)?,
+                Bench::Blk(options) => bench::devices::run("blk", &[], &options, cli.yes)?,
+                Bench::Scsi(options) => bench::devices::run("scsi", &[], &options, cli.yes)?,
+                Bench::Net(options) => bench::net::run(&options, cli.yes)?,
             }
             Ok(ExitCode::SUCCESS)
         }

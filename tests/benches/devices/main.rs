@@ -2,7 +2,7 @@
 //!
 //! Run by `cargo xtask bench blk|scsi|net`, where a stock kernel can run. Two modes: `pairs N` runs
 //! for a time and gives rates; `count` runs a fixed amount of work, for a clock that counts
-//! instructions. One more word selects a disk's workloads by a part of their name. The last line
+//! instructions. One more word selects workloads by a part of their name. The last line
 //! has the ratios.
 
 mod fio;
@@ -66,7 +66,7 @@ fn main() {
     let table: Table = match device {
         "blk" => fio::run(peers::Bus::Blk, plan),
         "scsi" => fio::run(peers::Bus::Scsi, plan),
-        "net" => network::run(mode),
+        "net" => network::run(plan),
         other => panic!("no bench for {other}"),
     };
     table.print(device, mode);

@@ -18,9 +18,6 @@ use crate::tools;
 use crate::vmm;
 
 const LIMIT: Duration = Duration::from_secs(3600);
-/// The network bench makes a tap device and mounts a disk image.
-const MODULES: [&str; 3] = ["tun", "loop", "vhost_net"];
-
 /// How much.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -33,13 +30,13 @@ pub(crate) struct Options {
     /// Leave out the runs in pairs
     #[arg(long, conflicts_with = "no_count")]
     no_pairs: bool,
-    /// Disks: only workloads with this in their name, as "randread" or "QD1"
+    /// Only workloads with this in their name, as "randread", "QD1", "TCP" or "host→guest"
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
 }
 
-/// Measures `device`: `blk`, `scsi` or `net`.
-pub(crate) fn run(device: &str, options: &Options, yes: bool) -> Result<()> {
+/// Measures `device`, `blk`, `scsi` or `net`, in a lab with these kernel modules.
+pub(crate) fn run(device: &str, modules: &[&str], options: &Options, yes: bool) -> Result<()> {
     tools::ensure(&[tools::QEMU], "the comparison", yes)?;
     let host = HostKvm::detect();
     let cache = Cache::open()?;
@@ -71,7 +68,7 @@ pub(crate) fn run(device: &str, options: &Options, yes: bool) -> Result<()> {
         icount,
         alone: true,
         timeout: LIMIT,
-        modules: MODULES.map(str::to_owned).into(),
+        modules: modules.iter().copied().map(str::to_owned).collect(),
         yes,
         ..lab::Options::default()
     };
