@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 /// Names the Splitring binary.
 pub const BINARY: &str = "SPLITRING_BIN";
-/// Names the directory that holds `kernels/NAME/{vmlinuz,vmlinux,initramfs,release}` and `disks/`.
+/// Names the directory that holds `kernels/NAME/{vmlinuz,vmlinux,initramfs,release,extra.tar}` and `disks/`.
 pub const ASSETS: &str = "SPLITRING_ASSETS";
 
 fn variable(name: &str) -> OsString {
@@ -56,6 +56,11 @@ impl Kernel {
             Image::Vmlinuz => "vmlinuz",
             Image::Vmlinux => "vmlinux",
         })
+    }
+
+    /// Modules that no guest loads by itself, for [`Guest::load_extra`](crate::guest::Guest::load_extra).
+    pub fn extra_modules(&self) -> PathBuf {
+        self.dir.join("extra.tar")
     }
 
     /// Loads the drivers a guest needs, then mounts its root disk if it has one.

@@ -4,13 +4,14 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use crate::assets::{self, Image, Kernel};
 use crate::terminal::Terminal;
+use crate::user::User;
 
 /// Bounds every single wait. Under software emulation a boot takes seconds, with four CPUs on two
 /// cores a few times that.
@@ -26,6 +27,9 @@ const ANSWER: &str = "@@ ";
 /// How Splitring is to be started.
 #[derive(Debug)]
 pub struct Launch {
+    /// What runs the binary, if not we.
+    prefix: Vec<OsString>,
+    binary: PathBuf,
     arguments: Vec<OsString>,
     cmdline: Vec<String>,
     disks: usize,
@@ -40,6 +44,8 @@ impl Launch {
     /// The same of the image file at `path`, with everything else `kernel`'s.
     pub fn of_file(kernel: &Kernel, path: &Path) -> Self {
         let launch = Self {
+            prefix: Vec::new(),
+            binary: assets::binary(),
             arguments: vec!["run".into()],
             cmdline: ["console=ttyS0", "quiet", "session=typed"]
                 .map(str::to_owned)
@@ -82,6 +88,18 @@ impl Launch {
         self.option("--disk", format!("path={}{keys}", path.display()))
     }
 
+    /// Has an ordinary user run its own copies of the binary and the kernel, in the network namespace at `net`.
+    pub fn by(mut self, user: &User, net: &Path) -> Self {
+        self.prefix = user.prefix(net);
+        self.binary = user.path("splitring");
+        for (option, name) in [("--kernel", "vmlinux"), ("--initrd", "initramfs")] {
+            let given = self.arguments.iter().position(|word| word == option);
+            let value = given.and_then(|at| self.arguments.get_mut(at + 1));
+            *value.expect("given by `new`") = user.path(name).into();
+        }
+        self
+    }
+
     /// Adds a word to the kernel's command line.
     pub fn cmdline(mut self, word: &str) -> Self {
         self.cmdline.push(word.to_owned());
@@ -90,17 +108,27 @@ impl Launch {
 
     /// Starts Splitring; the guest is not up yet.
     pub fn start(self) -> Guest {
-        Guest::start(&self.arguments())
+        Guest::start(self.command())
     }
 
     /// The same on a terminal.
     pub fn start_on(self, terminal: &Terminal) -> Guest {
-        Guest::start_on(&self.arguments(), terminal)
+        Guest::start_on(self.command(), terminal)
     }
 
-    fn arguments(self) -> Vec<OsString> {
+    /// All of it as one command.
+    pub fn command(self) -> Command {
         let cmdline = self.cmdline.join(" ");
-        self.option("--cmdline", cmdline).arguments
+        let Self {
+            prefix,
+            binary,
+            arguments,
+            ..
+        } = self.option("--cmdline", cmdline);
+        let mut words = prefix.into_iter().chain([binary.into()]).chain(arguments);
+        let mut command = Command::new(words.next().expect("at least the binary"));
+        command.args(words);
+        command
     }
 
     /// Starts Splitring and waits until the guest takes typed lines.
@@ -143,9 +171,9 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts the binary under test with `arguments`, its console on pipes.
-    pub fn start(arguments: &[OsString]) -> Self {
-        Self::on_pipes(spawn(arguments, Stdio::piped(), Stdio::piped()))
+    /// Starts `command` with its console on pipes.
+    fn start(command: Command) -> Self {
+        Self::on_pipes(spawn(command, Stdio::piped(), Stdio::piped()))
     }
 
     fn on_pipes(mut child: Child) -> Self {
@@ -155,19 +183,13 @@ impl Guest {
     }
 
     /// Starts another VMM, whose guest answers typed lines just the same.
-    pub fn start_peer(mut command: Command) -> Self {
-        let child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the peer starts");
-        Self::on_pipes(child)
+    pub fn start_peer(command: Command) -> Self {
+        Self::start(command)
     }
 
     /// Starts it with its console on `terminal`.
-    pub fn start_on(arguments: &[OsString], terminal: &Terminal) -> Self {
-        let child = spawn(arguments, terminal.end().into(), terminal.end().into());
+    fn start_on(command: Command, terminal: &Terminal) -> Self {
+        let child = spawn(command, terminal.end().into(), terminal.end().into());
         let output = pump(terminal.master());
         Self::of(child, Box::new(terminal.master()), output)
     }
@@ -243,6 +265,15 @@ impl Guest {
             .status()
             .expect("kill runs");
         assert!(sent.success(), "SIG{name} was not sent");
+    }
+
+    /// Loads extra modules from the disk `device` that has [`Kernel::extra_modules`] on it: all before `last`, and it.
+    pub fn load_extra(&mut self, device: &str, last: &str) {
+        self.succeed(&format!(
+            "mkdir -p /tmp/extra && tar -xf {device} -C /tmp/extra && while read -r module; do \
+             insmod /tmp/extra/$module 2>/dev/null; [ $module = {last}.ko ] && break; done </tmp/extra/order; \
+             grep -q '^{last} ' /proc/modules"
+        ));
     }
 
     /// Waits for the end of Splitring.
@@ -325,9 +356,8 @@ impl Drop for Guest {
     }
 }
 
-fn spawn(arguments: &[OsString], input: Stdio, output: Stdio) -> Child {
-    Command::new(assets::binary())
-        .args(arguments)
+fn spawn(mut command: Command, input: Stdio, output: Stdio) -> Child {
+    command
         .stdin(input)
         .stdout(output)
         .stderr(Stdio::piped())

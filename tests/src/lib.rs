@@ -13,4 +13,6 @@ pub mod guest;
 pub mod live;
 pub mod machine;
 pub mod network;
+pub mod resolver;
 pub mod terminal;
+pub mod user;

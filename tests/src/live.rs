@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use splitring::config::{DiskConfig, VmConfig};
+use splitring::config::{DiskConfig, NetConfig, VmConfig};
 use splitring::{Console, Machine, MachineHandle, OwnDisks};
 
 use crate::assets::{Disk, Image, Kernel};
@@ -44,6 +44,21 @@ impl Live {
 
     /// The same with disks of the test's own behind those of these ids.
     pub fn boot_with(name: &str, disks: Vec<DiskConfig>, own: OwnDisks) -> Self {
+        Self::boot_all(name, disks, Vec::new(), own)
+    }
+
+    /// Boots a machine called `name` with these network cards.
+    pub fn boot_nets(name: &str, nets: Vec<NetConfig>) -> Self {
+        Self::boot_all(name, Vec::new(), nets, OwnDisks::default())
+    }
+
+    /// All of that.
+    pub fn boot_all(
+        name: &str,
+        disks: Vec<DiskConfig>,
+        net: Vec<NetConfig>,
+        own: OwnDisks,
+    ) -> Self {
         let (send, output) = channel();
         let kernel = Kernel::named("6.12-cloud");
         let root = Disk::copy_of("tools");
@@ -55,6 +70,7 @@ impl Live {
             initrd: Some(kernel.initramfs()),
             cmdline: Some("console=ttyS0 quiet session=typed root=/dev/vda".into()),
             disk,
+            net,
             ..VmConfig::default()
         };
         config.memory.size.0 = 256 << 20;

@@ -26,7 +26,10 @@ pub(crate) const ASSETS: &str = "SPLITRING_ASSETS";
 /// Debian's name for its release 12.
 const SUITE: &str = "bookworm";
 
-/// A kernel ready to boot: `vmlinuz`, `vmlinux`, `initramfs` and `release` in one directory.
+/// Modules a test may load by itself: tagged VLANs, a packet generator.
+const EXTRA_MODULES: &[&str] = &["8021q", "pktgen"];
+
+/// A kernel ready to boot: `vmlinuz`, `vmlinux`, `initramfs`, `release` and `extra.tar` in one directory.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestKernel {
     dir: PathBuf,
@@ -38,7 +41,7 @@ impl GuestKernel {
     pub(crate) fn get(cache: &Cache, flavour: Flavour) -> Result<Self> {
         let kernel = Kernel::get(cache, flavour)?;
         let busybox = cache.package("busybox-static")?.join("bin/busybox");
-        let modules = initramfs::MODULES.join(" ");
+        let modules = [initramfs::MODULES, EXTRA_MODULES].concat().join(" ");
         let key = key(&[
             kernel.release(),
             initramfs::INIT,
@@ -53,7 +56,7 @@ impl GuestKernel {
             fs::write(into.join("vmlinuz"), image)?;
             fs::write(into.join("initramfs"), initramfs::build(&kernel, &busybox)?)?;
             fs::write(into.join("release"), kernel.release())?;
-            Ok(())
+            pack_extra_modules(&kernel, into)
         })?;
         Ok(Self {
             dir,
@@ -61,7 +64,7 @@ impl GuestKernel {
         })
     }
 
-    /// The directory with the four files.
+    /// The directory with the files.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -75,6 +78,23 @@ impl GuestKernel {
     pub(crate) fn release(&self) -> &str {
         &self.release
     }
+}
+
+/// Puts the extra modules into `extra.tar`, which a guest reads from a disk; `order` says how they load.
+fn pack_extra_modules(kernel: &Kernel, into: &Path) -> Result<()> {
+    let mut tar = Command::new("tar");
+    tar.arg("-cf").arg(into.join("extra.tar"));
+    let mut order = String::new();
+    for module in kernel.modules(EXTRA_MODULES)? {
+        let (dir, name) = module
+            .parent()
+            .zip(module.file_name())
+            .context("odd module name")?;
+        tar.arg("-C").arg(dir).arg(name);
+        order.push_str(&format!("{}\n", name.display()));
+    }
+    fs::write(into.join("order"), order)?;
+    run(tar.arg("-C").arg(into).arg("order"))
 }
 
 /// A root disk with Debian on it.

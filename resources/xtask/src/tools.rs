@@ -44,6 +44,11 @@ pub(crate) const NEWUIDMAP: Tool = Tool {
     program: "newuidmap",
     package: "uidmap",
 };
+/// User-space networking.
+pub(crate) const PASST: Tool = Tool {
+    program: "passt",
+    package: "passt",
+};
 /// Disassembles ACPI tables.
 pub(crate) const IASL: Tool = Tool {
     program: "iasl",

@@ -27,7 +27,7 @@ use crate::vmm;
 /// What a worker needs: the largest guest and its surroundings.
 const WORKER_MEMORY_MIB: u32 = 8192;
 /// Kernel modules for tests that make their own networks and block devices.
-const MODULES: [&str; 4] = ["tun", "veth", "bridge", "loop"];
+const MODULES: [&str; 5] = ["tun", "veth", "bridge", "loop", "8021q"];
 const PLAIN_LIMIT: Duration = Duration::from_secs(20 * 60);
 const SOAK_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// One test's own limit, in seconds.
@@ -54,7 +54,11 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
     if in_lab {
         lab::prepare(yes)?;
     }
-    tools::ensure(&[tools::IASL], "the ACPI tests", yes)?;
+    tools::ensure(
+        &[tools::IASL, tools::PASST],
+        "the ACPI and network tests",
+        yes,
+    )?;
     let splitring = vmm::build()?;
     let binaries = binaries()?;
     let mut tests = list(&binaries, tier)?;

@@ -1,0 +1,94 @@
+//! A name server that knows one name: enough for a guest to show that its questions get through.
+
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+
+/// Bytes in front of the question.
+const HEADER: usize = 12;
+const TYPE_A: u16 = 1;
+const TYPE_AAAA: u16 = 28;
+const CLASS_IN: [u8; 2] = [0, 1];
+
+/// What the name stands for.
+#[derive(Debug, Clone, Copy)]
+pub struct Answers {
+    /// The name, with dots.
+    pub name: &'static str,
+    /// Its IPv4 address.
+    pub v4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub v6: Ipv6Addr,
+}
+
+/// Answers at `address` until the test ends. To be called in the network namespace it is to be in.
+pub fn serve(address: &str, answers: Answers) {
+    let socket = UdpSocket::bind((address, 53)).expect("an address of this machine");
+    std::thread::spawn(move || {
+        let mut question = [0; 512];
+        while let Ok((len, from)) = socket.recv_from(&mut question) {
+            if let Some(reply) = reply(&question[..len], answers) {
+                // A guest that is gone needs no answer.
+                drop(socket.send_to(&reply, from));
+            }
+        }
+    });
+}
+
+fn reply(question: &[u8], answers: Answers) -> Option<Vec<u8>> {
+    let mut name = String::new();
+    let mut at = HEADER;
+    while let len @ 1.. = usize::from(*question.get(at)?) {
+        let label = question.get(at + 1..at + 1 + len)?;
+        name.push_str(&String::from_utf8_lossy(label).to_lowercase());
+        name.push('.');
+        at += 1 + len;
+    }
+    let end = at + 5;
+    let kind = u16::from_be_bytes(question.get(at + 1..at + 3)?.try_into().ok()?);
+    let known = name.trim_end_matches('.') == answers.name;
+    let data = match kind {
+        TYPE_A if known => Some(answers.v4.octets().to_vec()),
+        TYPE_AAAA if known => Some(answers.v6.octets().to_vec()),
+        _ => None,
+    };
+    let mut reply = question.get(..2)?.to_vec();
+    // An authoritative answer; an unknown name does not exist.
+    let flags: u16 = if known { 0x8580 } else { 0x8583 };
+    reply.extend(flags.to_be_bytes());
+    reply.extend([0, 1, 0, u8::from(data.is_some()), 0, 0, 0, 0]);
+    reply.extend(question.get(HEADER..end)?);
+    if let Some(data) = data {
+        // The name again, as a pointer to the question's.
+        reply.extend([0xc0, 0x0c]);
+        reply.extend(kind.to_be_bytes());
+        reply.extend(CLASS_IN);
+        reply.extend(60_u32.to_be_bytes());
+        reply.extend(u16::try_from(data.len()).ok()?.to_be_bytes());
+        reply.extend(data);
+    }
+    Some(reply)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_is_known_and_others_are_not() {
+        let answers = Answers {
+            name: "far.test",
+            v4: Ipv4Addr::new(192, 0, 2, 1),
+            v6: Ipv6Addr::LOCALHOST,
+        };
+        let ask = |name: &[u8], kind: u8| {
+            let head = [&[7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], name].concat();
+            reply(&[&head[..], &[0, 0, kind, 0, 1]].concat(), answers).unwrap()
+        };
+        let known = ask(b"\x03far\x04TEST", 1);
+        assert_eq!((known[3], known[7]), (0x80, 1));
+        assert!(known.ends_with(&[0, 4, 192, 0, 2, 1]));
+        assert!(ask(b"\x03far\x04test", 28).ends_with(&[0, 1]));
+        let unknown = ask(b"\x04near\x04test", 1);
+        assert_eq!((unknown[3], unknown[7]), (0x83, 0));
+        assert!(reply(&[0; 13], answers).is_none());
+    }
+}
