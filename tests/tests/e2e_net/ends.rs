@@ -1,0 +1,133 @@
+//! The two ends of a test's network.
+
+use std::fs;
+use std::thread::JoinHandle;
+
+use splitring_tests::assets::{Disk, Image, Kernel};
+use splitring_tests::dmesg;
+use splitring_tests::guest::{Guest, Launch};
+use splitring_tests::network::{Tap, Toolbox, collect, content, serve};
+
+/// The guest's shell would take its own, simpler ones.
+pub(crate) const IP: &str = "/usr/bin/ip";
+pub(crate) const PING: &str = "/usr/bin/ping";
+
+/// The host's end: the programs for it. Every test has its own, so that they can run side by side.
+pub(crate) struct Host {
+    pub(crate) tools: Toolbox,
+    _disk: Disk,
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        let disk = Disk::copy_of("tools");
+        Self {
+            tools: Toolbox::mount(disk.path()),
+            _disk: disk,
+        }
+    }
+}
+
+/// The names and addresses of one test's network.
+pub(crate) struct Net {
+    pub(crate) tap: String,
+    pub(crate) host: String,
+    pub(crate) guest: String,
+    pub(crate) port: u16,
+}
+
+impl Net {
+    pub(crate) fn number(number: u8) -> Self {
+        Self {
+            tap: format!("spltest{number}"),
+            host: format!("10.77.{number}.1"),
+            guest: format!("10.77.{number}.2"),
+            port: 5000 + u16::from(number),
+        }
+    }
+
+    /// The tap device, made with `flags` of `ip tuntap`.
+    pub(crate) fn tap<'h>(&self, host: &'h Host, flags: &str) -> Tap<'h> {
+        Tap::create(&host.tools, &self.tap, flags, &format!("{}/24", self.host))
+    }
+
+    /// Boots a guest with tools and this card, and gives it its address.
+    pub(crate) fn boot(&self, root: &Disk, cpus: u32, keys: &str) -> Guest {
+        let kernel = Kernel::named("6.12-cloud");
+        let launch = Launch::new(&kernel, Image::Vmlinux)
+            .cpus(cpus)
+            .root_disk(root.path());
+        self.boot_as(launch, keys)
+    }
+
+    /// The same of a guest that is laid out otherwise.
+    pub(crate) fn boot_as(&self, launch: Launch, keys: &str) -> Guest {
+        let mut guest = launch
+            .option("--net", format!("tap={}{keys}", self.tap))
+            .boot();
+        guest.succeed(&self.set_up());
+        guest
+    }
+
+    /// The line that gives the guest its address and waits for the host.
+    pub(crate) fn set_up(&self) -> String {
+        format!(
+            "ip addr add {}/24 dev eth0 && ip link set eth0 up && ping -q -c 2 -w 60 {}",
+            self.guest, self.host
+        )
+    }
+
+    /// Gives `bytes` bytes to the guest, which the line stores in `/tmp/blob`.
+    pub(crate) fn give(&self, bytes: usize) -> (JoinHandle<()>, String) {
+        let server = serve(&format!("{}:{}", self.host, self.port), content(bytes));
+        let line = format!(
+            "busybox nc {} {} </dev/null >/tmp/blob",
+            self.host, self.port
+        );
+        (server, line)
+    }
+
+    /// Takes what the line sends back.
+    pub(crate) fn take(&self) -> (JoinHandle<Vec<u8>>, String) {
+        let back = collect(&format!("{}:{}", self.host, self.port));
+        let line = format!("busybox nc {} {} </tmp/blob", self.host, self.port);
+        (back, line)
+    }
+
+    /// The same bytes both ways over TCP, compared whole.
+    pub(crate) fn transfer(&self, guest: &mut Guest) {
+        self.transfer_under(guest, 8 << 20, "");
+    }
+
+    /// The same of `bytes` bytes while the guest does `meanwhile`, once in each direction.
+    #[track_caller]
+    pub(crate) fn transfer_under(&self, guest: &mut Guest, bytes: usize, meanwhile: &str) {
+        let under = |line: &str| format!("{{ {line}; }} & load=$!; ({meanwhile} :) && wait $load");
+        let (server, line) = self.give(bytes);
+        guest.succeed(&under(&line));
+        server.join().expect("all was sent");
+        let (back, line) = self.take();
+        guest.succeed(&under(&line));
+        assert!(
+            back.join().expect("all came back") == content(bytes),
+            "the bytes are not the ones that were sent"
+        );
+    }
+
+    /// A counter of the tap device's, as the kernel keeps them.
+    pub(crate) fn count(&self, name: &str) -> u64 {
+        let path = format!("/sys/class/net/{}/statistics/{name}", self.tap);
+        let text = fs::read_to_string(&path).unwrap_or_else(|why| panic!("{path}: {why}"));
+        text.trim().parse().expect("a number")
+    }
+}
+
+pub(crate) fn check_log(guest: &mut Guest) {
+    let log = guest.succeed(dmesg::COMMAND);
+    let unexpected = dmesg::unexpected(&log);
+    assert!(
+        unexpected.is_empty(),
+        "unexpected kernel messages:\n{}",
+        unexpected.join("\n")
+    );
+}

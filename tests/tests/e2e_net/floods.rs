@@ -1,0 +1,156 @@
+//! Packets by the thousand, every one accounted for: delivered, or counted where it was dropped.
+
+use std::net::UdpSocket;
+
+use splitring::config::NetConfig;
+use splitring_devices::disk::config::DiskConfig;
+use splitring_tests::assets::Kernel;
+use splitring_tests::live::Live;
+
+use crate::ends::{Host, Net, PING};
+use crate::live::{card, until};
+
+/// What each place has counted so far.
+#[derive(Debug, Clone, Copy)]
+struct Counts {
+    /// Frames the tap took from the host, and those it had no room for.
+    offered: u64,
+    refused: u64,
+    /// What the VMM received and delivered.
+    delivered: u64,
+    lost: u64,
+    /// What the guest's driver saw come.
+    guest_received: u64,
+    /// And go.
+    guest_sent: u64,
+    forwarded: u64,
+    kept_back: u64,
+    /// What the tap got from the VMM.
+    arrived: u64,
+}
+
+struct Flood {
+    live: Live,
+    net: Net,
+}
+
+impl Flood {
+    fn counts(&mut self) -> Counts {
+        let totals = self.live.machine.nets()[0]
+            .totals()
+            .expect("the card is there");
+        let mut guest = |name: &str| -> u64 {
+            let path = format!("/sys/class/net/eth0/statistics/{name}");
+            let text = self.live.succeed(&format!("cat {path}"));
+            text.trim().parse().expect("a number")
+        };
+        Counts {
+            offered: self.net.count("tx_packets"),
+            refused: self.net.count("tx_dropped"),
+            delivered: totals.received.frames,
+            lost: totals.received.dropped.sum() + totals.received.errors,
+            guest_received: guest("rx_packets"),
+            guest_sent: guest("tx_packets"),
+            forwarded: totals.sent.frames,
+            kept_back: totals.sent.dropped.sum() + totals.sent.errors,
+            arrived: self.net.count("rx_packets") + self.net.count("rx_dropped"),
+        }
+    }
+
+    /// Waits until nothing is under way, and checks that nothing got lost.
+    fn settle(&mut self) -> Counts {
+        let mut last = self.counts();
+        until("all are accounted for", || {
+            last = self.counts();
+            last.offered == last.delivered + last.lost
+                && last.delivered == last.guest_received
+                && last.guest_sent == last.forwarded + last.kept_back
+                && last.forwarded == last.arrived
+        });
+        last
+    }
+
+    fn flood_guest(&self, packets: u64) {
+        let socket = UdpSocket::bind((self.net.host.as_str(), 0)).expect("our own address");
+        socket
+            .connect((self.net.guest.as_str(), 9))
+            .expect("a route");
+        let mut sent = 0;
+        while sent < packets {
+            // The guest's refusals come as errors instead of a send.
+            sent += u64::from(socket.send(&[0; 22]).is_ok());
+        }
+    }
+
+    fn flood_host(&mut self, packets: u64) {
+        let mac = std::fs::read_to_string(format!("/sys/class/net/{}/address", self.net.tap));
+        let mac = mac.expect("the tap is there");
+        let (mac, to) = (mac.trim(), &self.net.host);
+        self.live.succeed(&format!(
+            "cd /proc/net/pktgen && echo rem_device_all >kpktgend_0 && echo add_device eth0 >kpktgend_0 && \
+             for word in 'count {packets}' 'pkt_size 60' 'delay 0' 'dst_mac {mac}' 'dst {to}'; do \
+             echo $word >eth0; done; cd /root"
+        ));
+        // It answers when all are out; on a slow machine that is longer than any one line may take.
+        self.live
+            .succeed("(echo start >/proc/net/pktgen/pgctrl; touch /tmp/done) >/dev/null 2>&1 &");
+        while self.live.run("[ -e /tmp/done ]").1 != 0 {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
+        self.live.succeed("rm /tmp/done");
+    }
+}
+
+fn flood(number: u8, packets: u64) {
+    let host = Host::new();
+    let net = Net::number(number);
+    let _tap = net.tap(&host, "");
+    let modules = Kernel::named("6.12-cloud").extra_modules();
+    let modules = DiskConfig {
+        readonly: true,
+        ..DiskConfig::new(modules)
+    };
+    // A small ring, so that it runs dry.
+    let small = NetConfig {
+        queue_size: Some(64),
+        ..card(&net)
+    };
+    let live = Live::boot_all("flood", vec![modules], vec![small], Default::default());
+    let mut flood = Flood { live, net };
+    let set_up = flood.net.set_up();
+    flood.live.succeed(&set_up);
+    flood.live.succeed(
+        "mkdir -p /tmp/extra && tar -xf /dev/vdb -C /tmp/extra && insmod /tmp/extra/pktgen.ko",
+    );
+    let start = flood.settle();
+    flood.flood_guest(packets);
+    let middle = flood.settle();
+    let came = middle.offered + middle.refused - start.offered - start.refused;
+    assert!(came >= packets, "{came} of {packets} reached the tap");
+    let waits = flood.live.machine.nets()[0]
+        .totals()
+        .expect("there")
+        .received
+        .waits;
+    assert!(waits > 0, "the ring never ran dry");
+    flood.flood_host(packets);
+    let end = flood.settle();
+    assert!(end.guest_sent - middle.guest_sent >= packets, "{end:?}");
+    println!("{packets} packets each way: {start:?} {middle:?} {end:?}, {waits} waits");
+    // Dry rings have been filled again: the card works as ever.
+    let ping = format!("{PING} -q -c 5 -w 60 {}", flood.net.host);
+    flood.live.succeed(&ping);
+    flood.live.machine.stop();
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn ten_thousand_packets_each_way_are_all_accounted_for() {
+    flood(13, 10_000);
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn soak_a_million_packets_each_way_are_all_accounted_for() {
+    flood(14, 1_000_000);
+}

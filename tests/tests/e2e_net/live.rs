@@ -1,0 +1,97 @@
+//! Links that go down and come up, and guests that are paused, with Splitring as a library in this process.
+
+use std::fs;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use splitring::config::NetConfig;
+use splitring_tests::live::Live;
+
+use crate::ends::{Host, Net, PING};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) fn card(net: &Net) -> NetConfig {
+    NetConfig {
+        tap: Some(net.tap.clone()),
+        ..NetConfig::default()
+    }
+}
+
+/// Waits for `done`.
+#[track_caller]
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn a_link_that_goes_down_and_up_is_seen_and_a_pause_is_announced() {
+    let host = Host::new();
+    let net = Net::number(11);
+    let _tap = net.tap(&host, "");
+    let mut live = Live::boot_nets("links", vec![card(&net)]);
+    live.succeed(&net.set_up());
+    let link = live.machine.nets().remove(0);
+    for _ in 0..3 {
+        link.set_link(false).expect("the card is there");
+        live.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 0 ]");
+        assert_ne!(live.run(&format!("ping -c 1 -w 1 {}", net.host)).1, 0);
+        link.set_link(true).expect("the card is there");
+        live.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]");
+        live.succeed(&format!("{PING} -q -c 1 -w 60 {}", net.host));
+    }
+    // A host that takes unasked announcements learns the guest's address from one.
+    let accept = format!("/proc/sys/net/ipv4/conf/{}/arp_accept", net.tap);
+    fs::write(accept, "1").expect("we are root");
+    host.tools.sh(&format!("ip neigh flush dev {}", net.tap));
+    let sent = |live: &Live| live.machine.nets()[0].totals().expect("there").sent.frames;
+    live.machine.pause();
+    let before = sent(&live);
+    live.machine.resume();
+    until("an announcement", || sent(&live) > before);
+    host.tools.sh(&format!(
+        "n=0; until ip neigh show dev {} | grep -q '{} lladdr'; do n=$((n+1)); [ $n -gt 50 ] && exit 1; sleep 0.2; done",
+        net.tap, net.guest
+    ));
+    live.succeed(&format!("{PING} -q -c 1 -w 60 {}", net.host));
+    live.machine.stop();
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn a_flood_at_a_stopped_guest_is_delivered_or_counted_once_it_goes_on() {
+    const FLOOD: u64 = 5000;
+    let host = Host::new();
+    let net = Net::number(12);
+    let _tap = net.tap(&host, "");
+    let mut live = Live::boot_nets("stopped", vec![card(&net)]);
+    live.succeed(&net.set_up());
+    for round in 0..3 {
+        live.machine.pause();
+        let tap = || net.count("tx_packets") + net.count("tx_dropped");
+        let before = tap();
+        let socket = UdpSocket::bind((net.host.as_str(), 0)).expect("our own address");
+        socket.connect((net.guest.as_str(), 9)).expect("a route");
+        for _ in 0..FLOOD {
+            // The guest refuses what arrives, and that comes back as an error of a later call.
+            drop(socket.send(&[0; 64]));
+        }
+        live.machine.resume();
+        let dropped = net.count("tx_dropped");
+        assert!(dropped > 0, "round {round}: the host kept everything");
+        until("the flood is over", || {
+            let received = live.machine.nets()[0].totals().expect("there").received;
+            received.frames + received.dropped.sum() == net.count("tx_packets")
+        });
+        live.succeed(&format!("{PING} -q -c 2 -w 60 {}", net.host));
+        // Errors come instead of some sends; everything that was sent is one or the other.
+        assert!(tap() - before <= FLOOD + 100, "{}", tap() - before);
+        assert!(tap() - before >= FLOOD / 2, "{}", tap() - before);
+    }
+    live.machine.stop();
+}

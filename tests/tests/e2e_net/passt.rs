@@ -1,0 +1,254 @@
+//! An ordinary user's network through passt, to a host in a namespace: IPv4, IPv6, names, forwarded ports.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use splitring_tests::assets::{Disk, Image, Kernel};
+use splitring_tests::guest::{Guest, Launch};
+use splitring_tests::network::{Daemon, Namespace, collect, content, serve};
+use splitring_tests::resolver::{self, Answers};
+use splitring_tests::user::User;
+
+use crate::ends::{Host, check_log};
+
+/// The user's own host, its gateway, which passt makes stand for the host itself, and what is behind that.
+const NEAR4: &str = "192.0.2.2";
+const NEAR6: &str = "2001:db8::2";
+const GATE4: &str = "192.0.2.1";
+const GATE6: &str = "2001:db8::1";
+const FAR4: &str = "198.51.100.1";
+const FAR6: &str = "2001:db8:1::1";
+const NAME: &str = "far.test";
+/// On the user's host, and where the guest listens.
+const FORWARDED: (u16, u16) = (2222, 22);
+const PORT: u16 = 5000;
+const TRANSFER: usize = 4 << 20;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Writes what a DHCP client does with an answer; typed lines are one line each.
+const LEASE: &str = "printf '%s\\n' '#!/bin/busybox sh' '[ $1 = bound ] || exit 0' \
+    'ip addr add $ip/$mask dev $interface' 'ip route add default via $router' \
+    'for server in $dns; do echo nameserver $server; done >/etc/resolv.conf' >/tmp/lease && chmod +x /tmp/lease";
+
+/// The two hosts and the user on one of them.
+struct World {
+    user: User,
+    near: Namespace,
+    far: Namespace,
+    _host: Host,
+}
+
+impl World {
+    fn new() -> Self {
+        let host = Host::new();
+        let tools = &host.tools;
+        let (near, far) = (Namespace::create(tools), Namespace::create(tools));
+        let prefixed = |v4: &str, v6: &str| [format!("{v4}/24"), format!("{v6}/64")];
+        let (here, there) = (prefixed(NEAR4, NEAR6), prefixed(GATE4, GATE6));
+        near.connect(
+            tools,
+            ("up0", &[&here[0], &here[1]]),
+            &far,
+            ("down0", &[&there[0], &there[1]]),
+        );
+        near.sh(
+            tools,
+            &format!("ip route add default via {GATE4} && ip -6 route add default via {GATE6}"),
+        );
+        far.sh(
+            tools,
+            &format!("ip addr add {FAR4}/32 dev lo && ip addr add {FAR6}/128 dev lo nodad"),
+        );
+        // passt pings with sockets that an ordinary user has only where the kernel is told so.
+        near.run(|| std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"))
+            .expect("we are root");
+        let answers = Answers {
+            name: NAME,
+            v4: FAR4.parse::<Ipv4Addr>().expect("an address"),
+            v6: FAR6.parse::<Ipv6Addr>().expect("an address"),
+        };
+        far.run(|| resolver::serve(FAR4, answers));
+        let user = User::new();
+        user.name_servers(&[FAR4]);
+        Self {
+            user,
+            near,
+            far,
+            _host: host,
+        }
+    }
+
+    fn boot(&self, root: &Disk, net: &str) -> Guest {
+        self.user.own(root);
+        let kernel = Kernel::named("6.12-cloud");
+        let mut guest = Launch::new(&kernel, Image::Vmlinux)
+            .by(&self.user, &self.near.path())
+            .root_disk(root.path())
+            .option("--net", net)
+            .boot();
+        guest.succeed(LEASE);
+        guest.succeed("ip link set eth0 up && busybox udhcpc -q -n -t 20 -i eth0 -s /tmp/lease");
+        guest.succeed(
+            "(n=0; until /usr/bin/ip -6 addr show dev eth0 scope global | grep -v tentative | grep -q inet6; \
+             do n=$((n+1)); [ $n -gt 60 ] && exit 1; sleep 1; done)",
+        );
+        guest
+    }
+
+    /// The same bytes both ways between the guest and the far host, reached by its name or address.
+    fn transfer(&self, guest: &mut Guest, address: &str, peer: &str) {
+        let at = if address.contains(':') {
+            format!("[{address}]:{PORT}")
+        } else {
+            format!("{address}:{PORT}")
+        };
+        let bytes = content(TRANSFER);
+        let server = self.far.run(|| serve(&at, bytes.clone()));
+        guest.succeed(&format!("busybox nc {peer} {PORT} </dev/null >/tmp/blob"));
+        server.join().expect("all was sent");
+        let back = self.far.run(|| collect(&at));
+        guest.succeed(&format!("busybox nc {peer} {PORT} </tmp/blob"));
+        assert!(back.join().expect("all came back") == bytes, "to {peer}");
+    }
+
+    /// A line to the guest's port and its answer, from the far host to the user's.
+    fn forwarded_tcp(&self, guest: &mut Guest) {
+        let (host, inside) = FORWARDED;
+        guest.succeed(&format!(
+            "echo hello from the guest >/tmp/hello; \
+             (busybox nc -l -p {inside} </tmp/hello >/tmp/heard 2>/dev/null &)"
+        ));
+        let heard = self.far.run(|| {
+            let start = Instant::now();
+            loop {
+                // passt takes the connection before the guest does, and drops it if nobody listens there yet.
+                let mut text = String::new();
+                let asked = TcpStream::connect((NEAR4, host)).and_then(|mut stream| {
+                    stream.write_all(b"hello from afar\n")?;
+                    stream.shutdown(std::net::Shutdown::Write)?;
+                    stream.read_to_string(&mut text)
+                });
+                if asked.is_ok() && !text.is_empty() {
+                    return text;
+                }
+                assert!(start.elapsed() < PATIENCE, "no answer: {asked:?}");
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        assert_eq!(heard, "hello from the guest\n");
+        assert_eq!(guest.succeed("cat /tmp/heard"), "hello from afar\n");
+    }
+
+    /// Datagrams to the guest's port come back.
+    fn forwarded_udp(&self, guest: &mut Guest) {
+        let (host, inside) = FORWARDED;
+        guest.succeed(&format!(
+            "(perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(Proto => \"udp\", LocalPort => {inside}) or die; \
+             while (defined(my $from = $s->recv($_, 100))) {{ $s->send(\"echo $_\", 0, $from) }}' >/dev/null 2>&1 &)"
+        ));
+        self.far.run(|| {
+            let socket = UdpSocket::bind((FAR4, 0)).expect("an address of this host");
+            socket.connect((NEAR4, host)).expect("a route");
+            let pause = Some(Duration::from_millis(500));
+            socket.set_read_timeout(pause).expect("a socket");
+            let start = Instant::now();
+            let mut answer = [0; 100];
+            loop {
+                assert!(start.elapsed() < PATIENCE, "no answer by UDP");
+                // A refusal comes as an error of the next call.
+                if socket.send(b"one").is_ok()
+                    && let Ok(len) = socket.recv(&mut answer)
+                {
+                    break assert_eq!(&answer[..len], b"echo one");
+                }
+            }
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn soak_passt_started_by_us_gives_an_ordinary_user_all_of_a_network() {
+    let world = World::new();
+    let root = Disk::copy_of("tools");
+    let (host, inside) = FORWARDED;
+    let net = format!("passt,tcp={host}:{inside},udp={host}:{inside}");
+    let mut guest = world.boot(&root, &net);
+    assert!(
+        guest.succeed("busybox id -u").starts_with('0'),
+        "in the guest one is root"
+    );
+    guest.succeed(&format!("/usr/bin/ping -q -c 2 -w 30 {FAR4}"));
+    world.transfer(&mut guest, FAR4, FAR4);
+    world.transfer(&mut guest, FAR6, FAR6);
+    let names = guest.succeed(&format!("getent ahostsv4 {NAME}; getent ahostsv6 {NAME}"));
+    assert!(names.contains(FAR4) && names.contains(FAR6), "{names}");
+    assert_ne!(
+        guest.run("getent hosts near.test").status,
+        0,
+        "a name nobody has"
+    );
+    world.transfer(&mut guest, FAR4, NAME);
+    world.forwarded_tcp(&mut guest);
+    world.forwarded_udp(&mut guest);
+    check_log(&mut guest);
+    guest.power_off();
+    assert!(
+        !runs("passt"),
+        "passt ends with the machine that started it"
+    );
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn soak_a_running_passt_is_used_by_its_socket() {
+    let world = World::new();
+    let socket = world.user.path("passt.socket");
+    let _passt = start_passt(&world, &socket);
+    let root = Disk::copy_of("tools");
+    let mut guest = world.boot(&root, &format!("passt,socket={}", socket.display()));
+    world.transfer(&mut guest, FAR4, FAR4);
+    world.transfer(&mut guest, FAR6, FAR6);
+    world.forwarded_tcp(&mut guest);
+    // The driver starts the card anew: neither stream loses its place.
+    guest.succeed("ip link set eth0 down && ip link set eth0 up");
+    guest.succeed(
+        "cd /sys/bus/virtio/drivers/virtio_net && for d in virtio*; do echo $d >unbind && echo $d >bind; done; cd /root",
+    );
+    guest.succeed("ip link set eth0 up && busybox udhcpc -q -n -t 20 -i eth0 -s /tmp/lease");
+    world.transfer(&mut guest, FAR4, FAR4);
+    check_log(&mut guest);
+    guest.power_off();
+}
+
+fn start_passt(world: &World, socket: &Path) -> Daemon {
+    let mut words = world.user.prefix(&world.near.path());
+    let (host, inside) = FORWARDED;
+    words.extend(
+        ["passt", "--foreground", "--quiet", "--socket"]
+            .iter()
+            .map(std::ffi::OsString::from),
+    );
+    words.push(socket.into());
+    words.extend(["-t".into(), format!("{host}:{inside}").into()]);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
+    let passt = Daemon::start(command);
+    let start = Instant::now();
+    while !socket.exists() {
+        assert!(start.elapsed() < PATIENCE, "passt made no socket");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    passt
+}
+
+/// Whether a process of this name runs in the lab.
+fn runs(name: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").expect("proc is mounted");
+    processes
+        .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("comm")).ok())
+        .any(|comm| comm.trim().starts_with(name))
+}

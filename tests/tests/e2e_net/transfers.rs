@@ -1,0 +1,167 @@
+//! What is transferred arrives whole, whatever offloads and queues are switched meanwhile, and whichever way of receiving
+//! the driver has.
+
+use splitring_tests::assets::Disk;
+use splitring_tests::guest::Guest;
+
+use crate::ends::{Host, Net, PING, check_log};
+
+const OFFLOADS: [&str; 5] = ["rx", "tx", "tso", "gso", "gro"];
+const UNDER_LOAD: usize = 4 << 20;
+/// Feature bits, by their place in sysfs.
+const GUEST_TSO4: usize = 7;
+const MRG_RXBUF: usize = 15;
+
+/// Transfers while offloads go from their opposites to `combination`, a bit each, and back.
+fn switch_under_load(guest: &mut Guest, net: &Net, combination: u32) {
+    let words = |inverted: bool| -> String {
+        let bits = (0..).zip(OFFLOADS);
+        bits.map(|(bit, name)| {
+            let on = (combination >> bit & 1 == 1) != inverted;
+            format!(" {name} {}", if on { "on" } else { "off" })
+        })
+        .collect()
+    };
+    // What a kernel has no switch for it refuses, and does the rest.
+    let meanwhile = format!(
+        "sleep 0.1; ethtool -K eth0{} 2>/dev/null; sleep 0.1; ethtool -K eth0{} 2>/dev/null;",
+        words(true),
+        words(false)
+    );
+    net.transfer_under(guest, UNDER_LOAD, &meanwhile);
+}
+
+fn offloads(net: &Net, combinations: impl Iterator<Item = u32>) {
+    let host = Host::new();
+    let _tap = net.tap(&host, "");
+    let root = Disk::copy_of("tools");
+    let mut guest = net.boot(&root, 1, "");
+    net.transfer(&mut guest);
+    for combination in combinations {
+        switch_under_load(&mut guest, net, combination);
+    }
+    check_log(&mut guest);
+    guest.power_off();
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn soak_transfers_arrive_whole_while_offloads_are_switched() {
+    offloads(&Net::number(1), [0b00000, 0b11111, 0b00110].into_iter());
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn soak_transfers_arrive_whole_under_every_combination_of_offloads() {
+    offloads(&Net::number(1), 0..1 << OFFLOADS.len());
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn soak_four_queue_pairs_work_and_are_switched_under_load() {
+    let host = Host::new();
+    let net = Net::number(2);
+    let _tap = net.tap(&host, "multi_queue");
+    let root = Disk::copy_of("tools");
+    let mut guest = net.boot(&root, 4, ",queues=4");
+    for pairs in [4, 1, 3] {
+        guest.succeed(&format!("ethtool -L eth0 combined {pairs}"));
+        net.transfer(&mut guest);
+    }
+    let switches: String = [1, 4, 2, 4]
+        .iter()
+        .map(|pairs| format!("sleep 0.2; ethtool -L eth0 combined {pairs} || exit 1; "))
+        .collect();
+    net.transfer_under(&mut guest, UNDER_LOAD, &switches);
+    guest.succeed(&format!("{PING} -q -f -c 500 {}", net.host));
+    check_log(&mut guest);
+    guest.power_off();
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn transfers_arrive_whole_with_every_kind_of_offload_switched_off() {
+    let host = Host::new();
+    let net = Net::number(17);
+    let _tap = net.tap(&host, "");
+    let root = Disk::copy_of("tools");
+    let mut guest = net.boot(&root, 1, "");
+    net.transfer(&mut guest);
+    for offload in [
+        "gro off", "tso off", "gso off", "rx off", "tx off", "sg off",
+    ] {
+        // What goes off takes what needs it along, so this goes from everything to nothing.
+        guest.run(&format!("ethtool -K eth0 {offload}"));
+        net.transfer(&mut guest);
+    }
+    check_log(&mut guest);
+    guest.power_off();
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn four_queue_pairs_work() {
+    let host = Host::new();
+    let net = Net::number(18);
+    let _tap = net.tap(&host, "multi_queue");
+    let root = Disk::copy_of("tools");
+    let mut guest = net.boot(&root, 4, ",queues=4");
+    for pairs in [4, 1, 3] {
+        guest.succeed(&format!("ethtool -L eth0 combined {pairs}"));
+        net.transfer(&mut guest);
+    }
+    check_log(&mut guest);
+    guest.power_off();
+}
+
+/// A guest that is not offered `hidden` receives its other way.
+fn receive(number: u8, hidden: &str, lacking: &[usize]) {
+    let host = Host::new();
+    let net = Net::number(number);
+    let _tap = net.tap(&host, "");
+    let root = Disk::copy_of("tools");
+    let mut guest = net.boot(&root, 1, &format!(",hide={hidden}"));
+    let features = guest.succeed("cat /sys/class/net/eth0/device/features");
+    let has: Vec<usize> = [GUEST_TSO4, MRG_RXBUF]
+        .into_iter()
+        .filter(|bit| features.as_bytes()[*bit] == b'1')
+        .collect();
+    assert!(has.iter().all(|bit| !lacking.contains(bit)), "{features}");
+    assert_eq!(has.len() + lacking.len(), 2, "{features}");
+    net.transfer(&mut guest);
+    guest.succeed(&format!("{PING} -q -c 3 -s 60000 -w 60 {}", net.host));
+    net.transfer_under(
+        &mut guest,
+        UNDER_LOAD,
+        "ethtool -K eth0 gro off rx off 2>/dev/null; sleep 0.2; ethtool -K eth0 gro on rx on 2>/dev/null;",
+    );
+    check_log(&mut guest);
+    guest.power_off();
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn soak_a_driver_without_mergeable_buffers_receives_into_big_ones() {
+    receive(5, "mrg-rxbuf", &[MRG_RXBUF]);
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn soak_a_driver_without_mergeable_buffers_and_segmentation_receives_into_small_ones() {
+    receive(6, "mrg-rxbuf:guest-tso", &[MRG_RXBUF, GUEST_TSO4]);
+}
+
+#[test]
+#[ignore = "needs a guest: cargo xtask test"]
+fn soak_every_kind_of_ring_and_checksum_is_received_whole() {
+    receive(7, "event-idx", &[]);
+    receive(7, "indirect-desc:event-idx", &[]);
+    receive(7, "guest-csum", &[GUEST_TSO4]);
+    receive(7, "csum:ctrl-guest-offloads", &[]);
+    receive(7, "ctrl-vq", &[]);
+    receive(
+        7,
+        "mrg-rxbuf:guest-csum:event-idx",
+        &[MRG_RXBUF, GUEST_TSO4],
+    );
+}
