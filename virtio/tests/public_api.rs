@@ -24,10 +24,12 @@ const SOURCES: [&str; 7] = [
 ];
 
 /// What must not be in a signature: the ring's insides, by type or by pointer.
-const INSIDES: [&str; 8] = [
+const INSIDES: [&str; 10] = [
     "Descriptor",
     "Descriptors",
-    "DescriptorRest",
+    "Cell",
+    "Cells",
+    "Tail",
     "Desc",
     "UsedElem",
     "DriverRing",
@@ -40,11 +42,15 @@ fn root() -> &'static Path {
 }
 
 fn files(path: &Path, found: &mut Vec<PathBuf>) {
+    let stem = path.file_stem().unwrap().to_string_lossy();
+    if stem.ends_with("_tests") {
+        return;
+    }
     if path.is_dir() {
         for entry in fs::read_dir(path).unwrap() {
             files(&entry.unwrap().path(), found);
         }
-    } else if !path.to_string_lossy().ends_with("_tests.rs") {
+    } else {
         found.push(path.to_owned());
     }
 }
@@ -90,6 +96,8 @@ struct Api {
     lines: Vec<String>,
     /// Names of public types: implementations for others are nobody's business.
     types: Vec<String>,
+    /// Our macros: name and body.
+    macros: Vec<(String, String)>,
 }
 
 impl Api {
@@ -155,14 +163,16 @@ impl Api {
             of.unwrap_or_default(),
             own
         );
-        let functions: Vec<_> = it
-            .items
-            .iter()
-            .filter_map(|item| match item {
-                syn::ImplItem::Fn(it) if is_public(&it.vis) => Some(text(&it.sig)),
-                _ => None,
-            })
-            .collect();
+        let mut functions = Vec::new();
+        for item in &it.items {
+            match item {
+                syn::ImplItem::Fn(it) if is_public(&it.vis) => functions.push(text(&it.sig)),
+                syn::ImplItem::Macro(it) if it.mac.tokens.is_empty() => {
+                    functions.extend(self.defined(&it.mac))
+                }
+                _ => {}
+            }
+        }
         if is_trait || !functions.is_empty() {
             self.line(1, &head);
         }
@@ -170,6 +180,27 @@ impl Api {
             self.line(2, &function);
         }
     }
+
+    /// The public functions that a macro of ours without arguments defines.
+    fn defined(&self, mac: &syn::Macro) -> Vec<String> {
+        let name = mac.path.get_ident().expect("a macro of ours").to_string();
+        let found = self.macros.iter().find(|it| it.0 == name);
+        let body = &found.unwrap_or_else(|| panic!("no macro {name}!")).1;
+        let body: ItemImpl = syn::parse_str(&format!("impl It {body}")).unwrap();
+        let functions = body.items.iter().filter_map(|item| match item {
+            syn::ImplItem::Fn(it) if is_public(&it.vis) => Some(text(&it.sig)),
+            _ => None,
+        });
+        functions.collect()
+    }
+}
+
+/// The name of a macro and what it puts in its place, in braces.
+fn macro_of(item: &Item) -> Option<(String, String)> {
+    let Item::Macro(it) = item else { return None };
+    let mut tokens = it.mac.tokens.clone().into_iter().map(|it| it.to_string());
+    let body = tokens.find(|text| text.starts_with('{'))?;
+    Some((it.ident.as_ref()?.to_string(), body))
 }
 
 fn api() -> Vec<String> {
@@ -189,6 +220,10 @@ fn api() -> Vec<String> {
     let mut api = Api {
         lines: Vec::new(),
         types: types.collect(),
+        macros: sources
+            .iter()
+            .flat_map(|source| source.items.iter().filter_map(macro_of))
+            .collect(),
     };
     for (path, source) in found.iter().zip(&sources) {
         let name = path.strip_prefix(root()).unwrap().display().to_string();

@@ -16,7 +16,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::piecewise::{AddError, Builder, Parts, Readable, Refusal, Refused};
-use super::queue::{Broken, Kick, NotProven, Queue, QueueAreas};
+use super::queue::{Broken, NotProven, Queue};
 use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Identity};
 use crate::mem::reset::ResetProof;
 use crate::spec::blk::{ID_BYTES, Range, RequestHeader, feature, request as kind, status};
@@ -324,12 +324,6 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         }
     }
 
-    /// Shows the device what was submitted; see [`Queue::publish`].
-    #[inline]
-    pub fn publish(&mut self) -> Kick {
-        self.queue.publish()
-    }
-
     /// Takes back one request that is done.
     ///
     /// # Errors
@@ -376,34 +370,13 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         proof: &ResetProof,
         mut each: impl FnMut(Done<B>),
     ) -> Result<(), NotProven> {
-        let mut back = Vec::with_capacity(usize::from(self.queue.in_flight()));
-        self.queue.reclaim(proof, |pending| back.push(pending))?;
-        for pending in back {
+        for pending in self.queue.take_back(proof)? {
             each(self.finish(pending));
         }
         Ok(())
     }
 
-    /// What to tell the device about the queue.
-    pub fn areas(&self) -> QueueAreas {
-        self.queue.areas()
-    }
-
-    /// Requests in flight.
-    pub fn in_flight(&self) -> u16 {
-        self.queue.in_flight()
-    }
-
-    /// See [`Queue::enable_interrupts`].
-    #[must_use]
-    pub fn enable_interrupts(&mut self) -> bool {
-        self.queue.enable_interrupts()
-    }
-
-    /// See [`Queue::disable_interrupts`].
-    pub fn disable_interrupts(&mut self) {
-        self.queue.disable_interrupts();
-    }
+    passed_on!();
 }
 
 impl<B: DmaBuf> Slot<B> {

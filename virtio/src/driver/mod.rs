@@ -6,6 +6,9 @@
 //! leave it to the caller to ring the bell. See `queue` for what is owned by whom, and `piecewise`
 //! for how a buffer is built.
 
+#[macro_use]
+mod passed_on;
+
 pub mod blk;
 mod engine;
 pub mod net;

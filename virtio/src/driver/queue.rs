@@ -12,6 +12,7 @@
 //! It knows neither transports nor what the buffers mean. Sections 2.7.13 and 2.7.14.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 
 use super::engine::{Closed, Core};
@@ -452,6 +453,13 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         self.set_up = self.set_up.restarted();
         self.book.empty(each);
         Ok(())
+    }
+
+    /// As [`reclaim`](Self::reclaim), all at once, for callers that want themselves back for each.
+    pub(super) fn take_back(&mut self, proof: &ResetProof) -> Result<Vec<T>, NotProven> {
+        let mut back = Vec::with_capacity(usize::from(self.in_flight()));
+        self.reclaim(proof, |token| back.push(token))?;
+        Ok(back)
     }
 
     /// Takes the queue apart after a reset: tokens first, then its memory and hook.

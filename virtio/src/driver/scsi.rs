@@ -19,7 +19,7 @@ use alloc::vec::Vec;
 use zerocopy::FromZeros;
 
 use super::piecewise::{AddError, Parts, Refusal, Refused};
-use super::queue::{Broken, Kick, NotProven, Queue, QueueAreas};
+use super::queue::{Broken, NotProven, Queue};
 use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Identity};
 use crate::mem::reset::ResetProof;
 use crate::scatterlist::ScatterList;
@@ -278,12 +278,6 @@ impl<B: DmaBuf, M: DmaMap> Requests<B, M> {
         }
     }
 
-    /// Shows the device what was submitted; see [`Queue::publish`].
-    #[inline]
-    pub fn publish(&mut self) -> Kick {
-        self.queue.publish()
-    }
-
     /// Takes back one command that is done.
     ///
     /// # Errors
@@ -320,34 +314,13 @@ impl<B: DmaBuf, M: DmaMap> Requests<B, M> {
         proof: &ResetProof,
         mut each: impl FnMut(Done<B>),
     ) -> Result<(), NotProven> {
-        let mut back = Vec::with_capacity(usize::from(self.queue.in_flight()));
-        self.queue.reclaim(proof, |pending| back.push(pending))?;
-        for pending in back {
+        for pending in self.queue.take_back(proof)? {
             each(self.put_back(pending));
         }
         Ok(())
     }
 
-    /// What to tell the device about the queue.
-    pub fn areas(&self) -> QueueAreas {
-        self.queue.areas()
-    }
-
-    /// Commands in flight.
-    pub fn in_flight(&self) -> u16 {
-        self.queue.in_flight()
-    }
-
-    /// See [`Queue::enable_interrupts`].
-    #[must_use]
-    pub fn enable_interrupts(&mut self) -> bool {
-        self.queue.enable_interrupts()
-    }
-
-    /// See [`Queue::disable_interrupts`].
-    pub fn disable_interrupts(&mut self) {
-        self.queue.disable_interrupts();
-    }
+    passed_on!();
 }
 
 impl<B: DmaBuf> Slot<B> {

@@ -1,7 +1,7 @@
 //! The control queue: one command at a time (section 5.1.6.5).
 
 use crate::driver::piecewise::Refusal;
-use crate::driver::queue::{Broken, Kick, NotProven, Queue, QueueAreas};
+use crate::driver::queue::{Broken, NotProven, Queue};
 use crate::mem::dma::{DmaBytes, DmaMap, Identity};
 use crate::mem::reset::ResetProof;
 use crate::spec::net::{CtrlHeader, ctrl};
@@ -71,11 +71,6 @@ impl<M: DmaMap> Control<M> {
         })
     }
 
-    /// Shows the device the command; see [`Queue::publish`].
-    pub fn publish(&mut self) -> Kick {
-        self.queue.publish()
-    }
-
     /// The acknowledgement, once it has come.
     ///
     /// # Errors
@@ -103,19 +98,5 @@ impl<M: DmaMap> Control<M> {
             .reclaim(proof, |pending| *frame = Some(pending.frame))
     }
 
-    /// What to tell the device about the queue.
-    pub fn areas(&self) -> QueueAreas {
-        self.queue.areas()
-    }
-
-    /// See [`Queue::enable_interrupts`].
-    #[must_use]
-    pub fn enable_interrupts(&mut self) -> bool {
-        self.queue.enable_interrupts()
-    }
-
-    /// See [`Queue::disable_interrupts`].
-    pub fn disable_interrupts(&mut self) {
-        self.queue.disable_interrupts();
-    }
+    passed_on!();
 }

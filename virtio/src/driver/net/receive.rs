@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 
 use super::{FRAME_LEN, Invalid};
 use crate::driver::piecewise::{AddError, Parts, Refusal, Refused};
-use crate::driver::queue::{Broken, Kick, NotProven, Queue, QueueAreas};
+use crate::driver::queue::{Broken, NotProven, Queue};
 use crate::mem::dma::{DmaBuf, DmaBufMut, DmaBytes, DmaMap, Identity};
 use crate::mem::reset::ResetProof;
 use crate::scatterlist::ScatterList;
@@ -237,12 +237,6 @@ impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
         Ok(())
     }
 
-    /// Shows the device what was handed in; see [`Queue::publish`].
-    #[inline]
-    pub fn publish(&mut self) -> Kick {
-        self.queue.publish()
-    }
-
     /// Takes every buffer back after a reset: they are idle, and go to the device again with
     /// [`refill`](Self::refill) once it has been told of the queue anew.
     ///
@@ -256,26 +250,7 @@ impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
         Ok(())
     }
 
-    /// What to tell the device about the queue.
-    pub fn areas(&self) -> QueueAreas {
-        self.queue.areas()
-    }
-
-    /// Buffers the device has.
-    pub fn in_flight(&self) -> u16 {
-        self.queue.in_flight()
-    }
-
-    /// See [`Queue::enable_interrupts`].
-    #[must_use]
-    pub fn enable_interrupts(&mut self) -> bool {
-        self.queue.enable_interrupts()
-    }
-
-    /// See [`Queue::disable_interrupts`].
-    pub fn disable_interrupts(&mut self) {
-        self.queue.disable_interrupts();
-    }
+    passed_on!();
 }
 
 impl<B: DmaBufMut> ReceiveSlot<B> {

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::{FRAME_LEN, Invalid};
 use crate::driver::piecewise::{Refusal, Refused};
-use crate::driver::queue::{Broken, Kick, NotProven, Queue, QueueAreas};
+use crate::driver::queue::{Broken, NotProven, Queue};
 use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Identity};
 use crate::mem::reset::ResetProof;
 use crate::scatterlist::ScatterList;
@@ -106,12 +106,6 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
         }
     }
 
-    /// Shows the device what was sent; see [`Queue::publish`].
-    #[inline]
-    pub fn publish(&mut self) -> Kick {
-        self.queue.publish()
-    }
-
     /// Takes back one packet the device is done with: answers its tag; `back` gets the pieces.
     ///
     /// # Errors
@@ -145,26 +139,7 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
         })
     }
 
-    /// What to tell the device about the queue.
-    pub fn areas(&self) -> QueueAreas {
-        self.queue.areas()
-    }
-
-    /// Packets in flight.
-    pub fn in_flight(&self) -> u16 {
-        self.queue.in_flight()
-    }
-
-    /// See [`Queue::enable_interrupts`].
-    #[must_use]
-    pub fn enable_interrupts(&mut self) -> bool {
-        self.queue.enable_interrupts()
-    }
-
-    /// See [`Queue::disable_interrupts`].
-    pub fn disable_interrupts(&mut self) {
-        self.queue.disable_interrupts();
-    }
+    passed_on!();
 }
 
 impl<B: DmaBuf> TransmitSlot<B> {

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::Lun;
 use crate::driver::piecewise::Refusal;
-use crate::driver::queue::{Broken, Kick, NotProven, Queue, QueueAreas};
+use crate::driver::queue::{Broken, NotProven, Queue};
 use crate::mem::dma::{DmaBytes, DmaMap, Identity};
 use crate::mem::reset::ResetProof;
 use crate::spec::scsi::{
@@ -170,11 +170,6 @@ impl<M: DmaMap> Control<M> {
         })
     }
 
-    /// Shows the device what was submitted; see [`Queue::publish`].
-    pub fn publish(&mut self) -> Kick {
-        self.queue.publish()
-    }
-
     /// Takes back one request that is done.
     ///
     /// # Errors
@@ -217,19 +212,5 @@ impl<M: DmaMap> Control<M> {
             .reclaim(proof, |pending| frames.push(pending.frame))
     }
 
-    /// What to tell the device about the queue.
-    pub fn areas(&self) -> QueueAreas {
-        self.queue.areas()
-    }
-
-    /// See [`Queue::enable_interrupts`].
-    #[must_use]
-    pub fn enable_interrupts(&mut self) -> bool {
-        self.queue.enable_interrupts()
-    }
-
-    /// See [`Queue::disable_interrupts`].
-    pub fn disable_interrupts(&mut self) {
-        self.queue.disable_interrupts();
-    }
+    passed_on!();
 }

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::Lun;
 use crate::driver::piecewise::{Refusal, Refused};
-use crate::driver::queue::{Broken, Kick, NotProven, Queue, QueueAreas};
+use crate::driver::queue::{Broken, NotProven, Queue};
 use crate::mem::dma::{DmaBytes, DmaMap, Identity};
 use crate::mem::reset::ResetProof;
 use crate::spec::scsi::{Event, event};
@@ -69,11 +69,6 @@ impl<M: DmaMap> Events<M> {
         Ok(())
     }
 
-    /// Shows the device the buffers; see [`Queue::publish`].
-    pub fn publish(&mut self) -> Kick {
-        self.queue.publish()
-    }
-
     /// Takes one event.
     ///
     /// # Errors
@@ -102,19 +97,5 @@ impl<M: DmaMap> Events<M> {
         self.queue.reclaim(proof, |pending| idle.push(pending.0))
     }
 
-    /// What to tell the device about the queue.
-    pub fn areas(&self) -> QueueAreas {
-        self.queue.areas()
-    }
-
-    /// See [`Queue::enable_interrupts`].
-    #[must_use]
-    pub fn enable_interrupts(&mut self) -> bool {
-        self.queue.enable_interrupts()
-    }
-
-    /// See [`Queue::disable_interrupts`].
-    pub fn disable_interrupts(&mut self) {
-        self.queue.disable_interrupts();
-    }
+    passed_on!();
 }
