@@ -82,6 +82,14 @@ impl Launch {
         self
     }
 
+    /// The same on a SCSI disk with a file system of this type.
+    pub fn scsi_root_disk(mut self, path: &Path, kind: &str) -> Self {
+        assert_eq!(self.disks, 0, "the root disk comes first");
+        self.cmdline
+            .push(format!("root=/dev/sda rootfstype={kind}"));
+        self.disk(path, ",bus=scsi")
+    }
+
     /// Adds a virtio-blk disk with more sub-keys (`,ro=on`).
     pub fn disk(mut self, path: &Path, keys: &str) -> Self {
         self.disks += 1;

@@ -4,9 +4,13 @@
 //! Run by `cargo xtask test`, which knows where a stock kernel can run.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use splitring::config::DiskConfig;
 use splitring_devices::disk::config::Bus;
+use splitring_devices::disk::doubles::{Fate, FaultyDisk, MemoryDisk, Seen};
+use splitring_devices::scsi::{ScsiHandle, UnitConfig};
 use splitring_tests::assets::Disk;
 use splitring_tests::live::Live;
 
@@ -63,9 +67,67 @@ fn scsi_disks_come_grow_and_go_under_load_without_a_rescan() {
     live.machine.stop();
 }
 
+/// Adds a disk whose next requests meet `fates`, once the guest has looked at it and is done with that.
+fn add_faulty(live: &mut Live, controller: &ScsiHandle, device: &str) -> Arc<FaultyDisk> {
+    let disk = Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(16 << 20))));
+    let shared: Arc<FaultyDisk> = Arc::clone(&disk);
+    controller
+        .add(UnitConfig::new("faulty"), shared)
+        .expect("added");
+    live.until(&format!("[ -b {device} ]"));
+    // The kernel reads the partition table on a thread of its own.
+    live.succeed("udevadm settle 2>/dev/null; sleep 2; dmesg | grep -q 'sdb.*Attached SCSI disk'");
+    drop(disk.seen());
+    disk
+}
+
+/// Waits until `count` reads are with the disk.
+fn reads(disk: &FaultyDisk, count: usize) {
+    let start = Instant::now();
+    let mut seen = 0;
+    while seen < count {
+        let is_read = |seen: &Seen| matches!(seen, Seen::Read(_));
+        seen += disk.seen().iter().filter(|seen| is_read(seen)).count();
+        assert!(start.elapsed() < Duration::from_secs(60), "{seen} reads");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 #[ignore = "needs a stock guest"]
-fn scsi_two_machines_share_an_image_under_reservations() {
+fn scsi_a_reset_by_the_guest_and_a_removal_end_what_hangs_in_the_host() {
+    const HANGING: usize = 4;
+    let first = Disk::empty(16 << 20);
+    let mut live = Live::boot("reset", vec![scsi(first.path())]);
+    let controller = live.machine.scsi().remove(0);
+    let disk = add_faulty(&mut live, &controller, "/dev/sdb");
+    let read = "dd if=/dev/sdb of=/dev/null bs=4k count=1 iflag=direct";
+    let hang = |live: &mut Live| {
+        disk.plan([Fate::Hang; HANGING]);
+        live.succeed(&format!(
+            "rm -f /tmp/ended; for n in 1 2 3 4; do ({read} skip=$n 2>/dev/null; echo $? >>/tmp/ended) & done"
+        ));
+        reads(&disk, HANGING);
+        live.succeed("sleep 1; [ ! -e /tmp/ended ]");
+    };
+    hang(&mut live);
+    // Linux waits for the answer to the reset, which comes when the commands have ended; then it tries them again.
+    live.succeed("sg_reset --device /dev/sdb");
+    live.until("[ $(wc -l </tmp/ended) = 4 ]");
+    assert_eq!(live.succeed("cat /tmp/ended").trim(), "0\n0\n0\n0");
+    live.succeed(&format!("sg_turs /dev/sdb; {read}"));
+    hang(&mut live);
+    controller.remove("faulty").expect("let go");
+    live.until("[ ! -e /sys/block/sdb ]");
+    live.until("[ $(wc -l </tmp/ended) = 4 ]");
+    assert_eq!(live.succeed("cat /tmp/ended").trim(), "1\n1\n1\n1");
+    live.succeed("dd if=/dev/sda of=/dev/null bs=1M count=8 iflag=direct");
+    live.machine.stop();
+}
+
+#[test]
+#[ignore = "needs a stock guest"]
+fn soak_scsi_two_machines_share_an_image_under_reservations() {
     let disk = Disk::empty(64 << 20);
     let shared = DiskConfig {
         share: true,

@@ -1,0 +1,171 @@
+//! The families of the conformance suite, on our disks and, where ours fail a test, on the kernel's own target.
+
+use splitring_tests::assets::{Disk, Kernel};
+use splitring_tests::guest::Guest;
+
+use crate::suite::{self, Family};
+use crate::{boot, guest, launch};
+
+/// With several logical blocks a physical one this test asks for the status of one block and expects the descriptor of
+/// another, which SBC-3 §5.6 does not allow; with one it passes.
+const UNMAP_SINGLE: &str = "GetLBAStatus.UnmapSingle";
+
+/// The suite's family for Linux, of version 1.19. What it skips:
+/// - `ReadOnly`: the disk can be written; a family by itself on one that can't.
+/// - `MultipathIO`: it is given one path; a family by itself on two.
+/// - `InvalidDataOutSize`: it wants an iSCSI session; in process it is tested by `tests/scsi/conformance.rs`.
+/// - `ZeroBlocks` of WRITE SAME: such commands are refused, as the block limits page says (WSNZ).
+/// - `WriteAtomic16`: not offered. No file system promises that a write is whole or not at all after a power cut.
+const fn linux(excused: &'static [&'static str]) -> Family {
+    Family {
+        skipped: &[
+            "ReadOnly.ReadOnlySBC",
+            "MultipathIO.*",
+            "CompareAndWrite.InvalidDataOutSize",
+            "WriteSame10.ZeroBlocks",
+            "WriteSame16.ZeroBlocks",
+            "WriteAtomic16.*",
+        ],
+        excused,
+        ..Family::whole("LINUX", "/dev/sda", 155)
+    }
+}
+
+/// Loads the kernel's own SCSI target with these options; its disk is called `disk`.
+fn scsi_debug(guest: &mut Guest, options: &str, disk: &str) {
+    guest.load_extra("/dev/vdb", "scsi_debug");
+    // It was loaded without options, and its disk is in use while the kernel looks at it.
+    guest.succeed(&format!(
+        "for n in $(seq 60); do rmmod scsi_debug && break; sleep 1; done; \
+         insmod /tmp/extra/scsi_debug.ko dev_size_mb=64 delay=0 \
+         lbpu=1 lbpws=1 lbpws10=1 lbprz=1 {options}"
+    ));
+    guest.succeed(&format!(
+        "for n in $(seq 60); do [ -b {disk} ] && break; sleep 1; done; [ -b {disk} ]"
+    ));
+}
+
+#[test]
+#[ignore = "needs a stock guest"]
+fn scsi_conformance_of_a_disk_with_blocks_of_512() {
+    let disk = Disk::empty(1 << 30);
+    let (_root, mut guest) = guest(&[(&disk, ",serial=S1,removable=on")]);
+    linux(&[UNMAP_SINGLE]).passes(&mut guest);
+}
+
+/// What is excused is so only as long as the kernel's own target fails it too, being asked the same way.
+#[test]
+#[ignore = "needs a stock guest"]
+fn scsi_what_is_excused_fails_on_two_targets_of_the_same_geometry() {
+    let (disk, modules) = (
+        Disk::empty(64 << 20),
+        Kernel::named("6.12-cloud").extra_modules(),
+    );
+    let (_root, launch) = launch();
+    let launch = launch.memory("512M").disk(&modules, ",readonly=on");
+    let mut guest = boot(launch, &[(&disk, "")]);
+    scsi_debug(&mut guest, "physblk_exp=3", "/dev/sdb");
+    guest.succeed("sg_inq /dev/sdb | grep scsi_debug");
+    for device in ["/dev/sda", "/dev/sdb"] {
+        let geometry = guest.succeed(&format!("sg_readcap -l {device}"));
+        assert!(geometry.contains("exponent=3"), "{geometry}");
+        let verdict = suite::run(&mut guest, &format!("LINUX.{UNMAP_SINGLE}"), device);
+        println!("{device}: {verdict:?}");
+        assert_eq!(verdict.failed, [UNMAP_SINGLE], "{device}");
+    }
+}
+
+#[test]
+#[ignore = "needs a stock guest"]
+fn soak_scsi_conformance_of_a_disk_with_blocks_of_4096() {
+    let disk = Disk::empty(1 << 30);
+    let (_root, mut guest) = guest(&[(&disk, ",serial=S1,block-size=4096,queue-size=1024")]);
+    linux(&[]).passes(&mut guest);
+}
+
+/// Two initiators, lost sessions and resets of the suite's own: it can do these over iSCSI sessions only. In process
+/// they are tested by `tests/scsi/{reservations,management}.rs`.
+const SESSIONS: &[&str] = &[
+    "PreventAllow.ITNexusLoss",
+    "PreventAllow.Logout",
+    "PreventAllow.WarmReset",
+    "PreventAllow.ColdReset",
+    "PreventAllow.LUNReset",
+    "PreventAllow.2ITNexuses",
+];
+
+/// All other families. An open disk has the kernel itself lock the medium, on the same nexus, and the kernel opens a
+/// read-only disk for reading only, while the suite wants to write and be refused: those go to the generic device.
+#[rustfmt::skip]
+const OTHERS: &[Family] = &[
+    Family::whole("SCSI.Prin*", "/dev/disk-0:0:0:0", 4),
+    Family {
+        skipped: &["ProutReserve.Access*", "ProutReserve.Ownership*", "ProutPreempt.RemoveRegistration"],
+        ..Family::whole("SCSI.Prout*", "/dev/disk-0:0:0:0", 16)
+    },
+    Family {
+        skipped: &[
+            "Reserve6.2Initiators", "Reserve6.Logout", "Reserve6.ITNexusLoss", "Reserve6.TargetColdReset",
+            "Reserve6.TargetWarmReset", "Reserve6.LUNReset",
+        ],
+        ..Family::whole("SCSI.Reserve6", "/dev/disk-0:0:0:0", 7)
+    },
+    Family::whole("SCSI.Read6", "/dev/disk-0:0:0:0", 2),
+    Family::whole("SCSI.StartStopUnit", "/dev/generic-0:0:0:0", 3),
+    Family { skipped: SESSIONS, ..Family::whole("SCSI.PreventAllow", "/dev/generic-0:0:0:0", 8) },
+    Family::whole("SCSI.NoMedia", "/dev/generic-0:0:0:0", 1),
+    Family::whole("SCSI.ReadOnly", "/dev/generic-0:0:1:0", 1),
+    // Not offered: copying between units is the host's business, its blocks can be freed by UNMAP.
+    Family { skipped: &["ExtendedCopy.*"], ..Family::whole("SCSI.ExtendedCopy", "/dev/disk-0:0:0:0", 6) },
+    Family { skipped: &["ReceiveCopyResults.*"], ..Family::whole("SCSI.ReceiveCopyResults", "/dev/disk-0:0:0:0", 2) },
+    // The others want sessions, to reset and to abort on.
+    Family {
+        skipped: &["MultipathIO.Reset", "MultipathIO.CompareAndWriteAsync"],
+        ..Family::whole("SCSI.MultipathIO", "/dev/disk-0:0:2:0 /dev/disk-1:0:0:0", 4)
+    },
+    // Of iSCSI's own framing; the two that are not skipped end at once without it.
+    Family { skipped: &["iSCSIcmdsn.*", "iSCSIdatasn.*", "iSCSIResiduals.*"], ..Family::whole("iSCSI", "/dev/disk-0:0:0:0", 15) },
+];
+
+/// Not offered: a host's file can't be wiped in a way that could be vouched for. All tests of the suite's family but
+/// `OverwriteReserved`, in which the suite itself reads a null pointer where SANITIZE is not there.
+const SANITIZE: [&str; 10] = [
+    "BlockErase",
+    "BlockEraseReserved",
+    "CryptoErase",
+    "CryptoEraseReserved",
+    "ExitFailureMode",
+    "InvalidServiceAction",
+    "Overwrite",
+    "Readonly",
+    "Reservations",
+    "Reset",
+];
+
+#[test]
+#[ignore = "needs a stock guest"]
+fn scsi_conformance_of_the_other_families() {
+    let [disk, readonly, shared] = [(); 3].map(|()| Disk::empty(1 << 30));
+    let disks = [
+        (&disk, ",serial=S1,removable=on"),
+        (&readonly, ",serial=S2,readonly=on"),
+        (&shared, ",serial=S3,share=on,controller=0"),
+        (&shared, ",serial=S3,share=on,controller=1"),
+    ];
+    let (_root, mut guest) = guest(&disks);
+    // Two controllers are looked through at the same time, so that sdX is one time this and one time that.
+    guest.succeed(
+        "for path in /sys/class/scsi_device/*; do \
+         ln -s $(ls $path/device/block) /dev/disk-${path##*/}; \
+         ln -s $(ls $path/device/scsi_generic) /dev/generic-${path##*/}; done",
+    );
+    for family in OTHERS {
+        family.passes(&mut guest);
+    }
+    for test in SANITIZE {
+        let family = format!("SCSI.Sanitize.{test}");
+        let verdict = suite::run(&mut guest, &family, "/dev/disk-0:0:0:0");
+        assert_eq!((verdict.run, &verdict.failed[..]), (1, &[][..]), "{family}");
+        assert_eq!(verdict.skipped.len(), 1, "{family}: {:?}", verdict.skipped);
+    }
+}
