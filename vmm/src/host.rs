@@ -2,8 +2,8 @@
 //!
 //! Reads /proc, /sys and /dev and tries each thing itself; changes nothing. Behind `splitring check` and the remedies in error messages.
 
-use std::fs::{self, OpenOptions};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::Serialize;
@@ -34,8 +34,7 @@ pub struct SoftwareKvm {
 /// How far KVM goes, by what the processor and the loaded modules say.
 #[must_use]
 pub fn virtualisation() -> Virtualisation {
-    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    if !has_hardware(&flags) || pvm_only() {
+    if !has_hardware(&first_cpu()) || pvm_only() {
         Virtualisation::SoftwareOnly
     } else {
         Virtualisation::Hardware
@@ -56,6 +55,18 @@ pub fn require_hardware() -> Result<(), SoftwareKvm> {
                 ""
             },
         }),
+    }
+}
+
+/// What Linux says about the first processor, and perhaps a few more: all of a large host's are long to write out.
+fn first_cpu() -> String {
+    const ENOUGH: u64 = 16 << 10;
+    let mut text = String::new();
+    let read =
+        File::open("/proc/cpuinfo").and_then(|file| file.take(ENOUGH).read_to_string(&mut text));
+    match read {
+        Ok(_) => text,
+        Err(_) => String::new(),
     }
 }
 
@@ -84,7 +95,7 @@ fn pvm_only() -> bool {
 pub fn kvm_remedy(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => {
-            let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            let flags = first_cpu();
             if flags.contains("svm") {
                 "load its module: modprobe kvm-amd".into()
             } else if flags.contains("vmx") {

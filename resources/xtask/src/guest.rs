@@ -54,7 +54,8 @@ impl GuestKernel {
             let image = fs::read(kernel.vmlinuz()).context("cannot read the kernel")?;
             fs::write(into.join("vmlinux"), extract_vmlinux(&image)?)?;
             fs::write(into.join("vmlinuz"), image)?;
-            fs::write(into.join("initramfs"), initramfs::build(&kernel, &busybox)?)?;
+            let archive = initramfs::build(&kernel, &busybox, initramfs::MODULES)?;
+            fs::write(into.join("initramfs"), archive)?;
             fs::write(into.join("release"), kernel.release())?;
             pack_extra_modules(&kernel, into)
         })?;

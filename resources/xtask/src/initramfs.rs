@@ -31,8 +31,8 @@ pub(crate) const MODULES: &[&str] = &[
     "evdev",
 ];
 
-/// Builds the initramfs for `kernel` around a static busybox.
-pub(crate) fn build(kernel: &Kernel, busybox: &Path) -> Result<Vec<u8>> {
+/// Builds the initramfs for `kernel` around a static busybox, with those of `modules` that it has.
+pub(crate) fn build(kernel: &Kernel, busybox: &Path, modules: &[&str]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for dir in ["bin", "dev", "modules", "proc", "root", "sys", "tmp"] {
         archive.directory(dir)?;
@@ -41,7 +41,7 @@ pub(crate) fn build(kernel: &Kernel, busybox: &Path) -> Result<Vec<u8>> {
     archive.file("bin/busybox", 0o755, &read(busybox)?)?;
     archive.file("init", 0o755, INIT.as_bytes())?;
     archive.file("console", 0o644, CONSOLE.as_bytes())?;
-    let wanted: Vec<_> = MODULES
+    let wanted: Vec<_> = modules
         .iter()
         .copied()
         .filter(|name| kernel.has_module(name))

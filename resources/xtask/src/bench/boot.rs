@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,13 +21,16 @@ use super::stats::Sample;
 use super::trace::{Boot, Tracer};
 use crate::assets::Cache;
 use crate::guest::GuestKernel;
-use crate::kernel::Flavour;
+use crate::initramfs;
+use crate::kernel::{Flavour, Kernel};
 use crate::lab;
 use crate::tools;
 use crate::vmm;
 
 const FIRST_LINE: &str = "initramfs: first line of user space";
 const READY: &str = "@@ ready";
+/// The disk's driver.
+const MODULES: [&str; 1] = ["virtio_blk"];
 /// Traced runs count, and counts hardly differ from run to run.
 const TRACED_RUNS: usize = 2;
 /// Memory is looked at when a machine has been idle for so long.
@@ -43,7 +47,7 @@ pub(crate) struct Options {
     /// The inner half: measure the binary at this path, here and now
     #[arg(long, hide = true, value_name = "PATH", requires = "kernel")]
     splitring: Option<PathBuf>,
-    /// The inner half: the kernel's directory
+    /// The inner half: the directory with kernel and initramfs
     #[arg(long, hide = true, value_name = "DIR")]
     kernel: Option<PathBuf>,
 }
@@ -54,7 +58,9 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
         return measure(options.runs, splitring, kernel);
     }
     tools::ensure(&[tools::QEMU], "the comparison", yes)?;
-    let kernel = GuestKernel::get(&Cache::open()?, Flavour::Cloud612)?;
+    let cache = Cache::open()?;
+    let files = cache.scratch("bench-")?;
+    prepare(&cache, files.path())?;
     let splitring = vmm::build_static()?;
     let lab = lab::Options {
         icount: true,
@@ -70,9 +76,21 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
         "--splitring".into(),
         splitring.into(),
         "--kernel".into(),
-        kernel.dir().into(),
+        files.path().into(),
     ];
     super::inside(&lab, &arguments)
+}
+
+/// The kernel's files, and an initramfs of no more than these boots need: a larger one costs every VMM the same.
+fn prepare(cache: &Cache, into: &Path) -> Result<()> {
+    let guest = GuestKernel::get(cache, Flavour::Cloud612)?;
+    for name in ["vmlinux", "vmlinuz"] {
+        symlink(guest.file(name), into.join(name)).context("cannot make a link")?;
+    }
+    let kernel = Kernel::get(cache, Flavour::Cloud612)?;
+    let busybox = cache.package("busybox-static")?.join("bin/busybox");
+    let archive = initramfs::build(&kernel, &busybox, &MODULES)?;
+    fs::write(into.join("initramfs"), archive).context("cannot write the initramfs")
 }
 
 /// What traced runs of one subject say.
