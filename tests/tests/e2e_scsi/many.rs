@@ -50,15 +50,24 @@ fn scsi_hundreds_of_disks_are_found_and_cost_nothing_while_idle() {
     guest.succeed("for d in /sys/block/sd*; do dd if=/dev/${d##*/} of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null || exit 1; done");
     // Else the root disk's journal and its timer count as well.
     guest.succeed("sync; mount -o remount,ro /");
-    std::thread::sleep(Duration::from_secs(3));
-    let before = sleeps(&guest);
-    std::thread::sleep(Duration::from_secs(5));
-    let after = sleeps(&guest);
-    let woken: Vec<_> = after
-        .iter()
-        .filter(|(name, count)| before.get(*name) != Some(count))
-        .collect();
-    assert!(woken.is_empty(), "{woken:?}");
+    // The console may still be saying something; disks that wake anybody do so all the time.
+    let mut woken = String::new();
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_secs(3));
+        let before = sleeps(&guest);
+        std::thread::sleep(Duration::from_secs(5));
+        let after = sleeps(&guest);
+        let mut changed = after
+            .iter()
+            .filter(|(name, count)| before.get(*name) != Some(count));
+        woken = changed
+            .next()
+            .map_or_else(String::new, |(name, _)| name.clone());
+        if woken.is_empty() {
+            break;
+        }
+    }
+    assert!(woken.is_empty(), "{woken}");
     let log = guest.succeed(dmesg::COMMAND);
     let unexpected = dmesg::unexpected(&log);
     assert!(unexpected.is_empty(), "{}", unexpected.join("\n"));
