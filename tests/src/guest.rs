@@ -64,6 +64,12 @@ impl Launch {
         self
     }
 
+    /// Adds an option without a value.
+    pub fn flag(mut self, name: &str) -> Self {
+        self.arguments.push(name.into());
+        self
+    }
+
     /// Sets the number of CPUs.
     pub fn cpus(self, count: u32) -> Self {
         self.option("--cpus", count.to_string())
@@ -227,6 +233,15 @@ impl Guest {
     /// Waits for a line that is `text` or starts with it; returns the lines before it.
     pub fn wait_for(&mut self, text: &str) -> String {
         self.lines_until(text).0
+    }
+
+    /// Waits for a line that starts with `text`; returns the rest of it.
+    pub fn wait_for_line(&mut self, text: &str) -> String {
+        let (_, line) = self.lines_until(text);
+        line.strip_prefix(text)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     }
 
     /// Types `line` and waits for its exit status.

@@ -98,8 +98,10 @@ impl Live {
                 before.push_str(&line);
             }
             let left = PATIENCE.saturating_sub(start.elapsed());
-            let bytes = self.output.recv_timeout(left);
-            let bytes = bytes.unwrap_or_else(|_| panic!("no {text:?}; the console says\n{before}"));
+            let bytes = self.output.recv_timeout(left).unwrap_or_else(|_| {
+                let end = self.machine.try_wait();
+                panic!("no {text:?}; the machine: {end:?}; the console says\n{before}")
+            });
             self.seen
                 .push_str(&String::from_utf8_lossy(&bytes).replace('\r', ""));
         }

@@ -56,7 +56,7 @@ pub(crate) struct Options {
     pub(crate) alone: bool,
     /// The whole run is bounded by this.
     pub(crate) timeout: Duration,
-    /// Kernel modules besides KVM's.
+    /// Kernel modules besides KVM's, each with its parameters behind its name, as for modprobe(8).
     pub(crate) modules: Vec<String>,
     /// Install what is missing without asking.
     pub(crate) yes: bool,
@@ -150,8 +150,16 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
         busybox,
     } = prepare(options.yes)?;
     let mut wanted = vec!["kvm_amd"];
-    wanted.extend(options.modules.iter().map(String::as_str));
-    let modules = kernel.modules(&wanted)?;
+    wanted.extend(options.modules.iter().map(|line| module(line).0));
+    let modules: Vec<_> = kernel
+        .modules(&wanted)?
+        .into_iter()
+        .map(|path| {
+            let own = |line: &&String| path.file_stem().is_some_and(|stem| stem == module(line).0);
+            let parameters = options.modules.iter().find(own);
+            (path.clone(), parameters.map_or("", |line| module(line).1))
+        })
+        .collect();
 
     let _turn = take_turn(options.alone)?;
     let scratch = cache.scratch("lab-")?;
@@ -190,6 +198,11 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
         code: ended?,
         output,
     })
+}
+
+/// Name and parameters of a module.
+fn module(line: &str) -> (&str, &str) {
+    line.split_once(' ').unwrap_or((line, ""))
 }
 
 /// Runs `command` on this machine: inside the lab a lab is no more than the command itself.

@@ -99,7 +99,7 @@ fn measure(table: &mut Table, subject: &str, mut guest: Guest, bus: Bus, plan: P
             Mode::Count => format!("--number_ios={}", job.requests),
         };
         guest.succeed(&format!(
-            "fio --name=x --filename={} --direct=1 --ioengine=libaio --iodepth={} --rw={} \
+            "fio --eta=never --name=x --filename={} --direct=1 --ioengine=libaio --iodepth={} --rw={} \
              --bs={} {bound} --output-format=json --output=/tmp/fio",
             bus.device(),
             job.depth,

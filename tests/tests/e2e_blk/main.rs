@@ -1,4 +1,7 @@
-//! Disks under stock kernels. Run by `cargo xtask test`, which knows where a stock kernel can run; by themselves with
-//! `--only disks::`.
+//! Disks under stock kernels. Run by `cargo xtask test`, which knows where a stock kernel can run; one part by itself
+//! with `--only disks::`, `--only power::` and so on.
 
+mod block;
 mod disks;
+mod faults;
+mod power;

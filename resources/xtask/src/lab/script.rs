@@ -30,11 +30,11 @@ pub(crate) fn status(dir: &Path) -> Option<i32> {
         .ok()
 }
 
-/// Writes process 1 and the command, with this process's environment and directory.
+/// Writes process 1 and the command, with this process's environment and directory. Modules come with their parameters.
 pub(crate) fn write(
     dir: &Path,
     busybox: &Path,
-    modules: &[PathBuf],
+    modules: &[(PathBuf, &str)],
     command: &[OsString],
     interactive: bool,
 ) -> Result<()> {
@@ -50,12 +50,17 @@ pub(crate) fn write(
     put(&dir.join("command"), &command_script(command)?)
 }
 
-fn process_one(dir: &Path, busybox: &Path, modules: &[PathBuf], interactive: bool) -> String {
+fn process_one(
+    dir: &Path,
+    busybox: &Path,
+    modules: &[(PathBuf, &str)],
+    interactive: bool,
+) -> String {
     let busybox = busybox.display();
     let dir = dir.display();
     let load: String = modules
         .iter()
-        .map(|path| format!("bb insmod {}\n", path.display()))
+        .map(|(path, parameters)| format!("bb insmod {} {parameters}\n", path.display()))
         .collect();
     let start = if interactive {
         let size = rustix::termios::tcgetwinsize(std::io::stdout());

@@ -27,7 +27,17 @@ use crate::vmm;
 /// What a worker needs: the largest guest and its surroundings.
 const WORKER_MEMORY_MIB: u32 = 8192;
 /// Kernel modules for tests that make their own networks and block devices.
-const MODULES: [&str; 5] = ["tun", "veth", "bridge", "loop", "8021q"];
+const MODULES: [&str; 8] = [
+    "tun",
+    "veth",
+    "bridge",
+    "loop",
+    "8021q",
+    "dm_flakey",
+    "sd_mod",
+    // A disk with sectors that can go bad, in blocks of 4 KiB below sectors of 512, that discards.
+    "scsi_debug dev_size_mb=16 physblk_exp=3 lbpu=1 delay=0",
+];
 const PLAIN_LIMIT: Duration = Duration::from_secs(20 * 60);
 const SOAK_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// One test's own limit, in seconds.
@@ -55,8 +65,8 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
         lab::prepare(yes)?;
     }
     tools::ensure(
-        &[tools::IASL, tools::PASST],
-        "the ACPI and network tests",
+        &[tools::IASL, tools::PASST, tools::DMSETUP],
+        "the end-to-end tests",
         yes,
     )?;
     let splitring = vmm::build()?;

@@ -1,0 +1,115 @@
+//! A disk that fails, delays and reorders behind a stock guest: what fails is an error there and nothing more, and what
+//! comes late or out of order is still the right data.
+
+use std::sync::Arc;
+
+use splitring::OwnDisks;
+use splitring::config::DiskConfig;
+use splitring_devices::disk::doubles::{Fate, FaultyDisk, MemoryDisk, Seen};
+use splitring_devices::disk::{Disk, IoFault};
+use splitring_tests::live::Live;
+
+const BYTES: u64 = 24 << 20;
+/// Where the requests that are to fail go: behind what the kernel reads by itself.
+const BAD: u64 = 8 << 20;
+
+/// A machine with this disk as /dev/vdb.
+fn boot() -> (Live, Arc<FaultyDisk>) {
+    let disk = Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(BYTES))));
+    let shared: Arc<dyn Disk> = Arc::<FaultyDisk>::clone(&disk);
+    let config = DiskConfig {
+        id: Some("faulty".into()),
+        ..DiskConfig::new("faulty")
+    };
+    let own = OwnDisks::default().with("faulty", shared);
+    (Live::boot_with("faults", vec![config], own), disk)
+}
+
+fn touches(seen: Seen, place: u64) -> bool {
+    matches!(seen, Seen::Read(at) | Seen::Write(at, _) if at == place)
+}
+
+#[test]
+#[ignore = "needs a stock guest"]
+fn a_fault_of_the_host_is_an_error_of_that_request_alone() {
+    let (mut live, disk) = boot();
+    let block = BAD / 4096;
+    let write = format!("dd if=/dev/zero of=/dev/vdb bs=4k count=1 seek={block} oflag=direct 2>&1");
+    let read = format!("dd if=/dev/vdb of=/dev/null bs=4k count=1 skip={block} iflag=direct 2>&1");
+    let faults = [
+        IoFault::Host(libc::EIO),
+        IoFault::NoSpace,
+        IoFault::Short,
+        IoFault::Host(libc::EAGAIN),
+    ];
+    for fault in faults {
+        disk.rule(move |seen| match touches(seen, BAD) {
+            true => Fate::Fail(fault),
+            false => Fate::Pass,
+        });
+        for line in [&write, &read] {
+            let (output, status) = live.run(line);
+            assert_ne!(status, 0, "{fault}: {output}");
+            assert!(output.contains("Input/output error"), "{fault}: {output}");
+        }
+        // Beside it nothing is amiss.
+        live.succeed("dd if=/dev/zero of=/dev/vdb bs=4k count=8 oflag=direct 2>&1");
+    }
+    disk.rule(|seen| match seen {
+        Seen::Flush => Fate::Fail(IoFault::FlushLost),
+        _ => Fate::Pass,
+    });
+    let (output, status) =
+        live.run("dd if=/dev/zero of=/dev/vdb bs=4k count=1 oflag=direct conv=fsync 2>&1");
+    assert_ne!(
+        status, 0,
+        "a failed flush must not be called done: {output}"
+    );
+    disk.rule(|_| Fate::Pass);
+    live.succeed(&write);
+    live.succeed(&read);
+    live.machine.stop();
+}
+
+#[test]
+#[ignore = "needs a stock guest"]
+fn a_file_system_on_a_failing_disk_is_whole_again_when_the_disk_is() {
+    let (mut live, disk) = boot();
+    live.succeed("mkfs.ext4 -q /dev/vdb && mkdir -p /mnt && mount /dev/vdb /mnt");
+    live.succeed("echo kept >/mnt/kept && sync");
+    disk.rule(|seen| match seen {
+        Seen::Write(..) => Fate::Fail(IoFault::NoSpace),
+        _ => Fate::Pass,
+    });
+    let (output, status) = live.run("dd if=/dev/zero of=/mnt/lost bs=64k count=16 conv=fsync 2>&1");
+    assert_ne!(status, 0, "{output}");
+    disk.rule(|_| Fate::Pass);
+    live.run("umount /mnt");
+    // Replays the journal, or repairs what the kernel has marked.
+    let (output, status) = live.run("fsck.ext4 -f -y /dev/vdb 2>&1");
+    assert!(status <= 1, "{status}: {output}");
+    live.succeed("mount /dev/vdb /mnt && [ $(cat /mnt/kept) = kept ]");
+    live.succeed("dd if=/dev/zero of=/mnt/new bs=64k count=16 conv=fsync 2>&1 && umount /mnt");
+    live.succeed("fsck.ext4 -f -n /dev/vdb 2>&1");
+    live.machine.stop();
+}
+
+#[test]
+#[ignore = "needs a stock guest"]
+fn requests_that_come_late_and_out_of_order_have_their_own_data() {
+    let (mut live, disk) = boot();
+    let mut number = 0_u32;
+    disk.rule(move |_| {
+        number = number.wrapping_add(1);
+        match number % 7 {
+            0 | 3 => Fate::Pass,
+            turns => Fate::Delay(turns * 3),
+        }
+    });
+    live.succeed(
+        "fio --eta=never --name=late --filename=/dev/vdb --rw=randrw --bsrange=512-16k --size=4M --direct=1 --ioengine=libaio \
+         --iodepth=32 --verify=crc32c --verify_fatal=1 --output=/tmp/fio || { cat /tmp/fio; false; }",
+    );
+    live.succeed("mkfs.ext4 -q /dev/vdb && fsck.ext4 -f -n /dev/vdb 2>&1");
+    live.machine.stop();
+}

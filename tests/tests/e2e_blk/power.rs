@@ -1,0 +1,231 @@
+//! Power cuts behind a stock guest that makes its files stable: what it was told is stable is there afterwards, and the
+//! journal is clean. The disk is one in memory that forgets what was not flushed.
+
+use std::sync::Arc;
+
+use splitring::OwnDisks;
+use splitring::config::DiskConfig;
+use splitring_devices::disk::Disk;
+use splitring_devices::disk::config::Hidden;
+use splitring_devices::disk::doubles::{FaultyDisk, MemoryDisk};
+use splitring_tests::live::Live;
+
+const BYTES: u64 = 24 << 20;
+/// Files a guest makes stable before the power is cut.
+const FILES: u32 = 25;
+
+/// How writes become stable on one of the disks.
+struct Way {
+    id: &'static str,
+    keys: fn(&mut DiskConfig),
+    /// Typed before the disk is mounted.
+    prepare: &'static str,
+    /// The disk does not do what makes writes stable.
+    careless: bool,
+}
+
+const WAYS: [Way; 4] = [
+    Way {
+        id: "flush",
+        keys: |_| {},
+        prepare: "true",
+        careless: false,
+    },
+    // The guest switches the cache off, which CONFIG_WCE lets it.
+    Way {
+        id: "switched",
+        keys: |_| {},
+        prepare: "echo 'write through' >/sys/block/vdc/cache_type",
+        careless: false,
+    },
+    // The guest finds no cache and never flushes.
+    Way {
+        id: "through",
+        keys: |disk| disk.hide = vec![Hidden::Flush, Hidden::ConfigWce],
+        prepare: "true",
+        careless: false,
+    },
+    // A device without its fdatasync. If this one passed, the others would say nothing.
+    Way {
+        id: "mutant",
+        keys: |_| {},
+        prepare: "true",
+        careless: true,
+    },
+];
+
+/// A disk with its medium.
+struct Medium {
+    memory: Arc<MemoryDisk>,
+    disk: Arc<FaultyDisk>,
+}
+
+/// The disks, which outlive the machines they are in.
+struct Shelf(Vec<Medium>);
+
+impl Shelf {
+    fn new() -> Self {
+        let medium = |_: &Way| {
+            let memory = MemoryDisk::new(BYTES);
+            let disk = Arc::new(FaultyDisk::new(Arc::new(Arc::clone(&memory))));
+            Medium { memory, disk }
+        };
+        Self(WAYS.iter().map(medium).collect())
+    }
+
+    /// A machine with all of them.
+    fn boot(&self) -> Live {
+        let mut own = OwnDisks::default();
+        let mut configs = Vec::new();
+        for (way, medium) in WAYS.iter().zip(&self.0) {
+            let disk: Arc<dyn Disk> = Arc::<FaultyDisk>::clone(&medium.disk);
+            own = own.with(way.id, disk);
+            let mut config = DiskConfig {
+                id: Some(way.id.into()),
+                ..DiskConfig::new(way.id)
+            };
+            (way.keys)(&mut config);
+            configs.push(config);
+        }
+        let mut live = Live::boot_with("cuts", configs, own);
+        for way in &WAYS {
+            live.succeed(way.prepare);
+        }
+        live
+    }
+
+    /// The power goes, and with it about half of what was not made stable.
+    fn cut(&self, seed: u64) {
+        for medium in &self.0 {
+            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            medium.memory.cut_power(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state.is_multiple_of(2)
+            });
+        }
+    }
+}
+
+/// The device file and the mount point of each disk.
+fn places() -> impl Iterator<Item = (&'static Way, String, String)> {
+    WAYS.iter().zip('b'..).map(|(way, letter)| {
+        let device = format!("/dev/vd{letter}");
+        (way, device, format!("/mnt/{}", way.id))
+    })
+}
+
+/// A shell loop that writes files into `dir`, each made stable and then said to be so by the name of `id` before the
+/// next. File `n` of round `r` holds both numbers in its 3000 bytes.
+pub(crate) fn writer(id: &str, dir: &str, round: u32) -> String {
+    format!(
+        "{{ i=0; while i=$((i+1)); yes {round}.$i | head -c 3000 >{dir}/{round}.$i; sync {dir}/{round}.$i {dir}; \
+         do echo stable {id} $i; done; echo stable {id} no more; }} &"
+    )
+}
+
+/// Reads the console until the writers of all `ids` have said so of the last file that counts.
+pub(crate) fn wait_for_all(ids: &[&str], mut next: impl FnMut() -> String) {
+    let mut missing: Vec<String> = ids.iter().map(|id| format!("{id} {FILES}")).collect();
+    while !missing.is_empty() {
+        let said = next();
+        // Shown if this is where the test ends.
+        println!("stable {said}");
+        missing.retain(|last| *last != said);
+    }
+}
+
+/// Mounts the disk again; whether what round `round` made stable is on it, its journal clean. `run` types a line.
+pub(crate) fn check(
+    mut run: impl FnMut(&str) -> (String, i32),
+    device: &str,
+    dir: &str,
+    round: u32,
+) -> Result<(), String> {
+    let lines = [
+        format!("mkdir -p {dir} && mount {device} {dir}"),
+        format!(
+            "( for i in $(seq {FILES}); do yes {round}.$i | head -c 3000 | cmp - {dir}/{round}.$i || exit 1; done )"
+        ),
+        format!("rm -f {dir}/{round}.* && umount {dir} && fsck.ext4 -f -n {device}"),
+        format!("mount {device} {dir}"),
+    ];
+    for line in lines {
+        let (output, status) = run(&format!("{line} 2>&1"));
+        if status != 0 {
+            return Err(format!("`{line}` ended with {status}: {output}"));
+        }
+    }
+    Ok(())
+}
+
+/// Has the guest write on all disks and cuts the power in the middle.
+fn write_and_cut(shelf: &Shelf, mut live: Live, round: u32) {
+    let loops: Vec<String> = places()
+        .map(|(way, _, dir)| writer(way.id, &dir, round))
+        .collect();
+    live.type_line(&format!("{} sleep 600", loops.join(" ")));
+    let ids: Vec<&str> = WAYS.iter().map(|way| way.id).collect();
+    wait_for_all(&ids, || live.wait_for("stable ").1);
+    // With the machine go its requests in flight: nothing is written after the cut.
+    drop(live);
+    shelf.cut(u64::from(round));
+}
+
+fn rounds(range: std::ops::Range<u32>) {
+    let shelf = Shelf::new();
+    let mut live = shelf.boot();
+    for (_, device, dir) in places() {
+        live.succeed(&format!(
+            "mkfs.ext4 -q -b 1024 {device} && mkdir -p {dir} && mount {device} {dir} && sync -f {dir}"
+        ));
+    }
+    for (way, medium) in WAYS.iter().zip(&shelf.0) {
+        if way.careless {
+            medium.disk.forget_stability();
+        }
+    }
+    for round in range {
+        write_and_cut(&shelf, live, round);
+        live = shelf.boot();
+        for (way, device, dir) in places() {
+            let checked = check(|line| live.run(line), &device, &dir, round);
+            if way.careless {
+                assert!(checked.is_err(), "nobody would notice a lost fdatasync");
+                live.run(&format!("umount {dir}"));
+                live.succeed(&format!(
+                    "mkfs.ext4 -F -q -b 1024 {device} && mkdir -p {dir} && mount {device} {dir}"
+                ));
+            } else {
+                assert_eq!(checked, Ok(()), "{}, round {round}", way.id);
+            }
+        }
+    }
+    live.machine.stop();
+}
+
+#[test]
+#[ignore = "needs a stock guest"]
+fn what_was_made_stable_survives_power_cuts() {
+    rounds(1..4);
+}
+
+/// A hundred cuts, in tests of ten each, so that a soak that was interrupted goes on in the middle.
+macro_rules! soak {
+    ($($name:ident $first:literal),*) => {
+        $(
+            #[test]
+            #[ignore = "needs a stock guest"]
+            fn $name() {
+                rounds($first..$first + 10);
+            }
+        )*
+    };
+}
+
+soak!(
+    soak_power_cuts_100 100, soak_power_cuts_110 110, soak_power_cuts_120 120, soak_power_cuts_130 130,
+    soak_power_cuts_140 140, soak_power_cuts_150 150, soak_power_cuts_160 160, soak_power_cuts_170 170,
+    soak_power_cuts_180 180, soak_power_cuts_190 190
+);
