@@ -4,6 +4,7 @@
 mod conformance;
 mod guest;
 mod management;
+mod memory;
 mod paths;
 mod reservations;
 mod units;
