@@ -55,12 +55,6 @@ pub(crate) const IASL: Tool = Tool {
     package: "acpica-tools",
 };
 
-/// Makes the block devices that tests cut the power of.
-pub(crate) const DMSETUP: Tool = Tool {
-    program: "/usr/sbin/dmsetup",
-    package: "dmsetup",
-};
-
 impl Tool {
     fn present(self) -> bool {
         if self.program.starts_with('/') {

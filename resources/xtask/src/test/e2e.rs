@@ -27,13 +27,12 @@ use crate::vmm;
 /// What a worker needs: the largest guest and its surroundings.
 const WORKER_MEMORY_MIB: u32 = 8192;
 /// Kernel modules for tests that make their own networks and block devices.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 7] = [
     "tun",
     "veth",
     "bridge",
     "loop",
     "8021q",
-    "dm_flakey",
     "sd_mod",
     // A disk with sectors that can go bad, in blocks of 4 KiB below sectors of 512, that discards.
     "scsi_debug dev_size_mb=16 physblk_exp=3 lbpu=1 delay=0",
@@ -64,11 +63,7 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
     if in_lab {
         lab::prepare(yes)?;
     }
-    tools::ensure(
-        &[tools::IASL, tools::PASST, tools::DMSETUP],
-        "the end-to-end tests",
-        yes,
-    )?;
+    tools::ensure(&[tools::IASL, tools::PASST], "the end-to-end tests", yes)?;
     let splitring = vmm::build()?;
     let binaries = binaries()?;
     let mut tests = list(&binaries, tier)?;
