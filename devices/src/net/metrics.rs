@@ -153,21 +153,21 @@ pub struct DirectionTotals {
     pub dropped: DropTotals,
 }
 
-/// Frames that were dropped, by cause; see [`Drop`].
+/// Frames that were dropped, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct DropTotals {
-    /// [`Drop::Malformed`]
+    /// The header contradicts itself or the frame.
     pub malformed: u64,
-    /// [`Drop::NotNegotiated`]
+    /// The header asks for an offload the driver did not negotiate.
     pub not_negotiated: u64,
-    /// [`Drop::ForeignAddress`]
+    /// The guest sent from an address that is not its own (`mac-filter`).
     pub foreign_address: u64,
-    /// [`Drop::LinkDown`]
+    /// The link was down.
     pub link_down: u64,
-    /// [`Drop::Filtered`]
+    /// The guest's receive filter does not want it.
     pub filtered: u64,
-    /// [`Drop::TooLong`]
+    /// The guest's buffers can't hold it.
     pub too_long: u64,
 }
 
