@@ -173,7 +173,8 @@ impl<M: DmaMap> Bench<M> {
             shape >> 6,
         );
         let pieces: Vec<_> = (0..out + ins).map_while(|_| self.pieces.pop()).collect();
-        let enough = pieces.len() == out + ins;
+        // Fewer than announced where most are in flight.
+        let there = pieces.len();
         let list = ScatterList::from_buffers(pieces);
         let number = self.next;
         let token = Token { number, list };
@@ -199,9 +200,10 @@ impl<M: DmaMap> Bench<M> {
         });
         match ended {
             Ok(ticket) => {
-                assert!(self.broken.is_none() && enough && self.queue.holds(ticket));
+                assert!(self.broken.is_none() && there > 0 && self.queue.holds(ticket));
                 self.next += 1;
-                self.live.insert(number, (ins * PIECE) as u64);
+                let room = there.saturating_sub(out) * PIECE;
+                self.live.insert(number, room as u64);
             }
             Err(refused) => {
                 assert_eq!(refused.token.number, number);
