@@ -2,18 +2,18 @@
 //!
 //! The one place that knows everybody. Each step is a function that fits a screen; what a step needs to know about a device is the device's own business.
 
+mod vcpus;
+
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kvm_bindings::{CpuId, Msrs};
-use kvm_ioctls::{Cap, VcpuFd};
 use splitring_arch::acpi::{AcpiError, IntxRoute, PciHost, Platform, SerialPort};
+use splitring_arch::boot;
 use splitring_arch::boot::{BootError, BootParameters};
-use splitring_arch::cpuid::{self, CpuFeatures};
-use splitring_arch::kernel::{CachePolicy, Entry, Initrd, Kernel, KernelError};
+use splitring_arch::cpuid;
+use splitring_arch::kernel::{CachePolicy, Initrd, Kernel, KernelError};
 use splitring_arch::layout::{self, Layout, LayoutError};
-use splitring_arch::{boot, msr, regs};
 use splitring_devices::blk::BlkHandle;
 use splitring_devices::bus::{Bus, BusError};
 use splitring_devices::net::NetHandle;
@@ -247,9 +247,9 @@ pub(crate) fn assemble(
     let rsdp = write_tables(&platform(config, &layout, &root, &places), &memory)?;
     write_parameters(config, &layout, &kernel, initrd, rsdp, &memory)?;
 
-    let fds = create_vcpus(&vm, config.cpus)?;
+    let fds = vcpus::create(&vm, config.cpus)?;
     let exits: Vec<Arc<Exits>> = fds.iter().map(|_| Arc::default()).collect();
-    let vcpus = set_up_vcpus(fds, &supported, &vm, kernel.entry(), &buses, &exits)?;
+    let vcpus = vcpus::set_up(fds, &supported, &vm, kernel.entry(), &buses, &exits)?;
     Ok(Parts {
         control,
         vcpus,
@@ -272,7 +272,9 @@ pub(crate) fn try_files(config: &VmConfig) -> Result<(), BuildError> {
     config.validate()?;
     // The files are worth a look without KVM, too.
     let supported = Host::open().and_then(|host| host.supported_cpuid()).ok();
-    let leaves = supported.as_ref().map_or(&[][..], CpuId::as_slice);
+    let leaves = supported
+        .as_ref()
+        .map_or(&[][..], kvm_bindings::CpuId::as_slice);
     let layout = Layout::new(config.memory.size.0, cpuid::physical_bits(leaves))?;
     let kernel = Kernel::open(
         config.kernel.as_deref().unwrap_or("".as_ref()),
@@ -541,83 +543,5 @@ fn write_parameters(
         rsdp,
     }
     .write(kernel, memory)?;
-    Ok(())
-}
-
-fn create_vcpus(vm: &Vm, cpus: u32) -> Result<Vec<VcpuFd>, BuildError> {
-    (0..cpus)
-        .map(|index| vm.create_vcpu(index).map_err(BuildError::from))
-        .collect()
-}
-
-fn set_up_vcpus(
-    fds: Vec<VcpuFd>,
-    supported: &CpuId,
-    vm: &Vm,
-    entry: Entry,
-    buses: &Buses,
-    exits: &[Arc<Exits>],
-) -> Result<Vec<Vcpu>, BuildError> {
-    let features = CpuFeatures {
-        vcpus: u32::try_from(fds.len()).unwrap_or(u32::MAX),
-        tsc_deadline: vm.check_extension(Cap::TscDeadlineTimer),
-        tsc_khz: fds.first().and_then(|fd| fd.get_tsc_khz().ok()),
-        nested: false,
-        brand: cpuid::host_brand(),
-    };
-    let mut vcpus = Vec::new();
-    for ((index, fd), exits) in (0..).zip(fds).zip(exits) {
-        set_features(&fd, supported, &features, index)?;
-        if index == 0 {
-            set_entry(&fd, entry)?;
-        }
-        vcpus.push(Vcpu {
-            index,
-            fd,
-            ports: Arc::clone(&buses.ports),
-            mmio: Arc::clone(&buses.mmio),
-            exits: Arc::clone(exits),
-        });
-    }
-    Ok(vcpus)
-}
-
-/// What the guest finds the processor to be.
-fn set_features(
-    fd: &VcpuFd,
-    supported: &CpuId,
-    features: &CpuFeatures,
-    index: u32,
-) -> Result<(), BuildError> {
-    let leaves = cpuid::vcpu_cpuid(supported.as_slice(), features, index);
-    let leaves =
-        CpuId::from_entries(&leaves).map_err(|_| KvmError::Missing("room for the CPUID leaves"))?;
-    fd.set_cpuid2(&leaves)
-        .map_err(crate::kvm::refused("set the processor's features"))?;
-    // One at a time: KVM stops at the first register it does not take, and some KVMs take few.
-    for register in msr::boot_msrs() {
-        let one = Msrs::from_entries(&[register.entry()])
-            .map_err(|_| KvmError::Missing("room for registers"))?;
-        if !matches!(fd.set_msrs(&one), Ok(1)) {
-            tracing::debug!(
-                register = format_args!("{:#x}", register.index),
-                "KVM does not take a register's value"
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Puts the first vCPU at the kernel's entry; the others wait to be woken by it.
-fn set_entry(fd: &VcpuFd, entry: Entry) -> Result<(), BuildError> {
-    let before = fd
-        .get_sregs()
-        .map_err(crate::kvm::refused("read the first vCPU's registers"))?;
-    fd.set_sregs(&regs::special(before, entry))
-        .map_err(crate::kvm::refused("set segment registers"))?;
-    fd.set_regs(&regs::general(entry))
-        .map_err(crate::kvm::refused("set general registers"))?;
-    fd.set_fpu(&regs::fpu())
-        .map_err(crate::kvm::refused("set floating-point registers"))?;
     Ok(())
 }

@@ -15,7 +15,7 @@ use libc::{c_int, iovec};
 use splitring_virtio::mem::Segment;
 
 /// Segments one system call takes beside a buffer of ours (`IOV_MAX` is 1024); longer lists are joined first.
-const MAX_SEGMENTS: usize = 1023;
+pub(super) const MAX_SEGMENTS: usize = 1023;
 
 /// A list for the kernel, reused from frame to frame.
 #[derive(Default)]
@@ -25,7 +25,7 @@ pub(super) struct Vectors(Vec<iovec>);
 unsafe impl Send for Vectors {}
 
 impl Vectors {
-    /// Reads into `into` and then `rest`; the number of bytes, or `None` if nothing waits.
+    /// Reads into `into`, at most [`MAX_SEGMENTS`], and then `rest`; the number of bytes, or `None` if nothing waits.
     pub(super) fn read(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -33,7 +33,7 @@ impl Vectors {
         rest: &mut [u8],
     ) -> io::Result<Option<u64>> {
         self.0.clear();
-        self.0.extend(into.iter().take(MAX_SEGMENTS).map(vector));
+        self.0.extend(into.iter().map(vector));
         self.0.push(iovec {
             iov_base: rest.as_mut_ptr().cast(),
             iov_len: rest.len(),

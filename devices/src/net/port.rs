@@ -56,7 +56,7 @@ pub trait FramePort: Send {
     /// Becomes readable when frames wait, and writable when frames can be sent; watched edge-triggered.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// Stores the next frame, header first, into `into` and says how long it is. `None`: none waits.
+    /// Stores the next frame, header first, into `into`, no more segments than one call takes, and says how long it is. `None`: none waits.
     ///
     /// The length of a frame longer than `into` is more than `into` holds; what is left of it is [`rest`](Self::rest).
     fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>>;

@@ -121,14 +121,14 @@ impl Receiver {
             self.starve(side);
             return Ok(None);
         }
-        let offered = self.held.iter().take(self.window);
-        self.offered = offered.fold((0, 0), |(count, bytes): (usize, u64), chain| {
-            (
-                count.saturating_add(chain.writable().len()),
-                bytes.saturating_add(chain.writable_len()),
-            )
-        });
-        let into = self.segments.get(..self.offered.0).unwrap_or_default();
+        let wanted = self.held.iter().take(self.window);
+        let count = wanted
+            .map(|chain| chain.writable().len())
+            .fold(0, usize::saturating_add)
+            .min(buffers::MAX_SEGMENTS);
+        let into = self.segments.get(..count).unwrap_or_default();
+        let bytes = u64::try_from(buffers::total(into)).unwrap_or(u64::MAX);
+        self.offered = (count, bytes);
         side.port.receive(into).or_else(|error| {
             side.counters.fail_one();
             tracing::warn!(%error, "cannot receive frames; waiting for the interface to come back");

@@ -79,6 +79,10 @@ impl FramePort for ListPort {
         self.ready.as_fd()
     }
     fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
+        assert!(
+            into.len() <= buffers::MAX_SEGMENTS,
+            "more than the kernel takes"
+        );
         let Some(frame) = self.host.lock().unwrap().to_guest.pop_front() else {
             return Ok(None);
         };

@@ -22,6 +22,22 @@ fn without_mergeable_buffers_a_frame_fills_one_and_num_buffers_is_one() {
     assert_eq!(card.bench.peek(0x100c, 1000), frame(1000));
 }
 
+/// More descriptors than one system call takes: the rest of the frame is copied.
+#[test]
+fn a_buffer_in_thousands_of_pieces_gets_the_whole_frame() {
+    let config = NetConfig {
+        queue_size: Some(2048),
+        ..NetConfig::default()
+    };
+    let mut card = Card::sized(0, 2048, config);
+    let pieces: Vec<Buffer> = (0..1500).map(|i| (0x10000 + i, 1, true)).collect();
+    let head = card.offer(RX, &pieces);
+    card.arrive(frame(1400));
+    card.bench.run(RX, Cause::Source(0)).unwrap();
+    assert_eq!(card.used(RX), [(head, HEAD + 1400)]);
+    assert_eq!(card.bench.peek(0x1000c, 1400), frame(1400));
+}
+
 #[test]
 fn mergeable_buffers_are_filled_one_after_the_other_and_published_together() {
     let mut card = Card::new(feature::MRG_RXBUF | feature::GUEST_CSUM | feature::GUEST_TSO4);
