@@ -115,8 +115,7 @@ impl Host {
     /// A virtual machine with interrupt controllers, without memory and vCPUs.
     pub(crate) fn create_vm(&self, tss: u64, identity_map: u64) -> Result<Vm, KvmError> {
         let fd = self
-            .kvm
-            .create_vm()
+            .create_uninterrupted()
             .map_err(refused("create a virtual machine"))?;
         let tss = usize::try_from(tss).map_err(|_| KvmError::Missing("64-bit address space"))?;
         fd.set_identity_map_address(identity_map)
@@ -137,6 +136,16 @@ impl Host {
             fd,
             interrupts: Mutex::new(interrupts),
         })))
+    }
+
+    /// KVM_CREATE_VM, again when something interrupted it: the kernel takes every lock of the address space there and gives up for any signal or completed io_uring request.
+    fn create_uninterrupted(&self) -> Result<VmFd, kvm_ioctls::Error> {
+        loop {
+            match self.kvm.create_vm() {
+                Err(error) if error.errno() == libc::EINTR => {}
+                other => return other,
+            }
+        }
     }
 }
 
