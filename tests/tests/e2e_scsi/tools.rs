@@ -7,7 +7,7 @@ use crate::guest;
 /// Soak: the lab's emulator stops at its first minute in four runs of five, its processor halted with no timer set.
 #[test]
 #[ignore = "needs a stock guest"]
-fn soak_scsi_sg3_utils_find_what_they_look_for() {
+fn scsi_sg3_utils_find_what_they_look_for() {
     let disk = Disk::empty(8 << 40);
     let (_root, mut guest) = guest(&[(&disk, ",serial=S1,wwn=0x5000c50015ea71ac,lun=300")]);
     let mut expect = |line: &str, words: &[&str]| {

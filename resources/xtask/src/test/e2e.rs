@@ -250,7 +250,8 @@ impl Board {
             *tries += 1;
             if *tries == TRIES {
                 say(format!("  the lab ended {TRIES} times during {name}"));
-                return;
+                self.give_up(test);
+                continue;
             }
             say(format!("  the lab ended during {name}; once more"));
             self.release(test);
@@ -275,6 +276,13 @@ impl Board {
         // Either may not be there.
         drop(fs::remove_file(self.place("results", test)));
         drop(fs::remove_dir_all(self.place("claims", test)));
+    }
+
+    /// Records a test that no lab survived, so that its worker goes on with the others.
+    fn give_up(&self, test: &Test) {
+        if let Err(error) = fs::write(self.place("results", test), "LOST") {
+            say(format!("cannot record the loss of {}: {error}", test.name));
+        }
     }
 
     fn place(&self, part: &str, test: &Test) -> PathBuf {
