@@ -276,7 +276,7 @@ fn timed(disk: &mut Disk, transfer: Transfer, depth: usize, load: &mut Load) -> 
         idle.push(Pattern(5).list(&[BLOCK])?);
     }
     let mut flying = 0;
-    while load.goes_on() || flying > 0 {
+    loop {
         while let Some(data) = idle.pop_if(|_| load.goes_on()) {
             let bio = Bio {
                 transfer,
@@ -287,6 +287,10 @@ fn timed(disk: &mut Disk, transfer: Transfer, depth: usize, load: &mut Load) -> 
                 .bio(0, bio)
                 .map_err(|refused| Fault::text(refused.why))?;
             flying += 1;
+        }
+        // The time may have been up before anything was added.
+        if flying == 0 {
+            return Ok(());
         }
         disk.push();
         let mut done = disk.next().map(Some)?;
@@ -300,5 +304,4 @@ fn timed(disk: &mut Disk, transfer: Transfer, depth: usize, load: &mut Load) -> 
             done = disk.reap()?;
         }
     }
-    Ok(())
 }

@@ -229,13 +229,17 @@ fn timed(card: &mut Card, depth: usize, load: &mut Load) -> Result<(), Fault> {
     }
     let header = Header::new_zeroed();
     let mut flying = 0;
-    while load.goes_on() || flying > 0 {
+    loop {
         while flying < depth && load.goes_on() {
             let Some(piece) = idle.pop() else { break };
             card.transmitter
                 .send(0, &header, [piece], drop)
                 .map_err(Fault::text)?;
             flying += 1;
+        }
+        // The time may have been up before anything was added.
+        if flying == 0 {
+            return Ok(());
         }
         card.push();
         card.next()?;
@@ -259,5 +263,4 @@ fn timed(card: &mut Card, depth: usize, load: &mut Load) -> Result<(), Fault> {
             .is_some()
         {}
     }
-    Ok(())
 }

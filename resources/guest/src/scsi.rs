@@ -303,7 +303,7 @@ fn timed(
         idle.push(Pattern(5).list(&[BLOCK])?);
     }
     let mut flying = 0;
-    while load.goes_on() || flying > 0 {
+    loop {
         while let Some(data) = idle.pop_if(|_| load.goes_on()) {
             let cdb = controller.transfer(opcode, (load.random() % places) as u32, BLOCK);
             let command = Command::new(DISK, &cdb);
@@ -314,6 +314,10 @@ fn timed(
             };
             controller.submit(flying, command)?;
             flying += 1;
+        }
+        // The time may have been up before anything was added.
+        if flying == 0 {
+            return Ok(());
         }
         controller.push();
         let mut done = controller.next().map(Some)?;
@@ -328,5 +332,4 @@ fn timed(
             done = controller.reap()?;
         }
     }
-    Ok(())
 }

@@ -67,6 +67,7 @@ pub(crate) fn run(device: &str, modules: &[&str], options: &Options, yes: bool) 
     let lab = |icount: bool| lab::Options {
         icount,
         alone: true,
+        cpus: 2,
         timeout: LIMIT,
         modules: modules.iter().copied().map(str::to_owned).collect(),
         yes,
