@@ -9,10 +9,11 @@ mod polling;
 mod running;
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, RemoteEndpoint, SubscriberId, SubscriberOps};
 use thiserror::Error;
@@ -26,6 +27,15 @@ use running::Running;
 
 /// How long a caller waits for the loop. Handlers stop in far less; longer means that one hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// Round trips between two threads that a worker's window is worth when nobody says how long it is to be. A sleep that
+/// it saves spares the worker one, and the guest a kick and an interrupt, which cost several.
+const WINDOW_TRIPS: u32 = 8;
+/// Tried so often; the fastest counts, since others may have been held up.
+const TRIPS: usize = 4;
+/// The shortest and longest window measured.
+const WINDOW_RANGE: RangeInclusive<Duration> =
+    Duration::from_micros(16)..=Duration::from_micros(1000);
 
 /// Called once when a worker can't go on; the machine has to end.
 pub type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
@@ -113,14 +123,21 @@ pub struct Worker {
 
 impl Worker {
     /// Starts a thread called `name` (the kernel keeps 15 bytes of it) that looks at busy rings by itself for up to
-    /// `poll_window` before it sleeps; zero is never.
+    /// `poll_window` before it sleeps; zero is never, none is as long as it takes threads to wake each other here.
     pub fn spawn(
         name: &str,
-        poll_window: Duration,
+        poll_window: Option<Duration>,
         on_failure: OnFailure,
     ) -> io::Result<Arc<Worker>> {
+        // With one processor a guest could not run while its worker looks.
+        let alone = thread::available_parallelism().is_ok_and(|count| count.get() == 1);
+        let poll_window = if alone {
+            Some(Duration::ZERO)
+        } else {
+            poll_window
+        };
         let mut manager = EventManager::new().map_err(|e| io::Error::other(e.to_string()))?;
-        let subscriber = manager.add_subscriber(Loop::new(poll_window));
+        let subscriber = manager.add_subscriber(Loop::new(poll_window.unwrap_or_default()));
         let endpoint = manager.remote_endpoint();
         let reporter = Reporter {
             worker: name.to_owned(),
@@ -129,13 +146,35 @@ impl Worker {
         let thread = thread::Builder::new()
             .name(name.chars().take(15).collect())
             .spawn(move || serve(manager, subscriber, &reporter))?;
-        Ok(Arc::new(Worker {
+        let worker = Worker {
             name: name.to_owned(),
             endpoint,
             subscriber,
             thread: Mutex::new(Some(thread)),
             on_failure,
-        }))
+        };
+        if poll_window.is_none() {
+            worker.measure_window().map_err(io::Error::other)?;
+        }
+        Ok(Arc::new(worker))
+    }
+
+    /// Makes its windows as long as what they save costs on this machine.
+    fn measure_window(&self) -> Result<(), WorkerError> {
+        let mut fastest = *WINDOW_RANGE.end();
+        for _ in 0..TRIPS {
+            let start = Instant::now();
+            self.ask(|_, _| ())?;
+            fastest = fastest.min(start.elapsed());
+        }
+        let window = fastest
+            .saturating_mul(WINDOW_TRIPS)
+            .clamp(*WINDOW_RANGE.start(), *WINDOW_RANGE.end());
+        tracing::debug!("{}: looks for work for up to {window:?}", self.name);
+        self.ask(move |ops, subscriber| {
+            loop_of(ops, subscriber)?.set_poll_window(window);
+            Ok(())
+        })?
     }
 
     /// The worker's name.

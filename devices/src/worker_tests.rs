@@ -54,7 +54,7 @@ impl Bench {
         let failed = Arc::clone(&failures);
         let on_failure = Arc::new(move |failure| failed.lock().unwrap().push(failure));
         Self {
-            worker: Worker::spawn("bench", Duration::from_micros(32), on_failure).unwrap(),
+            worker: Worker::spawn("bench", Some(Duration::from_micros(32)), on_failure).unwrap(),
             ram: memory(),
             failures,
         }

@@ -231,7 +231,7 @@ impl Guest {
         let root = PciRoot::new(plan).unwrap();
         mmio.insert(ECAM, 1 << 20, root.clone()).unwrap();
         let failed = Arc::new(|failure| panic!("the worker failed: {failure:?}"));
-        let worker = Worker::spawn("pci", Duration::ZERO, failed).unwrap();
+        let worker = Worker::spawn("pci", Some(Duration::ZERO), failed).unwrap();
         let board = Arc::new(Board::default());
         let parts = VirtioParts {
             device: Arc::clone(&machine.device),

@@ -469,7 +469,7 @@ fn start_workers(
     control: &Arc<Control>,
 ) -> Result<Vec<Arc<Worker>>, BuildError> {
     let control = Arc::clone(control);
-    let poll_window = Duration::from_micros(config.poll_us.into());
+    let poll_window = config.poll_us.map(|us| Duration::from_micros(us.into()));
     let failed: OnFailure = Arc::new(move |failure| control.end(End::Failed(failure.to_string())));
     (0..config.workers)
         .map(|number| {

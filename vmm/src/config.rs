@@ -15,8 +15,6 @@ pub use splitring_devices::net::{NET_KEYS, NetConfig};
 pub const MAX_CPUS: u32 = splitring_arch::cpuid::MAX_VCPUS;
 /// The most device threads.
 const MAX_WORKERS: u16 = 64;
-/// How long a worker looks for more work unless told otherwise: more than a kick and a wake-up cost.
-const DEFAULT_POLL_US: u32 = 32;
 /// The longest a worker may look for more work: a stretch of a CPU nobody else misses yet.
 const MAX_POLL_US: u32 = 1000;
 /// The name of the random number generator.
@@ -117,8 +115,10 @@ pub struct VmConfig {
     pub kernel_cache: bool,
     /// Threads that the devices' queues are spread over.
     pub workers: u16,
-    /// Microseconds a worker looks for more work before it sleeps, while that pays. 0 is never.
-    pub poll_us: u32,
+    /// Microseconds a worker looks for more work before it sleeps, while that pays. 0 is never; without it, it is what
+    /// eight round trips between two threads take on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll_us: Option<u32>,
     /// Guest memory.
     pub memory: MemoryConfig,
     /// Disks, in the order the guest finds them.
@@ -143,7 +143,7 @@ impl Default for VmConfig {
             pci_ports: false,
             kernel_cache: true,
             workers: 1,
-            poll_us: DEFAULT_POLL_US,
+            poll_us: None,
             memory: MemoryConfig::default(),
             disk: Vec::new(),
             net: Vec::new(),
@@ -219,8 +219,8 @@ impl VmConfig {
         if !(1..=MAX_WORKERS).contains(&self.workers) {
             return Err(ConfigError::Workers(self.workers));
         }
-        if self.poll_us > MAX_POLL_US {
-            return Err(ConfigError::Poll(self.poll_us));
+        if let Some(us) = self.poll_us.filter(|us| *us > MAX_POLL_US) {
+            return Err(ConfigError::Poll(us));
         }
         self.distinct_ids()
     }

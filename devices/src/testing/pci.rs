@@ -73,7 +73,7 @@ impl Guest {
             .map(|index| {
                 Worker::spawn(
                     &format!("test{index}"),
-                    Duration::from_micros(32),
+                    Some(Duration::from_micros(32)),
                     on_failure.clone(),
                 )
                 .unwrap()

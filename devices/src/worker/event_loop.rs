@@ -14,7 +14,7 @@ use event_manager::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::polling::{Polling, Turn};
-use super::running::{KICK_EVENTS, Next, Running};
+use super::running::{KICK_EVENTS, Manner, Next, Running};
 use super::{Failure, OnFailure, WorkerError};
 use crate::device::Cause;
 
@@ -95,9 +95,7 @@ fn turn(manager: &mut EventManager<Loop>, subscriber: SubscriberId) -> Result<()
         // Only what was ready before this round: a task that asks for more waits for the others' events.
         let round = state.ready.len();
         let mut halted = state.run_ready(round);
-        if !state.has_ready() {
-            state.poll(&mut halted);
-        }
+        state.poll(&mut halted);
         let busy = state.has_ready() || !state.polling.is_empty();
         wait = if busy { 0 } else { -1 };
         for (slot, fd) in halted {
@@ -143,11 +141,12 @@ impl MutEventSubscriber for Loop {
                 (watcher.action)();
                 Next::Idle
             }
-            Entry::Task(running) => running.event(watch, self.polling.is_on()),
+            Entry::Task(running) => running.event(watch, manner(&self.polling)),
         };
         match next {
             Next::Idle => {}
             Next::Poll => self.polling.add(slot),
+            Next::Owe => self.polling.owe(slot),
             Next::Again => self.push_ready(slot),
             Next::Halted => entry.unwatch(ops),
         }
@@ -163,6 +162,10 @@ impl Loop {
             paused: false,
             quit: false,
         }
+    }
+
+    pub(super) fn set_poll_window(&mut self, window: Duration) {
+        self.polling = Polling::new(window);
     }
 
     pub(super) fn free_slot(&self) -> Option<u16> {
@@ -197,6 +200,8 @@ impl Loop {
 
     pub(super) fn pause(&mut self) -> Vec<(u16, Vec<RawFd>)> {
         self.paused = true;
+        // Whoever breaks here stays in place: its first pass after resuming finds it broken again.
+        self.settle(&mut Vec::new());
         // Their kicks stay off; resuming looks at everything.
         self.polling.close();
         (0..=u16::MAX)
@@ -228,9 +233,10 @@ impl Loop {
             let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
                 continue;
             };
-            match running.pass(Cause::Resume, self.polling.is_on()) {
+            match running.pass(Cause::Resume, manner(&self.polling)) {
                 Next::Idle => {}
                 Next::Poll => self.polling.add(slot),
+                Next::Owe => self.polling.owe(slot),
                 Next::Again => self.push_ready(slot),
                 Next::Halted => halted.extend(running.descriptors().map(|fd| (slot, fd))),
             }
@@ -238,7 +244,8 @@ impl Loop {
         halted
     }
 
-    /// Looks at the rings of the tasks that ran out of work, until the window is over or descriptors want a look.
+    /// Looks at the rings of the tasks that ran out of work, until the window is over, or descriptors or tasks that
+    /// have more to do want their turn.
     fn poll(&mut self, halted: &mut Vec<(u16, RawFd)>) {
         if self.polling.is_empty() {
             return;
@@ -250,14 +257,17 @@ impl Loop {
             if found {
                 self.polling.found(now);
             }
-            if self.has_ready() {
+            let turn = self.polling.turn(start, now);
+            if turn == Turn::Settle {
+                self.settle(halted);
+            }
+            if self.has_ready() || turn == Turn::Events {
                 return;
             }
-            match self.polling.turn(start, now) {
-                Turn::Look => std::hint::spin_loop(),
-                Turn::Events => return,
-                Turn::Sleep => break,
+            if turn == Turn::Sleep {
+                break;
             }
+            std::hint::spin_loop();
         }
         for slot in self.polling.close() {
             if let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot))
@@ -271,6 +281,11 @@ impl Loop {
     /// One look at each polled task, and a pass of those that have something. Whether any had.
     fn look(&mut self, halted: &mut Vec<(u16, RawFd)>) -> bool {
         let mut found = false;
+        // Whoever is looked at stays so until the window is over.
+        let manner = Manner {
+            poll: true,
+            ..manner(&self.polling)
+        };
         let mut index = 0_usize;
         while let Some(slot) = self.polling.get(index) {
             index = index.saturating_add(1);
@@ -281,8 +296,9 @@ impl Loop {
                 continue;
             }
             found = true;
-            match running.pass(Cause::Resume, true) {
+            match running.pass(Cause::Resume, manner) {
                 Next::Idle | Next::Poll => {}
+                Next::Owe => self.polling.owe(slot),
                 Next::Again => self.push_ready(slot),
                 Next::Halted => {
                     halted.extend(running.descriptors().map(|fd| (slot, fd)));
@@ -293,12 +309,35 @@ impl Loop {
         found
     }
 
+    /// Raises the interrupts that polled tasks owe.
+    fn settle(&mut self, halted: &mut Vec<(u16, RawFd)>) {
+        let mut index = 0_usize;
+        while let Some(slot) = self.polling.get(index) {
+            index = index.saturating_add(1);
+            let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
+                continue;
+            };
+            if running.settle() == Next::Halted {
+                halted.extend(running.descriptors().map(|fd| (slot, fd)));
+                self.polling.remove(slot);
+            }
+        }
+        self.polling.settled();
+    }
+
     fn stop_all(&mut self) {
         for entry in self.slots.drain(..).flatten() {
             if let Entry::Task(running) = entry {
                 running.stop();
             }
         }
+    }
+}
+
+fn manner(polling: &Polling) -> Manner {
+    Manner {
+        poll: polling.is_on(),
+        owe: polling.may_owe(),
     }
 }
 
@@ -359,4 +398,13 @@ fn unpack(data: u32) -> (u16, usize) {
         u16::from_be_bytes([s1, s0]),
         usize::from(u16::from_be_bytes([w1, w0])),
     )
+}
+
+#[cfg(test)]
+impl Loop {
+    /// Takes in a task that owes an interrupt.
+    pub(super) fn put_owing(&mut self, slot: u16, entry: Entry) {
+        self.put(slot, Some(entry));
+        self.polling.owe(slot);
+    }
 }

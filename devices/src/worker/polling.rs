@@ -1,31 +1,42 @@
-//! Whether a worker looks at the rings by itself for a while before it asks to be told and sleeps.
+//! Whether a worker looks at the rings by itself for a while before it asks to be told and sleeps, and whether it owes
+//! the interrupt for what it answered meanwhile.
 //!
 //! A kick costs the guest an exit and the worker a wake-up; a driver that adds its next buffer within microseconds
-//! gets neither while the worker still looks. It looks as long as that pays: while each sleep follows a window in which
-//! work was found, or is shorter than a window. How soon the driver would have come can't be seen from a sleep, which
-//! includes the wake-up, so now and then a window is tried; ever more rarely while that finds nothing. An idle guest
-//! costs nothing.
+//! gets neither while the worker still looks. An interrupt costs the guest an exit, and what it was doing; a driver
+//! that has several requests under way is better told of them at once. Both pay only sometimes, and how soon the driver
+//! would have come can't be seen from a sleep, which includes the wake-up. So both are habits: kept as long as they
+//! find work, given up when they don't, and tried now and then, ever more rarely. An idle guest costs nothing, and one
+//! that waits for each request by itself is told at once.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long descriptors may go unlooked at while rings keep the worker busy.
 const ROUND: Duration = Duration::from_micros(50);
 
-/// Sleeps before a window is tried: at first, and at most.
+/// Occasions before a habit is tried again: at first, and at most.
 const TRY_AFTER: u32 = 8;
 const TRY_AFTER_MOST: u32 = 512;
+
+/// An interrupt is owed for no longer than this many windows, whatever comes in.
+const OWED_WINDOWS: u32 = 8;
+
+/// How many of the usual pauses between two requests make a burst's end.
+const PAUSES: u32 = 3;
 
 pub(super) struct Polling {
     /// How long a window lasts from the last work on.
     window: Duration,
-    /// Whether there are to be windows now.
-    open: bool,
+    /// Whether there are windows; an occasion is a sleep.
+    windows: Habit,
     /// Whether work was found in one since the last sleep.
     found: bool,
-    /// Sleeps since windows ended, and the number at which one is tried.
-    slept: u32,
-    try_after: u32,
+    /// Whether interrupts are owed; an occasion is a burst of requests.
+    debts: Habit,
+    /// Since when one is, and whether more work was found since.
+    owed: Option<Instant>,
+    more: bool,
+    /// The usual pause between two requests of a burst, once there was one.
+    pause: Option<Duration>,
     /// When there was work last.
     last: Instant,
     /// Tasks whose rings are looked at, with their kicks off.
@@ -37,22 +48,67 @@ pub(super) struct Polling {
 pub(super) enum Turn {
     /// Look again.
     Look,
+    /// Pay what is owed first.
+    Settle,
     /// Look at descriptors first.
     Events,
     /// The window is over.
     Sleep,
 }
 
-impl Polling {
-    /// With windows of this length; none where the guest could not run meanwhile.
-    pub(super) fn new(window: Duration) -> Self {
-        let alone = thread::available_parallelism().is_ok_and(|count| count.get() == 1);
+/// Something that pays only sometimes.
+struct Habit {
+    on: bool,
+    /// Occasions since it was given up, and the number at which it is tried.
+    passed: u32,
+    try_after: u32,
+}
+
+impl Habit {
+    fn new() -> Self {
         Self {
-            window: if alone { Duration::ZERO } else { window },
-            open: false,
-            found: false,
-            slept: 0,
+            on: false,
+            passed: 0,
             try_after: TRY_AFTER,
+        }
+    }
+
+    /// An occasion is over, and it paid, or would have.
+    fn paid(&mut self) {
+        *self = Self {
+            on: true,
+            ..Self::new()
+        };
+    }
+
+    /// An occasion is over, and it did not pay, or was not tried.
+    fn missed(&mut self) {
+        if self.on {
+            self.on = false;
+            self.passed = 0;
+            self.try_after = self.try_after.saturating_mul(2).min(TRY_AFTER_MOST);
+        } else {
+            self.passed = self.passed.saturating_add(1);
+            self.on = self.passed >= self.try_after;
+        }
+    }
+
+    fn over(&mut self, paid: bool) {
+        if paid { self.paid() } else { self.missed() }
+    }
+}
+
+impl Polling {
+    /// With windows of this length.
+    pub(super) fn new(window: Duration) -> Self {
+        Self {
+            window,
+            windows: Habit::new(),
+            found: false,
+            debts: Habit::new(),
+            owed: None,
+            more: false,
+            pause: None,
             last: Instant::now(),
             slots: Vec::new(),
         }
@@ -60,12 +116,25 @@ impl Polling {
 
     /// Whether a task that ran out of work is to be looked at.
     pub(super) fn is_on(&self) -> bool {
-        self.open && !self.window.is_zero()
+        self.windows.on && !self.window.is_zero()
+    }
+
+    /// Whether it may owe the interrupt meanwhile.
+    pub(super) fn may_owe(&self) -> bool {
+        self.debts.on
     }
 
     pub(super) fn add(&mut self, slot: u16) {
         if !self.slots.contains(&slot) {
             self.slots.push(slot);
+        }
+    }
+
+    /// As [`add`](Self::add), for a task that owes an interrupt since now.
+    pub(super) fn owe(&mut self, slot: u16) {
+        self.add(slot);
+        if self.owed.is_none() {
+            self.owed = Some(Instant::now());
         }
     }
 
@@ -87,8 +156,17 @@ impl Polling {
         std::mem::take(&mut self.slots)
     }
 
-    /// A look found work at `now`.
+    /// A look found work, which is done at `now`.
     pub(super) fn found(&mut self, now: Instant) {
+        if self.owed.is_some() {
+            let pause = now.saturating_duration_since(self.last);
+            let usual = self.pause.unwrap_or(pause);
+            // An eighth of the way to the new one.
+            self.pause = usual.saturating_mul(7).saturating_add(pause).checked_div(8);
+            self.more = true;
+        } else if !self.debts.on {
+            self.debts.missed();
+        }
         self.found = true;
         self.last = now;
     }
@@ -96,31 +174,46 @@ impl Polling {
     /// The worker slept and has work at `now`.
     pub(super) fn woke(&mut self, now: Instant) {
         let pause = now.saturating_duration_since(self.last);
-        if self.found || pause <= self.window {
-            self.open = true;
-            self.slept = 0;
-            self.try_after = TRY_AFTER;
-        } else if self.open {
-            self.open = false;
-            self.slept = 0;
-            self.try_after = self.try_after.saturating_mul(2).min(TRY_AFTER_MOST);
-        } else {
-            self.slept = self.slept.saturating_add(1);
-            self.open = self.slept >= self.try_after;
+        self.windows.over(self.found || pause <= self.window);
+        if !self.debts.on {
+            self.debts.missed();
         }
         self.found = false;
         self.last = now;
     }
 
+    /// The interrupts owed were raised.
+    pub(super) fn settled(&mut self) {
+        if self.owed.take().is_some() {
+            self.debts.over(self.more);
+            self.more = false;
+        }
+    }
+
     /// How to go on at `now` in a round that began at `start`.
     pub(super) fn turn(&self, start: Instant, now: Instant) -> Turn {
-        if now.saturating_duration_since(self.last) >= self.window {
+        let quiet = now.saturating_duration_since(self.last);
+        if self
+            .owed
+            .is_some_and(|since| self.is_due(since, quiet, now))
+        {
+            Turn::Settle
+        } else if quiet >= self.window {
             Turn::Sleep
         } else if now.saturating_duration_since(start) >= ROUND {
             Turn::Events
         } else {
             Turn::Look
         }
+    }
+
+    /// Whether the burst is over, as far as its pauses tell, or took too long.
+    fn is_due(&self, since: Instant, quiet: Duration, now: Instant) -> bool {
+        let end = self.pause.map_or(self.window, |usual| {
+            usual.saturating_mul(PAUSES).min(self.window)
+        });
+        quiet >= end
+            || now.saturating_duration_since(since) >= self.window.saturating_mul(OWED_WINDOWS)
     }
 }
 
@@ -135,9 +228,7 @@ mod tests {
     }
 
     fn polling(window: Duration) -> Polling {
-        let mut polling = Polling::new(Duration::ZERO);
-        polling.window = window;
-        polling
+        Polling::new(window)
     }
 
     /// Sleeps for `pause` after finding work in a window or not; whether the next one is looked at.
@@ -186,5 +277,52 @@ mod tests {
         polling.found(start + micros(40));
         assert_eq!(polling.turn(start, start + micros(49)), Turn::Look);
         assert_eq!(polling.turn(start, start + micros(50)), Turn::Events);
+    }
+
+    /// A burst of requests `pauses` microseconds apart, answered with an interrupt owed if it may be; when that is
+    /// due, in microseconds after the last.
+    fn burst(polling: &mut Polling, pauses: &[u64]) -> Option<u64> {
+        if !polling.may_owe() {
+            polling.found(polling.last);
+            return None;
+        }
+        polling.owed = Some(polling.last);
+        for &pause in pauses {
+            polling.found(polling.last + micros(pause));
+        }
+        let due = (0..=32).find(|quiet| {
+            let now = polling.last + micros(*quiet);
+            polling.turn(now, now) == Turn::Settle
+        });
+        polling.settled();
+        due
+    }
+
+    #[test]
+    fn an_interrupt_is_owed_while_more_keeps_coming_and_not_when_nothing_does() {
+        let mut polling = polling(WINDOW);
+        for _ in 0..TRY_AFTER {
+            assert_eq!(burst(&mut polling, &[]), None, "not before it is tried");
+        }
+        assert_eq!(burst(&mut polling, &[5, 5, 5]), Some(15), "three pauses");
+        assert_eq!(burst(&mut polling, &[5]), Some(15));
+        assert_eq!(burst(&mut polling, &[]), Some(15), "nothing more came");
+        for _ in 0..2 * TRY_AFTER {
+            assert_eq!(burst(&mut polling, &[]), None);
+        }
+        assert_eq!(burst(&mut polling, &[]), Some(15), "tried again");
+    }
+
+    #[test]
+    fn an_interrupt_is_not_owed_for_long_whatever_comes() {
+        let mut polling = polling(WINDOW);
+        let since = polling.last;
+        polling.owed = Some(since);
+        let mut now = since;
+        while polling.turn(now, now) != Turn::Settle {
+            now += micros(1);
+            polling.found(now);
+        }
+        assert_eq!(now, since + micros(8 * 32));
     }
 }

@@ -19,6 +19,9 @@ pub(super) const KICK_EVENTS: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGG
 /// Chains a pass may take from each queue before it is the others' turn: a full queue of the usual size.
 const BUDGET: u16 = 256;
 
+/// Requests answered without an interrupt, at most: half of what a driver usually has under way.
+const OWED: u16 = 64;
+
 /// A task on its worker.
 pub(super) struct Running {
     pub(super) label: String,
@@ -30,6 +33,15 @@ pub(super) struct Running {
     _kicks: Vec<EventFd>,
     /// The device needs a reset; nothing runs until then.
     pub(super) halted: bool,
+}
+
+/// What a worker does about tasks that run out of work.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    /// It looks at their rings for a while.
+    pub(super) poll: bool,
+    /// They may owe the interrupt meanwhile.
+    pub(super) owe: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -46,6 +58,8 @@ pub(super) enum Next {
     Idle,
     /// To look at the rings, which ask for no kicks.
     Poll,
+    /// The same, and an interrupt is owed.
+    Owe,
     Again,
     Halted,
 }
@@ -78,16 +92,16 @@ impl Running {
         self.watches.iter().map(|watch| watch.fd)
     }
 
-    pub(super) fn event(&mut self, watch: usize, poll: bool) -> Next {
+    pub(super) fn event(&mut self, watch: usize, manner: Manner) -> Next {
         match self.watches.get(watch).map(|watch| watch.cause) {
-            Some(cause) => self.pass(cause, poll),
+            Some(cause) => self.pass(cause, manner),
             None => Next::Idle,
         }
     }
 
     /// One run of the handler between switching notifications off and on again; they stay off if the worker is going
-    /// to `poll` and the handler's backend can be polled as well.
-    pub(super) fn pass(&mut self, cause: Cause, poll: bool) -> Next {
+    /// to look at the rings and the handler's backend can be looked at as well.
+    pub(super) fn pass(&mut self, cause: Cause, manner: Manner) -> Next {
         if self.halted || self.sink.is_broken() {
             self.halted = true;
             return Next::Halted;
@@ -99,17 +113,42 @@ impl Running {
         let outcome = self
             .handler
             .run(&mut QueueSet::new(&mut self.queues), cause);
-        match self.publish().and(outcome) {
-            Err(broken) => {
-                self.halted = true;
-                self.sink.broken(&broken);
-                Next::Halted
+        let spent = self.queues.iter().any(|slot| slot.queue.spent());
+        let idle = matches!(outcome, Ok(Outcome::Idle)) && !spent;
+        let poll = idle && manner.poll && self.handler.poll().is_some();
+        if poll && manner.owe && self.may_owe() {
+            for slot in &mut self.queues {
+                slot.queue.show();
             }
-            Ok(Outcome::More) => Next::Again,
-            Ok(Outcome::Idle) if self.queues.iter().any(|slot| slot.queue.spent()) => Next::Again,
-            Ok(Outcome::Idle) if poll && self.handler.poll().is_some() => Next::Poll,
-            Ok(Outcome::Idle) => self.rearm(),
+            return Next::Owe;
         }
+        match self.publish().and(outcome) {
+            Err(broken) => self.halt(&broken),
+            Ok(_) if !idle => Next::Again,
+            Ok(_) if poll => Next::Poll,
+            Ok(_) => self.rearm(),
+        }
+    }
+
+    /// Whether the driver loses nothing by hearing of its requests a little later: all it asked for is done, so that
+    /// the backend has nothing to do meanwhile either way, and it is not much.
+    fn may_owe(&self) -> bool {
+        let mut queues = self.queues.iter().map(|slot| &slot.queue);
+        queues.all(|queue| queue.in_flight() == 0 && queue.undecided() < OWED && !queue.is_broken())
+    }
+
+    /// Raises the interrupts that are owed.
+    pub(super) fn settle(&mut self) -> Next {
+        match self.publish() {
+            Err(broken) => self.halt(&broken),
+            Ok(()) => Next::Poll,
+        }
+    }
+
+    fn halt(&mut self, broken: &Broken) -> Next {
+        self.halted = true;
+        self.sink.broken(broken);
+        Next::Halted
     }
 
     /// Whether a pass would find something, told without a system call.
@@ -177,5 +216,150 @@ impl Watch {
             events,
             cause: Cause::Source(source.token),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use splitring_virtio::device::queue::RingFeatures;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+    use crate::testing::{GuestRing, memory};
+    use crate::worker::event_loop::{Entry, Loop};
+
+    const OWING: Manner = Manner {
+        poll: true,
+        owe: true,
+    };
+
+    /// Answers all but the last few.
+    struct Backend {
+        keeps: u16,
+        kept: Vec<crate::device::Chain>,
+    }
+
+    impl QueueHandler for Backend {
+        fn run(&mut self, queues: &mut QueueSet<'_>, _: Cause) -> Result<Outcome, Broken> {
+            let (_, queue) = queues.iter().next().unwrap();
+            while let Some(chain) = queue.pop().map_err(|error| Broken::new(0, error))? {
+                if self.kept.len() < usize::from(self.keeps) {
+                    self.kept.push(chain);
+                } else {
+                    queue.complete(chain, 1);
+                }
+            }
+            Ok(Outcome::Idle)
+        }
+        fn poll(&mut self) -> Option<bool> {
+            Some(false)
+        }
+        fn stop(&mut self, queues: &mut QueueSet<'_>) {
+            let (_, queue) = queues.iter().next().unwrap();
+            self.kept
+                .drain(..)
+                .for_each(|chain| queue.complete(chain, 0));
+        }
+    }
+
+    #[derive(Default)]
+    struct Sink {
+        interrupts: AtomicU16,
+        broken: AtomicUsize,
+    }
+
+    impl InterruptSink for Sink {
+        fn queue(&self, _: u16) {
+            self.interrupts.fetch_add(1, Ordering::Relaxed);
+        }
+        fn config(&self) {}
+        fn broken(&self, _: &Broken) {
+            self.broken.fetch_add(1, Ordering::Relaxed);
+        }
+        fn is_broken(&self) -> bool {
+            self.broken.load(Ordering::Relaxed) > 0
+        }
+    }
+
+    impl Sink {
+        fn interrupts(&self) -> u16 {
+            self.interrupts.load(Ordering::Relaxed)
+        }
+    }
+
+    fn task(keeps: u16) -> (Running, GuestRing, Arc<Sink>) {
+        let ram = memory();
+        let ring = GuestRing::new(&ram, 0, 256);
+        let queue = ring
+            .config()
+            .activate(ram, RingFeatures::default())
+            .unwrap();
+        let sink = Arc::new(Sink::default());
+        let running = Running::new(NewTask {
+            label: "task".to_owned(),
+            queues: vec![(
+                TaskQueue { index: 0, queue },
+                EventFd::new(EFD_NONBLOCK).unwrap(),
+            )],
+            handler: Box::new(Backend {
+                keeps,
+                kept: Vec::new(),
+            }),
+            sink: sink.clone(),
+        });
+        (running, ring, sink)
+    }
+
+    fn offer(ring: &mut GuestRing, count: u16) {
+        for _ in 0..count {
+            ring.offer(&[(0x1000, 1, true)]);
+        }
+    }
+
+    #[test]
+    fn what_is_answered_is_shown_at_once_and_one_interrupt_follows() {
+        let (mut running, mut ring, sink) = task(0);
+        for pass in 1..=3 {
+            offer(&mut ring, 2);
+            assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
+            assert_eq!(ring.used().len(), 2, "in pass {pass}");
+        }
+        assert_eq!(sink.interrupts(), 0);
+        assert_eq!(running.settle(), Next::Poll);
+        assert_eq!(running.settle(), Next::Poll);
+        assert_eq!(sink.interrupts(), 1);
+    }
+
+    #[test]
+    fn nothing_is_owed_while_the_backend_works_or_when_it_is_much() {
+        let (mut running, mut ring, sink) = task(1);
+        offer(&mut ring, 2);
+        assert_eq!(running.pass(Cause::Resume, OWING), Next::Poll);
+        assert_eq!(sink.interrupts(), 1, "one is in flight");
+        let (mut running, mut ring, sink) = task(0);
+        offer(&mut ring, OWED - 1);
+        assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
+        offer(&mut ring, 1);
+        assert_eq!(running.pass(Cause::Resume, OWING), Next::Poll);
+        assert_eq!(sink.interrupts(), 1);
+    }
+
+    #[test]
+    fn a_pause_and_a_stop_pay_what_is_owed() {
+        let (mut running, mut ring, sink) = task(0);
+        offer(&mut ring, 1);
+        assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
+        let mut state = Loop::new(Duration::from_micros(32));
+        state.put_owing(3, Entry::Task(running));
+        state.pause();
+        assert_eq!(sink.interrupts(), 1);
+        let (mut running, mut ring, sink) = task(0);
+        offer(&mut ring, 1);
+        assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
+        running.stop();
+        assert_eq!(sink.interrupts(), 1);
     }
 }

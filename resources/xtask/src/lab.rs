@@ -350,7 +350,11 @@ fn arguments(options: &Options, dir: &Path, kernel: &Kernel, channels: &Channels
     ]);
     // The emulated machine can lose a timer that fires once and then halts for good: a periodic one
     // wakes it again. Where instructions are counted none is lost, and ticks would be counted too.
-    let ticks = if options.icount { "" } else { "nohz=off highres=off" };
+    let ticks = if options.icount {
+        ""
+    } else {
+        "nohz=off highres=off"
+    };
     add(&[&format!(
         "console=ttyS0 panic=-1 quiet no_timer_check tsc=reliable {ticks} rootfstype=virtiofs root=root rw init={}",
         script::init(dir).display()

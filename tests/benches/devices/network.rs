@@ -47,7 +47,7 @@ pub(crate) fn run(plan: Plan<'_>) -> Table {
         }
         for (subject, vhost) in subjects {
             let extra = Extra::Tap(TAP, vhost);
-            let figures = last_of(3, || {
+            let figures = peers::last_of(3, || {
                 let mut guest = if subject == "splitring" {
                     peers::splitring(root.path(), extra)
                 } else {
@@ -63,16 +63,6 @@ pub(crate) fn run(plan: Plan<'_>) -> Table {
         }
     }
     table.first("splitring")
-}
-
-/// What `work` answers, tried again if it panics: the emulated machine loses a guest now and then.
-fn last_of<T>(tries: usize, work: impl Fn() -> T) -> T {
-    for _ in 1..tries {
-        if let Ok(answer) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&work)) {
-            return answer;
-        }
-    }
-    work()
 }
 
 fn measure(guest: &mut Guest, plan: Plan<'_>) -> Vec<(&'static str, f64)> {

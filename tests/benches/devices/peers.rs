@@ -1,5 +1,6 @@
 //! The subjects: the same kernel, root disk and device under Splitring and under QEMU (q35).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
 
@@ -41,6 +42,16 @@ pub(crate) enum Extra<'a> {
     Null(Bus, &'a Path),
     /// A tap device by name, and whether QEMU uses vhost-net.
     Tap(&'a str, bool),
+}
+
+/// What `work` answers, tried again if it panics: the emulated machine loses a guest now and then, whoever runs it.
+pub(crate) fn last_of<T>(tries: usize, work: impl Fn() -> T) -> T {
+    for _ in 1..tries {
+        if let Ok(answer) = catch_unwind(AssertUnwindSafe(&work)) {
+            return answer;
+        }
+    }
+    work()
 }
 
 /// Splitring, up and waiting for typed lines.

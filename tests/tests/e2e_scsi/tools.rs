@@ -4,7 +4,6 @@ use splitring_tests::assets::Disk;
 
 use crate::guest;
 
-/// Soak: the lab's emulator stops at its first minute in four runs of five, its processor halted with no timer set.
 #[test]
 #[ignore = "needs a stock guest"]
 fn scsi_sg3_utils_find_what_they_look_for() {

@@ -391,6 +391,12 @@ impl<M: GuestRam> ActiveQueue<M> {
         }
     }
 
+    /// Chains completed since the last decision about an interrupt.
+    #[must_use]
+    pub fn undecided(&self) -> u16 {
+        self.next_used.wrapping_sub(self.decided)
+    }
+
     /// Whether the last pop found the available ring empty.
     #[must_use]
     pub fn drained(&self) -> bool {

@@ -104,7 +104,7 @@ pub(crate) struct RunArgs {
     /// Threads that the devices' queues are spread over [default: 1]
     #[arg(long, value_name = "N")]
     workers: Option<u16>,
-    /// Microseconds a device thread looks for more work before it sleeps, while that pays; 0 is never [default: 32]
+    /// Microseconds a device thread looks for more work before it sleeps, while that pays; 0 is never [default: measured]
     #[arg(long, value_name = "N")]
     poll_us: Option<u32>,
     /// What a reboot by the guest does [default: exit]
@@ -163,7 +163,7 @@ impl RunArgs {
         set(&mut config.cpus, self.cpus);
         set(&mut config.name, self.name.clone().map(Some));
         set(&mut config.workers, self.workers);
-        set(&mut config.poll_us, self.poll_us);
+        set(&mut config.poll_us, self.poll_us.map(Some));
         set(&mut config.rng, self.rng.map(is_on));
         set(&mut config.pci_ports, self.pci_ports.map(is_on));
         set(&mut config.kernel_cache, self.kernel_cache.map(is_on));

@@ -67,16 +67,20 @@ pub(crate) fn run(device: &str, modules: &[&str], options: &Options, yes: bool) 
     let lab = |icount: bool| lab::Options {
         icount,
         alone: true,
+        // One for the guest and one for its device, as users have it.
         cpus: 2,
         timeout: LIMIT,
         modules: modules.iter().copied().map(str::to_owned).collect(),
         yes,
-        ..lab::Options::default()
     };
     let mut ratios = Vec::new();
     let mut go = |icount: bool, mode: &[&str]| -> Result<()> {
         let outcome = if in_lab {
-            lab::run(&lab(icount), &command(mode), lab::Output::PassAndKeep)?
+            let run = || lab::run(&lab(icount), &command(mode), lab::Output::PassAndKeep);
+            run().or_else(|error| {
+                say(format!("{error:#}; once more"));
+                run()
+            })?
         } else {
             lab::run_here(&command(mode), lab::Output::PassAndKeep)?
         };
