@@ -33,6 +33,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const WINDOW_TRIPS: u32 = 8;
 /// Tried so often; the fastest counts, since others may have been held up.
 const TRIPS: usize = 4;
+/// The window with one processor.
+const ALONE: Duration = Duration::from_micros(200);
 /// The shortest and longest window measured.
 const WINDOW_RANGE: RangeInclusive<Duration> =
     Duration::from_micros(16)..=Duration::from_micros(1000);
@@ -129,15 +131,11 @@ impl Worker {
         poll_window: Option<Duration>,
         on_failure: OnFailure,
     ) -> io::Result<Arc<Worker>> {
-        // With one processor a guest could not run while its worker looks.
+        // With one processor the worker has to give it away between two looks, and the window is not what it costs.
         let alone = thread::available_parallelism().is_ok_and(|count| count.get() == 1);
-        let poll_window = if alone {
-            Some(Duration::ZERO)
-        } else {
-            poll_window
-        };
+        let poll_window = poll_window.or(alone.then_some(ALONE));
         let mut manager = EventManager::new().map_err(|e| io::Error::other(e.to_string()))?;
-        let subscriber = manager.add_subscriber(Loop::new(poll_window.unwrap_or_default()));
+        let subscriber = manager.add_subscriber(Loop::new(poll_window.unwrap_or_default(), alone));
         let endpoint = manager.remote_endpoint();
         let reporter = Reporter {
             worker: name.to_owned(),

@@ -154,18 +154,18 @@ impl MutEventSubscriber for Loop {
 }
 
 impl Loop {
-    pub(super) fn new(poll_window: Duration) -> Self {
+    pub(super) fn new(poll_window: Duration, alone: bool) -> Self {
         Self {
             slots: Vec::new(),
             ready: VecDeque::new(),
-            polling: Polling::new(poll_window),
+            polling: Polling::new(poll_window, alone),
             paused: false,
             quit: false,
         }
     }
 
     pub(super) fn set_poll_window(&mut self, window: Duration) {
-        self.polling = Polling::new(window);
+        self.polling.window = window;
     }
 
     pub(super) fn free_slot(&self) -> Option<u16> {
@@ -267,7 +267,7 @@ impl Loop {
             if turn == Turn::Sleep {
                 break;
             }
-            std::hint::spin_loop();
+            self.polling.rest();
         }
         for slot in self.polling.close() {
             if let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot))

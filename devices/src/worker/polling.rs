@@ -8,6 +8,8 @@
 //! find work, given up when they don't, and tried now and then, ever more rarely. An idle guest costs nothing, and one
 //! that waits for each request by itself is told at once.
 
+use std::hint::spin_loop;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long descriptors may go unlooked at while rings keep the worker busy.
@@ -25,16 +27,19 @@ const PAUSES: u32 = 3;
 
 pub(super) struct Polling {
     /// How long a window lasts from the last work on.
-    window: Duration,
+    pub(super) window: Duration,
+    /// Whether vCPUs need this thread's processor: then a window pays only for bursts.
+    alone: bool,
     /// Whether there are windows; an occasion is a sleep.
     windows: Habit,
     /// Whether work was found in one since the last sleep.
     found: bool,
     /// Whether interrupts are owed; an occasion is a burst of requests.
     debts: Habit,
-    /// Since when one is, and whether more work was found since.
+    /// Since when one is, and whether more work was found since; and whether that was so since the last sleep.
     owed: Option<Instant>,
     more: bool,
+    burst: bool,
     /// The usual pause between two requests of a burst, once there was one.
     pause: Option<Duration>,
     /// When there was work last.
@@ -99,15 +104,17 @@ impl Habit {
 }
 
 impl Polling {
-    /// With windows of this length.
-    pub(super) fn new(window: Duration) -> Self {
+    /// With windows of this length, on the only processor or with others.
+    pub(super) fn new(window: Duration, alone: bool) -> Self {
         Self {
             window,
+            alone,
             windows: Habit::new(),
             found: false,
             debts: Habit::new(),
             owed: None,
             more: false,
+            burst: false,
             pause: None,
             last: Instant::now(),
             slots: Vec::new(),
@@ -121,7 +128,20 @@ impl Polling {
 
     /// Whether it may owe the interrupt meanwhile.
     pub(super) fn may_owe(&self) -> bool {
-        self.debts.on
+        if self.alone {
+            self.windows.on
+        } else {
+            self.debts.on
+        }
+    }
+
+    /// Between two looks.
+    pub(super) fn rest(&self) {
+        if self.alone {
+            thread::yield_now();
+        } else {
+            spin_loop();
+        }
     }
 
     pub(super) fn add(&mut self, slot: u16) {
@@ -163,7 +183,7 @@ impl Polling {
             let usual = self.pause.unwrap_or(pause);
             // An eighth of the way to the new one.
             self.pause = usual.saturating_mul(7).saturating_add(pause).checked_div(8);
-            self.more = true;
+            (self.more, self.burst) = (true, true);
         } else if !self.debts.on {
             self.debts.missed();
         }
@@ -174,11 +194,16 @@ impl Polling {
     /// The worker slept and has work at `now`.
     pub(super) fn woke(&mut self, now: Instant) {
         let pause = now.saturating_duration_since(self.last);
-        self.windows.over(self.found || pause <= self.window);
+        let paid = if self.alone {
+            self.burst
+        } else {
+            self.found || pause <= self.window
+        };
+        self.windows.over(paid);
         if !self.debts.on {
             self.debts.missed();
         }
-        self.found = false;
+        (self.found, self.burst) = (false, false);
         self.last = now;
     }
 
@@ -228,7 +253,7 @@ mod tests {
     }
 
     fn polling(window: Duration) -> Polling {
-        Polling::new(window)
+        Polling::new(window, false)
     }
 
     /// Sleeps for `pause` after finding work in a window or not; whether the next one is looked at.
@@ -311,6 +336,18 @@ mod tests {
             assert_eq!(burst(&mut polling, &[]), None);
         }
         assert_eq!(burst(&mut polling, &[]), Some(15), "tried again");
+    }
+
+    #[test]
+    fn with_one_processor_only_bursts_keep_windows() {
+        let mut polling = Polling::new(WINDOW, true);
+        let tries = |polling: &mut Polling| (0..100).filter(|_| sleep(polling, true, 5)).count();
+        assert!(tries(&mut polling) < 10, "requests by themselves");
+        while !sleep(&mut polling, false, 5000) {}
+        for _ in 0..100 {
+            assert!(burst(&mut polling, &[5, 5]).is_some());
+            assert!(sleep(&mut polling, false, 5000));
+        }
     }
 
     #[test]

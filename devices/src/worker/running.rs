@@ -352,7 +352,7 @@ mod tests {
         let (mut running, mut ring, sink) = task(0);
         offer(&mut ring, 1);
         assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
-        let mut state = Loop::new(Duration::from_micros(32));
+        let mut state = Loop::new(Duration::from_micros(32), false);
         state.put_owing(3, Entry::Task(running));
         state.pause();
         assert_eq!(sink.interrupts(), 1);

@@ -34,7 +34,6 @@ pub(crate) fn run(plan: Plan<'_>) -> Table {
     let server_root = Disk::copy_of("tools");
     let tools = Toolbox::mount(server_root.path());
     let _tap = Tap::create(&tools, TAP, "", &format!("{HOST}/24"));
-    let _server = tools.spawn("iperf3", &["-s"]);
     let mut table = Table::default();
     for round in 0..plan.mode.rounds() {
         let mut subjects = [
@@ -48,6 +47,8 @@ pub(crate) fn run(plan: Plan<'_>) -> Table {
         for (subject, vhost) in subjects {
             let extra = Extra::Tap(TAP, vhost);
             let figures = peers::last_of(3, || {
+                // A new one each: it would go on waiting for a guest that got lost.
+                let _server = tools.spawn("iperf3", &["-s"]);
                 let mut guest = if subject == "splitring" {
                     peers::splitring(root.path(), extra)
                 } else {

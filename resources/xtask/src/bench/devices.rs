@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// Leave out the runs in pairs
     #[arg(long, conflicts_with = "no_count")]
     no_pairs: bool,
+    /// CPUs of the lab for the rates: two as most users have, though with them it dies now and then and is tried again
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    cpus: u32,
     /// Only workloads with this in their name, as "randread", "QD1", "TCP" or "host→guest"
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
@@ -67,8 +70,7 @@ pub(crate) fn run(device: &str, modules: &[&str], options: &Options, yes: bool) 
     let lab = |icount: bool| lab::Options {
         icount,
         alone: true,
-        // One for the guest and one for its device, as users have it.
-        cpus: 2,
+        cpus: options.cpus,
         timeout: LIMIT,
         modules: modules.iter().copied().map(str::to_owned).collect(),
         yes,
@@ -77,10 +79,11 @@ pub(crate) fn run(device: &str, modules: &[&str], options: &Options, yes: bool) 
     let mut go = |icount: bool, mode: &[&str]| -> Result<()> {
         let outcome = if in_lab {
             let run = || lab::run(&lab(icount), &command(mode), lab::Output::PassAndKeep);
-            run().or_else(|error| {
+            let again = |error| {
                 say(format!("{error:#}; once more"));
                 run()
-            })?
+            };
+            run().or_else(again).or_else(again)?
         } else {
             lab::run_here(&command(mode), lab::Output::PassAndKeep)?
         };
