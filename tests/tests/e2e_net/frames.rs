@@ -68,7 +68,7 @@ fn soak_every_size_from_68_to_9000_passes_whole() {
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
-fn soak_vlans_multicast_promiscuity_and_a_changed_address_work() {
+fn vlans_multicast_promiscuity_and_a_changed_address_work() {
     let host = Host::new();
     let net = Net::number(4);
     let _tap = net.tap(&host, "");

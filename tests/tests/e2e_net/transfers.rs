@@ -141,13 +141,13 @@ fn receive(number: u8, hidden: &str, lacking: &[usize]) {
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
-fn soak_a_driver_without_mergeable_buffers_receives_into_big_ones() {
+fn a_driver_without_mergeable_buffers_receives_into_big_ones() {
     receive(5, "mrg-rxbuf", &[MRG_RXBUF]);
 }
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
-fn soak_a_driver_without_mergeable_buffers_and_segmentation_receives_into_small_ones() {
+fn a_driver_without_mergeable_buffers_and_segmentation_receives_into_small_ones() {
     receive(6, "mrg-rxbuf:guest-tso", &[MRG_RXBUF, GUEST_TSO4]);
 }
 
