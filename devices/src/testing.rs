@@ -10,6 +10,7 @@
 pub(crate) mod pci;
 pub(crate) mod probe;
 mod ring;
+mod sink;
 mod wiring;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::interrupt::{ConfigGate, ConfigNotifier};
 use crate::ram::{Mapping, Ram};
 
 pub(crate) use ring::{Buffer, GuestRing};
+pub(crate) use sink::Sink;
 
 /// Bytes of guest memory; rings are in the upper half, the lower one is the test's.
 const MEMORY: u64 = 8 << 20;

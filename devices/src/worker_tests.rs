@@ -1,7 +1,7 @@
 //! The worker as its callers see it, with rings written by hand.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use splitring_virtio::device::queue::RingFeatures;
 use splitring_virtio::spec::feature;
@@ -12,27 +12,7 @@ use crate::device::{Broken, Cause, Outcome, QueueSet, Source};
 use crate::ram::Ram;
 use crate::testing::pci::wait_until;
 use crate::testing::probe::{Handler, Manner, Record};
-use crate::testing::{GuestRing, memory};
-
-/// Counts interrupts.
-#[derive(Default)]
-struct Sink {
-    queue: AtomicUsize,
-    broken: AtomicBool,
-}
-
-impl InterruptSink for Sink {
-    fn queue(&self, _index: u16) {
-        self.queue.fetch_add(1, Ordering::SeqCst);
-    }
-    fn config(&self) {}
-    fn broken(&self, _why: &Broken) {
-        self.broken.store(true, Ordering::SeqCst);
-    }
-    fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::SeqCst)
-    }
-}
+use crate::testing::{GuestRing, Sink, memory};
 
 struct Bench {
     worker: Arc<Worker>,
@@ -121,7 +101,7 @@ fn a_batch_is_published_with_one_interrupt() {
     side.kick();
     side.wait(100);
     bench.settle();
-    assert_eq!(side.sink.queue.load(Ordering::SeqCst), 1);
+    assert_eq!(side.sink.interrupts(), 1);
 }
 
 #[test]
@@ -133,7 +113,7 @@ fn no_interrupt_when_the_driver_asks_for_none() {
     side.kick();
     side.wait(1);
     bench.settle();
-    assert_eq!(side.sink.queue.load(Ordering::SeqCst), 0);
+    assert_eq!(side.sink.interrupts(), 0);
 }
 
 /// A driver that kicks only when asked to must never be left waiting.

@@ -160,6 +160,9 @@ impl Polling {
 
     pub(super) fn remove(&mut self, slot: u16) {
         self.slots.retain(|&other| other != slot);
+        if self.slots.is_empty() {
+            self.owed = None;
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -221,14 +221,13 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
     use std::time::Duration;
 
     use splitring_virtio::device::queue::RingFeatures;
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
-    use crate::testing::{GuestRing, memory};
+    use crate::testing::{GuestRing, Sink, memory};
     use crate::worker::event_loop::{Entry, Loop};
 
     const OWING: Manner = Manner {
@@ -236,7 +235,7 @@ mod tests {
         owe: true,
     };
 
-    /// Answers all but the last few.
+    /// Keeps the first few and answers the others.
     struct Backend {
         keeps: u16,
         kept: Vec<crate::device::Chain>,
@@ -262,31 +261,6 @@ mod tests {
             self.kept
                 .drain(..)
                 .for_each(|chain| queue.complete(chain, 0));
-        }
-    }
-
-    #[derive(Default)]
-    struct Sink {
-        interrupts: AtomicU16,
-        broken: AtomicUsize,
-    }
-
-    impl InterruptSink for Sink {
-        fn queue(&self, _: u16) {
-            self.interrupts.fetch_add(1, Ordering::Relaxed);
-        }
-        fn config(&self) {}
-        fn broken(&self, _: &Broken) {
-            self.broken.fetch_add(1, Ordering::Relaxed);
-        }
-        fn is_broken(&self) -> bool {
-            self.broken.load(Ordering::Relaxed) > 0
-        }
-    }
-
-    impl Sink {
-        fn interrupts(&self) -> u16 {
-            self.interrupts.load(Ordering::Relaxed)
         }
     }
 
@@ -349,16 +323,18 @@ mod tests {
 
     #[test]
     fn a_pause_and_a_stop_pay_what_is_owed() {
-        let (mut running, mut ring, sink) = task(0);
-        offer(&mut ring, 1);
-        assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
+        let owing = || {
+            let (mut running, mut ring, sink) = task(0);
+            offer(&mut ring, 1);
+            assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
+            (running, sink)
+        };
+        let (running, sink) = owing();
         let mut state = Loop::new(Duration::from_micros(32), false);
         state.put_owing(3, Entry::Task(running));
         state.pause();
         assert_eq!(sink.interrupts(), 1);
-        let (mut running, mut ring, sink) = task(0);
-        offer(&mut ring, 1);
-        assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
+        let (running, sink) = owing();
         running.stop();
         assert_eq!(sink.interrupts(), 1);
     }

@@ -24,7 +24,7 @@ use crate::progress::say;
 use crate::tools;
 use crate::vmm;
 
-/// How often a test may lose its lab: the emulated machine halts for good now and then, whatever runs in it.
+/// How often a test may lose its lab: the emulated machine dies now and then, whatever runs in it.
 const TRIES: u32 = 3;
 
 /// What a worker needs: the largest guest and its surroundings.
