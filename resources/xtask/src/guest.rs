@@ -26,8 +26,9 @@ pub(crate) const ASSETS: &str = "SPLITRING_ASSETS";
 /// Debian's name for its release 12.
 const SUITE: &str = "bookworm";
 
-/// Modules a test may load by itself: tagged VLANs, a packet generator, the kernel's own SCSI target.
-const EXTRA_MODULES: &[&str] = &["8021q", "pktgen", "scsi_debug"];
+/// Modules a test may load by itself: a CD-ROM's file system, tagged VLANs, a packet generator, the kernel's own SCSI
+/// target.
+const EXTRA_MODULES: &[&str] = &["isofs", "8021q", "pktgen", "scsi_debug"];
 
 /// A kernel ready to boot: `vmlinuz`, `vmlinux`, `initramfs`, `release` and `extra.tar` in one directory.
 #[derive(Debug, Clone)]

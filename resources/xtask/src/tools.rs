@@ -49,6 +49,11 @@ pub(crate) const PASST: Tool = Tool {
     program: "passt",
     package: "passt",
 };
+/// Burns CD-ROMs.
+pub(crate) const GENISOIMAGE: Tool = Tool {
+    program: "genisoimage",
+    package: "genisoimage",
+};
 /// Disassembles ACPI tables.
 pub(crate) const IASL: Tool = Tool {
     program: "iasl",

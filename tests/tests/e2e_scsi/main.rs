@@ -1,8 +1,9 @@
-//! SCSI disks in stock guests: an independent conformance suite, sg3-utils, file systems, reservations, many disks, and
-//! disks that come and go.
+//! SCSI disks in stock guests: an independent conformance suite, sg3-utils, file systems, a CD-ROM, reservations, many
+//! disks, and disks that come and go.
 //!
 //! Run by `cargo xtask test`, which knows where a stock kernel can run; by themselves with `--only scsi_`.
 
+mod cdrom;
 mod conformance;
 mod files;
 mod live;

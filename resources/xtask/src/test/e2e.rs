@@ -66,7 +66,8 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
     if in_lab {
         lab::prepare(yes)?;
     }
-    tools::ensure(&[tools::IASL, tools::PASST], "the end-to-end tests", yes)?;
+    let needed = [tools::IASL, tools::PASST, tools::GENISOIMAGE];
+    tools::ensure(&needed, "the end-to-end tests", yes)?;
     let splitring = vmm::build()?;
     let binaries = binaries()?;
     let mut tests = list(&binaries, tier)?;
@@ -331,7 +332,7 @@ while read -r id name binary; do
   mkdir "claims/$id" 2>/dev/null || continue
   echo "$1" >"claims/$id/worker"
   read -r since _ </proc/uptime
-  if timeout -k 10 @LIMIT@ "$binary" --ignored --exact "$name" >"logs/$id" 2>&1 </dev/null
+  if timeout -k 10 @LIMIT@ "$binary" --ignored --exact --show-output "$name" >"logs/$id" 2>&1 </dev/null
   then result=ok; else result=FAILED; fi
   read -r now _ </proc/uptime
   echo "  $result $name ($((${now%.*} - ${since%.*})) s)"
