@@ -361,13 +361,19 @@ impl Guest {
 
     /// Panics with `why`, the console's last lines and standard error.
     fn fail(&mut self, why: &str) -> ! {
+        // Its pipes are closed a little before it has ended.
+        std::thread::sleep(LAST_WORDS);
+        let ended = match self.child.try_wait() {
+            Ok(Some(status)) => format!("; splitring had ended: {status}"),
+            _ => String::new(),
+        };
         // Standard error is complete only after the end.
         self.child.kill().expect("a child to kill");
         let lines: Vec<_> = self.console.lines().collect();
         let shown = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n");
         let errors: Vec<u8> = self.errors.iter().flatten().collect();
         let errors = String::from_utf8_lossy(&errors);
-        panic!("{why}\n--- console\n{shown}\n--- standard error\n{errors}");
+        panic!("{why}{ended}\n--- console\n{shown}\n--- standard error\n{errors}");
     }
 }
 
