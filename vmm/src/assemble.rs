@@ -12,7 +12,7 @@ use splitring_arch::acpi::{AcpiError, IntxRoute, PciHost, Platform, SerialPort};
 use splitring_arch::boot;
 use splitring_arch::boot::{BootError, BootParameters};
 use splitring_arch::cpuid;
-use splitring_arch::kernel::{CachePolicy, Initrd, Kernel, KernelError};
+use splitring_arch::kernel::{CachePolicy, Initrd, Kernel, KernelError, Unsaved};
 use splitring_arch::layout::{self, Layout, LayoutError};
 use splitring_devices::blk::BlkHandle;
 use splitring_devices::bus::{Bus, BusError};
@@ -141,6 +141,8 @@ pub(crate) struct Parts {
     pub(crate) blk: Vec<BlkHandle>,
     pub(crate) scsi: Vec<ScsiHandle>,
     pub(crate) nets: Vec<NetHandle>,
+    /// A kernel that the cache does not hold yet.
+    pub(crate) unsaved: Option<Unsaved>,
     /// Empty once released.
     workers: Mutex<Vec<Arc<Worker>>>,
     buses: Buses,
@@ -209,7 +211,7 @@ pub(crate) fn assemble(
         cpuid::physical_bits(supported.as_slice()),
     )?;
 
-    let kernel = Kernel::open(
+    let mut kernel = Kernel::open(
         config.kernel.as_deref().unwrap_or("".as_ref()),
         &cache_policy(config),
     )?;
@@ -260,6 +262,7 @@ pub(crate) fn assemble(
         blk,
         scsi,
         nets,
+        unsaved: kernel.take_unsaved(),
         workers,
         buses,
         _vm: vm,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use splitring_arch::kernel::Unsaved;
 use splitring_devices::blk::BlkHandle;
 use splitring_devices::net::NetHandle;
 use splitring_devices::scsi::ScsiHandle;
@@ -19,6 +20,9 @@ use crate::attach::{OwnDisks, Place};
 use crate::config::{OnReboot, VmConfig};
 use crate::control::{Control, End};
 use crate::vcpu::{ExitCounts, Vcpu};
+
+/// Of what can wait.
+const LOWEST_PRIORITY: i32 = 19;
 
 /// Where the serial port's output goes: a writer that outlives reboots.
 #[derive(Clone)]
@@ -127,6 +131,7 @@ struct Running {
 impl Running {
     fn start(mut parts: Parts) -> Result<Self, BuildError> {
         let vcpus = std::mem::take(&mut parts.vcpus);
+        let unsaved = parts.unsaved.take();
         let running = Self {
             parts,
             threads: Mutex::new(Vec::new()),
@@ -135,6 +140,9 @@ impl Running {
             let thread = spawn(vcpu, &running.parts.control)?;
             running.threads().push(thread);
         }
+        if let Some(unsaved) = unsaved {
+            running.threads().extend(save(unsaved));
+        }
         Ok(running)
     }
 
@@ -142,7 +150,7 @@ impl Running {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the vCPU threads; afterwards nobody touches the devices but their own workers.
+    /// Ends the vCPU threads, and waits until the kernel is saved; afterwards nobody touches the devices but their own workers.
     fn stop(&self) {
         self.parts.control.end(End::Stopped);
         for thread in self.threads().drain(..) {
@@ -178,6 +186,18 @@ fn spawn(vcpu: Vcpu, control: &Arc<Control>) -> Result<JoinHandle<()>, BuildErro
                 error,
             }
         })
+}
+
+/// Puts the kernel into the cache, with the processor time that nobody else wants: the guest comes first.
+fn save(unsaved: Unsaved) -> Option<JoinHandle<()>> {
+    let thread = thread::Builder::new().name("cache".to_owned()).spawn(|| {
+        // On Linux the priority of one thread. Without it the guest only boots a little later.
+        let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
+        unsaved.save();
+    });
+    thread
+        .inspect_err(|error| tracing::warn!(%error, "the kernel is not cached: no thread to do it"))
+        .ok()
 }
 
 /// A running machine. Dropping it stops it.

@@ -4,14 +4,15 @@
 //!
 //! ```text
 //! DIR/lock                     held while an image is added; whoever finds it held goes on without the cache
-//! DIR/<digest>.image           whole pages, read-only, never changed
-//! DIR/<digest>.record          what it is, by the BLAKE3 digest of the file that it was made from
+//! DIR/<size>-<digest>.image    whole pages, read-only, never changed
+//! DIR/<size>-<digest>.record   what it is, by size and BLAKE3 digest of the file that it was made from
 //! DIR/<dev-ino-size-mtime-ctime>.record   the same, by the state of the file that it was made from
 //! ```
 //!
 //! Reading 12 MB to find a kernel by its digest would cost more than the rest of the start, so the second kind of record answers first: no
 //! file changes its content without a new ctime (a file changed within the last second is not trusted to that). The digest is behind it
-//! for copies of a file, and so that two users of one cache can't be given each other's kernels by a crafted collision.
+//! for copies of a file, and so that two users of one cache can't be given each other's kernels by a crafted collision. The size in front
+//! of it says without any hashing that a file is no copy.
 //!
 //! An image is believed if its inode is as it was when the image was finished, within the same boot of the host. After a reboot (a crash
 //! may have lost unwritten pages) or after any change its checksum is compared once, and what fails is removed and made anew.
@@ -66,6 +67,31 @@ impl Stamp {
             ctime.1
         )))
     }
+}
+
+/// What a file holds.
+#[derive(Debug)]
+pub(super) struct Content {
+    len: u64,
+    digest: blake3::Hash,
+}
+
+impl Content {
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        Self {
+            len: bytes.len() as u64,
+            digest: blake3::hash(bytes),
+        }
+    }
+
+    fn key(&self) -> String {
+        format!("{}{}", size_prefix(self.len), self.digest)
+    }
+}
+
+/// What the names of everything made from files of this size start with.
+fn size_prefix(len: u64) -> String {
+    format!("{len:x}-")
 }
 
 /// Whether `file` was left alone long enough for its timestamps to tell the next change.
@@ -166,15 +192,29 @@ impl Cache {
         self.lookup(&source.0)
     }
 
+    /// Whether there may be an image made from a file of this size. If not, [`Cache::find_content`] would find nothing.
+    pub(super) fn may_hold(&self, len: u64) -> bool {
+        let prefix = size_prefix(len);
+        fs::read_dir(&self.directory).is_ok_and(|mut entries| {
+            entries.any(|entry| {
+                entry.is_ok_and(|entry| {
+                    let name = entry.file_name();
+                    name.as_encoded_bytes().starts_with(prefix.as_bytes())
+                })
+            })
+        })
+    }
+
     /// The image made from a file with this content; `file` in the state `source` is known by its state from now on.
     pub(super) fn find_content(
         &self,
-        digest: &blake3::Hash,
+        content: &Content,
         file: &File,
         source: &Stamp,
     ) -> Option<Cached> {
-        let cached = self.lookup(digest.to_hex().as_str())?;
-        if let Some(record) = self.read_record(digest.to_hex().as_str()) {
+        let key = content.key();
+        let cached = self.lookup(&key)?;
+        if let Some(record) = self.read_record(&key) {
             self.remember(&record, file, source);
         }
         Some(cached)
@@ -214,8 +254,8 @@ impl Cache {
         }
         record.stamp = Stamp::of(&file).ok()?.0;
         record.boot.clone_from(&self.boot);
-        let digest = record.image.trim_end_matches(".image");
-        for name in [key, digest] {
+        let content = record.image.trim_end_matches(".image");
+        for name in [key, content] {
             if let Err(error) = self.write_record(name, &record) {
                 tracing::debug!(%error, "cannot refresh a cache record");
             }
@@ -226,15 +266,15 @@ impl Cache {
         })
     }
 
-    /// Adds an image of `len` bytes (whole pages) made from `source`, whose content has `digest`. An error leaves nothing behind.
+    /// Adds an image of `len` bytes (whole pages) made from `source`, whose content is `content`. An error leaves nothing behind.
     pub(super) fn store(
         &self,
-        digest: &blake3::Hash,
+        content: &Content,
         (source_file, source): (&File, &Stamp),
         parts: &[Part<'_>],
         len: u64,
         note: String,
-    ) -> io::Result<Cached> {
+    ) -> io::Result<()> {
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -243,7 +283,7 @@ impl Cache {
             .open(self.directory.join("lock"))?;
         lock.try_lock()?;
         self.prune(len)?;
-        let key = digest.to_hex();
+        let key = content.key();
         let image = format!("{key}.image");
         let checksum = self.write_image(&image, parts, len)?;
         let file = open_image(&self.directory.join(&image))?;
@@ -252,11 +292,11 @@ impl Cache {
             stamp: Stamp::of(&file)?.0,
             boot: self.boot.clone(),
             checksum: checksum.to_string(),
-            note: note.clone(),
+            note,
         };
-        self.write_record(key.as_str(), &record)?;
+        self.write_record(&key, &record)?;
         self.remember(&record, source_file, source);
-        Ok(Cached { file, note })
+        Ok(())
     }
 
     /// Lets the next start find `record` by the state of the file, unless that state could still change unseen.

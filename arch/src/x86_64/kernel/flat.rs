@@ -1,4 +1,4 @@
-//! Kernels as flat images of guest memory in the cache: a few page-aligned pieces to copy.
+//! Kernels as flat images of guest memory, in our own or in the cache: a few page-aligned pieces to copy.
 //!
 //! A third of a stock kernel's bytes is zero pages (static data, room for the BSS): longer runs of them are holes in the file and no
 //! pieces.
@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::cache::{Cache, Cached, Part, Stamp};
+use super::cache::{Cache, Cached, Content, Part, Stamp};
 use super::{Entry, Image, ImageFile, Kernel, LoadPlan, Piece, Source};
 use crate::layout::{HIGH_MEMORY, MIB, PAGE};
 
@@ -111,59 +111,90 @@ pub(super) fn from_cache(path: &Path, cached: Cached) -> Option<Kernel> {
         plan,
         entry: note.entry,
         range: note.range,
+        unsaved: None,
     })
 }
 
-/// Stores an ELF kernel as a flat image; `None` if it is too sparse for that.
-pub(super) fn into_cache(
-    kernel: &Kernel,
-    cache: &Cache,
-    digest: Option<blake3::Hash>,
-    source: (&File, &Stamp),
-) -> io::Result<Option<Kernel>> {
-    let pieces = &kernel.plan.pieces;
-    let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
-        return Ok(None);
-    };
-    let stored: u64 = pieces.iter().map(|piece| piece.len).sum();
-    if last.guest + last.len - first.guest > 2 * stored + MAX_GAPS {
-        return Ok(None);
-    }
-    let bytes = read_whole(&kernel.image)?;
-    let digest = match digest {
-        Some(digest) => digest,
-        None => {
-            let digest = blake3::hash(&bytes);
-            if let Some(cached) = cache.find_content(&digest, source.0, source.1) {
-                return Ok(from_cache(&kernel.path, cached));
-            }
-            digest
+/// A kernel in our own memory as a flat image.
+#[derive(Debug)]
+pub(super) struct Flat {
+    note: Note,
+    /// The ELF file.
+    bytes: Arc<Vec<u8>>,
+    /// What the spans hold of it, sorted.
+    pieces: Vec<Piece>,
+}
+
+impl Flat {
+    /// An ELF kernel's; `None` if it is too sparse for that.
+    pub(super) fn of(kernel: &Kernel) -> io::Result<Option<Self>> {
+        let pieces = &kernel.plan.pieces;
+        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+            return Ok(None);
+        };
+        let stored: u64 = pieces.iter().map(|piece| piece.len).sum();
+        if last.guest + last.len - first.guest > 2 * stored + MAX_GAPS {
+            return Ok(None);
         }
-    };
-    let content: Vec<_> = pieces
-        .iter()
-        .map(|piece| (piece.guest, &bytes[piece_range(piece)]))
-        .collect();
-    let spans = spans(&content);
-    let note = Note {
-        entry: kernel.entry,
-        range: kernel.range.clone(),
-        spans,
-    };
-    if !note.is_sound() {
-        return Ok(None);
+        let bytes = read_whole(&kernel.image)?;
+        let content: Vec<_> = pieces
+            .iter()
+            .map(|piece| (piece.guest, &bytes[piece_range(piece)]))
+            .collect();
+        let note = Note {
+            entry: kernel.entry,
+            range: kernel.range.clone(),
+            spans: spans(&content),
+        };
+        let source = Source::Bytes(Arc::clone(&bytes));
+        let pieces = note
+            .spans
+            .iter()
+            .flat_map(|span| pieces.iter().filter_map(|piece| cut(piece, span, &source)))
+            .collect();
+        Ok(note.is_sound().then_some(Self {
+            note,
+            bytes,
+            pieces,
+        }))
     }
-    let parts: Vec<_> = note
-        .spans
-        .iter()
-        .flat_map(|span| {
-            content
-                .iter()
-                .filter_map(|piece| cut(piece, span, note.base()))
-        })
-        .collect();
-    let cached = cache.store(&digest, source, &parts, note.len(), note.encode())?;
-    Ok(from_cache(&kernel.path, cached))
+
+    /// The whole ELF file.
+    pub(super) fn bytes(&self) -> &Arc<Vec<u8>> {
+        &self.bytes
+    }
+
+    /// The kernel that it is an image of.
+    pub(super) fn kernel(&self, path: &Path) -> Kernel {
+        Kernel {
+            path: path.to_owned(),
+            image: Image::Flat,
+            plan: LoadPlan {
+                pieces: self.pieces.clone(),
+            },
+            entry: self.note.entry,
+            range: self.note.range.clone(),
+            unsaved: None,
+        }
+    }
+
+    /// Adds it to the cache, made from `source` with this content.
+    pub(super) fn save(
+        &self,
+        cache: &Cache,
+        content: &Content,
+        source: (&File, &Stamp),
+    ) -> io::Result<()> {
+        let parts: Vec<_> = self
+            .pieces
+            .iter()
+            .map(|piece| Part {
+                offset: piece.guest - self.note.base(),
+                bytes: &self.bytes[piece_range(piece)],
+            })
+            .collect();
+        cache.store(content, source, &parts, self.note.len(), self.note.encode())
+    }
 }
 
 /// Whole pages around all bytes of `content` but long runs of zeros.
@@ -205,15 +236,15 @@ fn nonzero_pages(guest: u64, bytes: &[u8]) -> impl Iterator<Item = u64> {
         .map(|(page, _)| page)
 }
 
-/// The part of a piece that lies in `span`.
-fn cut<'a>(&(guest, bytes): &(u64, &'a [u8]), span: &Range<u64>, base: u64) -> Option<Part<'a>> {
-    let end = guest + bytes.len() as u64;
-    let (from, to) = (guest.max(span.start), end.min(span.end));
-    let clamp = |address: u64| usize::try_from(address.checked_sub(guest)?).ok();
-    (from < to).then_some(())?;
-    Some(Part {
-        offset: from - base,
-        bytes: bytes.get(clamp(from)?..clamp(to)?)?,
+/// The part of `piece` that lies in `span`, to be had from `source`.
+fn cut(piece: &Piece, span: &Range<u64>, source: &Source) -> Option<Piece> {
+    let from = piece.guest.max(span.start);
+    let to = span.end.min(piece.guest + piece.len);
+    (from < to).then(|| Piece {
+        guest: from,
+        source: source.clone(),
+        offset: piece.offset + (from - piece.guest),
+        len: to - from,
     })
 }
 

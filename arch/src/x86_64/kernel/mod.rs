@@ -18,6 +18,7 @@ mod flat;
 mod initrd;
 mod plan;
 mod unpack;
+mod unsaved;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -34,13 +35,16 @@ pub use cache::CachePolicy;
 pub use error::KernelError;
 pub use initrd::Initrd;
 pub use unpack::Format;
+pub use unsaved::Unsaved;
 
 use crate::layout::{Layout, MIB};
 use bzimage::{BzImage, BzImageError};
-use cache::{Cache, Stamp};
+use cache::{Cache, Content, Stamp};
 use elf::{ElfError, ElfImage};
+use flat::Flat;
 use plan::{ImageFile, LoadPlan, Piece, Source, with_reader};
 use unpack::UnpackError;
+use unsaved::Original;
 
 /// How the first vCPU enters the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +63,7 @@ pub struct Kernel {
     plan: LoadPlan,
     entry: Entry,
     range: Range<u64>,
+    unsaved: Option<Unsaved>,
 }
 
 /// What the source of the plan's pieces is.
@@ -68,7 +73,7 @@ enum Image {
     Elf(Source),
     /// A bzImage, as it is.
     Wrapper(Source, Box<setup_header>),
-    /// An image of guest memory.
+    /// An image of guest memory, of which the plan has all pieces.
     Flat,
 }
 
@@ -104,7 +109,7 @@ impl Kernel {
             .map_err(|source| io_error(path, "read", source))?;
         if head.starts_with(&elf::MAGIC) {
             let image = ElfImage::parse(&source, len).map_err(|error| error.at(path, len))?;
-            return Ok(opened.keep(Self::elf(path, &image, source), cache.as_ref(), None));
+            return Ok(opened.flatten(Self::elf(path, &image, source), cache));
         }
         if !bzimage::recognise(head) {
             return Err(KernelError::NotAKernel {
@@ -113,7 +118,7 @@ impl Kernel {
             });
         }
         let wrapper = BzImage::parse(head, len).map_err(|error| error.at(path, len))?;
-        opened.unwrap_bzimage(&wrapper, source, cache.as_ref())
+        opened.unwrap_bzimage(&wrapper, source, cache)
     }
 
     /// Where execution starts.
@@ -128,10 +133,9 @@ impl Kernel {
         self.range.clone()
     }
 
-    /// Whether it comes from the cache, as far as it was put there just now.
-    #[must_use]
-    pub fn is_cached(&self) -> bool {
-        matches!(self.image, Image::Flat)
+    /// Takes what is left to do for the next start to find it in the cache.
+    pub fn take_unsaved(&mut self) -> Option<Unsaved> {
+        self.unsaved.take()
     }
 
     /// The setup header of a bzImage that is booted by its own 64-bit entry.
@@ -190,6 +194,7 @@ impl Kernel {
             plan,
             entry: image.entry,
             range: image.range(),
+            unsaved: None,
         }
     }
 
@@ -214,6 +219,7 @@ impl Kernel {
             plan,
             entry: Entry::Linux64(BzImage::entry(range.start)),
             range,
+            unsaved: None,
         }
     }
 }
@@ -255,24 +261,23 @@ impl<'a> Opened<'a> {
 
     /// Boots a bzImage's payload if that can be done, else the bzImage.
     fn unwrap_bzimage(
-        &self,
+        self,
         wrapper: &BzImage,
         source: Source,
-        cache: Option<&Cache>,
+        cache: Option<Cache>,
     ) -> Result<Kernel, KernelError> {
-        let bytes = self.read_all()?;
-        let digest = cache.map(|_| blake3::hash(&bytes));
-        if let (Some(cache), Some(digest)) = (cache, &digest)
-            && let Some(kernel) = cache
-                .find_content(digest, &self.file, &self.stamp)
-                .and_then(|cached| flat::from_cache(self.path, cached))
-        {
-            return Ok(kernel);
-        }
+        let bytes = Arc::new(self.read_all()?);
+        let missing = match cache.map(|cache| self.find_copy(cache, &bytes)) {
+            Some(Ok(copy)) => return Ok(copy),
+            Some(Err(missing)) => Some(missing),
+            None => None,
+        };
         let reason = match self.payload(wrapper, &bytes)? {
             Ok(kernel) => {
-                drop(bytes);
-                return Ok(self.keep(kernel, cache, digest));
+                return Ok(match Flat::of(&kernel) {
+                    Ok(Some(flat)) => self.flat(flat, missing),
+                    _ => kernel,
+                });
             }
             Err(reason) => reason,
         };
@@ -330,17 +335,46 @@ impl<'a> Opened<'a> {
         }
     }
 
-    /// Puts `kernel` into the cache and answers it from there; answers it as it is where that fails.
-    fn keep(&self, kernel: Kernel, cache: Option<&Cache>, digest: Option<blake3::Hash>) -> Kernel {
+    /// An ELF file's kernel as a flat image, if there is a cache to save it in for the next start.
+    fn flatten(self, kernel: Kernel, cache: Option<Cache>) -> Kernel {
         let Some(cache) = cache else { return kernel };
-        match flat::into_cache(&kernel, cache, digest, (&self.file, &self.stamp)) {
-            Ok(Some(kept)) => kept,
+        match Flat::of(&kernel) {
+            Ok(Some(flat)) => match self.find_copy(cache, flat.bytes()) {
+                Ok(copy) => copy,
+                Err(missing) => self.flat(flat, Some(missing)),
+            },
             Ok(None) => kernel,
             Err(error) => {
                 tracing::warn!(kernel = %self.path.display(), %error, "the kernel is not cached");
                 kernel
             }
         }
+    }
+
+    /// The kernel that was made from another file with these bytes; else the cache that has none.
+    fn find_copy(&self, cache: Cache, bytes: &Arc<Vec<u8>>) -> Result<Kernel, (Cache, Original)> {
+        if !cache.may_hold(self.len) {
+            return Err((cache, Original::Bytes(Arc::clone(bytes))));
+        }
+        let content = Content::of(bytes);
+        cache
+            .find_content(&content, &self.file, &self.stamp)
+            .and_then(|cached| flat::from_cache(self.path, cached))
+            .ok_or((cache, Original::Hashed(content)))
+    }
+
+    /// The kernel in `flat`, to be saved in the cache that has been asked for it.
+    fn flat(self, flat: Flat, missing: Option<(Cache, Original)>) -> Kernel {
+        let mut kernel = flat.kernel(self.path);
+        kernel.unsaved = missing.map(|(cache, original)| Unsaved {
+            path: self.path.to_owned(),
+            file: self.file,
+            stamp: self.stamp,
+            original,
+            flat,
+            cache,
+        });
+        kernel
     }
 
     fn read_all(&self) -> Result<Vec<u8>, KernelError> {

@@ -31,20 +31,38 @@ fn image(bench: &Bench) -> PathBuf {
     images.remove(0)
 }
 
+/// Opens a kernel and does what is left to do for the next start.
+fn open_and_save(path: &Path, policy: &CachePolicy) -> Kernel {
+    let mut kernel = Kernel::open(path, policy).unwrap();
+    if let Some(unsaved) = kernel.take_unsaved() {
+        unsaved.save();
+    }
+    kernel
+}
+
+/// Opens a kernel that has to be in the cache.
+fn open_saved(path: &Path, policy: &CachePolicy) -> Kernel {
+    let kernel = Kernel::open(path, policy).unwrap();
+    assert!(kernel.unsaved.is_none());
+    kernel
+}
+
 #[test]
 fn an_unpacked_kernel_is_kept_whole() {
     let bench = Bench::new();
     let elf = ElfFile::kernel();
     for bytes in [vmlinuz(&elf), elf.build()] {
         let path = bench.file("kernel", &bytes);
-        for _ in 0..2 {
-            let kernel = Kernel::open(&path, &bench.cache()).unwrap();
+        for saved in [false, true] {
+            let mut kernel = Kernel::open(&path, &bench.cache()).unwrap();
             assert_eq!(
                 (kernel.entry(), kernel.range()),
                 (Entry::Pvh(0x100_0010), elf.range())
             );
-            assert!(kernel.is_cached());
             assert_eq!(copied(&kernel), elf.memory());
+            let unsaved = kernel.take_unsaved();
+            assert_eq!(unsaved.is_none(), saved);
+            unsaved.into_iter().for_each(Unsaved::save);
             assert!(
                 kernel.plan.pieces.len() > 2,
                 "the long zero run inside the data is a hole"
@@ -60,23 +78,20 @@ fn a_settled_file_is_found_by_its_state_and_a_changed_one_is_not() {
     let bench = Bench::new();
     let elf = ElfFile::kernel();
     let path = bench.file("vmlinuz", &vmlinuz(&elf));
-    Kernel::open(&path, &bench.cache()).unwrap();
+    open_and_save(&path, &bench.cache());
     assert_eq!(
         names(&bench, ".record").len(),
         1,
         "a file this young may change unseen"
     );
     std::thread::sleep(Duration::from_millis(1100));
-    Kernel::open(&path, &bench.cache()).unwrap();
+    open_saved(&path, &bench.cache());
     let records = names(&bench, ".record");
     assert_eq!(records.len(), 2);
     // Only the record by state is left: nothing needs the content's digest any more.
     let digest = image(&bench).with_extension("record");
     fs::remove_file(digest).unwrap();
-    assert_eq!(
-        copied(&Kernel::open(&path, &bench.cache()).unwrap()),
-        elf.memory()
-    );
+    assert_eq!(copied(&open_saved(&path, &bench.cache())), elf.memory());
     let mut other = elf.clone();
     other.segments[0].1[0x100] ^= 0xff;
     fs::write(&path, vmlinuz(&other)).unwrap();
@@ -92,11 +107,22 @@ fn copies_of_a_kernel_share_an_image() {
     let elf = ElfFile::kernel();
     let inodes: Vec<_> = ["one", "two"]
         .map(|name| {
-            Kernel::open(&bench.file(name, &vmlinuz(&elf)), &bench.cache()).unwrap();
+            open_and_save(&bench.file(name, &vmlinuz(&elf)), &bench.cache());
             fs::metadata(image(&bench)).unwrap().ino()
         })
         .to_vec();
     assert_eq!(inodes[0], inodes[1]);
+    let mut other = elf.clone();
+    other.segments[0].1[0x100] ^= 0xff;
+    for (bytes, hashed) in [
+        (other.build(), false),
+        (elf.build(), false),
+        (elf.build(), true),
+    ] {
+        let mut kernel = Kernel::open(&bench.file("three", &bytes), &bench.cache()).unwrap();
+        assert_eq!(kernel.unsaved.is_none(), hashed);
+        kernel.take_unsaved().into_iter().for_each(Unsaved::save);
+    }
 }
 
 #[test]
@@ -135,13 +161,12 @@ fn damaged_entries_are_made_anew() {
         let bench = Bench::new();
         let elf = ElfFile::kernel();
         let path = bench.file("vmlinuz", &vmlinuz(&elf));
-        Kernel::open(&path, &bench.cache()).unwrap();
+        open_and_save(&path, &bench.cache());
         damage(&bench);
-        for _ in 0..2 {
-            let kernel = Kernel::open(&path, &bench.cache()).unwrap();
-            assert!(kernel.is_cached(), "{name}");
-            assert_eq!(copied(&kernel), elf.memory(), "{name}");
-        }
+        let kernel = open_and_save(&path, &bench.cache());
+        assert_eq!(copied(&kernel), elf.memory(), "{name}");
+        let kernel = open_saved(&path, &bench.cache());
+        assert_eq!(copied(&kernel), elf.memory(), "{name}");
         assert!(
             fs::symlink_metadata(image(&bench)).unwrap().is_file(),
             "{name}"
@@ -160,10 +185,10 @@ fn rewrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 fn an_image_that_was_only_touched_is_believed_again() {
     let bench = Bench::new();
     let path = bench.file("vmlinuz", &vmlinuz(&ElfFile::kernel()));
-    Kernel::open(&path, &bench.cache()).unwrap();
+    open_and_save(&path, &bench.cache());
     let before = fs::metadata(image(&bench)).unwrap().ino();
     rewrite(&image(&bench), |_| {});
-    Kernel::open(&path, &bench.cache()).unwrap();
+    open_saved(&path, &bench.cache());
     assert_eq!(fs::metadata(image(&bench)).unwrap().ino(), before);
 }
 
@@ -179,8 +204,7 @@ fn no_cache_means_no_files_and_an_unusable_one_is_gone_without() {
     fs::create_dir(bench.cache_directory()).unwrap();
     fs::set_permissions(bench.cache_directory(), Permissions::from_mode(0o777)).unwrap();
     for policy in [not_a_directory, bench.cache()] {
-        let kernel = Kernel::open(&path, &policy).unwrap();
-        assert!(!kernel.is_cached());
+        let kernel = open_saved(&path, &policy);
         assert_eq!(copied(&kernel), elf.memory());
     }
     assert!(
@@ -197,18 +221,21 @@ fn a_busy_cache_is_not_waited_for() {
     fs::create_dir(bench.cache_directory()).unwrap();
     let lock = File::create(bench.cache_directory().join("lock")).unwrap();
     lock.lock().unwrap();
-    let kernel = Kernel::open(&path, &bench.cache()).unwrap();
+    let kernel = open_and_save(&path, &bench.cache());
     assert_eq!(copied(&kernel), elf.memory());
     assert!(names(&bench, ".image").is_empty());
     lock.unlock().unwrap();
-    assert!(Kernel::open(&path, &bench.cache()).unwrap().is_cached());
+    open_and_save(&path, &bench.cache());
+    open_saved(&path, &bench.cache());
 }
 
 #[test]
 fn an_image_in_use_survives_its_removal() {
     let bench = Bench::new();
     let elf = ElfFile::kernel();
-    let kernel = Kernel::open(&bench.file("vmlinuz", &vmlinuz(&elf)), &bench.cache()).unwrap();
+    let path = bench.file("vmlinuz", &vmlinuz(&elf));
+    open_and_save(&path, &bench.cache());
+    let kernel = open_saved(&path, &bench.cache());
     fs::remove_dir_all(bench.cache_directory()).unwrap();
     assert_eq!(copied(&kernel), elf.memory());
 }

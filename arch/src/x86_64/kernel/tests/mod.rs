@@ -69,7 +69,7 @@ fn an_elf_kernel_with_a_pvh_note_is_entered_there() {
     assert_eq!(kernel.entry(), Entry::Pvh(0x100_0010));
     assert_eq!(kernel.range(), elf.range());
     assert!(kernel.setup_header().is_none());
-    assert!(!kernel.is_cached());
+    assert!(kernel.unsaved.is_none());
     assert_eq!(copied(&kernel), elf.memory());
 }
 
