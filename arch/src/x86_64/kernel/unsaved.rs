@@ -4,6 +4,7 @@
 //! has nothing better to do.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,8 +38,15 @@ impl Unsaved {
             Original::Bytes(bytes) => Content::of(&bytes),
         };
         let source = (&self.file, &self.stamp);
-        if let Err(error) = self.flat.save(&self.cache, &content, source) {
-            tracing::warn!(kernel = %self.path.display(), %error, "the kernel is not cached");
+        match self.flat.save(&self.cache, &content, source) {
+            Ok(()) => {}
+            // Where machines start side by side, one of them saves what they have in common.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                tracing::debug!(kernel = %self.path.display(), "the cache is busy");
+            }
+            Err(error) => {
+                tracing::warn!(kernel = %self.path.display(), %error, "the kernel is not cached");
+            }
         }
     }
 }
