@@ -361,8 +361,11 @@ impl Guest {
 
     /// Panics with `why`, the console's last lines and standard error.
     fn fail(&mut self, why: &str) -> ! {
-        // Its pipes are closed a little before it has ended.
+        // Its pipes are closed a little before it has ended, and may still hold its last words.
         std::thread::sleep(LAST_WORDS);
+        for chunk in self.output.try_iter() {
+            self.console.push_str(&clean(&chunk));
+        }
         let ended = match self.child.try_wait() {
             Ok(Some(status)) => format!("; splitring had ended: {status}"),
             _ => String::new(),
