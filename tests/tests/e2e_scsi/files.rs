@@ -117,7 +117,7 @@ fn soak_scsi_what_is_written_is_read_again_in_a_sample_of_all_configurations() {
         println!("{keys}: {}", file.trim());
         guest.succeed(&format!(
             "fio --name=verify --filename=/dev/{} --verify=crc32c --verify_fatal=1 --ioengine=libaio --size=24M \
-             --randrepeat=1 --output=/tmp/fio {options} || {{ cat /tmp/fio; false; }}",
+             --randrepeat=1 --eta=never --output=/tmp/fio {options} || {{ cat /tmp/fio; false; }}",
             file.trim()
         ));
     }
