@@ -40,10 +40,6 @@ const ALLOWED: &[Allowed] = &[
         part: " hogged CPU for >",
         reason: NOT_SCHEDULED,
     },
-    Allowed {
-        part: "hrtimer: interrupt took",
-        reason: "the same: said once, when timers expire faster than a slow vCPU runs their handlers",
-    },
 ];
 
 /// Prints the serious messages only: a whole log takes a serial console long.

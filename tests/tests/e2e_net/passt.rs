@@ -28,6 +28,10 @@ const PORT: u16 = 5000;
 const TRANSFER: usize = 4 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Makes a file to read nothing from that has no end. A guest that has shut its own direction gets the first bytes over
+/// and over from Debian 12's passt, which takes no acknowledgement any more.
+const STILL_OPEN: &str = "[ -p /tmp/open ] || mkfifo /tmp/open;";
+
 /// Writes what a DHCP client does with an answer; typed lines are one line each.
 const LEASE: &str = "printf '%s\\n' '#!/bin/busybox sh' '[ $1 = bound ] || exit 0' \
     'ip addr add $ip/$mask dev $interface' 'ip route add default via $router' \
@@ -107,7 +111,9 @@ impl World {
         };
         let bytes = content(TRANSFER);
         let server = self.far.run(|| serve(&at, bytes.clone()));
-        guest.succeed(&format!("busybox nc {peer} {PORT} </dev/null >/tmp/blob"));
+        guest.succeed(&format!(
+            "{STILL_OPEN} busybox nc {peer} {PORT} <>/tmp/open >/tmp/blob"
+        ));
         server.join().expect("all was sent");
         let back = self.far.run(|| collect(&at));
         guest.succeed(&format!("busybox nc {peer} {PORT} </tmp/blob"));
@@ -118,8 +124,8 @@ impl World {
     fn forwarded_tcp(&self, guest: &mut Guest) {
         let (host, inside) = FORWARDED;
         guest.succeed(&format!(
-            "echo hello from the guest >/tmp/hello; \
-             (busybox nc -l -p {inside} </tmp/hello >/tmp/heard 2>/dev/null &)"
+            "printf '%s\\n' '#!/bin/busybox sh' 'read -r line; echo $line >/tmp/heard; echo hello from the guest' \
+             >/tmp/answer && chmod +x /tmp/answer && (busybox nc -l -p {inside} -e /tmp/answer >/dev/null 2>&1 &)"
         ));
         let heard = self.far.run(|| {
             let start = Instant::now();
@@ -191,15 +197,14 @@ fn soak_passt_started_by_us_gives_an_ordinary_user_all_of_a_network() {
         0,
         "a name nobody has"
     );
-    world.transfer(&mut guest, FAR4, NAME);
+    // Whichever of its addresses the guest takes.
+    world.transfer(&mut guest, "::", NAME);
     world.forwarded_tcp(&mut guest);
     world.forwarded_udp(&mut guest);
     check_log(&mut guest);
+    assert_eq!(passts().len(), 1);
     guest.power_off();
-    assert!(
-        !runs("passt"),
-        "passt ends with the machine that started it"
-    );
+    assert!(passts().is_empty(), "passt outlives the machine");
 }
 
 #[test]
@@ -245,10 +250,11 @@ fn start_passt(world: &World, socket: &Path) -> Daemon {
     passt
 }
 
-/// Whether a process of this name runs in the lab.
-fn runs(name: &str) -> bool {
-    let processes = std::fs::read_dir("/proc").expect("proc is mounted");
-    processes
-        .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("comm")).ok())
-        .any(|comm| comm.trim().starts_with(name))
+/// The processes of passt's, which gives itself a name for the CPU; the test's own begins like it.
+fn passts() -> Vec<String> {
+    let entries = std::fs::read_dir("/proc").expect("proc is mounted");
+    let names =
+        entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("comm")).ok());
+    let is_passt = |name: &String| matches!(name.trim(), "passt" | "passt.avx2");
+    names.filter(is_passt).collect()
 }
