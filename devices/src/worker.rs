@@ -4,6 +4,7 @@
 //! raises at most one interrupt a queue. Nothing on that way takes a lock. It doesn't know what the devices do,
 //! nor how interrupts reach the guest. The thread is made with the machine, not by the guest.
 
+mod depth;
 mod event_loop;
 mod polling;
 mod running;

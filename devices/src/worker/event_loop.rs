@@ -143,13 +143,10 @@ impl MutEventSubscriber for Loop {
             }
             Entry::Task(running) => running.event(watch, manner(&self.polling)),
         };
-        match next {
-            Next::Idle => {}
-            Next::Poll => self.polling.add(slot),
-            Next::Owe => self.polling.owe(slot),
-            Next::Again => self.push_ready(slot),
-            Next::Halted => entry.unwatch(ops),
+        if next == Next::Halted {
+            entry.unwatch(ops);
         }
+        self.after(slot, next);
     }
 }
 
@@ -210,6 +207,18 @@ impl Loop {
             .collect()
     }
 
+    /// Arranges what a pass of the task in `slot` left to do.
+    fn after(&mut self, slot: u16, next: Next) {
+        match next {
+            Next::Owe => return self.polling.owe(slot),
+            Next::Idle => {}
+            Next::Poll => self.polling.add(slot),
+            Next::Again => self.push_ready(slot),
+            Next::Halted => return self.polling.remove(slot),
+        }
+        self.polling.paid(slot);
+    }
+
     fn push_ready(&mut self, slot: u16) {
         if !self.ready.contains(&slot) {
             self.ready.push_back(slot);
@@ -233,13 +242,11 @@ impl Loop {
             let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
                 continue;
             };
-            match running.pass(Cause::Resume, manner(&self.polling)) {
-                Next::Idle => {}
-                Next::Poll => self.polling.add(slot),
-                Next::Owe => self.polling.owe(slot),
-                Next::Again => self.push_ready(slot),
-                Next::Halted => halted.extend(running.descriptors().map(|fd| (slot, fd))),
+            let next = running.pass(Cause::Resume, manner(&self.polling));
+            if next == Next::Halted {
+                halted.extend(running.descriptors().map(|fd| (slot, fd)));
             }
+            self.after(slot, next);
         }
         halted
     }
@@ -251,11 +258,13 @@ impl Loop {
             return;
         }
         let start = Instant::now();
+        let mut now = start;
         loop {
+            let look = now;
             let found = self.look(halted);
-            let now = Instant::now();
+            now = Instant::now();
             if found {
-                self.polling.found(now);
+                self.polling.found(look, now);
             }
             let turn = self.polling.turn(start, now);
             if turn == Turn::Settle {
@@ -296,15 +305,11 @@ impl Loop {
                 continue;
             }
             found = true;
-            match running.pass(Cause::Resume, manner) {
-                Next::Idle | Next::Poll => {}
-                Next::Owe => self.polling.owe(slot),
-                Next::Again => self.push_ready(slot),
-                Next::Halted => {
-                    halted.extend(running.descriptors().map(|fd| (slot, fd)));
-                    self.polling.remove(slot);
-                }
+            let next = running.pass(Cause::Resume, manner);
+            if next == Next::Halted {
+                halted.extend(running.descriptors().map(|fd| (slot, fd)));
             }
+            self.after(slot, next);
         }
         found
     }

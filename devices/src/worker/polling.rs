@@ -19,11 +19,14 @@ const ROUND: Duration = Duration::from_micros(50);
 const TRY_AFTER: u32 = 8;
 const TRY_AFTER_MOST: u32 = 512;
 
+/// Bursts in a row that end with their first request before interrupts are owed no more: a driver may be held up.
+const PATIENCE: u32 = 2;
+
 /// An interrupt is owed for no longer than this many windows, whatever comes in.
 const OWED_WINDOWS: u32 = 8;
 
 /// How many of the usual pauses between two requests make a burst's end.
-const PAUSES: u32 = 3;
+const PAUSES: u32 = 8;
 
 pub(super) struct Polling {
     /// How long a window lasts from the last work on.
@@ -36,7 +39,9 @@ pub(super) struct Polling {
     found: bool,
     /// Whether interrupts are owed; an occasion is a burst of requests.
     debts: Habit,
-    /// Since when one is, and whether more work was found since; and whether that was so since the last sleep.
+    /// Tasks that owe one, since when the first does, and whether more work was found since; and whether that was so
+    /// since the last sleep.
+    owing: Vec<u16>,
     owed: Option<Instant>,
     more: bool,
     burst: bool,
@@ -64,15 +69,20 @@ pub(super) enum Turn {
 /// Something that pays only sometimes.
 struct Habit {
     on: bool,
+    /// Occasions in a row that it may not pay before it is given up, and those it did not.
+    patience: u32,
+    missed: u32,
     /// Occasions since it was given up, and the number at which it is tried.
     passed: u32,
     try_after: u32,
 }
 
 impl Habit {
-    fn new() -> Self {
+    fn new(patience: u32) -> Self {
         Self {
             on: false,
+            patience,
+            missed: 0,
             passed: 0,
             try_after: TRY_AFTER,
         }
@@ -82,15 +92,18 @@ impl Habit {
     fn paid(&mut self) {
         *self = Self {
             on: true,
-            ..Self::new()
+            ..Self::new(self.patience)
         };
     }
 
     /// An occasion is over, and it did not pay, or was not tried.
     fn missed(&mut self) {
         if self.on {
-            self.on = false;
-            self.passed = 0;
+            self.missed = self.missed.saturating_add(1);
+            if self.missed <= self.patience {
+                return;
+            }
+            (self.on, self.passed, self.missed) = (false, 0, 0);
             self.try_after = self.try_after.saturating_mul(2).min(TRY_AFTER_MOST);
         } else {
             self.passed = self.passed.saturating_add(1);
@@ -109,9 +122,10 @@ impl Polling {
         Self {
             window,
             alone,
-            windows: Habit::new(),
+            windows: Habit::new(0),
             found: false,
-            debts: Habit::new(),
+            debts: Habit::new(PATIENCE),
+            owing: Vec::new(),
             owed: None,
             more: false,
             burst: false,
@@ -153,16 +167,25 @@ impl Polling {
     /// As [`add`](Self::add), for a task that owes an interrupt since now.
     pub(super) fn owe(&mut self, slot: u16) {
         self.add(slot);
+        if !self.owing.contains(&slot) {
+            self.owing.push(slot);
+        }
         if self.owed.is_none() {
             self.owed = Some(Instant::now());
         }
     }
 
+    /// A task raised what it owed, if it did.
+    pub(super) fn paid(&mut self, slot: u16) {
+        self.owing.retain(|&other| other != slot);
+        if self.owing.is_empty() {
+            self.settled();
+        }
+    }
+
     pub(super) fn remove(&mut self, slot: u16) {
         self.slots.retain(|&other| other != slot);
-        if self.slots.is_empty() {
-            self.owed = None;
-        }
+        self.paid(slot);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -179,10 +202,10 @@ impl Polling {
         std::mem::take(&mut self.slots)
     }
 
-    /// A look found work, which is done at `now`.
-    pub(super) fn found(&mut self, now: Instant) {
+    /// A look that began at `look` found work, which is done at `now`.
+    pub(super) fn found(&mut self, look: Instant, now: Instant) {
         if self.owed.is_some() {
-            let pause = now.saturating_duration_since(self.last);
+            let pause = look.saturating_duration_since(self.last);
             let usual = self.pause.unwrap_or(pause);
             // An eighth of the way to the new one.
             self.pause = usual.saturating_mul(7).saturating_add(pause).checked_div(8);
@@ -212,6 +235,7 @@ impl Polling {
 
     /// The interrupts owed were raised.
     pub(super) fn settled(&mut self) {
+        self.owing.clear();
         if self.owed.take().is_some() {
             self.debts.over(self.more);
             self.more = false;
@@ -237,8 +261,9 @@ impl Polling {
 
     /// Whether the burst is over, as far as its pauses tell, or took too long.
     fn is_due(&self, since: Instant, quiet: Duration, now: Instant) -> bool {
+        let half = self.window.checked_div(2).unwrap_or_default();
         let end = self.pause.map_or(self.window, |usual| {
-            usual.saturating_mul(PAUSES).min(self.window)
+            usual.saturating_mul(PAUSES).clamp(half, self.window)
         });
         quiet >= end
             || now.saturating_duration_since(since) >= self.window.saturating_mul(OWED_WINDOWS)
@@ -262,7 +287,7 @@ mod tests {
     /// Sleeps for `pause` after finding work in a window or not; whether the next one is looked at.
     fn sleep(polling: &mut Polling, found: bool, pause: u64) -> bool {
         if found {
-            polling.found(polling.last);
+            polling.found(polling.last, polling.last);
         }
         polling.woke(polling.last + micros(pause));
         polling.is_on()
@@ -302,7 +327,7 @@ mod tests {
         let start = polling.last;
         assert_eq!(polling.turn(start, start + micros(31)), Turn::Look);
         assert_eq!(polling.turn(start, start + micros(32)), Turn::Sleep);
-        polling.found(start + micros(40));
+        polling.found(start, start + micros(40));
         assert_eq!(polling.turn(start, start + micros(49)), Turn::Look);
         assert_eq!(polling.turn(start, start + micros(50)), Turn::Events);
     }
@@ -311,12 +336,13 @@ mod tests {
     /// due, in microseconds after the last.
     fn burst(polling: &mut Polling, pauses: &[u64]) -> Option<u64> {
         if !polling.may_owe() {
-            polling.found(polling.last);
+            polling.found(polling.last, polling.last);
             return None;
         }
         polling.owed = Some(polling.last);
         for &pause in pauses {
-            polling.found(polling.last + micros(pause));
+            let next = polling.last + micros(pause);
+            polling.found(next, next + micros(20));
         }
         let due = (0..=32).find(|quiet| {
             let now = polling.last + micros(*quiet);
@@ -332,13 +358,15 @@ mod tests {
         for _ in 0..TRY_AFTER {
             assert_eq!(burst(&mut polling, &[]), None, "not before it is tried");
         }
-        assert_eq!(burst(&mut polling, &[5, 5, 5]), Some(15), "three pauses");
-        assert_eq!(burst(&mut polling, &[5]), Some(15));
-        assert_eq!(burst(&mut polling, &[]), Some(15), "nothing more came");
+        assert_eq!(burst(&mut polling, &[3, 3, 3]), Some(24), "eight pauses");
+        assert_eq!(burst(&mut polling, &[3]), Some(24));
+        for _ in 0..=PATIENCE {
+            assert_eq!(burst(&mut polling, &[]), Some(24), "nothing more came");
+        }
         for _ in 0..2 * TRY_AFTER {
             assert_eq!(burst(&mut polling, &[]), None);
         }
-        assert_eq!(burst(&mut polling, &[]), Some(15), "tried again");
+        assert_eq!(burst(&mut polling, &[]), Some(24), "tried again");
     }
 
     #[test]
@@ -361,7 +389,7 @@ mod tests {
         let mut now = since;
         while polling.turn(now, now) != Turn::Settle {
             now += micros(1);
-            polling.found(now);
+            polling.found(now, now);
         }
         assert_eq!(now, since + micros(8 * 32));
     }

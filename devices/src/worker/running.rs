@@ -7,6 +7,7 @@ use event_manager::EventSet;
 use splitring_virtio::device::queue::Interrupt;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::depth::Depth;
 use super::{NewTask, Stopped};
 use crate::device::{
     Broken, Cause, Interest, Outcome, QueueHandler, QueueSet, Source, TaskQueue, Trigger,
@@ -19,9 +20,6 @@ pub(super) const KICK_EVENTS: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGG
 /// Chains a pass may take from each queue before it is the others' turn: a full queue of the usual size.
 const BUDGET: u16 = 256;
 
-/// Requests answered without an interrupt, at most: half of what a driver usually has under way.
-const OWED: u16 = 64;
-
 /// A task on its worker.
 pub(super) struct Running {
     pub(super) label: String,
@@ -31,6 +29,7 @@ pub(super) struct Running {
     pub(super) watches: Vec<Watch>,
     /// Kept open while they are watched.
     _kicks: Vec<EventFd>,
+    depth: Depth,
     /// The device needs a reset; nothing runs until then.
     pub(super) halted: bool,
 }
@@ -84,6 +83,7 @@ impl Running {
             sink: task.sink,
             watches,
             _kicks: kicks,
+            depth: Depth::new(),
             halted: false,
         }
     }
@@ -106,9 +106,11 @@ impl Running {
             self.halted = true;
             return Next::Halted;
         }
+        let half = self.depth.half().filter(|_| manner.owe);
+        let budget = half.unwrap_or(BUDGET);
         for slot in &mut self.queues {
             slot.queue.disable_notification();
-            slot.queue.grant(BUDGET);
+            slot.queue.grant(budget);
         }
         let outcome = self
             .handler
@@ -116,11 +118,15 @@ impl Running {
         let spent = self.queues.iter().any(|slot| slot.queue.spent());
         let idle = matches!(outcome, Ok(Outcome::Idle)) && !spent;
         let poll = idle && manner.poll && self.handler.poll().is_some();
-        if poll && manner.owe && self.may_owe() {
+        let owe = poll && manner.owe && self.may_owe();
+        if owe && self.depth.goes_on(self.owed()) {
             for slot in &mut self.queues {
                 slot.queue.show();
             }
             return Next::Owe;
+        }
+        if owe || (spent && half.is_some()) {
+            self.depth.complete();
         }
         match self.publish().and(outcome) {
             Err(broken) => self.halt(&broken),
@@ -131,14 +137,24 @@ impl Running {
     }
 
     /// Whether the driver loses nothing by hearing of its requests a little later: all it asked for is done, so that
-    /// the backend has nothing to do meanwhile either way, and it is not much.
+    /// the backend has nothing to do meanwhile either way.
     fn may_owe(&self) -> bool {
         let mut queues = self.queues.iter().map(|slot| &slot.queue);
-        queues.all(|queue| queue.in_flight() == 0 && queue.undecided() < OWED && !queue.is_broken())
+        self.owed() > 0 && queues.all(|queue| queue.in_flight() == 0 && !queue.is_broken())
     }
 
-    /// Raises the interrupts that are owed.
+    /// Requests that the driver was not told of yet.
+    fn owed(&self) -> u16 {
+        let owed = self.queues.iter().map(|slot| slot.queue.undecided());
+        owed.fold(0, u16::saturating_add)
+    }
+
+    /// Raises the interrupts that are owed since the driver went quiet.
     pub(super) fn settle(&mut self) -> Next {
+        let owed = self.owed();
+        if owed > 0 {
+            self.depth.quiet(owed);
+        }
         match self.publish() {
             Err(broken) => self.halt(&broken),
             Ok(()) => Next::Poll,
@@ -228,6 +244,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{GuestRing, Sink, memory};
+    use crate::worker::depth;
     use crate::worker::event_loop::{Entry, Loop};
 
     const OWING: Manner = Manner {
@@ -314,11 +331,45 @@ mod tests {
         assert_eq!(running.pass(Cause::Resume, OWING), Next::Poll);
         assert_eq!(sink.interrupts(), 1, "one is in flight");
         let (mut running, mut ring, sink) = task(0);
-        offer(&mut ring, OWED - 1);
-        assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
+        for _ in 1..depth::MOST {
+            offer(&mut ring, 1);
+            assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
+        }
         offer(&mut ring, 1);
         assert_eq!(running.pass(Cause::Resume, OWING), Next::Poll);
         assert_eq!(sink.interrupts(), 1);
+    }
+
+    #[test]
+    fn a_burst_of_the_usual_length_is_told_of_with_its_last_answer() {
+        let (mut running, mut ring, sink) = task(0);
+        for _ in 0..4 {
+            offer(&mut ring, 3);
+            running.pass(Cause::Resume, OWING);
+            running.settle();
+        }
+        let before = sink.interrupts();
+        for next in [Next::Owe, Next::Owe, Next::Poll] {
+            offer(&mut ring, 1);
+            assert_eq!(running.pass(Cause::Resume, OWING), next);
+        }
+        assert_eq!(sink.interrupts(), before + 1);
+    }
+
+    #[test]
+    fn a_driver_that_is_ahead_is_told_of_every_half() {
+        let (mut running, mut ring, sink) = task(0);
+        offer(&mut ring, depth::MOST);
+        for interrupts in 1..=2 {
+            assert_eq!(running.pass(Cause::Resume, OWING), Next::Again);
+            assert_eq!(sink.interrupts(), interrupts);
+        }
+        assert_eq!(ring.used().len(), usize::from(depth::MOST));
+        assert_eq!(
+            running.pass(Cause::Resume, OWING),
+            Next::Poll,
+            "nothing is owed"
+        );
     }
 
     #[test]
