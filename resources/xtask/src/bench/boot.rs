@@ -35,7 +35,7 @@ const MODULES: [&str; 1] = ["virtio_blk"];
 const TRACED_RUNS: usize = 2;
 /// A machine that has been idle for so long has done everything it put off: memory can be looked at, its kernel is in the cache.
 const SETTLED: Duration = Duration::from_secs(5);
-/// It takes about ten minutes on a quiet machine.
+/// It takes about two minutes on a quiet machine.
 const LIMIT: Duration = Duration::from_secs(1500);
 
 /// How long and how often.
