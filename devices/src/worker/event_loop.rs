@@ -343,6 +343,7 @@ fn manner(polling: &Polling) -> Manner {
     Manner {
         poll: polling.is_on(),
         owe: polling.may_owe(),
+        slow: polling.is_slow(),
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Polling {
     owed: Option<Instant>,
     more: bool,
     burst: bool,
+    /// What answering took since interrupts were raised last.
+    busy: Duration,
     /// The usual pause between two requests of a burst, once there was one.
     pause: Option<Duration>,
     /// When there was work last.
@@ -129,6 +131,7 @@ impl Polling {
             owed: None,
             more: false,
             burst: false,
+            busy: Duration::ZERO,
             pause: None,
             last: Instant::now(),
             slots: Vec::new(),
@@ -147,6 +150,12 @@ impl Polling {
         } else {
             self.debts.on
         }
+    }
+
+    /// Whether what is owed took longer to answer than eight round trips of a thread, beside which one interrupt more
+    /// costs little.
+    pub(super) fn is_slow(&self) -> bool {
+        self.busy >= self.window
     }
 
     /// Between two looks.
@@ -213,6 +222,9 @@ impl Polling {
         } else if !self.debts.on {
             self.debts.missed();
         }
+        self.busy = self
+            .busy
+            .saturating_add(now.saturating_duration_since(look));
         self.found = true;
         self.last = now;
     }
@@ -236,6 +248,7 @@ impl Polling {
     /// The interrupts owed were raised.
     pub(super) fn settled(&mut self) {
         self.owing.clear();
+        self.busy = Duration::ZERO;
         if self.owed.take().is_some() {
             self.debts.over(self.more);
             self.more = false;
@@ -379,6 +392,21 @@ mod tests {
             assert!(burst(&mut polling, &[5, 5]).is_some());
             assert!(sleep(&mut polling, false, 5000));
         }
+    }
+
+    #[test]
+    fn answers_are_slow_once_they_took_a_window_together() {
+        let mut polling = polling(WINDOW);
+        let mut answer = |micro| {
+            let look = polling.last + micros(100);
+            polling.found(look, look + micros(micro));
+            polling.is_slow()
+        };
+        assert!(!answer(16));
+        assert!(!answer(15));
+        assert!(answer(1));
+        polling.settled();
+        assert!(!polling.is_slow());
     }
 
     #[test]

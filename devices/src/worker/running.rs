@@ -41,6 +41,8 @@ pub(super) struct Manner {
     pub(super) poll: bool,
     /// They may owe the interrupt meanwhile.
     pub(super) owe: bool,
+    /// What they owe took long to answer.
+    pub(super) slow: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -119,7 +121,7 @@ impl Running {
         let idle = matches!(outcome, Ok(Outcome::Idle)) && !spent;
         let poll = idle && manner.poll && self.handler.poll().is_some();
         let owe = poll && manner.owe && self.may_owe();
-        if owe && self.depth.goes_on(self.owed()) {
+        if owe && self.depth.goes_on(self.owed(), manner.slow) {
             for slot in &mut self.queues {
                 slot.queue.show();
             }
@@ -250,6 +252,7 @@ mod tests {
     const OWING: Manner = Manner {
         poll: true,
         owe: true,
+        slow: false,
     };
 
     /// Keeps the first few and answers the others.
