@@ -4,4 +4,5 @@
 mod block;
 mod disks;
 mod faults;
+mod matrix;
 mod power;
