@@ -198,7 +198,7 @@ impl Loop {
     pub(super) fn pause(&mut self) -> Vec<(u16, Vec<RawFd>)> {
         self.paused = true;
         // Whoever breaks here stays in place: its first pass after resuming finds it broken again.
-        self.settle(&mut Vec::new());
+        self.settle(&mut Vec::new(), false);
         // Their kicks stay off; resuming looks at everything.
         self.polling.close();
         (0..=u16::MAX)
@@ -261,14 +261,14 @@ impl Loop {
         let mut now = start;
         loop {
             let look = now;
-            let found = self.look(halted);
+            let found = self.look(look, halted);
             now = Instant::now();
             if found {
-                self.polling.found(look, now);
+                self.polling.did(look, now);
             }
             let turn = self.polling.turn(start, now);
-            if turn == Turn::Settle {
-                self.settle(halted);
+            if matches!(turn, Turn::Settle | Turn::Overdue) {
+                self.settle(halted, turn == Turn::Settle);
             }
             if self.has_ready() || turn == Turn::Events {
                 return;
@@ -288,7 +288,7 @@ impl Loop {
     }
 
     /// One look at each polled task, and a pass of those that have something. Whether any had.
-    fn look(&mut self, halted: &mut Vec<(u16, RawFd)>) -> bool {
+    fn look(&mut self, start: Instant, halted: &mut Vec<(u16, RawFd)>) -> bool {
         let mut found = false;
         // Whoever is looked at stays so until the window is over.
         let manner = Manner {
@@ -304,6 +304,9 @@ impl Loop {
             if !running.has_work() {
                 continue;
             }
+            if !found {
+                self.polling.finds(start);
+            }
             found = true;
             let next = running.pass(Cause::Resume, manner);
             if next == Next::Halted {
@@ -314,15 +317,15 @@ impl Loop {
         found
     }
 
-    /// Raises the interrupts that polled tasks owe.
-    fn settle(&mut self, halted: &mut Vec<(u16, RawFd)>) {
+    /// Raises the interrupts that polled tasks owe, since their drivers went quiet or for another reason.
+    fn settle(&mut self, halted: &mut Vec<(u16, RawFd)>, quiet: bool) {
         let mut index = 0_usize;
         while let Some(slot) = self.polling.get(index) {
             index = index.saturating_add(1);
             let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
                 continue;
             };
-            if running.settle() == Next::Halted {
+            if running.settle(quiet) == Next::Halted {
                 halted.extend(running.descriptors().map(|fd| (slot, fd)));
                 self.polling.remove(slot);
             }
@@ -343,6 +346,7 @@ fn manner(polling: &Polling) -> Manner {
     Manner {
         poll: polling.is_on(),
         owe: polling.may_owe(),
+        beside: polling.is_beside(),
         slow: polling.is_slow(),
     }
 }

@@ -25,8 +25,10 @@ const PATIENCE: u32 = 2;
 /// An interrupt is owed for no longer than this many windows, whatever comes in.
 const OWED_WINDOWS: u32 = 8;
 
-/// How many of the usual pauses between two requests make a burst's end.
+/// How many of the usual pauses between two requests make a burst's end; and where the driver has the processor between
+/// two looks.
 const PAUSES: u32 = 8;
+const PAUSES_ALONE: u32 = 3;
 
 pub(super) struct Polling {
     /// How long a window lasts from the last work on.
@@ -60,8 +62,10 @@ pub(super) struct Polling {
 pub(super) enum Turn {
     /// Look again.
     Look,
-    /// Pay what is owed first.
+    /// Pay what is owed first: the burst is over.
     Settle,
+    /// The same, though the burst goes on: it took too long.
+    Overdue,
     /// Look at descriptors first.
     Events,
     /// The window is over.
@@ -155,7 +159,12 @@ impl Polling {
     /// Whether what is owed took longer to answer than eight round trips of a thread, beside which one interrupt more
     /// costs little.
     pub(super) fn is_slow(&self) -> bool {
-        self.busy >= self.window
+        self.busy >= self.window && self.is_beside()
+    }
+
+    /// Whether the driver runs while this thread does.
+    pub(super) fn is_beside(&self) -> bool {
+        !self.alone
     }
 
     /// Between two looks.
@@ -211,8 +220,8 @@ impl Polling {
         std::mem::take(&mut self.slots)
     }
 
-    /// A look that began at `look` found work, which is done at `now`.
-    pub(super) fn found(&mut self, look: Instant, now: Instant) {
+    /// A look that began at `look` finds work.
+    pub(super) fn finds(&mut self, look: Instant) {
         if self.owed.is_some() {
             let pause = look.saturating_duration_since(self.last);
             let usual = self.pause.unwrap_or(pause);
@@ -222,10 +231,14 @@ impl Polling {
         } else if !self.debts.on {
             self.debts.missed();
         }
+        self.found = true;
+    }
+
+    /// What a look that began at `look` found is done at `now`.
+    pub(super) fn did(&mut self, look: Instant, now: Instant) {
         self.busy = self
             .busy
             .saturating_add(now.saturating_duration_since(look));
-        self.found = true;
         self.last = now;
     }
 
@@ -258,11 +271,12 @@ impl Polling {
     /// How to go on at `now` in a round that began at `start`.
     pub(super) fn turn(&self, start: Instant, now: Instant) -> Turn {
         let quiet = now.saturating_duration_since(self.last);
-        if self
-            .owed
-            .is_some_and(|since| self.is_due(since, quiet, now))
-        {
+        let most = self.window.saturating_mul(OWED_WINDOWS);
+        let age = self.owed.map(|since| now.saturating_duration_since(since));
+        if age.is_some() && self.is_over(quiet) {
             Turn::Settle
+        } else if age.is_some_and(|age| age >= most) {
+            Turn::Overdue
         } else if quiet >= self.window {
             Turn::Sleep
         } else if now.saturating_duration_since(start) >= ROUND {
@@ -272,14 +286,17 @@ impl Polling {
         }
     }
 
-    /// Whether the burst is over, as far as its pauses tell, or took too long.
-    fn is_due(&self, since: Instant, quiet: Duration, now: Instant) -> bool {
-        let half = self.window.checked_div(2).unwrap_or_default();
+    /// Whether the burst is over, as far as its pauses tell.
+    fn is_over(&self, quiet: Duration) -> bool {
+        let (pauses, least) = if self.alone {
+            (PAUSES_ALONE, Duration::ZERO)
+        } else {
+            (PAUSES, self.window.checked_div(2).unwrap_or_default())
+        };
         let end = self.pause.map_or(self.window, |usual| {
-            usual.saturating_mul(PAUSES).clamp(half, self.window)
+            usual.saturating_mul(pauses).clamp(least, self.window)
         });
         quiet >= end
-            || now.saturating_duration_since(since) >= self.window.saturating_mul(OWED_WINDOWS)
     }
 }
 
@@ -297,10 +314,17 @@ mod tests {
         Polling::new(window, false)
     }
 
+    /// A look at `look` finds what is done at `now`.
+    fn answer(polling: &mut Polling, look: Instant, now: Instant) {
+        polling.finds(look);
+        polling.did(look, now);
+    }
+
     /// Sleeps for `pause` after finding work in a window or not; whether the next one is looked at.
     fn sleep(polling: &mut Polling, found: bool, pause: u64) -> bool {
         if found {
-            polling.found(polling.last, polling.last);
+            let last = polling.last;
+            answer(polling, last, last);
         }
         polling.woke(polling.last + micros(pause));
         polling.is_on()
@@ -340,7 +364,7 @@ mod tests {
         let start = polling.last;
         assert_eq!(polling.turn(start, start + micros(31)), Turn::Look);
         assert_eq!(polling.turn(start, start + micros(32)), Turn::Sleep);
-        polling.found(start, start + micros(40));
+        answer(&mut polling, start, start + micros(40));
         assert_eq!(polling.turn(start, start + micros(49)), Turn::Look);
         assert_eq!(polling.turn(start, start + micros(50)), Turn::Events);
     }
@@ -349,13 +373,14 @@ mod tests {
     /// due, in microseconds after the last.
     fn burst(polling: &mut Polling, pauses: &[u64]) -> Option<u64> {
         if !polling.may_owe() {
-            polling.found(polling.last, polling.last);
+            let last = polling.last;
+            answer(polling, last, last);
             return None;
         }
         polling.owed = Some(polling.last);
         for &pause in pauses {
             let next = polling.last + micros(pause);
-            polling.found(next, next + micros(20));
+            answer(polling, next, next + micros(20));
         }
         let due = (0..=32).find(|quiet| {
             let now = polling.last + micros(*quiet);
@@ -397,14 +422,14 @@ mod tests {
     #[test]
     fn answers_are_slow_once_they_took_a_window_together() {
         let mut polling = polling(WINDOW);
-        let mut answer = |micro| {
+        let mut after = |micro| {
             let look = polling.last + micros(100);
-            polling.found(look, look + micros(micro));
+            answer(&mut polling, look, look + micros(micro));
             polling.is_slow()
         };
-        assert!(!answer(16));
-        assert!(!answer(15));
-        assert!(answer(1));
+        assert!(!after(16));
+        assert!(!after(15));
+        assert!(after(1));
         polling.settled();
         assert!(!polling.is_slow());
     }
@@ -415,9 +440,9 @@ mod tests {
         let since = polling.last;
         polling.owed = Some(since);
         let mut now = since;
-        while polling.turn(now, now) != Turn::Settle {
+        while polling.turn(now, now) != Turn::Overdue {
             now += micros(1);
-            polling.found(now, now);
+            answer(&mut polling, now, now);
         }
         assert_eq!(now, since + micros(8 * 32));
     }

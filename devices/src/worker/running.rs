@@ -7,7 +7,7 @@ use event_manager::EventSet;
 use splitring_virtio::device::queue::Interrupt;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::depth::Depth;
+use super::depth::{self, Depth};
 use super::{NewTask, Stopped};
 use crate::device::{
     Broken, Cause, Interest, Outcome, QueueHandler, QueueSet, Source, TaskQueue, Trigger,
@@ -41,6 +41,9 @@ pub(super) struct Manner {
     pub(super) poll: bool,
     /// They may owe the interrupt meanwhile.
     pub(super) owe: bool,
+    /// The driver runs meanwhile: it goes quiet when it waits, and halves overlap. Where both share a processor it comes
+    /// with all it has after a pause, and only the quiet tells.
+    pub(super) beside: bool,
     /// What they owe took long to answer.
     pub(super) slow: bool,
 }
@@ -108,7 +111,7 @@ impl Running {
             self.halted = true;
             return Next::Halted;
         }
-        let half = self.depth.half().filter(|_| manner.owe);
+        let half = self.depth.half().filter(|_| manner.owe && manner.beside);
         let budget = half.unwrap_or(BUDGET);
         for slot in &mut self.queues {
             slot.queue.disable_notification();
@@ -121,7 +124,12 @@ impl Running {
         let idle = matches!(outcome, Ok(Outcome::Idle)) && !spent;
         let poll = idle && manner.poll && self.handler.poll().is_some();
         let owe = poll && manner.owe && self.may_owe();
-        if owe && self.depth.goes_on(self.owed(), manner.slow) {
+        let goes_on = if manner.beside {
+            self.depth.goes_on(self.owed(), manner.slow)
+        } else {
+            self.owed() < depth::MOST
+        };
+        if owe && goes_on {
             for slot in &mut self.queues {
                 slot.queue.show();
             }
@@ -151,10 +159,10 @@ impl Running {
         owed.fold(0, u16::saturating_add)
     }
 
-    /// Raises the interrupts that are owed since the driver went quiet.
-    pub(super) fn settle(&mut self) -> Next {
+    /// Raises the interrupts that are owed, since the driver went quiet or for another reason.
+    pub(super) fn settle(&mut self, quiet: bool) -> Next {
         let owed = self.owed();
-        if owed > 0 {
+        if quiet && owed > 0 {
             self.depth.quiet(owed);
         }
         match self.publish() {
@@ -246,12 +254,12 @@ mod tests {
 
     use super::*;
     use crate::testing::{GuestRing, Sink, memory};
-    use crate::worker::depth;
     use crate::worker::event_loop::{Entry, Loop};
 
     const OWING: Manner = Manner {
         poll: true,
         owe: true,
+        beside: true,
         slow: false,
     };
 
@@ -322,8 +330,8 @@ mod tests {
             assert_eq!(ring.used().len(), 2, "in pass {pass}");
         }
         assert_eq!(sink.interrupts(), 0);
-        assert_eq!(running.settle(), Next::Poll);
-        assert_eq!(running.settle(), Next::Poll);
+        assert_eq!(running.settle(true), Next::Poll);
+        assert_eq!(running.settle(true), Next::Poll);
         assert_eq!(sink.interrupts(), 1);
     }
 
@@ -349,7 +357,7 @@ mod tests {
         for _ in 0..4 {
             offer(&mut ring, 3);
             running.pass(Cause::Resume, OWING);
-            running.settle();
+            running.settle(true);
         }
         let before = sink.interrupts();
         for next in [Next::Owe, Next::Owe, Next::Poll] {
