@@ -75,9 +75,14 @@ pub(crate) fn main() -> ExitCode {
 
 /// The chain of an error, each link once: the outermost on the first line, its causes indented below.
 fn complain(error: &anyhow::Error) {
-    eprintln!("error: {error}");
-    for cause in error.chain().skip(1) {
-        eprintln!("  {cause}");
+    let mut said = error.to_string();
+    eprintln!("error: {said}");
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Many messages name their cause themselves.
+        if !said.contains(&cause) {
+            eprintln!("  {cause}");
+            said = cause;
+        }
     }
 }
 

@@ -121,8 +121,8 @@ pub(crate) fn check(name: &str, output: &Output, code: i32, says: &[&str]) {
         assert!(
             !stderr
                 .lines()
-                .skip(at + 1)
-                .any(|later| later.contains(cause)),
+                .enumerate()
+                .any(|(other, line)| other != at && line.contains(cause)),
             "{name}: said twice: {cause}"
         );
     }
