@@ -1,7 +1,6 @@
 //! Block device (section 5.2).
 
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Bytes of a sector: the unit of every offset and count, whatever `blk_size` says.
 pub const SECTOR_SIZE: u64 = 512;
@@ -73,118 +72,78 @@ pub mod status {
 /// Flag of a [`Range`]: the device may unmap (write-zeroes only).
 pub const RANGE_F_UNMAP: u32 = 1;
 
-/// Head of every request, device-readable.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct RequestHeader {
-    /// `request::…`.
-    pub kind: U32,
-    /// Zero.
-    pub reserved: U32,
-    /// First sector, of 512 bytes.
-    pub sector: U64,
-}
+wire! {
+    /// Head of every request, device-readable.
+    pub struct RequestHeader {
+        /// `request::…`.
+        pub kind: U32,
+        /// Zero.
+        pub reserved: U32,
+        /// First sector, of 512 bytes.
+        pub sector: U64,
+    }
 
-/// One range of a discard, write-zeroes or secure-erase request.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct Range {
-    /// First sector, of 512 bytes.
-    pub sector: U64,
-    /// Number of sectors.
-    pub num_sectors: U32,
-    /// `RANGE_F_UNMAP`; other bits are reserved.
-    pub flags: U32,
-}
+    /// One range of a discard, write-zeroes or secure-erase request.
+    pub struct Range {
+        /// First sector, of 512 bytes.
+        pub sector: U64,
+        /// Number of sectors.
+        pub num_sectors: U32,
+        /// `RANGE_F_UNMAP`; other bits are reserved.
+        pub flags: U32,
+    }
 
-/// Configuration space (section 5.2.4), up to the zoned part.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct Config {
-    /// Size of the device in sectors of 512 bytes.
-    pub capacity: U64,
-    /// Most bytes of one segment.
-    pub size_max: U32,
-    /// Most segments of one request.
-    pub seg_max: U32,
-    /// Legacy geometry: cylinders.
-    pub cylinders: U16,
-    /// Legacy geometry: heads.
-    pub heads: u8,
-    /// Legacy geometry: sectors.
-    pub sectors: u8,
-    /// Block size in bytes.
-    pub blk_size: U32,
-    /// Logical blocks per physical block, as a power of two.
-    pub physical_block_exp: u8,
-    /// Offset of the first aligned logical block.
-    pub alignment_offset: u8,
-    /// Suggested minimum I/O size in blocks.
-    pub min_io_size: U16,
-    /// Suggested optimum I/O size in blocks.
-    pub opt_io_size: U32,
-    /// Cache mode: 0 is writethrough, 1 is writeback. The only field a driver writes.
-    pub writeback: u8,
-    /// Reserved.
-    pub unused0: u8,
-    /// Number of request queues.
-    pub num_queues: U16,
-    /// Most sectors of a discard range.
-    pub max_discard_sectors: U32,
-    /// Most ranges of a discard.
-    pub max_discard_seg: U32,
-    /// Alignment of a discard range in sectors.
-    pub discard_sector_alignment: U32,
-    /// Most sectors of a write-zeroes range.
-    pub max_write_zeroes_sectors: U32,
-    /// Most ranges of a write-zeroes.
-    pub max_write_zeroes_seg: U32,
-    /// 1 if a write-zeroes may unmap.
-    pub write_zeroes_may_unmap: u8,
-    /// Reserved.
-    pub unused1: [u8; 3],
-    /// Most sectors of a secure-erase range.
-    pub max_secure_erase_sectors: U32,
-    /// Most ranges of a secure-erase.
-    pub max_secure_erase_seg: U32,
-    /// Alignment of a secure-erase range in sectors.
-    pub secure_erase_sector_alignment: U32,
+    /// Configuration space (section 5.2.4), up to the zoned part.
+    pub struct Config {
+        /// Size of the device in sectors of 512 bytes.
+        pub capacity: U64,
+        /// Most bytes of one segment.
+        pub size_max: U32,
+        /// Most segments of one request.
+        pub seg_max: U32,
+        /// Legacy geometry: cylinders.
+        pub cylinders: U16,
+        /// Legacy geometry: heads.
+        pub heads: u8,
+        /// Legacy geometry: sectors.
+        pub sectors: u8,
+        /// Block size in bytes.
+        pub blk_size: U32,
+        /// Logical blocks per physical block, as a power of two.
+        pub physical_block_exp: u8,
+        /// Offset of the first aligned logical block.
+        pub alignment_offset: u8,
+        /// Suggested minimum I/O size in blocks.
+        pub min_io_size: U16,
+        /// Suggested optimum I/O size in blocks.
+        pub opt_io_size: U32,
+        /// Cache mode: 0 is writethrough, 1 is writeback. The only field a driver writes.
+        pub writeback: u8,
+        /// Reserved.
+        pub unused0: u8,
+        /// Number of request queues.
+        pub num_queues: U16,
+        /// Most sectors of a discard range.
+        pub max_discard_sectors: U32,
+        /// Most ranges of a discard.
+        pub max_discard_seg: U32,
+        /// Alignment of a discard range in sectors.
+        pub discard_sector_alignment: U32,
+        /// Most sectors of a write-zeroes range.
+        pub max_write_zeroes_sectors: U32,
+        /// Most ranges of a write-zeroes.
+        pub max_write_zeroes_seg: U32,
+        /// 1 if a write-zeroes may unmap.
+        pub write_zeroes_may_unmap: u8,
+        /// Reserved.
+        pub unused1: [u8; 3],
+        /// Most sectors of a secure-erase range.
+        pub max_secure_erase_sectors: U32,
+        /// Most ranges of a secure-erase.
+        pub max_secure_erase_seg: U32,
+        /// Alignment of a secure-erase range in sectors.
+        pub secure_erase_sector_alignment: U32,
+    }
 }
 
 /// Offset of [`Config::writeback`] in the configuration space.

@@ -3,6 +3,19 @@
 //! Every multi-byte field is little-endian (section 1.4 of the specification); the structures have
 //! no padding and no alignment, so they can be laid over any byte of a buffer.
 
+/// Structures as they lie in memory that is shared, or in a configuration space.
+macro_rules! wire {
+    ($($structure:item)+) => {
+        $(
+            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+            #[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
+            #[derive(zerocopy::KnownLayout, zerocopy::Unaligned)]
+            #[repr(C)]
+            $structure
+        )+
+    };
+}
+
 pub mod blk;
 pub mod feature;
 pub mod net;

@@ -1,7 +1,6 @@
 //! Network device (section 5.1).
 
 use zerocopy::little_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Feature bits (section 5.1.3), as masks.
 pub mod feature {
@@ -159,89 +158,51 @@ pub mod ctrl {
     pub const GUEST_OFFLOADS_SET: u8 = 0;
 }
 
-/// Precedes every packet (section 5.1.6).
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct Header {
-    /// `flags::…`.
-    pub flags: u8,
-    /// `gso::…`.
-    pub gso_type: u8,
-    /// Bytes of the headers to be repeated in each segment: a hint.
-    pub hdr_len: U16,
-    /// Payload bytes of each segment.
-    pub gso_size: U16,
-    /// Where to start checksumming.
-    pub csum_start: U16,
-    /// Where, from there, to put the checksum.
-    pub csum_offset: U16,
-    /// Number of buffers the packet fills; 1 without `MRG_RXBUF`.
-    pub num_buffers: U16,
+wire! {
+    /// Precedes every packet (section 5.1.6).
+    pub struct Header {
+        /// `flags::…`.
+        pub flags: u8,
+        /// `gso::…`.
+        pub gso_type: u8,
+        /// Bytes of the headers to be repeated in each segment: a hint.
+        pub hdr_len: U16,
+        /// Payload bytes of each segment.
+        pub gso_size: U16,
+        /// Where to start checksumming.
+        pub csum_start: U16,
+        /// Where, from there, to put the checksum.
+        pub csum_offset: U16,
+        /// Number of buffers the packet fills; 1 without `MRG_RXBUF`.
+        pub num_buffers: U16,
+    }
 }
 
 /// Bytes of [`Header`].
 pub const HEADER_SIZE: usize = size_of::<Header>();
 
-/// Configuration space (section 5.1.4), without the hash and RSS part.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct Config {
-    /// MAC address.
-    pub mac: [u8; 6],
-    /// `status::…`.
-    pub status: U16,
-    /// Most queue pairs.
-    pub max_virtqueue_pairs: U16,
-    /// Largest MTU the driver should use.
-    pub mtu: U16,
-    /// Speed in Mbit/s; `u32::MAX` is unknown.
-    pub speed: U32,
-    /// 0 half, 1 full, 0xff unknown.
-    pub duplex: u8,
-}
+wire! {
+    /// Configuration space (section 5.1.4), without the hash and RSS part.
+    pub struct Config {
+        /// MAC address.
+        pub mac: [u8; 6],
+        /// `status::…`.
+        pub status: U16,
+        /// Most queue pairs.
+        pub max_virtqueue_pairs: U16,
+        /// Largest MTU the driver should use.
+        pub mtu: U16,
+        /// Speed in Mbit/s; `u32::MAX` is unknown.
+        pub speed: U32,
+        /// 0 half, 1 full, 0xff unknown.
+        pub duplex: u8,
+    }
 
-/// Head of a control command, device-readable; an acknowledgement byte follows the data.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct CtrlHeader {
-    /// Class.
-    pub class: u8,
-    /// Command of that class.
-    pub command: u8,
+    /// Head of a control command, device-readable; an acknowledgement byte follows the data.
+    pub struct CtrlHeader {
+        /// Class.
+        pub class: u8,
+        /// Command of that class.
+        pub command: u8,
+    }
 }

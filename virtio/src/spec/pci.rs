@@ -1,7 +1,6 @@
 //! Virtio over PCI, modern only (section 4.1).
 
 use zerocopy::little_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Vendor of every virtio device.
 pub const VENDOR: u16 = 0x1af4;
@@ -40,84 +39,44 @@ pub mod isr {
     pub const CONFIG: u8 = 2;
 }
 
-/// A virtio capability in PCI configuration space.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct Capability {
-    /// [`CAP_ID`].
-    pub cap_vndr: u8,
-    /// Offset of the next capability, 0 at the end.
-    pub cap_next: u8,
-    /// Bytes of this capability.
-    pub cap_len: u8,
-    /// `cfg_type::…`.
-    pub cfg_type: u8,
-    /// Which BAR.
-    pub bar: u8,
-    /// Tells capabilities of one type apart.
-    pub id: u8,
-    /// Zero.
-    pub padding: [u8; 2],
-    /// Offset in the BAR.
-    pub offset: U32,
-    /// Bytes in the BAR.
-    pub length: U32,
-}
+wire! {
+    /// A virtio capability in PCI configuration space.
+    pub struct Capability {
+        /// [`CAP_ID`].
+        pub cap_vndr: u8,
+        /// Offset of the next capability, 0 at the end.
+        pub cap_next: u8,
+        /// Bytes of this capability.
+        pub cap_len: u8,
+        /// `cfg_type::…`.
+        pub cfg_type: u8,
+        /// Which BAR.
+        pub bar: u8,
+        /// Tells capabilities of one type apart.
+        pub id: u8,
+        /// Zero.
+        pub padding: [u8; 2],
+        /// Offset in the BAR.
+        pub offset: U32,
+        /// Bytes in the BAR.
+        pub length: U32,
+    }
 
-/// The notification capability: one more field.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct NotifyCapability {
-    /// The common part.
-    pub cap: Capability,
-    /// Bytes from one `queue_notify_off` to the next.
-    pub notify_off_multiplier: U32,
-}
+    /// The notification capability: one more field.
+    pub struct NotifyCapability {
+        /// The common part.
+        pub cap: Capability,
+        /// Bytes from one `queue_notify_off` to the next.
+        pub notify_off_multiplier: U32,
+    }
 
-/// The window capability: one more field.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct CfgCapability {
-    /// The common part; the driver writes `bar`, `offset` and `length`.
-    pub cap: Capability,
-    /// Window onto the BAR.
-    pub pci_cfg_data: [u8; 4],
+    /// The window capability: one more field.
+    pub struct CfgCapability {
+        /// The common part; the driver writes `bar`, `offset` and `length`.
+        pub cap: Capability,
+        /// Window onto the BAR.
+        pub pci_cfg_data: [u8; 4],
+    }
 }
 
 /// Offsets in the common configuration (section 4.1.4.3).
@@ -162,24 +121,12 @@ pub mod common {
     pub const SIZE: u64 = 0x38;
 }
 
-/// What a notification carries under `NOTIFICATION_DATA` (section 2.9).
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct NotificationData {
-    /// Number of the queue.
-    pub queue: U16,
-    /// Next available index.
-    pub next: U16,
+wire! {
+    /// What a notification carries under `NOTIFICATION_DATA` (section 2.9).
+    pub struct NotificationData {
+        /// Number of the queue.
+        pub queue: U16,
+        /// Next available index.
+        pub next: U16,
+    }
 }

@@ -1,7 +1,6 @@
 //! Split virtqueues (section 2.7): sizes, alignments, flags and the layout of the entries.
 
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Largest size of a queue (section 2.7); sizes are powers of two.
 pub const MAX_SIZE: u16 = 32768;
@@ -35,50 +34,24 @@ pub const USED_F_NO_NOTIFY: u16 = 1;
 /// Most bytes one descriptor chain may describe (section 2.7.5.2).
 pub const MAX_CHAIN_BYTES: u64 = 1 << 32;
 
-/// One entry of the descriptor table (section 2.7.5).
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct Descriptor {
-    /// Guest-physical address of the buffer.
-    pub addr: U64,
-    /// Bytes of the buffer.
-    pub len: U32,
-    /// `DESC_F_…`.
-    pub flags: U16,
-    /// Index of the descriptor the chain goes on at, under `DESC_F_NEXT`.
-    pub next: U16,
-}
+wire! {
+    /// One entry of the descriptor table (section 2.7.5).
+    pub struct Descriptor {
+        /// Guest-physical address of the buffer.
+        pub addr: U64,
+        /// Bytes of the buffer.
+        pub len: U32,
+        /// `DESC_F_…`.
+        pub flags: U16,
+        /// Index of the descriptor the chain goes on at, under `DESC_F_NEXT`.
+        pub next: U16,
+    }
 
-/// One entry of the used ring (section 2.7.8).
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct UsedElem {
-    /// Head of the chain that was used.
-    pub id: U32,
-    /// Bytes written to its writable part.
-    pub len: U32,
+    /// One entry of the used ring (section 2.7.8).
+    pub struct UsedElem {
+        /// Head of the chain that was used.
+        pub id: U32,
+        /// Bytes written to its writable part.
+        pub len: U32,
+    }
 }

@@ -1,7 +1,6 @@
 //! SCSI host device (section 5.6).
 
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The control queue.
 pub const CONTROL_QUEUE: u16 = 0;
@@ -117,192 +116,96 @@ pub mod event {
     pub const RESET_REMOVED: u32 = 2;
 }
 
-/// Configuration space (section 5.6.4).
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct Config {
-    /// Number of request queues.
-    pub num_queues: U32,
-    /// Most segments of a command.
-    pub seg_max: U32,
-    /// Most sectors of a transfer: a hint.
-    pub max_sectors: U32,
-    /// Most commands in flight per unit.
-    pub cmd_per_lun: U32,
-    /// Bytes of an event buffer.
-    pub event_info_size: U32,
-    /// Bytes of sense data in a response; writable by the driver.
-    pub sense_size: U32,
-    /// Bytes of the command block in a request; writable by the driver.
-    pub cdb_size: U32,
-    /// Largest channel: 0.
-    pub max_channel: U16,
-    /// Largest target.
-    pub max_target: U16,
-    /// Largest logical unit.
-    pub max_lun: U32,
-}
+wire! {
+    /// Configuration space (section 5.6.4).
+    pub struct Config {
+        /// Number of request queues.
+        pub num_queues: U32,
+        /// Most segments of a command.
+        pub seg_max: U32,
+        /// Most sectors of a transfer: a hint.
+        pub max_sectors: U32,
+        /// Most commands in flight per unit.
+        pub cmd_per_lun: U32,
+        /// Bytes of an event buffer.
+        pub event_info_size: U32,
+        /// Bytes of sense data in a response; writable by the driver.
+        pub sense_size: U32,
+        /// Bytes of the command block in a request; writable by the driver.
+        pub cdb_size: U32,
+        /// Largest channel: 0.
+        pub max_channel: U16,
+        /// Largest target.
+        pub max_target: U16,
+        /// Largest logical unit.
+        pub max_lun: U32,
+    }
 
-/// Fixed head of a command request; `cdb_size` bytes of command block follow.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct RequestHeader {
-    /// Address: byte 0 is 1, byte 1 the target, bytes 2 and 3 a single-level unit number.
-    pub lun: [u8; 8],
-    /// Identifier of the task.
-    pub id: U64,
-    /// `task_attr::…`.
-    pub task_attr: u8,
-    /// Priority.
-    pub prio: u8,
-    /// Command reference number.
-    pub crn: u8,
-}
+    /// Fixed head of a command request; `cdb_size` bytes of command block follow.
+    pub struct RequestHeader {
+        /// Address: byte 0 is 1, byte 1 the target, bytes 2 and 3 a single-level unit number.
+        pub lun: [u8; 8],
+        /// Identifier of the task.
+        pub id: U64,
+        /// `task_attr::…`.
+        pub task_attr: u8,
+        /// Priority.
+        pub prio: u8,
+        /// Command reference number.
+        pub crn: u8,
+    }
 
-/// Fixed head of a command response; `sense_size` bytes of sense data follow.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct ResponseHeader {
-    /// Valid bytes of sense data.
-    pub sense_len: U32,
-    /// Bytes of data not transferred.
-    pub residual: U32,
-    /// Status qualifier.
-    pub status_qualifier: U16,
-    /// SCSI status.
-    pub status: u8,
-    /// `response::…`.
-    pub response: u8,
-}
+    /// Fixed head of a command response; `sense_size` bytes of sense data follow.
+    pub struct ResponseHeader {
+        /// Valid bytes of sense data.
+        pub sense_len: U32,
+        /// Bytes of data not transferred.
+        pub residual: U32,
+        /// Status qualifier.
+        pub status_qualifier: U16,
+        /// SCSI status.
+        pub status: u8,
+        /// `response::…`.
+        pub response: u8,
+    }
 
-/// Task management request; a response byte answers it.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct TaskManagement {
-    /// `control::TMF`.
-    pub kind: U32,
-    /// `control::ABORT_TASK` and so on.
-    pub subtype: U32,
-    /// Address, as in a command.
-    pub lun: [u8; 8],
-    /// Identifier of the task.
-    pub id: U64,
-}
+    /// Task management request; a response byte answers it.
+    pub struct TaskManagement {
+        /// `control::TMF`.
+        pub kind: U32,
+        /// `control::ABORT_TASK` and so on.
+        pub subtype: U32,
+        /// Address, as in a command.
+        pub lun: [u8; 8],
+        /// Identifier of the task.
+        pub id: U64,
+    }
 
-/// Asynchronous notification request.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct AsyncNotification {
-    /// `control::AN_QUERY` or `AN_SUBSCRIBE`.
-    pub kind: U32,
-    /// Address, as in a command.
-    pub lun: [u8; 8],
-    /// Events asked for.
-    pub event_requested: U32,
-}
+    /// Asynchronous notification request.
+    pub struct AsyncNotification {
+        /// `control::AN_QUERY` or `AN_SUBSCRIBE`.
+        pub kind: U32,
+        /// Address, as in a command.
+        pub lun: [u8; 8],
+        /// Events asked for.
+        pub event_requested: U32,
+    }
 
-/// Answer to an [`AsyncNotification`].
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct AsyncNotificationResponse {
-    /// Events that will come.
-    pub event_actual: U32,
-    /// `response::…`.
-    pub response: u8,
-}
+    /// Answer to an [`AsyncNotification`].
+    pub struct AsyncNotificationResponse {
+        /// Events that will come.
+        pub event_actual: U32,
+        /// `response::…`.
+        pub response: u8,
+    }
 
-/// What an event buffer is filled with.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
-#[repr(C)]
-pub struct Event {
-    /// `event::…`.
-    pub event: U32,
-    /// Address, as in a command.
-    pub lun: [u8; 8],
-    /// `event::RESET_…` for a transport reset.
-    pub reason: U32,
+    /// What an event buffer is filled with.
+    pub struct Event {
+        /// `event::…`.
+        pub event: U32,
+        /// Address, as in a command.
+        pub lun: [u8; 8],
+        /// `event::RESET_…` for a transport reset.
+        pub reason: U32,
+    }
 }
