@@ -23,3 +23,5 @@ pub mod mem;
 pub mod ring;
 pub mod scatterlist;
 pub mod spec;
+#[cfg(test)]
+mod tier;

@@ -222,7 +222,10 @@ impl Bench {
     }
 
     fn notifications(&mut self, bytes: &mut Bytes<'_>) {
-        if bytes.u8() & 1 == 0 {
+        let what = bytes.u8();
+        if what >= 0xc0 {
+            self.queue.show();
+        } else if what & 1 == 0 {
             self.queue.disable_notification();
         } else if self.queue.enable_notification() {
             assert!(!self.queue.is_broken());

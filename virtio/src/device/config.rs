@@ -161,6 +161,9 @@ pub struct QueueState {
     pub next_used: u16,
     /// The used index the driver has been shown.
     pub published: u16,
+    /// It was shown entries about which it was not decided whether to interrupt it: the restored
+    /// queue does so when it publishes next.
+    pub undecided: bool,
     /// Requests popped and not completed: a restored queue hands them out again, first.
     pub in_flight: Vec<InFlight>,
     /// The queue was broken, and stays so until it is reset; nothing is in flight then.

@@ -14,18 +14,10 @@ use super::queue::{ActiveQueue, ChainError, Interrupt, QueueConfig, RingFeatures
 use crate::mem::testing::TestRam;
 use crate::mem::{Access, GuestRam, Segment};
 use crate::spec::ring::Descriptor;
+use crate::tier;
 
 /// Buffers as guest address and length, readable then writable.
 type Buffers = (Vec<(u64, u32)>, Vec<(u64, u32)>);
-
-/// Whether there is time for more.
-fn soak() -> bool {
-    std::env::var_os("SPLITRING_SOAK").is_some()
-}
-
-fn cases(quick: u32) -> ProptestConfig {
-    ProptestConfig::with_cases(if soak() { quick * 100 } else { quick })
-}
 
 /// What section 2.7.5 says a chain is, in the plainest way; `None` is malformed.
 fn plain_walk(play: &Play, head: u16, indirect: bool) -> Option<Buffers> {
@@ -205,7 +197,7 @@ fn any_descriptor() -> impl Strategy<Value = Descriptor> {
 }
 
 proptest! {
-    #![proptest_config(cases(1000))]
+    #![proptest_config(tier::cases(1000, 100_000))]
 
     #[test]
     fn random_tables_are_walked_as_plainly(
@@ -231,6 +223,8 @@ enum Action {
     Pop,
     /// The device completes the n-th of what it holds, modulo their number.
     Complete(usize),
+    /// Shown, without a decision about the interrupt.
+    Show,
     /// With the driver asking for an interrupt so many entries ahead.
     Publish(u16),
     Notify(bool),
@@ -256,7 +250,9 @@ struct Pair {
     /// Entries on the used ring, published or not, that the driver has not taken.
     used: VecDeque<(u16, u32)>,
     idx: u16,
-    published: u16,
+    /// Up to where it was decided about an interrupt, and whether one is due by a restore.
+    decided: u16,
+    due: bool,
     grant: Option<u16>,
 }
 
@@ -280,7 +276,8 @@ impl Pair {
             again: VecDeque::new(),
             used: VecDeque::new(),
             idx: start,
-            published: start,
+            decided: start,
+            due: false,
             grant: None,
         }
     }
@@ -295,6 +292,10 @@ impl Pair {
             }
             Action::Pop => self.pop(),
             Action::Complete(n) => self.complete(n),
+            Action::Show => {
+                self.queue.show();
+                self.take();
+            }
             Action::Publish(ahead) => self.publish(ahead),
             Action::Notify(true) => {
                 let more = self.queue.enable_notification();
@@ -363,29 +364,34 @@ impl Pair {
         let new = self
             .idx
             .wrapping_add(u16::try_from(self.used.len()).unwrap());
-        let event = self.published.wrapping_add(ahead);
+        let event = self.decided.wrapping_add(ahead);
         if self.features.event_idx {
             self.play.set_used_event(event);
         } else {
             self.play.set_avail_flags(ahead & 1);
         }
-        let batch = new.wrapping_sub(self.published);
+        let batch = new.wrapping_sub(self.decided);
         let wanted = batch > 0
             && if self.features.event_idx {
                 ahead < batch
             } else {
                 ahead & 1 == 0
             };
+        let due = std::mem::take(&mut self.due);
         let told = self.queue.publish() == Interrupt::Needed;
-        assert_eq!(told, wanted);
-        assert_eq!(self.play.used_idx(), new);
-        self.published = new;
-        // The driver takes everything.
+        assert_eq!(told, wanted || due);
+        self.decided = new;
+        self.take();
+    }
+
+    /// The driver takes everything it is shown.
+    fn take(&mut self) {
         while let Some((head, len)) = self.used.pop_front() {
             assert_eq!(self.play.used_entry(self.idx), (u32::from(head), len));
             self.idx = self.idx.wrapping_add(1);
             self.free.push_back(head);
         }
+        assert_eq!(self.play.used_idx(), self.idx);
     }
 
     fn restore(&mut self) {
@@ -397,6 +403,9 @@ impl Pair {
             .unwrap();
         self.popped.clear();
         self.grant = None;
+        // What was shown is not decided about any more: the next publication tells of it.
+        self.due |= self.idx != self.decided;
+        self.decided = self.idx;
         let waiting = self.line.iter().filter(|(_, len)| len.is_none());
         self.again = waiting.map(|(head, _)| *head).collect();
     }
@@ -409,10 +418,11 @@ fn every_short_sequence_of_actions_on_a_small_queue_goes_as_plainly() {
         Action::Pop,
         Action::Complete(0),
         Action::Complete(1),
+        Action::Show,
         Action::Publish(0),
         Action::Restore,
     ];
-    let longer = if soak() { 3 } else { 0 };
+    let longer = if tier::soak() { 3 } else { 0 };
     for (size, len) in [(1, 4), (2, 5), (4, 5)] {
         let len = len + longer;
         for features in [EVENT, IN_ORDER] {
@@ -434,6 +444,7 @@ fn any_action() -> impl Strategy<Value = Action> {
         6 => Just(Action::Pop),
         6 => any::<usize>().prop_map(Action::Complete),
         2 => (0u16..10).prop_map(Action::Publish),
+        1 => Just(Action::Show),
         1 => any::<bool>().prop_map(Action::Notify),
         1 => (0u16..10).prop_map(Action::Grant),
         1 => Just(Action::Restore),
@@ -441,7 +452,7 @@ fn any_action() -> impl Strategy<Value = Action> {
 }
 
 proptest! {
-    #![proptest_config(cases(100))]
+    #![proptest_config(tier::cases(100, 10_000))]
 
     #[test]
     fn random_long_sequences_of_actions_go_as_plainly(

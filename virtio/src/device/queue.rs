@@ -71,6 +71,9 @@ pub struct ActiveQueue<M: GuestRam> {
     published: u16,
     /// Up to where it was decided whether the driver wants an interrupt.
     decided: u16,
+    /// An interrupt is due whatever the driver's index says: what was last decided about is no longer
+    /// known, or too far back for indices to tell.
+    due: bool,
     /// Chains this pass may still take from the ring; `None` is no limit.
     budget: Option<u16>,
     features: RingFeatures,
@@ -92,6 +95,9 @@ pub struct ActiveQueue<M: GuestRam> {
 
 /// A head that is the driver's. (Positions have 16 bits.)
 const FREE: u32 = u32::MAX;
+
+/// So many chains without a decision about an interrupt, and it is made in the driver's favour.
+const TOO_FAR: u16 = 1 << 15;
 
 /// What there is to pop.
 enum Supply {
@@ -125,6 +131,7 @@ impl<M: GuestRam> ActiveQueue<M> {
             next_used: state.next_used,
             published: state.published,
             decided: state.published,
+            due: state.undecided,
             budget: None,
             features,
             drained: false,
@@ -370,6 +377,8 @@ impl<M: GuestRam> ActiveQueue<M> {
         if self.published != self.next_used {
             self.published = self.next_used;
             self.ring.set_used_idx(self.next_used);
+            // At most a queue's length is added at a time, so this is seen before the count wraps.
+            self.due |= self.undecided() >= TOO_FAR;
         }
     }
 
@@ -378,13 +387,13 @@ impl<M: GuestRam> ActiveQueue<M> {
     #[inline]
     pub fn publish(&mut self) -> Interrupt {
         let (old, new) = (self.decided, self.next_used);
-        if old == new {
+        if old == new && !self.due {
             return Interrupt::NotNeeded;
         }
         (self.published, self.decided) = (new, new);
         let needed = ring::publish_used(&self.ring, self.features.event_idx, old, new);
         self.ring.mark_used_dirty();
-        if needed {
+        if mem::take(&mut self.due) || needed {
             Interrupt::Needed
         } else {
             Interrupt::NotNeeded
@@ -395,6 +404,11 @@ impl<M: GuestRam> ActiveQueue<M> {
     #[must_use]
     pub fn undecided(&self) -> u16 {
         self.next_used.wrapping_sub(self.decided)
+    }
+
+    /// Whether the driver was shown something about which it is not decided whether to interrupt it.
+    fn owes(&self) -> bool {
+        self.due || self.published != self.decided
     }
 
     /// Whether the last pop found the available ring empty.
@@ -450,12 +464,15 @@ impl<M: GuestRam> ActiveQueue<M> {
     /// from it hands them out again, so they must not be completed on this one any more.
     #[must_use]
     pub fn save(&self) -> QueueState {
+        // Entries that were filled and not published, which the restored queue will not fill again.
+        self.ring.mark_used_dirty();
         if self.latch.is_set() {
             // What was popped can't be trusted, not even its number.
             return QueueState {
                 next_avail: self.next_used,
                 next_used: self.next_used,
                 published: self.published,
+                undecided: self.owes(),
                 broken: true,
                 ..self.config.clone()
             };
@@ -468,6 +485,7 @@ impl<M: GuestRam> ActiveQueue<M> {
             next_avail: self.next_avail,
             next_used: self.next_used,
             published: self.published,
+            undecided: self.owes(),
             in_flight: live.chain(self.replay.iter().copied()).collect(),
             ..self.config.clone()
         };

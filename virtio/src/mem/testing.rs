@@ -4,7 +4,7 @@
 use alloc::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -21,6 +21,7 @@ pub struct TestRam(Arc<Regions>);
 struct Regions {
     regions: Vec<Region>,
     tracking: AtomicBool,
+    lookups: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -79,6 +80,7 @@ impl TestRam {
         Self(Arc::new(Regions {
             regions: regions.iter().map(make).collect(),
             tracking: AtomicBool::new(false),
+            lookups: AtomicUsize::new(0),
         }))
     }
 
@@ -99,6 +101,12 @@ impl TestRam {
                 .and_then(|page| region.dirty.get(page))
                 .is_some_and(|page| page.load(Ordering::Relaxed))
         })
+    }
+
+    /// How often a device's end has asked for a region.
+    #[must_use]
+    pub fn lookups(&self) -> usize {
+        self.0.lookups.load(Ordering::Relaxed)
     }
 
     /// Copies bytes out.
@@ -167,6 +175,7 @@ impl Region {
 // SAFETY: `shown` gives an allocation that lives as long as `self` or a clone.
 unsafe impl GuestRam for TestRam {
     fn region(&self, addr: u64, access: Access) -> Option<RamRegion> {
+        self.0.lookups.fetch_add(1, Ordering::Relaxed);
         self.find(addr)
             .filter(|region| region.writable || access == Access::Read)
             .map(Region::shown)

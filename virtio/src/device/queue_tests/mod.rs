@@ -3,6 +3,7 @@
 
 mod activate;
 mod complete;
+mod cost;
 mod index;
 mod notify;
 mod save;

@@ -86,6 +86,26 @@ fn a_batch_shown_early_is_decided_about_as_a_whole() {
     assert_eq!(queue.publish(), Interrupt::NotNeeded);
 }
 
+/// 2^16 entries shown without a decision look like none, and more of them like few.
+#[test]
+fn more_than_two_to_the_sixteen_shown_entries_are_not_mistaken_for_few() {
+    for over in [0, 1, 5] {
+        let mut play = Play::new(4);
+        let mut queue = play.activate(EVENT);
+        play.chain(0, &[(DATA, 16, 0)]);
+        play.set_used_event(0);
+        for _ in 0..65_536 + over {
+            play.offer(0);
+            let chain = pop(&mut queue);
+            queue.complete(chain, 0);
+            queue.show();
+        }
+        // The driver asked to be told of the very first, and then polled.
+        assert_eq!(queue.publish(), Interrupt::Needed, "{over} over");
+        assert_eq!(queue.publish(), Interrupt::NotNeeded);
+    }
+}
+
 #[test]
 fn notification_is_suppressed_by_flag_without_event_idx() {
     let mut play = Play::new(8);

@@ -70,6 +70,43 @@ fn a_state_saved_between_completion_and_publication_publishes_after_restore() {
     assert_eq!(play.used_idx(), 1);
 }
 
+/// The interrupt for what was shown is decided about at the next publication, which the restored queue makes.
+#[test]
+fn an_interrupt_that_was_put_off_survives_a_restore() {
+    for features in [PLAIN, EVENT] {
+        let mut play = Play::new(4);
+        let mut queue = play.activate(features);
+        play.chain(0, &[(DATA, 16, WRITE)]);
+        play.offer(0);
+        let chain = pop(&mut queue);
+        queue.complete(chain, 1);
+        queue.show();
+        for _ in 0..2 {
+            // Saved twice over: what is not yet published stays undecided.
+            let config = QueueConfig::restore(4, queue.save()).unwrap();
+            queue = config.activate(play.ram.clone(), features).unwrap();
+        }
+        assert_eq!(queue.publish(), Interrupt::Needed);
+        assert_eq!(play.used_idx(), 1);
+        assert!(!queue.save().undecided);
+        assert_eq!(queue.publish(), Interrupt::NotNeeded);
+    }
+}
+
+#[test]
+fn saving_marks_the_used_ring_whose_entries_may_not_be_published_yet() {
+    let mut play = Play::new(4);
+    let mut queue = play.activate(PLAIN);
+    play.chain(0, &[(DATA, 16, WRITE)]);
+    play.offer(0);
+    let chain = pop(&mut queue);
+    play.ram.track_dirty();
+    queue.complete(chain, 1);
+    assert!(!play.ram.is_dirty(play.used));
+    let _ = queue.save();
+    assert!(play.ram.is_dirty(play.used));
+}
+
 #[test]
 fn a_state_that_contradicts_itself_is_refused() {
     let play = Play::new(4);
