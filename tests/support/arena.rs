@@ -36,15 +36,20 @@ pub(crate) struct Arena {
 pub(crate) fn arena() -> &'static Arena {
     static ARENA: OnceLock<Arena> = OnceLock::new();
     ARENA.get_or_init(|| {
+        // Before there is a mapping that it might be taken together with.
+        let heap = heap();
         let region = MmapRegion::new(LEN).expect("256 MiB can be mapped");
         let start = region.as_ptr().addr();
-        let regions = [heap(start), Some(region)]
+        let mut regions: Vec<_> = heap
+            .and_then(|heap| heap_region(heap, start))
             .into_iter()
-            .flatten()
-            .map(|region| {
-                let address = GuestAddress(u64::try_from(region.as_ptr().addr()).expect("64 bits"));
-                GuestRegionMmap::new(region, address).expect("in the address space")
-            });
+            .chain([region])
+            .collect();
+        regions.sort_by_key(|region| region.as_ptr().addr());
+        let regions = regions.into_iter().map(|region| {
+            let address = GuestAddress(u64::try_from(region.as_ptr().addr()).expect("64 bits"));
+            GuestRegionMmap::new(region, address).expect("in the address space")
+        });
         let mapping = GuestMemoryMmap::from_regions(regions.collect()).expect("apart");
         Arena {
             mapping: Arc::new(mapping),
@@ -54,13 +59,24 @@ pub(crate) fn arena() -> &'static Arena {
     })
 }
 
-/// The main thread's heap and room for it to grow, short of `mapping`: where the peer puts its
-/// indirect tables, and its `Hal` may leave them.
-fn heap(mapping: usize) -> Option<MmapRegion<()>> {
-    const ROOM: usize = 1 << 30;
+/// Where the heap of whoever asks first starts: the peer puts its indirect tables there, and its `Hal`
+/// may leave them.
+fn heap() -> Option<usize> {
+    // By what lies in it, since its name is missing where an instruction counter lends the heap.
+    let lies_in_it = Box::new(0u8);
+    let address = (&raw const *lies_in_it).addr();
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let line = maps.lines().find(|line| line.ends_with("[heap]"))?;
-    let start = usize::from_str_radix(line.split('-').next()?, 16).ok()?;
+    let mut ranges = maps.lines().filter_map(|line| {
+        let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        Some(number(start)?..number(end)?)
+    });
+    Some(ranges.find(|range| range.contains(&address))?.start)
+}
+
+/// The heap, and room for it to grow, short of `mapping`.
+fn heap_region(start: usize, mapping: usize) -> Option<MmapRegion<()>> {
+    const ROOM: usize = 1 << 30;
     let room = mapping
         .checked_sub(start)
         .map_or(ROOM, |room| room.min(ROOM));
