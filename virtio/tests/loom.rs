@@ -220,7 +220,7 @@ fn no_interrupt_is_lost_by_event_index() {
     device_to_driver::<true>();
 }
 
-/// The model can fail: without the fence before the second look, a wake-up is lost.
+/// The model can fail. Without the fence before the second look a wake-up is lost, in either direction.
 #[test]
 #[should_panic(expected = "asleep")]
 fn without_the_fence_a_notification_is_lost() {
@@ -234,4 +234,50 @@ fn without_the_fence_a_notification_is_lost() {
             Device(words).avail_idx() != next
         },
     );
+}
+
+#[test]
+#[should_panic(expected = "asleep")]
+fn without_the_fence_an_interrupt_is_lost() {
+    race(
+        &[(0, 1)],
+        |words, old, new| ring::publish_used(&Device(words), true, old, new),
+        |words| Driver(words).used_idx(),
+        |words| ring::disable_interrupt(&Driver(words), true),
+        |words, next| {
+            Driver(words).set_used_event(next);
+            Driver(words).used_idx() != next
+        },
+    );
+}
+
+/// Nor can whoever publishes do without its own.
+#[test]
+#[should_panic(expected = "asleep")]
+fn without_the_publisher_s_fence_an_interrupt_is_lost() {
+    race(
+        &[(0, 1)],
+        |words, old, new| {
+            Device(words).set_used_idx(new);
+            ring::need_event(Device(words).used_event(), new, old)
+        },
+        |words| Driver(words).used_idx(),
+        |words| ring::disable_interrupt(&Driver(words), true),
+        |words, next| ring::enable_interrupt(&Driver(words), true, next),
+    );
+}
+
+/// An index that is stored without release overtakes what it stands for.
+#[test]
+#[should_panic(expected = "before its entry")]
+fn without_release_an_index_overtakes_its_entries() {
+    loom::model(|| {
+        let shared = Shared::new();
+        let writer = shared.clone();
+        thread::spawn(move || {
+            writer.fill(0, 1);
+            writer.words.avail_idx.store(1, Ordering::Relaxed);
+        });
+        shared.check(0, Device(&shared.words).avail_idx());
+    });
 }

@@ -33,7 +33,17 @@
 //! What differs from the RFC, and why:
 //! - Lists are picked out of the token, which the queue keeps: what the device is lent is owned, so
 //!   that no borrow can end while it is in use.
-//! - Device-readable lists come before writable ones (section 2.7.4.2) by type:
+//! - Device-readable lists come before writable ones (section 2.7.4.2) by type. This compiles:
+//!   ```
+//!   # use splitring_virtio::driver::Queue;
+//!   # use splitring_virtio::scatterlist::ScatterList;
+//!   fn readable_then_writable(queue: &mut Queue<ScatterList>, token: ScatterList) {
+//!       let mut buffer = queue.start_buf(token, 2, 2).unwrap_or_else(|_| todo!());
+//!       let _ = buffer.add_sg(|token| token, 1);
+//!       let writable = buffer.writable();
+//!   }
+//!   ```
+//!   and this, with two lines exchanged, does not:
 //!   ```compile_fail,E0382
 //!   # use splitring_virtio::driver::Queue;
 //!   # use splitring_virtio::scatterlist::ScatterList;
@@ -47,10 +57,17 @@
 //!   is in the queue's books before `end_buf`.
 //! - `end_buf` exposes nothing; one `publish` does, for as many buffers as there are, and what it
 //!   says about notifying must not be ignored:
+//!   ```
+//!   #![deny(unused_must_use)]
+//!   # use splitring_virtio::driver::Queue;
+//!   fn kicks(queue: &mut Queue<()>, notify: impl FnOnce()) {
+//!       queue.publish().send(notify);
+//!   }
+//!   ```
 //!   ```compile_fail
 //!   #![deny(unused_must_use)]
 //!   # use splitring_virtio::driver::Queue;
-//!   fn forgets_to_kick(queue: &mut Queue<()>) {
+//!   fn forgets_to_kick(queue: &mut Queue<()>, notify: impl FnOnce()) {
 //!       queue.publish();
 //!   }
 //!   ```

@@ -11,6 +11,7 @@ use crate::driver::{IndirectPolicy, Queue, QueueOptions, Refusal, Window};
 use crate::mem::testbed::{Bed, raw};
 use crate::scatterlist::ScatterList;
 use crate::spec::feature::INDIRECT_DESC;
+use crate::tier;
 
 type List = ScatterList<crate::driver::RawSegment>;
 
@@ -300,7 +301,7 @@ fn compare(size: u16, table: u16, indirect: bool, steps: Vec<Step>) -> Result<()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(tier::cases(64, 1000))]
 
     #[test]
     fn direct_rings_are_those_of_linux_3_8_byte_for_byte(steps in steps(16)) {

@@ -43,7 +43,15 @@ pub(super) fn sanitized() -> Result<()> {
 /// Longer sequences against the plain models, and a thousand times the mutations of the corpus.
 pub(super) fn long() -> Result<()> {
     for what in [
-        ["--package", "splitring-virtio", "--lib", "model_tests"].as_slice(),
+        [
+            "--package",
+            "splitring-virtio",
+            "--lib",
+            "--",
+            "model_tests",
+            "reference_tests",
+        ]
+        .as_slice(),
         &["--package", "splitring-tests", "--test", "fuzz_corpus"],
     ] {
         let mut command = cargo();

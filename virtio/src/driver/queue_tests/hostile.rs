@@ -16,9 +16,15 @@ fn a_used_entry_that_can_not_be_true_breaks_the_queue_for_good() {
         (3, 0, 0, jump(3)),
         (u16::MAX, 0, 0, jump(u16::MAX)),
     ];
-    for (idx, id, len, expected) in lies {
+    use IndirectPolicy::{Always, Never};
+    let kinds = [(0, Never), (EVENT_IDX, Never), (BOTH, Always)];
+    let lies = lies.into_iter();
+    for ((idx, id, len, expected), (features, policy)) in
+        lies.flat_map(|lie| kinds.map(|kind| (lie, kind)))
+    {
         let mut bed = Bed::new(1 << 16);
-        let mut queue = two_in_flight(&mut bed);
+        let options = QueueOptions::new(4, features).tables(4).policy(policy);
+        let mut queue = two_in_flight_of(&mut bed, options);
         bed.forge_used(queue.areas(), idx, id, len);
         for _ in 0..2 {
             assert_eq!(queue.pop().err(), Some(expected));

@@ -6,6 +6,7 @@ mod memory;
 mod notify;
 mod reset;
 mod tables;
+mod threads;
 
 use std::rc::Rc;
 
