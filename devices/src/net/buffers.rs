@@ -119,7 +119,8 @@ pub(super) fn copy_in(from: &[&[u8]], to: &[Segment]) {
     }
 }
 
-fn vector(segment: &Segment) -> iovec {
+/// A segment as the kernel takes it.
+pub(super) fn vector(segment: &Segment) -> iovec {
     iovec {
         iov_base: segment.as_ptr().cast(),
         iov_len: segment.len(),

@@ -51,6 +51,18 @@ pub trait NetBackend: Send + Sync {
     fn set_pairs(&self, pairs: u16) -> io::Result<()>;
 }
 
+/// Frames that a port may take before it sends them.
+pub const MOST_TAKEN: usize = 64;
+
+/// A frame that was taken and could not be sent.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Which of those taken, from 0.
+    pub number: usize,
+    /// The host's answer.
+    pub error: io::Error,
+}
+
 /// One queue pair's frames, used by one thread.
 pub trait FramePort: Send {
     /// Becomes readable when frames wait, and writable when frames can be sent; watched edge-triggered.
@@ -64,8 +76,14 @@ pub trait FramePort: Send {
     /// What the last frame received had left, until the next is received.
     fn rest(&self) -> &[u8];
 
-    /// Sends a frame behind `header`. `false`: there is no room now; the frame was not taken.
+    /// Sends a frame behind `header`, or takes it to be sent by [`commit`](Self::commit), at most [`MOST_TAKEN`] in
+    /// between: until then the segments have to stay. `false`: there is no room now; the frame was not taken.
     fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool>;
+
+    /// Sends what was taken since the last time; adds to `refused` what the host would not have.
+    fn commit(&mut self, refused: &mut Vec<Refusal>) {
+        let _ = refused;
+    }
 
     /// Goes on with what was taken and not sent yet. Called whenever the descriptor was ready.
     fn flush(&mut self) -> io::Result<()> {

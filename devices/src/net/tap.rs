@@ -6,29 +6,28 @@
 
 #![expect(unsafe_code, reason = "the tun driver is configured by ioctl")]
 
+mod port;
+mod sends;
+
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use libc::{c_char, c_int, c_short, c_uint, c_ulong};
 use rustix::fs::{Mode, OFlags};
 
 use std::sync::Arc;
 
-use splitring_virtio::mem::Segment;
-use splitring_virtio::spec::net::{HEADER_SIZE, Header};
-use zerocopy::IntoBytes;
+use splitring_virtio::spec::net::HEADER_SIZE;
 
-use super::buffers::{self, Vectors};
 use super::port::{FramePort, NetBackend, Offloads};
+use port::TapPort;
 
 /// Name bytes an interface has at the most, without the closing zero (`IFNAMSIZ - 1`).
 pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 
 const TUN_DEVICE: &CStr = c"/dev/net/tun";
-/// Room for all of the longest frame and then some, so that one still longer shows.
-const SPILL: usize = 66 << 10;
 
 /// Why a TAP interface can't be used. The messages say what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -220,12 +219,10 @@ impl NetBackend for Tap {
             .queues
             .get(usize::from(pair))
             .ok_or(io::ErrorKind::NotFound)?;
-        Ok(Box::new(TapPort {
-            queue: queue.clone(),
-            vectors: Vectors::default(),
-            spill: vec![0; SPILL],
-            spilled: 0,
-        }))
+        Ok(Box::new(TapPort::new(
+            Arc::clone(&queue.file),
+            queue.has_room(),
+        )))
     }
 
     fn interface(&self) -> Option<&str> {
@@ -255,40 +252,6 @@ impl NetBackend for Tap {
     }
 }
 
-struct TapPort {
-    queue: TapQueue,
-    vectors: Vectors,
-    /// What the last frame had left, in the first `spilled` bytes.
-    spill: Vec<u8>,
-    spilled: usize,
-}
-
-impl FramePort for TapPort {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.queue.file.as_fd()
-    }
-
-    fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
-        let fd = self.queue.file.as_fd();
-        let answer = self.vectors.read(fd, into, &mut self.spill)?;
-        let len = answer.and_then(|len| usize::try_from(len).ok());
-        self.spilled = len.map_or(0, |len| len.saturating_sub(buffers::total(into)));
-        Ok(answer)
-    }
-
-    fn rest(&self) -> &[u8] {
-        self.spill.get(..self.spilled).unwrap_or_default()
-    }
-
-    fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool> {
-        // The header is the copy that was judged: the guest may have changed its own since.
-        Ok(self
-            .vectors
-            .write(self.queue.file.as_fd(), header.as_bytes(), frame)?
-            .is_some())
-    }
-}
-
 impl From<OwnedFd> for TapQueue {
     fn from(fd: OwnedFd) -> Self {
         Self {
@@ -310,6 +273,15 @@ impl TapQueue {
         checked(unsafe {
             libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request)
         })
+    }
+
+    /// Whether a frame never has to wait to be sent, as it is unless somebody limited what an interface has under way.
+    fn has_room(&self) -> bool {
+        let mut limit: c_int = 0;
+        // SAFETY: the ioctl writes one int that lives across the call.
+        let done =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNGETSNDBUF, &raw mut limit) };
+        done == 0 && limit == c_int::MAX
     }
 
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {

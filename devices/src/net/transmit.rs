@@ -2,6 +2,8 @@
 //!
 //! A packet goes from guest buffers straight to the kernel, behind a header that was copied and judged.
 
+use std::io;
+
 use splitring_virtio::device::queue::ChainError;
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::Header;
@@ -9,6 +11,7 @@ use splitring_virtio::spec::net::Header;
 use super::filter::Mac;
 use super::header;
 use super::metrics::{Counters, Drop};
+use super::port::{MOST_TAKEN, Refusal};
 use super::receive::Side;
 use crate::device::{Chain, Outcome, Queue};
 
@@ -24,6 +27,18 @@ pub(super) struct Transmitter {
     pending: Option<Chain>,
     /// Reused from packet to packet.
     segments: Vec<Segment>,
+    /// What the port has taken and may not have sent yet, with the frames' lengths. Empty between two passes.
+    taken: Vec<(Chain, u64)>,
+    refused: Vec<Refusal>,
+}
+
+/// What became of a packet.
+enum Sent {
+    /// The port has it: so many bytes.
+    Taken(u64),
+    Dropped,
+    /// It has to wait.
+    NoRoom,
 }
 
 impl Transmitter {
@@ -33,6 +48,8 @@ impl Transmitter {
             only_from,
             pending: None,
             segments: Vec::new(),
+            taken: Vec::with_capacity(MOST_TAKEN),
+            refused: Vec::new(),
         }
     }
 
@@ -47,6 +64,12 @@ impl Transmitter {
         queue: &mut Queue,
         side: &mut Side<'_>,
     ) -> Result<Outcome, ChainError> {
+        let done = self.take(queue, side);
+        self.commit(queue, side);
+        done
+    }
+
+    fn take(&mut self, queue: &mut Queue, side: &mut Side<'_>) -> Result<Outcome, ChainError> {
         for _ in 0..BUDGET {
             if side.gate.is_some_and(|gate| !gate.open()) {
                 return Ok(Outcome::Idle);
@@ -58,18 +81,38 @@ impl Transmitter {
                     None => return Ok(Outcome::Idle),
                 },
             };
-            if !self.send(&chain, side) {
-                self.pending = Some(chain);
-                side.counters.wait_once();
-                return Ok(Outcome::Idle);
+            match self.send(&chain, side) {
+                Sent::Taken(frame) => self.taken.push((chain, frame)),
+                Sent::Dropped => queue.complete(chain, 0),
+                Sent::NoRoom => {
+                    self.pending = Some(chain);
+                    side.counters.wait_once();
+                    return Ok(Outcome::Idle);
+                }
             }
-            queue.complete(chain, 0);
+            if self.taken.len() >= MOST_TAKEN {
+                self.commit(queue, side);
+            }
         }
         Ok(Outcome::More)
     }
 
-    /// Sends or drops one packet; `false` if it has to wait.
-    fn send(&mut self, chain: &Chain, side: &mut Side<'_>) -> bool {
+    /// Has the port send what it took, and completes that.
+    fn commit(&mut self, queue: &mut Queue, side: &mut Side<'_>) {
+        side.port.commit(&mut self.refused);
+        for (number, (chain, frame)) in self.taken.drain(..).enumerate() {
+            if !self.refused.iter().any(|refusal| refusal.number == number) {
+                side.counters.deliver(frame);
+            }
+            queue.complete(chain, 0);
+        }
+        for Refusal { error, .. } in self.refused.drain(..) {
+            refuse(side, &error);
+        }
+    }
+
+    /// Judges one packet and gives it to the port.
+    fn send(&mut self, chain: &Chain, side: &mut Side<'_>) -> Sent {
         let judged = if side.state.link_up() {
             self.judge(chain)
         } else {
@@ -79,23 +122,22 @@ impl Transmitter {
             Ok(judged) => judged,
             Err(why) => {
                 side.counters.drop_one(why);
-                return true;
+                return Sent::Dropped;
             }
         };
         match side.port.send(&header, &self.segments) {
             Ok(true) => {
-                side.counters.deliver(frame);
                 if let Some(gate) = side.gate {
                     gate.charge(frame);
                 }
+                Sent::Taken(frame)
             }
-            Ok(false) => return false,
+            Ok(false) => Sent::NoRoom,
             Err(error) => {
-                side.counters.fail_one();
-                tracing::debug!(%error, "the host refused a frame");
+                refuse(side, &error);
+                Sent::Dropped
             }
         }
-        true
     }
 
     /// The header to send and the frame's length, with its segments in `self.segments`.
@@ -125,4 +167,9 @@ impl Transmitter {
             chain.abandon();
         }
     }
+}
+
+fn refuse(side: &Side<'_>, error: &io::Error) {
+    side.counters.fail_one();
+    tracing::debug!(%error, "the host refused a frame");
 }

@@ -17,6 +17,7 @@ use splitring_virtio::spec::feature::VERSION_1;
 use splitring_virtio::spec::net::{HEADER_SIZE, Header, ctrl, feature};
 use zerocopy::IntoBytes;
 
+use super::port::{MOST_TAKEN, Refusal};
 use super::*;
 use crate::device::{Cause, Outcome, VirtioDevice};
 use crate::testing::{Bench, Buffer};
@@ -33,6 +34,8 @@ struct Host {
     to_guest: VecDeque<Vec<u8>>,
     from_guest: Vec<(Header, Vec<u8>)>,
     full: bool,
+    /// Frames are taken and sent together, but for those that begin with this byte, which are refused.
+    refuses: Option<u8>,
     pairs: u16,
     offloads: Option<Offloads>,
 }
@@ -48,6 +51,8 @@ struct ListPort {
     ready: Arc<io::PipeReader>,
     /// What the last frame had left.
     last: Vec<u8>,
+    /// What goes with the next commit.
+    taken: Vec<(Header, Vec<u8>)>,
 }
 
 impl NetBackend for Lists {
@@ -62,6 +67,7 @@ impl NetBackend for Lists {
             host: Arc::clone(&self.host),
             ready: Arc::clone(&self.ready),
             last: Vec::new(),
+            taken: Vec::new(),
         }))
     }
     fn set_guest_offloads(&self, offloads: Offloads) -> io::Result<()> {
@@ -106,8 +112,24 @@ impl FramePort for ListPort {
         }
         let mut bytes = vec![0; buffers::total(frame)];
         buffers::copy_out(frame, &mut bytes);
-        host.from_guest.push((*header, bytes));
+        if host.refuses.is_some() {
+            self.taken.push((*header, bytes));
+        } else {
+            host.from_guest.push((*header, bytes));
+        }
         Ok(true)
+    }
+    fn commit(&mut self, refused: &mut Vec<Refusal>) {
+        assert!(self.taken.len() <= MOST_TAKEN, "more than a port takes");
+        let mut host = self.host.lock().unwrap();
+        for (number, frame) in self.taken.drain(..).enumerate() {
+            if frame.1.first() == host.refuses.as_ref() {
+                let error = io::Error::from_raw_os_error(libc::EINVAL);
+                refused.push(Refusal { number, error });
+            } else {
+                host.from_guest.push(frame);
+            }
+        }
     }
 }
 
@@ -226,6 +248,33 @@ fn a_packet_waits_for_room_and_none_overtakes_it() {
         .map(|(_, f)| f[0])
         .collect();
     assert_eq!(order, [1, 2]);
+}
+
+#[test]
+fn packets_sent_together_are_all_completed_and_those_refused_counted() {
+    let mut card = Card::new(0);
+    card.host.lock().unwrap().refuses = Some(7);
+    for byte in 0..200_u8 {
+        let at = 0x1000 * u64::from(byte);
+        card.bench.poke(at + 12, &[byte; 60]);
+        card.offer(TX, &[(at, 72, false)]);
+    }
+    assert_eq!(card.bench.kick(TX), Ok(Outcome::More));
+    assert_eq!(card.used(TX).len(), 128, "as many as a pass sends");
+    assert_eq!(card.bench.run(TX, Cause::Resume), Ok(Outcome::Idle));
+    assert_eq!(card.used(TX).len(), 72);
+    let sent: Vec<u8> = card
+        .host
+        .lock()
+        .unwrap()
+        .from_guest
+        .iter()
+        .map(|(_, frame)| frame[0])
+        .collect();
+    let expected: Vec<u8> = (0..200).filter(|byte| *byte != 7).collect();
+    assert_eq!(sent, expected);
+    let totals = card.bench.device.metrics().totals().sent;
+    assert_eq!((totals.frames, totals.errors), (199, 1));
 }
 
 #[test]
