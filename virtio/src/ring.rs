@@ -1,9 +1,11 @@
 //! What both ends share: sizes and offsets of the three parts of a split ring, the wrap-safe event
 //! comparison, and the two protocols the ends race on: publish and notify, re-arm and look again.
 //!
-//! The protocols are written against traits of the index and flag words alone, so that a model
-//! checker can run the very code over words of its own. It knows neither where a ring lies nor what
-//! a descriptor means. Sections 2.7.5 to 2.7.13.
+//! The protocols are the same in both directions, and written against a trait of the words alone, so
+//! that a model checker can run the very code, with its orderings, over words of its own. It knows
+//! neither where a ring lies nor what a descriptor means. Sections 2.7.5 to 2.7.13.
+
+use core::sync::atomic::Ordering;
 
 use crate::spec::ring::{
     AVAIL_ELEM_SIZE, AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_ELEM_SIZE, USED_F_NO_NOTIFY,
@@ -53,106 +55,81 @@ pub const fn need_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
-/// The words of a ring as the device's end uses them.
-pub trait DeviceCells {
-    /// Loads `avail.idx` with acquire ordering: entries up to it can be read.
-    fn avail_idx(&self) -> u16;
-    /// Loads `avail.flags`.
-    fn avail_flags(&self) -> u16;
-    /// Loads `used_event`; only under `EVENT_IDX`.
-    fn used_event(&self) -> u16;
-    /// Stores `used.idx` with release ordering: entries before it have been written.
-    fn set_used_idx(&self, value: u16);
-    /// Stores `used.flags`.
-    fn set_used_flags(&self, value: u16);
-    /// Stores `avail_event`; only under `EVENT_IDX`.
-    fn set_avail_event(&self, value: u16);
+/// What an end tells the other: each has three words of its own, in the ring that it writes, and reads
+/// the other's three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Whether it wants to be told, without `EVENT_IDX`: `avail.flags` of the driver, `used.flags` of the
+    /// device.
+    Flags,
+    /// How far it has come: `avail.idx`, `used.idx`.
+    Idx,
+    /// Where it wants to be told, under `EVENT_IDX`: `used_event` of the driver, `avail_event` of the
+    /// device.
+    Event,
+}
+
+/// The words of a ring as one end sees them.
+pub trait Words {
+    /// Loads a word of the other end's.
+    fn load(&self, theirs: Word, order: Ordering) -> u16;
+    /// Stores a word of its own.
+    fn store(&self, own: Word, value: u16, order: Ordering);
     /// A sequentially consistent fence: the store before it is seen before the load after it is made.
     fn fence(&self);
 }
 
-/// The words of a ring as the driver's end uses them.
-pub trait DriverCells {
-    /// Loads `used.idx` with acquire ordering: entries up to it can be read.
-    fn used_idx(&self) -> u16;
-    /// Loads `used.flags`.
-    fn used_flags(&self) -> u16;
-    /// Loads `avail_event`; only under `EVENT_IDX`.
-    fn avail_event(&self) -> u16;
-    /// Stores `avail.idx` with release ordering: entries before it have been written.
-    fn set_avail_idx(&self, value: u16);
-    /// Stores `avail.flags`.
-    fn set_avail_flags(&self, value: u16);
-    /// Stores `used_event`; only under `EVENT_IDX`.
-    fn set_used_event(&self, value: u16);
-    /// A sequentially consistent fence: the store before it is seen before the load after it is made.
-    fn fence(&self);
+/// The flag by which either end asks not to be told.
+const QUIET: u16 = AVAIL_F_NO_INTERRUPT;
+const _: () = assert!(QUIET == USED_F_NO_NOTIFY);
+
+/// How far the other end has come: entries up to there, and what they stand for, can be read.
+#[inline]
+pub fn seen(words: &impl Words) -> u16 {
+    words.load(Word::Idx, Ordering::Acquire)
 }
 
-/// Publishes used entries `old..new` and says whether the driver asked for an interrupt.
+/// Shows the other end the entries up to `new`, which have been written.
+#[inline]
+pub fn show(words: &impl Words, new: u16) {
+    words.store(Word::Idx, new, Ordering::Release);
+}
+
+/// Shows the other end the entries `old..new` and says whether it asked to be told.
 ///
-/// The fence pairs with the one in [`enable_interrupt`]: either the driver's second look sees the
-/// new index, or the load here sees what the driver armed.
-pub fn publish_used(cells: &impl DeviceCells, event_idx: bool, old: u16, new: u16) -> bool {
-    cells.set_used_idx(new);
-    cells.fence();
+/// The fence pairs with the one in [`listen`]: either the other end's second look sees the new index,
+/// or the load here sees what it asked for.
+#[inline]
+pub fn publish(words: &impl Words, event_idx: bool, old: u16, new: u16) -> bool {
+    show(words, new);
+    words.fence();
     if event_idx {
-        need_event(cells.used_event(), new, old)
+        need_event(words.load(Word::Event, Ordering::Relaxed), new, old)
     } else {
-        cells.avail_flags() & AVAIL_F_NO_INTERRUPT == 0
+        words.load(Word::Flags, Ordering::Relaxed) & QUIET == 0
     }
 }
 
-/// Asks the driver not to notify. Under `EVENT_IDX` nothing is written: an event index that has
-/// been passed stays silent for the next 2^16 buffers, and `used.flags` must stay 0.
-pub fn disable_notification(cells: &impl DeviceCells, event_idx: bool) {
+/// Asks the other end not to tell. Under `EVENT_IDX` nothing is written: an event index that has been
+/// passed stays silent for the next 2^16 entries, and `used.flags` must stay 0.
+#[inline]
+pub fn hush(words: &impl Words, event_idx: bool) {
     if !event_idx {
-        cells.set_used_flags(USED_F_NO_NOTIFY);
+        words.store(Word::Flags, QUIET, Ordering::Relaxed);
     }
 }
 
-/// Asks the driver to notify about the buffer at `next`, and says whether it is there already, in
-/// which case no notification need come: look again.
-pub fn enable_notification(cells: &impl DeviceCells, event_idx: bool, next: u16) -> bool {
+/// Asks the other end to tell of the entry at `next`, and says whether it is there already, in which
+/// case it may not: look again.
+#[inline]
+pub fn listen(words: &impl Words, event_idx: bool, next: u16) -> bool {
     if event_idx {
-        cells.set_avail_event(next);
+        words.store(Word::Event, next, Ordering::Relaxed);
     } else {
-        cells.set_used_flags(0);
+        words.store(Word::Flags, 0, Ordering::Relaxed);
     }
-    cells.fence();
-    cells.avail_idx() != next
-}
-
-/// Publishes available entries `old..new` and says whether the device asked for a notification.
-///
-/// The fence pairs with the one in [`enable_notification`].
-pub fn publish_avail(cells: &impl DriverCells, event_idx: bool, old: u16, new: u16) -> bool {
-    cells.set_avail_idx(new);
-    cells.fence();
-    if event_idx {
-        need_event(cells.avail_event(), new, old)
-    } else {
-        cells.used_flags() & USED_F_NO_NOTIFY == 0
-    }
-}
-
-/// Asks the device not to interrupt; under `EVENT_IDX` by leaving the event index behind.
-pub fn disable_interrupt(cells: &impl DriverCells, event_idx: bool) {
-    if !event_idx {
-        cells.set_avail_flags(AVAIL_F_NO_INTERRUPT);
-    }
-}
-
-/// Asks the device to interrupt for the buffer at `next`, and says whether it is used already: look
-/// again.
-pub fn enable_interrupt(cells: &impl DriverCells, event_idx: bool, next: u16) -> bool {
-    if event_idx {
-        cells.set_used_event(next);
-    } else {
-        cells.set_avail_flags(0);
-    }
-    cells.fence();
-    cells.used_idx() != next
+    words.fence();
+    seen(words) != next
 }
 
 #[cfg(test)]

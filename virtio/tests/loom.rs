@@ -10,73 +10,45 @@
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering, fence};
 use loom::thread;
-use splitring_virtio::ring::{self, DeviceCells, DriverCells};
+use splitring_virtio::ring::{self, Word, Words};
 
-/// The words of a ring, and one word for all that lies behind an entry.
+/// The words that one end writes.
 #[derive(Default)]
-struct Words {
-    avail_idx: AtomicU16,
-    avail_flags: AtomicU16,
-    used_event: AtomicU16,
-    used_idx: AtomicU16,
-    used_flags: AtomicU16,
-    avail_event: AtomicU16,
+struct Ring([AtomicU16; 3]);
+
+impl Ring {
+    fn word(&self, word: Word) -> &AtomicU16 {
+        match word {
+            Word::Flags => &self.0[0],
+            Word::Idx => &self.0[1],
+            Word::Event => &self.0[2],
+        }
+    }
 }
 
-struct Device<'a>(&'a Words);
-struct Driver<'a>(&'a Words);
+/// One end: the words it writes and those it reads.
+#[derive(Clone, Copy)]
+struct End<'a> {
+    own: &'a Ring,
+    theirs: &'a Ring,
+}
 
-impl DeviceCells for Device<'_> {
-    fn avail_idx(&self) -> u16 {
-        self.0.avail_idx.load(Ordering::Acquire)
+impl Words for End<'_> {
+    fn load(&self, theirs: Word, order: Ordering) -> u16 {
+        self.theirs.word(theirs).load(order)
     }
-    fn avail_flags(&self) -> u16 {
-        self.0.avail_flags.load(Ordering::Relaxed)
-    }
-    fn used_event(&self) -> u16 {
-        self.0.used_event.load(Ordering::Relaxed)
-    }
-    fn set_used_idx(&self, value: u16) {
-        self.0.used_idx.store(value, Ordering::Release);
-    }
-    fn set_used_flags(&self, value: u16) {
-        self.0.used_flags.store(value, Ordering::Relaxed);
-    }
-    fn set_avail_event(&self, value: u16) {
-        self.0.avail_event.store(value, Ordering::Relaxed);
+    fn store(&self, own: Word, value: u16, order: Ordering) {
+        self.own.word(own).store(value, order);
     }
     fn fence(&self) {
         fence(Ordering::SeqCst);
     }
 }
 
-impl DriverCells for Driver<'_> {
-    fn used_idx(&self) -> u16 {
-        self.0.used_idx.load(Ordering::Acquire)
-    }
-    fn used_flags(&self) -> u16 {
-        self.0.used_flags.load(Ordering::Relaxed)
-    }
-    fn avail_event(&self) -> u16 {
-        self.0.avail_event.load(Ordering::Relaxed)
-    }
-    fn set_avail_idx(&self, value: u16) {
-        self.0.avail_idx.store(value, Ordering::Release);
-    }
-    fn set_avail_flags(&self, value: u16) {
-        self.0.avail_flags.store(value, Ordering::Relaxed);
-    }
-    fn set_used_event(&self, value: u16) {
-        self.0.used_event.store(value, Ordering::Relaxed);
-    }
-    fn fence(&self) {
-        fence(Ordering::SeqCst);
-    }
-}
-
-/// A ring whose entries carry a number, and the eventfd that wakes the reader.
+/// A queue whose entries carry a number, and the eventfd that wakes the reader.
 struct Shared {
-    words: Words,
+    avail: Ring,
+    used: Ring,
     entries: [AtomicU32; 2],
     kicked: AtomicBool,
 }
@@ -84,10 +56,21 @@ struct Shared {
 impl Shared {
     fn new() -> Arc<Self> {
         Arc::new(Self {
-            words: Words::default(),
+            avail: Ring::default(),
+            used: Ring::default(),
             entries: [AtomicU32::new(0), AtomicU32::new(0)],
             kicked: AtomicBool::new(false),
         })
+    }
+
+    fn driver(&self) -> End<'_> {
+        let (own, theirs) = (&self.avail, &self.used);
+        End { own, theirs }
+    }
+
+    fn device(&self) -> End<'_> {
+        let (own, theirs) = (&self.used, &self.avail);
+        End { own, theirs }
     }
 
     /// Writes the entries `from..to`.
@@ -110,25 +93,63 @@ impl Shared {
     }
 }
 
+/// Who writes, and who reads.
+#[derive(Clone, Copy)]
+enum Direction {
+    ToDevice,
+    ToDriver,
+}
+
+impl Direction {
+    fn writer(self, shared: &Shared) -> End<'_> {
+        match self {
+            Self::ToDevice => shared.driver(),
+            Self::ToDriver => shared.device(),
+        }
+    }
+
+    fn reader(self, shared: &Shared) -> End<'_> {
+        match self {
+            Self::ToDevice => shared.device(),
+            Self::ToDriver => shared.driver(),
+        }
+    }
+}
+use Direction::{ToDevice, ToDriver};
+
+/// The protocol under test, or one with something left out.
+#[derive(Clone, Copy)]
+struct Protocol {
+    event_idx: bool,
+    publish: fn(End<'_>, bool, u16, u16) -> bool,
+    listen: fn(End<'_>, bool, u16) -> bool,
+}
+
+const OURS: Protocol = Protocol {
+    event_idx: true,
+    publish: |end, event_idx, old, new| ring::publish(&end, event_idx, old, new),
+    listen: |end, event_idx, next| ring::listen(&end, event_idx, next),
+};
+
 /// The writer publishes two entries, in batches as told; the reader takes what it sees, re-arms and
 /// goes to sleep. When both are done, either all has been taken or a wake-up is under way.
-fn race(
-    batches: &'static [(u16, u16)],
-    publish: fn(&Words, u16, u16) -> bool,
-    seen: fn(&Words) -> u16,
-    disable: fn(&Words),
-    enable: fn(&Words, u16) -> bool,
-) {
+fn race(direction: Direction, batches: &'static [(u16, u16)], protocol: Protocol) {
+    let Protocol {
+        event_idx,
+        publish,
+        listen,
+    } = protocol;
     loom::model(move || {
         let shared = Shared::new();
+        let reader = direction.reader(&shared);
         // The reader went to sleep before, armed for the first entry.
-        assert!(!enable(&shared.words, 0));
+        assert!(!ring::listen(&reader, event_idx, 0));
         let writer = {
             let shared = shared.clone();
             thread::spawn(move || {
                 for &(from, to) in batches {
                     shared.fill(from, to);
-                    if publish(&shared.words, from, to) {
+                    if publish(direction.writer(&shared), event_idx, from, to) {
                         shared.kicked.store(true, Ordering::Release);
                     }
                 }
@@ -137,15 +158,15 @@ fn race(
         // A pass that was begun by a kick that came early, or by none.
         let mut next = 0;
         shared.kicked.swap(false, Ordering::AcqRel);
-        disable(&shared.words);
+        ring::hush(&reader, event_idx);
         loop {
-            let idx = seen(&shared.words);
+            let idx = ring::seen(&reader);
             shared.check(next, idx);
             next = idx;
-            if !enable(&shared.words, next) {
+            if !listen(reader, event_idx, next) {
                 break;
             }
-            disable(&shared.words);
+            ring::hush(&reader, event_idx);
         }
         writer.join().unwrap();
         let last = batches.last().unwrap().1;
@@ -154,117 +175,82 @@ fn race(
     });
 }
 
-const BATCHES: [&[(u16, u16)]; 3] = [&[(0, 1)], &[(0, 2)], &[(0, 1), (1, 2)]];
-
-fn driver_to_device<const EVENT_IDX: bool>() {
-    for batches in BATCHES {
-        race(
-            batches,
-            |words, old, new| ring::publish_avail(&Driver(words), EVENT_IDX, old, new),
-            |words| Device(words).avail_idx(),
-            |words| ring::disable_notification(&Device(words), EVENT_IDX),
-            |words, next| ring::enable_notification(&Device(words), EVENT_IDX, next),
-        );
-    }
-}
-
-fn device_to_driver<const EVENT_IDX: bool>() {
-    for batches in BATCHES {
-        race(
-            batches,
-            |words, old, new| ring::publish_used(&Device(words), EVENT_IDX, old, new),
-            |words| Driver(words).used_idx(),
-            |words| ring::disable_interrupt(&Driver(words), EVENT_IDX),
-            |words, next| ring::enable_interrupt(&Driver(words), EVENT_IDX, next),
-        );
-    }
-}
-
-/// A batch whose first entry the device shows before it decides about the interrupt.
-fn shown_early<const EVENT_IDX: bool>() {
-    race(
-        &[(0, 2)],
-        |words, old, new| {
-            Device(words).set_used_idx(old + 1);
-            ring::publish_used(&Device(words), EVENT_IDX, old, new)
-        },
-        |words| Driver(words).used_idx(),
-        |words| ring::disable_interrupt(&Driver(words), EVENT_IDX),
-        |words, next| ring::enable_interrupt(&Driver(words), EVENT_IDX, next),
-    );
-}
-
-#[test]
-fn no_interrupt_is_lost_when_a_part_of_the_batch_is_shown_early() {
-    shown_early::<false>();
-    shown_early::<true>();
+/// One entry, two at a time, and one after the other.
+fn lossless(direction: Direction, event_idx: bool) {
+    let protocol = Protocol { event_idx, ..OURS };
+    race(direction, &[(0, 1)], protocol);
+    race(direction, &[(0, 2)], protocol);
+    race(direction, &[(0, 1), (1, 2)], protocol);
 }
 
 #[test]
 fn no_notification_is_lost_by_flags() {
-    driver_to_device::<false>();
+    lossless(ToDevice, false);
 }
 
 #[test]
 fn no_notification_is_lost_by_event_index() {
-    driver_to_device::<true>();
+    lossless(ToDevice, true);
 }
 
 #[test]
 fn no_interrupt_is_lost_by_flags() {
-    device_to_driver::<false>();
+    lossless(ToDriver, false);
 }
 
 #[test]
 fn no_interrupt_is_lost_by_event_index() {
-    device_to_driver::<true>();
+    lossless(ToDriver, true);
 }
 
-/// The model can fail. Without the fence before the second look a wake-up is lost, in either direction.
+#[test]
+fn no_interrupt_is_lost_when_a_part_of_the_batch_is_shown_early() {
+    for event_idx in [false, true] {
+        let protocol = Protocol {
+            event_idx,
+            publish: |end, event_idx, old, new| {
+                ring::show(&end, old + 1);
+                ring::publish(&end, event_idx, old, new)
+            },
+            ..OURS
+        };
+        race(ToDriver, &[(0, 2)], protocol);
+    }
+}
+
+/// The model can fail: without the fence before the second look a wake-up is lost, in either direction.
+const LISTENS_WITHOUT_FENCE: Protocol = Protocol {
+    listen: |end, _, next| {
+        end.store(Word::Event, next, Ordering::Relaxed);
+        ring::seen(&end) != next
+    },
+    ..OURS
+};
+
 #[test]
 #[should_panic(expected = "asleep")]
 fn without_the_fence_a_notification_is_lost() {
-    race(
-        &[(0, 1)],
-        |words, old, new| ring::publish_avail(&Driver(words), true, old, new),
-        |words| Device(words).avail_idx(),
-        |words| ring::disable_notification(&Device(words), true),
-        |words, next| {
-            Device(words).set_avail_event(next);
-            Device(words).avail_idx() != next
-        },
-    );
+    race(ToDevice, &[(0, 1)], LISTENS_WITHOUT_FENCE);
 }
 
 #[test]
 #[should_panic(expected = "asleep")]
 fn without_the_fence_an_interrupt_is_lost() {
-    race(
-        &[(0, 1)],
-        |words, old, new| ring::publish_used(&Device(words), true, old, new),
-        |words| Driver(words).used_idx(),
-        |words| ring::disable_interrupt(&Driver(words), true),
-        |words, next| {
-            Driver(words).set_used_event(next);
-            Driver(words).used_idx() != next
-        },
-    );
+    race(ToDriver, &[(0, 1)], LISTENS_WITHOUT_FENCE);
 }
 
 /// Nor can whoever publishes do without its own.
 #[test]
 #[should_panic(expected = "asleep")]
 fn without_the_publisher_s_fence_an_interrupt_is_lost() {
-    race(
-        &[(0, 1)],
-        |words, old, new| {
-            Device(words).set_used_idx(new);
-            ring::need_event(Device(words).used_event(), new, old)
+    let protocol = Protocol {
+        publish: |end, _, old, new| {
+            ring::show(&end, new);
+            ring::need_event(end.load(Word::Event, Ordering::Relaxed), new, old)
         },
-        |words| Driver(words).used_idx(),
-        |words| ring::disable_interrupt(&Driver(words), true),
-        |words, next| ring::enable_interrupt(&Driver(words), true, next),
-    );
+        ..OURS
+    };
+    race(ToDriver, &[(0, 1)], protocol);
 }
 
 /// An index that is stored without release overtakes what it stands for.
@@ -276,8 +262,9 @@ fn without_release_an_index_overtakes_its_entries() {
         let writer = shared.clone();
         thread::spawn(move || {
             writer.fill(0, 1);
-            writer.words.avail_idx.store(1, Ordering::Relaxed);
+            let driver = writer.driver();
+            driver.store(Word::Idx, 1, Ordering::Relaxed);
         });
-        shared.check(0, Device(&shared.words).avail_idx());
+        shared.check(0, ring::seen(&shared.device()));
     });
 }

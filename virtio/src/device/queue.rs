@@ -20,7 +20,7 @@ pub use super::config::{
 pub use super::walk::ChainFault;
 use super::walk::{self, Rules};
 use crate::mem::{Desc, DeviceRing, GuestRam, Translator};
-use crate::ring::{self, DeviceCells};
+use crate::ring;
 
 /// Whether the driver asked to be interrupted.
 #[must_use = "the driver may be waiting for this interrupt"]
@@ -212,7 +212,7 @@ impl<M: GuestRam> ActiveQueue<M> {
             self.spend(1);
             return Ok(Supply::Restored(restored));
         }
-        let avail = self.ring.avail_idx();
+        let avail = ring::seen(&self.ring);
         let ahead = avail.wrapping_sub(self.next_avail);
         // A driver can offer no more than it has, and what it has not been shown as used it has not.
         let out = avail.wrapping_sub(self.published);
@@ -376,7 +376,7 @@ impl<M: GuestRam> ActiveQueue<M> {
     pub fn show(&mut self) {
         if self.published != self.next_used {
             self.published = self.next_used;
-            self.ring.set_used_idx(self.next_used);
+            ring::show(&self.ring, self.next_used);
             // At most a queue's length is added at a time, so this is seen before the count wraps.
             self.due |= self.undecided() >= TOO_FAR;
         }
@@ -391,7 +391,7 @@ impl<M: GuestRam> ActiveQueue<M> {
             return Interrupt::NotNeeded;
         }
         (self.published, self.decided) = (new, new);
-        let needed = ring::publish_used(&self.ring, self.features.event_idx, old, new);
+        let needed = ring::publish(&self.ring, self.features.event_idx, old, new);
         self.ring.mark_used_dirty();
         if mem::take(&mut self.due) || needed {
             Interrupt::Needed
@@ -422,12 +422,12 @@ impl<M: GuestRam> ActiveQueue<M> {
     #[must_use]
     #[inline]
     pub fn has_available(&self) -> bool {
-        self.ring.avail_idx() != self.next_avail && !self.latch.is_set()
+        ring::seen(&self.ring) != self.next_avail && !self.latch.is_set()
     }
 
     /// Asks the driver not to notify, as long as we are looking anyway.
     pub fn disable_notification(&mut self) {
-        ring::disable_notification(&self.ring, self.features.event_idx);
+        ring::hush(&self.ring, self.features.event_idx);
         self.ring.mark_used_dirty();
     }
 
@@ -436,7 +436,7 @@ impl<M: GuestRam> ActiveQueue<M> {
     #[must_use = "a chain that is already there may bring no notification"]
     pub fn enable_notification(&mut self) -> bool {
         let next = self.next_avail;
-        let more = ring::enable_notification(&self.ring, self.features.event_idx, next);
+        let more = ring::listen(&self.ring, self.features.event_idx, next);
         self.ring.mark_used_dirty();
         // Broken, there is nothing to come back for.
         more && !self.latch.is_set()

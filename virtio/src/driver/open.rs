@@ -37,11 +37,30 @@ struct Draft<'q> {
     spoiled: Option<AddError>,
 }
 
+/// A list on its way into a buffer, of which at most so many segments are taken.
+struct Wanted<'l, B: DmaBuf> {
+    list: &'l ScatterList<B>,
+    most: u16,
+    direction: Direction,
+}
+
 /// Why a walk over a list ended before the list did.
 enum Stop {
     /// There were as many segments as were asked for, or announced.
     Enough,
     Error(AddError),
+}
+
+impl Stop {
+    /// Whether that is as it should be: if there were as many as were `asked` for.
+    #[cold]
+    fn judge(self, asked: bool) -> Result<(), AddError> {
+        match self {
+            Self::Enough if asked => Ok(()),
+            Self::Enough => Err(AddError::OverReserved),
+            Self::Error(error) => Err(error),
+        }
+    }
 }
 
 impl From<AddError> for Stop {
@@ -93,72 +112,58 @@ impl<'q, M: DmaMap> Open<'q, M> {
         direction: Direction,
     ) -> Result<usize, AddError> {
         let before = self.draft.segments;
-        let left = self.draft.left;
-        let (most, bounded) = match u16::try_from(nents) {
-            Ok(nents) if nents <= left => (nents, true),
-            _ => (left, false),
+        let wanted = Wanted {
+            list,
+            most: self.draft.most(nents),
+            direction,
         };
         let stopped = match self.draft.table {
-            true => self.list_in_table(list, most, direction),
-            false => self.list_in_ring(list, most, direction),
+            true => self.list_in_table(&wanted),
+            false => self.list_in_ring(&wanted),
         };
         let added = match stopped {
             Ok(()) => Ok(()),
-            Err(Stop::Enough) if bounded => Ok(()),
-            Err(Stop::Enough) => Err(AddError::OverReserved),
-            Err(Stop::Error(error)) => Err(error),
+            Err(stop) => stop.judge(usize::from(wanted.most) == nents),
         };
         self.settle(added)?;
         Ok(usize::from(self.draft.segments.wrapping_sub(before)))
     }
 
     #[inline(always)]
-    fn list_in_table<B: DmaBuf>(
-        &mut self,
-        list: &ScatterList<B>,
-        most: u16,
-        direction: Direction,
-    ) -> Result<(), Stop> {
-        let Self {
-            ring, maps, draft, ..
-        } = self;
-        let mut cells = draft.cells.part(draft.next, most);
+    fn list_in_table<B: DmaBuf>(&mut self, wanted: &Wanted<'_, B>) -> Result<(), Stop> {
+        let (ring, draft) = (self.ring, &mut self.draft);
+        let mut cells = draft.cells.part(draft.next, wanted.most);
         let first = table_records(ring, ring.table(draft.head));
         let record = first.wrapping_add(usize::from(draft.next));
-        let (added, bytes, stopped) = if list.capacity() < LONG {
-            let mut fill = Fill::new(maps, record, draft.next, direction);
-            let stopped = list.each(|buffer| {
+        let (added, bytes, stopped) = if wanted.list.capacity() < LONG {
+            let mut fill = Fill::new(self.maps, record, draft.next, wanted.direction);
+            let stopped = wanted.list.each(|buffer| {
                 let cell = cells.next().ok_or(Stop::Enough)?;
                 fill.put(buffer, cell).map_err(Stop::Error)
             });
-            (most.wrapping_sub(cells.left()), fill.bytes, stopped)
+            (wanted.most.wrapping_sub(cells.left()), fill.bytes, stopped)
         } else {
-            long_list(maps, record, draft.next, direction, cells, list)
+            long_list(self.maps, record, draft.next, cells, wanted)
         };
         draft.next = draft.next.wrapping_add(added);
-        draft.count(added, bytes, direction);
+        draft.count(added, bytes, wanted.direction);
         stopped
     }
 
     #[inline(always)]
-    fn list_in_ring<B: DmaBuf>(
-        &mut self,
-        list: &ScatterList<B>,
-        most: u16,
-        direction: Direction,
-    ) -> Result<(), Stop> {
-        let Self {
-            ring, maps, draft, ..
-        } = self;
-        let flags = flags(direction);
-        let mut left = most;
+    fn list_in_ring<B: DmaBuf>(&mut self, wanted: &Wanted<'_, B>) -> Result<(), Stop> {
+        let (ring, draft) = (self.ring, &mut self.draft);
+        let flags = flags(wanted.direction);
+        let mut left = wanted.most;
         let mut bytes = 0u64;
         let (mut next, mut last) = (draft.next, draft.last);
-        let stopped = list.each(|buffer| {
+        let stopped = wanted.list.each(|buffer| {
             left = left.checked_sub(1).ok_or(Stop::Enough)?;
             let region = buffer.region();
             let len = length(region)?;
-            let addr = maps.map(usize::from(next), region, len, direction);
+            let addr = self
+                .maps
+                .map(usize::from(next), region, len, wanted.direction);
             let addr = addr.map_err(AddError::from)?;
             bytes = bytes.wrapping_add(u64::from(len));
             last = next;
@@ -167,7 +172,7 @@ impl<'q, M: DmaMap> Open<'q, M> {
             Ok(())
         });
         (draft.next, draft.last) = (next, last);
-        draft.count(most.wrapping_sub(left), bytes, direction);
+        draft.count(wanted.most.wrapping_sub(left), bytes, wanted.direction);
         stopped
     }
 
@@ -315,6 +320,12 @@ impl Draft<'_> {
         }
     }
 
+    /// How many of `nents` segments may still come.
+    #[inline(always)]
+    fn most(&self, nents: usize) -> u16 {
+        u16::try_from(nents).map_or(self.left, |nents| nents.min(self.left))
+    }
+
     /// Whether 2^32 bytes or more are too many.
     #[cold]
     fn long(&self, total: u64) -> Result<(), AddError> {
@@ -358,12 +369,14 @@ fn long_list<M: DmaMap, B: DmaBuf>(
     maps: &mut Mappings<M>,
     record: usize,
     next: u16,
-    direction: Direction,
     cells: Cells<'_>,
-    list: &ScatterList<B>,
+    wanted: &Wanted<'_, B>,
 ) -> (u16, u64, Result<(), Stop>) {
-    let mut fill = Fill::new(maps, record, next, direction);
-    let (added, stopped) = list.pair(cells.as_slice(), |buffer, cell| fill.put(buffer, cell));
+    let mut fill = Fill::new(maps, record, next, wanted.direction);
+    let places = cells.as_slice();
+    let (added, stopped) = wanted
+        .list
+        .pair(places, |buffer, cell| fill.put(buffer, cell));
     let stopped = match stopped {
         Ok(Ended::List) => Ok(()),
         Ok(Ended::Places) => Err(Stop::Enough),

@@ -19,7 +19,7 @@ use super::engine::{Closed, Core};
 use crate::mem::dma::{DmaBytes, DmaMap, Identity};
 use crate::mem::driver_ring::{DriverRing, QueueMemoryError, memory_len};
 use crate::mem::reset::{DeviceId, ResetProof, SetUp};
-use crate::ring::{self, DriverCells};
+use crate::ring;
 use crate::spec::feature;
 
 /// When a buffer's segments go into an indirect table rather than into the ring (section 2.7.5.3).
@@ -351,7 +351,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     pub fn expose(&mut self) {
         let added = self.core.books.index();
         if self.core.exposed != added {
-            self.core.ring.set_avail_idx(added);
+            ring::show(&self.core.ring, added);
             self.core.exposed = added;
         }
     }
@@ -367,7 +367,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         }
         let index = core.books.index();
         #[expect(clippy::cast_possible_truncation, reason = "indices have 16 bits")]
-        let asked = ring::publish_avail(&core.ring, core.event_idx, decided as u16, index);
+        let asked = ring::publish(&core.ring, core.event_idx, decided as u16, index);
         // Exposed piece by piece, more than 2^16 - 1 buffers may have passed the index the device
         // asked to be told at, which the difference of two indices no longer shows.
         let lapped = added.wrapping_sub(decided) > u64::from(u16::MAX);
@@ -410,7 +410,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     /// Looks at the used index; true if there is something new.
     #[inline]
     fn look(&mut self) -> Result<bool, Broken> {
-        self.seen = self.core.ring.used_idx();
+        self.seen = ring::seen(&self.core.ring);
         let moved = self.seen.wrapping_sub(self.taken);
         let in_flight = self.in_flight();
         if moved > in_flight {
@@ -428,14 +428,14 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     /// Asks the device not to interrupt for used buffers. It may still do so: spurious interrupts
     /// are normal.
     pub fn disable_interrupts(&mut self) {
-        ring::disable_interrupt(&self.core.ring, self.core.event_idx);
+        ring::hush(&self.core.ring, self.core.event_idx);
     }
 
     /// Asks the device to interrupt for the next used buffer. True if there is one already, in
     /// which case none may come: pop first, then ask again.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
-        ring::enable_interrupt(&self.core.ring, self.core.event_idx, self.taken)
+        ring::listen(&self.core.ring, self.core.event_idx, self.taken)
     }
 
     /// Gives back everything in flight, published or not, because the device was reset, and makes

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use super::translate::{Desc, Descs};
 use crate::mem::{Access, GuestRam, Segment};
-use crate::ring::{self, DeviceCells, ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET};
+use crate::ring::{self, ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET, Word, Words};
 use crate::spec::ring::{AVAIL_ALIGN, DESC_ALIGN, USED_ALIGN};
 
 /// Why a part of a ring can't be used.
@@ -94,7 +94,8 @@ impl<M: GuestRam> DeviceRing<M> {
     #[inline]
     pub(crate) fn avail_entry(&self, position: u16) -> u16 {
         let slot = usize::from(position & self.mask);
-        self.avail_word(ENTRIES_OFFSET.wrapping_add(slot.wrapping_mul(2)))
+        let at = ENTRIES_OFFSET.wrapping_add(slot.wrapping_mul(2));
+        self.avail_word(at, Ordering::Relaxed)
     }
 
     /// Writes entry `position` of the used ring, modulo the size.
@@ -122,11 +123,11 @@ impl<M: GuestRam> DeviceRing<M> {
 
     /// The 16-bit word at `at` of the available ring.
     #[inline]
-    fn avail_word(&self, at: usize) -> u16 {
+    fn avail_word(&self, at: usize, order: Ordering) -> u16 {
         // SAFETY: private, and called with offsets that `map` checked: the header, an entry below
         // size, or `used_event_at`; all even.
         let word = unsafe { AtomicU16::from_ptr(self.avail.add(at).cast_mut().cast()) };
-        u16::from_le(word.load(Ordering::Relaxed))
+        u16::from_le(word.load(order))
     }
 
     /// The 16-bit word at `at` of the used ring.
@@ -168,41 +169,25 @@ fn map_part<M: GuestRam>(
     Ok(segment)
 }
 
-impl<M: GuestRam> DeviceCells for DeviceRing<M> {
+impl<M: GuestRam> Words for DeviceRing<M> {
     #[inline]
-    fn avail_idx(&self) -> u16 {
-        let idx = self.avail_word(IDX_OFFSET);
-        // Orders the entries, descriptors and buffers behind the index.
-        fence(Ordering::Acquire);
-        idx
+    fn load(&self, theirs: Word, order: Ordering) -> u16 {
+        let at = match theirs {
+            Word::Flags => FLAGS_OFFSET,
+            Word::Idx => IDX_OFFSET,
+            Word::Event => self.used_event_at,
+        };
+        self.avail_word(at, order)
     }
 
     #[inline]
-    fn avail_flags(&self) -> u16 {
-        self.avail_word(FLAGS_OFFSET)
-    }
-
-    #[inline]
-    fn used_event(&self) -> u16 {
-        self.avail_word(self.used_event_at)
-    }
-
-    #[inline]
-    fn set_used_idx(&self, value: u16) {
-        self.used_word(IDX_OFFSET)
-            .store(value.to_le(), Ordering::Release);
-    }
-
-    #[inline]
-    fn set_used_flags(&self, value: u16) {
-        self.used_word(FLAGS_OFFSET)
-            .store(value.to_le(), Ordering::Relaxed);
-    }
-
-    #[inline]
-    fn set_avail_event(&self, value: u16) {
-        self.used_word(self.avail_event_at)
-            .store(value.to_le(), Ordering::Relaxed);
+    fn store(&self, own: Word, value: u16, order: Ordering) {
+        let at = match own {
+            Word::Flags => FLAGS_OFFSET,
+            Word::Idx => IDX_OFFSET,
+            Word::Event => self.avail_event_at,
+        };
+        self.used_word(at).store(value.to_le(), order);
     }
 
     #[inline]

@@ -11,7 +11,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Place};
-use crate::ring::{DriverCells, ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET};
+use crate::ring::{ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET, Word, Words};
 use crate::spec::ring::{DESC_F_INDIRECT, MAX_SIZE};
 
 /// The parts lie on cache lines of their own: the two rings are written by different ends.
@@ -402,40 +402,25 @@ const fn wide(offset: usize) -> u64 {
     offset as u64
 }
 
-impl DriverCells for DriverRing {
+impl Words for DriverRing {
     #[inline]
-    fn used_idx(&self) -> u16 {
-        // Acquire orders the entries and buffers behind the index.
-        u16::from_le(self.used_word(IDX_OFFSET).load(Ordering::Acquire))
+    fn load(&self, theirs: Word, order: Ordering) -> u16 {
+        let at = match theirs {
+            Word::Flags => FLAGS_OFFSET,
+            Word::Idx => IDX_OFFSET,
+            Word::Event => self.event_offset(8),
+        };
+        u16::from_le(self.used_word(at).load(order))
     }
 
     #[inline]
-    fn used_flags(&self) -> u16 {
-        u16::from_le(self.used_word(FLAGS_OFFSET).load(Ordering::Relaxed))
-    }
-
-    #[inline]
-    fn avail_event(&self) -> u16 {
-        let word = self.used_word(self.event_offset(8));
-        u16::from_le(word.load(Ordering::Relaxed))
-    }
-
-    #[inline]
-    fn set_avail_idx(&self, value: u16) {
-        let word = self.avail_word(IDX_OFFSET);
-        word.store(value.to_le(), Ordering::Release);
-    }
-
-    #[inline]
-    fn set_avail_flags(&self, value: u16) {
-        let word = self.avail_word(FLAGS_OFFSET);
-        word.store(value.to_le(), Ordering::Relaxed);
-    }
-
-    #[inline]
-    fn set_used_event(&self, value: u16) {
-        let word = self.avail_word(self.event_offset(2));
-        word.store(value.to_le(), Ordering::Relaxed);
+    fn store(&self, own: Word, value: u16, order: Ordering) {
+        let at = match own {
+            Word::Flags => FLAGS_OFFSET,
+            Word::Idx => IDX_OFFSET,
+            Word::Event => self.event_offset(2),
+        };
+        self.avail_word(at).store(value.to_le(), order);
     }
 
     #[inline]
