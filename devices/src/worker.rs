@@ -6,7 +6,9 @@
 
 mod depth;
 mod event_loop;
+mod habit;
 mod polling;
+mod processor;
 mod running;
 
 use std::io;
@@ -24,6 +26,7 @@ use crate::device::{QueueHandler, TaskQueue};
 use crate::interrupt::InterruptSink;
 
 use event_loop::{Entry, Loop, Ops, Reporter, Watcher, events_of, loop_of, serve, unwatch_fd};
+use processor::Processor;
 use running::Running;
 
 /// How long a caller waits for the loop. Handlers stop in far less; longer means that one hangs.
@@ -34,8 +37,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const WINDOW_TRIPS: u32 = 8;
 /// Tried so often; the fastest counts, since others may have been held up.
 const TRIPS: usize = 4;
-/// The window with one processor.
-const ALONE: Duration = Duration::from_micros(200);
 /// The shortest and longest window measured.
 const WINDOW_RANGE: RangeInclusive<Duration> =
     Duration::from_micros(16)..=Duration::from_micros(1000);
@@ -120,6 +121,7 @@ pub struct Worker {
     name: String,
     endpoint: RemoteEndpoint<Loop>,
     subscriber: SubscriberId,
+    processor: Processor,
     thread: Mutex<Option<JoinHandle<()>>>,
     on_failure: OnFailure,
 }
@@ -132,11 +134,11 @@ impl Worker {
         poll_window: Option<Duration>,
         on_failure: OnFailure,
     ) -> io::Result<Arc<Worker>> {
-        // With one processor the worker has to give it away between two looks, and the window is not what it costs.
-        let alone = thread::available_parallelism().is_ok_and(|count| count.get() == 1);
-        let poll_window = poll_window.or(alone.then_some(ALONE));
+        let processor = Processor::of_this_machine();
+        let poll_window = poll_window.or(processor.window());
         let mut manager = EventManager::new().map_err(|e| io::Error::other(e.to_string()))?;
-        let subscriber = manager.add_subscriber(Loop::new(poll_window.unwrap_or_default(), alone));
+        let subscriber =
+            manager.add_subscriber(Loop::new(poll_window.unwrap_or_default(), processor));
         let endpoint = manager.remote_endpoint();
         let reporter = Reporter {
             worker: name.to_owned(),
@@ -149,6 +151,7 @@ impl Worker {
             name: name.to_owned(),
             endpoint,
             subscriber,
+            processor,
             thread: Mutex::new(Some(thread)),
             on_failure,
         };
@@ -183,7 +186,7 @@ impl Worker {
 
     /// Takes a task in and runs it for the first time.
     pub fn add(&self, task: NewTask) -> Result<TaskId, WorkerError> {
-        self.add_entry(Entry::Task(Running::new(task)))
+        self.add_entry(Entry::Task(Running::new(task, self.processor)))
     }
 
     /// Calls `action` on the loop's thread whenever `fd` is signalled. Stop it like a task.

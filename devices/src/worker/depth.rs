@@ -1,9 +1,11 @@
-//! How many requests a driver has under way, learned from its bursts.
+//! How many requests a driver has under way, learned from its bursts where it runs beside the worker.
 //!
 //! A burst that was answered whole and then went quiet shows the depth: the driver waits for what it is owed. From then
 //! on the interrupt need not wait for the quiet, but comes with the last answer. And a driver that is ahead of the
 //! worker, or whose requests take long, is told after every half, so that it adds the next ones while the other half is
 //! answered.
+
+use super::processor::Processor;
 
 /// Requests answered without an interrupt, at most, and what is taken for the depth as long as it is not known.
 pub(super) const MOST: u16 = 64;
@@ -20,6 +22,8 @@ const REMEMBERED: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct Depth {
+    /// Where both share a processor there is nothing to learn, and nothing to overlap.
+    processor: Processor,
     /// What had been answered when bursts went quiet, the oldest first.
     quiet: [u16; REMEMBERED],
     /// Bursts that went by it.
@@ -27,8 +31,9 @@ pub(super) struct Depth {
 }
 
 impl Depth {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(processor: Processor) -> Self {
         Self {
+            processor,
             quiet: [MOST; REMEMBERED],
             bursts: 0,
         }
@@ -52,11 +57,15 @@ impl Depth {
     /// Half of it, if that is worth an interrupt.
     pub(super) fn half(&self) -> Option<u16> {
         let usual = self.usual();
-        (usual >= SHALLOW).then(|| usual.div_ceil(2))
+        let overlaps = self.processor == Processor::Own && usual >= SHALLOW;
+        overlaps.then(|| usual.div_ceil(2))
     }
 
     /// A burst went quiet when this many requests of it were answered.
     pub(super) fn quiet(&mut self, answered: u16) {
+        if self.processor == Processor::Shared {
+            return;
+        }
         self.quiet.rotate_left(1);
         if let Some(newest) = self.quiet.last_mut() {
             *newest = answered.min(MOST);
@@ -88,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_burst_ends_where_bursts_go_quiet() {
-        let mut depth = Depth::new();
+        let mut depth = Depth::new(Processor::Own);
         assert_eq!(after(&mut depth, &[]), MOST);
         assert_eq!(after(&mut depth, &[32; 3]), MOST);
         assert_eq!(after(&mut depth, &[32]), 32);
@@ -101,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_deeper_driver_is_noticed_after_some_bursts() {
-        let mut depth = Depth::new();
+        let mut depth = Depth::new(Processor::Own);
         after(&mut depth, &[8; REMEMBERED]);
         for _ in 0..KNOWN_FOR {
             assert_eq!(after(&mut depth, &[]), 8);
@@ -110,5 +119,13 @@ mod tests {
         assert_eq!(after(&mut depth, &[]), MOST, "one is let run");
         depth.complete();
         assert_eq!(after(&mut depth, &[]), 8);
+    }
+
+    #[test]
+    fn nothing_is_learned_of_a_driver_that_shares_the_processor() {
+        let mut depth = Depth::new(Processor::Shared);
+        assert_eq!(after(&mut depth, &[32; REMEMBERED]), MOST);
+        assert_eq!(depth.half(), None);
+        assert!(depth.goes_on(MOST - 1, true), "however slow it is");
     }
 }

@@ -14,6 +14,7 @@ use event_manager::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::polling::{Polling, Turn};
+use super::processor::Processor;
 use super::running::{KICK_EVENTS, Manner, Next, Running};
 use super::{Failure, OnFailure, WorkerError};
 use crate::device::Cause;
@@ -151,11 +152,11 @@ impl MutEventSubscriber for Loop {
 }
 
 impl Loop {
-    pub(super) fn new(poll_window: Duration, alone: bool) -> Self {
+    pub(super) fn new(poll_window: Duration, processor: Processor) -> Self {
         Self {
             slots: Vec::new(),
             ready: VecDeque::new(),
-            polling: Polling::new(poll_window, alone),
+            polling: Polling::new(poll_window, processor),
             paused: false,
             quit: false,
         }
@@ -346,7 +347,6 @@ fn manner(polling: &Polling) -> Manner {
     Manner {
         poll: polling.is_on(),
         owe: polling.may_owe(),
-        beside: polling.is_beside(),
         slow: polling.is_slow(),
     }
 }

@@ -8,16 +8,13 @@
 //! find work, given up when they don't, and tried now and then, ever more rarely. An idle guest costs nothing, and one
 //! that waits for each request by itself is told at once.
 
-use std::hint::spin_loop;
-use std::thread;
 use std::time::{Duration, Instant};
+
+use super::habit::Habit;
+use super::processor::Processor;
 
 /// How long descriptors may go unlooked at while rings keep the worker busy.
 const ROUND: Duration = Duration::from_micros(50);
-
-/// Occasions before a habit is tried again: at first, and at most.
-const TRY_AFTER: u32 = 8;
-const TRY_AFTER_MOST: u32 = 512;
 
 /// Bursts in a row that end with their first request before interrupts are owed no more: a driver may be held up.
 const PATIENCE: u32 = 2;
@@ -25,16 +22,10 @@ const PATIENCE: u32 = 2;
 /// An interrupt is owed for no longer than this many windows, whatever comes in.
 const OWED_WINDOWS: u32 = 8;
 
-/// How many of the usual pauses between two requests make a burst's end; and where the driver has the processor between
-/// two looks.
-const PAUSES: u32 = 8;
-const PAUSES_ALONE: u32 = 3;
-
 pub(super) struct Polling {
     /// How long a window lasts from the last work on.
     pub(super) window: Duration,
-    /// Whether vCPUs need this thread's processor: then a window pays only for bursts.
-    alone: bool,
+    processor: Processor,
     /// Whether there are windows; an occasion is a sleep.
     windows: Habit,
     /// Whether work was found in one since the last sleep.
@@ -72,62 +63,12 @@ pub(super) enum Turn {
     Sleep,
 }
 
-/// Something that pays only sometimes.
-struct Habit {
-    on: bool,
-    /// Occasions in a row that it may not pay before it is given up, and those it did not.
-    patience: u32,
-    missed: u32,
-    /// Occasions since it was given up, and the number at which it is tried.
-    passed: u32,
-    try_after: u32,
-}
-
-impl Habit {
-    fn new(patience: u32) -> Self {
-        Self {
-            on: false,
-            patience,
-            missed: 0,
-            passed: 0,
-            try_after: TRY_AFTER,
-        }
-    }
-
-    /// An occasion is over, and it paid, or would have.
-    fn paid(&mut self) {
-        *self = Self {
-            on: true,
-            ..Self::new(self.patience)
-        };
-    }
-
-    /// An occasion is over, and it did not pay, or was not tried.
-    fn missed(&mut self) {
-        if self.on {
-            self.missed = self.missed.saturating_add(1);
-            if self.missed <= self.patience {
-                return;
-            }
-            (self.on, self.passed, self.missed) = (false, 0, 0);
-            self.try_after = self.try_after.saturating_mul(2).min(TRY_AFTER_MOST);
-        } else {
-            self.passed = self.passed.saturating_add(1);
-            self.on = self.passed >= self.try_after;
-        }
-    }
-
-    fn over(&mut self, paid: bool) {
-        if paid { self.paid() } else { self.missed() }
-    }
-}
-
 impl Polling {
-    /// With windows of this length, on the only processor or with others.
-    pub(super) fn new(window: Duration, alone: bool) -> Self {
+    /// With windows of this length.
+    pub(super) fn new(window: Duration, processor: Processor) -> Self {
         Self {
             window,
-            alone,
+            processor,
             windows: Habit::new(0),
             found: false,
             debts: Habit::new(PATIENCE),
@@ -149,31 +90,21 @@ impl Polling {
 
     /// Whether it may owe the interrupt meanwhile.
     pub(super) fn may_owe(&self) -> bool {
-        if self.alone {
-            self.windows.on
-        } else {
-            self.debts.on
+        match self.processor {
+            Processor::Own => self.debts.on,
+            Processor::Shared => self.windows.on,
         }
     }
 
     /// Whether what is owed took longer to answer than eight round trips of a thread, beside which one interrupt more
     /// costs little.
     pub(super) fn is_slow(&self) -> bool {
-        self.busy >= self.window && self.is_beside()
-    }
-
-    /// Whether the driver runs while this thread does.
-    pub(super) fn is_beside(&self) -> bool {
-        !self.alone
+        self.busy >= self.window
     }
 
     /// Between two looks.
     pub(super) fn rest(&self) {
-        if self.alone {
-            thread::yield_now();
-        } else {
-            spin_loop();
-        }
+        self.processor.rest();
     }
 
     pub(super) fn add(&mut self, slot: u16) {
@@ -245,10 +176,9 @@ impl Polling {
     /// The worker slept and has work at `now`.
     pub(super) fn woke(&mut self, now: Instant) {
         let pause = now.saturating_duration_since(self.last);
-        let paid = if self.alone {
-            self.burst
-        } else {
-            self.found || pause <= self.window
+        let paid = match self.processor {
+            Processor::Own => self.found || pause <= self.window,
+            Processor::Shared => self.burst,
         };
         self.windows.over(paid);
         if !self.debts.on {
@@ -273,7 +203,7 @@ impl Polling {
         let quiet = now.saturating_duration_since(self.last);
         let most = self.window.saturating_mul(OWED_WINDOWS);
         let age = self.owed.map(|since| now.saturating_duration_since(since));
-        if age.is_some() && self.is_over(quiet) {
+        if age.is_some() && quiet >= self.processor.quiet_end(self.pause, self.window) {
             Turn::Settle
         } else if age.is_some_and(|age| age >= most) {
             Turn::Overdue
@@ -285,24 +215,12 @@ impl Polling {
             Turn::Look
         }
     }
-
-    /// Whether the burst is over, as far as its pauses tell.
-    fn is_over(&self, quiet: Duration) -> bool {
-        let (pauses, least) = if self.alone {
-            (PAUSES_ALONE, Duration::ZERO)
-        } else {
-            (PAUSES, self.window.checked_div(2).unwrap_or_default())
-        };
-        let end = self.pause.map_or(self.window, |usual| {
-            usual.saturating_mul(pauses).clamp(least, self.window)
-        });
-        quiet >= end
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::habit::TRY_AFTER;
 
     const WINDOW: Duration = Duration::from_micros(32);
 
@@ -311,7 +229,7 @@ mod tests {
     }
 
     fn polling(window: Duration) -> Polling {
-        Polling::new(window, false)
+        Polling::new(window, Processor::Own)
     }
 
     /// A look at `look` finds what is done at `now`.
@@ -409,7 +327,7 @@ mod tests {
 
     #[test]
     fn with_one_processor_only_bursts_keep_windows() {
-        let mut polling = Polling::new(WINDOW, true);
+        let mut polling = Polling::new(WINDOW, Processor::Shared);
         let tries = |polling: &mut Polling| (0..100).filter(|_| sleep(polling, true, 5)).count();
         assert!(tries(&mut polling) < 10, "requests by themselves");
         while !sleep(&mut polling, false, 5000) {}

@@ -7,7 +7,8 @@ use event_manager::EventSet;
 use splitring_virtio::device::queue::Interrupt;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::depth::{self, Depth};
+use super::depth::Depth;
+use super::processor::Processor;
 use super::{NewTask, Stopped};
 use crate::device::{
     Broken, Cause, Interest, Outcome, QueueHandler, QueueSet, Source, TaskQueue, Trigger,
@@ -41,9 +42,6 @@ pub(super) struct Manner {
     pub(super) poll: bool,
     /// They may owe the interrupt meanwhile.
     pub(super) owe: bool,
-    /// The driver runs meanwhile: it goes quiet when it waits, and halves overlap. Where both share a processor it comes
-    /// with all it has after a pause, and only the quiet tells.
-    pub(super) beside: bool,
     /// What they owe took long to answer.
     pub(super) slow: bool,
 }
@@ -69,7 +67,7 @@ pub(super) enum Next {
 }
 
 impl Running {
-    pub(super) fn new(task: NewTask) -> Self {
+    pub(super) fn new(task: NewTask, processor: Processor) -> Self {
         let (queues, kicks): (Vec<_>, Vec<_>) = task.queues.into_iter().unzip();
         let mut watches: Vec<Watch> = queues
             .iter()
@@ -88,7 +86,7 @@ impl Running {
             sink: task.sink,
             watches,
             _kicks: kicks,
-            depth: Depth::new(),
+            depth: Depth::new(processor),
             halted: false,
         }
     }
@@ -111,7 +109,7 @@ impl Running {
             self.halted = true;
             return Next::Halted;
         }
-        let half = self.depth.half().filter(|_| manner.owe && manner.beside);
+        let half = self.depth.half().filter(|_| manner.owe);
         let budget = half.unwrap_or(BUDGET);
         for slot in &mut self.queues {
             slot.queue.disable_notification();
@@ -124,12 +122,7 @@ impl Running {
         let idle = matches!(outcome, Ok(Outcome::Idle)) && !spent;
         let poll = idle && manner.poll && self.handler.poll().is_some();
         let owe = poll && manner.owe && self.may_owe();
-        let goes_on = if manner.beside {
-            self.depth.goes_on(self.owed(), manner.slow)
-        } else {
-            self.owed() < depth::MOST
-        };
-        if owe && goes_on {
+        if owe && self.depth.goes_on(self.owed(), manner.slow) {
             for slot in &mut self.queues {
                 slot.queue.show();
             }
@@ -254,12 +247,12 @@ mod tests {
 
     use super::*;
     use crate::testing::{GuestRing, Sink, memory};
+    use crate::worker::depth;
     use crate::worker::event_loop::{Entry, Loop};
 
     const OWING: Manner = Manner {
         poll: true,
         owe: true,
-        beside: true,
         slow: false,
     };
 
@@ -300,7 +293,7 @@ mod tests {
             .activate(ram, RingFeatures::default())
             .unwrap();
         let sink = Arc::new(Sink::default());
-        let running = Running::new(NewTask {
+        let task = NewTask {
             label: "task".to_owned(),
             queues: vec![(
                 TaskQueue { index: 0, queue },
@@ -311,7 +304,8 @@ mod tests {
                 kept: Vec::new(),
             }),
             sink: sink.clone(),
-        });
+        };
+        let running = Running::new(task, Processor::Own);
         (running, ring, sink)
     }
 
@@ -392,7 +386,7 @@ mod tests {
             (running, sink)
         };
         let (running, sink) = owing();
-        let mut state = Loop::new(Duration::from_micros(32), false);
+        let mut state = Loop::new(Duration::from_micros(32), Processor::Own);
         state.put_owing(3, Entry::Task(running));
         state.pause();
         assert_eq!(sink.interrupts(), 1);
