@@ -69,6 +69,27 @@ impl Net {
         guest
     }
 
+    /// Has `play` play with a guest on this network, whose card has `keys`; the guest must have nothing to complain of.
+    pub(crate) fn with_guest(
+        &self,
+        cpus: u32,
+        keys: &str,
+        play: impl FnOnce(&mut Guest, &Tap, &Host),
+    ) {
+        let host = Host::new();
+        let flags = if keys.contains("queues=") {
+            "multi_queue"
+        } else {
+            ""
+        };
+        let tap = self.tap(&host, flags);
+        let root = Disk::copy_of("tools");
+        let mut guest = self.boot(&root, cpus, keys);
+        play(&mut guest, &tap, &host);
+        check_log(&mut guest);
+        guest.power_off();
+    }
+
     /// The line that gives the guest its address and waits for the host.
     pub(crate) fn set_up(&self) -> String {
         format!(

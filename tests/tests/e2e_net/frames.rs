@@ -8,62 +8,55 @@ use crate::ends::{Host, IP, Net, PING, check_log};
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn small_and_large_frames_pass_and_ipv6_too() {
-    let host = Host::new();
     let net = Net::number(3);
-    let tap = net.tap(&host, "");
-    let root = Disk::copy_of("tools");
-    let mut guest = net.boot(&root, 1, ",mtu=9000");
-    assert_eq!(
-        guest.succeed("cat /sys/class/net/eth0/mtu").trim(),
-        "9000",
-        "the MTU the device offers"
-    );
-    for mtu in [9000, 1500, 576, 68] {
-        tap.set_mtu(mtu);
-        guest.succeed(&format!("ip link set eth0 mtu {mtu}"));
-        let payload = mtu - 28;
-        guest.succeed(&format!(
-            "{PING} -q -c 3 -M do -s {payload} -w 30 {}",
-            net.host
-        ));
-    }
-    tap.set_mtu(1500);
-    guest.succeed(&format!("{IP} link set eth0 mtu 1500"));
-    guest.succeed(&format!("{IP} addr add fd77::2/64 dev eth0 nodad"));
-    host.tools
-        .sh(&format!("ip addr add fd77::1/64 dev {} nodad", net.tap));
-    guest.succeed(&format!("{PING} -q -c 3 -s 1400 -w 30 fd77::1"));
-    check_log(&mut guest);
-    guest.power_off();
+    net.with_guest(1, ",mtu=9000", |guest, tap, host| {
+        assert_eq!(
+            guest.succeed("cat /sys/class/net/eth0/mtu").trim(),
+            "9000",
+            "the MTU the device offers"
+        );
+        for mtu in [9000, 1500, 576, 68] {
+            tap.set_mtu(mtu);
+            guest.succeed(&format!("ip link set eth0 mtu {mtu}"));
+            let payload = mtu - 28;
+            guest.succeed(&format!(
+                "{PING} -q -c 3 -M do -s {payload} -w 30 {}",
+                net.host
+            ));
+        }
+        tap.set_mtu(1500);
+        guest.succeed(&format!("{IP} link set eth0 mtu 1500"));
+        guest.succeed(&format!("{IP} addr add fd77::2/64 dev eth0 nodad"));
+        host.tools
+            .sh(&format!("ip addr add fd77::1/64 dev {} nodad", net.tap));
+        guest.succeed(&format!("{PING} -q -c 3 -s 1400 -w 30 fd77::1"));
+    });
 }
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn soak_every_size_from_68_to_9000_passes_whole() {
-    let host = Host::new();
     let net = Net::number(8);
-    let tap = net.tap(&host, "");
-    let root = Disk::copy_of("tools");
-    let mut guest = net.boot(&root, 1, ",mtu=9000");
-    // Every power of two and its neighbours, and a few between.
-    let sizes = [
-        68, 69, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1279, 1280, 1281,
-        1499, 1500, 1501, 2047, 2048, 2049, 4095, 4096, 4097, 8191, 8192, 8193, 8999, 9000,
-    ];
-    for mtu in sizes {
-        tap.set_mtu(mtu);
-        guest.succeed(&format!("{IP} link set eth0 mtu {mtu}"));
-        let payload = mtu - 28;
-        guest.succeed(&format!(
-            "{PING} -q -c 2 -M do -s {payload} -w 30 {}",
-            net.host
-        ));
-        if mtu >= 552 {
-            net.transfer_under(&mut guest, 1 << 20, "");
+    net.with_guest(1, ",mtu=9000", |guest, tap, _| {
+        // Every power of two and its neighbours, and a few between.
+        let sizes = [
+            68, 69, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1279, 1280,
+            1281, 1499, 1500, 1501, 2047, 2048, 2049, 4095, 4096, 4097, 8191, 8192, 8193, 8999,
+            9000,
+        ];
+        for mtu in sizes {
+            tap.set_mtu(mtu);
+            guest.succeed(&format!("{IP} link set eth0 mtu {mtu}"));
+            let payload = mtu - 28;
+            guest.succeed(&format!(
+                "{PING} -q -c 2 -M do -s {payload} -w 30 {}",
+                net.host
+            ));
+            if mtu >= 552 {
+                net.transfer_under(guest, 1 << 20, "");
+            }
         }
-    }
-    check_log(&mut guest);
-    guest.power_off();
+    });
 }
 
 #[test]
@@ -130,18 +123,14 @@ fn vlans_multicast_promiscuity_and_a_changed_address_work() {
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn promiscuity_multicast_and_a_changed_address_work() {
-    let host = Host::new();
     let net = Net::number(16);
-    let _tap = net.tap(&host, "");
-    let root = Disk::copy_of("tools");
-    let mut guest = net.boot(&root, 1, "");
+    net.with_guest(1, "", |guest, _, _| {
     guest.succeed("ip link set eth0 promisc on && ip link set eth0 promisc off");
     guest.succeed("ip link set eth0 down && ip link set eth0 address 02:00:00:77:16:99 && ip link set eth0 up");
     guest.succeed(&format!("ping -q -c 3 -w 30 {}", net.host));
     guest.succeed(&format!(
         "{IP} link set eth0 allmulticast on && {IP} maddr add 33:33:00:00:77:04 dev eth0"
     ));
-    net.transfer(&mut guest);
-    check_log(&mut guest);
-    guest.power_off();
+    net.transfer(guest);
+    });
 }

@@ -1,10 +1,9 @@
 //! What is transferred arrives whole, whatever offloads and queues are switched meanwhile, and whichever way of receiving
 //! the driver has.
 
-use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
 
-use crate::ends::{Host, Net, PING, check_log};
+use crate::ends::{Net, PING};
 
 const OFFLOADS: [&str; 5] = ["rx", "tx", "tso", "gso", "gro"];
 const UNDER_LOAD: usize = 4 << 20;
@@ -32,16 +31,12 @@ fn switch_under_load(guest: &mut Guest, net: &Net, combination: u32) {
 }
 
 fn offloads(net: &Net, combinations: impl Iterator<Item = u32>) {
-    let host = Host::new();
-    let _tap = net.tap(&host, "");
-    let root = Disk::copy_of("tools");
-    let mut guest = net.boot(&root, 1, "");
-    net.transfer(&mut guest);
-    for combination in combinations {
-        switch_under_load(&mut guest, net, combination);
-    }
-    check_log(&mut guest);
-    guest.power_off();
+    net.with_guest(1, "", |guest, _, _| {
+        net.transfer(guest);
+        for combination in combinations {
+            switch_under_load(guest, net, combination);
+        }
+    });
 }
 
 #[test]
@@ -56,87 +51,72 @@ fn soak_transfers_arrive_whole_under_every_combination_of_offloads() {
     offloads(&Net::number(1), 0..1 << OFFLOADS.len());
 }
 
+/// Transfers over some of four queue pairs, and whatever is to be done after that.
+fn four_queue_pairs(net: &Net, then: impl FnOnce(&mut Guest)) {
+    net.with_guest(4, ",queues=4", |guest, _, _| {
+        for pairs in [4, 1, 3] {
+            guest.succeed(&format!("ethtool -L eth0 combined {pairs}"));
+            net.transfer(guest);
+        }
+        then(guest);
+    });
+}
+
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn soak_four_queue_pairs_work_and_are_switched_under_load() {
-    let host = Host::new();
     let net = Net::number(2);
-    let _tap = net.tap(&host, "multi_queue");
-    let root = Disk::copy_of("tools");
-    let mut guest = net.boot(&root, 4, ",queues=4");
-    for pairs in [4, 1, 3] {
-        guest.succeed(&format!("ethtool -L eth0 combined {pairs}"));
-        net.transfer(&mut guest);
-    }
     let switches: String = [1, 4, 2, 4]
         .iter()
         .map(|pairs| format!("sleep 0.2; ethtool -L eth0 combined {pairs} || exit 1; "))
         .collect();
-    net.transfer_under(&mut guest, UNDER_LOAD, &switches);
-    guest.succeed(&format!("{PING} -q -f -c 500 {}", net.host));
-    check_log(&mut guest);
-    guest.power_off();
+    four_queue_pairs(&net, |guest| {
+        net.transfer_under(guest, UNDER_LOAD, &switches);
+        guest.succeed(&format!("{PING} -q -f -c 500 {}", net.host));
+    });
 }
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn transfers_arrive_whole_with_every_kind_of_offload_switched_off() {
-    let host = Host::new();
     let net = Net::number(17);
-    let _tap = net.tap(&host, "");
-    let root = Disk::copy_of("tools");
-    let mut guest = net.boot(&root, 1, "");
-    net.transfer(&mut guest);
-    for offload in [
-        "gro off", "tso off", "gso off", "rx off", "tx off", "sg off",
-    ] {
-        // What goes off takes what needs it along, so this goes from everything to nothing.
-        guest.run(&format!("ethtool -K eth0 {offload}"));
-        net.transfer(&mut guest);
-    }
-    check_log(&mut guest);
-    guest.power_off();
+    net.with_guest(1, "", |guest, _, _| {
+        net.transfer(guest);
+        for offload in [
+            "gro off", "tso off", "gso off", "rx off", "tx off", "sg off",
+        ] {
+            // What goes off takes what needs it along, so this goes from everything to nothing.
+            guest.run(&format!("ethtool -K eth0 {offload}"));
+            net.transfer(guest);
+        }
+    });
 }
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn four_queue_pairs_work() {
-    let host = Host::new();
-    let net = Net::number(18);
-    let _tap = net.tap(&host, "multi_queue");
-    let root = Disk::copy_of("tools");
-    let mut guest = net.boot(&root, 4, ",queues=4");
-    for pairs in [4, 1, 3] {
-        guest.succeed(&format!("ethtool -L eth0 combined {pairs}"));
-        net.transfer(&mut guest);
-    }
-    check_log(&mut guest);
-    guest.power_off();
+    four_queue_pairs(&Net::number(18), |_| {});
 }
 
 /// A guest that is not offered `hidden` receives its other way.
 fn receive(number: u8, hidden: &str, lacking: &[usize]) {
-    let host = Host::new();
     let net = Net::number(number);
-    let _tap = net.tap(&host, "");
-    let root = Disk::copy_of("tools");
-    let mut guest = net.boot(&root, 1, &format!(",hide={hidden}"));
-    let features = guest.succeed("cat /sys/class/net/eth0/device/features");
-    let has: Vec<usize> = [GUEST_TSO4, MRG_RXBUF]
-        .into_iter()
-        .filter(|bit| features.as_bytes()[*bit] == b'1')
-        .collect();
-    assert!(has.iter().all(|bit| !lacking.contains(bit)), "{features}");
-    assert_eq!(has.len() + lacking.len(), 2, "{features}");
-    net.transfer(&mut guest);
-    guest.succeed(&format!("{PING} -q -c 3 -s 60000 -w 60 {}", net.host));
-    net.transfer_under(
-        &mut guest,
-        UNDER_LOAD,
-        "ethtool -K eth0 gro off rx off 2>/dev/null; sleep 0.2; ethtool -K eth0 gro on rx on 2>/dev/null;",
-    );
-    check_log(&mut guest);
-    guest.power_off();
+    net.with_guest(1, &format!(",hide={hidden}"), |guest, _, _| {
+        let features = guest.succeed("cat /sys/class/net/eth0/device/features");
+        let has: Vec<usize> = [GUEST_TSO4, MRG_RXBUF]
+            .into_iter()
+            .filter(|bit| features.as_bytes()[*bit] == b'1')
+            .collect();
+        assert!(has.iter().all(|bit| !lacking.contains(bit)), "{features}");
+        assert_eq!(has.len() + lacking.len(), 2, "{features}");
+        net.transfer(guest);
+        guest.succeed(&format!("{PING} -q -c 3 -s 60000 -w 60 {}", net.host));
+        net.transfer_under(
+            guest,
+            UNDER_LOAD,
+            "ethtool -K eth0 gro off rx off 2>/dev/null; sleep 0.2; ethtool -K eth0 gro on rx on 2>/dev/null;",
+        );
+    });
 }
 
 #[test]
