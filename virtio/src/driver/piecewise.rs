@@ -32,7 +32,15 @@
 //!
 //! What differs from the RFC, and why:
 //! - Lists are picked out of the token, which the queue keeps: what the device is lent is owned, so
-//!   that no borrow can end while it is in use.
+//!   that no borrow can end while it is in use. One from elsewhere does not compile:
+//!   ```compile_fail
+//!   # use splitring_virtio::driver::Queue;
+//!   # use splitring_virtio::scatterlist::ScatterList;
+//!   fn lends(queue: &mut Queue<ScatterList>, token: ScatterList, other: &ScatterList) {
+//!       let mut buffer = queue.start_buf(token, 2, 2).unwrap_or_else(|_| todo!());
+//!       let _ = buffer.add_sg(|_| other, 1);
+//!   }
+//!   ```
 //! - Device-readable lists come before writable ones (section 2.7.4.2) by type. This compiles:
 //!   ```
 //!   # use splitring_virtio::driver::Queue;

@@ -41,10 +41,10 @@ fn a_misaligned_part_is_refused_by_name() {
 #[test]
 fn a_ring_part_may_touch_the_last_byte_of_memory_but_not_step_over_it() {
     let end = RAM + RAM_LEN as u64;
-    // 4 + 8 × 4 bytes, and 2 more for the event index.
-    for (features, bytes) in [(PLAIN, 36), (EVENT, 38)] {
+    // 4 + 8 × 4 bytes used and 4 + 2 × 4 available, and 2 more for the event index.
+    for (features, used, avail) in [(PLAIN, 36, 12), (EVENT, 38, 14)] {
         let mut play = Play::new(4);
-        play.used = (end - bytes) & !3;
+        play.used = (end - used) & !3;
         assert!(play.try_activate(features).is_ok());
         play.used += 4;
         let addr = play.used;
@@ -52,6 +52,18 @@ fn a_ring_part_may_touch_the_last_byte_of_memory_but_not_step_over_it() {
             play.try_activate(features).err(),
             Some(ActivateError::OutsideRam {
                 part: Part::Used,
+                addr
+            })
+        );
+        let mut play = Play::new(4);
+        play.avail = end - avail;
+        assert!(play.try_activate(features).is_ok());
+        play.avail += 2;
+        let addr = play.avail;
+        assert_eq!(
+            play.try_activate(features).err(),
+            Some(ActivateError::OutsideRam {
+                part: Part::Available,
                 addr
             })
         );
