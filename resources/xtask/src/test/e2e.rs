@@ -3,7 +3,8 @@
 //! They are the ignored tests of the `e2e_…` targets, so that nothing runs them by accident; those
 //! called `soak_…` run in the soak tier only. A worker is one lab (or one process, where the host's
 //! KVM does); workers share a list and claim one test after the other. If a lab dies, its test is
-//! tried again in a new one, twice at most. A soak keeps its results and goes on where it was.
+//! tried again in a new one, twice at most. A soak remembers what has passed and goes on where it was; everything else is
+//! a run's own, so that two at once don't disturb each other.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -30,12 +31,13 @@ const TRIES: u32 = 3;
 /// What a worker needs: the largest guest and its surroundings.
 const WORKER_MEMORY_MIB: u32 = 8192;
 /// Kernel modules for tests that make their own networks and block devices.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 8] = [
     "tun",
     "veth",
     "bridge",
     "loop",
     "8021q",
+    "dm_log_writes",
     "sd_mod",
     // A disk with sectors that can go bad, in blocks of 4 KiB below sectors of 512, that discards.
     "scsi_debug dev_size_mb=16 physblk_exp=3 lbpu=1 delay=0",
@@ -66,7 +68,13 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
     if in_lab {
         lab::prepare(yes)?;
     }
-    let needed = [tools::IASL, tools::PASST, tools::GENISOIMAGE];
+    let needed = [
+        tools::IASL,
+        tools::PASST,
+        tools::GENISOIMAGE,
+        tools::DMSETUP,
+        tools::QEMU_IMG,
+    ];
     tools::ensure(&needed, "the end-to-end tests", yes)?;
     let splitring = vmm::build()?;
     let binaries = binaries()?;
@@ -76,12 +84,12 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
 
     let cache = Cache::open()?;
     let scratch = cache.scratch("test-")?;
-    let board_dir = match tier {
+    let passed_dir = match tier {
         Tier::Soak => {
             let key = key(binaries.iter().map(|(_, path)| path).chain([&splitring]))?;
             cache.versioned("soak", &key, "starting a soak", |_| Ok(()))?
         }
-        Tier::Quick | Tier::Plain => scratch.path().join("board"),
+        Tier::Quick | Tier::Plain => scratch.path().join("passed"),
     };
     guest::lay_out(&cache, scratch.path(), yes)?;
     // A build meanwhile would put other programs under the feet of the running ones.
@@ -95,7 +103,8 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
     for test in &mut tests {
         test.binary = keep(&test.binary)?;
     }
-    let board = Board::set_up(&board_dir, tests, &keep(&splitring)?, scratch.path())?;
+    let splitring = keep(&splitring)?;
+    let board = Board::set_up(scratch.path(), passed_dir, tests, &splitring)?;
     let options = lab::Options {
         timeout: if tier == Tier::Soak {
             SOAK_LIMIT
@@ -107,7 +116,7 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
         ..lab::Options::default()
     };
     std::thread::scope(|scope| {
-        for worker in 0..host::slots(WORKER_MEMORY_MIB) {
+        for worker in 0..host::slots(WORKER_MEMORY_MIB).min(board.open()) {
             let (board, options) = (&board, &options);
             scope.spawn(move || board.work(worker, in_lab.then_some(options)));
         }
@@ -171,51 +180,43 @@ fn key<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<String> {
         .collect())
 }
 
-/// Where workers meet: the list, who claimed what, how it went. One file or directory per test,
+/// Where the workers of one run meet: the list, who claimed what, how it went. One file or directory per test,
 /// so that a claim is one atomic mkdir, in a lab as on the host.
 #[derive(Debug)]
 struct Board {
     dir: PathBuf,
+    /// What has passed in this or another run, a file each.
+    passed: PathBuf,
     tests: Vec<Test>,
 }
 
 impl Board {
-    fn set_up(dir: &Path, tests: Vec<Test>, splitring: &Path, assets: &Path) -> Result<Self> {
-        for part in ["claims", "results", "logs"] {
-            let part = dir.join(part);
-            fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
-        }
+    /// A new board beside the assets in `dir`; `passed` may hold the results of other runs.
+    fn set_up(dir: &Path, passed: PathBuf, tests: Vec<Test>, splitring: &Path) -> Result<Self> {
         let board = Self {
-            dir: dir.to_owned(),
+            dir: dir.join("board"),
+            passed,
             tests,
         };
-        let mut list = String::new();
-        let mut passed = 0;
-        for test in &board.tests {
-            if board.result(test).as_deref() == Some("ok") {
-                passed += 1;
-                continue;
-            }
-            // What a soak that was interrupted has not passed is open again.
-            board.release(test);
-            list.push_str(&format!(
-                "{} {} {}\n",
-                test.id,
-                test.name,
-                test.binary.display()
-            ));
+        let parts = ["claims", "results", "logs"].map(|part| board.dir.join(part));
+        for part in parts.iter().chain([&board.passed]) {
+            fs::create_dir_all(part).with_context(|| format!("cannot make {}", part.display()))?;
         }
+        let line = |test: &Test| format!("{} {} {}\n", test.id, test.name, test.binary.display());
+        let list: String = board.tests.iter().map(line).collect();
+        let passed = board.tests.len() - board.open();
         if passed > 0 {
             say(format!("going on where it was: {passed} tests have passed"));
         }
         let script = WORKER
-            .replace("@BOARD@", &dir.display().to_string())
+            .replace("@BOARD@", &board.dir.display().to_string())
+            .replace("@PASSED@", &board.passed.display().to_string())
             .replace("@LIMIT@", &TEST_LIMIT.to_string())
             .replace("@BINARY@", &format!("{BINARY}='{}'", splitring.display()))
-            .replace("@ASSETS@", &format!("{ASSETS}='{}'", assets.display()));
-        fs::write(dir.join("tests"), list)
-            .and_then(|()| fs::write(dir.join("worker"), script))
-            .with_context(|| format!("cannot write to {}", dir.display()))?;
+            .replace("@ASSETS@", &format!("{ASSETS}='{}'", dir.display()));
+        fs::write(board.dir.join("tests"), list)
+            .and_then(|()| fs::write(board.dir.join("worker"), script))
+            .with_context(|| format!("cannot write to {}", board.dir.display()))?;
         Ok(board)
     }
 
@@ -268,6 +269,16 @@ impl Board {
         })
     }
 
+    /// How many have not passed.
+    fn open(&self) -> usize {
+        let open = |test: &&Test| !self.has_passed(test);
+        self.tests.iter().filter(open).count()
+    }
+
+    fn has_passed(&self, test: &Test) -> bool {
+        self.passed.join(&test.id).exists()
+    }
+
     fn result(&self, test: &Test) -> Option<String> {
         let text = fs::read_to_string(self.place("results", test)).ok()?;
         Some(text.trim().to_owned())
@@ -301,6 +312,7 @@ impl Board {
                     println!("-- {}\n{}", test.name, String::from_utf8_lossy(&log).trim());
                     failed.push(test.name.as_str());
                 }
+                None if self.has_passed(test) => {}
                 None => {
                     println!("-- {} did not end", test.name);
                     failed.push(test.name.as_str());
@@ -329,13 +341,62 @@ XDG_CACHE_HOME=$(mktemp -d -p /dev/shm) && export XDG_CACHE_HOME
 trap 'rm -rf "$XDG_CACHE_HOME"' EXIT
 cd '@BOARD@' || exit 1
 while read -r id name binary; do
+  # By another run meanwhile.
+  [ -e "@PASSED@/$id" ] && continue
   mkdir "claims/$id" 2>/dev/null || continue
   echo "$1" >"claims/$id/worker"
   read -r since _ </proc/uptime
   if timeout -k 10 @LIMIT@ "$binary" --ignored --exact --show-output "$name" >"logs/$id" 2>&1 </dev/null
-  then result=ok; else result=FAILED; fi
+  then result=ok; : >"@PASSED@/$id"; else result=FAILED; fi
   read -r now _ </proc/uptime
   echo "  $result $name ($((${now%.*} - ${since%.*})) s)"
   echo $result >"results/$id"
 done <tests
 "#;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A program that passes the test `good`, after a while.
+    const PROGRAM: &str = "#!/bin/sh\nsleep 0.3; [ \"$4\" = good ]\n";
+
+    fn board(dir: &Path, passed: &Path, names: &[&str]) -> Board {
+        let binary = dir.join("program");
+        fs::create_dir_all(dir)
+            .and_then(|()| fs::write(&binary, PROGRAM))
+            .and_then(|()| fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)))
+            .expect("a program");
+        let tests = names.iter().map(|name| Test {
+            binary: binary.clone(),
+            name: (*name).to_owned(),
+            id: format!("e2e.{name}"),
+        });
+        Board::set_up(dir, passed.to_owned(), tests.collect(), &binary).expect("a board")
+    }
+
+    #[test]
+    fn two_soaks_at_once_do_not_disturb_each_other() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let passed = dir.path().join("passed");
+        let boards = [&["good", "bad"][..], &["good"]].map(|names| {
+            let place = dir.path().join(names.len().to_string());
+            board(&place, &passed, names)
+        });
+        std::thread::scope(|scope| {
+            for board in &boards {
+                scope.spawn(|| board.work(0, None));
+            }
+        });
+        let [both, good] = boards;
+        good.report().expect("it has passed in one of them");
+        let error = both.report().expect_err("one has failed").to_string();
+        assert_eq!(error, "1 of 2 failed: bad");
+        let later = board(&dir.path().join("later"), &passed, &["good", "bad"]);
+        later.work(0, None);
+        assert_eq!(later.result(&later.tests[0]), None, "it has passed before");
+        assert_eq!(later.result(&later.tests[1]).as_deref(), Some("FAILED"));
+    }
+}
