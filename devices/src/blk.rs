@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use splitring_virtio::spec::blk::{CONFIG_WRITEBACK, Config, ID_BYTES, SECTOR_SIZE, feature};
+use vm_memory::GuestMemoryBackend;
 use zerocopy::IntoBytes;
 
 use crate::DeviceKind;
-use crate::device::{Start, StartError, Task, VirtioDevice};
+use crate::device::{Start, StartError, Task, VirtioDevice, read_window};
 use crate::disk::metrics::{DiskMetrics, DiskTotals};
 use crate::disk::{Disk, DiskError, Geometry, RangeLimits};
 use crate::interrupt::ConfigNotifier;
@@ -211,11 +212,7 @@ impl VirtioDevice for Blk {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let config = self.config();
-        let bytes = config.as_bytes().get(offset..).unwrap_or_default();
-        for (to, from) in data.iter_mut().zip(bytes) {
-            *to = *from;
-        }
+        read_window(self.config().as_bytes(), offset, data);
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) {
@@ -233,7 +230,9 @@ impl VirtioDevice for Blk {
         let limits = Limits {
             capacity: self.shared.capacity.load(Ordering::Acquire),
             read_only: self.geometry.read_only,
-            seg_max: self.seg_max(),
+            pieces: usize::try_from(self.seg_max())
+                .unwrap_or(usize::MAX)
+                .saturating_add(start.ram.mapping().num_regions().saturating_sub(1)),
             discard: self
                 .geometry
                 .discard

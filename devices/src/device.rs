@@ -57,6 +57,14 @@ pub trait VirtioDevice: Send + Sync {
     fn reset(&self) {}
 }
 
+/// What a driver gets that reads `data.len()` bytes at `offset` of the configuration space `config`.
+pub(crate) fn read_window(config: &[u8], offset: usize, data: &mut [u8]) {
+    let bytes = config.get(offset..).unwrap_or_default();
+    for (to, from) in data.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+}
+
 /// `feature` may be negotiated only together with at least one of `needs_any`. Both are bit masks.
 pub use splitring_virtio::device::transport::FeatureRule;
 

@@ -33,7 +33,7 @@ pub use metrics::{DirectionTotals, DropTotals, NetMetrics, NetTotals};
 pub use port::{FramePort, NetBackend, Offloads};
 
 use crate::DeviceKind;
-use crate::device::{FeatureRule, Start, StartError, Task, VirtioDevice};
+use crate::device::{FeatureRule, Start, StartError, Task, VirtioDevice, read_window};
 use crate::interrupt::ConfigNotifier;
 use crate::limits::Limits;
 use control::GUEST_OFFLOADS;
@@ -288,11 +288,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let config = self.config();
-        let bytes = config.as_bytes().iter().skip(offset);
-        data.iter_mut()
-            .zip(bytes)
-            .for_each(|(to, from)| *to = *from);
+        read_window(self.config().as_bytes(), offset, data);
     }
 
     fn start(&self, start: Start) -> Result<Vec<Task>, StartError> {

@@ -40,7 +40,7 @@ use splitring_virtio::spec::scsi::{
 use zerocopy::IntoBytes;
 
 use crate::DeviceKind;
-use crate::device::{Start, StartError, Task, VirtioDevice};
+use crate::device::{Start, StartError, Task, VirtioDevice, read_window};
 use crate::disk::{Disk, SharedRings};
 use control::Control;
 use events::Wanted;
@@ -216,11 +216,7 @@ impl VirtioDevice for Scsi {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let config = self.config();
-        let bytes = config.as_bytes().get(offset..).unwrap_or_default();
-        for (to, from) in data.iter_mut().zip(bytes) {
-            *to = *from;
-        }
+        read_window(self.config().as_bytes(), offset, data);
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) {

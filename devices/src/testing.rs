@@ -68,11 +68,12 @@ impl<D: VirtioDevice> Bench<D> {
     /// Starts the device with `features` and all its queues of `size`.
     pub(crate) fn start(device: Arc<D>, features: u64, size: u16) -> Self {
         let ram = memory();
-        let count = device.queue_sizes().len();
-        let numbers = 0..u16::try_from(count).unwrap();
+        let largest = device.queue_sizes();
+        let numbers = 0..u16::try_from(largest.len()).unwrap();
         let rings: Vec<_> = numbers
             .clone()
-            .map(|index| GuestRing::new(&ram, index, size))
+            .zip(largest)
+            .map(|(index, largest)| GuestRing::smaller(&ram, index, size, size.max(*largest)))
             .collect();
         let start = Start {
             features,

@@ -24,8 +24,9 @@ pub(super) struct Limits {
     /// Bytes.
     pub(super) capacity: u64,
     pub(super) read_only: bool,
-    /// Most segments of data.
-    pub(super) seg_max: u32,
+    /// Most pieces of memory the data of a request may be in: as many as were offered, and the borders of memory
+    /// regions that may cut through them.
+    pub(super) pieces: usize,
     /// Most bytes of one discarded range; `None` if discards were not negotiated.
     pub(super) discard: Option<u64>,
     /// Most bytes of one zeroed range; `None` if zeroing was not negotiated.
@@ -80,14 +81,14 @@ pub(super) fn parse(
     let offset = header.sector.get().checked_mul(SECTOR_SIZE);
     Ok(match header.kind.get() {
         request::IN => match place(offset, room, limits) {
-            Some(offset) if fits(chain.writable().len(), limits) => {
+            Some(offset) if pieces_to_fill(chain) <= limits.pieces => {
                 Verdict::Read { offset, len: room }
             }
             _ => IOERR,
         },
         request::OUT if limits.read_only => IOERR,
         request::OUT => match place(offset, reader.remaining(), limits) {
-            Some(offset) if fits(chain.readable().len(), limits) => Verdict::Write {
+            Some(offset) if pieces_to_store(chain, reader) <= limits.pieces => Verdict::Write {
                 offset,
                 len: reader.remaining(),
             },
@@ -121,11 +122,21 @@ fn place(offset: Option<u64>, len: u64, limits: &Limits) -> Option<u64> {
     (inside && len.is_multiple_of(SECTOR_SIZE)).then_some(offset)
 }
 
-/// Whether a part of a chain has no more segments than offered. Header, status and the borders of memory regions may
-/// cut off some more, which do no harm.
-fn fits(segments: usize, limits: &Limits) -> bool {
-    const CUTS: u32 = 16;
-    u32::try_from(segments).is_ok_and(|segments| segments <= limits.seg_max.saturating_add(CUTS))
+/// Segments for the data of a read: all that are writable, unless the last is for nothing but the status.
+fn pieces_to_fill(chain: &Chain) -> usize {
+    let segments = chain.writable();
+    let status_alone = segments.last().is_some_and(|last| last.len() == 1);
+    segments.len().saturating_sub(usize::from(status_alone))
+}
+
+/// Segments with the data of a write, which `reader` is at the start of.
+fn pieces_to_store(chain: &Chain, reader: Reader<'_>) -> usize {
+    match chain.readable() {
+        // As most are: counting the pieces takes longer.
+        [_] => 1,
+        [header, data @ ..] if u64::try_from(header.len()) == Ok(HEADER) => data.len(),
+        _ => reader.segments().count(),
+    }
 }
 
 /// Copies and judges the ranges of a discard or write-zeroes. One bad range refuses them all, with a status.

@@ -4,7 +4,7 @@ mod bad_input;
 mod requests;
 
 use splitring_virtio::spec::blk::{Range, RequestHeader, request, status};
-use splitring_virtio::spec::feature::{EVENT_IDX, VERSION_1};
+use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 
 use super::*;
 use crate::device::{Cause, Outcome};
@@ -35,9 +35,20 @@ impl Guest {
     }
 
     fn with(memory: Arc<MemoryDisk>, mask: u64, size: u16) -> Self {
+        Self::with_ring(memory, mask, size, size)
+    }
+
+    /// The ring has `size` descriptors of the `largest` offered.
+    fn with_ring(memory: Arc<MemoryDisk>, mask: u64, size: u16, largest: u16) -> Self {
         let disk = Arc::new(FaultyDisk::new(Arc::new(Arc::clone(&memory))));
-        let device = Blk::new("disk0", Arc::<FaultyDisk>::clone(&disk), 1, size, "serial");
-        let features = (device.features() | EVENT_IDX) & mask | VERSION_1;
+        let device = Blk::new(
+            "disk0",
+            Arc::<FaultyDisk>::clone(&disk),
+            1,
+            largest,
+            "serial",
+        );
+        let features = (device.features() | EVENT_IDX | INDIRECT_DESC) & mask | VERSION_1;
         let bench = Bench::start(Arc::new(device), features, size);
         Self {
             bench,

@@ -8,7 +8,7 @@ use std::thread::ThreadId;
 use crate::DeviceKind;
 use crate::device::{
     Broken, Cause, Chain, FeatureRule, Outcome, QueueHandler, QueueSet, Start, StartError, Task,
-    VirtioDevice,
+    VirtioDevice, read_window,
 };
 use crate::interrupt::ConfigNotifier;
 
@@ -87,11 +87,7 @@ impl VirtioDevice for Probe {
         &self.sizes
     }
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let config = self.config.lock().unwrap();
-        let bytes = config.get(offset..).unwrap_or_default();
-        data.iter_mut()
-            .zip(bytes)
-            .for_each(|(to, from)| *to = *from);
+        read_window(&self.config.lock().unwrap(), offset, data);
     }
     fn write_config(&self, offset: usize, data: &[u8]) {
         let mut config = self.config.lock().unwrap();

@@ -3,6 +3,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use splitring_virtio::device::queue::QueueConfig;
+use splitring_virtio::spec::ring::DESC_F_INDIRECT;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::RINGS;
@@ -14,9 +15,19 @@ const RING_SPAN: u64 = 0x2_0000;
 /// A descriptor: address, length, device-writable.
 pub(crate) type Buffer = (u64, u32, bool);
 
+fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> Vec<u8> {
+    let mut bytes = address.to_le_bytes().to_vec();
+    bytes.extend(len.to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes.extend(next.to_le_bytes());
+    bytes
+}
+
 /// The guest's side of one ring.
 pub(crate) struct GuestRing {
     ram: Ram,
+    /// The largest size the device offers, and what the driver made of it.
+    largest: u16,
     size: u16,
     base: u64,
     /// Next free descriptor; never reused while a chain may be in flight, for tests are short.
@@ -26,11 +37,17 @@ pub(crate) struct GuestRing {
 }
 
 impl GuestRing {
-    /// An empty ring for queue `index`.
+    /// An empty ring for queue `index`, as large as the device offers.
     pub(crate) fn new(ram: &Ram, index: u16, size: u16) -> Self {
+        Self::smaller(ram, index, size, size)
+    }
+
+    /// An empty ring for queue `index` of `size`, where the device offers `largest`.
+    pub(crate) fn smaller(ram: &Ram, index: u16, size: u16, largest: u16) -> Self {
         let base = RINGS + u64::from(index) * RING_SPAN;
         let ring = Self {
             ram: ram.clone(),
+            largest,
             size,
             base,
             next: 0,
@@ -62,12 +79,26 @@ impl GuestRing {
             self.next = self.next.wrapping_add(1);
             let last = place + 1 == buffers.len();
             let flags = u16::from(!last) | u16::from(*writable) << 1;
-            let mut bytes = address.to_le_bytes().to_vec();
-            bytes.extend(len.to_le_bytes());
-            bytes.extend(flags.to_le_bytes());
-            bytes.extend((self.next % self.size).to_le_bytes());
+            let bytes = descriptor(*address, *len, flags, self.next % self.size);
             self.write(self.base + u64::from(index) * 16, &bytes);
         }
+        self.offer_head(head);
+        head
+    }
+
+    /// Makes one descriptor available, of a table with these buffers at `table`.
+    pub(crate) fn offer_table(&mut self, table: u64, buffers: &[Buffer]) -> u16 {
+        let mut bytes = Vec::new();
+        for ((address, len, writable), next) in buffers.iter().zip(1..) {
+            let last = usize::from(next) == buffers.len();
+            let flags = u16::from(!last) | u16::from(*writable) << 1;
+            bytes.extend(descriptor(*address, *len, flags, next));
+        }
+        self.write(table, &bytes);
+        let head = self.next % self.size;
+        self.next = self.next.wrapping_add(1);
+        let pointer = descriptor(table, bytes.len() as u32, DESC_F_INDIRECT, 0);
+        self.write(self.base + u64::from(head) * 16, &pointer);
         self.offer_head(head);
         head
     }
@@ -139,7 +170,8 @@ impl GuestRing {
 
     /// What a transport would have been told about it.
     pub(crate) fn config(&self) -> QueueConfig {
-        let mut config = QueueConfig::new(self.size);
+        let mut config = QueueConfig::new(self.largest);
+        assert!(config.set_size(self.size));
         config.set_desc(self.base);
         config.set_avail(self.available_ring());
         config.set_used(self.used_ring());

@@ -108,18 +108,67 @@ fn a_read_only_device_refuses_everything_that_writes() {
 
 #[test]
 fn more_segments_than_offered_answer_ioerr() {
-    // Only in a ring above 1024 can a chain have more than is offered.
-    let mut guest = Guest::with(MemoryDisk::new(DISK_LEN), u64::MAX, 2048);
-    let chain = |segments: u64| {
-        let mut chain = vec![(HEADER, 16, false)];
-        chain.extend((0..segments).map(|part| (DATA + part * 512, 512, false)));
-        chain.push((STATUS, 1, true));
-        chain
-    };
+    // By leaving out the status' descriptor, or one larger than a ring above 1024 has to be.
+    for (size, most) in [(16, 14), (2048, 1022)] {
+        let mut guest = Guest::with(MemoryDisk::new(DISK_LEN), u64::MAX, size);
+        assert_eq!(guest.config().seg_max.get(), most);
+        let data = |segments: u32, writable| {
+            (0..segments).map(move |part| (DATA + u64::from(part) * 512, 512, writable))
+        };
+        for (segments, refused) in [(most + 1, true), (most, false)] {
+            let header = |guest: &mut Guest, kind| {
+                let _ = guest.disk.seen();
+                guest.header(kind, 0);
+            };
+            header(&mut guest, request::IN);
+            let mut read = vec![(HEADER, 16, false)];
+            read.extend(data(segments, true));
+            let last = read.pop().expect("data");
+            // Data and status in one.
+            read.push((last.0, 513, true));
+            guest.bench.rings[0].offer(&read);
+            guest.bench.kick(0).expect("not broken");
+            assert_eq!(guest.bench.rings[0].used().len(), 1);
+            let status = guest.bench.peek(last.0 + 512, 1);
+            assert_eq!(
+                status != [status::OK],
+                refused,
+                "read, {segments} of {most}"
+            );
+            assert_eq!(guest.disk.seen().is_empty(), refused);
+
+            header(&mut guest, request::OUT);
+            let mut write = vec![(HEADER, 16, false)];
+            write.extend(data(segments, false));
+            if size == 16 && refused {
+                // There is no room for a status beside them.
+                continue;
+            }
+            write.push((STATUS, 1, true));
+            let expected = if refused { IOERR_1 } else { OK_1 };
+            assert_eq!(guest.offer(&write), expected, "write, {segments} of {most}");
+            assert_eq!(guest.disk.seen().is_empty(), refused);
+        }
+    }
+}
+
+#[test]
+fn a_header_in_pieces_is_not_counted_as_data() {
+    let mut guest = Guest::with(MemoryDisk::new(DISK_LEN), u64::MAX, 32);
+    let mut small = Guest::with(MemoryDisk::new(DISK_LEN), u64::MAX, 4);
     guest.header(request::OUT, 0);
-    assert_eq!(guest.offer(&chain(1100)), IOERR_1);
-    assert!(guest.disk.seen().is_empty());
-    assert_eq!(guest.offer(&chain(1022)), OK_1);
+    let mut chain = vec![(HEADER, 1, false), (HEADER + 1, 15, false)];
+    chain.extend((0..29).map(|part| (DATA + part * 512, 512, false)));
+    chain.push((STATUS, 1, true));
+    assert_eq!(guest.offer(&chain), OK_1, "29 of 30 segments");
+    small.header(request::OUT, 0);
+    let header_and_data = [
+        (HEADER, 15, false),
+        (HEADER + 15, 513, false),
+        (DATA, 512, false),
+        (STATUS, 1, true),
+    ];
+    assert_eq!(small.offer(&header_and_data), OK_1, "2 of 2 segments");
 }
 
 #[test]

@@ -61,6 +61,45 @@ fn header_with_data_and_data_with_status_may_share_a_descriptor() {
 }
 
 #[test]
+fn rings_of_one_and_two_work_by_tables() {
+    const TABLE: u64 = 0x800;
+    for (size, mask) in [
+        (1, u64::MAX),
+        (1, !EVENT_IDX),
+        (2, u64::MAX),
+        (2, !EVENT_IDX),
+    ] {
+        let mut guest = Guest::with_ring(MemoryDisk::new(DISK_LEN), mask, size, 256);
+        let request = |guest: &mut Guest, kind, sector, data: &[Buffer]| {
+            guest.header(kind, sector);
+            let mut chain = vec![(HEADER, 16, false)];
+            chain.extend(data);
+            chain.push((STATUS, 1, true));
+            guest.bench.poke(STATUS, &[UNTOUCHED]);
+            let head = guest.bench.rings[0].offer_table(TABLE, &chain);
+            guest.bench.kick(0).expect("not broken");
+            let used = guest.bench.rings[0].used();
+            assert!(used.len() == 1 && used[0].0 == head, "{used:?}");
+            assert_eq!(guest.bench.peek(STATUS, 1), [status::OK]);
+        };
+        for sector in 0..8_u8 {
+            let data = [sector + 1; 512];
+            guest.bench.poke(DATA, &data);
+            request(
+                &mut guest,
+                request::OUT,
+                sector.into(),
+                &[(DATA, 100, false), (DATA + 100, 412, false)],
+            );
+            request(&mut guest, request::FLUSH, 0, &[]);
+            guest.bench.poke(DATA, &[0; 512]);
+            request(&mut guest, request::IN, sector.into(), &[(DATA, 512, true)]);
+            assert_eq!(guest.bench.peek(DATA, 512), data, "ring of {size}");
+        }
+    }
+}
+
+#[test]
 fn the_identification_is_cut_at_20_bytes_and_padded_with_zeroes() {
     let mut guest = Guest::new();
     guest.bench.poke(DATA, &[0xff; 32]);
@@ -246,6 +285,25 @@ fn the_configuration_space_describes_the_disk() {
         SECTORS,
         "only one field can be written"
     );
+}
+
+#[test]
+fn all_features_are_offered_and_can_be_hidden() {
+    let device = || {
+        let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_LEN));
+        Blk::new("disk0", disk, 2, 16, "")
+    };
+    let offered = feature::SEG_MAX
+        | feature::BLK_SIZE
+        | feature::TOPOLOGY
+        | feature::FLUSH
+        | feature::CONFIG_WCE
+        | feature::MQ
+        | feature::DISCARD
+        | feature::WRITE_ZEROES;
+    assert_eq!(device().features(), offered);
+    assert_eq!(device().mask(), u64::MAX);
+    assert_eq!(device().without(feature::MQ).mask(), !feature::MQ);
 }
 
 #[test]
