@@ -1,6 +1,5 @@
 //! A thread for what the host has blocking calls for only, so that it holds up nobody but its own kind.
 
-#[cfg(feature = "qcow2")]
 mod queue;
 
 use std::io;
@@ -11,7 +10,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-#[cfg(feature = "qcow2")]
 pub(super) use queue::AsideQueue;
 
 /// The thread, as seen by the queue it works for. It ends with the queue, or after the job it is at.

@@ -111,7 +111,7 @@ pub const DISK_KEYS: &[(&str, &str)] = &[
     ("queues", "number of request queues [1]"),
     (
         "queue-size",
-        "descriptors a queue, a power of two up to 32768 [256]",
+        "descriptors a queue, a power of two from 2 to 32768 [256]",
     ),
     ("direct", "on or off: go around the host's page cache [off]"),
     (
@@ -134,7 +134,7 @@ pub const DISK_KEYS: &[(&str, &str)] = &[
     ),
     (
         "aio",
-        "auto, ring (io_uring) or plain (blocking reads and writes) [auto: ring where the host allows it]",
+        "auto, ring (io_uring) or plain (blocking calls, one after the other) [auto: ring where the host allows it]",
     ),
     (
         "backing",
@@ -211,7 +211,8 @@ pub enum Aio {
     Auto,
     /// io_uring or an error.
     Ring,
-    /// Blocking calls on the device's thread.
+    /// Blocking calls, one after the other: on a thread of the queue's own, unless the image lives in memory, or the
+    /// disk is one of a SCSI controller's.
     Plain,
 }
 
@@ -299,11 +300,11 @@ impl DiskConfig {
             return refuse("queues", self.queue_count().to_string(), "give 1 to 64");
         }
         let size = self.queue_len();
-        if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
+        if !size.is_power_of_two() || !(MIN_QUEUE_SIZE..=MAX_QUEUE_SIZE).contains(&size) {
             return refuse(
                 "queue-size",
                 size.to_string(),
-                "give a power of two from 1 to 32768",
+                "give a power of two from 2 to 32768; a request takes two descriptors at least",
             );
         }
         if let Some(block) = self.block_size
@@ -356,6 +357,8 @@ impl DiskConfig {
 pub const DEFAULT_QUEUE_SIZE: u16 = 256;
 /// Most request queues a disk may have.
 const MAX_QUEUES: u16 = 64;
+/// Descriptors for the shortest request: one that is read and one that is written.
+const MIN_QUEUE_SIZE: u16 = 2;
 /// Most descriptors a split ring can have (virtio 1.3, 2.7).
 const MAX_QUEUE_SIZE: u16 = 32768;
 
@@ -420,11 +423,12 @@ mod tests {
         let good = DiskConfig::new("a.raw");
         assert_eq!(good.validate(), Ok(()));
         type Spoil = fn(&mut DiskConfig);
-        let cases: [(&str, Spoil); 11] = [
+        let cases: [(&str, Spoil); 12] = [
             ("path", |c| c.path = PathBuf::new()),
             ("queues", |c| c.queues = Some(0)),
             ("queues", |c| c.queues = Some(65)),
             ("queue-size", |c| c.queue_size = Some(100)),
+            ("queue-size", |c| c.queue_size = Some(1)),
             ("block-size", |c| c.block_size = Some(1024)),
             ("iops", |c| c.iops = Some(0)),
             ("bandwidth", |c| c.bandwidth = Some(Bytes(0))),

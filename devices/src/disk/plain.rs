@@ -1,5 +1,5 @@
-//! Requests by blocking calls, each done when it is submitted: where io_uring is refused, and for images that live in
-//! memory, whose reads and writes never wait.
+//! Requests by blocking calls, one after the other: where io_uring is refused, and for images that live in memory, whose
+//! reads and writes never wait.
 
 use std::sync::Arc;
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::aside::AsideQueue;
 use super::config::{Aio, DiskConfig};
 use super::image::Image;
 use super::immediate::ImmediateQueue;
@@ -16,6 +17,8 @@ use crate::ram::Ram;
 /// An opened raw image.
 pub struct RawDisk {
     image: Arc<Image>,
+    /// How many it was opened for.
+    streams: u16,
     /// `None` where requests are blocking calls.
     home: Option<Arc<Home>>,
 }
@@ -97,17 +100,17 @@ impl RawDisk {
         let home = match rings {
             None => None,
             Some(Ok(home)) => Some(Arc::new(home)),
-            Some(Err(source)) if aio == Aio::Ring => {
-                let operation = "make an io_uring for";
-                return Err(DiskError::Host {
-                    operation,
+            Some(Err(error)) if aio == Aio::Ring => {
+                return Err(DiskError::Unusable {
                     path: image.path.clone(),
-                    source,
+                    problem: format!("the host refuses io_uring ({error})"),
+                    remedy: "use aio=auto, or see /proc/sys/kernel/io_uring_disabled, seccomp filters and the \
+                             memlock limit",
                 });
             }
             Some(Err(error)) => {
                 tracing::warn!(
-                    "{path}: the host refuses io_uring ({error}), so requests block one another; \
+                    "{path}: the host refuses io_uring ({error}), so requests of a queue wait for one another; \
                      see /proc/sys/kernel/io_uring_disabled, seccomp filters and the memlock limit"
                 );
                 None
@@ -119,8 +122,24 @@ impl RawDisk {
         );
         Ok(Self {
             image: Arc::new(image),
+            streams: queues,
             home,
         })
+    }
+
+    /// A queue of blocking calls: on a thread of its own, so that a slow medium holds up no other device; on the caller's
+    /// where none of them waits, and for a disk opened without streams, which is one of hundreds perhaps.
+    fn open_plain(&self, ram: Ram, depth: u16) -> Result<Box<dyn DiskQueue>, DiskError> {
+        let plain = Plain::new(Arc::clone(&self.image), ram);
+        if self.image.in_memory || self.streams == 0 {
+            return Ok(ImmediateQueue::open(plain, depth));
+        }
+        let queue = AsideQueue::start(plain, depth).map_err(|source| DiskError::Host {
+            operation: "start a thread for",
+            path: self.image.path.clone(),
+            source,
+        })?;
+        Ok(Box::new(queue))
     }
 
     /// Whether requests go through io_uring.
@@ -141,11 +160,11 @@ impl Disk for RawDisk {
         index: u16,
         depth: u16,
     ) -> Result<Box<dyn DiskQueue>, DiskError> {
-        let image = Arc::clone(&self.image);
-        // A disk opened without streams that finds no place in a shared ring is served by blocking calls.
+        // Without streams of its own it has found no place in a shared ring.
         let Some(home) = self.home.as_ref().filter(|home| !home.rings.is_empty()) else {
-            return Ok(ImmediateQueue::open(Plain::new(image, ram), depth));
+            return self.open_plain(ram, depth);
         };
+        let image = Arc::clone(&self.image);
         let ring = home.take(index).ok_or_else(|| DiskError::NoSuchQueue {
             path: self.image.path.clone(),
             index,

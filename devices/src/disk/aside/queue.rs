@@ -130,6 +130,12 @@ impl AsideQueue {
     }
 }
 
+impl Drop for AsideQueue {
+    fn drop(&mut self) {
+        self.drain(&mut Vec::new());
+    }
+}
+
 impl DiskQueue for AsideQueue {
     fn ready(&mut self) -> bool {
         self.tags.len() < self.depth

@@ -16,6 +16,10 @@ const LEN: u64 = 8 << 20;
 
 /// Makes an image, on a backing file if one is named with its format.
 fn create(path: &Path, backing: Option<(&str, &str)>) {
+    create_of(path, LEN, backing);
+}
+
+fn create_of(path: &Path, len: u64, backing: Option<(&str, &str)>) {
     let file = File::options()
         .read(true)
         .write(true)
@@ -25,7 +29,7 @@ fn create(path: &Path, backing: Option<(&str, &str)>) {
         .expect("file");
     let options = StorageOpenOptions::new().filename(path).write(true);
     let storage = Storage::from_open_file(file, options).expect("storage");
-    let mut builder: Qcow2CreateBuilder<Storage> = Qcow2::create_builder(storage).size(LEN);
+    let mut builder: Qcow2CreateBuilder<Storage> = Qcow2::create_builder(storage).size(len);
     if let Some((name, format)) = backing {
         builder = builder.backing(name.into(), format.into());
     }
@@ -162,11 +166,40 @@ fn a_backing_file_is_opened_only_when_asked_for_and_never_guessed() {
     create(&path, Some(("base.raw", "vmdk")));
     assert!(refused(&trusting).contains("of the format vmdk"));
     create(&path, Some(("gone.raw", "raw")));
-    assert!(refused(&trusting).contains("gone.raw"));
+    let gone = dir.path().join("gone.raw").display().to_string();
+    let error = refused(&trusting);
+    assert!(
+        error.contains(&format!("cannot open {gone}: No such file"))
+            && error.contains("check the path"),
+        "{error}"
+    );
     create(&path, Some(("image.qcow2", "qcow2")));
     assert!(
         !refused(&trusting).is_empty(),
         "a chain that rests on itself ends"
+    );
+}
+
+#[test]
+fn a_size_of_no_whole_blocks_is_refused_with_a_remedy() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("image.qcow2");
+    create_of(&path, LEN + 512, None);
+    assert_eq!(
+        Qcow2Disk::open(&config(&path))
+            .expect("image")
+            .geometry()
+            .capacity,
+        LEN + 512
+    );
+    let blocks = DiskConfig {
+        block_size: Some(4096),
+        ..config(&path)
+    };
+    let error = Qcow2Disk::open(&blocks).err().expect("refused").to_string();
+    assert!(
+        error.contains("not a multiple of 4096; resize it"),
+        "{error}"
     );
 }
 

@@ -100,6 +100,43 @@ fn the_same_image_is_not_opened_twice_for_writing() {
 }
 
 #[test]
+fn an_image_of_no_whole_blocks_is_cut_to_those_it_has() {
+    let mut scratch = Scratch::new(LEN + 1536);
+    assert_eq!(
+        scratch.open().expect("image").geometry().capacity,
+        LEN + 1536
+    );
+    scratch.config.block_size = Some(4096);
+    let geometry = scratch.open().expect("image").geometry();
+    assert_eq!((geometry.capacity, geometry.logical_block), (LEN, 4096));
+    let small = Scratch::new(4095);
+    let config = DiskConfig {
+        block_size: Some(4096),
+        ..small.config.clone()
+    };
+    let refused = RawDisk::open(&config, 1, 1).err().expect("refused");
+    assert!(
+        refused
+            .to_string()
+            .contains("no whole block of 4096; make it larger"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn o_direct_on_a_file_system_without_it_is_refused_with_a_remedy() {
+    let config = DiskConfig {
+        direct: true,
+        readonly: true,
+        ..DiskConfig::new("/proc/version")
+    };
+    let error = RawDisk::open(&config, 1, 1).err().expect("refused");
+    let wanted =
+        "cannot use /proc/version as a disk: its file system has no O_DIRECT; use direct=off";
+    assert_eq!(error.to_string(), wanted);
+}
+
+#[test]
 fn what_can_not_be_a_disk_is_refused_with_its_name_and_a_remedy() {
     let dir = tempfile::tempdir().expect("directory");
     let empty = dir.path().join("empty");

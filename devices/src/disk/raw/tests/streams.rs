@@ -49,11 +49,49 @@ fn a_drain_returns_everything() {
 }
 
 #[test]
+fn a_batch_reaches_the_host_when_it_is_committed_and_not_before() {
+    let mut scratch = Scratch::new(LEN);
+    let Some(disk) = backed(&mut scratch, Aio::Ring, true) else {
+        return;
+    };
+    let mut stream = Stream::new(&disk);
+    stream.poke(0, &pattern(4096, 1));
+    let segments = [stream.segment(0, 4096)];
+    for tag in 0..u64::from(DEPTH) {
+        let write = DiskOp::Write {
+            offset: tag * 4096,
+            data: Data::Guest(&segments),
+            fua: false,
+        };
+        stream.queue.submit(tag, write).expect("room");
+    }
+    let file = scratch.file();
+    let mut bytes = vec![0; 4096 * usize::from(DEPTH)];
+    std::thread::sleep(Duration::from_millis(50));
+    file.read_exact_at(&mut bytes, 0).expect("image");
+    assert!(
+        bytes.iter().all(|byte| *byte == 0),
+        "the host has one already"
+    );
+    stream.queue.commit();
+    let done = stream.wait(usize::from(DEPTH));
+    assert!(done.iter().all(|done| done.result == Ok(4096)), "{done:?}");
+    file.read_exact_at(&mut bytes, 0).expect("image");
+    assert!(bytes.chunks(4096).all(|block| block == pattern(4096, 1)));
+}
+
+/// A disk with this backend, unless the machine lacks what it takes.
+fn backed(scratch: &mut Scratch, aio: Aio, direct: bool) -> Option<RawDisk> {
+    (scratch.config.aio, scratch.config.direct) = (aio, direct);
+    let disk = scratch.open();
+    disk.inspect_err(|error| eprintln!("left out: {error}"))
+        .ok()
+}
+
+#[test]
 fn a_stream_is_taken_once_and_comes_back_when_its_queue_is_dropped() {
     let mut scratch = Scratch::new(LEN);
-    scratch.config.aio = Aio::Ring;
-    let Ok(disk) = scratch.open() else {
-        eprintln!("left out: no io_uring here");
+    let Some(disk) = backed(&mut scratch, Aio::Ring, false) else {
         return;
     };
     let first = disk.open_queue(memory(), 0, DEPTH).expect("free");
@@ -74,9 +112,7 @@ fn a_stream_is_taken_once_and_comes_back_when_its_queue_is_dropped() {
 #[test]
 fn a_ring_used_from_another_thread_fails_its_requests_and_does_not_hang() {
     let mut scratch = Scratch::new(LEN);
-    scratch.config.aio = Aio::Ring;
-    let Ok(disk) = scratch.open() else {
-        eprintln!("left out: no io_uring here");
+    let Some(disk) = backed(&mut scratch, Aio::Ring, false) else {
         return;
     };
     let mut stream = Stream::new(&disk);
@@ -98,9 +134,8 @@ fn images_in_memory_are_served_without_a_ring() {
     let mut scratch = Scratch::at(dir, LEN);
     assert!(!scratch.open().expect("image").uses_ring());
     // With a ring the kernel hands each request to a thread of its own, so every completion comes by the event.
-    scratch.config.aio = Aio::Ring;
-    let Ok(disk) = scratch.open() else {
-        return eprintln!("left out: no io_uring here");
+    let Some(disk) = backed(&mut scratch, Aio::Ring, false) else {
+        return;
     };
     let mut stream = Stream::new(&disk);
     let segments = [stream.segment(0, 4096)];
@@ -130,11 +165,8 @@ fn images_in_memory_are_served_without_a_ring() {
 #[test]
 fn what_o_direct_refuses_holds_up_no_other_request() {
     let mut scratch = Scratch::new(LEN);
-    scratch.config.direct = true;
-    scratch.config.aio = Aio::Ring;
-    let disk = match scratch.open() {
-        Ok(disk) => disk,
-        Err(error) => return eprintln!("left out: {error}"),
+    let Some(disk) = backed(&mut scratch, Aio::Ring, true) else {
+        return;
     };
     let mut stream = Stream::new(&disk);
     let write = |len| DiskOp::Write {
@@ -168,13 +200,65 @@ fn what_o_direct_refuses_holds_up_no_other_request() {
 }
 
 #[test]
+fn a_plain_request_that_waits_holds_up_only_its_own_queue() {
+    let mut scratch = Scratch::new(LEN);
+    let Some(disk) = backed(&mut scratch, Aio::Plain, true) else {
+        return;
+    };
+    if disk.image.in_memory {
+        return eprintln!("left out: temporary files live in memory");
+    }
+    let mut stream = Stream::new(&disk);
+    // What a slow medium does: this write waits for the lock on its own thread, while this one goes on.
+    let held = disk.image.partial_writes.lock().expect("nobody's");
+    let write = DiskOp::Write {
+        offset: 0,
+        data: Data::Host(vec![7; 100]),
+        fua: false,
+    };
+    stream.queue.submit(1, write).expect("room");
+    stream.queue.submit(2, DiskOp::Flush).expect("room");
+    stream.queue.commit();
+    let mut done = Vec::new();
+    std::thread::sleep(Duration::from_millis(50));
+    stream.queue.completions(&mut done);
+    assert!(done.is_empty() && stream.queue.in_flight() == 2);
+    drop(held);
+    let done = stream.wait(2);
+    let fate = |done: &Completion| (done.tag, done.result);
+    assert_eq!([fate(&done[0]), fate(&done[1])], [(1, Ok(100)), (2, Ok(0))]);
+}
+
+#[test]
+fn a_plain_queue_dropped_in_the_middle_leaves_nothing_behind() {
+    let mut scratch = Scratch::new(LEN);
+    let Some(disk) = backed(&mut scratch, Aio::Plain, false) else {
+        return;
+    };
+    let mut queue = disk.open_queue(memory(), 0, DEPTH).expect("queue");
+    let len = LEN / u64::from(DEPTH);
+    for tag in 0..u64::from(DEPTH) {
+        let write = DiskOp::Write {
+            offset: tag * len,
+            data: Data::Host(vec![7; usize::try_from(len).expect("small")]),
+            fua: true,
+        };
+        queue.submit(tag, write).expect("room");
+    }
+    drop(queue);
+    let file = scratch.file();
+    let mut bytes = vec![0; usize::try_from(LEN).expect("small")];
+    file.write_all_at(&bytes, 0).expect("image");
+    std::thread::sleep(Duration::from_millis(100));
+    file.read_exact_at(&mut bytes, 0).expect("image");
+    assert!(bytes.iter().all(|byte| *byte == 0), "somebody still writes");
+}
+
+#[test]
 fn a_drain_gives_up_what_has_not_begun_and_waits_for_the_rest() {
     let mut scratch = Scratch::new(LEN);
-    scratch.config.direct = true;
-    scratch.config.aio = Aio::Ring;
-    let disk = match scratch.open() {
-        Ok(disk) => disk,
-        Err(error) => return eprintln!("left out: {error}"),
+    let Some(disk) = backed(&mut scratch, Aio::Ring, true) else {
+        return;
     };
     let image = Arc::clone(&disk.image);
     let mut stream = Stream::new(&disk);
