@@ -142,6 +142,53 @@ fn loop_devices_are_disks_of_their_size_that_discard_and_lock() {
     guest.power_off();
 }
 
+/// io_uring refused to everybody on this machine, until dropped.
+struct WithoutRings;
+
+impl WithoutRings {
+    const SETTING: &str = "/proc/sys/kernel/io_uring_disabled";
+
+    fn new() -> Self {
+        fs::write(Self::SETTING, "2").expect("a kernel that can refuse it");
+        Self
+    }
+}
+
+impl Drop for WithoutRings {
+    fn drop(&mut self) {
+        fs::write(Self::SETTING, "0").expect("it could be refused");
+    }
+}
+
+#[test]
+#[ignore = "needs a stock guest"]
+fn where_io_uring_is_refused_disks_work_and_the_operator_is_told() {
+    let _refused = WithoutRings::new();
+    let disk = Loop::new(16 * MIB, 512);
+    let (launch, _root) = guest();
+    let errors = refused(launch, &disk.device, ",aio=ring");
+    let cause = format!(
+        "cannot use {} as a disk: the host refuses io_uring",
+        disk.name()
+    );
+    assert!(
+        errors.contains(&cause) && errors.contains("use aio=auto"),
+        "{errors}"
+    );
+    for keys in ["", ",direct=on,queues=2"] {
+        let (launch, _root) = guest();
+        let mut guest = launch.disk(&disk.device, keys).boot();
+        guest.succeed(
+            "fio --eta=never --name=v --filename=/dev/vdb --rw=randwrite --bs=4k --size=4M --direct=1 --ioengine=libaio --iodepth=16 \
+             --verify=crc32c --verify_fatal=1 --fsync=16 --output=/tmp/fio || { cat /tmp/fio; false; }",
+        );
+        let exit = guest.power_off();
+        let told = exit.errors.matches("the host refuses io_uring").count();
+        assert_eq!(told, 1, "{}", exit.errors);
+        assert!(exit.errors.contains(&disk.name()), "{}", exit.errors);
+    }
+}
+
 const SCSI_DEBUG: &str = "/sys/bus/pseudo/drivers/scsi_debug";
 
 /// The device file of scsi_debug's only disk.

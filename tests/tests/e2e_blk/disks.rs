@@ -274,14 +274,18 @@ fn a_full_host_is_an_error_in_the_guest_and_nothing_more() {
             .expect("a sparse image");
         let (launch, _root) = guest();
         let mut guest = launch.disk(&path, ",id=full").boot();
-        guest.succeed("dd if=/dev/zero of=/dev/vdb bs=64k count=16 oflag=direct 2>/dev/null");
-        let reply = guest.run("dd if=/dev/urandom of=/dev/vdb bs=64k count=256 oflag=direct 2>&1");
+        guest.succeed(
+            "dd if=/dev/urandom of=/tmp/kept bs=64k count=16 2>&1 && dd if=/tmp/kept of=/dev/vdb bs=64k oflag=direct 2>&1",
+        );
+        let reply =
+            guest.run("dd if=/dev/urandom of=/dev/vdb bs=64k seek=16 count=256 oflag=direct 2>&1");
         assert_ne!(reply.status, 0);
         assert!(reply.output.contains("error"), "{}", reply.output);
         // What was written before is still there, and the disk goes on as far as it can.
-        guest.succeed(
-            "dd if=/dev/vdb bs=64k count=1 iflag=direct 2>/dev/null | wc -c | grep -q 65536",
-        );
+        let compare = "dd if=/dev/vdb bs=64k count=16 iflag=direct 2>/dev/null | cmp - /tmp/kept";
+        guest.succeed(compare);
+        guest.succeed("dd if=/tmp/kept of=/dev/vdb bs=64k count=16 oflag=direct 2>&1");
+        guest.succeed(compare);
         guest.succeed("/usr/sbin/blkdiscard -f /dev/vdb && dd if=/dev/urandom of=/dev/vdb bs=64k count=8 oflag=direct 2>/dev/null");
         let exit = guest.power_off();
         assert!(

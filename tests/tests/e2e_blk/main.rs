@@ -4,5 +4,6 @@
 mod block;
 mod disks;
 mod faults;
+mod host_power;
 mod matrix;
 mod power;

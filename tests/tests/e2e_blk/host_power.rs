@@ -1,0 +1,316 @@
+//! Power cuts below the host: what its kernel gave its block devices is written down by dm-log-writes, the VMM is
+//! killed, and the disks are made again as of the last flush, or write with FUA, before the cut. The host's page cache
+//! is gone with the power, so this is about the real backends and their fdatasync. Needs root and the modules, which
+//! the lab has.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use splitring_tests::assets::Disk;
+use splitring_tests::guest::Guest;
+
+use crate::block::{Loop, run};
+use crate::disks::{MIB, device, guest};
+use crate::power::{check, wait_for_all, writer};
+
+const BYTES: u64 = 24 * MIB;
+/// Room for all that a round writes.
+const LOG_BYTES: u64 = 256 * MIB;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Blocks of the log, which are those of the disks.
+const BLOCK: u64 = 512;
+const MAGIC: u64 = 0x006a_7366_7773_6872;
+const FLUSH: u64 = 1;
+const FUA: u64 = 2;
+const DISCARD: u64 = 4;
+const MARK: u64 = 8;
+
+/// How writes become stable on one of the disks.
+struct Way {
+    id: &'static str,
+    keys: &'static str,
+    /// The guest keeps its flushes to itself. If such a disk passed, the others would say nothing.
+    careless: bool,
+}
+
+const WAYS: [Way; 5] = [
+    Way {
+        id: "flush",
+        keys: ",aio=ring",
+        careless: false,
+    },
+    Way {
+        id: "direct",
+        keys: ",aio=ring,direct=on",
+        careless: false,
+    },
+    Way {
+        id: "through",
+        keys: ",aio=plain,cache=writethrough",
+        careless: false,
+    },
+    Way {
+        id: "fua",
+        keys: ",aio=ring,direct=on,cache=writethrough",
+        careless: false,
+    },
+    Way {
+        id: "careless",
+        keys: "",
+        careless: true,
+    },
+];
+
+/// Something the host wrote.
+struct Entry {
+    /// First block and number of blocks on the disk.
+    start: u64,
+    count: u64,
+    flags: u64,
+    /// Where in the log its data is.
+    data: u64,
+}
+
+/// What is in a log so far. The kernel says how much only when it writes with FUA, or a mark.
+fn entries(log: &File) -> Vec<Entry> {
+    let number = |at: u64| {
+        let mut bytes = [0; 8];
+        log.read_exact_at(&mut bytes, at).expect("a log");
+        u64::from_le_bytes(bytes)
+    };
+    let count = if number(0) == MAGIC { number(16) } else { 0 };
+    let mut at = BLOCK;
+    let mut next = || {
+        let (start, count, flags) = (number(at), number(at + 8), number(at + 16));
+        let data = at + BLOCK;
+        let stored = if flags & DISCARD == 0 { count } else { 0 };
+        at = data + stored * BLOCK;
+        Entry {
+            start,
+            count,
+            flags,
+            data,
+        }
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Does to `image` what the log says up to the last point before the mark at which anything was stable.
+fn replay(log: &File, image: &mut [u8]) {
+    let mut entries = entries(log);
+    let cut = entries.iter().position(|entry| entry.flags & MARK != 0);
+    entries.truncate(cut.expect("a mark"));
+    let stable = |entry: &Entry| entry.flags & (FLUSH | FUA) != 0;
+    let end = entries.iter().rposition(stable).map_or(0, |last| last + 1);
+    for entry in &entries[..end] {
+        let offset = |block: u64| usize::try_from(block * BLOCK).expect("64 bits");
+        let place = &mut image[offset(entry.start)..offset(entry.start + entry.count)];
+        match entry.flags & DISCARD {
+            0 => log.read_exact_at(place, entry.data).expect("its data"),
+            _ => place.fill(0),
+        }
+    }
+}
+
+/// A block device whose writes are logged.
+struct Logged {
+    name: String,
+    _below: Loop,
+    log: Loop,
+}
+
+impl Logged {
+    /// A device that holds `image`.
+    fn new(id: &str, image: &[u8]) -> Self {
+        let below = Loop::new(BYTES, 512);
+        open(&below.file).write_all_at(image, 0).expect("room");
+        let log = Loop::new(LOG_BYTES, 512);
+        let table = format!(
+            "0 {} log-writes {} {}",
+            BYTES / BLOCK,
+            below.device.display(),
+            log.device.display()
+        );
+        let name = format!("splitring-{}-{id}", std::process::id());
+        dmsetup(&["create", &name, "--table", &table]);
+        Self {
+            name,
+            _below: below,
+            log,
+        }
+    }
+
+    fn device(&self) -> PathBuf {
+        let columns = ["info", "-c", "--noheadings", "-o", "minor", &self.name];
+        format!("/dev/dm-{}", dmsetup(&columns)).into()
+    }
+
+    /// From here on nothing counts. What was acknowledged before is before the mark in the log.
+    fn mark(&self) {
+        dmsetup(&["message", &self.name, "0", "mark", "cut"]);
+        let log = open(&self.log.file);
+        let started = Instant::now();
+        while !entries(&log).iter().any(|entry| entry.flags & MARK != 0) {
+            assert!(started.elapsed() < PATIENCE, "{}: no mark", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends it, and does to `image` what the log says.
+    fn cut(self, image: &mut [u8]) {
+        // All of the log is there once the device is gone; a killed VMM may hold it a little longer.
+        dmsetup(&["remove", "--retry", &self.name]);
+        replay(&open(&self.log.file), image);
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        // Gone already, unless its test failed.
+        let remove = dmsetup_words(&["remove", &self.name]);
+        drop(Command::new(DMSETUP).args(remove).output());
+    }
+}
+
+fn open(disk: &Disk) -> File {
+    let file = File::options().read(true).write(true).open(disk.path());
+    file.expect("a file in memory")
+}
+
+const DMSETUP: &str = "/usr/sbin/dmsetup";
+
+/// In the lab nobody answers it from udev.
+fn dmsetup_words<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    [&["--noudevsync", "--noudevrules"], arguments].concat()
+}
+
+fn dmsetup(arguments: &[&str]) -> String {
+    run(DMSETUP, &dmsetup_words(arguments))
+}
+
+/// A machine, its logged disks and its root.
+struct Powered {
+    guest: Guest,
+    disks: Vec<Logged>,
+    _root: Disk,
+}
+
+impl Powered {
+    fn boot(images: &[Vec<u8>]) -> Self {
+        let ways = WAYS.iter().zip(images);
+        let disks: Vec<Logged> = ways
+            .map(|(way, image)| Logged::new(way.id, image))
+            .collect();
+        let (mut launch, root) = guest();
+        for (way, disk) in WAYS.iter().zip(&disks) {
+            launch = launch.disk(&disk.device(), way.keys);
+        }
+        Self {
+            guest: launch.boot(),
+            disks,
+            _root: root,
+        }
+    }
+
+    /// Makes a file system on a disk and mounts it.
+    fn format(&mut self, device: &str, dir: &str) {
+        self.guest.succeed(&format!(
+            "mkfs.ext4 -F -q -b 1024 {device} && mkdir -p {dir} && mount {device} {dir} && sync -f {dir}"
+        ));
+    }
+
+    /// From here on the guest's flushes of a disk don't reach it.
+    fn neglect(&mut self, device: &str) {
+        let name = device.trim_start_matches("/dev/");
+        self.guest.succeed(&format!(
+            "echo write through >/sys/block/{name}/queue/write_cache"
+        ));
+    }
+
+    /// Has the guest write on all disks and cuts the power in the middle.
+    fn write_and_cut(mut self, images: &mut [Vec<u8>], round: u32) {
+        let loops: Vec<String> = places()
+            .map(|(way, _, dir)| writer(way.id, &dir, round))
+            .collect();
+        self.guest
+            .type_line(&format!("{} sleep 600", loops.join(" ")));
+        let ids = WAYS.map(|way| way.id);
+        wait_for_all(&ids, || self.guest.wait_for_line("stable "));
+        for disk in &self.disks {
+            disk.mark();
+        }
+        self.guest.signal("KILL");
+        self.guest.finish();
+        for (disk, image) in self.disks.drain(..).zip(images) {
+            disk.cut(image);
+        }
+    }
+}
+
+/// The device file and the mount point of each disk.
+fn places() -> impl Iterator<Item = (&'static Way, String, String)> {
+    let place =
+        |(index, way): (usize, &'static Way)| (way, device(index), format!("/mnt/{}", way.id));
+    (1..).zip(&WAYS).map(place)
+}
+
+fn rounds(range: std::ops::Range<u32>) {
+    let blank = vec![0; usize::try_from(BYTES).expect("64 bits")];
+    let mut images = WAYS.map(|_| blank.clone());
+    let mut machine = Powered::boot(&images);
+    for (way, device, dir) in places() {
+        machine.format(&device, &dir);
+        if way.careless {
+            machine.neglect(&device);
+        }
+    }
+    for round in range {
+        machine.write_and_cut(&mut images, round);
+        machine = Powered::boot(&images);
+        for (way, device, dir) in places() {
+            let line = |line: &str| {
+                let reply = machine.guest.run(line);
+                (reply.output, reply.status)
+            };
+            let checked = check(line, &device, &dir, round);
+            if way.careless {
+                assert!(checked.is_err(), "nobody would notice a lost flush");
+                machine.guest.run(&format!("umount {dir}"));
+                machine.format(&device, &dir);
+                machine.neglect(&device);
+            } else {
+                assert_eq!(checked, Ok(()), "{}, round {round}", way.id);
+            }
+        }
+    }
+    machine.guest.power_off();
+}
+
+#[test]
+#[ignore = "needs a stock guest"]
+fn what_was_made_stable_survives_a_host_that_loses_its_page_cache() {
+    rounds(1..4);
+}
+
+macro_rules! soak {
+    ($($name:ident $first:literal),*) => {
+        $(
+            #[test]
+            #[ignore = "needs a stock guest"]
+            fn $name() {
+                rounds($first..$first + 10);
+            }
+        )*
+    };
+}
+
+soak!(
+    soak_host_power_cuts_100 100, soak_host_power_cuts_110 110, soak_host_power_cuts_120 120,
+    soak_host_power_cuts_130 130, soak_host_power_cuts_140 140, soak_host_power_cuts_150 150,
+    soak_host_power_cuts_160 160, soak_host_power_cuts_170 170, soak_host_power_cuts_180 180,
+    soak_host_power_cuts_190 190
+);
