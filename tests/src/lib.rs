@@ -1,5 +1,5 @@
-//! What the tests share. [`fuzz`] holds the bodies of the fuzz targets, [`machine`] runs a device in process; the rest
-//! is for the end-to-end tests: the assets `cargo xtask test` prepares, and a Splitring process whose guest is driven
+//! What the tests share. [`fuzz`] holds the bodies of the fuzz targets, [`machine`] runs a device in process, [`pairs`]
+//! takes samples; the rest is for the end-to-end tests: the assets `cargo xtask test` prepares, and a Splitring process whose guest is driven
 //! over its serial console.
 //!
 //! Those know Splitring by its command line, but for [`live`], which is the library in this process. A failure panics
@@ -13,6 +13,7 @@ pub mod guest;
 pub mod live;
 pub mod machine;
 pub mod network;
+pub mod pairs;
 pub mod resolver;
 pub mod terminal;
 pub mod user;
