@@ -54,6 +54,11 @@ pub(crate) const GENISOIMAGE: Tool = Tool {
     program: "genisoimage",
     package: "genisoimage",
 };
+/// Makes and judges qcow2 images.
+pub(crate) const QEMU_IMG: Tool = Tool {
+    program: "qemu-img",
+    package: "qemu-utils",
+};
 /// Makes the block devices that write down what is written.
 pub(crate) const DMSETUP: Tool = Tool {
     program: "/usr/sbin/dmsetup",

@@ -7,3 +7,4 @@ mod faults;
 mod host_power;
 mod matrix;
 mod power;
+mod qcow2;

@@ -73,6 +73,7 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
         tools::PASST,
         tools::GENISOIMAGE,
         tools::DMSETUP,
+        tools::QEMU_IMG,
     ];
     tools::ensure(&needed, "the end-to-end tests", yes)?;
     let splitring = vmm::build()?;
