@@ -31,7 +31,7 @@ impl TapPort {
     /// would overtake the one that does.
     pub(super) fn new(file: Arc<File>, has_room: bool) -> Self {
         Self {
-            sends: has_room.then(|| Sends::new(&file)).flatten(),
+            sends: has_room.then(Sends::new).flatten(),
             file,
             vectors: Vectors::default(),
             spill: vec![0; SPILL],

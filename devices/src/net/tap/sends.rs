@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use io_uring::register::Restriction;
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, opcode, types};
 use libc::iovec;
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::Header;
@@ -21,9 +21,6 @@ use zerocopy::IntoBytes;
 
 use crate::net::buffers::{self, MAX_SEGMENTS};
 use crate::net::port::{MOST_TAKEN, Refusal};
-
-/// The only file of the ring.
-const TAP: types::Fixed = types::Fixed(0);
 
 /// Frames taken and not sent yet, and the ring they go through.
 pub(super) struct Sends {
@@ -49,8 +46,8 @@ unsafe impl Send for Sends {}
 
 impl Sends {
     /// `None` if this host has no io_uring for us.
-    pub(super) fn new(file: &File) -> Option<Self> {
-        let ring = restricted(file)
+    pub(super) fn new() -> Option<Self> {
+        let ring = restricted()
             .inspect_err(|error| tracing::debug!(%error, "no io_uring for frames"))
             .ok()?;
         Some(Self {
@@ -95,7 +92,7 @@ impl Sends {
         let (through_ring, done) = match self.frames.len() {
             // Nothing to save.
             0 | 1 => (0, Ok(())),
-            _ => self.enter(refused),
+            _ => self.enter(file, refused),
         };
         for (number, frame) in self.frames.iter().enumerate().skip(through_ring) {
             if let Err(error) = self.write(file, frame) {
@@ -121,11 +118,12 @@ impl Sends {
     }
 
     /// Gives all frames to the kernel, which sends each when it takes it. How many are dealt with.
-    fn enter(&mut self, refused: &mut Vec<Refusal>) -> (usize, io::Result<()>) {
+    fn enter(&mut self, file: &File, refused: &mut Vec<Refusal>) -> (usize, io::Result<()>) {
+        let tap = types::Fd(file.as_raw_fd());
         for (number, frame) in (0..).zip(&self.frames) {
             let list = frame.list(&self.vectors);
             let count = list.len().try_into().unwrap_or(u32::MAX);
-            let entry = opcode::Writev::new(TAP, list.as_ptr(), count)
+            let entry = opcode::Writev::new(tap, list.as_ptr(), count)
                 // Refused rather than waited for, so that nothing stays with the kernel.
                 .rw_flags(libc::RWF_NOWAIT)
                 .build()
@@ -176,27 +174,24 @@ impl Frame {
     }
 }
 
-/// A ring that can do nothing but write to `file`.
-fn restricted(file: &File) -> io::Result<IoUring> {
+/// A ring that can do nothing but write. It is told the file with each frame: one that it knew would stay open until the
+/// kernel has taken the ring down, some time after its end, and the interface busy for whoever comes next.
+fn restricted() -> io::Result<IoUring> {
     let depth = MOST_TAKEN.try_into().unwrap_or(u32::MAX);
     let ring = IoUring::builder()
         .setup_r_disabled()
         .setup_submit_all()
         .build(depth)?;
-    ring.submitter().register_files(&[file.as_raw_fd()])?;
-    let fixed = squeue::Flags::FIXED_FILE.bits();
-    ring.submitter().register_restrictions(&mut [
-        Restriction::sqe_op(opcode::Writev::CODE),
-        Restriction::sqe_flags_allowed(fixed),
-        Restriction::sqe_flags_required(fixed),
-    ])?;
+    let mut rules = [Restriction::sqe_op(opcode::Writev::CODE)];
+    ring.submitter().register_restrictions(&mut rules)?;
     ring.submitter().register_enable_rings()?;
     Ok(ring)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
+    use std::io::Read;
+    use std::os::fd::{FromRawFd, OwnedFd};
     use std::os::unix::net::UnixDatagram;
 
     use splitring_virtio::mem::{Access, GuestRam};
@@ -267,7 +262,7 @@ mod tests {
     #[test]
     fn frames_go_in_order_each_behind_its_header() {
         let (file, host) = messages();
-        let mut sends = Sends::new(&file).unwrap();
+        let mut sends = Sends::new().unwrap();
         let mut guest = Guest::new();
         let mut refused = Vec::new();
         for count in [1, 2, 7] {
@@ -285,7 +280,7 @@ mod tests {
     #[test]
     fn a_frame_in_very_many_pieces_is_joined() {
         let (file, host) = messages();
-        let mut sends = Sends::new(&file).unwrap();
+        let mut sends = Sends::new().unwrap();
         let mut guest = Guest::new();
         sends.take(&header(1), &guest.frame(1, 3000, 1));
         sends.take(&header(2), &guest.frame(2, 60, 60));
@@ -297,7 +292,7 @@ mod tests {
     fn a_frame_the_host_refuses_is_named_and_the_others_go() {
         const TOO_LONG: usize = 1 << 22;
         let (file, host) = messages();
-        let mut sends = Sends::new(&file).unwrap();
+        let mut sends = Sends::new().unwrap();
         let mut guest = Guest::new();
         for (number, len) in [(1, 60), (2, TOO_LONG), (3, 60)] {
             sends.take(&header(number), &guest.frame(number, len, len));
@@ -312,12 +307,27 @@ mod tests {
         assert_eq!(arrived(&host), [(1, 1, 60), (3, 3, 60)]);
     }
 
+    /// The two ends of a terminal that changes no byte: a file that no write can be refused to wait for, as tun drivers
+    /// before Linux 6.4 are.
+    fn terminal() -> (File, File) {
+        let mut ends = [-1; 2];
+        let [ours, theirs] = &mut ends;
+        let none = std::ptr::null_mut();
+        // SAFETY: the calls fill what they are given; zeroes are settings, and those of no terminal have no name.
+        let (done, ends) = unsafe {
+            let mut raw = std::mem::zeroed();
+            libc::cfmakeraw(&raw mut raw);
+            let done = libc::openpty(ours, theirs, none, &raw mut raw, std::ptr::null_mut());
+            (done, ends.map(|end| File::from_raw_fd(end)))
+        };
+        assert_eq!(done, 0);
+        ends.into()
+    }
+
     #[test]
     fn where_the_ring_is_of_no_use_all_are_sent_without_it() {
-        // A terminal can't refuse to wait, as tun drivers before Linux 6.4 can't.
-        let terminal = File::options().write(true).open("/dev/ptmx").unwrap();
-        let mut sends = Sends::new(&terminal).unwrap();
-        let (file, host) = messages();
+        let (file, mut host) = terminal();
+        let mut sends = Sends::new().unwrap();
         let mut guest = Guest::new();
         for number in [1, 2] {
             sends.take(&header(number), &guest.frame(number, 60, 60));
@@ -326,6 +336,24 @@ mod tests {
         let error = sends.commit(&file, &mut refused).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
         assert!(refused.is_empty());
-        assert_eq!(arrived(&host), [(1, 1, 60), (2, 2, 60)]);
+        let mut bytes = [0; 2 * 72];
+        host.read_exact(&mut bytes).unwrap();
+        let expected =
+            [[1; 60], [2; 60]].map(|frame| [header(frame[0]).as_bytes(), &frame].concat());
+        assert_eq!(bytes, *expected.concat());
+    }
+
+    #[test]
+    fn the_interface_is_free_as_soon_as_its_port_is_gone() {
+        let (file, host) = messages();
+        let mut sends = Sends::new().unwrap();
+        let mut guest = Guest::new();
+        for number in [1, 2] {
+            sends.take(&header(number), &guest.frame(number, 60, 60));
+        }
+        sends.commit(&file, &mut Vec::new()).unwrap();
+        drop((sends, file));
+        let error = host.send(&[0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }
