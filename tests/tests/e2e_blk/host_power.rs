@@ -296,18 +296,6 @@ fn what_was_made_stable_survives_a_host_that_loses_its_page_cache() {
     rounds(1..4);
 }
 
-macro_rules! soak {
-    ($($name:ident $first:literal),*) => {
-        $(
-            #[test]
-            #[ignore = "needs a stock guest"]
-            fn $name() {
-                rounds($first..$first + 10);
-            }
-        )*
-    };
-}
-
 soak!(
     soak_host_power_cuts_100 100, soak_host_power_cuts_110 110, soak_host_power_cuts_120 120,
     soak_host_power_cuts_130 130, soak_host_power_cuts_140 140, soak_host_power_cuts_150 150,

@@ -211,19 +211,6 @@ fn what_was_made_stable_survives_power_cuts() {
     rounds(1..4);
 }
 
-/// A hundred cuts, in tests of ten each, so that a soak that was interrupted goes on in the middle.
-macro_rules! soak {
-    ($($name:ident $first:literal),*) => {
-        $(
-            #[test]
-            #[ignore = "needs a stock guest"]
-            fn $name() {
-                rounds($first..$first + 10);
-            }
-        )*
-    };
-}
-
 soak!(
     soak_power_cuts_100 100, soak_power_cuts_110 110, soak_power_cuts_120 120, soak_power_cuts_130 130,
     soak_power_cuts_140 140, soak_power_cuts_150 150, soak_power_cuts_160 160, soak_power_cuts_170 170,
