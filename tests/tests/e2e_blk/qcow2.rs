@@ -27,7 +27,7 @@ fn boot(image: &Path) -> Live {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn soak_a_qcow2_image_is_whole_and_its_backing_file_as_it_was() {
+fn a_qcow2_image_is_whole_and_its_backing_file_as_it_was() {
     let dir = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
     let (base, image) = (dir.path().join("base.raw"), dir.path().join("image.qcow2"));
     let old = vec![0x5a; usize::try_from(16 * MIB).expect("small")];
