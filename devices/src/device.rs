@@ -118,6 +118,11 @@ pub trait QueueHandler: Send {
         None
     }
 
+    /// Whether so much small work comes in that its worker does well to take more of it at a time, though later.
+    fn flooded(&self) -> bool {
+        false
+    }
+
     /// Cancels and waits, in bounded time, for everything in flight, and completes the chains it holds. Called
     /// once, at reset or when the machine ends. After it returns nobody writes guest memory for this handler.
     fn stop(&mut self, queues: &mut QueueSet<'_>);

@@ -7,6 +7,7 @@ mod buffers;
 mod config;
 mod control;
 mod filter;
+mod flood;
 mod gate;
 mod handle;
 mod header;
@@ -38,6 +39,7 @@ use crate::interrupt::ConfigNotifier;
 use crate::limits::Limits;
 use control::GUEST_OFFLOADS;
 use filter::Filter;
+use flood::Flood;
 use gate::Gate;
 use receive::Receiver;
 use state::State;
@@ -201,6 +203,7 @@ impl Net {
             receiver: Receiver::new(start.features, &self.state),
             transmitter: Transmitter::new(start.features, self.only_from),
             metrics: self.state.metrics.pair(pair),
+            flood: Flood::default(),
             receive_gate,
             transmit_gate,
         });

@@ -8,6 +8,7 @@ mod depth;
 mod event_loop;
 mod habit;
 mod polling;
+mod precedence;
 mod processor;
 mod running;
 

@@ -106,6 +106,33 @@ fn a_batch_is_published_with_one_interrupt() {
     assert_eq!(side.sink.interrupts(), 1);
 }
 
+/// Has nothing to do, and says it is flooded.
+struct Flooded;
+
+impl QueueHandler for Flooded {
+    fn run(&mut self, _: &mut QueueSet<'_>, _: Cause) -> Result<Outcome, Broken> {
+        Ok(Outcome::Idle)
+    }
+    fn flooded(&self) -> bool {
+        true
+    }
+    fn stop(&mut self, _: &mut QueueSet<'_>) {}
+}
+
+#[test]
+fn the_thread_gives_way_as_long_as_a_task_is_flooded() {
+    let bench = Bench::new();
+    let policy = || bench.worker.ask(|_, _| precedence::policy()).unwrap();
+    let _calm = bench.add(0, feature::VERSION_1, probe(Manner::Answer).0);
+    bench.settle();
+    assert_eq!(policy(), libc::SCHED_OTHER);
+    let side = bench.add(1, feature::VERSION_1, Flooded);
+    bench.settle();
+    assert_eq!(policy(), libc::SCHED_BATCH);
+    drop(bench.worker.stop(side.id).unwrap());
+    assert_eq!(policy(), libc::SCHED_OTHER);
+}
+
 #[test]
 fn no_interrupt_when_the_driver_asks_for_none() {
     let bench = Bench::new();

@@ -102,6 +102,18 @@ pub(super) struct PairMetrics {
     pub(super) sent: Counters,
 }
 
+impl PairMetrics {
+    /// Frames and bytes that got through so far, in both directions.
+    pub(super) fn moved(&self) -> (u64, u64) {
+        let sum = |counter: fn(&Counters) -> &AtomicU64| {
+            let both = [&self.received, &self.sent];
+            let loads = both.map(|counters| counter(counters).load(Ordering::Relaxed));
+            loads.into_iter().fold(0, u64::wrapping_add)
+        };
+        (sum(|c| &c.frames), sum(|c| &c.bytes))
+    }
+}
+
 /// The counters of a card.
 #[derive(Debug)]
 pub struct NetMetrics(Vec<Arc<PairMetrics>>);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use splitring_virtio::spec::net::ctrl;
 
 use super::control::{Command, MAX_COMMAND};
+use super::flood::Flood;
 use super::gate::Gate;
 use super::metrics::PairMetrics;
 use super::port::{FramePort, NetBackend};
@@ -31,6 +32,7 @@ pub(super) struct PairHandler {
     pub(super) receiver: Receiver,
     pub(super) transmitter: Transmitter,
     pub(super) metrics: Arc<PairMetrics>,
+    pub(super) flood: Flood,
     pub(super) receive_gate: Option<Gate>,
     pub(super) transmit_gate: Option<Gate>,
 }
@@ -110,8 +112,14 @@ impl QueueHandler for PairHandler {
         } else {
             Outcome::Idle
         };
+        let (frames, bytes) = self.metrics.moved();
+        self.flood.pass(frames, bytes);
         let more = sent == Outcome::More || received == Outcome::More;
         Ok(if more { Outcome::More } else { Outcome::Idle })
+    }
+
+    fn flooded(&self) -> bool {
+        self.flood.is_on()
     }
 
     fn stop(&mut self, _: &mut QueueSet<'_>) {

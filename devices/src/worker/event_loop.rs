@@ -14,6 +14,7 @@ use event_manager::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::polling::{Polling, Turn};
+use super::precedence::Precedence;
 use super::processor::Processor;
 use super::running::{KICK_EVENTS, Manner, Next, Running};
 use super::{Failure, OnFailure, WorkerError};
@@ -114,6 +115,7 @@ pub(super) struct Loop {
     /// Slots of tasks to run again.
     ready: VecDeque<u16>,
     polling: Polling,
+    precedence: Precedence,
     pub(super) paused: bool,
     pub(super) quit: bool,
 }
@@ -157,6 +159,7 @@ impl Loop {
             slots: Vec::new(),
             ready: VecDeque::new(),
             polling: Polling::new(poll_window, processor),
+            precedence: Precedence::new(),
             paused: false,
             quit: false,
         }
@@ -185,6 +188,7 @@ impl Loop {
     pub(super) fn take(&mut self, slot: u16) -> Option<Entry> {
         self.ready.retain(|&other| other != slot);
         self.polling.remove(slot);
+        self.precedence.told(slot, false);
         self.slots.get_mut(usize::from(slot))?.take()
     }
 
@@ -210,6 +214,9 @@ impl Loop {
 
     /// Arranges what a pass of the task in `slot` left to do.
     fn after(&mut self, slot: u16, next: Next) {
+        if let Some(Some(Entry::Task(running))) = self.slots.get(usize::from(slot)) {
+            self.precedence.told(slot, running.flooded());
+        }
         match next {
             Next::Owe => return self.polling.owe(slot),
             Next::Idle => {}

@@ -177,6 +177,10 @@ impl Running {
             || self.handler.poll() == Some(true)
     }
 
+    pub(super) fn flooded(&self) -> bool {
+        !self.halted && self.handler.flooded()
+    }
+
     /// Shows the driver what was completed: one index store and one interrupt decision a queue.
     fn publish(&mut self) -> Result<(), Broken> {
         let mut result = Ok(());
