@@ -65,7 +65,7 @@ pub(crate) fn run(bus: Bus, plan: Plan<'_>) -> Table {
         bus.device()
     ));
     warm.power_off();
-    for round in 0..plan.mode.rounds() {
+    for round in plan.mode.rounds() {
         let mut subjects: Vec<(&str, Start, Bus, Extra<'_>)> = vec![
             ("splitring", peers::splitring, bus, file),
             ("QEMU", peers::qemu, bus, file),
@@ -100,7 +100,7 @@ fn measure(mut guest: Guest, bus: Bus, plan: Plan<'_>) -> Vec<(&'static str, f64
     ));
     for job in JOBS.into_iter().filter(|job| plan.wants(job.name)) {
         let bound = match plan.mode {
-            Mode::Pairs(_) => format!("--time_based --runtime={SECONDS}"),
+            Mode::Pair(_) => format!("--time_based --runtime={SECONDS}"),
             Mode::Count => format!("--number_ios={}", job.requests),
         };
         guest.succeed(&format!(
@@ -112,7 +112,7 @@ fn measure(mut guest: Guest, bus: Bus, plan: Plan<'_>) -> Vec<(&'static str, f64
             job.block
         ));
         let value = match plan.mode {
-            Mode::Pairs(_) => largest(&mut guest, "iops"),
+            Mode::Pair(_) => largest(&mut guest, "iops"),
             Mode::Count => {
                 largest(&mut guest, "runtime") * INSTRUCTIONS_PER_MS / f64::from(job.requests)
             }

@@ -1,32 +1,36 @@
 //! Devices in a stock guest, Splitring against Debian's QEMU, in interleaved pairs.
 //!
-//! Run by `cargo xtask bench blk|scsi|net`, where a stock kernel can run. Two modes: `pairs N` runs
-//! for a time and gives rates; `count` runs a fixed amount of work, for a clock that counts
-//! instructions. One more word selects workloads by a part of their name. The last line
-//! has the ratios.
+//! Run by `cargo xtask bench blk|scsi|net`, where a stock kernel can run. `pair N FILE` runs the Nth
+//! pair for a time and adds its rates to a file, so that each pair can have a machine of its own;
+//! `count` runs a fixed amount of work, for a clock that counts instructions. One more word selects
+//! workloads by a part of their name. `pairs FILE` prints what the pairs gave. The last line has the
+//! ratios.
 
 mod fio;
 mod network;
 mod peers;
 mod sample;
 
+use std::ops::Range;
+use std::path::Path;
+
 use sample::Table;
 
 /// How much is run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Mode {
-    /// So many pairs, each for a time.
-    Pairs(usize),
+    /// One pair by its number, for a time.
+    Pair(usize),
     /// A fixed amount of work.
     Count,
 }
 
 impl Mode {
-    fn rounds(self) -> usize {
+    fn rounds(self) -> Range<usize> {
         match self {
-            Self::Pairs(rounds) => rounds,
+            Self::Pair(number) => number..number + 1,
             // The counting clock repeats: a second round shows that it did.
-            Self::Count => 2,
+            Self::Count => 0..2,
         }
     }
 }
@@ -51,23 +55,28 @@ fn main() {
         .filter(|word| word != "--bench")
         .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let (device, mode, rest) = match words.as_slice() {
-        [device, "pairs", rounds, rest @ ..] => {
-            let rounds = rounds.parse().expect("a number");
-            (*device, Mode::Pairs(rounds), rest)
+    match words.as_slice() {
+        [device, "pair", number, file, only @ ..] => {
+            let number = number.parse().expect("a number");
+            measure(device, Mode::Pair(number), only).append(Path::new(file));
         }
-        [device, "count", rest @ ..] => (*device, Mode::Count, rest),
-        _ => {
-            panic!("usage: devices blk|scsi|net pairs N|count [ONLY]; see `cargo xtask bench`")
+        [device, "pairs", file] => {
+            Table::read(Path::new(file)).print(device, "rates (time for pings)");
         }
-    };
-    let only = rest.first().copied().unwrap_or_default();
+        [device, "count", only @ ..] => {
+            measure(device, Mode::Count, only).print(device, "level-1 instructions each");
+        }
+        _ => panic!("usage: devices blk|scsi|net pair N FILE [ONLY]|pairs FILE|count [ONLY]"),
+    }
+}
+
+fn measure(device: &str, mode: Mode, only: &[&str]) -> Table {
+    let only = only.first().copied().unwrap_or_default();
     let plan = Plan { mode, only };
-    let table: Table = match device {
+    match device {
         "blk" => fio::run(peers::Bus::Blk, plan),
         "scsi" => fio::run(peers::Bus::Scsi, plan),
         "net" => network::run(plan),
         other => panic!("no bench for {other}"),
-    };
-    table.print(device, mode);
+    }
 }

@@ -35,7 +35,7 @@ pub(crate) fn run(plan: Plan<'_>) -> Table {
     let tools = Toolbox::mount(server_root.path());
     let _tap = Tap::create(&tools, TAP, "", &format!("{HOST}/24"));
     let mut table = Table::default();
-    for round in 0..plan.mode.rounds() {
+    for round in plan.mode.rounds() {
         let mut subjects = [
             ("splitring", false),
             ("QEMU, vhost off", false),
@@ -78,7 +78,7 @@ fn measure(guest: &mut Guest, plan: Plan<'_>) -> Vec<(&'static str, f64)> {
             let bound = mode.bound(TCP_COUNTED, "M");
             let summary = receiver(guest, &format!("{bound} {direction} -f m"));
             let value = match mode {
-                Mode::Pairs(_) => before(&summary, "Mbits/sec"),
+                Mode::Pair(_) => before(&summary, "Mbits/sec"),
                 Mode::Count => instructions(seconds(&summary), TCP_COUNTED),
             };
             figures.push((name, value));
@@ -104,7 +104,7 @@ fn measure(guest: &mut Guest, plan: Plan<'_>) -> Vec<(&'static str, f64)> {
     if plan.wants(PINGED) {
         let pings = guest.succeed(&format!("{PING} -q -i 0.002 -c {PINGS} {HOST}"));
         let value = match mode {
-            Mode::Pairs(_) => average_ms(&pings),
+            Mode::Pair(_) => average_ms(&pings),
             Mode::Count => average_ms(&pings) * INSTRUCTIONS_PER_S / 1000.0,
         };
         figures.push((PINGED, value));
@@ -116,7 +116,7 @@ impl Mode {
     /// How long iperf3 is to run: for a time, or for `count` bytes.
     fn bound(self, count: u32, unit: &str) -> String {
         match self {
-            Self::Pairs(_) => format!("-t {SECONDS}"),
+            Self::Pair(_) => format!("-t {SECONDS}"),
             Self::Count => format!("-n {count}{unit}"),
         }
     }
@@ -124,7 +124,7 @@ impl Mode {
     /// A rate as thousands a second, or as instructions for each.
     fn rate(self, each_second: f64) -> f64 {
         match self {
-            Self::Pairs(_) => each_second / 1000.0,
+            Self::Pair(_) => each_second / 1000.0,
             Self::Count => INSTRUCTIONS_PER_S / each_second,
         }
     }

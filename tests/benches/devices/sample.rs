@@ -1,6 +1,8 @@
 //! Figures by what was run and who ran it; medians, ranges and ratios.
 
-use crate::Mode;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
 
 /// One row: a workload, and each subject's figures for it.
 #[derive(Debug)]
@@ -42,12 +44,34 @@ impl Table {
         self
     }
 
+    /// Adds all figures to a file, one a line.
+    pub(crate) fn append(&self, file: &Path) {
+        let mut lines = String::new();
+        for Row { workload, subjects } in &self.0 {
+            for (subject, values) in subjects {
+                for value in values {
+                    lines += &format!("{workload}\t{subject}\t{value}\n");
+                }
+            }
+        }
+        let mut file = OpenOptions::new().append(true).create(true).open(file);
+        let file = file.as_mut().expect("a file for the figures");
+        file.write_all(lines.as_bytes()).expect("room");
+    }
+
+    /// What was added to a file.
+    pub(crate) fn read(file: &Path) -> Self {
+        let mut table = Self::default();
+        for line in fs::read_to_string(file).expect("figures").lines() {
+            let mut words = line.split('\t');
+            let mut word = || words.next().expect("three words");
+            table.add(word(), word(), word().parse().expect("a figure"));
+        }
+        table
+    }
+
     /// Prints a line for each row and subject, and the medians of the ratios.
-    pub(crate) fn print(&self, device: &str, mode: Mode) {
-        let unit = match mode {
-            Mode::Pairs(_) => "rates (time for pings)",
-            Mode::Count => "level-1 instructions each",
-        };
+    pub(crate) fn print(&self, device: &str, unit: &str) {
         println!("{device}: {unit}; medians, range");
         let mut ratios = Vec::new();
         for Row { workload, subjects } in &self.0 {

@@ -1,7 +1,8 @@
 //! `cargo xtask bench blk|scsi|net`: a device in a stock guest, against Debian's QEMU.
 //!
 //! What is measured, and how, is in the tests crate (`benches/devices`); this prepares, and runs it
-//! twice: in interleaved pairs for rates, then under the clock that counts instructions.
+//! twice: in interleaved pairs for rates, each in a lab of its own that may be lost without the
+//! others, then under the clock that counts instructions.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -17,7 +18,10 @@ use crate::progress::say;
 use crate::tools;
 use crate::vmm;
 
-const LIMIT: Duration = Duration::from_secs(3600);
+/// For one pair, and for the counting.
+const PAIR_LIMIT: Duration = Duration::from_secs(600);
+const COUNT_LIMIT: Duration = Duration::from_secs(3600);
+
 /// How much.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -71,12 +75,11 @@ pub(crate) fn run(device: &str, modules: &[&str], options: &Options, yes: bool) 
         icount,
         alone: true,
         cpus: options.cpus,
-        timeout: LIMIT,
+        timeout: if icount { COUNT_LIMIT } else { PAIR_LIMIT },
         modules: modules.iter().copied().map(str::to_owned).collect(),
         yes,
     };
-    let mut ratios = Vec::new();
-    let mut go = |icount: bool, mode: &[&str]| -> Result<()> {
+    let go = |in_lab: bool, icount: bool, mode: &[&str]| -> Result<String> {
         let outcome = if in_lab {
             let run = || lab::run(&lab(icount), &command(mode), lab::Output::PassAndKeep);
             let again = |error| {
@@ -93,14 +96,19 @@ pub(crate) fn run(device: &str, modules: &[&str], options: &Options, yes: bool) 
             outcome.code
         );
         let output = String::from_utf8_lossy(&outcome.output).into_owned();
-        ratios.push(output.lines().last().unwrap_or_default().to_owned());
-        Ok(())
+        Ok(output.lines().last().unwrap_or_default().to_owned())
     };
+    let mut ratios = Vec::new();
     if !options.no_pairs {
-        go(false, &["pairs", &options.pairs.to_string(), &options.only])?;
+        let figures = scratch.path().join("figures").display().to_string();
+        for pair in 0..options.pairs {
+            let pair = pair.to_string();
+            go(in_lab, false, &["pair", &pair, &figures, &options.only])?;
+        }
+        ratios.push(go(false, false, &["pairs", &figures])?);
     }
     if in_lab && !options.no_count {
-        go(true, &["count", &options.only])?;
+        ratios.push(go(true, true, &["count", &options.only])?);
     } else if !in_lab {
         say("this machine's clock does not count instructions: only rates");
     }
