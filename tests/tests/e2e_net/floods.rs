@@ -7,7 +7,7 @@ use splitring_devices::disk::config::DiskConfig;
 use splitring_tests::assets::Kernel;
 use splitring_tests::live::Live;
 
-use crate::ends::{Host, Net, PING};
+use crate::ends::{Host, IP, Net, PING};
 use crate::live::{card, until};
 
 /// What each place has counted so far.
@@ -122,6 +122,14 @@ fn flood(number: u8, packets: u64) {
     flood.live.succeed(
         "mkdir -p /tmp/extra && tar -xf /dev/vdb -C /tmp/extra && insmod /tmp/extra/pktgen.ko",
     );
+    // A flooded guest does not answer in time whether it is still there, and the host then drops what is for it.
+    let mac = flood.live.succeed("cat /sys/class/net/eth0/address");
+    host.tools.sh(&format!(
+        "{IP} neigh replace {} lladdr {} nud permanent dev {}",
+        flood.net.guest,
+        mac.trim(),
+        flood.net.tap
+    ));
     let start = flood.settle();
     flood.flood_guest(packets);
     let middle = flood.settle();
