@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "the tun driver is configured by ioctl")]
 
+mod error;
 mod port;
 mod sends;
 
@@ -13,84 +14,23 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use libc::{c_char, c_int, c_short, c_uint, c_ulong};
 use rustix::fs::{Mode, OFlags};
 
-use std::sync::Arc;
-
 use splitring_virtio::spec::net::HEADER_SIZE;
 
+pub use error::TapError;
+
 use super::port::{FramePort, NetBackend, Offloads};
+use error::{failed, refusal};
 use port::TapPort;
 
 /// Name bytes an interface has at the most, without the closing zero (`IFNAMSIZ - 1`).
 pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 
 const TUN_DEVICE: &CStr = c"/dev/net/tun";
-
-/// Why a TAP interface can't be used. The messages say what to do about it.
-#[derive(Debug, thiserror::Error)]
-pub enum TapError {
-    /// The tun driver is not there or not ours to open.
-    #[error(
-        "cannot open /dev/net/tun: {0}; load the module `tun` and give this user read and write access to the device"
-    )]
-    Driver(#[source] io::Error),
-    /// The name is empty, too long or has a character no interface has.
-    #[error("`{0}` is no interface name: 1 to {MAX_NAME} characters without blanks, `/` or `%`")]
-    Name(String),
-    /// No interface has this name and this user may not make one.
-    #[error(
-        "tap {name}: there is no such interface and creating one is not permitted; create it first: `ip tuntap add dev {name} mode tap vnet_hdr user $USER{multi}`"
-    )]
-    Missing {
-        /// The interface asked for.
-        name: String,
-        /// ` multi_queue` where several queue pairs were asked for.
-        multi: &'static str,
-    },
-    /// The interface exists and another program has it.
-    #[error(
-        "tap {0}: in use by another program; stop it, or give each machine an interface of its own"
-    )]
-    Busy(String),
-    /// The interface exists and belongs to somebody else.
-    #[error(
-        "tap {0}: not permitted: it belongs to another user or group; `ip tuntap` shows its owner, and root can make it anew with `user $USER`"
-    )]
-    NotPermitted(String),
-    /// The interface is a TUN, or single-queue where several queues were asked for, or the other way round.
-    #[error(
-        "tap {name}: its flags do not fit: a TAP interface made {wanted} is needed for queues={queues}"
-    )]
-    Flags {
-        /// The interface asked for.
-        name: String,
-        /// How it has to be made.
-        wanted: &'static str,
-        /// Queue pairs asked for.
-        queues: u16,
-    },
-    /// A descriptor handed over is no TAP with the flags needed.
-    #[error("fd {fd}: {why}; it must be a TAP opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")]
-    Descriptor {
-        /// The descriptor's number.
-        fd: RawFd,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// Any other refusal of the kernel.
-    #[error("tap {name}: cannot {operation}: {source}")]
-    Ioctl {
-        /// The interface.
-        name: String,
-        /// What was tried.
-        operation: &'static str,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-}
 
 /// `struct ifreq` as the tun ioctls use it: a name and flags.
 #[repr(C)]
@@ -318,14 +258,6 @@ fn checked(result: c_int) -> io::Result<()> {
     }
 }
 
-fn failed(name: &str, operation: &'static str, source: io::Error) -> TapError {
-    TapError::Ioctl {
-        name: name.to_owned(),
-        operation,
-        source,
-    }
-}
-
 fn checked_name(name: &str) -> Result<CString, TapError> {
     let fits = !name.is_empty()
         && name.len() <= MAX_NAME
@@ -365,31 +297,6 @@ fn attach(c_name: &CStr, name: &str, queues: u16, existed: bool) -> Result<TapQu
     match checked(done) {
         Ok(()) => Ok(TapQueue::from(fd)),
         Err(e) => Err(refusal(name, queues, existed, e)),
-    }
-}
-
-fn refusal(name: &str, queues: u16, existed: bool, error: io::Error) -> TapError {
-    let name = name.to_owned();
-    match error.raw_os_error() {
-        Some(libc::EPERM) if !existed => TapError::Missing {
-            name,
-            multi: if queues > 1 { " multi_queue" } else { "" },
-        },
-        Some(libc::EPERM) => TapError::NotPermitted(name),
-        Some(libc::EBUSY) => TapError::Busy(name),
-        Some(libc::EINVAL) if existed => {
-            let wanted = if queues > 1 {
-                "with `multi_queue`"
-            } else {
-                "without `multi_queue`"
-            };
-            TapError::Flags {
-                name,
-                wanted,
-                queues,
-            }
-        }
-        _ => failed(&name, "attach to it", error),
     }
 }
 

@@ -57,7 +57,12 @@ const TABLE: &[(&str, Who, i32, &[&str])] = &[
         FAILURE,
         &["tap sptun", "flags do not fit", "TAP interface"],
     ),
-    ("tap=lo", Root, FAILURE, &["tap lo", "flags do not fit"]),
+    (
+        "tap=lo",
+        Root,
+        FAILURE,
+        &["tap lo", "no TAP interface", "name one"],
+    ),
     (
         "tap=spone,queues=2",
         Root,
