@@ -16,9 +16,14 @@ pub(crate) const MIB: u64 = 1 << 20;
 
 /// A guest with the tools and room to use them; its first disk is the root.
 pub(crate) fn guest() -> (Launch, Disk) {
+    guest_of("768M")
+}
+
+/// The same with this much memory.
+pub(crate) fn guest_of(memory: &str) -> (Launch, Disk) {
     let kernel = Kernel::named("6.12-cloud");
     let root = Disk::copy_of("tools");
-    let launch = Launch::new(&kernel, Image::Vmlinux).memory("768M").cpus(2);
+    let launch = Launch::new(&kernel, Image::Vmlinux).memory(memory).cpus(2);
     (launch.root_disk(root.path()), root)
 }
 

@@ -6,7 +6,7 @@ use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
 use splitring_tests::pairs;
 
-use crate::disks::{MIB, device, guest};
+use crate::disks::{MIB, device, guest_of};
 
 const RINGS: [u16; 5] = [4, 16, 64, 256, 1024];
 const QUEUES: [u16; 2] = [1, 4];
@@ -51,6 +51,8 @@ const SIZES: [Size; 4] = [
 const VERIFY: &str = "--verify=crc32c --verify_fatal=1";
 /// Room for the largest of both.
 const BYTES: u64 = 4 * MIB;
+/// Room for what eight fios at once hold in requests of 1 MiB at depth 128.
+const MEMORY: &str = "2G";
 
 /// One disk. Blocks and below are indices of the tables above.
 #[derive(Clone, Copy)]
@@ -136,7 +138,7 @@ fn at_once(guest: &mut Guest, lines: impl IntoIterator<Item = String>) {
 
 /// A guest with a disk for each of these keys besides its own.
 fn boot(keys: &[String]) -> (Guest, [Vec<Disk>; 2]) {
-    let (mut launch, root) = guest();
+    let (mut launch, root) = guest_of(MEMORY);
     let images: Vec<Disk> = keys.iter().map(|_| Disk::empty(BYTES)).collect();
     for (image, keys) in images.iter().zip(keys) {
         launch = launch.disk(image.path(), keys);
