@@ -2,39 +2,41 @@
 //!
 //! The one place that knows everybody. Each step is a function that fits a screen; what a step needs to know about a device is the device's own business.
 
+mod error;
 mod vcpus;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use splitring_arch::acpi::{AcpiError, IntxRoute, PciHost, Platform, SerialPort};
+use splitring_arch::acpi::{IntxRoute, PciHost, Platform, SerialPort};
 use splitring_arch::boot;
-use splitring_arch::boot::{BootError, BootParameters};
+use splitring_arch::boot::BootParameters;
 use splitring_arch::cpuid;
-use splitring_arch::kernel::{CachePolicy, Initrd, Kernel, KernelError, Unsaved};
-use splitring_arch::layout::{self, Layout, LayoutError};
+use splitring_arch::kernel::{CachePolicy, Initrd, Kernel, Unsaved};
+use splitring_arch::layout::{self, Layout};
 use splitring_devices::blk::BlkHandle;
-use splitring_devices::bus::{Bus, BusError};
+use splitring_devices::bus::Bus;
 use splitring_devices::net::NetHandle;
-use splitring_devices::pci::root::{self, ConfigPorts, PciError, PciPlan, PciRoot};
+use splitring_devices::pci::root::{self, ConfigPorts, PciPlan, PciRoot};
+use splitring_devices::power;
 use splitring_devices::power::{Power, PowerRequest};
 use splitring_devices::ram::Ram;
 use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::{self, Serial};
 use splitring_devices::worker::{OnFailure, Worker, WorkerError};
-use splitring_devices::{power, wiring};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::attach::{self, AttachError, Bay, OwnDisks, Place};
-use crate::config::{ConfigError, SerialMode, VmConfig};
+use crate::attach::{self, Bay, OwnDisks, Place};
+use crate::config::{SerialMode, VmConfig};
 use crate::control::{Control, End};
-use crate::kick::KickError;
-use crate::kvm::{Host, KvmError, Vm};
+use crate::kvm::{Host, Vm};
 use crate::machine::Console;
-use crate::memory::{self, GuestMemory, MemoryError};
+use crate::memory::{self, GuestMemory};
 use crate::vcpu::{Exits, Vcpu};
+
+pub use error::BuildError;
 
 // The tables and the device must mean the same registers.
 const _: () = {
@@ -53,71 +55,6 @@ const _: () = {
 
 /// KVM's memory slot for PCI configuration space; guest memory has the first ones.
 const CONFIG_SLOT: u32 = 8;
-
-/// Why a machine can't be built or started.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// The configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The host's KVM.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// The amount of memory.
-    #[error("memory: {0}")]
-    Layout(#[from] LayoutError),
-    /// Guest memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// Kernel or initrd.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// Boot parameters.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// ACPI tables.
-    #[error(transparent)]
-    Acpi(#[from] AcpiError),
-    /// Two devices claim one address.
-    #[error("cannot place {what}: {error}")]
-    Place {
-        /// The device.
-        what: &'static str,
-        /// With whom.
-        error: BusError,
-    },
-    /// The PCI bus.
-    #[error(transparent)]
-    Pci(#[from] PciError),
-    /// A device.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// Devices' events.
-    #[error(transparent)]
-    Wiring(#[from] wiring::WiringError),
-    /// A table doesn't fit guest memory.
-    #[error("cannot write {what} at guest address {guest:#x}")]
-    Write {
-        /// Which.
-        what: &'static str,
-        /// Where.
-        guest: u64,
-    },
-    /// No descriptor.
-    #[error("cannot create an event descriptor: {0}; raise the limit on open files")]
-    Event(std::io::Error),
-    /// No thread.
-    #[error("cannot start the thread of {what}: {error}; raise the limit on processes")]
-    Thread {
-        /// Whose.
-        what: String,
-        /// Why not.
-        error: std::io::Error,
-    },
-    /// The kick signal.
-    #[error(transparent)]
-    Kick(#[from] KickError),
-}
 
 /// An eventfd that never blocks.
 pub(crate) fn event() -> Result<EventFd, BuildError> {
