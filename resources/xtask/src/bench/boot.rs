@@ -131,10 +131,11 @@ fn measure(runs: usize, splitring: &Path, kernel: &Path) -> Result<()> {
         format!("{ours} to {theirs} = {ratio:.3}")
     };
     println!(
-        "bench boot: splitring to QEMU: whole {}; first entry {}; exits to user space {}, with a disk {}; \
+        "bench boot: splitring to QEMU: whole {}; first entry {}, a disk adds {:.2} ms; exits to user space {}, with a disk {}; \
          vmlinuz to vmlinux: first {}, again {}; own memory {} KiB, {} threads",
         peer(&ours, &qemu),
         peer(&ours_trace.first_entry_ms, &qemu_trace.first_entry_ms),
+        ours_disk.first_entry_ms.median() - ours_trace.first_entry_ms.median(),
         peer(&ours_trace.user_exits, &qemu_trace.user_exits),
         peer(&ours_disk.user_exits, &qemu_disk.user_exits),
         peer(&first, &ours),
