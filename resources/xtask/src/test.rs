@@ -5,6 +5,7 @@
 //! of the lab. Soak: the long matrices in full, and AddressSanitizer. A step that fails does not keep
 //! the others from running.
 
+mod board;
 mod e2e;
 mod engine;
 
