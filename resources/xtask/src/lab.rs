@@ -349,7 +349,7 @@ fn arguments(options: &Options, dir: &Path, kernel: &Kernel, channels: &Channels
         "-append",
     ]);
     // The emulated machine can lose a timer that fires once and then halts for good: a periodic one
-    // wakes it again. Where instructions are counted none is lost, and ticks would be counted too.
+    // wakes it again. Not where instructions are counted, since ticks would be counted too: there it is tried again.
     let ticks = if options.icount {
         ""
     } else {
