@@ -43,12 +43,12 @@ const fn job(
 }
 
 const JOBS: [Job; 6] = [
-    job("4k randread QD32", "randread", "4k", 32, 4000),
-    job("4k randwrite QD32", "randwrite", "4k", 32, 4000),
-    job("4k randread QD1", "randread", "4k", 1, 1000),
-    job("4k randwrite QD1", "randwrite", "4k", 1, 1000),
-    job("128k read QD32", "read", "128k", 32, 500),
-    job("128k write QD32", "write", "128k", 32, 500),
+    job("4k randread QD32", "randread", "4k", 32, 16000),
+    job("4k randwrite QD32", "randwrite", "4k", 32, 16000),
+    job("4k randread QD1", "randread", "4k", 1, 4000),
+    job("4k randwrite QD1", "randwrite", "4k", 1, 4000),
+    job("128k read QD32", "read", "128k", 32, 2000),
+    job("128k write QD32", "write", "128k", 32, 2000),
 ];
 
 type Start = fn(&Path, Extra<'_>) -> Guest;
