@@ -24,9 +24,6 @@ pub struct CpuFeatures {
     pub tsc_khz: Option<u32>,
     /// Whether the guest may run virtual machines itself (VMX, SVM), if KVM offers that.
     pub nested: bool,
-    /// Whether the guest may acknowledge an interrupt in memory, without an exit
-    /// (`KVM_FEATURE_PV_EOI`), if KVM offers that. No on a processor that [`injects_twice`].
-    pub paravirtual_eoi: bool,
     /// The processor's name, padded with zeros: [`host_brand`], or one of your own.
     pub brand: [u8; BRAND],
 }
@@ -51,22 +48,6 @@ pub fn host_brand() -> [u8; BRAND] {
     brand
 }
 
-/// Whether this runs on a processor that may deliver an interrupt a second time.
-///
-/// QEMU's emulation of SVM (TCG) keeps the vector that `VMRUN` injected as a pending exception until the guest's next exit. If another
-/// thread kicks the processor before, it is delivered again, interrupts enabled or not, and between `SYSCALL` and the switch of stacks
-/// that is a double fault. An exit at the end of the interrupt takes the vector away, which memory that says "acknowledged" does not.
-#[must_use]
-pub fn injects_twice() -> bool {
-    let present = __cpuid(1).ecx & HYPERVISOR != 0;
-    let leaf = __cpuid(HYPERVISOR_BASE);
-    present
-        && [leaf.ebx, leaf.ecx, leaf.edx]
-            .map(u32::to_le_bytes)
-            .as_flattened()
-            == b"TCGTCGTCGTCG"
-}
-
 /// Leaf 1 ECX.
 const VMX: u32 = 1 << 5;
 const X2APIC: u32 = 1 << 21;
@@ -86,12 +67,9 @@ const TOPOEXT: u32 = 1 << 22;
 const LAST_LEVEL: u32 = 3;
 /// KVM's local APIC timer counts at this rate, in kHz.
 const APIC_BUS_KHZ: u32 = 1_000_000;
-/// Hypervisor leaves: signature, KVM's features, and (TSC, APIC bus) frequencies in kHz as VMware defined it.
+/// Hypervisor leaves: signature, and (TSC, APIC bus) frequencies in kHz as VMware defined it.
 const HYPERVISOR_BASE: u32 = 0x4000_0000;
-const KVM_FEATURES: u32 = 0x4000_0001;
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
-/// Leaf 0x4000_0001 EAX.
-const PV_EOI: u32 = 1 << 6;
 /// Physical address bits of processors without leaf 0x8000_0008.
 const DEFAULT_PHYSICAL_BITS: u8 = 36;
 
@@ -188,7 +166,7 @@ impl Leaves {
         )
     }
 
-    /// Leaves 1, 7, 0x4000_0001 and 0x8000_0001: identity and feature bits.
+    /// Leaves 1, 7 and 0x8000_0001: identity and feature bits.
     fn features(&mut self, features: &CpuFeatures, topology: &Topology) {
         let hidden = if features.nested { (0, 0) } else { (VMX, SVM) };
         self.edit(1, |entry| {
@@ -211,9 +189,6 @@ impl Leaves {
         });
         self.edit(0x8000_0001, |entry| entry.ecx &= !hidden.1);
         self.replace(0x12, []);
-        if !features.paravirtual_eoi {
-            self.edit(KVM_FEATURES, |entry| entry.eax &= !PV_EOI);
-        }
     }
 
     /// Leaves 0xb and 0x1f, where the processor has them: threads, cores, end.

@@ -92,6 +92,11 @@ impl Process {
         Ok(Self { child, pid })
     }
 
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The exit status, if it has ended.
     pub(crate) fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
         self.child

@@ -5,6 +5,7 @@
 //! Each takes one core; as many run at a time as the machine has cores and memory for.
 
 mod channel;
+mod erratum;
 mod script;
 
 use std::ffi::OsString;
@@ -21,7 +22,7 @@ use crate::assets::Cache;
 use crate::cleanup::{Process, RawTerminal, mortal};
 use crate::host::{self, HostKvm};
 use crate::kernel::{Flavour, Kernel};
-use crate::progress::Step;
+use crate::progress::{Step, say};
 use crate::tools;
 use channel::Channels;
 
@@ -186,6 +187,9 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
     let pumps = channels
         .start(&mut qemu, output)
         .with_context(|| tail(&dir.join("qemu.log")))?;
+    if let Err(why) = erratum::mend(qemu.id()) {
+        say(format!("the lab's guests may die now and then: {why:#}"));
+    }
     let ended = wait(dir, &mut qemu, options);
     let since = Instant::now();
     while ended.is_ok() && !pumps.finished() && since.elapsed() < DRAIN && qemu.ended()?.is_none() {

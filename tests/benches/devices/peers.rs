@@ -67,14 +67,6 @@ pub(crate) fn splitring(root: &Path, extra: Extra<'_>) -> Guest {
     .boot()
 }
 
-/// The processor of QEMU's guests. In the lab they acknowledge interrupts by an exit, as Splitring's do there: without one they may die.
-fn cpu() -> &'static str {
-    match std::env::var_os("SPLITRING_LAB") {
-        Some(_) => "host,kvm-pv-eoi=off",
-        None => "host",
-    }
-}
-
 /// QEMU, up and waiting for typed lines: each device with what makes it fast.
 pub(crate) fn qemu(root: &Path, extra: Extra<'_>) -> Guest {
     let kernel = Kernel::named("6.12-cloud");
@@ -86,7 +78,7 @@ pub(crate) fn qemu(root: &Path, extra: Extra<'_>) -> Guest {
             "-accel",
             "kvm",
             "-cpu",
-            cpu(),
+            "host",
             "-m",
             MEMORY,
             "-nodefaults",

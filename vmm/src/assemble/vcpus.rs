@@ -26,18 +26,11 @@ pub(super) fn set_up(
     buses: &Buses,
     exits: &[Arc<Exits>],
 ) -> Result<Vec<Vcpu>, BuildError> {
-    let injects_twice = cpuid::injects_twice();
-    if injects_twice {
-        tracing::info!(
-            "the processor is emulated by QEMU, which may inject an interrupt twice: guests end each by an exit"
-        );
-    }
     let features = CpuFeatures {
         vcpus: u32::try_from(fds.len()).unwrap_or(u32::MAX),
         tsc_deadline: vm.check_extension(Cap::TscDeadlineTimer),
         tsc_khz: fds.first().and_then(|fd| fd.get_tsc_khz().ok()),
         nested: false,
-        paravirtual_eoi: !injects_twice,
         brand: cpuid::host_brand(),
     };
     let mut vcpus = Vec::new();

@@ -54,7 +54,6 @@ fn features(vcpus: u32) -> CpuFeatures {
         tsc_deadline: true,
         tsc_khz: Some(2_450_000),
         nested: false,
-        paravirtual_eoi: true,
         brand: *b"A processor of 48 bytes, the last of them a 0. \0",
     }
 }
@@ -156,18 +155,6 @@ fn feature_bits_follow_what_kvm_and_the_configuration_offer() {
         (1 << 9, 0)
     );
     assert!(cpuid.iter().all(|entry| entry.function != 0x12));
-}
-
-#[test]
-fn interrupts_are_acknowledged_by_an_exit_where_they_must_be() {
-    let kvm = |paravirtual_eoi| {
-        let features = CpuFeatures {
-            paravirtual_eoi,
-            ..features(2)
-        };
-        leaf(&vcpu_cpuid(&supported(AMD), &features, 0), KVM_FEATURES, 0).eax
-    };
-    assert_eq!((kvm(true), kvm(false)), (0x0100_7efb, 0x0100_7ebb));
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Stage {
                 "-accel",
                 "kvm",
                 "-cpu",
-                cpu(),
+                "host",
                 "-m",
                 &GUEST_MIB.to_string(),
             ])
@@ -123,15 +123,6 @@ impl Stage {
                 .args(["-device", "virtio-blk-pci,drive=d,disable-legacy=on"]);
         }
         command
-    }
-}
-
-/// The processor of QEMU's guests. In the lab they acknowledge interrupts by an exit, as Splitring's do there: without one they may die.
-fn cpu() -> &'static str {
-    if host::in_lab() {
-        "host,kvm-pv-eoi=off"
-    } else {
-        "host"
     }
 }
 

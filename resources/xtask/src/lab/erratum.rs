@@ -1,0 +1,104 @@
+//! A fault of QEMU's emulated SVM that kills guests, mended in the running emulator.
+//!
+//! Its `VMRUN` (`helper_vmrun`) delivers an injected interrupt at once, but also stores the vector in `exception_index`,
+//! where it stays until the guest's next exit. If the emulated processor is stopped before, by a timer or by another
+//! thread, the interrupt is delivered again, with interrupts off as well: a double fault behind `SYSCALL`, a deadlock
+//! within an interrupt handler. The store is of no use to anybody, so it becomes a no-op here. As Debian's 7.2 and
+//! the sources of later releases have it.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result};
+
+/// Instructions around the store; `None` for the parts of displacements, which depend on a build's structures.
+#[rustfmt::skip]
+const INSTRUCTIONS: [Option<u8>; 38] = [
+    // movzbl vector, %esi
+    Some(0x41), Some(0x0f), Some(0xb6), Some(0xf4),
+    // mov error code, error_code(%rbx)
+    Some(0x44), Some(0x89), Some(0xab), None, None, None, None,
+    // mov %esi, exception_index(%rbx)
+    Some(0x89), Some(0xb3), None, None, None, None,
+    // movl $0, exception_is_int(%rbx)
+    Some(0xc7), Some(0x83), None, None, None, None, Some(0), Some(0), Some(0), Some(0),
+    // movq $-1, exception_next_eip(%rbx)
+    Some(0x48), Some(0xc7), Some(0x83), None, None, None, None, Some(0xff), Some(0xff), Some(0xff), Some(0xff),
+];
+/// The store among them, and a no-op of its length.
+const STORE: usize = 11;
+const NO_OP: [u8; 6] = [0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00];
+
+/// Mends the emulator that runs as process `id`, before its guest uses SVM.
+pub(crate) fn mend(id: u32) -> Result<()> {
+    let map =
+        fs::read_to_string(format!("/proc/{id}/maps")).context("cannot read QEMU's memory map")?;
+    let memory = File::options()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{id}/mem"))
+        .context("cannot open QEMU's memory")?;
+    let (start, length) = program_text(&map).context("QEMU has no code")?;
+    let mut code = vec![0; length];
+    memory
+        .read_exact_at(&mut code, start)
+        .context("cannot read QEMU's code")?;
+    let at =
+        store(&code).context("this QEMU's code for VMRUN is not the one that is mended here")?;
+    memory
+        .write_all_at(&NO_OP, start + at as u64)
+        .context("cannot change QEMU's code")
+}
+
+/// Address and length of the program's own code: the first that can be executed.
+fn program_text(map: &str) -> Option<(u64, usize)> {
+    let line = map.lines().find(|line| line.contains(" r-xp "))?;
+    let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+    let start = u64::from_str_radix(start, 16).ok()?;
+    let end = u64::from_str_radix(end, 16).ok()?;
+    Some((start, usize::try_from(end.checked_sub(start)?).ok()?))
+}
+
+/// Where in `code` the store is, if it is there exactly once.
+fn store(code: &[u8]) -> Option<usize> {
+    let same = |(byte, known): (&u8, &Option<u8>)| known.is_none_or(|known| known == *byte);
+    let mut places = code
+        .windows(INSTRUCTIONS.len())
+        .enumerate()
+        .filter(|(_, window)| window.iter().zip(&INSTRUCTIONS).all(same))
+        .map(|(at, _)| at + STORE);
+    let place = places.next()?;
+    places.next().is_none().then_some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The instructions with some displacements.
+    fn instructions() -> Vec<u8> {
+        INSTRUCTIONS
+            .iter()
+            .map(|byte| byte.unwrap_or(0x5a))
+            .collect()
+    }
+
+    #[test]
+    fn the_store_is_found_where_it_is_once() {
+        let code = [vec![0x90; 7], instructions(), vec![0xc3; 9]].concat();
+        assert_eq!(store(&code), Some(7 + STORE));
+        assert_eq!(code[7 + STORE..][..2], [0x89, 0xb3]);
+        assert_eq!(store(&[code.clone(), code].concat()), None);
+        assert_eq!(store(&[0x90; 100]), None);
+        assert_eq!(store(&instructions()[1..]), None);
+    }
+
+    #[test]
+    fn the_program_comes_first_in_a_map() {
+        let map = "55e0-56e0 r--p 00000000 fe:00 1 /usr/bin/qemu\n\
+                   56e0000-57f0000 r-xp 00100000 fe:00 1 /usr/bin/qemu\n\
+                   7f00000-7f10000 r-xp 00000000 fe:00 2 /lib/libc.so.6\n";
+        assert_eq!(program_text(map), Some((0x056e_0000, 0x11_0000)));
+        assert_eq!(program_text("55e0-56e0 rw-p 00000000 00:00 0\n"), None);
+    }
+}
