@@ -26,7 +26,7 @@ const UDP_OUT: &str = "UDP guest→host";
 const UDP_IN: &str = "UDP host→guest";
 const PINGED: &str = "ping";
 /// MiB under the counting clock.
-const TCP_COUNTED: u32 = 32;
+const TCP_COUNTED: u32 = 512;
 const INSTRUCTIONS_PER_S: f64 = 1e9;
 
 pub(crate) fn run(plan: Plan<'_>) -> Table {
