@@ -390,7 +390,7 @@ fn wait(dir: &Path, qemu: &mut Process, options: &Options) -> Result<i32> {
             );
         }
         let now = script::beat(dir);
-        if now != beat {
+        if now.is_some() && now != beat {
             (beat, alive) = (now, Instant::now());
         }
         if alive.elapsed() > standstill {

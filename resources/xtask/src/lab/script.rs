@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context, Result};
 
@@ -15,19 +16,20 @@ pub(crate) fn init(dir: &Path) -> PathBuf {
     dir.join("init")
 }
 
-/// The last sign of life, if there was one.
-pub(crate) fn beat(dir: &Path) -> Option<String> {
-    fs::read_to_string(dir.join("beat")).ok()
+/// The last sign of life, the lab's time in seconds. A clock that stands still is none: guests wait for it for ever.
+pub(crate) fn beat(dir: &Path) -> Option<u64> {
+    number(&dir.join("beat"))
 }
 
 /// The command's exit status, once it has ended.
 pub(crate) fn status(dir: &Path) -> Option<i32> {
-    // The newline tells a whole number from a half-written one.
-    fs::read_to_string(dir.join("status"))
-        .ok()?
-        .strip_suffix('\n')?
-        .parse()
-        .ok()
+    number(&dir.join("status"))
+}
+
+/// What a file says; its newline tells a whole number from a half-written one.
+fn number<T: FromStr>(path: &Path) -> Option<T> {
+    let text = fs::read_to_string(path).ok()?;
+    text.strip_suffix('\n')?.parse().ok()
 }
 
 /// Writes process 1 and the command, with this process's environment and directory. Modules come with their parameters.
@@ -165,6 +167,16 @@ mod tests {
         let mut text = Vec::new();
         quote(OsStr::new("it's $HOME"), &mut text);
         assert_eq!(text, br"'it'\''s $HOME'");
+    }
+
+    #[test]
+    fn a_number_counts_once_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(beat(dir.path()), None);
+        for (text, number) in [("", None), ("12", None), ("12\n", Some(12))] {
+            fs::write(dir.path().join("beat"), text).unwrap();
+            assert_eq!(beat(dir.path()), number);
+        }
     }
 
     #[test]
