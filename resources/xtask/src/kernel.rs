@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -133,9 +133,11 @@ impl Kernel {
             liblzma::read::XzDecoder::new(file)
                 .read_to_end(&mut image)
                 .with_context(|| format!("cannot unpack {}", packed.display()))?;
-            let part = plain.with_extension(format!("part{}", std::process::id()));
-            fs::write(&part, image)
-                .and_then(|()| fs::rename(&part, &plain))
+            // Two labs that start at once may both be here.
+            let dir = plain.parent().unwrap_or(Path::new("."));
+            tempfile::NamedTempFile::new_in(dir)
+                .and_then(|mut part| part.write_all(&image).map(|()| part))
+                .and_then(|part| Ok(part.persist(&plain)?))
                 .with_context(|| format!("cannot write {}", plain.display()))?;
         }
         Ok(plain)
@@ -214,7 +216,6 @@ fn collect(dir: &Path, modules: &mut HashMap<String, PathBuf>) -> Result<()> {
         match suffix {
             "" => drop(modules.entry(name.replace('-', "_")).or_insert(path)),
             ".xz" => drop(modules.insert(name.replace('-', "_"), path)),
-            // A part file of another run.
             _ => {}
         }
     }

@@ -62,7 +62,10 @@ fn process_one(
     let dir = dir.display();
     let load: String = modules
         .iter()
-        .map(|(path, parameters)| format!("bb insmod {} {parameters}\n", path.display()))
+        .map(|(path, parameters)| {
+            let path = path.display();
+            format!("bb insmod {path} {parameters} || lost {path}\n")
+        })
         .collect();
     let start = if interactive {
         let size = rustix::termios::tcgetwinsize(std::io::stdout());
@@ -92,6 +95,8 @@ bb ln -sf /proc/self/fd/1 /dev/stdout
 bb ln -sf /proc/self/fd/2 /dev/stderr
 bb hostname lab
 bb ip link set lo up
+# Without one of its modules the lab is of no use; its console is shown.
+lost() {{ echo "the lab cannot load $1" >/dev/console; bb poweroff -f; }}
 {load}
 # The device file of a virtio-serial port, by the port's name.
 port() {{
