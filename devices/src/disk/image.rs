@@ -5,16 +5,17 @@
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 
 use super::config::{Cache, DiskConfig};
-use super::lock::{self, Refused, Use};
+use super::flush::Flushes;
+use super::lock::{self, Use};
+use super::opening::{self, Access};
 use super::{DiskError, Extent, Geometry, ImageId, IoFault, RangeLimits, SECTOR};
 
 /// What file systems and page caches work in.
@@ -23,9 +24,6 @@ const PAGE: u32 = 4096;
 const FILE_DISCARD_MAX: u64 = 1 << 30;
 /// Longest zeroing that is worth one request: it may have to be done by writing.
 const ZEROES_MAX: u64 = 16 << 20;
-/// How often, and how far apart, a held lock is tried again: together longer than a killed predecessor's requests take.
-const LOCK_TRIES: u32 = 25;
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// `f_type` of tmpfs and ramfs (statfs(2)), the file systems without a disk below.
 const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
@@ -47,8 +45,7 @@ pub(super) struct Image {
     capacity: AtomicU64,
     blocks: Blocks,
     discard: Option<RangeLimits>,
-    /// A flush failed: the kernel has forgotten which pages were not written, so no later one can be believed.
-    flush_lost: AtomicBool,
+    flushes: Flushes,
     /// The host said it can't zero ranges while keeping them allocated.
     pub(super) no_zero_range: AtomicBool,
     /// Held over read-modify-write of blocks that a guest writes in part, see `bounce`.
@@ -77,16 +74,11 @@ struct Blocks {
 impl Image {
     /// Opens and locks what `config` names.
     pub(super) fn open(config: &DiskConfig) -> Result<Self, DiskError> {
-        let path = config.path.clone();
-        let flags = if config.direct { libc::O_DIRECT } else { 0 };
-        let file = File::options()
-            .read(true)
-            .write(!config.readonly)
-            // Without O_NONBLOCK a FIFO given by mistake would hang here.
-            .custom_flags(flags | libc::O_NONBLOCK)
-            .open(&path)
-            .map_err(|source| Self::refused(&path, config, source))?;
-        Self::from_file(file, config)
+        let access = Access {
+            write: !config.readonly,
+            direct: config.direct,
+        };
+        Self::from_file(opening::open(&config.path, access)?, config)
     }
 
     /// Takes a descriptor opened by somebody else, with the access mode and O_DIRECT that `config` asks for.
@@ -100,17 +92,13 @@ impl Image {
                 source,
             }
         };
-        let meta = file.metadata().map_err(host("query"))?;
+        let meta = opening::admit(&file, &path)?;
         let block_device = meta.file_type().is_block_device();
-        if let Some(what) = not_a_disk(&meta.file_type()) {
-            return Err(DiskError::NotADisk { path, what });
-        }
-        rustix::fs::fcntl_getfl(&file)
-            .and_then(|flags| {
-                rustix::fs::fcntl_setfl(&file, flags.difference(rustix::fs::OFlags::NONBLOCK))
-            })
-            .map_err(|error| host("set the flags of")(error.into()))?;
-        take_lock(&file, &path, !config.readonly, config.share)?;
+        let intent = Use {
+            write: !config.readonly,
+            share: config.share,
+        };
+        opening::take_lock(&file, &path, intent)?;
 
         let queue = block_device.then(|| sysfs_queue(meta.rdev()));
         let limits = |name: &str| queue.as_deref().and_then(|dir| sysfs_number(dir, name));
@@ -132,7 +120,7 @@ impl Image {
             read_only: config.readonly,
             writethrough: config.cache == Cache::Writethrough,
             direct: config.direct,
-            flush_lost: AtomicBool::new(false),
+            flushes: Flushes::default(),
             no_zero_range: AtomicBool::new(false),
             partial_writes: Mutex::new(()),
             path,
@@ -146,27 +134,6 @@ impl Image {
             image.discard = image.probe_discard(limits);
         }
         Ok(image)
-    }
-
-    /// The best remedy for a failed open.
-    fn refused(path: &Path, config: &DiskConfig, source: io::Error) -> DiskError {
-        if fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
-            return DiskError::NotADisk {
-                path: path.to_owned(),
-                what: "a directory",
-            };
-        }
-        if config.direct && source.raw_os_error() == Some(libc::EINVAL) {
-            return DiskError::Unusable {
-                path: path.to_owned(),
-                problem: "its file system has no O_DIRECT".into(),
-                remedy: "use direct=off",
-            };
-        }
-        DiskError::Open {
-            path: path.to_owned(),
-            source,
-        }
     }
 
     /// Asks the host for the size again and takes it over, cut to whole logical blocks.
@@ -277,22 +244,13 @@ impl Image {
 
     /// Whether a flush may be believed.
     pub(super) fn admit_flush(&self) -> Result<(), IoFault> {
-        if self.flush_lost.load(Ordering::Relaxed) {
-            Err(IoFault::FlushLost)
-        } else {
-            Ok(())
-        }
+        self.flushes.admit()
     }
 
-    /// Remembers that a flush failed where pages may have been dropped. Around the page cache the next flush still
-    /// reports what the device lost.
+    /// Takes note that a flush failed. Around the page cache the next one still reports what the device lost.
     pub(super) fn flush_failed(&self) {
-        if !self.direct && !self.flush_lost.swap(true, Ordering::Relaxed) {
-            tracing::error!(
-                "{}: the host failed to write cached data back; every flush from now on fails, since what is on the \
-                 medium is not known any more. Free space or replace the medium, check the image and restart",
-                self.path.display()
-            );
+        if !self.direct {
+            self.flushes.failed(&self.path);
         }
     }
 
@@ -371,63 +329,6 @@ impl Blocks {
             min_io: limit("minimum_io_size").unwrap_or(physical).max(logical),
             opt_io: limit("optimal_io_size").unwrap_or(0),
         })
-    }
-}
-
-/// What a file type is, if it can't be a disk.
-fn not_a_disk(kind: &fs::FileType) -> Option<&'static str> {
-    if kind.is_file() || kind.is_block_device() {
-        None
-    } else if kind.is_dir() {
-        Some("a directory")
-    } else if kind.is_char_device() {
-        Some("a character device")
-    } else if kind.is_fifo() {
-        Some("a pipe")
-    } else {
-        Some("neither file nor device")
-    }
-}
-
-/// Takes the lock for the life of the open file.
-///
-/// A ring keeps the file open until the kernel has finished its requests, which after a kill may be a little later than
-/// the end of the process; the lock must not go earlier, and a successor waits for it.
-pub(super) fn take_lock(
-    file: &File,
-    path: &Path,
-    write: bool,
-    share: bool,
-) -> Result<(), DiskError> {
-    let intent = Use { write, share };
-    let mut result = lock::acquire(file, intent);
-    for _ in 0..LOCK_TRIES {
-        if !matches!(result, Err(Refused::Held(_))) {
-            break;
-        }
-        std::thread::sleep(LOCK_PAUSE);
-        result = lock::acquire(file, intent);
-    }
-    match result {
-        Ok(()) => Ok(()),
-        Err(Refused::Held(by)) => Err(DiskError::Locked {
-            path: path.to_owned(),
-            by,
-        }),
-        Err(Refused::Unsupported(error)) if share => {
-            tracing::warn!(
-                "{}: shared without a lock, its file system has none: {error}",
-                path.display()
-            );
-            Ok(())
-        }
-        Err(Refused::Unsupported(error)) => Err(DiskError::Unusable {
-            path: path.to_owned(),
-            problem: format!(
-                "its file system has no locks ({error}), so a second writer would go unnoticed"
-            ),
-            remedy: "use share=on if you make sure yourself that there is none",
-        }),
     }
 }
 

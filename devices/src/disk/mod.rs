@@ -18,12 +18,14 @@ pub mod config;
 #[cfg(any(test, feature = "doubles"))]
 pub mod doubles;
 mod error;
+mod flush;
 mod image;
 mod immediate;
 mod limits;
 mod lock;
 pub mod metrics;
 mod null;
+mod opening;
 mod plain;
 #[cfg(feature = "qcow2")]
 mod qcow2;

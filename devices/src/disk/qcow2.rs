@@ -4,7 +4,6 @@
 //! raw images are for speed. Nothing is guessed: the operator says that an image is qcow2, an image that rests on a
 //! backing file is refused unless `backing=on`, and then it has to name the backing file's format too.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -16,8 +15,10 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpen
 
 use super::aside::AsideQueue;
 use super::config::{Cache, DiskConfig};
-use super::image;
+use super::flush::Flushes;
 use super::immediate::Perform;
+use super::lock::Use;
+use super::opening::{self, Access};
 use super::transfer::{Reach, Transfer};
 use super::{Disk, DiskError, DiskOp, DiskQueue, Geometry, IoFault, RangeLimits};
 use crate::ram::Ram;
@@ -35,12 +36,13 @@ type Layer = FormatAccess<Storage>;
 
 /// An opened qcow2 image.
 pub struct Qcow2Disk {
-    path: PathBuf,
     shared: Arc<Shared>,
     geometry: Geometry,
 }
 
 struct Shared {
+    path: PathBuf,
+    flushes: Flushes,
     /// Locked exclusively only for discards, which move what others may be reading.
     image: RwLock<Layer>,
     capacity: u64,
@@ -83,6 +85,8 @@ impl Qcow2Disk {
             zeroes: range,
         };
         let shared = Shared {
+            path: config.path.clone(),
+            flushes: Flushes::default(),
             image: RwLock::new(image),
             capacity,
             read_only: config.readonly,
@@ -90,7 +94,6 @@ impl Qcow2Disk {
             discard: geometry.discard.is_some(),
         };
         Ok(Self {
-            path: config.path.clone(),
             shared: Arc::new(shared),
             geometry,
         })
@@ -179,18 +182,19 @@ fn open_backing(
 
 /// Opens and locks a file of the chain.
 fn open_storage(path: &Path, config: &DiskConfig, write: bool) -> Result<Storage, DiskError> {
-    let open = |source| DiskError::Open {
+    let access = Access {
+        write,
+        direct: false,
+    };
+    let file = opening::open(path, access)?;
+    opening::admit(&file, path)?;
+    let share = config.share;
+    opening::take_lock(&file, path, Use { write, share })?;
+    let options = StorageOpenOptions::new().filename(path).write(write);
+    Storage::from_open_file(file, options).map_err(|source| DiskError::Open {
         path: path.to_owned(),
         source,
-    };
-    let file = File::options()
-        .read(true)
-        .write(write)
-        .open(path)
-        .map_err(open)?;
-    image::take_lock(&file, path, write, config.share)?;
-    let options = StorageOpenOptions::new().filename(path).write(write);
-    Storage::from_open_file(file, options).map_err(open)
+    })
 }
 
 fn unusable(path: &Path, problem: impl Into<String>, remedy: &'static str) -> DiskError {
@@ -215,7 +219,7 @@ impl Disk for Qcow2Disk {
         };
         let queue = AsideQueue::start(stream, depth).map_err(|source| DiskError::Host {
             operation: "start a thread for",
-            path: self.path.clone(),
+            path: self.shared.path.clone(),
             source,
         })?;
         Ok(Box::new(queue))
@@ -251,9 +255,14 @@ impl Shared {
 
     /// Tables first, then what they and the data are stored on.
     fn flush(&self) -> Result<(), IoFault> {
+        self.flushes.admit()?;
         let image = self.read();
+        // A table that could not be written stays with the image, to be written by the next flush.
         image.flush()?;
-        Ok(image.sync()?)
+        image
+            .sync()
+            .inspect_err(|_| self.flushes.failed(&self.path))?;
+        self.flushes.admit()
     }
 
     fn zero(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! qcow2 images made by imago itself, and judged by `qemu-img` where it is installed.
 
+use std::fs::File;
 use std::process::Command;
 
 use imago::FormatCreateBuilder;
@@ -216,4 +217,18 @@ fn what_is_no_qcow2_is_refused_by_name() {
         error.contains("open as qcow2") && error.contains("image"),
         "{error}"
     );
+    let pipe = dir.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo runs").success());
+    let readonly = DiskConfig {
+        readonly: true,
+        ..config(&pipe)
+    };
+    for (config, what) in [
+        (readonly, "it is a pipe"),
+        (config(dir.path()), "it is a directory"),
+    ] {
+        let error = Qcow2Disk::open(&config).err().expect("refused").to_string();
+        assert!(error.contains(what), "{error}");
+    }
 }
