@@ -5,15 +5,14 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
 
-use crate::block::{Loop, run};
+use crate::block::Loop;
 use crate::disks::{MIB, device, guest};
+use crate::mapped::Mapped;
 use crate::power::{check, wait_for_all, writer};
 
 const BYTES: u64 = 24 * MIB;
@@ -118,7 +117,7 @@ fn replay(log: &File, image: &mut [u8]) {
 
 /// A block device whose writes are logged.
 struct Logged {
-    name: String,
+    mapped: Mapped,
     _below: Loop,
     log: Loop,
 }
@@ -135,27 +134,24 @@ impl Logged {
             below.device.display(),
             log.device.display()
         );
-        let name = format!("splitring-{}-{id}", std::process::id());
-        dmsetup(&["create", &name, "--table", &table]);
         Self {
-            name,
+            mapped: Mapped::new(id, &table),
             _below: below,
             log,
         }
     }
 
-    fn device(&self) -> PathBuf {
-        let columns = ["info", "-c", "--noheadings", "-o", "minor", &self.name];
-        format!("/dev/dm-{}", dmsetup(&columns)).into()
-    }
-
     /// From here on nothing counts. What was acknowledged before is before the mark in the log.
     fn mark(&self) {
-        dmsetup(&["message", &self.name, "0", "mark", "cut"]);
+        self.mapped.message(&["mark", "cut"]);
         let log = open(&self.log.file);
         let started = Instant::now();
         while !entries(&log).iter().any(|entry| entry.flags & MARK != 0) {
-            assert!(started.elapsed() < PATIENCE, "{}: no mark", self.name);
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{}: no mark",
+                self.mapped.name()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -163,33 +159,14 @@ impl Logged {
     /// Ends it, and does to `image` what the log says.
     fn cut(self, image: &mut [u8]) {
         // All of the log is there once the device is gone; a killed VMM may hold it a little longer.
-        dmsetup(&["remove", "--retry", &self.name]);
+        self.mapped.remove();
         replay(&open(&self.log.file), image);
-    }
-}
-
-impl Drop for Logged {
-    fn drop(&mut self) {
-        // Gone already, unless its test failed.
-        let remove = dmsetup_words(&["remove", &self.name]);
-        drop(Command::new(DMSETUP).args(remove).output());
     }
 }
 
 fn open(disk: &Disk) -> File {
     let file = File::options().read(true).write(true).open(disk.path());
     file.expect("a file in memory")
-}
-
-const DMSETUP: &str = "/usr/sbin/dmsetup";
-
-/// In the lab nobody answers it from udev.
-fn dmsetup_words<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
-    [&["--noudevsync", "--noudevrules"], arguments].concat()
-}
-
-fn dmsetup(arguments: &[&str]) -> String {
-    run(DMSETUP, &dmsetup_words(arguments))
 }
 
 /// A machine, its logged disks and its root.
@@ -207,7 +184,7 @@ impl Powered {
             .collect();
         let (mut launch, root) = guest();
         for (way, disk) in WAYS.iter().zip(&disks) {
-            launch = launch.disk(&disk.device(), way.keys);
+            launch = launch.disk(&disk.mapped.device(), way.keys);
         }
         Self {
             guest: launch.boot(),

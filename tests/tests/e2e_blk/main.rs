@@ -18,6 +18,8 @@ mod block;
 mod disks;
 mod faults;
 mod host_power;
+mod lost_flush;
+mod mapped;
 mod matrix;
 mod power;
 mod qcow2;

@@ -17,7 +17,10 @@ const ON: [bool; 2] = [false, true];
 /// What requests may cover on disks of 512 and of 4096 bytes a block, and how many KiB they do together.
 struct Size {
     mixed: [&'static str; 2],
+    /// At least; where the guest's page cache is left out, as many as it takes to have a whole depth of the largest
+    /// under way.
     mixed_kib: u64,
+    largest_kib: u64,
     trimmed: [&'static str; 2],
     trimmed_kib: u64,
 }
@@ -26,31 +29,35 @@ const SIZES: [Size; 4] = [
     Size {
         mixed: ["--bsrange=512-16k", "--bsrange=4k-16k"],
         mixed_kib: 1024,
+        largest_kib: 16,
         trimmed: ["--bs=2k", "--bs=8k"],
         trimmed_kib: 128,
     },
     Size {
         mixed: ["--bs=4k"; 2],
         mixed_kib: 1024,
+        largest_kib: 4,
         trimmed: ["--bs=4k"; 2],
         trimmed_kib: 128,
     },
     Size {
         mixed: ["--bs=64k"; 2],
         mixed_kib: 2048,
+        largest_kib: 64,
         trimmed: ["--bs=64k"; 2],
         trimmed_kib: 1024,
     },
     Size {
         mixed: ["--bs=1m"; 2],
         mixed_kib: 2048,
+        largest_kib: 1024,
         trimmed: ["--bs=1m"; 2],
         trimmed_kib: 2048,
     },
 ];
 const VERIFY: &str = "--verify=crc32c --verify_fatal=1";
-/// Room for the largest of both.
-const BYTES: u64 = 4 * MIB;
+/// Room for what is trimmed and behind it for the deepest of the largest requests.
+const BYTES: u64 = 130 * MIB;
 /// Room for what eight fios at once hold in requests of 1 MiB at depth 128.
 const MEMORY: &str = "2G";
 
@@ -83,12 +90,13 @@ impl Shape {
     }
 }
 
-/// A part of the disk is written, and trimmed in a random order while another is read and written at random; what is
-/// written is verified.
+/// The first part of the disk is written, and trimmed in a random order while the rest is read and written at random;
+/// what is written is verified.
 fn mix(block: usize, size: usize, depth: u32, cached: bool) -> String {
     let Size {
         mixed,
         mixed_kib,
+        largest_kib,
         trimmed,
         trimmed_kib,
     } = &SIZES[size];
@@ -96,13 +104,13 @@ fn mix(block: usize, size: usize, depth: u32, cached: bool) -> String {
         "--stonewall --iodepth={depth} --direct={}",
         u8::from(!cached)
     );
-    let part = format!(
-        "--offset={mixed_kib}k --size={trimmed_kib}k {}",
-        trimmed[block]
-    );
+    let part = format!("--size={trimmed_kib}k {}", trimmed[block]);
+    // Through the page cache fio's requests are done one after the other, whatever the depth.
+    let at_once = if cached { 1 } else { u64::from(depth) };
+    let mixed_kib = *mixed_kib.max(&(largest_kib * at_once));
     format!(
         " --name=filled {same} {VERIFY} --rw=write {part} \
-         --name=mixed {same} {VERIFY} --rw=randrw --rwmixread=30 --size={mixed_kib}k {} \
+         --name=mixed {same} {VERIFY} --rw=randrw --rwmixread=30 --offset={trimmed_kib}k --size={mixed_kib}k {} \
          --name=trimmed --rw=randtrim {part}",
         mixed[block]
     )
@@ -113,14 +121,9 @@ fn mix(block: usize, size: usize, depth: u32, cached: bool) -> String {
 fn fio(index: usize, size: usize, jobs: &str) -> String {
     let file = device(index);
     let name = file.trim_start_matches("/dev/");
-    let Size {
-        mixed_kib,
-        trimmed_kib,
-        ..
-    } = &SIZES[size];
-    let (start, bytes) = (mixed_kib << 10, trimmed_kib << 10);
+    let bytes = SIZES[size].trimmed_kib << 10;
     format!(
-        "fio --eta=never --filename={file} --ioengine=libaio {jobs} && cmp -n {bytes} {file} /dev/zero {start} \
+        "fio --eta=never --filename={file} --ioengine=libaio {jobs} && cmp -n {bytes} {file} /dev/zero \
          && set -- $(cat /sys/block/{name}/stat) && [ ${{12}} -ge 1 ]"
     )
 }
