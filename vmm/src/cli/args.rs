@@ -208,13 +208,30 @@ fn passt_on(text: &str) -> String {
     }
 }
 
-/// Help of a flag with keys of its own: one line for each.
+/// Columns that help has behind clap's indentation on a terminal of 80.
+const HELP_WIDTH: usize = 70;
+
+/// Help of a flag with keys of its own: each in lines of its own, broken here, for clap would begin what it breaks
+/// below the key.
 fn keys(what: &str, keys: &[(&str, &str)]) -> String {
     let width = keys.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
-    let lines = keys
-        .iter()
-        .map(|(key, text)| format!("\n  {key:<width$}  {text}"));
-    std::iter::once(what.to_owned()).chain(lines).collect()
+    let margin = width + 3;
+    let mut help = what.to_owned();
+    for (key, text) in keys {
+        help += &format!("\n  {key:<width$} ");
+        let mut column = margin;
+        for word in text.split(' ') {
+            let length = word.chars().count() + 1;
+            if column + length > HELP_WIDTH {
+                help += &format!("\n{:margin$}", "");
+                column = margin;
+            }
+            help.push(' ');
+            help += word;
+            column += length;
+        }
+    }
+    help
 }
 
 /// A device of a known id takes the other's place; any other comes last.
