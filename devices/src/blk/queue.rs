@@ -132,10 +132,12 @@ impl BlkQueue {
             }
             Ok(Some(status)) => {
                 // GET_ID is the only one of these with data.
-                let written = if status == status::OK {
-                    chain.writable_len()
-                } else {
-                    0
+                let written = match status {
+                    status::OK => chain.writable_len(),
+                    _ => {
+                        self.refused();
+                        0
+                    }
                 };
                 answer(queue, chain, status, written);
             }
@@ -147,6 +149,13 @@ impl BlkQueue {
         }
         self.free.push(tag);
         Ok(())
+    }
+
+    #[cold]
+    fn refused(&self) {
+        if let Some(metrics) = self.shared.metrics.queue(self.index) {
+            metrics.refuse();
+        }
     }
 
     /// Judges a request and submits what it asks for. `Some(status)` if it is answered with that instead.

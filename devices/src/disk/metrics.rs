@@ -44,6 +44,7 @@ pub struct QueueMetrics {
     flush: Counters,
     discard: Counters,
     write_zeroes: Counters,
+    refused: AtomicU64,
 }
 
 /// The counters of a device.
@@ -90,6 +91,9 @@ pub struct DiskTotals {
     pub discard: KindTotals,
     /// Zeroings.
     pub write_zeroes: KindTotals,
+    /// Requests to a virtio-blk device that asked for what can't be, such as sectors past the end, and were answered
+    /// with nothing done. They are in none of the above.
+    pub refused: u64,
 }
 
 impl DiskMetrics {
@@ -117,6 +121,8 @@ impl DiskMetrics {
             queue.flush.add_to(&mut totals.flush);
             queue.discard.add_to(&mut totals.discard);
             queue.write_zeroes.add_to(&mut totals.write_zeroes);
+            let refused = queue.refused.load(Ordering::Relaxed);
+            totals.refused = totals.refused.wrapping_add(refused);
         }
         totals
     }
@@ -142,6 +148,11 @@ impl QueueMetrics {
         if let Some(bucket) = counters.latency.get(bucket(nanoseconds)) {
             bump(bucket, 1);
         }
+    }
+
+    /// Counts a request that was refused. As for [`record`](Self::record), by the queue's own thread only.
+    pub fn refuse(&self) {
+        bump(&self.refused, 1);
     }
 }
 
@@ -194,7 +205,11 @@ mod tests {
         record(0, RequestKind::Read, 500, Ok(4096));
         record(1, RequestKind::Read, 3000, Ok(512));
         record(1, RequestKind::Write, u64::MAX, Err(()));
+        for queue in [0, 1, 1] {
+            metrics.queue(queue).expect("there").refuse();
+        }
         let totals = metrics.totals();
+        assert_eq!(totals.refused, 3);
         assert_eq!(
             (totals.read.requests, totals.read.bytes, totals.read.errors),
             (2, 4608, 0)

@@ -78,7 +78,7 @@ pub fn open_with(config: &DiskConfig, queues: u16) -> Result<Arc<dyn Disk>, Disk
             return Err(DiskError::Unusable {
                 path: config.path.clone(),
                 problem: "this build has no qcow2".into(),
-                remedy: "convert it with `qemu-img convert -O raw`",
+                remedy: "build it with the feature qcow2, or convert the image with `qemu-img convert -O raw`",
             });
         }
     };

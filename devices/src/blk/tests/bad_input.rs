@@ -68,6 +68,8 @@ fn write_past_the_end_answers_ioerr_and_writes_nothing() {
     }
     assert!(guest.disk.seen().is_empty());
     assert!(guest.memory.contents().iter().all(|byte| *byte == 0));
+    let totals = guest.bench.device.metrics().totals();
+    assert_eq!((totals.refused, totals.write.requests), (8, 0));
 }
 
 #[test]
