@@ -27,7 +27,7 @@ const REQUIRE_TOOLS: &str = "SPLITRING_REQUIRE_TOOLS";
 pub(crate) enum Tier {
     /// What needs no guest; at most 5 minutes.
     Quick,
-    /// The README's command; at most 25 minutes.
+    /// The README's command; at most half an hour.
     Plain,
     /// Long matrices in full.
     Soak,

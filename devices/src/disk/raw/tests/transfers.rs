@@ -157,6 +157,24 @@ fn an_image_that_was_cut_short_behind_our_back_reads_short_and_still_flushes() {
 }
 
 #[test]
+fn a_flush_that_ends_well_beside_one_that_failed_is_not_believed() {
+    let mut scratch = Scratch::new(LEN);
+    scratch.config.aio = Aio::Ring;
+    let disk = match scratch.open() {
+        Ok(disk) => disk,
+        Err(error) => return eprintln!("left out: {error}"),
+    };
+    let mut stream = Stream::new(&disk);
+    assert_eq!(stream.run(DiskOp::Flush), Ok(0));
+    stream.queue.submit(1, DiskOp::Flush).expect("room");
+    stream.queue.commit();
+    // Another stream heard of what was lost; the host tells nobody a second time.
+    disk.image.flush_failed();
+    assert_eq!(stream.wait(1)[0].result, Err(IoFault::FlushLost));
+    assert_eq!(stream.run(DiskOp::Flush), Err(IoFault::FlushLost));
+}
+
+#[test]
 fn blocks_written_in_part_keep_their_other_part_around_the_cache() {
     let mut scratch = Scratch::new(1 << 20);
     scratch.config.direct = true;
