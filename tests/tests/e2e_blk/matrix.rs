@@ -240,7 +240,7 @@ fn run(ring: u16, event_idx: bool, indirect: bool) {
     let (mut guest, _images) = boot(&keys);
     let disks = || (1..).zip(&shapes);
     for size in 0..SIZES.len() {
-        // The deepest of the largest requests take as long as all the rest of their size.
+        // The deepest of the largest requests are waited for by themselves: a wait has its limit.
         let together = if SIZES[size].largest_kib < 1024 { 4 } else { 3 };
         for depths in DEPTHS.chunks(together) {
             let line = |(index, shape): (usize, &Shape)| {
