@@ -91,8 +91,8 @@ impl Shape {
 }
 
 /// The first part of the disk is written, and trimmed in a random order while the rest is read and written at random;
-/// what is written is verified.
-fn mix(block: usize, size: usize, depth: u32, cached: bool) -> String {
+/// what is written is verified. There is room for `room` of the largest requests at least.
+fn mix(block: usize, size: usize, depth: u32, cached: bool, room: u32) -> String {
     let Size {
         mixed,
         mixed_kib,
@@ -106,7 +106,7 @@ fn mix(block: usize, size: usize, depth: u32, cached: bool) -> String {
     );
     let part = format!("--size={trimmed_kib}k {}", trimmed[block]);
     // Through the page cache fio's requests are done one after the other, whatever the depth.
-    let at_once = if cached { 1 } else { u64::from(depth) };
+    let at_once = if cached { 1 } else { u64::from(room) };
     let mixed_kib = *mixed_kib.max(&(largest_kib * at_once));
     format!(
         " --name=filled {same} {VERIFY} --rw=write {part} \
@@ -180,7 +180,7 @@ fn what_is_written_is_read_again_in_a_pairwise_sample_of_the_matrix() {
     let mut lines = Vec::new();
     for (index, (row, keys)) in (1..).zip(rows.iter().zip(&keys)) {
         let [.., block, _, size, depth, cached] = *row;
-        let jobs = mix(block, size, DEPTHS[depth], ON[cached]);
+        let jobs = mix(block, size, DEPTHS[depth], ON[cached], DEPTHS[depth]);
         println!("{keys}: {jobs}");
         lines.push(fio(index, size, &jobs));
     }
@@ -207,7 +207,7 @@ fn what_is_written_is_read_again_however_the_host_is_asked() {
     let (mut guest, _images) = boot(&keys);
     let line = |(index, keys): (usize, &String)| {
         let block = usize::from(keys.contains("4096"));
-        let jobs = [mix(block, 0, 32, false), mix(block, 2, 8, true)].concat();
+        let jobs = [mix(block, 0, 32, false, 32), mix(block, 2, 8, true, 1)].concat();
         fio(index, 2, &format!("--fsync=16 {jobs}"))
     };
     at_once(&mut guest, (1..).zip(&keys).map(line));
@@ -240,18 +240,15 @@ fn run(ring: u16, event_idx: bool, indirect: bool) {
     let (mut guest, _images) = boot(&keys);
     let disks = || (1..).zip(&shapes);
     for size in 0..SIZES.len() {
-        // The deepest of the largest requests are waited for by themselves: a wait has its limit.
-        let together = if SIZES[size].largest_kib < 1024 { 4 } else { 3 };
-        for depths in DEPTHS.chunks(together) {
-            let line = |(index, shape): (usize, &Shape)| {
-                let depths = depths
-                    .iter()
-                    .flat_map(|depth| ON.map(|cached| (*depth, cached)));
-                let jobs = depths.map(|(depth, cached)| mix(shape.block, size, depth, cached));
-                fio(index, size, &jobs.collect::<String>())
-            };
-            at_once(&mut guest, disks().map(line));
-        }
+        let line = |(index, shape): (usize, &Shape)| {
+            let depths = DEPTHS
+                .iter()
+                .flat_map(|depth| ON.map(|cached| (*depth, cached)));
+            let jobs =
+                depths.map(|(depth, cached)| mix(shape.block, size, depth, cached, DEPTHS[0]));
+            fio(index, size, &jobs.collect::<String>())
+        };
+        at_once(&mut guest, disks().map(line));
     }
     end(guest);
 }
