@@ -13,8 +13,8 @@ use crate::progress::say;
 
 /// How often a test may lose its lab: the emulated machine dies now and then, whatever runs in it.
 const TRIES: u32 = 3;
-/// One test's own limit, in seconds: with room for the longest of a soak on a machine that others use, too.
-const TEST_LIMIT: u32 = 900;
+/// One test's own limit, in seconds.
+const TEST_LIMIT: u32 = 600;
 
 /// One test: where it is, what it is called, and a name for its files that no other test has.
 #[derive(Debug)]
