@@ -22,6 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "kvm-ioctls",
         ],
     ),
+    ("vmm/cli", &["splitring"]),
     ("resources/guest", &["splitring-virtio"]),
     ("resources/xtask", &[]),
     (
@@ -147,7 +148,11 @@ fn only_vmm_calls_kvm() {
                 .lines()
                 .filter(|line| !line.trim_start().starts_with("//"));
             for mark in code.flat_map(|line| MARKS.iter().filter(|mark| line.contains(**mark))) {
-                assert_eq!(*folder, KVM_CALLER, "{} has {mark}", file.display());
+                assert!(
+                    folder.starts_with(KVM_CALLER),
+                    "{} has {mark}",
+                    file.display()
+                );
                 callers += 1;
             }
         }

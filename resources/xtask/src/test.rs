@@ -84,7 +84,7 @@ fn run_selftest() -> Result<()> {
     const PACKAGE: [&str; 5] = [
         "--quiet",
         "--package",
-        "splitring",
+        "splitring-cli",
         "--features",
         "selftest",
     ];
@@ -117,7 +117,6 @@ fn quick_steps() -> [(&'static str, &'static [&'static str]); 4] {
                 "-p",
                 "splitring",
                 "--lib",
-                "--no-default-features",
                 "--",
                 "-D",
                 "warnings",

@@ -39,7 +39,7 @@ fn build_with(arguments: &[&str]) -> Result<PathBuf> {
         "build",
         "--release",
         "--package",
-        "splitring",
+        "splitring-cli",
         "--bin",
         "splitring",
         "--features",

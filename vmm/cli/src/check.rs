@@ -4,8 +4,8 @@ use anyhow::Context;
 use splitring::Machine;
 use splitring::host::{self, Outcome};
 
-use super::Failure;
-use super::args::{self, CheckArgs};
+use crate::Failure;
+use crate::args::{self, CheckArgs};
 
 /// Exit code 0 if a stock kernel can run here and the configuration, if given, is valid and its files can be opened.
 pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {

@@ -10,7 +10,7 @@ use clap::Args;
 use splitring::host::{self, Virtualisation};
 use splitring::selftest::{self, Line, Options, Outcome, Report, Test};
 
-use super::Failure;
+use crate::Failure;
 
 /// What can be asked of the self-test.
 #[derive(Debug, Args)]

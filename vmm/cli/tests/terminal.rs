@@ -1,5 +1,6 @@
 //! The terminal is as it was, whatever way the program goes.
 
+#[path = "../../tests/tiny/mod.rs"]
 mod tiny;
 
 use std::ffi::{OsStr, OsString};

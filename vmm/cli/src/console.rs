@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use splitring::{End, MachineHandle};
 
-use super::terminal::{self, Key, Keyboard, Signals};
-use super::{Failure, footprint};
+use crate::terminal::{self, Key, Keyboard, Signals};
+use crate::{Failure, footprint};
 
 /// While the guest has no room for input, how often it is asked again.
 const RETRY: Duration = Duration::from_millis(10);

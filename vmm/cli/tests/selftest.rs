@@ -1,5 +1,6 @@
 //! `splitring selftest` where it can't succeed, each with its verdict; and for an ordinary user, where it can.
 
+#[path = "../../tests/tiny/mod.rs"]
 mod tiny;
 
 use std::fs;

@@ -2,6 +2,7 @@
 //!
 //! Without /dev/kvm the tests say so and pass.
 
+#[path = "../../tests/tiny/mod.rs"]
 mod tiny;
 
 use std::fs;

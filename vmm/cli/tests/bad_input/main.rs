@@ -5,5 +5,5 @@ mod files;
 mod host;
 mod images;
 mod table;
-#[path = "../tiny/mod.rs"]
+#[path = "../../../tests/tiny/mod.rs"]
 mod tiny;

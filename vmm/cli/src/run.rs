@@ -8,9 +8,9 @@ use splitring::config::VmConfig;
 use splitring::scsi::ScsiHandle;
 use splitring::{BootError, BuildError, Console, End, Machine, MachineHandle, host};
 
-use super::args::RunArgs;
-use super::terminal::{RawMode, Signals};
-use super::{Failure, console, exit_code};
+use crate::args::RunArgs;
+use crate::terminal::{RawMode, Signals};
+use crate::{Failure, console, exit_code};
 
 const CANNOT_START: &str = "cannot start the virtual machine";
 

@@ -9,7 +9,7 @@ use splitring::config::{
     DISK_KEYS, DiskConfig, MemoryConfig, NET_KEYS, NetConfig, OnReboot, SerialMode, VmConfig,
 };
 
-use super::{Failure, keyvalue};
+use crate::{Failure, keyvalue};
 
 const EXIT_CODES: &str = "\
 Exit codes of `splitring run`:
@@ -36,7 +36,7 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Boot the embedded guest, which drives every device through the piecewise path
     #[cfg(feature = "selftest")]
-    Selftest(super::selftest::SelftestArgs),
+    Selftest(crate::selftest::SelftestArgs),
     /// Print completions for a shell
     Completions {
         /// Which one

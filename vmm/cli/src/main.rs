@@ -1,4 +1,4 @@
-//! The command line: what can be typed, and what is said when it goes wrong.
+//! The `splitring` command line: parses arguments, runs a machine through the library and reports how it ended.
 //!
 //! Owns what belongs to a process and not to the library: arguments, log subscriber, terminal, exit codes.
 
@@ -45,8 +45,7 @@ pub(crate) fn exit_code(end: &End) -> u8 {
     }
 }
 
-/// The whole program.
-pub(crate) fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     subscribe(cli.verbose);
     let done = match cli.command {

@@ -1,7 +1,0 @@
-//! The `splitring` command line: parse, build, run, report.
-
-mod cli;
-
-fn main() -> std::process::ExitCode {
-    cli::main()
-}
