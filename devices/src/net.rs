@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use splitring_virtio::spec::net::{Config, feature, status};
 use zerocopy::IntoBytes;
 
-pub use backend::{NetError, open};
+pub use backend::{NetError, from_fds, open};
 pub use config::{Hidden, MAX_PAIRS, MTU_RANGE, MacAddress, NET_KEYS, NetConfig, NetConfigError};
 pub use filter::Mac;
 pub use handle::NetHandle;

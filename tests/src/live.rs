@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use splitring::config::{DiskConfig, NetConfig, VmConfig};
-use splitring::{Console, Machine, MachineHandle, OwnDisks};
+use splitring::{Console, Machine, ResourceOptions, Resources};
 
 use crate::assets::{Disk, Image, Kernel};
 
@@ -30,7 +30,7 @@ impl Write for Lines {
 /// A running machine whose guest takes typed lines. Its first disk is the root.
 pub struct Live {
     /// The machine.
-    pub machine: MachineHandle,
+    pub machine: Machine,
     output: Receiver<Vec<u8>>,
     seen: String,
     _root: Disk,
@@ -39,17 +39,17 @@ pub struct Live {
 impl Live {
     /// Boots a machine called `name` with these disks besides the root.
     pub fn boot(name: &str, disks: Vec<DiskConfig>) -> Self {
-        Self::boot_with(name, disks, OwnDisks::default())
+        Self::boot_with(name, disks, Resources::options())
     }
 
     /// The same with disks of the test's own behind those of these ids.
-    pub fn boot_with(name: &str, disks: Vec<DiskConfig>, own: OwnDisks) -> Self {
+    pub fn boot_with(name: &str, disks: Vec<DiskConfig>, own: ResourceOptions) -> Self {
         Self::boot_all(name, disks, Vec::new(), own)
     }
 
     /// Boots a machine called `name` with these network cards.
     pub fn boot_nets(name: &str, nets: Vec<NetConfig>) -> Self {
-        Self::boot_all(name, Vec::new(), nets, OwnDisks::default())
+        Self::boot_all(name, Vec::new(), nets, Resources::options())
     }
 
     /// All of that.
@@ -57,7 +57,7 @@ impl Live {
         name: &str,
         disks: Vec<DiskConfig>,
         net: Vec<NetConfig>,
-        own: OwnDisks,
+        own: ResourceOptions,
     ) -> Self {
         let (send, output) = channel();
         let kernel = Kernel::named("6.12-cloud");
@@ -74,9 +74,11 @@ impl Live {
             ..VmConfig::default()
         };
         config.memory.size.0 = 256 << 20;
-        let built = Machine::build_with(config, own, Console::new(Lines(send))).expect("a machine");
+        let resources = own.console(Console::new(Lines(send))).open(&config);
+        let machine = Machine::new(config, resources.expect("resources")).expect("a machine");
+        machine.start().expect("it starts");
         let mut live = Self {
-            machine: built.start().expect("it starts"),
+            machine,
             output,
             seen: String::new(),
             _root: root,

@@ -1,19 +1,21 @@
-//! From configuration to machine, in the order of a boot: address map, memory, kernel, interrupt controllers, devices, tables, processors.
+//! From configuration and resources to machine, in the order of a boot: address map, memory, kernel,
+//! interrupt controllers, devices, tables, processors.
 //!
-//! The one place that knows everybody. Each step is a function that fits a screen; what a step needs to know about a device is the device's own business.
+//! The one place that knows everybody. It opens nothing: a reboot comes through here again, when the
+//! process may be confined. Each step is a function that fits a screen; what a step needs to know about a
+//! device is the device's own business.
 
-mod error;
 mod vcpus;
 
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use splitring_arch::acpi::{IntxRoute, PciHost, Platform, SerialPort};
 use splitring_arch::boot;
 use splitring_arch::boot::BootParameters;
 use splitring_arch::cpuid;
-use splitring_arch::kernel::{CachePolicy, Initrd, Kernel, Unsaved};
+use splitring_arch::kernel::{Initrd, Kernel};
 use splitring_arch::layout::{self, Layout};
 use splitring_devices::blk::BlkHandle;
 use splitring_devices::bus::Bus;
@@ -24,19 +26,20 @@ use splitring_devices::power::{Power, PowerRequest};
 use splitring_devices::ram::Ram;
 use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::{self, Serial};
-use splitring_devices::worker::{OnFailure, Worker, WorkerError};
+use splitring_devices::worker::{OnFailure, Worker};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::attach::{self, Bay, OwnDisks, Place};
+use crate::attach::{self, Bay, Place};
 use crate::config::{SerialMode, VmConfig};
-use crate::control::{Control, End};
-use crate::kvm::{Host, Vm};
+use crate::control::Control;
+use crate::error::BuildError;
+use crate::kvm::Vm;
 use crate::machine::Console;
 use crate::memory::{self, GuestMemory};
+use crate::resources::{InitrdFile, Resources};
+use crate::state::ExitReason;
 use crate::vcpu::{Exits, Vcpu};
-
-pub use error::BuildError;
 
 // The tables and the device must mean the same registers.
 const _: () = {
@@ -61,16 +64,12 @@ pub(crate) fn event() -> Result<EventFd, BuildError> {
     EventFd::new(EFD_NONBLOCK).map_err(BuildError::Event)
 }
 
-/// What tells an embedder's event loop that a machine ended; it outlives restarts.
-pub(crate) fn changed() -> Result<OwnedFd, BuildError> {
-    let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
-    rustix::event::eventfd(0, flags).map_err(|error| BuildError::Event(error.into()))
-}
-
-/// Everything a machine is made of, ready to run.
-pub(crate) struct Parts {
+/// One build of a machine: a reboot makes the next.
+pub(crate) struct Generation {
     pub(crate) control: Arc<Control>,
-    pub(crate) vcpus: Vec<Vcpu>,
+    /// Empty once they run.
+    pub(crate) vcpus: Mutex<Vec<Vcpu>>,
+    pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
     pub(crate) exits: Vec<Arc<Exits>>,
     pub(crate) power: Arc<Power>,
     pub(crate) serial: Option<Arc<Serial>>,
@@ -78,45 +77,40 @@ pub(crate) struct Parts {
     pub(crate) blk: Vec<BlkHandle>,
     pub(crate) scsi: Vec<ScsiHandle>,
     pub(crate) nets: Vec<NetHandle>,
-    /// A kernel that the cache does not hold yet.
-    pub(crate) unsaved: Option<Unsaved>,
-    /// Empty once released.
-    workers: Mutex<Vec<Arc<Worker>>>,
     buses: Buses,
     // Last: KVM uses the memory until its descriptors are closed, which the fields above hold.
     _vm: Vm,
     _memory: Arc<GuestMemory>,
 }
 
-impl Parts {
-    /// Takes the devices apart: workers end, images are closed and unlocked. To be called when no vCPU runs any more.
+impl Generation {
+    /// Takes the devices apart: their queues stop, and nothing of them is in flight any more. To be
+    /// called when no vCPU runs.
     pub(crate) fn release(&self) {
         self.buses.clear();
-        self.workers().clear();
     }
 
-    /// Freezes the devices. To be called when the vCPUs stand still: one of them may be waiting for a worker.
-    pub(crate) fn pause_devices(&self) {
-        self.each_worker("pause", Worker::pause);
-    }
-
-    /// Takes `pause_devices` back.
-    pub(crate) fn resume_devices(&self) {
-        self.each_worker("resume", Worker::resume);
-    }
-
-    fn each_worker(&self, operation: &str, act: impl Fn(&Worker) -> Result<(), WorkerError>) {
-        for worker in self.workers().iter() {
-            // Only a worker that has failed refuses, and then the machine is ending already.
-            if let Err(error) = act(worker) {
-                tracing::warn!(%error, "cannot {operation} {}", worker.name());
-            }
+    /// Waits until the threads of its vCPUs are gone. To be called after [`Control::end`].
+    pub(crate) fn join_vcpus(&self) {
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        for thread in threads {
+            // Panics are caught inside and reported as the reason of the end.
+            let _ = thread.join();
         }
+        self.control.discard_jobs();
     }
+}
 
-    fn workers(&self) -> MutexGuard<'_, Vec<Arc<Worker>>> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.control.end(ExitReason::Stopped);
+        self.join_vcpus();
+        self.release();
     }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Port and memory-mapped I/O.
@@ -133,65 +127,60 @@ impl Buses {
     }
 }
 
-/// Builds the machine.
+/// Builds the machine; its vCPUs do what `control` says once their threads run, its devices are served
+/// by `workers`.
 pub(crate) fn assemble(
     config: &VmConfig,
-    own: &OwnDisks,
-    console: &Console,
-    changed: &OwnedFd,
-) -> Result<Parts, BuildError> {
-    config.validate()?;
-    let host = Host::open()?;
-    let supported = host.supported_cpuid()?;
+    resources: &Resources,
+    workers: &[Arc<Worker>],
+    control: Arc<Control>,
+) -> Result<Generation, BuildError> {
+    let supported = resources.host.supported_cpuid()?;
     let layout = Layout::new(
         config.memory.size.0,
         cpuid::physical_bits(supported.as_slice()),
     )?;
 
-    let mut kernel = Kernel::open(
-        config.kernel.as_deref().unwrap_or("".as_ref()),
-        &cache_policy(config),
-    )?;
+    let kernel = &resources.kernel;
     let memory = Arc::new(create_memory(&layout, config)?);
-    let initrd = load(config, &layout, &kernel, &memory)?;
+    let initrd = load(resources, &layout, &memory)?;
 
-    let vm = host.create_vm(layout::KVM_TSS, layout::KVM_IDENTITY_MAP)?;
+    let vm = resources
+        .host
+        .create_vm(layout::KVM_TSS, layout::KVM_IDENTITY_MAP)?;
     map_memory(&vm, &memory)?;
 
-    let control = Arc::new(Control::new(
-        changed.try_clone().map_err(BuildError::Event)?,
-    ));
     let buses = Buses {
         ports: Arc::new(Bus::new()),
         mmio: Arc::new(Bus::new()),
     };
     let power = add_power(&vm, &buses, &control)?;
-    let serial = add_serial(config.serial, &vm, &buses, console)?;
+    let serial = add_serial(config.serial, &vm, &buses, &resources.console)?;
 
     let root = add_pci(config, &layout, &vm, &buses)?;
     let mut bay = Bay {
         root: &root,
         ram: Ram::new(Arc::clone(&memory)),
         wiring: Arc::new(vm.clone()),
-        workers: start_workers(config, &control)?,
+        workers: workers.to_vec(),
         places: Vec::new(),
         blk: Vec::new(),
         scsi: Vec::new(),
         nets: Vec::new(),
     };
-    attach::attach(config, own, &mut bay)?;
+    attach::attach(config, resources, &mut bay)?;
     let (places, blk, scsi, nets) = (bay.places, bay.blk, bay.scsi, bay.nets);
-    let workers = Mutex::new(bay.workers);
 
     let rsdp = write_tables(&platform(config, &layout, &root, &places), &memory)?;
-    write_parameters(config, &layout, &kernel, initrd, rsdp, &memory)?;
+    write_parameters(config, &layout, kernel, initrd, rsdp, &memory)?;
 
     let fds = vcpus::create(&vm, config.cpus)?;
     let exits: Vec<Arc<Exits>> = fds.iter().map(|_| Arc::default()).collect();
     let vcpus = vcpus::set_up(fds, &supported, &vm, kernel.entry(), &buses, &exits)?;
-    Ok(Parts {
+    Ok(Generation {
         control,
-        vcpus,
+        vcpus: Mutex::new(vcpus),
+        threads: Mutex::default(),
         exits,
         power,
         serial,
@@ -199,41 +188,10 @@ pub(crate) fn assemble(
         blk,
         scsi,
         nets,
-        unsaved: kernel.take_unsaved(),
-        workers,
         buses,
         _vm: vm,
         _memory: memory,
     })
-}
-
-/// Opens the files that `config` names as [`assemble`] would, and closes them again.
-pub(crate) fn try_files(config: &VmConfig) -> Result<(), BuildError> {
-    config.validate()?;
-    // The files are worth a look without KVM, too.
-    let supported = Host::open().and_then(|host| host.supported_cpuid()).ok();
-    let leaves = supported
-        .as_ref()
-        .map_or(&[][..], kvm_bindings::CpuId::as_slice);
-    let layout = Layout::new(config.memory.size.0, cpuid::physical_bits(leaves))?;
-    let kernel = Kernel::open(
-        config.kernel.as_deref().unwrap_or("".as_ref()),
-        &cache_policy(config),
-    )?;
-    kernel.check_fits(&layout)?;
-    if let Some(path) = &config.initrd {
-        Initrd::open(path, &layout, &kernel)?;
-    }
-    attach::try_disks(config)?;
-    Ok(())
-}
-
-fn cache_policy(config: &VmConfig) -> CachePolicy {
-    if config.kernel_cache {
-        CachePolicy::User
-    } else {
-        CachePolicy::Off
-    }
 }
 
 fn create_memory(layout: &Layout, config: &VmConfig) -> Result<GuestMemory, BuildError> {
@@ -256,17 +214,18 @@ fn create_memory(layout: &Layout, config: &VmConfig) -> Result<GuestMemory, Buil
 
 /// Puts kernel and initrd into memory; returns where the initrd is.
 fn load(
-    config: &VmConfig,
+    resources: &Resources,
     layout: &Layout,
-    kernel: &Kernel,
     memory: &GuestMemory,
 ) -> Result<Option<std::ops::Range<u64>>, BuildError> {
+    let kernel = &resources.kernel;
     kernel.check_fits(layout)?;
     kernel.copy_into(memory)?;
-    let Some(path) = &config.initrd else {
+    let Some(InitrdFile { path, file }) = &resources.initrd else {
         return Ok(None);
     };
-    let initrd = Initrd::open(path, layout, kernel)?;
+    let file = file.try_clone().map_err(BuildError::Event)?;
+    let initrd = Initrd::place(file, path, layout, kernel)?;
     initrd.copy_into(memory)?;
     Ok(Some(initrd.range()))
 }
@@ -274,7 +233,7 @@ fn load(
 #[expect(unsafe_code, reason = "KVM is given guest memory")]
 fn map_memory(vm: &Vm, memory: &GuestMemory) -> Result<(), BuildError> {
     for (slot, region) in (0..).zip(memory.iter()) {
-        // SAFETY: `Parts` and every device's `Ram` keep the mapping until after the machine's descriptors are closed.
+        // SAFETY: the `Generation` and every device's `Ram` keep the mapping until after the machine's descriptors are closed.
         unsafe {
             vm.map(
                 slot,
@@ -294,8 +253,8 @@ fn add_power(vm: &Vm, buses: &Buses, control: &Arc<Control>) -> Result<Arc<Power
     let control = Arc::clone(control);
     let power = Arc::new(Power::new(line, move |request| {
         control.end(match request {
-            PowerRequest::Off => End::Poweroff,
-            PowerRequest::Reset => End::Reboot,
+            PowerRequest::Off => ExitReason::PowerOff,
+            PowerRequest::Reset => ExitReason::Reboot,
         });
     }));
     place(
@@ -404,20 +363,32 @@ fn show_config_pages(root: &PciRoot, vm: &Vm) -> Result<(), BuildError> {
     Ok(())
 }
 
-fn start_workers(
+/// Starts the threads that serve the devices' queues. They outlive a reboot: io_urings are bound to the
+/// thread that used them first.
+pub(crate) fn start_workers(
     config: &VmConfig,
-    control: &Arc<Control>,
+    failed: &OnFailure,
 ) -> Result<Vec<Arc<Worker>>, BuildError> {
-    let control = Arc::clone(control);
     let poll_window = config.poll_us.map(|us| Duration::from_micros(us.into()));
-    let failed: OnFailure = Arc::new(move |failure| control.end(End::Failed(failure.to_string())));
     (0..config.workers)
         .map(|number| {
-            let name = format!("worker{number}");
-            Worker::spawn(&name, poll_window, Arc::clone(&failed))
+            let name = thread_name("worker", number, config.name.as_deref());
+            Worker::spawn(&name, poll_window, Arc::clone(failed))
                 .map_err(|error| BuildError::Thread { what: name, error })
         })
         .collect()
+}
+
+/// A thread's name: its role, its number and the machine's name, as far as the kernel's 15 bytes go.
+pub(crate) fn thread_name(
+    role: &str,
+    number: impl std::fmt::Display,
+    machine: Option<&str>,
+) -> String {
+    match machine {
+        Some(machine) => format!("{role}{number}:{machine}"),
+        None => format!("{role}{number}"),
+    }
 }
 
 /// What the ACPI tables say.

@@ -204,6 +204,15 @@ impl VmConfig {
         if self.kernel.is_none() {
             return Err(ConfigError::NoKernel);
         }
+        self.validate_for(&|_| false)
+    }
+
+    /// As [`validate`](Self::validate) for a kernel, if it is handed over, and for network cards of the
+    /// ids for which `handed_over` is true: those need no key that names a backend.
+    pub(crate) fn validate_for(
+        &self,
+        handed_over: &dyn Fn(&str) -> bool,
+    ) -> Result<(), ConfigError> {
         if !(1..=MAX_CPUS).contains(&self.cpus) {
             return Err(ConfigError::Cpus(self.cpus));
         }
@@ -213,8 +222,12 @@ impl VmConfig {
                 .map_err(|error| ConfigError::Disk { id, error })?;
         }
         for (id, net) in self.nets() {
-            net.validate()
-                .map_err(|error| ConfigError::Net { id, error })?;
+            let valid = if handed_over(&id) {
+                net.validate_card()
+            } else {
+                net.validate()
+            };
+            valid.map_err(|error| ConfigError::Net { id, error })?;
         }
         if !(1..=MAX_WORKERS).contains(&self.workers) {
             return Err(ConfigError::Workers(self.workers));
@@ -226,7 +239,7 @@ impl VmConfig {
     }
 
     /// Every disk with its name: the given one, or `disk` and its number.
-    pub(crate) fn disks(&self) -> impl Iterator<Item = (String, &DiskConfig)> {
+    pub fn disks(&self) -> impl Iterator<Item = (String, &DiskConfig)> {
         self.disk.iter().enumerate().map(|(number, disk)| {
             (
                 disk.id.clone().unwrap_or_else(|| format!("disk{number}")),
@@ -236,7 +249,7 @@ impl VmConfig {
     }
 
     /// Every network card with its name: the given one, or `net` and its number.
-    pub(crate) fn nets(&self) -> impl Iterator<Item = (String, &NetConfig)> {
+    pub fn nets(&self) -> impl Iterator<Item = (String, &NetConfig)> {
         self.net.iter().enumerate().map(|(number, net)| {
             (
                 net.id.clone().unwrap_or_else(|| format!("net{number}")),

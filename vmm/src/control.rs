@@ -1,103 +1,86 @@
-//! What the vCPU threads of one machine share: whether they should run, and why the machine ended.
+//! What the vCPU threads of one machine share: whether they run, stand still or leave, what else they
+//! are asked to do, and why they ended.
 //!
-//! Knows no ioctl. The first reason to end wins; everything after it is a consequence.
+//! Knows no device. The first reason to end wins; everything after it is a consequence. A reboot makes a
+//! new one, so nothing of an old guest can end the new one.
 
-use std::os::fd::OwnedFd;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use kvm_ioctls::VcpuFd;
+
+use crate::error::BuildError;
 use crate::kick::Kicks;
+use crate::state::ExitReason;
 
-/// Why a machine ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// The guest powered itself off.
-    Poweroff,
-    /// The guest asked for a reboot.
-    Reboot,
-    /// `stop` or the drop of the handle.
-    Stopped,
-    /// The guest faulted three deep, or reset itself that way.
-    TripleFault {
-        /// The vCPU it happened on.
-        cpu: u32,
-    },
-    /// KVM can't go on with the guest: an instruction it can't emulate, an entry the hardware refused.
-    Crashed {
-        /// The vCPU it happened on.
-        cpu: u32,
-        /// What KVM said, with registers.
-        detail: String,
-    },
-    /// Splitring itself failed: a panic on one of the machine's threads.
-    Failed(String),
-}
+/// How long a vCPU may take to answer: longer than any device takes for one register access.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-impl std::fmt::Display for End {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Poweroff => f.write_str("the guest powered off"),
-            Self::Reboot => f.write_str("the guest asked for a reboot"),
-            Self::Stopped => f.write_str("stopped"),
-            Self::TripleFault { cpu } => write!(f, "triple fault on vCPU {cpu}"),
-            Self::Crashed { cpu, detail } => write!(f, "vCPU {cpu} cannot go on: {detail}"),
-            Self::Failed(what) => write!(f, "internal failure: {what}"),
-        }
-    }
-}
+/// Work for the thread of a vCPU.
+pub(crate) type Job = Box<dyn FnOnce(&mut VcpuFd) + Send>;
 
 /// What the vCPU threads are asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wanted {
+enum Wanted {
     Run,
     Pause,
-    Stop,
+    Leave,
 }
 
 /// What a vCPU thread does next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
     /// Enter the guest.
     Run,
     /// Enter it after a pause: time passed that the guest did not see.
     Resume,
+    /// Do this, and ask again.
+    Job(Job),
     /// Leave.
-    End,
+    Leave,
 }
 
-#[derive(Debug)]
 struct State {
     wanted: Wanted,
     /// vCPU threads that started and have not ended.
     alive: usize,
-    /// Of those, how many wait in `hold`.
+    /// Of those, how many stand still.
     parked: usize,
-    end: Option<End>,
+    end: Option<ExitReason>,
+    /// By vCPU.
+    jobs: Vec<VecDeque<Job>>,
 }
 
-/// One machine's switchboard.
-#[derive(Debug)]
+/// One set of vCPUs, seen from outside and from its threads.
 pub(crate) struct Control {
     state: Mutex<State>,
     changed: Condvar,
-    ended: OwnedFd,
+    /// Whether a thread has a reason to ask for its turn; an atomic, since it is looked at after each
+    /// port access.
+    attention: AtomicBool,
     kicks: Kicks,
+    on_end: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Control {
-    /// Everything is to run. `ended` is written when the machine ends.
-    pub(crate) fn new(ended: OwnedFd) -> Self {
+    /// vCPUs that run as soon as their threads start, or stand still if `paused`. `on_end` is called
+    /// once, on whatever thread the reason comes from, and must not block.
+    pub(crate) fn new(cpus: u32, paused: bool, on_end: impl Fn() + Send + Sync + 'static) -> Self {
         let state = State {
-            wanted: Wanted::Run,
+            wanted: if paused { Wanted::Pause } else { Wanted::Run },
             alive: 0,
             parked: 0,
             end: None,
+            jobs: (0..cpus).map(|_| VecDeque::new()).collect(),
         };
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
-            ended,
+            attention: AtomicBool::new(paused),
             kicks: Kicks::default(),
+            on_end: Box::new(on_end),
         }
     }
 
@@ -105,29 +88,39 @@ impl Control {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The list vCPU threads put themselves on.
+    /// The list that vCPU threads put themselves on.
     pub(crate) fn kicks(&self) -> &Kicks {
         &self.kicks
     }
 
-    /// Ends the machine unless it ended before, and calls the vCPUs out of the guest.
-    pub(crate) fn end(&self, end: End) {
-        {
+    /// Ends these vCPUs unless they ended before, and calls them out of the guest.
+    pub(crate) fn end(&self, reason: ExitReason) {
+        let first = {
             let mut state = self.state();
-            state.wanted = Wanted::Stop;
-            if state.end.is_none() {
-                tracing::debug!(reason = %end, "the machine ends");
-                state.end = Some(end);
-                // A counter at its limit is readable too.
-                let _ = rustix::io::write(&self.ended, &1u64.to_ne_bytes());
+            state.wanted = Wanted::Leave;
+            let first = state.end.is_none();
+            if first {
+                tracing::debug!(%reason, "the guest ends");
+                state.end = Some(reason);
             }
+            first
+        };
+        self.call();
+        if first {
+            (self.on_end)();
         }
+    }
+
+    /// Wakes threads that stand still, and calls the others out of the guest.
+    fn call(&self) {
+        // Before the kick, whose handler makes the next KVM_RUN return: the thread then looks here.
+        self.attention.store(true, Ordering::SeqCst);
         self.changed.notify_all();
         self.kicks.kick_all();
     }
 
-    /// Why the machine ended, if it did.
-    pub(crate) fn reason(&self) -> Option<End> {
+    /// Returns why these vCPUs ended, if they did.
+    pub(crate) fn reason(&self) -> Option<ExitReason> {
         self.state().end.clone()
     }
 
@@ -142,37 +135,58 @@ impl Control {
         self.changed.notify_all();
     }
 
-    /// Called by a vCPU thread before it enters the guest. Waits while the machine is paused.
-    pub(crate) fn turn(&self) -> Turn {
+    /// Whether a vCPU thread has to ask for its turn before it enters the guest again.
+    pub(crate) fn wants_attention(&self) -> bool {
+        self.attention.load(Ordering::SeqCst)
+    }
+
+    /// Called by the thread of vCPU `index` before it enters the guest, with no I/O of it pending.
+    /// Blocks while the machine is paused and there is nothing else to do.
+    pub(crate) fn turn(&self, index: u32) -> Turn {
         let mut state = self.state();
-        let paused = state.wanted == Wanted::Pause;
-        if paused {
+        let mut parked = false;
+        loop {
+            if state.wanted == Wanted::Leave {
+                return Turn::Leave;
+            }
+            if let Some(job) = state.job(index) {
+                return Turn::Job(job);
+            }
+            if state.wanted == Wanted::Run {
+                // Only what nobody is waited for may be forgotten.
+                if state.jobs.iter().all(VecDeque::is_empty) {
+                    self.attention.store(false, Ordering::SeqCst);
+                }
+                return if parked { Turn::Resume } else { Turn::Run };
+            }
+            parked = true;
             state.parked += 1;
             self.changed.notify_all();
-            while state.wanted == Wanted::Pause {
-                state = self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
             state.parked -= 1;
-        }
-        match state.wanted {
-            Wanted::Stop => Turn::End,
-            _ if paused => Turn::Resume,
-            _ => Turn::Run,
         }
     }
 
-    /// Parks every vCPU; returns when they are, or the machine ended.
-    pub(crate) fn pause(&self) {
+    /// Makes every vCPU stand still. Blocks until they do, with their I/O completed.
+    ///
+    /// # Errors
+    /// The vCPUs ended instead, for this reason.
+    pub(crate) fn pause(&self) -> Result<(), ExitReason> {
         let mut state = self.state();
-        if state.wanted == Wanted::Stop {
-            return;
+        if state.wanted == Wanted::Run {
+            state.wanted = Wanted::Pause;
         }
-        state.wanted = Wanted::Pause;
-        self.kicks.kick_all();
-        while state.wanted == Wanted::Pause && state.parked < state.alive {
+        self.call();
+        loop {
+            if let Some(reason) = &state.end {
+                return Err(reason.clone());
+            }
+            if state.parked >= state.alive {
+                return Ok(());
+            }
             state = self
                 .changed
                 .wait(state)
@@ -180,7 +194,7 @@ impl Control {
         }
     }
 
-    /// Takes `pause` back.
+    /// Lets the vCPUs run again.
     pub(crate) fn resume(&self) {
         let mut state = self.state();
         if state.wanted == Wanted::Pause {
@@ -189,57 +203,105 @@ impl Control {
         }
     }
 
-    /// Waits for the end, at most `timeout`.
-    pub(crate) fn wait(&self, timeout: Option<Duration>) -> Option<End> {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let mut state = self.state();
-        while state.end.is_none() {
-            state = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
-                None => self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(left) if left.is_zero() => break,
-                Some(left) => {
-                    self.changed
-                        .wait_timeout(state, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
-            };
+    /// Runs `work` on the thread of vCPU `cpu`, whether it runs or stands still, and returns its result.
+    ///
+    /// # Errors
+    /// There is no such vCPU, it has ended, or it does not answer.
+    pub(crate) fn run_on<T: Send + 'static>(
+        &self,
+        cpu: u32,
+        work: impl FnOnce(&mut VcpuFd) -> T + Send + 'static,
+    ) -> Result<T, BuildError> {
+        let problem = |problem: &str| BuildError::Vcpu {
+            cpu,
+            problem: problem.to_owned(),
+        };
+        let (send, answer) = sync_channel(1);
+        {
+            let mut state = self.state();
+            if let Some(reason) = &state.end {
+                return Err(BuildError::Ended(reason.clone()));
+            }
+            let jobs = usize::try_from(cpu)
+                .ok()
+                .and_then(|index| state.jobs.get_mut(index));
+            jobs.ok_or_else(|| problem("the machine has no such vCPU"))?
+                .push_back(Box::new(move |fd| {
+                    // Nobody may be waiting any more.
+                    let _ = send.send(work(fd));
+                }));
         }
-        state.end.clone()
+        self.call();
+        answer.recv_timeout(ANSWER_LIMIT).map_err(|_| {
+            self.reason()
+                .map_or_else(|| problem("it does not answer"), BuildError::Ended)
+        })
+    }
+
+    /// Drops the jobs that no thread will do, so that nobody waits for them.
+    pub(crate) fn discard_jobs(&self) {
+        self.state().jobs.clear();
+    }
+}
+
+impl State {
+    fn job(&mut self, index: u32) -> Option<Job> {
+        let index = usize::try_from(index).ok()?;
+        self.jobs.get_mut(index)?.pop_front()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     #[test]
-    fn the_first_reason_wins() {
-        let control = Control::new(crate::assemble::changed().expect("eventfd"));
-        assert_eq!(control.wait(Some(Duration::ZERO)), None);
-        control.end(End::Reboot);
-        control.end(End::Stopped);
-        assert_eq!(control.wait(None), Some(End::Reboot));
-        assert_eq!(control.turn(), Turn::End);
+    fn the_first_reason_wins_and_is_told_once() {
+        let told = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&told);
+        let control = Control::new(1, false, move || {
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+        assert_eq!(control.reason(), None);
+        control.end(ExitReason::Reboot);
+        control.end(ExitReason::Stopped);
+        assert_eq!(control.reason(), Some(ExitReason::Reboot));
+        assert_eq!(told.load(Ordering::SeqCst), 1);
+        assert!(matches!(control.turn(0), Turn::Leave));
     }
 
     #[test]
     fn pause_waits_for_the_vcpu_and_resume_lets_it_go() {
-        let control = Control::new(crate::assemble::changed().expect("eventfd"));
+        let control = Control::new(1, false, || {});
         control.join();
         std::thread::scope(|scope| {
-            let vcpu = scope.spawn(|| while control.turn() != Turn::End {});
-            control.pause();
+            let vcpu = scope.spawn(|| while !matches!(control.turn(0), Turn::Leave) {});
+            control.pause().expect("paused");
             assert_eq!(control.state().parked, 1);
             control.resume();
-            control.pause();
-            control.end(End::Stopped);
+            control.pause().expect("paused again");
+            control.end(ExitReason::Stopped);
+            assert_eq!(control.pause(), Err(ExitReason::Stopped));
             vcpu.join().expect("vcpu thread");
         });
         control.leave();
         assert_eq!(control.state().parked, 0);
+    }
+
+    #[test]
+    fn a_machine_that_starts_paused_runs_when_it_is_resumed() {
+        let control = Control::new(1, true, || {});
+        assert!(control.wants_attention());
+        control.join();
+        std::thread::scope(|scope| {
+            let vcpu = scope.spawn(|| matches!(control.turn(0), Turn::Resume));
+            control.pause().expect("it stands still");
+            control.resume();
+            assert!(vcpu.join().expect("vcpu thread"));
+        });
+        assert!(!control.wants_attention());
     }
 }

@@ -36,7 +36,7 @@ pub enum KickError {
     },
     /// sigaction refused.
     #[error("cannot install the handler of the kick signal: {0}")]
-    Install(vmm_sys_util::errno::Error),
+    Install(std::io::Error),
 }
 
 static INSTALLED: OnceLock<i32> = OnceLock::new();
@@ -56,7 +56,9 @@ pub fn set_kick_signal(offset: i32) -> Result<(), KickError> {
         Some(&installed) if installed == offset => Ok(()),
         Some(&installed) => Err(KickError::Installed { installed }),
         None => {
-            register_signal_handler(SIGRTMIN() + offset, on_kick).map_err(KickError::Install)?;
+            register_signal_handler(SIGRTMIN() + offset, on_kick).map_err(|error| {
+                KickError::Install(std::io::Error::from_raw_os_error(error.errno()))
+            })?;
             INSTALLED.get_or_init(|| offset);
             Ok(())
         }
@@ -103,6 +105,7 @@ impl Kicks {
     /// Registers the calling thread, which is about to run `vcpu` and drops the target before it drops the vCPU.
     pub(crate) fn enter(&self, vcpu: &mut VcpuFd) -> Target<'_> {
         IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
+        unblock();
         // SAFETY: no argument, cannot fail.
         let thread = unsafe { libc::pthread_self() };
         self.threads().push(thread);
@@ -126,6 +129,22 @@ impl Kicks {
 
     fn threads(&self) -> std::sync::MutexGuard<'_, Vec<libc::pthread_t>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets the kick signal through to the calling thread, which inherited the mask of whoever started the
+/// machine: programs that read signals from a descriptor block them all.
+fn unblock() {
+    let Some(offset) = INSTALLED.get() else {
+        return;
+    };
+    // SAFETY: the set is initialised by sigemptyset before it is used, and lives across the calls; a
+    // signal number in range cannot be refused.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, SIGRTMIN() + offset);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut());
     }
 }
 

@@ -7,6 +7,7 @@
 //! The one module that talks to KVM (`vcpu.rs` runs what is created here). Knows no device and no boot protocol. Kernel documentation: Documentation/virt/kvm/api.rst.
 
 use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
@@ -29,7 +30,7 @@ const LAST_GSI: u32 = 1023;
 
 /// What KVM refused.
 #[derive(Debug, thiserror::Error)]
-pub enum KvmError {
+pub(crate) enum KvmError {
     /// /dev/kvm can't be opened.
     #[error("cannot open /dev/kvm: {source}; {remedy}", source = .0, remedy = host::kvm_remedy(.0))]
     Open(io::Error),
@@ -40,18 +41,18 @@ pub enum KvmError {
     #[error("cannot create an event descriptor: {0}; raise the limit on open files")]
     Event(io::Error),
     /// An ioctl failed.
-    #[error("KVM refused to {operation}: {error}; {remedy}", remedy = remedy(error.errno()))]
+    #[error("KVM refused to {operation}: {error}; {remedy}", remedy = remedy(error))]
     Ioctl {
         /// In words.
         operation: String,
         /// Its errno.
-        error: kvm_ioctls::Error,
+        error: io::Error,
     },
 }
 
 /// What may help against an ioctl's errno.
-fn remedy(errno: i32) -> &'static str {
-    match errno {
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error().unwrap_or(0) {
         libc::ENOMEM => "free memory on the host, or give the machine less",
         libc::EMFILE | libc::ENFILE => "raise the limit on open files (`ulimit -n`)",
         libc::EBUSY => "end the other hypervisor that holds the processor's virtualisation",
@@ -64,7 +65,10 @@ fn remedy(errno: i32) -> &'static str {
 /// Adds what was attempted to an errno.
 pub(crate) fn refused(operation: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
     let operation = operation.into();
-    move |error| KvmError::Ioctl { operation, error }
+    move |error| KvmError::Ioctl {
+        operation,
+        error: io::Error::from_raw_os_error(error.errno()),
+    }
 }
 
 /// The host's KVM.
@@ -77,6 +81,16 @@ impl Host {
     pub(crate) fn open() -> Result<Self, KvmError> {
         let kvm = Kvm::new()
             .map_err(|error| KvmError::Open(io::Error::from_raw_os_error(error.errno())))?;
+        Self::check(kvm)
+    }
+
+    /// Uses a descriptor of /dev/kvm that somebody else opened.
+    pub(crate) fn from_fd(fd: OwnedFd) -> Result<Self, KvmError> {
+        // SAFETY: the descriptor is owned here and goes into `Kvm`, which closes it.
+        Self::check(unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) })
+    }
+
+    fn check(kvm: Kvm) -> Result<Self, KvmError> {
         if kvm.get_api_version() != 12 {
             return Err(KvmError::Missing("API version 12"));
         }

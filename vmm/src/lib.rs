@@ -1,29 +1,37 @@
 //! Splitring: a KVM-based virtual machine monitor, as a library.
 //!
-//! [`VmConfig`] says what a machine is made of, [`Machine::build`] makes it, [`Machine::start`] gives a [`MachineHandle`] to the running one. Any number of machines
-//! live in one process. The library owns nothing of the process but one real-time signal ([`set_kick_signal`]): no terminal, no panic hook, no log subscriber, no `exit`.
+//! [`VmConfig`] describes a machine, [`Resources`] are its kernel, images, network backends and console,
+//! opened once, and a [`Machine`] is made from both. Any number of machines live in one process. The library
+//! owns one real-time signal of the process ([`set_kick_signal`]) and nothing else: no terminal, no panic
+//! hook, no log subscriber, no `exit`.
 
 mod assemble;
 mod attach;
 pub mod config;
-pub mod control;
+mod control;
+mod error;
+mod events;
 pub mod host;
 mod kick;
 mod kvm;
+mod lifecycle;
 mod machine;
 mod memory;
+mod registers;
+mod resources;
 #[cfg(feature = "selftest")]
 pub mod selftest;
+mod state;
 mod vcpu;
 
-pub use assemble::BuildError;
-pub use attach::{AttachError, OwnDisks, Place};
+pub use attach::Place;
 pub use config::VmConfig;
-pub use control::End;
+pub use error::{Error, ErrorKind};
+pub use events::{Event, Events};
 pub use kick::{KickError, set_kick_signal};
-pub use kvm::KvmError;
-pub use machine::{Console, Machine, MachineHandle};
-pub use memory::MemoryError;
-pub use splitring_arch::boot::BootError;
+pub use machine::{Console, Machine};
+pub use registers::Registers;
+pub use resources::{ResourceOptions, Resources, check_files};
 pub use splitring_devices::scsi;
+pub use state::{ExitReason, MachineState, ShutdownOutcome};
 pub use vcpu::ExitCounts;

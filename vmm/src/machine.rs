@@ -1,28 +1,30 @@
-//! A machine's life: built, started, paused, asked to power off, stopped, started over.
-//!
-//! Knows threads and their order of ending; what the machine is made of is `assemble.rs`'s business.
+//! A machine from outside: what an embedder, the command line and a control API can do with it.
 
+use std::fmt;
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use splitring_arch::kernel::Unsaved;
 use splitring_devices::blk::BlkHandle;
 use splitring_devices::net::NetHandle;
 use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::Output;
 
-use crate::assemble::{self, BuildError, Parts};
-use crate::attach::{OwnDisks, Place};
-use crate::config::{OnReboot, VmConfig};
-use crate::control::{Control, End};
-use crate::vcpu::{ExitCounts, Vcpu};
-
-/// Of what can wait.
-const LOWEST_PRIORITY: i32 = 19;
+use crate::assemble::{Generation, lock};
+use crate::attach::Place;
+use crate::config::VmConfig;
+use crate::error::{BuildError, Error};
+use crate::events::{EventHub, Events};
+use crate::host;
+use crate::lifecycle::{self, Command, Lifecycle, Message, Shared};
+use crate::registers::Registers;
+use crate::resources::Resources;
+use crate::state::{ExitReason, MachineState, ShutdownOutcome};
+use crate::vcpu::ExitCounts;
 
 /// Where the serial port's output goes: a writer that outlives reboots.
 #[derive(Clone)]
@@ -58,296 +60,305 @@ impl Write for Console {
     }
 }
 
-/// A built machine that does not run yet.
-pub struct Machine {
-    config: VmConfig,
-    own: OwnDisks,
-    console: Console,
-    changed: OwnedFd,
-    parts: Parts,
+/// A virtual machine. Clones are the same machine; it is stopped when the last one is dropped.
+///
+/// Every method may be called from any thread. Commands are carried out one after the other, in the order
+/// in which they arrive.
+#[derive(Clone)]
+pub struct Machine(Arc<Owner>);
+
+struct Owner {
+    shared: Arc<Shared>,
+    sender: Sender<Message>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    name: Option<String>,
+    any_kvm: bool,
 }
 
-impl Machine {
-    /// Builds the machine `config` describes: opens everything it needs, so that nothing is left to open later.
-    ///
-    /// # Errors
-    /// What is wrong with the configuration, the host or a file, by name. Nothing is left behind.
-    pub fn build(config: VmConfig, console: Console) -> Result<Self, BuildError> {
-        Self::build_with(config, OwnDisks::default(), console)
-    }
-
-    /// As [`build`](Self::build), with disks that the embedder serves itself. A restart uses them again.
-    ///
-    /// # Errors
-    /// As [`build`](Self::build), or a disk of yours has no place in the configuration.
-    pub fn build_with(
-        config: VmConfig,
-        own: OwnDisks,
-        console: Console,
-    ) -> Result<Self, BuildError> {
-        crate::kick::ensure_installed()?;
-        let changed = assemble::changed()?;
-        let parts = assemble::assemble(&config, &own, &console, &changed)?;
-        Ok(Self {
-            config,
-            own,
-            console,
-            changed,
-            parts,
-        })
-    }
-
-    /// Opens every kernel, initrd and disk that `config` names, as [`Machine::build`] would, and closes them again.
-    ///
-    /// # Errors
-    /// The first that can't be used, by name.
-    pub fn try_files(config: &VmConfig) -> Result<(), BuildError> {
-        assemble::try_files(config)
-    }
-
-    /// Lets the guest run.
-    ///
-    /// # Errors
-    /// No thread to be had.
-    pub fn start(self) -> Result<MachineHandle, BuildError> {
-        let running = Running::start(self.parts)?;
-        Ok(MachineHandle {
-            config: self.config,
-            own: self.own,
-            console: self.console,
-            changed: self.changed,
-            running: Mutex::new(Arc::new(running)),
-            stopped: AtomicBool::new(false),
-        })
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("name", &self.0.name)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
     }
 }
 
-/// One generation of a running machine: a restart makes another.
-struct Running {
-    parts: Parts,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-impl Running {
-    fn start(mut parts: Parts) -> Result<Self, BuildError> {
-        let vcpus = std::mem::take(&mut parts.vcpus);
-        let unsaved = parts.unsaved.take();
-        let running = Self {
-            parts,
-            threads: Mutex::new(Vec::new()),
-        };
-        for vcpu in vcpus {
-            let thread = spawn(vcpu, &running.parts.control)?;
-            running.threads().push(thread);
-        }
-        if let Some(unsaved) = unsaved {
-            running.threads().extend(save(unsaved));
-        }
-        Ok(running)
-    }
-
-    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends the vCPU threads, and waits until the kernel is saved; afterwards nobody touches the devices but their own workers.
-    fn stop(&self) {
-        self.parts.control.end(End::Stopped);
-        for thread in self.threads().drain(..) {
-            // Panics are caught inside and reported as the reason of the end.
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        self.generation().control.end(ExitReason::Stopped);
+        // A thread that is gone has ended the machine.
+        let _ = self.sender.send(Message::Abandoned);
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id())
+        {
             let _ = thread.join();
         }
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop();
-        self.parts.release();
+impl Owner {
+    fn generation(&self) -> Arc<Generation> {
+        Arc::clone(&lock(&self.shared.current))
+    }
+
+    fn ask(&self, command: Command) -> Result<(), Error> {
+        Ok(lifecycle::ask(&self.sender, &self.shared, command)?)
     }
 }
 
-fn spawn(vcpu: Vcpu, control: &Arc<Control>) -> Result<JoinHandle<()>, BuildError> {
-    let control = Arc::clone(control);
-    // Counted before the thread is there, so that a pause right after the start waits for it.
-    control.join();
-    let counted = Arc::clone(&control);
-    let index = vcpu.index;
-    thread::Builder::new()
-        .name(format!("vcpu{index}"))
-        .spawn(move || {
-            vcpu.run(&control);
-            control.leave();
-        })
-        .map_err(|error| {
-            counted.leave();
-            BuildError::Thread {
-                what: format!("vCPU {index}"),
-                error,
-            }
-        })
-}
-
-/// Puts the kernel into the cache, with the processor time that nobody else wants: the guest comes first.
-fn save(unsaved: Unsaved) -> Option<JoinHandle<()>> {
-    let thread = thread::Builder::new().name("cache".to_owned()).spawn(|| {
-        // On Linux the priority of one thread. Without it the guest only boots a little later.
-        let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
-        unsaved.save();
-    });
-    thread
-        .inspect_err(|error| tracing::warn!(%error, "the kernel is not cached: no thread to do it"))
-        .ok()
-}
-
-/// A running machine. Dropping it stops it.
-pub struct MachineHandle {
-    config: VmConfig,
-    own: OwnDisks,
-    console: Console,
-    changed: OwnedFd,
-    running: Mutex<Arc<Running>>,
-    /// Stopped from outside: a reboot that comes at the same moment starts nothing any more.
-    stopped: AtomicBool,
-}
-
-impl MachineHandle {
-    fn running(&self) -> Arc<Running> {
-        Arc::clone(&self.running.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Waits until the machine ends. A reboot with `on-reboot = restart` is no end: the machine is built again from its configuration here.
+impl Machine {
+    /// Builds the machine that `config` describes from `resources`, which were opened for the same
+    /// configuration. Opens nothing.
     ///
     /// # Errors
-    /// Building it again failed; the machine has ended.
-    pub fn wait(&self) -> Result<End, BuildError> {
-        loop {
-            let running = self.running();
-            running.parts.control.wait(None);
-            if let Some(end) = self.settle(&running)? {
-                return Ok(end);
-            }
-        }
+    /// What is wrong with the configuration, the host or a device, by name. Nothing is left behind.
+    pub fn new(config: VmConfig, resources: Resources) -> Result<Self, Error> {
+        let name = config.name.clone();
+        let span = tracing::error_span!("machine", name = name.as_deref().unwrap_or("-"));
+        let _in_span = name.is_some().then(|| span.enter());
+        crate::kick::ensure_installed()?;
+        let any_kvm = resources.any_kvm;
+        let (sender, inbox) = channel();
+        let lifecycle = Lifecycle::build(
+            config,
+            resources,
+            EventHub::default(),
+            sender.clone(),
+            inbox,
+        )?;
+        let shared = lifecycle.shared();
+        let thread = lifecycle.spawn()?;
+        Ok(Self(Arc::new(Owner {
+            shared,
+            sender,
+            thread: Mutex::new(Some(thread)),
+            name,
+            any_kvm,
+        })))
     }
 
-    /// What `wait` would say, if it would return now. For event loops: call it when [`MachineHandle::changed`] is readable.
+    /// Opens everything that `config` names and builds the machine, with its console's output discarded.
     ///
     /// # Errors
-    /// As for `wait`.
-    pub fn try_wait(&self) -> Result<Option<End>, BuildError> {
-        let running = self.running();
-        self.settle(&running)
+    /// As [`Resources::open`] and [`Machine::new`].
+    pub fn open(config: VmConfig) -> Result<Self, Error> {
+        let resources = Resources::open(&config)?;
+        Self::new(config, resources)
     }
 
-    /// Becomes readable when `try_wait` has something to do; it reads it.
+    /// Lets the guest run for the first time.
+    ///
+    /// # Errors
+    /// KVM here cannot run stock kernels and [`any_kvm`](crate::ResourceOptions::any_kvm) was not set, no
+    /// thread can be had, or the machine was started before.
+    pub fn start(&self) -> Result<(), Error> {
+        if !self.0.any_kvm {
+            host::require_hardware().map_err(BuildError::from)?;
+        }
+        self.0.ask(Command::Start)
+    }
+
+    /// Makes the machine stand still. Blocks until its vCPUs have completed their I/O and stopped, and
+    /// its devices have nothing in flight: from then on nothing writes guest memory until
+    /// [`Machine::resume`]. A reboot does not undo a pause.
+    ///
+    /// # Errors
+    /// The machine does not run, or requests are still in flight after ten seconds, because the host's
+    /// storage hangs; it then goes on running.
+    pub fn pause(&self) -> Result<(), Error> {
+        self.0.ask(Command::Pause)
+    }
+
+    /// Lets a paused machine run again. Network cards ask the guest to announce itself.
+    ///
+    /// # Errors
+    /// The machine is not paused.
+    pub fn resume(&self) -> Result<(), Error> {
+        self.0.ask(Command::Resume)
+    }
+
+    /// Builds the machine again from its configuration and resources, whatever the guest is doing, and in
+    /// the state it is in: a paused machine stays paused.
+    ///
+    /// # Errors
+    /// The machine was not started, has ended, or cannot be built again and has ended for that reason.
+    pub fn reset(&self) -> Result<(), Error> {
+        self.0.ask(Command::Reset)
+    }
+
+    /// Ends the machine now, as if its power had been cut. Blocks until its vCPUs have ended, and returns
+    /// why it ended: something else may have come first.
+    pub fn stop(&self) -> ExitReason {
+        self.0.shared.stopping.store(true, Ordering::SeqCst);
+        // At once, whatever the life-cycle thread is doing.
+        self.0.generation().control.end(ExitReason::Stopped);
+        // Refused only by a machine that has ended.
+        let _ = self.0.ask(Command::Stop);
+        self.0.shared.status.wait()
+    }
+
+    /// Presses the power button, without waiting for what the guest makes of it.
+    ///
+    /// # Errors
+    /// The machine does not run.
+    pub fn power_button(&self) -> Result<(), Error> {
+        self.require_running("press the power button")?;
+        let pressed = self.0.generation().power.press_button();
+        Ok(pressed.map_err(BuildError::PowerButton)?)
+    }
+
+    /// Presses the power button and blocks until the guest has powered off, at most for `timeout`.
+    ///
+    /// # Errors
+    /// The machine does not run. One that has ended is no error: see [`ShutdownOutcome`].
+    pub fn shutdown(&self, timeout: Duration) -> Result<ShutdownOutcome, Error> {
+        let status = &self.0.shared.status;
+        if let Some(reason) = status.reason() {
+            return Ok(ShutdownOutcome::AlreadyEnded(reason));
+        }
+        let restarts = status.restarts();
+        self.power_button()?;
+        Ok(status.wait_for_shutdown(restarts, timeout))
+    }
+
+    /// Injects a non-maskable interrupt into every vCPU.
+    ///
+    /// # Errors
+    /// The machine does not run, or a vCPU does not take it.
+    pub fn nmi(&self) -> Result<(), Error> {
+        self.require_running("inject an NMI")?;
+        let control = Arc::clone(&self.0.generation().control);
+        for cpu in self.cpus() {
+            let injected = control.run_on(cpu, |fd| fd.nmi())?;
+            injected.map_err(|error| BuildError::Vcpu {
+                cpu,
+                problem: format!("KVM refused to inject an NMI: {error}"),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Returns the registers of vCPU `cpu`, read between two instructions.
+    ///
+    /// # Errors
+    /// There is no such vCPU, or the machine is neither running nor paused.
+    pub fn registers(&self, cpu: u32) -> Result<Registers, Error> {
+        if !matches!(self.state(), MachineState::Running | MachineState::Paused) {
+            return Err(self.wrong_state("read registers").into());
+        }
+        let read = self.0.generation().control.run_on(cpu, |fd| {
+            Ok(Registers::new(&fd.get_regs()?, &fd.get_sregs()?))
+        })?;
+        Ok(read.map_err(|error: kvm_ioctls::Error| BuildError::Vcpu {
+            cpu,
+            problem: format!("KVM does not give its registers: {error}"),
+        })?)
+    }
+
+    fn cpus(&self) -> impl Iterator<Item = u32> + use<> {
+        (0..).take(self.0.generation().exits.len())
+    }
+
+    fn require_running(&self, operation: &'static str) -> Result<(), BuildError> {
+        match self.state() {
+            MachineState::Running => Ok(()),
+            _ => Err(self.wrong_state(operation)),
+        }
+    }
+
+    fn wrong_state(&self, operation: &'static str) -> BuildError {
+        match self.0.shared.status.reason() {
+            Some(reason) => BuildError::Ended(reason),
+            None => BuildError::State {
+                operation,
+                state: self.state(),
+            },
+        }
+    }
+
+    /// Returns what the machine is doing.
     #[must_use]
-    pub fn changed(&self) -> BorrowedFd<'_> {
-        self.changed.as_fd()
+    pub fn state(&self) -> MachineState {
+        self.0.shared.status.state()
     }
 
-    /// Says why `ended` ended, or starts over if that is what a reboot does here.
-    fn settle(&self, ended: &Arc<Running>) -> Result<Option<End>, BuildError> {
-        match ended.parts.control.reason() {
-            Some(End::Reboot) if self.config.on_reboot == OnReboot::Restart => self.restart(ended),
-            reason => Ok(reason),
-        }
-    }
-
-    fn restart(&self, ended: &Arc<Running>) -> Result<Option<End>, BuildError> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.stopped.load(Ordering::SeqCst) {
-            return Ok(Some(End::Stopped));
-        }
-        // Another thread may have been faster.
-        if Arc::ptr_eq(&running, ended) {
-            ended.stop();
-            // The images' locks must be given back before they are taken again.
-            ended.parts.release();
-            let _ = rustix::io::read(&self.changed, &mut [0; 8]);
-            let parts = assemble::assemble(&self.config, &self.own, &self.console, &self.changed)?;
-            *running = Arc::new(Running::start(parts)?);
-        }
-        Ok(None)
-    }
-
-    /// Stops the vCPUs between two instructions, and the devices; returns when they stand still. What the host's
-    /// disks were already doing they finish.
-    pub fn pause(&self) {
-        let running = self.running();
-        running.parts.control.pause();
-        running.parts.pause_devices();
-    }
-
-    /// Takes `pause` back. Network cards ask the guest to announce itself.
-    pub fn resume(&self) {
-        let running = self.running();
-        running.parts.resume_devices();
-        running.parts.control.resume();
-        for net in &running.parts.nets {
-            net.announce();
-        }
-    }
-
-    /// Presses the power button without waiting for what the guest makes of it.
-    pub fn press_power_button(&self) {
-        if let Err(error) = self.running().parts.power.press_button() {
-            tracing::warn!(%error, "cannot press the power button");
-        }
-    }
-
-    /// Presses the power button and waits at most `timeout` for the end; None if the guest has not powered off by then.
+    /// Returns the name in its configuration.
     #[must_use]
-    pub fn shutdown(&self, timeout: Duration) -> Option<End> {
-        self.press_power_button();
-        self.running().parts.control.wait(Some(timeout))
+    pub fn name(&self) -> Option<&str> {
+        self.0.name.as_deref()
     }
 
-    /// Ends the machine now, as if its power had been cut. Returns when its vCPUs have ended.
-    pub fn stop(&self) {
-        self.stopped.store(true, Ordering::SeqCst);
-        self.running().stop();
+    /// Blocks until the machine ends. A reboot with `on-reboot=restart` is no end.
+    #[must_use]
+    pub fn wait(&self) -> ExitReason {
+        self.0.shared.status.wait()
+    }
+
+    /// Returns what [`Machine::wait`] would return if it returned now, and makes the descriptor of
+    /// [`Machine::ended`] quiet. Does not block.
+    #[must_use]
+    pub fn try_wait(&self) -> Option<ExitReason> {
+        self.0.shared.status.take_end()
+    }
+
+    /// Returns a descriptor that is readable when the machine has ended, until [`Machine::try_wait`].
+    #[must_use]
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.0.shared.status.ended()
+    }
+
+    /// Returns a reader of everything that happens to the machine from now on.
+    ///
+    /// # Errors
+    /// No descriptor can be had.
+    pub fn events(&self) -> Result<Events, Error> {
+        self.0.shared.events.subscribe()
     }
 
     /// Offers console input; returns how many bytes the guest's port had room for. Nothing is taken without a port.
     #[must_use]
     pub fn input(&self, bytes: &[u8]) -> usize {
-        self.running()
-            .parts
+        self.0
+            .generation()
             .serial
             .as_ref()
             .map_or(bytes.len(), |serial| serial.input(bytes))
     }
 
-    /// The devices on the PCI bus and their slots.
+    /// Returns the devices on the PCI bus and their slots.
     #[must_use]
     pub fn places(&self) -> Vec<Place> {
-        self.running().parts.places.clone()
+        self.0.generation().places.clone()
     }
 
-    /// The virtio disks, in the order of the configuration: what they did, and their size to be looked at again. A restart makes new ones.
+    /// Returns the virtio disks, in the order of the configuration: what they did, and their size to be
+    /// looked at again. A restart makes new ones.
     #[must_use]
     pub fn disks(&self) -> Vec<BlkHandle> {
-        self.running().parts.blk.clone()
+        self.0.generation().blk.clone()
     }
 
-    /// The SCSI controllers, by number: their disks can be added, removed and resized while the guest runs. A restart makes new ones.
+    /// Returns the SCSI controllers, by number: their disks can be added, removed and resized while the
+    /// guest runs. A restart makes new ones.
     #[must_use]
     pub fn scsi(&self) -> Vec<ScsiHandle> {
-        self.running().parts.scsi.clone()
+        self.0.generation().scsi.clone()
     }
 
-    /// The network cards, in the order of the configuration: what they counted, and their link. A restart makes new ones,
-    /// with the link up.
+    /// Returns the network cards, in the order of the configuration: what they counted, and their link. A
+    /// restart makes new ones, with the link up.
     #[must_use]
     pub fn nets(&self) -> Vec<NetHandle> {
-        self.running().parts.nets.clone()
+        self.0.generation().nets.clone()
     }
 
-    /// Exits to user space since the machine started (or restarted).
+    /// Returns the exits to user space since the machine started (or restarted).
     #[must_use]
     pub fn exits(&self) -> ExitCounts {
         let mut sum = ExitCounts::default();
-        for exits in &self.running().parts.exits {
+        for exits in &self.0.generation().exits {
             exits.add_to(&mut sum);
         }
         sum

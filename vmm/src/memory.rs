@@ -21,7 +21,7 @@ const HUGE_PAGE: u64 = 2 << 20;
 
 /// Why guest memory can't be had.
 #[derive(Debug, thiserror::Error)]
-pub enum MemoryError {
+pub(crate) enum MemoryError {
     /// mmap refused.
     #[error("memory: cannot map {mib} MiB{kind}: {error}; {remedy}")]
     Map {

@@ -10,8 +10,10 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use serde::Serialize;
 use splitring_devices::bus::Bus;
 
-use crate::control::{Control, End, Turn};
+use crate::control::{Control, Turn};
 use crate::kvm;
+use crate::registers::Registers;
+use crate::state::ExitReason;
 
 /// Exits to user space, by kind.
 #[derive(Debug, Default)]
@@ -70,6 +72,10 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// How often in a row KVM_RUN may ask to be called again. A vCPU that was started by another one does it
+/// once or twice; KVM that cannot make a thread of its own does it for ever.
+const AGAIN_LIMIT: u32 = 1000;
+
 /// A vCPU that is set up and not running.
 pub(crate) struct Vcpu {
     /// APIC id.
@@ -84,8 +90,16 @@ pub(crate) struct Vcpu {
     pub(crate) exits: Arc<Exits>,
 }
 
+/// Why the run loop left the guest.
+enum Left {
+    /// To see what is wanted.
+    Asked,
+    /// For good.
+    Ended(ExitReason),
+}
+
 impl Vcpu {
-    /// Runs the guest on the calling thread until the machine ends.
+    /// Runs the guest on the calling thread until these vCPUs end.
     pub(crate) fn run(mut self, control: &Control) {
         let kicks = control.kicks();
         let target = kicks.enter(&mut self.fd);
@@ -93,75 +107,103 @@ impl Vcpu {
         // The thread must be off the list before the descriptor, and with it the mapping the signal handler writes, is dropped.
         drop(target);
         match ran {
-            Ok(Some(end)) => control.end(end),
+            Ok(Some(reason)) => control.end(reason),
             Ok(None) => {}
-            Err(_) => control.end(End::Failed(format!(
+            Err(_) => control.end(ExitReason::Failed(format!(
                 "panic on the thread of vCPU {}",
                 self.index
             ))),
         }
     }
 
-    /// The run loop. None: somebody else ended the machine.
-    fn serve(&mut self, control: &Control) -> Option<End> {
+    /// The run loop. `None`: somebody else ended the machine.
+    fn serve(&mut self, control: &Control) -> Option<ExitReason> {
         loop {
-            match control.turn() {
-                Turn::End => return None,
-                // Keeps the guest's watchdogs quiet. EINVAL: it has no kvm-clock running, and nothing to be told.
-                Turn::Resume => drop(self.fd.kvmclock_ctrl()),
-                Turn::Run => {}
+            if control.wants_attention() {
+                match control.turn(self.index) {
+                    Turn::Leave => return None,
+                    Turn::Resume => self.time_passed(),
+                    Turn::Run => {}
+                    Turn::Job(job) => {
+                        job(&mut self.fd);
+                        continue;
+                    }
+                }
             }
-            if let Some(end) = self.enter() {
-                return Some(end);
+            if let Left::Ended(reason) = self.enter(control) {
+                return Some(reason);
             }
         }
     }
 
-    /// Enters the guest until a kick or an end.
-    fn enter(&mut self) -> Option<End> {
+    /// Keeps the guest's watchdogs quiet about time that it did not see.
+    fn time_passed(&self) {
+        // EINVAL: it has no kvm-clock running, and nothing to be told.
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
+    /// Enters the guest until something else is wanted or it ends. On return no I/O of it is pending:
+    /// the instruction that caused the last exit is complete.
+    fn enter(&mut self, control: &Control) -> Left {
+        let mut again = 0;
+        let mut completing = false;
         loop {
             match self.fd.run() {
-                Ok(exit) => match answer(exit, &self.ports, &self.mmio, &self.exits) {
-                    Answer::Again => {}
-                    Answer::Check => return None,
-                    Answer::TripleFault => return Some(End::TripleFault { cpu: self.index }),
-                    Answer::Crash(detail) => return Some(self.crashed(&detail)),
-                    Answer::Internal => {
-                        let detail = kvm::internal_error(&mut self.fd);
-                        return Some(self.crashed(&detail));
+                Ok(exit) => {
+                    again = 0;
+                    match answer(exit, &self.ports, &self.mmio, &self.exits) {
+                        // KVM completes the instruction at the next entry, and leaves at once.
+                        Answer::Check if control.wants_attention() => {
+                            self.fd.set_kvm_immediate_exit(1);
+                            completing = true;
+                        }
+                        Answer::Again | Answer::Check => {}
+                        Answer::TripleFault => {
+                            return Left::Ended(ExitReason::TripleFault { cpu: self.index });
+                        }
+                        Answer::Crash(detail) => return Left::Ended(self.crashed(&detail)),
+                        Answer::Internal => {
+                            let detail = kvm::internal_error(&mut self.fd);
+                            return Left::Ended(self.crashed(&detail));
+                        }
                     }
-                },
-                // A kick or some other signal: see what is wanted.
-                Err(error) if error.errno() == libc::EINTR => {
-                    count(&self.exits.interrupted);
-                    self.fd.set_kvm_immediate_exit(0);
-                    return None;
                 }
-                Err(error) if error.errno() == libc::EAGAIN => {}
-                Err(error) => return Some(self.crashed(&format!("KVM_RUN failed: {error}"))),
+                Err(error) if error.errno() == libc::EINTR => {
+                    let kicked = self.fd.get_kvm_run().immediate_exit != 0;
+                    self.fd.set_kvm_immediate_exit(0);
+                    if !completing {
+                        count(&self.exits.interrupted);
+                    }
+                    if !kicked {
+                        // Not by us: the process was stopped and continued, the host was suspended, or a
+                        // debugger came.
+                        self.time_passed();
+                    }
+                    return Left::Asked;
+                }
+                Err(error) if error.errno() == libc::EAGAIN && again < AGAIN_LIMIT => again += 1,
+                Err(error) if error.errno() == libc::EAGAIN => {
+                    return Left::Ended(ExitReason::Failed(format!(
+                        "vCPU {}: KVM cannot start a thread of its own (KVM_RUN: {error}); raise the limit on \
+                         processes (`ulimit -u`, or TasksMax= of the service)",
+                        self.index
+                    )));
+                }
+                Err(error) => {
+                    return Left::Ended(self.crashed(&format!("KVM_RUN failed: {error}")));
+                }
             }
         }
     }
 
-    fn crashed(&self, detail: &str) -> End {
-        let place = match (self.fd.get_regs(), self.fd.get_sregs()) {
-            (Ok(regs), Ok(sregs)) => format!(
-                "; rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
-                regs.rip,
-                regs.rsp,
-                regs.rflags,
-                sregs.cs.selector,
-                sregs.cr0,
-                sregs.cr2,
-                sregs.cr3,
-                sregs.cr4,
-                sregs.efer
-            ),
+    fn crashed(&self, detail: &str) -> ExitReason {
+        let registers = match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => format!("; {}", Registers::new(&regs, &sregs)),
             _ => String::new(),
         };
-        End::Crashed {
+        ExitReason::Crashed {
             cpu: self.index,
-            detail: format!("{detail}{place}"),
+            detail: format!("{detail}{registers}"),
         }
     }
 }

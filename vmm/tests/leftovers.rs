@@ -5,14 +5,15 @@ mod tiny;
 use std::fs;
 
 use splitring::config::SerialMode;
-use splitring::{Console, End, Machine, MachineHandle, VmConfig};
+use splitring::{ExitReason, Machine, Resources, VmConfig};
 use tiny::{SPIN, config, directory};
 
-fn start(config: VmConfig) -> MachineHandle {
-    Machine::build(config, Console::null())
-        .expect("builds")
-        .start()
-        .expect("starts")
+fn start(config: VmConfig) -> Machine {
+    let options = Resources::options().any_kvm(true);
+    let resources = options.open(&config).expect("opens");
+    let machine = Machine::new(config, resources).expect("builds");
+    machine.start().expect("starts");
+    machine
 }
 
 #[test]
@@ -29,13 +30,8 @@ fn machines_live_side_by_side_and_leave_nothing_behind() {
     let threads = entries("/proc/self/task");
     for _ in 0..3 {
         let machines: Vec<_> = (0..4).map(|_| start(spin.clone())).collect();
-        machines[1].stop();
-        assert_eq!(machines[1].wait().expect("ends"), End::Stopped);
-        assert_eq!(
-            machines[2].try_wait().expect("runs"),
-            None,
-            "its neighbour does not care"
-        );
+        assert_eq!(machines[1].stop(), ExitReason::Stopped);
+        assert_eq!(machines[2].try_wait(), None, "its neighbour does not care");
     }
     let after = (entries("/proc/self/fd"), mappings());
     assert_eq!(after.0, before.0, "descriptors");

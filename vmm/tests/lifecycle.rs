@@ -1,68 +1,170 @@
 //! A machine's life through the library: built, run, paused, stopped, started over, on small guests.
-//!
-//! Without /dev/kvm the tests say so and pass.
 
 mod tiny;
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use splitring::config::{DiskConfig, OnReboot};
-use tiny::{POWEROFF, PRINT, RESET, SPIN, TRIPLE_FAULT, config, directory};
+use splitring::{
+    Console, ErrorKind, Event, Events, ExitReason, Machine, MachineState, Resources,
+    ShutdownOutcome, VmConfig,
+};
+use tiny::{COUNT, POWEROFF, PRINT, RESET, SPIN, TRIPLE_FAULT, config, directory};
 
-use splitring::{Console, End, Machine, MachineHandle, VmConfig};
+/// Longer than anything here takes, even on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
-fn start(config: VmConfig) -> MachineHandle {
-    Machine::build(config, Console::null())
-        .expect("builds")
-        .start()
-        .expect("starts")
+fn build(config: VmConfig) -> Machine {
+    let options = Resources::options().any_kvm(true);
+    let resources = options.open(&config).expect("opens");
+    Machine::new(config, resources).expect("builds")
+}
+
+fn start(config: VmConfig) -> Machine {
+    let machine = build(config);
+    machine.start().expect("starts");
+    machine
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn readable(fd: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).expect("poll") == 1
+}
+
+/// The next event, waited for.
+#[track_caller]
+fn next(events: &Events) -> Event {
+    until("an event", || readable(events));
+    events.try_next().expect("an event")
+}
+
+fn kind<T: std::fmt::Debug>(result: Result<T, splitring::Error>) -> ErrorKind {
+    result.expect_err("it cannot be done").kind()
+}
+
+/// How far the guest has counted.
+fn count(machine: &Machine) -> u64 {
+    machine.registers(0).expect("registers").general[0]
 }
 
 #[test]
 fn each_way_to_end_has_its_reason() {
     let Some(dir) = directory() else { return };
-    for (code, end) in [
-        (POWEROFF, End::Poweroff),
-        (RESET, End::Reboot),
-        (TRIPLE_FAULT, End::TripleFault { cpu: 0 }),
+    for (code, reason) in [
+        (POWEROFF, ExitReason::PowerOff),
+        (RESET, ExitReason::Reboot),
+        (TRIPLE_FAULT, ExitReason::TripleFault { cpu: 0 }),
     ] {
         let machine = start(config(dir.path(), code));
-        assert_eq!(machine.wait().expect("ends"), end);
-        assert_eq!(
-            machine.try_wait().expect("ended"),
-            Some(end),
-            "the reason stays"
-        );
+        assert_eq!(machine.wait(), reason);
+        assert_eq!(machine.state(), MachineState::Ended);
+        assert!(readable(machine.ended()));
+        assert_eq!(machine.try_wait(), Some(reason.clone()));
+        assert!(!readable(machine.ended()), "it was read");
+        assert_eq!(machine.try_wait(), Some(reason), "the reason stays");
     }
 }
 
 #[test]
-fn a_running_machine_pauses_resumes_and_stops() {
+fn a_paused_machine_stands_still_until_it_is_resumed() {
     let Some(dir) = directory() else { return };
     for cpus in [1, 4] {
         let machine = start(VmConfig {
             cpus,
-            ..config(dir.path(), SPIN)
+            ..config(dir.path(), COUNT)
         });
         for _ in 0..20 {
-            machine.pause();
-            machine.resume();
+            machine.pause().expect("pauses");
+            let stands = count(&machine);
+            thread::sleep(Duration::from_millis(2));
+            assert_eq!(count(&machine), stands, "it counts while it is paused");
+            machine.resume().expect("resumes");
+            until("the guest goes on", || count(&machine) > stands);
         }
-        assert_eq!(machine.try_wait().expect("runs"), None);
-        machine.pause();
-        machine.stop();
-        assert_eq!(machine.wait().expect("ends"), End::Stopped);
+        assert_eq!(machine.try_wait(), None);
+        machine.pause().expect("pauses");
+        assert_eq!(machine.stop(), ExitReason::Stopped);
+        assert_eq!(machine.wait(), ExitReason::Stopped);
     }
 }
 
 #[test]
-fn a_guest_deaf_to_the_power_button_is_given_up_on() {
+fn commands_that_do_not_fit_the_state_say_so() {
     let Some(dir) = directory() else { return };
+    let machine = build(config(dir.path(), SPIN));
+    assert_eq!(machine.state(), MachineState::Created);
+    assert_eq!(kind(machine.pause()), ErrorKind::State);
+    assert_eq!(kind(machine.registers(0)), ErrorKind::State);
+    machine.start().expect("starts");
+    assert_eq!(kind(machine.start()), ErrorKind::State);
+    assert_eq!(kind(machine.resume()), ErrorKind::State);
+    machine.pause().expect("pauses");
+    assert_eq!(kind(machine.pause()), ErrorKind::State);
+    assert_eq!(kind(machine.nmi()), ErrorKind::State);
+    let error = machine
+        .shutdown(PATIENCE)
+        .expect_err("a paused guest cannot");
+    assert_eq!(
+        error.to_string(),
+        "cannot press the power button: the machine is paused"
+    );
+    assert_eq!(machine.stop(), ExitReason::Stopped);
+    for ended in [
+        machine.pause(),
+        machine.resume(),
+        machine.reset(),
+        machine.nmi(),
+    ] {
+        let error = ended.expect_err("it has ended");
+        assert_eq!(error.exit_reason(), Some(&ExitReason::Stopped));
+    }
+    assert_eq!(
+        machine.stop(),
+        ExitReason::Stopped,
+        "once more does no harm"
+    );
+}
+
+#[test]
+fn a_machine_that_never_ran_stops() {
+    let Some(dir) = directory() else { return };
+    let machine = build(config(dir.path(), SPIN));
+    assert_eq!(machine.stop(), ExitReason::Stopped);
+    assert_eq!(kind(machine.start()), ErrorKind::Ended);
+}
+
+#[test]
+fn a_shutdown_tells_how_it_turned_out() {
+    let Some(dir) = directory() else { return };
+    let soon = Duration::from_millis(50);
     let machine = start(config(dir.path(), SPIN));
-    assert_eq!(machine.shutdown(Duration::from_millis(50)), None);
-    assert_eq!(machine.try_wait().expect("runs"), None);
+    let deaf = machine.shutdown(soon).expect("it runs");
+    assert_eq!(deaf, ShutdownOutcome::TimedOut);
+    assert_eq!(machine.try_wait(), None);
+    machine.stop();
+    let after = machine.shutdown(soon).expect("no error");
+    assert_eq!(after, ShutdownOutcome::AlreadyEnded(ExitReason::Stopped));
+    // Resets itself all the time: what the caller wanted did not happen.
+    let reboots = start(VmConfig {
+        on_reboot: OnReboot::Restart,
+        ..config(dir.path(), RESET)
+    });
+    let outcome = reboots.shutdown(PATIENCE).expect("it runs");
+    assert_eq!(outcome, ShutdownOutcome::Rebooted);
 }
 
 #[test]
@@ -72,21 +174,143 @@ fn a_reboot_starts_over_until_it_is_stopped() {
     fs::write(&disk, [0; 4096]).expect("write");
     let with_disk = VmConfig {
         on_reboot: OnReboot::Restart,
-        // Its lock must be given back and taken again at each start.
         disk: vec![DiskConfig::new(disk)],
         ..config(dir.path(), RESET)
     };
-    let machine = start(with_disk);
-    thread::scope(|scope| {
-        let waiting = scope.spawn(|| machine.wait());
-        thread::sleep(Duration::from_millis(300));
-        assert!(!waiting.is_finished(), "a restart is no end");
-        machine.stop();
-        assert_eq!(
-            waiting.join().expect("no panic").expect("no failure"),
-            End::Stopped
-        );
+    let machine = start(with_disk.clone());
+    // What was opened counts, not what is at the paths now.
+    fs::remove_dir_all(dir.path()).expect("removed");
+    let events = machine.events().expect("events");
+    for _ in 0..3 {
+        assert_eq!(next(&events), Event::Rebooted);
+    }
+    assert_eq!(machine.state(), MachineState::Running);
+    assert_eq!(machine.stop(), ExitReason::Stopped);
+}
+
+#[test]
+fn a_reboot_keeps_the_lock_of_an_image() {
+    let Some(dir) = directory() else { return };
+    let disk = dir.path().join("disk");
+    fs::write(&disk, [0; 4096]).expect("write");
+    let with_disk = VmConfig {
+        on_reboot: OnReboot::Restart,
+        disk: vec![DiskConfig::new(disk)],
+        ..config(dir.path(), RESET)
+    };
+    let machine = start(with_disk.clone());
+    let events = machine.events().expect("events");
+    let mut reboots = 0;
+    while reboots < 3 {
+        let taken = Resources::options().any_kvm(true).open(&with_disk);
+        assert_eq!(kind(taken), ErrorKind::Disk, "somebody else got the image");
+        while let Some(event) = events.try_next() {
+            reboots += u32::from(event == Event::Rebooted);
+        }
+    }
+}
+
+/// The threads of a test race the guest's reboots: whatever comes first, a pause that succeeded holds.
+#[test]
+fn a_reboot_does_not_undo_a_pause() {
+    let Some(dir) = directory() else { return };
+    let machine = start(VmConfig {
+        on_reboot: OnReboot::Restart,
+        ..config(dir.path(), RESET)
     });
+    for _ in 0..20 {
+        machine.pause().expect("pauses");
+        let exits = machine.exits();
+        thread::sleep(Duration::from_millis(2));
+        assert_eq!(machine.exits(), exits, "it runs while it is paused");
+        assert_eq!(machine.state(), MachineState::Paused);
+        machine.resume().expect("resumes");
+    }
+}
+
+#[test]
+fn a_reset_builds_the_machine_again_in_its_state() {
+    let Some(dir) = directory() else { return };
+    let machine = start(config(dir.path(), COUNT));
+    let events = machine.events().expect("events");
+    until("the guest counts", || count(&machine) > 0);
+    machine.pause().expect("pauses");
+    machine.reset().expect("resets");
+    assert_eq!(machine.state(), MachineState::Paused);
+    assert_eq!(count(&machine), 0, "it starts at the beginning, and later");
+    machine.resume().expect("resumes");
+    until("the guest counts", || count(&machine) > 0);
+    machine.reset().expect("resets");
+    assert_eq!(machine.stop(), ExitReason::Stopped);
+    let expected = [
+        Event::Paused,
+        Event::Rebooted,
+        Event::Resumed,
+        Event::Rebooted,
+        Event::Ended(ExitReason::Stopped),
+    ];
+    for event in expected {
+        assert_eq!(next(&events), event);
+    }
+    assert_eq!(events.try_next(), None);
+}
+
+#[test]
+fn calls_from_many_threads_have_one_order() {
+    let Some(dir) = directory() else { return };
+    let machine = start(config(dir.path(), COUNT));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    // Whoever comes second learns that it is paused, or runs, already.
+                    if machine.pause().is_ok() {
+                        machine.resume().expect("nobody else may resume it");
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(machine.state(), MachineState::Running);
+    let before = count(&machine);
+    until("the guest goes on", || count(&machine) > before);
+}
+
+#[test]
+fn a_machine_lives_until_its_last_handle_is_dropped() {
+    let Some(dir) = directory() else { return };
+    let machine = start(config(dir.path(), SPIN));
+    let events = machine.events().expect("events");
+    let other = machine.clone();
+    drop(machine);
+    assert_eq!(other.state(), MachineState::Running);
+    drop(other);
+    assert_eq!(next(&events), Event::Ended(ExitReason::Stopped));
+}
+
+#[test]
+fn a_thread_that_blocks_every_signal_can_start_a_machine() {
+    let Some(dir) = directory() else { return };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            block_all_signals();
+            let machine = start(config(dir.path(), COUNT));
+            machine.pause().expect("pauses");
+            machine.resume().expect("resumes");
+            assert_eq!(machine.stop(), ExitReason::Stopped);
+        });
+    });
+}
+
+/// As daemons do that read signals from a descriptor.
+#[expect(unsafe_code, reason = "pthread_sigmask")]
+fn block_all_signals() {
+    // SAFETY: sigfillset initialises the set before it is used; it lives across both calls.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+    }
 }
 
 #[test]
@@ -94,13 +318,47 @@ fn console_output_reaches_the_writer() {
     let Some(dir) = directory() else { return };
     let file = tempfile::tempfile().expect("file");
     let console = Console::new(file.try_clone().expect("clone"));
-    let machine = Machine::build(config(dir.path(), PRINT), console)
-        .expect("builds")
-        .start()
-        .expect("starts");
-    assert_eq!(machine.wait().expect("ends"), End::Poweroff);
+    let config = config(dir.path(), PRINT);
+    let options = Resources::options().any_kvm(true).console(console);
+    let resources = options.open(&config).expect("opens");
+    let machine = Machine::new(config, resources).expect("builds");
+    machine.start().expect("starts");
+    assert_eq!(machine.wait(), ExitReason::PowerOff);
     let mut byte = [0];
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 0).expect("one byte");
     assert_eq!(byte, *b"A");
     assert_eq!(machine.exits().port_out, 2);
+}
+
+#[test]
+fn what_is_handed_over_for_no_device_is_refused() {
+    let Some(dir) = directory() else { return };
+    let config = config(dir.path(), SPIN);
+    let file = || fs::File::open(dir.path().join("kernel")).expect("open");
+    for options in [
+        Resources::options().disk_fd("disk7", file()),
+        Resources::options().net_fds("net7", vec![file().into()]),
+    ] {
+        let error = options.open(&config).expect_err("nobody asked for it");
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("no such device"), "{error}");
+    }
+}
+
+#[test]
+fn a_kernel_and_kvm_that_are_handed_over_need_no_path() {
+    let Some(dir) = directory() else { return };
+    let mut config = config(dir.path(), POWEROFF);
+    let kernel = fs::File::open(config.kernel.take().expect("a path")).expect("open");
+    let kvm = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .expect("open");
+    fs::remove_dir_all(dir.path()).expect("removed");
+    let options = Resources::options().any_kvm(true).kernel(kernel).kvm(kvm);
+    let resources = options.open(&config).expect("opens");
+    let machine = Machine::new(config, resources).expect("builds");
+    machine.start().expect("starts");
+    assert_eq!(machine.wait(), ExitReason::PowerOff);
 }

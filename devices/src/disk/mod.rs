@@ -35,6 +35,7 @@ mod ring;
 mod share;
 mod transfer;
 
+use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -82,10 +83,33 @@ pub fn open_with(config: &DiskConfig, queues: u16) -> Result<Arc<dyn Disk>, Disk
             });
         }
     };
-    Ok(match (config.iops, config.bandwidth) {
+    Ok(limited(disk, config))
+}
+
+/// As [`open`], for a raw image in `file`, which somebody else opened as `config` says; its path is a
+/// name only.
+///
+/// # Errors
+/// As [`open`]; and another format than raw, which has to be opened by its path.
+pub fn open_file(file: File, config: &DiskConfig) -> Result<Arc<dyn Disk>, DiskError> {
+    if config.format != Format::Raw {
+        return Err(DiskError::Unusable {
+            path: config.path.clone(),
+            problem: "only raw images can be handed over as a descriptor".into(),
+            remedy: "give its path, or convert the image with `qemu-img convert -O raw`",
+        });
+    }
+    let (queues, depth) = (config.queue_count(), config.queue_len());
+    let disk = RawDisk::from_file(file, config, queues, depth)?;
+    Ok(limited(Arc::new(disk), config))
+}
+
+/// The disk within the limits that `config` sets.
+fn limited(disk: Arc<dyn Disk>, config: &DiskConfig) -> Arc<dyn Disk> {
+    match (config.iops, config.bandwidth) {
         (None, None) => disk,
         (requests, bytes) => Arc::new(LimitedDisk::new(disk, requests, bytes.map(|bytes| bytes.0))),
-    })
+    }
 }
 
 /// An opened image.

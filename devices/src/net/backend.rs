@@ -1,11 +1,12 @@
 //! Opens what a network card's keys name.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::config::{NetConfig, NetConfigError};
 use super::passt::{Passt, PasstError};
 use super::port::NetBackend;
-use super::tap::{self, Tap, TapError};
+use super::tap::{Tap, TapError};
 
 /// Why a network card's backend can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -19,24 +20,28 @@ pub enum NetError {
     /// passt.
     #[error(transparent)]
     Passt(#[from] PasstError),
+    /// Descriptors were named by number and not handed over.
+    #[error(
+        "fd= names descriptors by number; a library user hands them over with ResourceOptions::net_fds"
+    )]
+    Numbers,
+    /// Not one socket.
+    #[error("{0} descriptors for passt; give one connected stream socket")]
+    Sockets(usize),
 }
 
 /// Opens the backend that `config` names. Everything that needs a path, a privilege or a new process happens here.
+///
+/// # Errors
+/// What is wrong with the keys, the interface or passt; or the keys name descriptors by number, which
+/// only [`from_fds`] can use.
 pub fn open(config: &NetConfig) -> Result<Arc<dyn NetBackend>, NetError> {
     config.validate()?;
     if let Some(name) = &config.tap {
         return Ok(Arc::new(Tap::open(name, config.pairs())?));
     }
-    if let (true, Some(fd)) = (config.passt, config.fd.first()) {
-        return Ok(Arc::new(Passt::from_fd(tap::inherited(*fd)?)?));
-    }
     if !config.fd.is_empty() {
-        let fds = config
-            .fd
-            .iter()
-            .map(|fd| tap::inherited(*fd))
-            .collect::<Result<_, _>>()?;
-        return Ok(Arc::new(Tap::from_fds(fds)?));
+        return Err(NetError::Numbers);
     }
     let passt = match &config.socket {
         Some(path) => Passt::connect(path)?,
@@ -49,4 +54,19 @@ pub fn open(config: &NetConfig) -> Result<Arc<dyn NetBackend>, NetError> {
         }
     };
     Ok(Arc::new(passt))
+}
+
+/// Uses descriptors that somebody else opened: TAP queues, one per queue pair, or with `passt` in
+/// `config` one connected stream socket.
+///
+/// # Errors
+/// One of them is not what it should be, or there are too few or too many.
+pub fn from_fds(config: &NetConfig, fds: Vec<OwnedFd>) -> Result<Arc<dyn NetBackend>, NetError> {
+    if !config.passt {
+        return Ok(Arc::new(Tap::from_fds(fds)?));
+    }
+    match <[OwnedFd; 1]>::try_from(fds) {
+        Ok([socket]) => Ok(Arc::new(Passt::from_fd(socket)?)),
+        Err(fds) => Err(NetError::Sockets(fds.len())),
+    }
 }

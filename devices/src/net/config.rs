@@ -220,6 +220,12 @@ pub enum NetConfigError {
 impl NetConfig {
     /// Refuses what contradicts itself.
     pub fn validate(&self) -> Result<(), NetConfigError> {
+        self.validate_backend()?;
+        self.validate_card()
+    }
+
+    /// Whether the keys name one backend.
+    fn validate_backend(&self) -> Result<(), NetConfigError> {
         let backends = [
             self.tap.is_some(),
             !self.fd.is_empty() && !self.passt,
@@ -239,6 +245,12 @@ impl NetConfig {
         if let Some((key, _)) = passt_only.iter().find(|(_, given)| *given && !self.passt) {
             return Err(NetConfigError::PasstOnly(key));
         }
+        Ok(())
+    }
+
+    /// Refuses keys of the card itself that contradict themselves, whatever its backend; for a card whose
+    /// backend is handed over.
+    pub fn validate_card(&self) -> Result<(), NetConfigError> {
         if let Some(mtu) = self.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
             return Err(NetConfigError::Mtu(mtu));
         }

@@ -13,7 +13,7 @@ mod sends;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use libc::{c_char, c_int, c_short, c_uint, c_ulong};
@@ -317,24 +317,4 @@ fn inspect(fd: &OwnedFd) -> Result<String, TapError> {
         return Err(refused("its flags do not fit"));
     }
     Ok(request.name())
-}
-
-/// Takes the descriptor number an operator named, which must be open and is owned from here on.
-pub fn inherited(fd: RawFd) -> Result<OwnedFd, TapError> {
-    // SAFETY: F_GETFD only asks whether the number is open.
-    if fd < 3 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
-        return Err(TapError::Descriptor {
-            fd,
-            why: "not an open descriptor above 2",
-        });
-    }
-    // SAFETY: the operator named it as ours; it is open.
-    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-    rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC).map_err(|_| {
-        TapError::Descriptor {
-            fd,
-            why: "cannot be closed on exec",
-        }
-    })?;
-    Ok(owned)
 }

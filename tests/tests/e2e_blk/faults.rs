@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use splitring::OwnDisks;
+use splitring::Resources;
 use splitring::config::DiskConfig;
 use splitring_devices::disk::doubles::{Fate, FaultyDisk, MemoryDisk, Seen};
 use splitring_devices::disk::{Disk, IoFault};
@@ -21,7 +21,7 @@ fn boot() -> (Live, Arc<FaultyDisk>) {
         id: Some("faulty".into()),
         ..DiskConfig::new("faulty")
     };
-    let own = OwnDisks::default().with("faulty", shared);
+    let own = Resources::options().disk("faulty", shared);
     (Live::boot_with("faults", vec![config], own), disk)
 }
 

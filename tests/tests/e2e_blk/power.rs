@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use splitring::OwnDisks;
+use splitring::Resources;
 use splitring::config::DiskConfig;
 use splitring_devices::disk::Disk;
 use splitring_devices::disk::config::Hidden;
@@ -75,11 +75,11 @@ impl Shelf {
 
     /// A machine with all of them.
     fn boot(&self) -> Live {
-        let mut own = OwnDisks::default();
+        let mut own = Resources::options();
         let mut configs = Vec::new();
         for (way, medium) in WAYS.iter().zip(&self.0) {
             let disk: Arc<dyn Disk> = Arc::<FaultyDisk>::clone(&medium.disk);
-            own = own.with(way.id, disk);
+            own = own.disk(way.id, disk);
             let mut config = DiskConfig {
                 id: Some(way.id.into()),
                 ..DiskConfig::new(way.id)

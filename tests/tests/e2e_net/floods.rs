@@ -2,6 +2,7 @@
 
 use std::net::UdpSocket;
 
+use splitring::Resources;
 use splitring::config::NetConfig;
 use splitring_devices::disk::config::DiskConfig;
 use splitring_tests::assets::Kernel;
@@ -115,7 +116,7 @@ fn flood(number: u8, packets: u64) {
         queue_size: Some(64),
         ..card(&net)
     };
-    let live = Live::boot_all("flood", vec![modules], vec![small], Default::default());
+    let live = Live::boot_all("flood", vec![modules], vec![small], Resources::options());
     let mut flood = Flood { live, net };
     let set_up = flood.net.set_up();
     flood.live.succeed(&set_up);

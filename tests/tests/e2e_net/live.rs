@@ -50,9 +50,9 @@ fn a_link_that_goes_down_and_up_is_seen_and_a_pause_is_announced() {
     fs::write(accept, "1").expect("we are root");
     host.tools.sh(&format!("ip neigh flush dev {}", net.tap));
     let sent = |live: &Live| live.machine.nets()[0].totals().expect("there").sent.frames;
-    live.machine.pause();
+    live.machine.pause().expect("pauses");
     let before = sent(&live);
-    live.machine.resume();
+    live.machine.resume().expect("resumes");
     until("an announcement", || sent(&live) > before);
     host.tools.sh(&format!(
         "n=0; until ip neigh show dev {} | grep -q '{} lladdr'; do n=$((n+1)); [ $n -gt 50 ] && exit 1; sleep 0.2; done",
@@ -72,7 +72,7 @@ fn a_flood_at_a_stopped_guest_is_delivered_or_counted_once_it_goes_on() {
     let mut live = Live::boot_nets("stopped", vec![card(&net)]);
     live.succeed(&net.set_up());
     for round in 0..3 {
-        live.machine.pause();
+        live.machine.pause().expect("pauses");
         let tap = || net.count("tx_packets") + net.count("tx_dropped");
         let before = tap();
         let socket = UdpSocket::bind((net.host.as_str(), 0)).expect("our own address");
@@ -81,7 +81,7 @@ fn a_flood_at_a_stopped_guest_is_delivered_or_counted_once_it_goes_on() {
             // The guest refuses what arrives, and that comes back as an error of a later call.
             drop(socket.send(&[0; 64]));
         }
-        live.machine.resume();
+        live.machine.resume().expect("resumes");
         let dropped = net.count("tx_dropped");
         assert!(dropped > 0, "round {round}: the host kept everything");
         until("the flood is over", || {

@@ -1,7 +1,6 @@
 //! `splitring check`: what this host can do, for people and for programs.
 
 use anyhow::Context;
-use splitring::Machine;
 use splitring::host::{self, Outcome};
 
 use crate::Failure;
@@ -15,7 +14,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
             .validate()
             .with_context(|| format!("the configuration {} is not valid", path.display()))
             .map_err(Failure::Usage)?;
-        Machine::try_files(&config)
+        splitring::check_files(&config)
             .with_context(|| format!("{} can't be started", path.display()))?;
     }
     let report = host::report();

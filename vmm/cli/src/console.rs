@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use splitring::{End, MachineHandle};
+use splitring::{ExitReason, Machine};
 
 use crate::terminal::{self, Key, Keyboard, Signals};
 use crate::{Failure, footprint};
@@ -27,10 +27,10 @@ struct Input {
 
 /// Serves the machine until it ends.
 pub(crate) fn serve(
-    machine: &MachineHandle,
+    machine: &Machine,
     signals: &Signals,
     terminal: bool,
-) -> Result<End, Failure> {
+) -> Result<ExitReason, Failure> {
     let mut input = Input {
         keyboard: Keyboard::default(),
         terminal,
@@ -40,7 +40,7 @@ pub(crate) fn serve(
     let stdin = io::stdin();
     let mut settling = Some(Instant::now());
     loop {
-        if let Some(end) = machine.try_wait()? {
+        if let Some(end) = machine.try_wait() {
             return Ok(end);
         }
         if settling.is_some_and(|since| since.elapsed() >= SETTLED) {
@@ -57,7 +57,7 @@ pub(crate) fn serve(
         match signals.next() {
             None => {}
             Some(libc::SIGUSR1) => rescan_disks(machine),
-            Some(_) => machine.stop(),
+            Some(_) => drop(machine.stop()),
         }
         if ready {
             input.read(machine);
@@ -67,7 +67,7 @@ pub(crate) fn serve(
 }
 
 /// The images may have grown: the guest is told.
-fn rescan_disks(machine: &MachineHandle) {
+fn rescan_disks(machine: &Machine) {
     for disk in machine.disks() {
         let id = disk.id().unwrap_or_default();
         match disk.rescan() {
@@ -88,12 +88,12 @@ fn rescan_disks(machine: &MachineHandle) {
 
 /// Waits for any of the three, or for as long as is given; says whether standard input is ready.
 fn wait(
-    machine: &MachineHandle,
+    machine: &Machine,
     signals: &Signals,
     stdin: Option<BorrowedFd<'_>>,
     timeout: Option<Duration>,
 ) -> io::Result<bool> {
-    let changed = machine.changed();
+    let changed = machine.ended();
     let mut fds = vec![
         PollFd::new(&changed, PollFlags::IN),
         PollFd::new(signals, PollFlags::IN),
@@ -110,7 +110,7 @@ fn wait(
 }
 
 impl Input {
-    fn read(&mut self, machine: &MachineHandle) {
+    fn read(&mut self, machine: &Machine) {
         let mut bytes = [0; 256];
         // Not through std's buffer: what waits there would not wake the poll.
         match rustix::io::read(io::stdin(), &mut bytes) {
@@ -119,8 +119,12 @@ impl Input {
                 for key in self.keyboard.read(bytes.get(..len).unwrap_or_default()) {
                     match key {
                         Key::Input(bytes) => self.pending.extend(bytes),
-                        Key::Stop => machine.stop(),
-                        Key::PowerButton => machine.press_power_button(),
+                        Key::Stop => drop(machine.stop()),
+                        Key::PowerButton => {
+                            if let Err(error) = machine.power_button() {
+                                tracing::warn!("{error}");
+                            }
+                        }
                         Key::Keys => terminal::show_keys(),
                     }
                 }
@@ -136,7 +140,7 @@ impl Input {
         }
     }
 
-    fn offer(&mut self, machine: &MachineHandle) {
+    fn offer(&mut self, machine: &Machine) {
         if !self.pending.is_empty() {
             let taken = machine.input(&self.pending);
             self.pending.drain(..taken.min(self.pending.len()));

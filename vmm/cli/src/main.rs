@@ -5,6 +5,7 @@
 mod args;
 mod check;
 mod console;
+mod descriptors;
 mod footprint;
 mod keyvalue;
 mod run;
@@ -16,7 +17,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use splitring::control::End;
+use splitring::ExitReason;
 
 use args::{Cli, Command};
 
@@ -35,13 +36,14 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 /// Exit codes of `splitring run`, in `--help` too.
-pub(crate) fn exit_code(end: &End) -> u8 {
-    match end {
-        End::Poweroff => 0,
-        End::Crashed { .. } | End::Failed(_) => 1,
-        End::Reboot => 3,
-        End::TripleFault { .. } => 4,
-        End::Stopped => 5,
+pub(crate) fn exit_code(reason: &ExitReason) -> u8 {
+    match reason {
+        ExitReason::PowerOff => 0,
+        ExitReason::Reboot => 3,
+        ExitReason::TripleFault { .. } => 4,
+        ExitReason::Stopped => 5,
+        // What the library may add: a failure until it has a code of its own.
+        _ => 1,
     }
 }
 

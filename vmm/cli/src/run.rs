@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use splitring::config::VmConfig;
 use splitring::scsi::ScsiHandle;
-use splitring::{BootError, BuildError, Console, End, Machine, MachineHandle, host};
+use splitring::{Console, Error, ErrorKind, ExitReason, Machine, Resources};
 
 use crate::args::RunArgs;
 use crate::terminal::{RawMode, Signals};
-use crate::{Failure, console, exit_code};
+use crate::{Failure, console, descriptors, exit_code};
 
 const CANNOT_START: &str = "cannot start the virtual machine";
 
@@ -40,7 +41,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
 }
 
 /// What happened, as one line of JSON: the exits, and what each disk's requests and each card's frames came to.
-fn print_metrics(machine: &MachineHandle) -> Result<(), Failure> {
+fn print_metrics(machine: &Machine) -> Result<(), Failure> {
     let disks = machine.disks();
     let disks: BTreeMap<_, _> = disks
         .iter()
@@ -59,23 +60,37 @@ fn print_metrics(machine: &MachineHandle) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start(config: VmConfig, any_kvm: bool) -> Result<MachineHandle, Failure> {
-    let machine = Machine::build(config, Console::new(io::stdout())).map_err(refused)?;
-    if !any_kvm {
-        host::require_hardware().context(CANNOT_START)?;
+fn start(config: VmConfig, any_kvm: bool) -> Result<Machine, Failure> {
+    let mut options = Resources::options()
+        .any_kvm(any_kvm)
+        .console(Console::new(io::stdout()));
+    if let Some(directory) = kernel_cache() {
+        options = options.kernel_cache(directory);
     }
-    Ok(machine.start().context(CANNOT_START)?)
+    for (id, fds) in descriptors::of_nets(&config).context(CANNOT_START)? {
+        options = options.net_fds(&id, fds);
+    }
+    let resources = options.open(&config).map_err(refused)?;
+    let machine = Machine::new(config, resources).map_err(refused)?;
+    machine.start().context(CANNOT_START)?;
+    Ok(machine)
 }
 
-fn refused(error: BuildError) -> Failure {
-    let usage = matches!(
-        error,
-        BuildError::Config(_)
-            | BuildError::Layout(_)
-            | BuildError::Boot(
-                BootError::CommandLineTooLong { .. } | BootError::CommandLineCharacter { .. }
-            )
-    );
+/// `$XDG_CACHE_HOME/splitring/images`, else `$HOME/.cache/splitring/images`; relative paths there are to
+/// be ignored (XDG base directory specification).
+fn kernel_cache() -> Option<PathBuf> {
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let base =
+        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
+    Some(base.join("splitring/images"))
+}
+
+fn refused(error: Error) -> Failure {
+    let usage = error.kind() == ErrorKind::Config;
     let error = anyhow::Error::new(error).context(CANNOT_START);
     if usage {
         Failure::Usage(error)
@@ -84,15 +99,15 @@ fn refused(error: BuildError) -> Failure {
     }
 }
 
-fn report(end: &End) -> Result<u8, Failure> {
-    match end {
-        End::Crashed { .. } | End::Failed(_) => Err(Failure::Failed(
-            anyhow::anyhow!("{end}").context("the virtual machine ended"),
-        )),
-        End::TripleFault { .. } => {
-            eprintln!("the virtual machine ended: {end}");
-            Ok(exit_code(end))
+fn report(reason: &ExitReason) -> Result<u8, Failure> {
+    match reason {
+        ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Stopped => Ok(exit_code(reason)),
+        ExitReason::TripleFault { .. } => {
+            eprintln!("the virtual machine ended: {reason}");
+            Ok(exit_code(reason))
         }
-        _ => Ok(exit_code(end)),
+        _ => Err(Failure::Failed(
+            anyhow::anyhow!("{reason}").context("the virtual machine ended"),
+        )),
     }
 }

@@ -8,7 +8,8 @@ use splitring_arch::cpuid::{self, CpuFeatures};
 use splitring_arch::kernel::Entry;
 use splitring_arch::{msr, regs};
 
-use super::{BuildError, Buses};
+use super::Buses;
+use crate::error::BuildError;
 use crate::kvm::{KvmError, Vm};
 use crate::vcpu::{Exits, Vcpu};
 

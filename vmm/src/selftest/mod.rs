@@ -8,7 +8,7 @@ mod clock;
 mod peer;
 mod report;
 
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use splitring_devices::net::NetConfig;
 
 use crate::config::{Bytes, MemoryConfig, SerialMode, VmConfig};
 use crate::host::{self, Virtualisation};
-use crate::{BuildError, Console, End, Machine, MachineHandle};
+use crate::{Error, ExitReason, Machine, ResourceOptions, Resources};
 
 pub use report::{Line, Loop, Outcome, Report, Test};
 
@@ -46,14 +46,14 @@ pub enum SelftestError {
     },
     /// The machine can't be built.
     #[error(transparent)]
-    Build(#[from] BuildError),
+    Build(#[from] Error),
     /// The guest ended early.
     #[error(
         "the guest crashed: {end}{said}; please report this with the output of `splitring check`"
     )]
     Crashed {
         /// How the machine ended.
-        end: End,
+        end: ExitReason,
         /// What the guest said last, if it panicked.
         said: String,
     },
@@ -95,8 +95,10 @@ impl Default for Options {
 pub fn run(options: Options, mut progress: impl FnMut(&Line)) -> Result<Report, SelftestError> {
     let files = Files::new(options.guest)?;
     let (ours, theirs) = peer::pair()?;
-    let config = files.config(options, theirs)?;
-    let machine = Machine::build(config, Console::null())?.start()?;
+    let config = files.config(options);
+    let resources = files.resources(theirs)?.any_kvm(true).open(&config)?;
+    let machine = Machine::new(config, resources)?;
+    machine.start()?;
     let peer = thread::spawn(move || peer::echo(ours));
     let result = follow(&machine, &files, options, &mut progress);
     machine.stop();
@@ -108,7 +110,7 @@ pub fn run(options: Options, mut progress: impl FnMut(&Line)) -> Result<Report, 
 
 /// Reads the report until the guest has ended.
 fn follow(
-    machine: &MachineHandle,
+    machine: &Machine,
     files: &Files,
     options: Options,
     progress: &mut impl FnMut(&Line),
@@ -118,7 +120,7 @@ fn follow(
     let mut reader = report::Reader::default();
     let mut heard = Instant::now();
     loop {
-        let end = machine.try_wait()?;
+        let end = machine.try_wait();
         let exits = machine.exits().total();
         for line in reader.lines(&files.report) {
             progress(&line);
@@ -165,7 +167,20 @@ impl Files {
         Ok(files)
     }
 
-    fn config(&self, options: Options, net: OwnedFd) -> Result<VmConfig, SelftestError> {
+    /// What is handed over, the card's end of the connection `net` among it.
+    fn resources(&self, net: OwnedFd) -> Result<ResourceOptions, SelftestError> {
+        let again = |fd: &OwnedFd| {
+            fd.try_clone()
+                .map_err(|error| prepare("use a memory file", error))
+        };
+        Ok(Resources::options()
+            .kernel(again(&self.kernel)?)
+            .disk_fd("disk0", again(&self.report)?)
+            .disk_fd("disk1", again(&self.blk)?)
+            .net_fds("net0", vec![net]))
+    }
+
+    fn config(&self, options: Options) -> VmConfig {
         let khz = clock::tsc_khz();
         let millis = options.each.as_millis();
         // Sleeping until an interrupt takes ring 0, which only hardware runs at speed.
@@ -183,8 +198,7 @@ impl Files {
             bus,
             ..DiskConfig::new(path(fd))
         };
-        Ok(VmConfig {
-            kernel: Some(path(&self.kernel)),
+        VmConfig {
             cmdline: Some(cmdline),
             kernel_cache: false,
             serial: SerialMode::None,
@@ -200,11 +214,10 @@ impl Files {
             ],
             net: vec![NetConfig {
                 passt: true,
-                fd: vec![net.into_raw_fd()],
                 ..NetConfig::default()
             }],
             ..VmConfig::default()
-        })
+        }
     }
 }
 

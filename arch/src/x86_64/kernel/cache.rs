@@ -1,4 +1,4 @@
-//! Unpacked kernels, kept in the user's cache directory so that later boots only copy them.
+//! Unpacked kernels, kept in a cache directory so that later boots only copy them.
 //!
 //! It knows files and digests; it does not know kernels: a [`Record`] holds the loader's words about an image.
 //!
@@ -39,12 +39,10 @@ const CHUNK: usize = 1 << 20;
 /// Whether unpacked kernels are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum CachePolicy {
-    /// In `$XDG_CACHE_HOME/splitring/images` or `~/.cache/splitring/images`.
-    #[default]
-    User,
-    /// In this directory.
+    /// In this directory, which is created if it does not exist.
     Directory(PathBuf),
     /// Not at all.
+    #[default]
     Off,
 }
 
@@ -173,7 +171,6 @@ impl Cache {
         let directory = match policy {
             CachePolicy::Off => return None,
             CachePolicy::Directory(directory) => directory.clone(),
-            CachePolicy::User => user_directory()?,
         };
         match prepare(&directory) {
             Ok(()) => Some(Self {
@@ -426,18 +423,6 @@ impl Drop for Temporary {
             let _ = fs::remove_file(path);
         }
     }
-}
-
-/// `$XDG_CACHE_HOME/splitring/images`, else `$HOME/.cache/splitring/images`; relative paths there are to be ignored (XDG base directory specification).
-fn user_directory() -> Option<PathBuf> {
-    let absolute = |name: &str| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    let base =
-        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
-    Some(base.join("splitring/images"))
 }
 
 /// Creates the directory, and refuses one that others could put a kernel into.

@@ -112,6 +112,7 @@ pub(super) fn from_cache(path: &Path, cached: Cached) -> Option<Kernel> {
         entry: note.entry,
         range: note.range,
         unsaved: None,
+        packed: None,
     })
 }
 
@@ -159,11 +160,6 @@ impl Flat {
         }))
     }
 
-    /// The whole ELF file.
-    pub(super) fn bytes(&self) -> &Arc<Vec<u8>> {
-        &self.bytes
-    }
-
     /// The kernel that it is an image of.
     pub(super) fn kernel(&self, path: &Path) -> Kernel {
         Kernel {
@@ -175,6 +171,7 @@ impl Flat {
             entry: self.note.entry,
             range: self.note.range.clone(),
             unsaved: None,
+            packed: None,
         }
     }
 
@@ -262,7 +259,9 @@ fn read_whole(image: &Image) -> io::Result<Arc<Vec<u8>>> {
             source.read_exact_at(&mut bytes, 0)?;
             Ok(Arc::new(bytes))
         }
-        Image::Wrapper(..) | Image::Flat => Err(io::ErrorKind::InvalidInput.into()),
+        Image::Wrapper(..) | Image::Flat | Image::Released => {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The initial ramdisk's place in guest memory.
 //!
-//! It is read from the user's file at every start: the file may change from one to the next.
+//! It is read from the opened file at every start.
 
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -23,9 +24,30 @@ pub struct Initrd {
 }
 
 impl Initrd {
-    /// Opens the initrd at `path` and places it as high in `layout`'s low RAM as `kernel` allows.
-    pub fn open(path: &Path, layout: &Layout, kernel: &Kernel) -> Result<Self, KernelError> {
+    /// Opens the initrd at `path`, to be placed by [`Initrd::place`].
+    ///
+    /// # Errors
+    /// It cannot be opened, or is not a regular file.
+    pub fn open(path: &Path) -> Result<File, KernelError> {
         let file = open_regular(path)?;
+        let metadata = file
+            .metadata()
+            .map_err(|source| io_error(path, "read", source))?;
+        check_regular(path, &metadata)?;
+        Ok(file)
+    }
+
+    /// Places the initrd in `file` as high in `layout`'s low RAM as `kernel` allows. `path` is for
+    /// messages only.
+    ///
+    /// # Errors
+    /// It is not a regular file, or does not fit.
+    pub fn place(
+        file: File,
+        path: &Path,
+        layout: &Layout,
+        kernel: &Kernel,
+    ) -> Result<Self, KernelError> {
         let metadata = file
             .metadata()
             .map_err(|source| io_error(path, "read", source))?;
@@ -33,7 +55,7 @@ impl Initrd {
         let header_limit = kernel
             .setup_header()
             .map_or(LIMIT, |header| u64::from(header.initrd_addr_max) + 1);
-        let range = place(
+        let range = highest_page(
             metadata.len(),
             kernel.range().end,
             header_limit.min(layout.low_end()),
@@ -78,7 +100,7 @@ impl Initrd {
 }
 
 /// The highest page-aligned place for `size` bytes between `floor` and `limit`, or about how many MiB of memory there should be.
-fn place(size: u64, floor: u64, limit: u64) -> Result<Range<u64>, u64> {
+fn highest_page(size: u64, floor: u64, limit: u64) -> Result<Range<u64>, u64> {
     let start = limit.checked_sub(size).map(|start| start - start % PAGE);
     match start {
         Some(start) if start >= floor => Ok(start..start + size),
@@ -101,7 +123,9 @@ mod tests {
             (LIMIT, 0, LIMIT, Some(0)),
         ] {
             assert_eq!(
-                place(size, floor, limit).ok().map(|range| range.start),
+                highest_page(size, floor, limit)
+                    .ok()
+                    .map(|range| range.start),
                 expected,
                 "{size} {floor} {limit}"
             );

@@ -3,11 +3,12 @@
 //! It knows file formats and guest addresses; it does not know boot parameters (see [`crate::boot`]) or how memory is made.
 //!
 //! ```text
-//! vmlinux ─────────────────────────────┐
-//! vmlinuz ─ payload ─ unpack ─ vmlinux ┴ flatten ─ cache ─ image of guest memory     (entry: PVH, or Linux's 64-bit entry)
-//!         └ as it is, when the payload can't be unpacked or has no PVH note          (entry: 64-bit, unpacks itself)
+//! vmlinux ─ its segments                                                         (entry: PVH, or Linux's 64-bit entry)
+//! vmlinuz ─ payload ─ unpack ─ flatten ─ cache ─ image of guest memory             (entry: PVH)
+//!         └ as it is, when the payload can't be unpacked or has no PVH note        (entry: 64-bit, unpacks itself)
 //! ```
 //!
+//! An ELF file is loaded from where it is: a copy of it in the cache would save nothing.
 //! Direct boot of the ELF file loads it where it was linked: the guest gives up KASLR.
 
 mod bzimage;
@@ -64,6 +65,8 @@ pub struct Kernel {
     entry: Entry,
     range: Range<u64>,
     unsaved: Option<Unsaved>,
+    /// The file that was opened, if the image was unpacked from it into this process's memory.
+    packed: Option<File>,
 }
 
 /// What the source of the plan's pieces is.
@@ -75,6 +78,8 @@ enum Image {
     Wrapper(Source, Box<setup_header>),
     /// An image of guest memory, of which the plan has all pieces.
     Flat,
+    /// Unpacked before and released since, see [`Kernel::release_memory`].
+    Released,
 }
 
 /// Bytes that tell formats apart and hold the whole setup header.
@@ -109,7 +114,7 @@ impl Kernel {
             .map_err(|source| io_error(path, "read", source))?;
         if head.starts_with(&elf::MAGIC) {
             let image = ElfImage::parse(&source, len).map_err(|error| error.at(path, len))?;
-            return Ok(opened.flatten(Self::elf(path, &image, source), cache));
+            return Ok(Self::elf(path, &image, source));
         }
         if !bzimage::recognise(head) {
             return Err(KernelError::NotAKernel {
@@ -143,7 +148,7 @@ impl Kernel {
     pub fn setup_header(&self) -> Option<&setup_header> {
         match &self.image {
             Image::Wrapper(_, header) => Some(header),
-            Image::Elf(_) | Image::Flat => None,
+            Image::Elf(_) | Image::Flat | Image::Released => None,
         }
     }
 
@@ -160,9 +165,14 @@ impl Kernel {
         })
     }
 
-    /// Copies the kernel into fresh `memory`.
+    /// Copies the kernel into fresh `memory`. Opens nothing; unpacks the opened file again if its
+    /// memory was released.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not what it was when it was opened.
     pub fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), KernelError> {
         let result = match &self.image {
+            Image::Released => return self.unpack_again()?.copy_into(memory),
             Image::Flat => self.plan.copy_into(memory),
             Image::Elf(source) => load_with::<ElfLoader, _>(source, memory, None),
             Image::Wrapper(source, _) => {
@@ -173,6 +183,28 @@ impl Kernel {
             path: self.path.clone(),
             source,
         })
+    }
+
+    /// Gives back the memory of an image that was unpacked into this process: tens of megabytes
+    /// that are of no use until the machine is built again.
+    pub fn release_memory(&mut self) {
+        if self.packed.is_some() {
+            self.image = Image::Released;
+            self.plan.pieces.clear();
+        }
+    }
+
+    fn unpack_again(&self) -> Result<Self, KernelError> {
+        let file = self.packed.as_ref().map(File::try_clone).transpose();
+        let file = file.map_err(|source| io_error(&self.path, "read", source))?;
+        let changed = || KernelError::Malformed {
+            path: self.path.clone(),
+            what: "kernel",
+            reason: "its file changed since the machine was started",
+        };
+        let kernel = Self::from_file(file.ok_or_else(changed)?, &self.path, &CachePolicy::Off)?;
+        let same = kernel.entry == self.entry && kernel.range == self.range;
+        same.then_some(kernel).ok_or_else(changed)
     }
 
     fn elf(path: &Path, image: &ElfImage, source: Source) -> Self {
@@ -195,6 +227,7 @@ impl Kernel {
             entry: image.entry,
             range: image.range(),
             unsaved: None,
+            packed: None,
         }
     }
 
@@ -220,6 +253,7 @@ impl Kernel {
             entry: Entry::Linux64(BzImage::entry(range.start)),
             range,
             unsaved: None,
+            packed: None,
         }
     }
 }
@@ -274,10 +308,14 @@ impl<'a> Opened<'a> {
         };
         let reason = match self.payload(wrapper, &bytes)? {
             Ok(kernel) => {
-                return Ok(match Flat::of(&kernel) {
+                let file = self.file.try_clone();
+                let mut kernel = match Flat::of(&kernel) {
                     Ok(Some(flat)) => self.flat(flat, missing),
                     _ => kernel,
-                });
+                };
+                // Without a second descriptor the image stays in memory.
+                kernel.packed = file.ok();
+                return Ok(kernel);
             }
             Err(reason) => reason,
         };
@@ -332,22 +370,6 @@ impl<'a> Opened<'a> {
             }
             Ok(_) => Ok(Err("it has no PVH entry".to_owned())),
             Err(error) => Ok(Err(error.at(self.path, len).to_string())),
-        }
-    }
-
-    /// An ELF file's kernel as a flat image, if there is a cache to save it in for the next start.
-    fn flatten(self, kernel: Kernel, cache: Option<Cache>) -> Kernel {
-        let Some(cache) = cache else { return kernel };
-        match Flat::of(&kernel) {
-            Ok(Some(flat)) => match self.find_copy(cache, flat.bytes()) {
-                Ok(copy) => copy,
-                Err(missing) => self.flat(flat, Some(missing)),
-            },
-            Ok(None) => kernel,
-            Err(error) => {
-                tracing::warn!(kernel = %self.path.display(), %error, "the kernel is not cached");
-                kernel
-            }
         }
     }
 

@@ -191,6 +191,10 @@ fn a_bzimage_that_cannot_be_unpacked_unpacks_itself() {
     }
 }
 
+fn placed(path: &Path, layout: &Layout, kernel: &Kernel) -> Result<Initrd, KernelError> {
+    Initrd::place(Initrd::open(path)?, path, layout, kernel)
+}
+
 #[test]
 fn a_kernel_or_initrd_that_does_not_fit_says_how_much_would() {
     let bench = Bench::new();
@@ -208,10 +212,10 @@ fn a_kernel_or_initrd_that_does_not_fit_says_how_much_would() {
     );
     assert!(error.to_string().contains("at least 18 MiB"), "{error}");
     let path = bench.file("initrd", &vec![3; 5 << 20]);
-    let initrd = Initrd::open(&path, &big, &kernel).unwrap();
+    let initrd = placed(&path, &big, &kernel).unwrap();
     assert_eq!(initrd.range(), (2 * GIB - 5 * MIB)..2 * GIB);
     let tight = Layout::new(kernel.range().end + 6 * MIB, 40).unwrap();
-    let initrd = Initrd::open(&path, &tight, &kernel).unwrap();
+    let initrd = placed(&path, &tight, &kernel).unwrap();
     assert!(initrd.range().start >= kernel.range().end);
     let memory = memory();
     initrd.copy_into(&memory).unwrap();
@@ -220,7 +224,7 @@ fn a_kernel_or_initrd_that_does_not_fit_says_how_much_would() {
             .iter()
             .all(|byte| *byte == 3)
     );
-    let error = Initrd::open(&path, &Layout::new(20 * MIB, 40).unwrap(), &kernel).unwrap_err();
+    let error = placed(&path, &Layout::new(20 * MIB, 40).unwrap(), &kernel).unwrap_err();
     assert!(
         matches!(
             error,
@@ -231,7 +235,7 @@ fn a_kernel_or_initrd_that_does_not_fit_says_how_much_would() {
         ),
         "{error}"
     );
-    let error = Initrd::open(&bench.file("empty", b""), &big, &kernel).unwrap_err();
+    let error = placed(&bench.file("empty", b""), &big, &kernel).unwrap_err();
     assert!(matches!(error, KernelError::Empty { .. }), "{error}");
 }
 

@@ -1,0 +1,231 @@
+//! What happens to a machine, for whoever wants to know: an embedder, the command line, a control API.
+//!
+//! Each reader has a bounded queue of its own with a descriptor that is readable while it holds
+//! something. Sending never blocks: what a slow reader has no room for is counted and reported.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::error::{BuildError, Error};
+use crate::state::ExitReason;
+
+/// Events a reader may leave unread.
+const CAPACITY: usize = 256;
+
+/// Something that happened to a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The guest runs for the first time.
+    Started,
+    /// Its vCPUs stand still and nothing writes its memory.
+    Paused,
+    /// It goes on after a pause.
+    Resumed,
+    /// It was built again: after a reboot by the guest, or a reset from outside.
+    Rebooted,
+    /// The guest's kernel panicked and said so (pvpanic).
+    GuestPanicked {
+        /// It has loaded a crash kernel, which goes on.
+        crash_kernel: bool,
+    },
+    /// A device stopped until the guest resets it.
+    DeviceNeedsReset {
+        /// Its id.
+        device: String,
+        /// What was wrong.
+        reason: String,
+    },
+    /// A disk's host storage failed. At most one event per second and disk.
+    DiskError {
+        /// Its id.
+        disk: String,
+        /// What failed.
+        error: String,
+    },
+    /// A network card's link was switched.
+    LinkChanged {
+        /// Its id.
+        net: String,
+        /// Whether it is up now.
+        up: bool,
+    },
+    /// A disk was added while the guest runs.
+    DiskAdded {
+        /// Its id.
+        disk: String,
+    },
+    /// A disk was removed while the guest runs.
+    DiskRemoved {
+        /// Its id.
+        disk: String,
+    },
+    /// The machine ended. Nothing follows.
+    Ended(ExitReason),
+    /// This many events found no room in this reader's queue, at this place.
+    Lost(u64),
+}
+
+#[derive(Debug)]
+struct Queue {
+    events: VecDeque<Event>,
+    lost: u64,
+}
+
+#[derive(Debug)]
+struct Reader {
+    queue: Mutex<Queue>,
+    ready: OwnedFd,
+}
+
+impl Reader {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, event: Event) {
+        let mut queue = self.queue();
+        // The end always has room: it is the one event that nobody may miss.
+        let last = matches!(event, Event::Ended(_));
+        if queue.events.len() >= CAPACITY && !last {
+            queue.lost += 1;
+            return;
+        }
+        let lost = std::mem::take(&mut queue.lost);
+        if lost > 0 {
+            queue.events.push_back(Event::Lost(lost));
+        }
+        queue.events.push_back(event);
+        let _ = rustix::io::write(&self.ready, &1u64.to_ne_bytes());
+    }
+}
+
+/// Events of one machine, from the moment this was made.
+///
+/// Its descriptor ([`AsFd`]) is readable while events wait, so it fits `poll`, epoll and
+/// asynchronous runtimes.
+#[derive(Debug)]
+pub struct Events(Arc<Reader>);
+
+impl Events {
+    /// Returns the next event, or `None` if none waits. Does not block.
+    #[must_use]
+    pub fn try_next(&self) -> Option<Event> {
+        let mut queue = self.0.queue();
+        let event = queue.events.pop_front().or_else(|| {
+            let lost = std::mem::take(&mut queue.lost);
+            (lost > 0).then_some(Event::Lost(lost))
+        });
+        if queue.events.is_empty() && queue.lost == 0 {
+            // Under the lock, so that no event comes in between.
+            let _ = rustix::io::read(&self.0.ready, &mut [0; 8]);
+        }
+        event
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.ready.as_fd()
+    }
+}
+
+/// Where a machine's events come from; clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EventHub(Arc<Mutex<Vec<Weak<Reader>>>>);
+
+impl EventHub {
+    fn readers(&self) -> MutexGuard<'_, Vec<Weak<Reader>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a reader.
+    pub(crate) fn subscribe(&self) -> Result<Events, Error> {
+        let ready = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| BuildError::Event(error.into()))?;
+        let reader = Arc::new(Reader {
+            queue: Mutex::new(Queue {
+                events: VecDeque::new(),
+                lost: 0,
+            }),
+            ready,
+        });
+        self.readers().push(Arc::downgrade(&reader));
+        Ok(Events(reader))
+    }
+
+    /// Sends an event to every reader.
+    pub(crate) fn send(&self, event: &Event) {
+        self.readers().retain(|reader| match reader.upgrade() {
+            Some(reader) => {
+                reader.push(event.clone());
+                true
+            }
+            None => false,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    use super::*;
+
+    fn readable(events: &Events) -> bool {
+        let mut fds = [PollFd::new(events, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).expect("poll") == 1
+    }
+
+    #[test]
+    fn every_reader_gets_every_event_and_its_descriptor_tells() {
+        let hub = EventHub::default();
+        let (first, second) = (hub.subscribe().expect("one"), hub.subscribe().expect("two"));
+        assert!(!readable(&first));
+        hub.send(&Event::Started);
+        hub.send(&Event::Paused);
+        drop(second);
+        hub.send(&Event::Resumed);
+        for event in [Event::Started, Event::Paused, Event::Resumed] {
+            assert!(readable(&first));
+            assert_eq!(first.try_next(), Some(event));
+        }
+        assert!(!readable(&first));
+        assert_eq!(first.try_next(), None);
+        assert_eq!(hub.readers().len(), 1, "a reader that is gone is forgotten");
+    }
+
+    #[test]
+    fn a_full_queue_reports_what_it_lost_where_it_lost_it() {
+        let hub = EventHub::default();
+        let events = hub.subscribe().expect("a reader");
+        for _ in 0..CAPACITY + 3 {
+            hub.send(&Event::Paused);
+        }
+        hub.send(&Event::Ended(ExitReason::Stopped));
+        for _ in 0..CAPACITY {
+            assert_eq!(events.try_next(), Some(Event::Paused));
+        }
+        assert_eq!(events.try_next(), Some(Event::Lost(3)));
+        assert_eq!(events.try_next(), Some(Event::Ended(ExitReason::Stopped)));
+        assert!(!readable(&events));
+    }
+
+    #[test]
+    fn a_loss_is_reported_even_if_nothing_follows() {
+        let hub = EventHub::default();
+        let events = hub.subscribe().expect("a reader");
+        for _ in 0..=CAPACITY {
+            hub.send(&Event::Paused);
+        }
+        for _ in 0..CAPACITY {
+            assert!(readable(&events));
+            assert_eq!(events.try_next(), Some(Event::Paused));
+        }
+        assert_eq!(events.try_next(), Some(Event::Lost(1)));
+        assert_eq!(events.try_next(), None);
+    }
+}

@@ -1,0 +1,486 @@
+//! The owner of a machine's life: one thread that carries out commands one after the other, builds the
+//! machine again after a reboot, and sees it to its end.
+//!
+//! Everybody else sends commands and reads the status. So concurrent calls have one order, a reboot cannot
+//! undo a pause, and nobody's event loop waits for a kernel to be loaded. What the machine is made of is
+//! `assemble`'s business.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use splitring_arch::kernel::Unsaved;
+use splitring_devices::worker::Worker;
+
+use crate::assemble::{self, Generation, lock, thread_name};
+use crate::config::{OnReboot, VmConfig};
+use crate::control::Control;
+use crate::error::BuildError;
+use crate::events::{Event, EventHub};
+use crate::resources::Resources;
+use crate::state::{ExitReason, MachineState, Status};
+use crate::vcpu::Vcpu;
+
+/// A guest that ran for less than this before it rebooted has probably not come far.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
+/// So many short lives in a row are a reboot loop: from there on each restart waits longer.
+const QUICK_RESTARTS: u32 = 5;
+const FIRST_WAIT: Duration = Duration::from_millis(10);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How long the end of a machine waits for its kernel to be put into the cache.
+const CACHE_LIMIT: Duration = Duration::from_secs(5);
+/// The `nice` value of work that the guest must not notice.
+const LOWEST_PRIORITY: i32 = 19;
+
+/// What can be asked of the life-cycle thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Command {
+    Start,
+    Pause,
+    Resume,
+    Reset,
+    Stop,
+}
+
+impl Command {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Reset => "reset",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+type Answer = Result<(), BuildError>;
+
+/// What reaches the life-cycle thread.
+pub(crate) enum Message {
+    /// A command, and where its result goes.
+    Command(Command, SyncSender<Answer>),
+    /// The vCPUs have ended; their control says why.
+    GuestEnded,
+    /// A device thread cannot go on.
+    DeviceFailed(String),
+    /// Nobody has a handle any more.
+    Abandoned,
+}
+
+/// What the life-cycle thread shares with the handles.
+pub(crate) struct Shared {
+    pub(crate) status: Status,
+    pub(crate) events: EventHub,
+    /// The present build; replaced by a restart.
+    pub(crate) current: Mutex<Arc<Generation>>,
+    /// `stop` was called: whatever takes long is to be cut short.
+    pub(crate) stopping: AtomicBool,
+}
+
+/// The life-cycle thread's own state.
+pub(crate) struct Lifecycle {
+    config: VmConfig,
+    resources: Resources,
+    workers: Vec<Arc<Worker>>,
+    shared: Arc<Shared>,
+    sender: Sender<Message>,
+    inbox: Receiver<Message>,
+    /// When the present build started to run.
+    born: Instant,
+    short_lives: u32,
+    /// A restart that waits for its time.
+    restart_at: Option<Instant>,
+    saving: Option<JoinHandle<()>>,
+}
+
+impl Lifecycle {
+    /// Builds the machine for the first time.
+    pub(crate) fn build(
+        config: VmConfig,
+        mut resources: Resources,
+        events: EventHub,
+        sender: Sender<Message>,
+        inbox: Receiver<Message>,
+    ) -> Result<Self, BuildError> {
+        let failed = sender.clone();
+        let workers = assemble::start_workers(
+            &config,
+            &(Arc::new(move |failure: splitring_devices::worker::Failure| {
+                // Without a life-cycle thread the machine is over already.
+                let _ = failed.send(Message::DeviceFailed(failure.to_string()));
+            }) as _),
+        )?;
+        let control = new_control(&config, false, &sender);
+        let generation = assemble::assemble(&config, &resources, &workers, control)?;
+        let saving = resources.kernel.take_unsaved().and_then(save);
+        resources.kernel.release_memory();
+        let shared = Arc::new(Shared {
+            status: Status::new()?,
+            events,
+            current: Mutex::new(Arc::new(generation)),
+            stopping: AtomicBool::new(false),
+        });
+        Ok(Self {
+            config,
+            resources,
+            workers,
+            shared,
+            sender,
+            inbox,
+            born: Instant::now(),
+            short_lives: 0,
+            restart_at: None,
+            saving,
+        })
+    }
+
+    /// Returns what it shares with the handles.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Starts the thread, which ends when nobody has a handle any more.
+    pub(crate) fn spawn(self) -> Result<JoinHandle<()>, BuildError> {
+        let name = thread_name("control", "", self.config.name.as_deref());
+        let span = tracing::Span::current();
+        thread::Builder::new()
+            .name(name)
+            .spawn(move || span.in_scope(|| self.serve()))
+            .map_err(|error| BuildError::Thread {
+                what: "the machine's control".to_owned(),
+                error,
+            })
+    }
+
+    fn serve(mut self) {
+        loop {
+            match self.next() {
+                Some(Message::Command(command, answer)) => {
+                    let result = self.carry_out(command);
+                    // Nobody may be waiting any more.
+                    let _ = answer.send(result);
+                }
+                Some(Message::GuestEnded) => self.guest_ended(),
+                Some(Message::DeviceFailed(what)) => self.end(ExitReason::Failed(what)),
+                None => self.restart(),
+                Some(Message::Abandoned) => break,
+            }
+        }
+        self.end(ExitReason::Stopped);
+        self.generation().release();
+    }
+
+    /// Waits for a message; `None` when it is time to restart.
+    fn next(&self) -> Option<Message> {
+        let Some(at) = self.restart_at else {
+            return Some(self.inbox.recv().unwrap_or(Message::Abandoned));
+        };
+        match self
+            .inbox
+            .recv_timeout(at.saturating_duration_since(Instant::now()))
+        {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Message::Abandoned),
+        }
+    }
+
+    fn generation(&self) -> Arc<Generation> {
+        Arc::clone(&lock(&self.shared.current))
+    }
+
+    fn carry_out(&mut self, command: Command) -> Answer {
+        use MachineState::{Created, Ended, Paused, Running};
+        match (command, self.shared.status.state()) {
+            (Command::Stop, _) => {
+                self.end(ExitReason::Stopped);
+                Ok(())
+            }
+            (_, Ended) => Err(self.ended()),
+            (Command::Start, Created) => self.start(),
+            (Command::Pause, Running) => self.pause(),
+            (Command::Resume, Paused) => self.resume(),
+            (Command::Reset, Running | Paused) => {
+                self.generation().control.end(ExitReason::Reboot);
+                self.rebuild();
+                match self.shared.status.state() {
+                    Ended => Err(self.ended()),
+                    _ => Ok(()),
+                }
+            }
+            (_, state) => Err(BuildError::State {
+                operation: command.verb(),
+                state,
+            }),
+        }
+    }
+
+    fn ended(&self) -> BuildError {
+        let reason = self.shared.status.reason();
+        BuildError::Ended(reason.unwrap_or(ExitReason::Stopped))
+    }
+
+    fn start(&mut self) -> Answer {
+        let generation = self.generation();
+        self.run(&generation)?;
+        self.shared.status.set(MachineState::Running);
+        self.shared.events.send(&Event::Started);
+        Ok(())
+    }
+
+    /// Starts the threads of the vCPUs.
+    fn run(&mut self, generation: &Arc<Generation>) -> Answer {
+        self.born = Instant::now();
+        let vcpus = std::mem::take(&mut *lock(&generation.vcpus));
+        for vcpu in vcpus {
+            let name = self.config.name.as_deref();
+            match spawn_vcpu(vcpu, &generation.control, name) {
+                Ok(thread) => lock(&generation.threads).push(thread),
+                Err(error) => {
+                    self.end(ExitReason::Failed(error.to_string()));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// vCPUs first, since one of them may be waiting for a worker; then the devices, until nothing of
+    /// them is in flight.
+    fn pause(&mut self) -> Answer {
+        let generation = self.generation();
+        if self.restart_at.is_none() {
+            match generation.control.pause() {
+                Ok(()) => self.pause_devices(&generation)?,
+                Err(reason) if self.restarts_after(&reason) => {
+                    // It is between two lives: the next one begins paused.
+                    self.shared.status.set(MachineState::Paused);
+                    self.guest_ended();
+                }
+                Err(reason) => {
+                    self.end(reason);
+                    return Err(self.ended());
+                }
+            }
+        }
+        if self.shared.status.state() == MachineState::Ended {
+            return Err(self.ended());
+        }
+        self.shared.status.set(MachineState::Paused);
+        self.shared.events.send(&Event::Paused);
+        Ok(())
+    }
+
+    fn pause_devices(&self, generation: &Generation) -> Answer {
+        for (index, worker) in self.workers.iter().enumerate() {
+            if let Err(error) = worker.pause() {
+                for paused in self.workers.iter().take(index + 1) {
+                    let _ = paused.resume();
+                }
+                generation.control.resume();
+                return Err(BuildError::Drain(error.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Answer {
+        self.resume_devices();
+        let generation = self.generation();
+        generation.control.resume();
+        for net in &generation.nets {
+            // The bridge may have forgotten where the guest is.
+            net.announce();
+        }
+        self.shared.status.set(MachineState::Running);
+        self.shared.events.send(&Event::Resumed);
+        Ok(())
+    }
+
+    fn resume_devices(&self) {
+        for worker in &self.workers {
+            // Only a worker that has failed refuses, and then the machine is ending already.
+            if let Err(error) = worker.resume() {
+                tracing::warn!(%error, "cannot resume {}", worker.name());
+            }
+        }
+    }
+
+    fn restarts_after(&self, reason: &ExitReason) -> bool {
+        *reason == ExitReason::Reboot && self.config.on_reboot == OnReboot::Restart
+    }
+
+    /// The vCPUs have ended by themselves, or the message of an end that was dealt with comes late.
+    fn guest_ended(&mut self) {
+        let over = self.shared.status.state() == MachineState::Ended || self.restart_at.is_some();
+        let Some(reason) = self.generation().control.reason().filter(|_| !over) else {
+            return;
+        };
+        if !self.restarts_after(&reason) {
+            return self.end(reason);
+        }
+        if self.shared.stopping.load(Ordering::SeqCst) {
+            return self.end(ExitReason::Stopped);
+        }
+        if self.born.elapsed() >= SHORT_LIFE {
+            self.short_lives = 0;
+        }
+        self.short_lives += 1;
+        if self.short_lives < QUICK_RESTARTS {
+            return self.rebuild();
+        }
+        if self.short_lives == QUICK_RESTARTS {
+            tracing::warn!(
+                "the guest reboots again and again, less than a second after its start; from now on each \
+                 restart waits, up to a second"
+            );
+        }
+        let doublings = (self.short_lives - QUICK_RESTARTS).min(16);
+        let wait = FIRST_WAIT.saturating_mul(1 << doublings).min(LONGEST_WAIT);
+        self.restart_at = Some(Instant::now() + wait);
+    }
+
+    fn restart(&mut self) {
+        self.restart_at = None;
+        self.rebuild();
+    }
+
+    /// Builds the machine again from the same configuration and resources, in the state it is in.
+    fn rebuild(&mut self) {
+        let paused = self.shared.status.state() == MachineState::Paused;
+        if let Err(error) = self.try_rebuild(paused) {
+            let what = format!("cannot build the machine again after a reboot: {error}");
+            return self.end(ExitReason::Failed(what));
+        }
+        tracing::info!("rebooted");
+        self.shared.status.restarted();
+        self.shared.events.send(&Event::Rebooted);
+    }
+
+    fn try_rebuild(&mut self, paused: bool) -> Answer {
+        let old = self.generation();
+        old.join_vcpus();
+        old.release();
+        let control = new_control(&self.config, paused, &self.sender);
+        let new = assemble::assemble(
+            &self.config,
+            &self.resources,
+            &self.workers,
+            Arc::clone(&control),
+        )?;
+        let new = Arc::new(new);
+        *lock(&self.shared.current) = Arc::clone(&new);
+        drop(old);
+        // A `stop` that came meanwhile met the old build.
+        if self.shared.stopping.load(Ordering::SeqCst) {
+            control.end(ExitReason::Stopped);
+        }
+        self.run(&new)
+    }
+
+    /// Ends the machine: its vCPUs leave, and whoever waits learns why.
+    fn end(&mut self, reason: ExitReason) {
+        if self.shared.status.state() == MachineState::Ended {
+            return;
+        }
+        let generation = self.generation();
+        // A reason of the guest's own that came first is the true one, except for a reboot that was
+        // going to be no end.
+        let reason = match generation.control.reason() {
+            Some(own) if self.restart_at.is_none() && !self.restarts_after(&own) => own,
+            _ => reason,
+        };
+        self.restart_at = None;
+        generation.control.end(reason.clone());
+        generation.join_vcpus();
+        self.resume_devices();
+        self.finish_saving(&reason);
+        self.shared.status.end(reason.clone());
+        self.shared.events.send(&Event::Ended(reason));
+    }
+
+    /// Waits until the kernel is in the cache, so that a machine that runs for a moment only fills it
+    /// too. Not for one that is stopped: the thread goes on by itself.
+    fn finish_saving(&mut self, reason: &ExitReason) {
+        let Some(saving) = self.saving.take() else {
+            return;
+        };
+        let deadline = Instant::now() + CACHE_LIMIT;
+        while *reason != ExitReason::Stopped
+            && !saving.is_finished()
+            && !self.shared.stopping.load(Ordering::SeqCst)
+            && Instant::now() < deadline
+        {
+            thread::sleep(Duration::from_millis(5));
+        }
+        if saving.is_finished() {
+            // It says itself what went wrong.
+            let _ = saving.join();
+        }
+    }
+}
+
+fn new_control(config: &VmConfig, paused: bool, sender: &Sender<Message>) -> Arc<Control> {
+    let sender = sender.clone();
+    Arc::new(Control::new(config.cpus, paused, move || {
+        // Without a life-cycle thread the machine is over already.
+        let _ = sender.send(Message::GuestEnded);
+    }))
+}
+
+fn spawn_vcpu(
+    vcpu: Vcpu,
+    control: &Arc<Control>,
+    machine: Option<&str>,
+) -> Result<JoinHandle<()>, BuildError> {
+    let control = Arc::clone(control);
+    // Counted before the thread is there, so that a pause right after the start waits for it.
+    control.join();
+    let counted = Arc::clone(&control);
+    let index = vcpu.index;
+    let span = tracing::Span::current();
+    thread::Builder::new()
+        .name(thread_name("vcpu", index, machine))
+        .spawn(move || {
+            span.in_scope(|| vcpu.run(&control));
+            control.leave();
+        })
+        .map_err(|error| {
+            counted.leave();
+            BuildError::Thread {
+                what: format!("vCPU {index}"),
+                error,
+            }
+        })
+}
+
+/// Puts the kernel into the cache, with the processor time that nobody else wants: the guest comes first.
+fn save(unsaved: Unsaved) -> Option<JoinHandle<()>> {
+    let span = tracing::Span::current();
+    let thread = thread::Builder::new()
+        .name("cache".to_owned())
+        .spawn(move || {
+            // On Linux the priority of one thread. Without it the guest only boots a little later.
+            let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
+            span.in_scope(|| unsaved.save());
+        });
+    thread
+        .inspect_err(|error| tracing::warn!(%error, "the kernel is not cached: no thread to do it"))
+        .ok()
+}
+
+/// Sends a command and waits for its result.
+pub(crate) fn ask(sender: &Sender<Message>, shared: &Shared, command: Command) -> Answer {
+    let gone = || {
+        let reason = shared.status.reason().unwrap_or(ExitReason::Stopped);
+        BuildError::Ended(reason)
+    };
+    let (answer, answered) = sync_channel(1);
+    sender
+        .send(Message::Command(command, answer))
+        .map_err(|_| gone())?;
+    answered.recv().unwrap_or_else(|_| Err(gone()))
+}

@@ -1,0 +1,330 @@
+//! Everything a machine has that needs a path, a descriptor or a privilege, opened once.
+//!
+//! A machine is assembled from its configuration and this, and assembled again from the same after a
+//! reboot: images stay locked, a TAP interface stays open, and the kernel is the one that was opened.
+//! Nothing is opened afterwards, so the process can be confined in between.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use splitring_arch::kernel::{CachePolicy, Initrd, Kernel};
+use splitring_devices::disk::{self, Disk};
+use splitring_devices::net::{self, NetBackend};
+
+use crate::attach::{AttachError, virtio_disks};
+use crate::config::{ConfigError, VmConfig};
+use crate::error::{BuildError, Error};
+use crate::kvm::Host;
+use crate::machine::Console;
+
+/// An initial ramdisk, opened.
+pub(crate) struct InitrdFile {
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
+}
+
+/// What a machine is assembled from besides its configuration.
+pub struct Resources {
+    pub(crate) host: Host,
+    pub(crate) kernel: Kernel,
+    pub(crate) initrd: Option<InitrdFile>,
+    /// Images of the virtio disks, by id.
+    pub(crate) disks: BTreeMap<String, Arc<dyn Disk>>,
+    /// Backends of the network cards, by id.
+    pub(crate) nets: BTreeMap<String, Arc<dyn NetBackend>>,
+    pub(crate) console: Console,
+    pub(crate) any_kvm: bool,
+}
+
+impl std::fmt::Debug for Resources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resources")
+            .field("kernel", &self.kernel)
+            .field("disks", &self.disks.keys())
+            .field("nets", &self.nets.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Resources {
+    /// Opens everything that `config` names.
+    ///
+    /// # Errors
+    /// What cannot be opened or used, by name. Nothing stays open then.
+    pub fn open(config: &VmConfig) -> Result<Self, Error> {
+        Self::options().open(config)
+    }
+
+    /// Returns options to hand over what is open already.
+    #[must_use]
+    pub fn options() -> ResourceOptions {
+        ResourceOptions::default()
+    }
+}
+
+/// What a network card's frames go through, handed over by the embedder.
+enum NetSource {
+    Descriptors(Vec<OwnedFd>),
+    Backend(Arc<dyn NetBackend>),
+}
+
+/// What a disk is served from, handed over by the embedder.
+enum DiskSource {
+    Descriptor(OwnedFd),
+    Disk(Arc<dyn Disk>),
+}
+
+/// Resources that the embedder hands over instead of paths and names in the configuration.
+///
+/// Devices are meant by their ids: those given in the configuration, or else `disk0`, `net0` and so on
+/// by their order.
+#[derive(Default)]
+pub struct ResourceOptions {
+    kvm: Option<OwnedFd>,
+    kernel: Option<File>,
+    initrd: Option<File>,
+    disks: BTreeMap<String, DiskSource>,
+    nets: BTreeMap<String, NetSource>,
+    console: Option<Console>,
+    kernel_cache: Option<PathBuf>,
+    any_kvm: bool,
+}
+
+impl std::fmt::Debug for ResourceOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ResourceOptions")
+            .field("kvm", &self.kvm)
+            .field("kernel", &self.kernel)
+            .field("initrd", &self.initrd)
+            .field("disks", &self.disks.keys())
+            .field("nets", &self.nets.keys())
+            .field("kernel_cache", &self.kernel_cache)
+            .field("any_kvm", &self.any_kvm)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ResourceOptions {
+    /// Uses this descriptor of `/dev/kvm`.
+    #[must_use]
+    pub fn kvm(mut self, kvm: impl Into<OwnedFd>) -> Self {
+        self.kvm = Some(kvm.into());
+        self
+    }
+
+    /// Boots the kernel in this file; the path in the configuration, if any, is used in messages only.
+    #[must_use]
+    pub fn kernel(mut self, kernel: impl Into<OwnedFd>) -> Self {
+        self.kernel = Some(kernel.into().into());
+        self
+    }
+
+    /// Loads the initial ramdisk in this file, as [`kernel`](Self::kernel).
+    #[must_use]
+    pub fn initrd(mut self, initrd: impl Into<OwnedFd>) -> Self {
+        self.initrd = Some(initrd.into().into());
+        self
+    }
+
+    /// Serves the virtio disk `id` from `disk`, which the embedder implements or has opened. The
+    /// configuration says everything else about it; its path is a name only.
+    #[must_use]
+    pub fn disk(mut self, id: &str, disk: Arc<dyn Disk>) -> Self {
+        self.disks.insert(id.to_owned(), DiskSource::Disk(disk));
+        self
+    }
+
+    /// Uses this raw image for the virtio disk `id`, opened as the configuration says: for writing unless
+    /// `readonly`, with O_DIRECT if `direct`. The path in the configuration is a name only.
+    #[must_use]
+    pub fn disk_fd(mut self, id: &str, image: impl Into<OwnedFd>) -> Self {
+        let source = DiskSource::Descriptor(image.into());
+        self.disks.insert(id.to_owned(), source);
+        self
+    }
+
+    /// Connects the network card `id` through these descriptors: TAP queues, one per queue pair, or with
+    /// `passt` one connected stream socket.
+    #[must_use]
+    pub fn net_fds(mut self, id: &str, descriptors: Vec<OwnedFd>) -> Self {
+        let source = NetSource::Descriptors(descriptors);
+        self.nets.insert(id.to_owned(), source);
+        self
+    }
+
+    /// Connects the network card `id` to a backend that the embedder implements.
+    #[must_use]
+    pub fn net(mut self, id: &str, backend: Arc<dyn NetBackend>) -> Self {
+        self.nets.insert(id.to_owned(), NetSource::Backend(backend));
+        self
+    }
+
+    /// Connects the serial port to this console. Without one, output is discarded.
+    #[must_use]
+    pub fn console(mut self, console: Console) -> Self {
+        self.console = Some(console);
+        self
+    }
+
+    /// Keeps unpacked kernels in this directory, if the configuration's `kernel-cache` is on. Without a
+    /// directory nothing is kept.
+    #[must_use]
+    pub fn kernel_cache(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.kernel_cache = Some(directory.into());
+        self
+    }
+
+    /// Starts machines even where KVM has no hardware virtualisation, which stock kernels do not survive.
+    #[must_use]
+    pub fn any_kvm(mut self, allowed: bool) -> Self {
+        self.any_kvm = allowed;
+        self
+    }
+
+    /// Opens everything that `config` names and that was not handed over.
+    ///
+    /// # Errors
+    /// What cannot be opened or used, by name; or something was handed over for a device that `config`
+    /// does not have. Nothing stays open then.
+    pub fn open(self, config: &VmConfig) -> Result<Resources, Error> {
+        Ok(self.open_all(config)?)
+    }
+
+    fn open_all(mut self, config: &VmConfig) -> Result<Resources, BuildError> {
+        if self.kernel.is_none() && config.kernel.is_none() {
+            return Err(ConfigError::NoKernel.into());
+        }
+        config.validate_for(&|id| self.nets.contains_key(id))?;
+        let host = match self.kvm.take() {
+            Some(kvm) => Host::from_fd(kvm)?,
+            None => Host::open()?,
+        };
+        let kernel = self.open_kernel(config)?;
+        let initrd = self.open_initrd(config)?;
+        let disks = self.open_disks(config)?;
+        let nets = self.open_nets(config)?;
+        Ok(Resources {
+            host,
+            kernel,
+            initrd,
+            disks,
+            nets,
+            console: self.console.unwrap_or_else(Console::null),
+            any_kvm: self.any_kvm,
+        })
+    }
+
+    fn open_kernel(&mut self, config: &VmConfig) -> Result<Kernel, BuildError> {
+        let cache = match self.kernel_cache.take() {
+            Some(directory) if config.kernel_cache => CachePolicy::Directory(directory),
+            _ => CachePolicy::Off,
+        };
+        let path = config.kernel.as_deref().unwrap_or(Path::new("the kernel"));
+        Ok(match self.kernel.take() {
+            Some(file) => Kernel::from_file(file, path, &cache)?,
+            None => Kernel::open(path, &cache)?,
+        })
+    }
+
+    fn open_initrd(&mut self, config: &VmConfig) -> Result<Option<InitrdFile>, BuildError> {
+        let path = config.initrd.clone();
+        Ok(match (self.initrd.take(), path) {
+            (Some(file), path) => Some(InitrdFile {
+                path: path.unwrap_or_else(|| "the initrd".into()),
+                file,
+            }),
+            (None, Some(path)) => Some(InitrdFile {
+                file: Initrd::open(&path)?,
+                path,
+            }),
+            (None, None) => None,
+        })
+    }
+
+    fn open_disks(
+        &mut self,
+        config: &VmConfig,
+    ) -> Result<BTreeMap<String, Arc<dyn Disk>>, BuildError> {
+        let mut disks = BTreeMap::new();
+        for (id, disk) in virtio_disks(config) {
+            let opened = match self.disks.remove(&id) {
+                Some(DiskSource::Disk(own)) => Ok(own),
+                Some(DiskSource::Descriptor(fd)) => disk::open_file(fd.into(), disk),
+                None => disk::open(disk),
+            };
+            let failed = |error| AttachError::Disk {
+                id: id.clone(),
+                error,
+            };
+            disks.insert(id.clone(), opened.map_err(failed)?);
+        }
+        match std::mem::take(&mut self.disks).pop_first() {
+            None => Ok(disks),
+            Some((id, _)) => Err(BuildError::NotInConfig {
+                id,
+                what: "a virtio disk",
+            }),
+        }
+    }
+
+    fn open_nets(
+        &mut self,
+        config: &VmConfig,
+    ) -> Result<BTreeMap<String, Arc<dyn NetBackend>>, BuildError> {
+        let mut nets = BTreeMap::new();
+        for (id, net) in config.nets() {
+            let failed = |error| AttachError::Net {
+                id: id.clone(),
+                error,
+            };
+            let backend = match self.nets.remove(&id) {
+                Some(NetSource::Backend(backend)) => backend,
+                Some(NetSource::Descriptors(fds)) => net::from_fds(net, fds).map_err(failed)?,
+                None => net::open(net).map_err(failed)?,
+            };
+            nets.insert(id, backend);
+        }
+        match std::mem::take(&mut self.nets).pop_first() {
+            None => Ok(nets),
+            Some((id, _)) => Err(BuildError::NotInConfig {
+                id,
+                what: "a network backend",
+            }),
+        }
+    }
+}
+
+/// Opens the files that `config` names as a start would, all of them at once, and closes them again.
+/// Works without KVM, too. Network backends are left alone: opening them has effects.
+///
+/// # Errors
+/// The first that cannot be used, by name.
+pub fn check_files(config: &VmConfig) -> Result<(), Error> {
+    check_all(config)?;
+    Ok(())
+}
+
+fn check_all(config: &VmConfig) -> Result<(), BuildError> {
+    use splitring_arch::layout::Layout;
+    config.validate()?;
+    let supported = Host::open().and_then(|host| host.supported_cpuid()).ok();
+    let leaves = supported
+        .as_ref()
+        .map_or(&[][..], kvm_bindings::CpuId::as_slice);
+    let bits = splitring_arch::cpuid::physical_bits(leaves);
+    let layout = Layout::new(config.memory.size.0, bits)?;
+    let mut options = ResourceOptions::default();
+    let kernel = options.open_kernel(config)?;
+    kernel.check_fits(&layout)?;
+    if let Some(InitrdFile { path, file }) = options.open_initrd(config)? {
+        Initrd::place(file, &path, &layout, &kernel)?;
+    }
+    let disks = options.open_disks(config);
+    let controllers = crate::attach::open_controllers(config);
+    disks?;
+    controllers.map_err(AttachError::from)?;
+    Ok(())
+}

@@ -1,0 +1,273 @@
+//! The states of a machine, why it ends, and who waits for that.
+//!
+//! Knows no threads and no devices: the life-cycle thread writes here, everybody else reads and waits.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::BuildError;
+
+/// What a machine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MachineState {
+    /// Built; its guest has not run yet.
+    Created,
+    /// Its guest runs, or is being restarted.
+    Running,
+    /// Its vCPUs stand still and its devices have nothing in flight.
+    Paused,
+    /// It is over.
+    Ended,
+}
+
+impl fmt::Display for MachineState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "not started",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Ended => "over",
+        })
+    }
+}
+
+/// Why a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExitReason {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest asked for a reboot, and the configuration says that this ends the machine.
+    Reboot,
+    /// It was stopped from outside.
+    Stopped,
+    /// The guest faulted three deep, or reset itself that way.
+    TripleFault {
+        /// The vCPU it happened on.
+        cpu: u32,
+    },
+    /// KVM cannot go on with the guest: an instruction it cannot emulate, an entry that the
+    /// processor refused.
+    Crashed {
+        /// The vCPU it happened on.
+        cpu: u32,
+        /// What KVM said, with registers.
+        detail: String,
+    },
+    /// The VMM failed: a panic on one of the machine's threads, a device thread that hangs, a restart
+    /// that could not be carried out.
+    Failed(String),
+}
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest powered off"),
+            Self::Reboot => f.write_str("the guest asked for a reboot"),
+            Self::Stopped => f.write_str("stopped"),
+            Self::TripleFault { cpu } => write!(f, "triple fault on vCPU {cpu}"),
+            Self::Crashed { cpu, detail } => write!(f, "vCPU {cpu} cannot go on: {detail}"),
+            Self::Failed(what) => write!(f, "internal failure: {what}"),
+        }
+    }
+}
+
+/// How [`Machine::shutdown`](crate::Machine::shutdown) turned out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ShutdownOutcome {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest rebooted instead. With `on-reboot=restart` it is running again.
+    Rebooted,
+    /// The time was over before the guest had powered off; it goes on.
+    TimedOut,
+    /// The machine had ended before.
+    AlreadyEnded(ExitReason),
+    /// The machine ended in another way while the guest was shutting down.
+    Ended(ExitReason),
+}
+
+#[derive(Debug)]
+struct Now {
+    state: MachineState,
+    reason: Option<ExitReason>,
+    /// How often the machine was built again.
+    restarts: u64,
+}
+
+/// A machine's state as everybody sees it.
+#[derive(Debug)]
+pub(crate) struct Status {
+    now: Mutex<Now>,
+    changed: Condvar,
+    /// Written once, when the machine has ended.
+    ended: OwnedFd,
+}
+
+impl Status {
+    pub(crate) fn new() -> Result<Self, BuildError> {
+        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+        let ended = rustix::event::eventfd(0, flags).map_err(|e| BuildError::Event(e.into()))?;
+        Ok(Self {
+            now: Mutex::new(Now {
+                state: MachineState::Created,
+                reason: None,
+                restarts: 0,
+            }),
+            changed: Condvar::new(),
+            ended,
+        })
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the state.
+    pub(crate) fn state(&self) -> MachineState {
+        self.now().state
+    }
+
+    /// Returns why the machine ended, or `None` while it has not.
+    pub(crate) fn reason(&self) -> Option<ExitReason> {
+        self.now().reason.clone()
+    }
+
+    /// Sets the state of a machine that has not ended.
+    pub(crate) fn set(&self, state: MachineState) {
+        self.now().state = state;
+        self.changed.notify_all();
+    }
+
+    /// Counts a restart.
+    pub(crate) fn restarted(&self) {
+        self.now().restarts += 1;
+        self.changed.notify_all();
+    }
+
+    /// Ends the machine; the first reason stays.
+    pub(crate) fn end(&self, reason: ExitReason) {
+        let mut now = self.now();
+        now.state = MachineState::Ended;
+        if now.reason.is_none() {
+            now.reason = Some(reason);
+            // A counter at its limit is readable too.
+            let _ = rustix::io::write(&self.ended, &1u64.to_ne_bytes());
+        }
+        drop(now);
+        self.changed.notify_all();
+    }
+
+    /// Returns a descriptor that is readable from the end of the machine until [`Status::take_end`].
+    pub(crate) fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+
+    /// Returns why the machine ended, and makes the descriptor quiet.
+    pub(crate) fn take_end(&self) -> Option<ExitReason> {
+        let now = self.now();
+        if now.reason.is_some() {
+            let _ = rustix::io::read(&self.ended, &mut [0; 8]);
+        }
+        now.reason.clone()
+    }
+
+    /// Blocks until the machine ends.
+    pub(crate) fn wait(&self) -> ExitReason {
+        let mut now = self.now();
+        loop {
+            if let Some(reason) = &now.reason {
+                return reason.clone();
+            }
+            now = self
+                .changed
+                .wait(now)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Returns how often the machine was built again.
+    pub(crate) fn restarts(&self) -> u64 {
+        self.now().restarts
+    }
+
+    /// Blocks until the machine ends or restarts more often than `before`, at most for `timeout`.
+    pub(crate) fn wait_for_shutdown(&self, before: u64, timeout: Duration) -> ShutdownOutcome {
+        // A time beyond what the clock can hold is no limit.
+        let deadline = Instant::now().checked_add(timeout);
+        let mut now = self.now();
+        loop {
+            match &now.reason {
+                Some(ExitReason::PowerOff) => return ShutdownOutcome::PoweredOff,
+                Some(ExitReason::Reboot) => return ShutdownOutcome::Rebooted,
+                Some(other) => return ShutdownOutcome::Ended(other.clone()),
+                None if now.restarts > before => return ShutdownOutcome::Rebooted,
+                None => {}
+            }
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            now = match left {
+                Some(Duration::ZERO) => return ShutdownOutcome::TimedOut,
+                Some(left) => {
+                    self.changed
+                        .wait_timeout(now, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+                None => self
+                    .changed
+                    .wait(now)
+                    .unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readable(status: &Status) -> bool {
+        let mut fds = [rustix::event::PollFd::new(
+            &status.ended,
+            rustix::event::PollFlags::IN,
+        )];
+        let now = rustix::event::Timespec::default();
+        rustix::event::poll(&mut fds, Some(&now)).expect("poll") == 1
+    }
+
+    #[test]
+    fn the_first_reason_stays_and_is_read_once() {
+        let status = Status::new().expect("eventfd");
+        assert_eq!(status.take_end(), None);
+        status.end(ExitReason::Reboot);
+        status.end(ExitReason::Stopped);
+        assert!(readable(&status));
+        assert_eq!(status.take_end(), Some(ExitReason::Reboot));
+        assert!(!readable(&status));
+        assert_eq!(status.take_end(), Some(ExitReason::Reboot));
+    }
+
+    #[test]
+    fn a_shutdown_distinguishes_its_outcomes() {
+        let outcome = |end: Option<ExitReason>, restarts: u64| {
+            let status = Status::new().expect("eventfd");
+            (0..restarts).for_each(|_| status.restarted());
+            end.into_iter().for_each(|reason| status.end(reason));
+            status.wait_for_shutdown(0, Duration::ZERO)
+        };
+        assert_eq!(outcome(None, 0), ShutdownOutcome::TimedOut);
+        assert_eq!(outcome(None, 1), ShutdownOutcome::Rebooted);
+        assert_eq!(
+            outcome(Some(ExitReason::PowerOff), 0),
+            ShutdownOutcome::PoweredOff
+        );
+        assert_eq!(
+            outcome(Some(ExitReason::Stopped), 0),
+            ShutdownOutcome::Ended(ExitReason::Stopped)
+        );
+    }
+}
