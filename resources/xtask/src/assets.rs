@@ -3,6 +3,8 @@
 //! An asset is a directory that appears whole, by a rename, or not at all; the second run needs
 //! no network.
 
+pub(crate) mod suites;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -104,15 +106,52 @@ impl Cache {
         })
     }
 
+    /// Returns the directory `name` with the files of Debian packages from `suite`. The system's own sources need
+    /// not name the suite: it is read from the same mirror, with package lists in the cache.
+    pub(crate) fn packages_from(
+        &self,
+        suite: &str,
+        name: &str,
+        packages: &[&str],
+    ) -> Result<PathBuf> {
+        let what = format!("fetching {name} from {suite}");
+        self.asset(&format!("packages/{suite}/{name}"), &what, |into| {
+            let lists = self.dir.join("apt").join(suite);
+            fs::create_dir_all(lists.join("lists/partial"))
+                .context("cannot make apt's directory")?;
+            let sources = lists.join("sources.list");
+            fs::write(&sources, suites::source(suite)?)
+                .with_context(|| format!("cannot write {}", sources.display()))?;
+            let apt = Apt {
+                lists: Some(lists),
+                sources: Some(sources),
+            };
+            run(apt.command("apt-get").arg("update"))
+                .with_context(|| format!("cannot read the package lists of {suite}"))?;
+            for package in packages {
+                let scratch = self.scratch("apt-")?;
+                let archive = apt.download(package, scratch.path())?;
+                run(Command::new("dpkg").arg("-x").arg(&archive).arg(into))?;
+            }
+            Ok(())
+        })
+    }
+
     /// Downloads `package`, with the system's package lists if they do, else with fresh ones.
     fn download(&self, package: &str, into: &Path) -> Result<PathBuf> {
-        let system = Apt { lists: None };
+        let system = Apt {
+            lists: None,
+            sources: None,
+        };
         if let Ok(archive) = system.download(package, into) {
             return Ok(archive);
         }
         let lists = self.dir.join("apt");
         fs::create_dir_all(lists.join("lists/partial")).context("cannot make apt's directory")?;
-        let own = Apt { lists: Some(lists) };
+        let own = Apt {
+            lists: Some(lists),
+            sources: None,
+        };
         run(own.command("apt-get").arg("update")).context("cannot update the package lists")?;
         own.download(package, into).with_context(|| {
             format!("cannot download the Debian package {package}; this needs Debian 12's package sources and the network, once")
@@ -129,9 +168,23 @@ fn is_old(entry: &fs::DirEntry) -> bool {
         .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > KEPT))
 }
 
-/// apt with the system's lists, or with lists of our own that need no privilege.
+/// Options for a sources file of our own: no other sources, no installed or pinned packages, and an error soon
+/// if the network is missing.
+const OWN_SOURCES: [&str; 7] = [
+    "-oDir::Etc::SourceParts=/dev/null",
+    "-oDir::State::Status=/dev/null",
+    "-oDir::Etc::Preferences=/dev/null",
+    "-oDir::Etc::PreferencesParts=/dev/null",
+    "-oAPT::Update::Error-Mode=any",
+    "-oAcquire::Retries=1",
+    "-oAcquire::http::Timeout=15",
+];
+
+/// apt with the system's lists or with own lists, which need no privilege, and with the system's sources or an
+/// own sources file.
 struct Apt {
     lists: Option<PathBuf>,
+    sources: Option<PathBuf>,
 }
 
 impl Apt {
@@ -144,6 +197,12 @@ impl Apt {
             command
                 .arg("-o")
                 .arg(format!("Dir::Cache={}", dir.display()));
+        }
+        if let Some(file) = &self.sources {
+            command
+                .arg("-o")
+                .arg(format!("Dir::Etc::SourceList={}", file.display()))
+                .args(OWN_SOURCES);
         }
         if host::is_root() {
             // Else apt complains that its own user can't write where we download to.

@@ -5,6 +5,7 @@
 //! Each takes one core; as many run at a time as the machine has cores and memory for.
 
 mod channel;
+mod emulator;
 mod erratum;
 mod script;
 
@@ -19,12 +20,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::assets::Cache;
-use crate::cleanup::{Process, RawTerminal, mortal};
+use crate::cleanup::{Process, RawTerminal};
 use crate::host::{self, HostKvm};
 use crate::kernel::{Flavour, Kernel};
 use crate::progress::{Step, say};
 use crate::tools;
 use channel::Channels;
+use emulator::Emulator;
 
 const MEMORY_MIB: u32 = 8192;
 /// Emulates SVM with nested paging, which Debian's kvm-amd drives. It does not intercept XSETBV, so
@@ -49,8 +51,8 @@ const VIRTIOFSD_START: Duration = Duration::from_secs(10);
 pub(crate) struct Options {
     /// One CPU whose clock counts instructions.
     pub(crate) icount: bool,
-    /// Virtual CPUs, unless `icount`. More than one is faster and now and then wrong: QEMU 7.2's
-    /// emulation keeps a breakpoint instruction that another CPU has patched away again, which
+    /// Virtual CPUs, unless `icount`. More than one is faster, and now and then wrong under a QEMU before
+    /// 10.0: its emulation keeps a breakpoint instruction that another CPU has patched away again, which
     /// kvm's static keys do at every guest's start, and the lab dies of it.
     pub(crate) cpus: u32,
     /// No other lab at the same time, for the sake of measurements.
@@ -104,11 +106,12 @@ pub(crate) struct Parts {
     cache: Cache,
     kernel: Kernel,
     busybox: PathBuf,
+    emulator: &'static Emulator,
 }
 
 /// Gets what the lab is made of, from the network if need be.
 pub(crate) fn prepare(yes: bool) -> Result<Parts> {
-    tools::ensure(&[tools::QEMU, tools::VIRTIOFSD], "the lab", yes)?;
+    tools::ensure(&[tools::QEMU, emulator::virtiofsd()], "the lab", yes)?;
     if !host::is_root() {
         bail!(
             "the lab shows the host's files to its guest through virtiofsd, which needs root; run this command as root:\n  \
@@ -120,10 +123,12 @@ pub(crate) fn prepare(yes: bool) -> Result<Parts> {
     let cache = Cache::open()?;
     let kernel = Kernel::get(&cache, Flavour::Cloud612)?;
     let busybox = cache.package("busybox-static")?.join("bin/busybox");
+    let emulator = Emulator::get(&cache);
     Ok(Parts {
         cache,
         kernel,
         busybox,
+        emulator,
     })
 }
 
@@ -149,6 +154,7 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
         cache,
         kernel,
         busybox,
+        emulator,
     } = prepare(options.yes)?;
     let mut wanted = vec!["kvm_amd"];
     wanted.extend(options.modules.iter().map(|line| module(line).0));
@@ -172,7 +178,8 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
     let channels = Channels::listen(dir, interactive)?;
     let _virtiofsd = start_virtiofsd(dir)?;
     let mut qemu = Process::spawn(
-        mortal("qemu-system-x86_64")
+        emulator
+            .command()
             .args(arguments(options, dir, &kernel, &channels))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -286,9 +293,7 @@ fn start_virtiofsd(dir: &Path) -> Result<Process> {
     let log = dir.join("virtiofsd.log");
     let socket = fs_socket(dir);
     let mut process = Process::spawn(
-        mortal("/usr/lib/qemu/virtiofsd")
-            .arg(format!("--socket-path={}", socket.display()))
-            .args(["-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=auto"])
+        emulator::virtiofsd_command(&socket)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(create(&log)?),

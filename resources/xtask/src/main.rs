@@ -90,7 +90,7 @@ struct LabArgs {
     /// Kill the lab after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     timeout: u64,
-    /// Virtual CPUs of the lab; with more than one it dies now and then of an emulator's bug
+    /// Virtual CPUs of the lab; with more than one it dies now and then under a QEMU before 10.0
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
     /// Load this kernel module too (tun, veth, bridge, vhost_net, loop, …)

@@ -13,7 +13,7 @@ use crate::host;
 use crate::progress::{Step, say};
 
 /// A program and the Debian package that holds it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tool {
     program: &'static str,
     package: &'static str,
@@ -24,10 +24,15 @@ pub(crate) const QEMU: Tool = Tool {
     program: "qemu-system-x86_64",
     package: "qemu-system-x86",
 };
-/// The daemon that shows the host's files inside the lab.
-pub(crate) const VIRTIOFSD: Tool = Tool {
+/// The daemon that shows the host's files inside the lab, as Debian 12 has it.
+pub(crate) const QEMU_VIRTIOFSD: Tool = Tool {
     program: "/usr/lib/qemu/virtiofsd",
     package: "qemu-system-common",
+};
+/// Its successor, a program of its own from Debian 13 on.
+pub(crate) const VIRTIOFSD: Tool = Tool {
+    program: "/usr/libexec/virtiofsd",
+    package: "virtiofsd",
 };
 /// Builds the root disk's file tree.
 pub(crate) const MMDEBSTRAP: Tool = Tool {
@@ -71,7 +76,13 @@ pub(crate) const IASL: Tool = Tool {
 };
 
 impl Tool {
-    fn present(self) -> bool {
+    /// Its name, or its path if that is where it has to be.
+    pub(crate) fn program(self) -> &'static str {
+        self.program
+    }
+
+    /// Whether it is there.
+    pub(crate) fn present(self) -> bool {
         if self.program.starts_with('/') {
             return Path::new(self.program).exists();
         }
