@@ -172,7 +172,7 @@ impl Blk {
             discard_sector_alignment: sector_count(discard.granularity.into()).into(),
             max_write_zeroes_sectors: sector_count(geometry.zeroes.max).into(),
             max_write_zeroes_seg: u32::try_from(MAX_RANGES).unwrap_or(1).into(),
-            write_zeroes_may_unmap: u8::from(geometry.discard.is_some()),
+            write_zeroes_may_unmap: u8::from(geometry.zeroes_unmap),
             ..Config::default()
         }
     }

@@ -55,6 +55,8 @@ impl MemoryDisk {
                 granularity: 4096,
                 max: 1 << 30,
             }),
+            discard_zeroes: true,
+            zeroes_unmap: true,
             zeroes: RangeLimits {
                 granularity: 512,
                 max: 1 << 24,

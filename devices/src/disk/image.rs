@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 
@@ -16,6 +16,7 @@ use super::config::{Cache, DiskConfig};
 use super::flush::Flushes;
 use super::lock::{self, Use};
 use super::opening::{self, Access};
+use super::range::Refused;
 use super::{DiskError, Extent, Geometry, ImageId, IoFault, RangeLimits, SECTOR};
 
 /// What file systems and page caches work in.
@@ -45,9 +46,11 @@ pub(super) struct Image {
     capacity: AtomicU64,
     blocks: Blocks,
     discard: Option<RangeLimits>,
+    /// The host can free ranges and have them read as zeroes.
+    zeroes_unmap: bool,
     flushes: Flushes,
-    /// The host said it can't zero ranges while keeping them allocated.
-    pub(super) no_zero_range: AtomicBool,
+    /// What the host turned out not to do, found out on the way.
+    pub(super) refused: Refused,
     /// Held over read-modify-write of blocks that a guest writes in part, see `bounce`.
     pub(super) partial_writes: Mutex<()>,
 }
@@ -116,12 +119,13 @@ impl Image {
         let mut image = Self {
             in_memory: !block_device && lives_in_memory(&file),
             discard: None,
+            zeroes_unmap: false,
             capacity: AtomicU64::new(0),
             read_only: config.readonly,
             writethrough: config.cache == Cache::Writethrough,
             direct: config.direct,
             flushes: Flushes::default(),
-            no_zero_range: AtomicBool::new(false),
+            refused: Refused::default(),
             partial_writes: Mutex::new(()),
             path,
             block_device,
@@ -132,6 +136,8 @@ impl Image {
         image.rescan()?;
         if config.discard && !config.readonly {
             image.discard = image.probe_discard(limits);
+            image.zeroes_unmap =
+                image.discard.is_some() && (!block_device || unmaps_zeroes(limits));
         }
         Ok(image)
     }
@@ -182,11 +188,23 @@ impl Image {
             read_only: self.read_only,
             write_cache: !self.writethrough,
             discard: self.discard,
+            discard_zeroes: self.discard_zeroes(),
+            zeroes_unmap: self.zeroes_unmap,
             zeroes: RangeLimits {
                 granularity: self.blocks.logical,
                 max: ZEROES_MAX,
             },
         }
+    }
+
+    /// Whether discarded ranges read as zeroes. A hole does; BLKDISCARD promises nothing.
+    pub(super) fn discard_zeroes(&self) -> bool {
+        !self.block_device && self.discard.is_some()
+    }
+
+    /// Whether `WriteZeroes` may free ranges, and the host can.
+    pub(super) fn zeroes_unmap(&self) -> bool {
+        self.zeroes_unmap
     }
 
     /// Whether there is storage behind `offset`, and up to where. The file position is nobody's, so it may be moved.
@@ -369,6 +387,13 @@ fn direct_alignment(file: &File, device_block: Option<u64>) -> io::Result<Align>
         }
     }
     Err(io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// Whether a block device zeroes ranges by itself, and so may free them. Where it can't, the kernel writes zeroes.
+///
+/// `write_zeroes_unmap_max_hw_bytes`, since Linux 6.17, is no help: a loop device says 0 there and frees all the same.
+fn unmaps_zeroes(limits: impl Fn(&str) -> Option<u64>) -> bool {
+    limits("write_zeroes_max_bytes").is_some_and(|max| max > 0)
 }
 
 fn lives_in_memory(file: &File) -> bool {

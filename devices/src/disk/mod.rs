@@ -219,8 +219,9 @@ pub enum DiskOp<'a> {
     },
     /// Makes all completed writes, discards and zeroes stable.
     Flush,
-    /// Tells the host that the range is not needed any more; what reads of it return is undefined, and where the
-    /// host can't discard it is no error.
+    /// Tells the host that the range is not needed any more. Reads of it return zeroes where
+    /// [`Geometry::discard_zeroes`] says so and are undefined elsewhere. Where the host can't discard it is no error.
+    /// Never writes to the range instead.
     Discard {
         /// First byte on the disk.
         offset: u64,
@@ -292,6 +293,11 @@ pub struct Geometry {
     pub write_cache: bool,
     /// What discards free; `None` if the host can't discard.
     pub discard: Option<RangeLimits>,
+    /// Ranges that a discard freed read as zeroes, guaranteed. Holes in regular files do; block devices promise
+    /// nothing, whatever they return. `false` where the host can't discard.
+    pub discard_zeroes: bool,
+    /// `WriteZeroes` with `may_unmap` can free the range. Otherwise zeroes are written, at the cost of a write.
+    pub zeroes_unmap: bool,
     /// How `WriteZeroes` likes its ranges; it always works.
     pub zeroes: RangeLimits,
 }

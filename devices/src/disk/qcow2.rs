@@ -82,6 +82,9 @@ impl Qcow2Disk {
             read_only: config.readonly,
             write_cache: config.cache == Cache::Writeback,
             discard: (config.discard && !config.readonly).then_some(range),
+            // What a backing file has may show again.
+            discard_zeroes: false,
+            zeroes_unmap: config.discard && !config.readonly,
             zeroes: range,
         };
         let shared = Shared {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -20,13 +21,7 @@ pub(super) fn fallocate_mode(image: &Image, task: Task) -> Option<FallocateFlags
     match task {
         Task::Discard if image.block_device => None,
         Task::Discard | Task::Zero { may_unmap: true } => Some(hole),
-        Task::Zero { may_unmap: false }
-            if image
-                .no_zero_range
-                .load(std::sync::atomic::Ordering::Relaxed) =>
-        {
-            None
-        }
+        Task::Zero { may_unmap: false } if image.refused.zero_range.load(Ordering::Relaxed) => None,
         Task::Zero { may_unmap: false } => {
             Some(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE)
         }
@@ -41,12 +36,25 @@ pub(super) enum Task {
 }
 
 impl Task {
-    /// A zeroing, which unmaps only where the operator lets the guest free blocks.
+    /// A zeroing, which unmaps only where the operator lets the guest free blocks and the host is known to do it.
     pub(super) fn zero(image: &Image, may_unmap: bool) -> Self {
         Self::Zero {
-            may_unmap: may_unmap && image.geometry().discard.is_some(),
+            may_unmap: may_unmap
+                && image.zeroes_unmap()
+                && !image.refused.zero_unmap.load(Ordering::Relaxed),
         }
     }
+}
+
+/// What the host turned out not to do for an image. It is not asked again.
+#[derive(Debug, Default)]
+pub(super) struct Refused {
+    /// Zeroing ranges of a file while keeping them allocated.
+    pub(super) zero_range: AtomicBool,
+    /// Zeroing ranges while freeing them.
+    pub(super) zero_unmap: AtomicBool,
+    /// Discarding.
+    pub(super) discard: AtomicBool,
 }
 
 /// Does it, blocking.
@@ -64,7 +72,7 @@ pub(super) fn run(
         }) {
             Ok(()) => Ok(()),
             Err(error) if refused(error.raw_os_error()) => {
-                note_refusal(image, task);
+                note_refusal(image, task, error.raw_os_error());
                 instead(image, reach, task, offset, len)
             }
             Err(error) => Err(IoFault::from_errno(error.raw_os_error())),
@@ -80,12 +88,23 @@ pub(super) fn refused(errno: i32) -> bool {
         .any(|known| known.raw_os_error() == errno)
 }
 
-/// Remembers what need not be tried again.
-pub(super) fn note_refusal(image: &Image, task: Task) {
-    if task == (Task::Zero { may_unmap: false }) && !image.block_device {
-        image
-            .no_zero_range
-            .store(true, std::sync::atomic::Ordering::Relaxed);
+/// Remembers what need not be tried again: what the host can't do at all, rather than not with this range (EINVAL).
+pub(super) fn note_refusal(image: &Image, task: Task, errno: i32) {
+    if errno == Errno::INVAL.raw_os_error() {
+        return;
+    }
+    let flag = match task {
+        Task::Discard => &image.refused.discard,
+        Task::Zero { may_unmap: true } => &image.refused.zero_unmap,
+        Task::Zero { may_unmap: false } => &image.refused.zero_range,
+    };
+    if !flag.swap(true, Ordering::Relaxed) {
+        let what = match task {
+            Task::Discard => "discards nothing",
+            Task::Zero { may_unmap: true } => "frees nothing while zeroing",
+            Task::Zero { may_unmap: false } => "zeroes no ranges, so zeroes are written",
+        };
+        tracing::info!("{}: the host {what} there", image.path.display());
     }
 }
 
@@ -99,6 +118,8 @@ pub(super) fn instead(
 ) -> Result<(), IoFault> {
     match task {
         Task::Discard if image.block_device => discard_blocks(image, offset, len),
+        // Zeroes were promised, and writing them is not what was asked for.
+        Task::Discard if image.discard_zeroes() => Err(IoFault::Host(libc::EOPNOTSUPP)),
         // A hint, and nothing to take it.
         Task::Discard => Ok(()),
         Task::Zero { may_unmap: true } => {
@@ -110,6 +131,9 @@ pub(super) fn instead(
 
 /// BLKDISCARD over the whole blocks of the range.
 fn discard_blocks(image: &Image, offset: u64, len: u64) -> Result<(), IoFault> {
+    if image.refused.discard.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     let block = u64::from(image.geometry().logical_block).max(SECTOR);
     let end = offset.saturating_add(len);
     let end = end.saturating_sub(end.checked_rem(block).unwrap_or(0));
@@ -118,7 +142,11 @@ fn discard_blocks(image: &Image, offset: u64, len: u64) -> Result<(), IoFault> {
         return Ok(());
     };
     match blkdiscard(&image.file, [start, len]) {
-        Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP) => {
+            note_refusal(image, Task::Discard, Errno::OPNOTSUPP.raw_os_error());
+            Ok(())
+        }
         Err(error) => Err(IoFault::from_errno(error.raw_os_error())),
     }
 }

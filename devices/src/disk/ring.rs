@@ -314,7 +314,7 @@ impl RingQueue {
             }
             (Step::Range { .. }, Ok(_)) => self.finish(index, Ok(0)),
             (Step::Range { task, len, .. }, Err(_)) if range::refused(result.saturating_neg()) => {
-                range::note_refusal(image, task);
+                range::note_refusal(image, task, result.saturating_neg());
                 self.set_aside(index, What::Range { task, len });
             }
             (step, Err(_)) => {

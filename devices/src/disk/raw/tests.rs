@@ -1,5 +1,6 @@
 //! Raw images on this machine's file systems: what holds for one backend is asked of all that can be had here.
 
+mod host;
 mod opening;
 mod ranges;
 mod streams;
@@ -7,7 +8,7 @@ mod transfers;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -16,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::bounce;
 use super::super::image::Align;
+use super::super::range::{self, Task};
 use super::super::transfer::{Reach, Transfer};
 use super::*;
 use crate::disk::config::Cache;

@@ -1,5 +1,8 @@
-//! Discards and zeroes.
+//! Discards and zeroes, and what the host makes of them.
 
+use std::sync::atomic::Ordering;
+
+use super::host::{Loop, Mounted};
 use super::*;
 
 #[test]
@@ -41,6 +44,8 @@ fn discards_free_blocks_and_zeroes_read_as_zeroes() {
                 "{} of {full} blocks are left",
                 blocks()
             );
+            assert!(disk.geometry().discard_zeroes && disk.geometry().zeroes_unmap);
+            assert!(read(0, 1 << 20).iter().all(|byte| *byte == 0));
         }
         for may_unmap in [true, false] {
             fill(stream);
@@ -72,7 +77,8 @@ fn discards_free_blocks_and_zeroes_read_as_zeroes() {
 fn zeroes_are_written_where_the_host_can_not_zero_a_range() {
     everywhere(|scratch, disk, stream| {
         disk.image
-            .no_zero_range
+            .refused
+            .zero_range
             .store(true, std::sync::atomic::Ordering::Relaxed);
         scratch
             .file()
@@ -93,4 +99,122 @@ fn zeroes_are_written_where_the_host_can_not_zero_a_range() {
                 && bytes[512 + (2 << 20)..] == pattern(3 << 20, 1)[512 + (2 << 20)..]
         );
     });
+}
+
+/// A disk on a loop device over a file, with the backends that can be had.
+fn on_loop(dir: &Path, mut test: impl FnMut(&File, &RawDisk, &mut Stream)) {
+    for aio in [Aio::Plain, Aio::Ring] {
+        let path = dir.join("image");
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        let file = options.open(&path).expect("image");
+        file.write_all_at(&pattern(1 << 20, 7), 0).expect("filled");
+        let Some(device) = Loop::new(&path, 512) else {
+            return;
+        };
+        let config = DiskConfig {
+            aio,
+            direct: true,
+            ..DiskConfig::new(device.path())
+        };
+        let disk = RawDisk::open(&config, 1, DEPTH).expect("a block device");
+        let mut stream = Stream::new(&disk);
+        test(&file, &disk, &mut stream);
+    }
+}
+
+#[test]
+fn a_block_device_that_zeroes_by_itself_frees_but_promises_no_zeroes_after_a_discard() {
+    let dir = tempfile::tempdir().expect("directory");
+    on_loop(dir.path(), |file, disk, stream| {
+        let geometry = disk.geometry();
+        if geometry.discard.is_none() {
+            return eprintln!("not tried: no holes in temporary files");
+        }
+        assert!(geometry.zeroes_unmap && !geometry.discard_zeroes);
+        let blocks = || file.metadata().expect("the file").blocks();
+        let full = blocks();
+        let (len, fua) = (1 << 19, true);
+        let discard = DiskOp::Discard {
+            offset: 0,
+            len,
+            fua,
+        };
+        assert_eq!(stream.run(discard), Ok(0));
+        assert!(blocks() < full, "discarded");
+        let half = blocks();
+        let zero = DiskOp::WriteZeroes {
+            offset: 1 << 19,
+            len,
+            may_unmap: true,
+            fua,
+        };
+        assert_eq!(stream.run(zero), Ok(0));
+        assert!(blocks() < half, "zeroed and freed");
+    });
+}
+
+#[test]
+fn a_block_device_that_can_free_nothing_says_so_and_is_not_asked_twice() {
+    let Some(mounted) = Mounted::new("ramfs", "mode=0700") else {
+        return;
+    };
+    on_loop(mounted.path(), |file, disk, stream| {
+        let geometry = disk.geometry();
+        assert_eq!((geometry.discard, geometry.zeroes_unmap), (None, false));
+        let zero = |offset, may_unmap| DiskOp::WriteZeroes {
+            offset,
+            len: 4096,
+            may_unmap,
+            fua: true,
+        };
+        let refused = &disk.image.refused;
+        assert_eq!(stream.run(zero(0, true)), Ok(0));
+        assert!(!refused.zero_unmap.load(Ordering::Relaxed), "it was asked");
+        // A discard is a hint: no error, and no zeroes are written in its place.
+        for _ in 0..2 {
+            let discard = DiskOp::Discard {
+                offset: 8192,
+                len: 4096,
+                fua: true,
+            };
+            assert_eq!(stream.run(discard), Ok(0));
+            assert!(refused.discard.load(Ordering::Relaxed), "remembered");
+        }
+        let mut bytes = vec![0; 12288];
+        file.read_exact_at(&mut bytes, 0).expect("the file");
+        let old = pattern(1 << 20, 7);
+        assert!(bytes[..4096].iter().all(|byte| *byte == 0), "zeroed");
+        assert!(bytes[4096..] == old[4096..12288], "left alone");
+    });
+}
+
+#[test]
+fn a_host_that_refuses_to_free_while_zeroing_is_asked_once() {
+    let Some(mounted) = Mounted::new("ramfs", "mode=0700") else {
+        return;
+    };
+    let dir = mounted.path();
+    let path = dir.join("image");
+    File::create(&path)
+        .expect("image")
+        .write_all_at(&pattern(1 << 20, 7), 0)
+        .expect("filled");
+    let Some(device) = Loop::new(&path, 512) else {
+        return;
+    };
+    let config = DiskConfig {
+        aio: Aio::Plain,
+        ..DiskConfig::new(device.path())
+    };
+    let image = Image::open(&config).expect("a block device");
+    let reach = Reach::new(memory());
+    // As for a device whose limits promise more than it does.
+    let task = Task::Zero { may_unmap: true };
+    assert_eq!(range::run(&image, &reach, task, 0, 4096), Ok(()));
+    assert!(image.refused.zero_unmap.load(Ordering::Relaxed));
+    // A range that is no whole blocks is refused, too, and says nothing about others.
+    let task = Task::Zero { may_unmap: false };
+    assert_eq!(range::run(&image, &reach, task, 100, 1000), Ok(()));
+    assert!(!image.refused.zero_range.load(Ordering::Relaxed));
 }
