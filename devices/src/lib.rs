@@ -23,6 +23,7 @@ pub mod interrupt;
 mod limits;
 pub mod net;
 pub mod pci;
+mod pool;
 pub mod power;
 pub mod ram;
 pub mod rng;

@@ -24,7 +24,7 @@ impl<J: Send + 'static, R: Send + 'static> Aside<J, R> {
     /// Jobs are done by `work`, one after the other; it is told whether they were given up meanwhile, and then has no
     /// more to do than to say so. Each result is announced on `event`.
     pub(super) fn start(
-        event: OwnedFd,
+        event: Arc<OwnedFd>,
         mut work: impl FnMut(J, bool) -> R + Send + 'static,
     ) -> io::Result<Self> {
         let (jobs, orders) = channel();

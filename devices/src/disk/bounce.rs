@@ -32,7 +32,7 @@ fn in_blocks(image: &Image, offset: u64, len: u64) -> bool {
 /// Reads what `fits` refused.
 pub(super) fn read(image: &Image, transfer: &mut Transfer, offset: u64) -> Result<(), IoFault> {
     let mut buffer = Aligned::new(image);
-    let mut at = offset;
+    let mut at = transfer.position(offset);
     while transfer.left() > 0 {
         let window = Window::at(image, at, transfer.left());
         image
@@ -51,7 +51,7 @@ pub(super) fn write(
     offset: u64,
     fua: bool,
 ) -> Result<(), IoFault> {
-    let partial = !in_blocks(image, offset, transfer.len());
+    let partial = !in_blocks(image, transfer.position(offset), transfer.left());
     let _lock = partial.then(|| {
         image
             .partial_writes
@@ -59,7 +59,7 @@ pub(super) fn write(
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     });
     let mut buffer = Aligned::new(image);
-    let mut at = offset;
+    let mut at = transfer.position(offset);
     while transfer.left() > 0 {
         let window = Window::at(image, at, transfer.left());
         if window.bytes() != window.count {

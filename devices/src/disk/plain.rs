@@ -29,21 +29,44 @@ impl Plain {
         self.image.admit(offset, len, true)?;
         range::run(&self.image, &self.reach, task, offset, len)?;
         if fua || self.image.writethrough {
-            self.flush()
-        } else {
-            Ok(0)
+            flush(&self.image)?;
         }
+        Ok(0)
     }
+}
 
-    fn flush(&self) -> Result<u64, IoFault> {
-        self.image.admit_flush()?;
-        self.image
-            .file
-            .sync_data()
-            .inspect_err(|_| self.image.flush_failed())?;
-        // Of two streams that flush at once the host tells only one that data was lost.
-        self.image.admit_flush().map(|()| 0)
+/// Fills `transfer` from `offset` on.
+pub(super) fn read(image: &Image, transfer: &mut Transfer, offset: u64) -> Result<(), IoFault> {
+    if bounce::fits(image, transfer, offset) {
+        transfer.read_at(&image.file, offset)
+    } else {
+        bounce::read(image, transfer, offset)
     }
+}
+
+/// Stores `transfer` at `offset`; stable at the return if `fua`.
+pub(super) fn write(
+    image: &Image,
+    transfer: &mut Transfer,
+    offset: u64,
+    fua: bool,
+) -> Result<(), IoFault> {
+    if bounce::fits(image, transfer, offset) {
+        transfer.write_at(&image.file, offset, fua)
+    } else {
+        bounce::write(image, transfer, offset, fua)
+    }
+}
+
+/// Makes all that was written stable.
+pub(super) fn flush(image: &Image) -> Result<(), IoFault> {
+    image.admit_flush()?;
+    image
+        .file
+        .sync_data()
+        .inspect_err(|_| image.flush_failed())?;
+    // Of two streams that flush at once the host tells only one that data was lost.
+    image.admit_flush()
 }
 
 impl Perform for Plain {
@@ -53,25 +76,16 @@ impl Perform for Plain {
             DiskOp::Read { offset, data } => {
                 self.transfer.load(data, &self.reach)?;
                 image.admit(offset, self.transfer.len(), false)?;
-                if bounce::fits(image, &self.transfer, offset) {
-                    self.transfer.read_at(&image.file, offset)?;
-                } else {
-                    bounce::read(image, &mut self.transfer, offset)?;
-                }
+                read(image, &mut self.transfer, offset)?;
                 Ok(self.transfer.len())
             }
             DiskOp::Write { offset, data, fua } => {
                 self.transfer.load(data, &self.reach)?;
                 image.admit(offset, self.transfer.len(), true)?;
-                let fua = fua || image.writethrough;
-                if bounce::fits(image, &self.transfer, offset) {
-                    self.transfer.write_at(&image.file, offset, fua)?;
-                } else {
-                    bounce::write(image, &mut self.transfer, offset, fua)?;
-                }
+                write(image, &mut self.transfer, offset, fua || image.writethrough)?;
                 Ok(self.transfer.len())
             }
-            DiskOp::Flush => self.flush(),
+            DiskOp::Flush => flush(image).map(|()| 0),
             DiskOp::Discard { offset, len, fua } => self.range(Task::Discard, offset, len, fua),
             DiskOp::WriteZeroes {
                 offset,

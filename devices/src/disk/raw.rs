@@ -2,16 +2,17 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::aside::AsideQueue;
 use super::config::{Aio, DiskConfig};
 use super::image::Image;
 use super::immediate::ImmediateQueue;
 use super::plain::Plain;
-use super::ring::{Ring, RingQueue};
+use super::ring::{Ring, RingQueue, Unbound};
 use super::share::Member;
 use super::{Disk, DiskError, DiskQueue, Extent, Geometry, ImageId, IoFault};
+use crate::pool::Pool;
 use crate::ram::Ram;
 
 /// An opened raw image.
@@ -19,45 +20,10 @@ pub struct RawDisk {
     image: Arc<Image>,
     /// How many it was opened for.
     streams: u16,
-    /// `None` where requests are blocking calls.
-    home: Option<Arc<Home>>,
-}
-
-/// Where the rings wait while no queue uses them, one place a stream.
-pub(super) struct Home {
-    rings: Vec<Mutex<Option<Ring>>>,
-    pub(super) depth: u16,
-}
-
-impl Home {
-    /// `make` makes each of `queues` rings for `depth` requests.
-    pub(super) fn new(
-        queues: u16,
-        depth: u16,
-        make: impl Fn(u16) -> io::Result<Ring>,
-    ) -> io::Result<Self> {
-        let rings = (0..queues).map(|_| make(depth).map(|ring| Mutex::new(Some(ring))));
-        Ok(Self {
-            rings: rings.collect::<io::Result<_>>()?,
-            depth,
-        })
-    }
-
-    /// Ring number `index`, unless somebody uses it.
-    pub(super) fn take(&self, index: u16) -> Option<Ring> {
-        self.place(index).and_then(|mut place| place.take())
-    }
-
-    fn place(&self, index: u16) -> Option<MutexGuard<'_, Option<Ring>>> {
-        let place = self.rings.get(usize::from(index))?;
-        Some(place.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(super) fn give_back(&self, index: u16, ring: Ring) {
-        if let Some(mut place) = self.place(index) {
-            *place = Some(ring);
-        }
-    }
+    /// The rings, one a stream; `None` where requests are blocking calls.
+    rings: Option<Arc<Pool<Ring>>>,
+    /// Requests each ring was made for.
+    depth: u16,
 }
 
 impl RawDisk {
@@ -94,12 +60,13 @@ impl RawDisk {
                 None
             }
             Aio::Auto | Aio::Ring => {
-                Some(Home::new(queues, depth, |depth| Ring::new(&image, depth)))
+                let rings = (0..queues).map(|_| Ring::new(&image, depth));
+                Some(rings.collect::<io::Result<Vec<_>>>())
             }
         };
-        let home = match rings {
+        let rings = match rings {
             None => None,
-            Some(Ok(home)) => Some(Arc::new(home)),
+            Some(Ok(rings)) => Some(Pool::new(rings)),
             Some(Err(error)) if aio == Aio::Ring => {
                 return Err(DiskError::Unusable {
                     path: image.path.clone(),
@@ -118,12 +85,13 @@ impl RawDisk {
         };
         tracing::debug!(
             "{path}: {} backend",
-            if home.is_some() { "io_uring" } else { "plain" }
+            if rings.is_some() { "io_uring" } else { "plain" }
         );
         Ok(Self {
             image: Arc::new(image),
             streams: queues,
-            home,
+            rings,
+            depth,
         })
     }
 
@@ -142,10 +110,28 @@ impl RawDisk {
         Ok(Box::new(queue))
     }
 
+    fn open_ring(
+        &self,
+        rings: &Arc<Pool<Ring>>,
+        ram: Ram,
+        index: u16,
+        depth: u16,
+    ) -> Result<RingQueue, DiskError> {
+        let images = vec![Some(Arc::clone(&self.image))];
+        let depth = depth.min(self.depth);
+        let queue = rings
+            .take(index)
+            .and_then(|ring| RingQueue::new(Unbound::new(ring), images, ram, depth));
+        queue.ok_or_else(|| DiskError::NoSuchQueue {
+            path: self.image.path.clone(),
+            index,
+        })
+    }
+
     /// Whether requests go through io_uring.
     #[must_use]
     pub fn uses_ring(&self) -> bool {
-        self.home.is_some()
+        self.rings.is_some()
     }
 }
 
@@ -161,23 +147,10 @@ impl Disk for RawDisk {
         depth: u16,
     ) -> Result<Box<dyn DiskQueue>, DiskError> {
         // Without streams of its own it has found no place in a shared ring.
-        let Some(home) = self.home.as_ref().filter(|home| !home.rings.is_empty()) else {
+        let Some(rings) = self.rings.as_ref().filter(|rings| rings.len() > 0) else {
             return self.open_plain(ram, depth);
         };
-        let image = Arc::clone(&self.image);
-        let ring = home.take(index).ok_or_else(|| DiskError::NoSuchQueue {
-            path: self.image.path.clone(),
-            index,
-        })?;
-        let depth = depth.min(home.depth);
-        Ok(Box::new(RingQueue::new(
-            Arc::clone(home),
-            index,
-            ring,
-            vec![Some(image)],
-            ram,
-            depth,
-        )))
+        Ok(Box::new(self.open_ring(rings, ram, index, depth)?))
     }
 
     fn rescan(&self) -> Result<Geometry, DiskError> {
@@ -193,7 +166,7 @@ impl Disk for RawDisk {
     }
 
     fn member(&self) -> Option<Member> {
-        self.home.as_ref().map(|_| Member(Arc::clone(&self.image)))
+        self.rings.as_ref().map(|_| Member(Arc::clone(&self.image)))
     }
 }
 

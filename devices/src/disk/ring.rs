@@ -1,7 +1,8 @@
 //! Requests through an io_uring, of one disk or shared by many.
 //!
 //! The ring is made when the disk is opened, restricted to registered files and to the operations below, and stays
-//! disabled until the queue's thread uses it first: that thread is its single issuer from then on. A batch costs one
+//! disabled until the queue's thread binds it at its first request (see `bind`). Where that thread can't have it, a
+//! blocking thread does everything. A batch costs one
 //! io_uring_enter; what completes within it is picked up without a signal; the eventfd is armed only while something
 //! is with the kernel and nobody looks. Files sit in numbered seats: a disk's own ring has one, taken for good; in a
 //! shared ring disks come and go (see `share`).
@@ -10,24 +11,28 @@
     reason = "submission entries hold raw pointers that stay valid until their completion"
 )]
 
+mod bind;
 mod blocking;
 mod drain;
 mod prepare;
 mod setup;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+
+use io_uring::IoUring;
 
 use super::aside::Aside;
 use super::cached::Cached;
 use super::image::Image;
 use super::range::{self, Task};
-use super::raw::Home;
 use super::transfer::{Reach, Transfer};
 use super::{Completion, DiskOp, DiskQueue, Full, IoFault};
 use crate::ram::Ram;
+pub(super) use bind::Unbound;
+use bind::{Bound, Refusal};
 use blocking::{Finished, Job, What};
 use prepare::Next;
 use setup::NO_FILE;
@@ -58,13 +63,12 @@ struct Slot {
 }
 
 pub(super) struct RingQueue {
-    home: Arc<Home>,
-    index: u16,
     /// Whose file sits in which seat of the ring.
     images: Vec<Option<Arc<Image>>>,
     reach: Reach,
-    /// `None` only while it is being dropped.
-    ring: Option<Ring>,
+    ring: Hold,
+    /// Signalled by completions of the ring and of the blocking thread.
+    event: Arc<OwnedFd>,
     slots: Vec<Slot>,
     free: Vec<u16>,
     /// Slots pushed to the submission queue and not taken by the kernel yet, in order; a cancellation has none.
@@ -75,19 +79,28 @@ pub(super) struct RingQueue {
     aside: Option<Aside<Job, Finished>>,
     /// Whether completions signal the eventfd.
     armed: bool,
-    /// The ring can't be used any more, for this reason.
-    dead: Option<IoFault>,
+    /// The ring takes no requests any more.
+    dead: bool,
+}
+
+/// How far this queue has its ring.
+enum Hold {
+    /// It is kept for the thread that uses the queue first.
+    Waiting(Unbound),
+    /// It is that thread's.
+    Bound(Bound),
+    /// That thread can't have it. It stays taken as long as this queue lives.
+    Refused { _ring: Option<Unbound> },
 }
 
 impl RingQueue {
+    /// A queue with a ring that was taken from its pool. `None` if that is being given back.
     pub(super) fn new(
-        home: Arc<Home>,
-        index: u16,
-        ring: Ring,
+        ring: Unbound,
         images: Vec<Option<Arc<Image>>>,
         ram: Ram,
         depth: u16,
-    ) -> Self {
+    ) -> Option<Self> {
         let slot = |_| Slot {
             tag: 0,
             seat: 0,
@@ -97,12 +110,11 @@ impl RingQueue {
             busy: 0,
             cancelled: false,
         };
-        Self {
-            home,
-            index,
+        Some(Self {
             images,
             reach: Reach::new(ram),
-            ring: Some(ring),
+            event: ring.event()?,
+            ring: Hold::Waiting(ring),
             slots: (0..depth).map(slot).collect(),
             free: (0..depth).rev().collect(),
             pushed: Vec::with_capacity(usize::from(depth)),
@@ -111,26 +123,65 @@ impl RingQueue {
             aside: None,
             // Rings start with signals on.
             armed: true,
-            dead: None,
+            dead: false,
+        })
+    }
+
+    /// Makes the ring this thread's, at the first request. A queue that is only dropped never gets here.
+    fn bind(&mut self) {
+        if let Hold::Waiting(_) = &self.ring
+            && let Hold::Waiting(ring) =
+                std::mem::replace(&mut self.ring, Hold::Refused { _ring: None })
+        {
+            self.ring = match ring.bind() {
+                Ok(bound) => Hold::Bound(bound),
+                Err((ring, refusal)) => self.refused(ring, &refusal),
+            };
         }
     }
 
-    /// Puts a slot into the submission queue, or answers it if that can't be.
+    #[cold]
+    fn refused(&self, ring: Unbound, refusal: &Refusal) -> Hold {
+        tracing::warn!(
+            "{}: {refusal}; requests of this queue wait for one another on a blocking thread. Open the disk anew to \
+             get another",
+            self.name()
+        );
+        Hold::Refused { _ring: Some(ring) }
+    }
+
+    /// The ring, if requests may go to it.
+    fn usable(&mut self) -> Option<&mut IoUring> {
+        if self.dead { None } else { self.io() }
+    }
+
+    /// The ring, if this queue's thread has it.
+    fn io(&mut self) -> Option<&mut IoUring> {
+        match &mut self.ring {
+            Hold::Bound(ring) => ring.io(),
+            Hold::Waiting(_) | Hold::Refused { .. } => None,
+        }
+    }
+
+    /// Puts a slot into the submission queue, or hands it to the blocking thread where there is none.
     fn push(&mut self, index: u16) {
-        if self
-            .slots
-            .get(usize::from(index))
-            .is_some_and(|slot| slot.cancelled)
-        {
+        let Some(slot) = self.slots.get(usize::from(index)) else {
+            return;
+        };
+        if slot.cancelled {
             return self.finish(index, Err(IoFault::Cancelled));
         }
+        let step = slot.step;
         let entry = self.entry(index);
+        let Some(io) = self.usable() else {
+            return self.set_aside(index, What::Step(step));
+        };
         // There is an entry for each slot, and a slot is pushed once until the kernel took it, so there is room.
-        let pushed = entry.zip(self.ring.as_mut()).is_some_and(|(entry, ring)| {
+        let pushed = entry.is_some_and(|entry| {
             // SAFETY: the buffers and the iovec array belong to the slot, which is left alone until its completion,
             // and the memory is mapped as long as `reach` or owned by the slot. Where completions can't be awaited,
             // `abandon` leaks them.
-            unsafe { ring.io.submission().push(&entry) }.is_ok()
+            unsafe { io.submission().push(&entry) }.is_ok()
         });
         if pushed {
             self.pushed.push(index);
@@ -163,6 +214,7 @@ impl RingQueue {
 
     /// Gives `image` a free seat.
     pub(super) fn sit(&mut self, image: &Arc<Image>) -> io::Result<u16> {
+        self.bind();
         let free = self.images.iter().position(Option::is_none);
         let seat = free
             .and_then(|seat| u16::try_from(seat).ok())
@@ -193,23 +245,15 @@ impl RingQueue {
         }
     }
 
+    /// Tells the ring, if this thread has one; the blocking thread needs no seats.
     fn update_file(&mut self, seat: u16, file: RawFd) -> io::Result<()> {
-        self.enable()?;
-        let ring = self.ring.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        ring.io
+        let Some(io) = self.usable() else {
+            return Ok(());
+        };
+        let updated = io
             .submitter()
-            .register_files_update(u32::from(seat), &[file])
-            .map(|_| ())
-    }
-
-    /// Lets the ring work, for this thread only from then on.
-    fn enable(&mut self) -> io::Result<()> {
-        let ring = self.ring.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        if !ring.enabled {
-            ring.io.submitter().register_enable_rings()?;
-            ring.enabled = true;
-        }
-        Ok(())
+            .register_files_update(u32::from(seat), &[file]);
+        updated.map(|_| ())
     }
 
     /// Takes a request to the file in `seat`.
@@ -217,6 +261,7 @@ impl RingQueue {
         if !self.ready() {
             return Err(Full);
         }
+        self.bind();
         let index = self.free.pop().ok_or(Full)?;
         match self.prepare(index, seat, tag, op) {
             Next::Ring => self.push(index),
@@ -226,6 +271,14 @@ impl RingQueue {
         Ok(())
     }
 
+    /// Takes the ring out, which is not given back then.
+    fn lose(&mut self) -> Option<IoUring> {
+        match &mut self.ring {
+            Hold::Bound(ring) => ring.lose(),
+            Hold::Waiting(_) | Hold::Refused { .. } => None,
+        }
+    }
+
     /// Requests the kernel has or is about to get.
     fn active(&self) -> usize {
         self.slots.len().saturating_sub(self.free.len())
@@ -233,11 +286,10 @@ impl RingQueue {
 
     /// Gives the kernel what was pushed, and time to finish deferred work if it asks for that.
     fn enter(&mut self) {
-        let result = self.enable();
-        let Some(ring) = self.ring.as_mut().filter(|_| self.dead.is_none()) else {
+        let Some(io) = self.usable() else {
             return;
         };
-        match result.and_then(|()| ring.io.submit()) {
+        match io.submit() {
             Ok(count) => {
                 self.pushed.drain(..count.min(self.pushed.len()));
             }
@@ -249,16 +301,16 @@ impl RingQueue {
         }
     }
 
-    /// The ring failed for good: answers what the kernel has not taken, and lets nothing new in.
+    /// The ring failed for good: what the kernel has not taken goes to the blocking thread, and so does all that follows.
     fn give_up(&mut self, errno: i32) {
-        let fault = IoFault::from_errno(errno);
         tracing::error!(
-            "{}: io_uring failed: {fault}; all requests fail from now on",
-            self.name()
+            "{}: io_uring failed: {}; requests wait for one another on a blocking thread from now on",
+            self.name(),
+            IoFault::from_errno(errno)
         );
-        self.dead = Some(fault);
+        self.dead = true;
         for index in std::mem::take(&mut self.pushed) {
-            self.finish(index, Err(fault));
+            self.push(index);
         }
     }
 
@@ -266,9 +318,8 @@ impl RingQueue {
     fn reap(&mut self) -> bool {
         let mut any = self.reap_aside();
         while let Some((tag, result)) = self
-            .ring
-            .as_mut()
-            .and_then(|ring| ring.io.completion().next())
+            .io()
+            .and_then(|io| io.completion().next())
             .map(|entry| (entry.user_data(), entry.result()))
         {
             any = true;
@@ -315,7 +366,7 @@ impl RingQueue {
             (Step::Range { .. }, Ok(_)) => self.finish(index, Ok(0)),
             (Step::Range { task, len, .. }, Err(_)) if range::refused(result.saturating_neg()) => {
                 range::note_refusal(image, task, result.saturating_neg());
-                self.set_aside(index, What::Range { task, len });
+                self.set_aside(index, What::Instead { task, len });
             }
             (step, Err(_)) => {
                 let errno = result.saturating_neg();
@@ -330,28 +381,25 @@ impl RingQueue {
 
     /// Switches the signal for completions. Off while this thread looks by itself.
     fn arm(&mut self, on: bool) {
-        if self.armed != on
-            && let Some(ring) = self.ring.as_mut()
-        {
-            let completions = ring.io.completion();
-            if on {
-                completions.enable_eventfd();
-            } else {
-                completions.disable_eventfd();
-            }
-            self.armed = on;
-            // What completes from here on signals; what completed before is seen by the look that follows.
-            fence(Ordering::SeqCst);
+        if self.armed == on {
+            return;
         }
+        let Some(io) = self.io() else {
+            return;
+        };
+        if on {
+            io.completion().enable_eventfd();
+        } else {
+            io.completion().disable_eventfd();
+        }
+        // What completes from here on signals; what completed before is seen by the look that follows.
+        fence(Ordering::SeqCst);
+        self.armed = on;
     }
 
     /// Whether the kernel holds back completions until it is entered.
     fn work_deferred(&mut self) -> bool {
-        self.dead.is_none()
-            && self
-                .ring
-                .as_mut()
-                .is_some_and(|ring| ring.io.submission().taskrun())
+        self.usable().is_some_and(|io| io.submission().taskrun())
     }
 }
 
@@ -399,20 +447,18 @@ impl DiskQueue for RingQueue {
         if !self.pushed.is_empty() || (self.active() > 0 && !self.armed) {
             // The kernel would not take everything, or keeps completing: have the worker come back.
             self.arm(true);
-            if let Some(ring) = self.ring.as_ref() {
-                let _ = rustix::io::write(&ring.event, &1_u64.to_ne_bytes());
-            }
+            let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
         }
         out.append(&mut self.done);
     }
 
     fn has_completions(&mut self) -> bool {
-        let ended = |ring: &mut Ring| !ring.io.completion().is_empty();
-        self.active() > 0 && (self.ring.as_mut().is_some_and(ended) || self.work_deferred())
+        let ended = |io: &mut IoUring| !io.completion().is_empty();
+        self.active() > 0 && (self.io().is_some_and(ended) || self.work_deferred())
     }
 
     fn events(&self) -> Vec<BorrowedFd<'_>> {
-        self.ring.iter().map(|ring| ring.event.as_fd()).collect()
+        vec![self.event.as_fd()]
     }
 
     fn cancel(&mut self, tag: u64) {
@@ -431,8 +477,12 @@ impl DiskQueue for RingQueue {
 impl Drop for RingQueue {
     fn drop(&mut self) {
         self.drain(&mut Vec::new());
-        if let Some(ring) = self.ring.take().filter(|_| self.dead.is_none()) {
-            self.home.give_back(self.index, ring);
+        // An entry that the kernel never took would be in the way of whoever has the ring next.
+        if self.dead || !self.pushed.is_empty() {
+            drop(self.lose());
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,9 +8,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::image::Image;
-use super::raw::Home;
-use super::ring::{Ring, RingQueue};
+use super::ring::{Ring, RingQueue, Unbound};
 use super::{Completion, DiskOp, DiskQueue, Full};
+use crate::pool::Pool;
 use crate::ram::Ram;
 
 /// A disk as a [`RingShare`] sees it, from [`Disk::member`](super::Disk::member).
@@ -23,7 +23,8 @@ pub struct Seat(u16);
 
 /// The rings of one controller, made before the machine starts.
 pub struct SharedRings {
-    home: Arc<Home>,
+    rings: Arc<Pool<Ring>>,
+    depth: u16,
     seats: u16,
 }
 
@@ -33,9 +34,10 @@ impl SharedRings {
     /// # Errors
     /// The host refuses io_uring, or has no memory for it.
     pub fn new(count: u16, depth: u16, seats: u16) -> io::Result<Self> {
-        let home = Home::new(count, depth, |depth| Ring::shared(seats, depth))?;
+        let rings = (0..count).map(|_| Ring::shared(seats, depth));
         Ok(Self {
-            home: Arc::new(home),
+            rings: Pool::new(rings.collect::<io::Result<Vec<_>>>()?),
+            depth,
             seats,
         })
     }
@@ -43,17 +45,9 @@ impl SharedRings {
     /// Ring number `index`, for requests into and out of `ram`. `None` while it is in use.
     #[must_use]
     pub fn take(&self, index: u16, ram: Ram) -> Option<RingShare> {
-        let ring = self.home.take(index)?;
+        let ring = Unbound::new(self.rings.take(index)?);
         let empty = vec![None; usize::from(self.seats)];
-        let depth = self.home.depth;
-        Some(RingShare(RingQueue::new(
-            Arc::clone(&self.home),
-            index,
-            ring,
-            empty,
-            ram,
-            depth,
-        )))
+        RingQueue::new(ring, empty, ram, self.depth).map(RingShare)
     }
 }
 

@@ -172,6 +172,11 @@ impl Transfer {
         self.left
     }
 
+    /// Where what is left begins on a disk, if the whole begins at `offset`.
+    pub(super) fn position(&self, offset: u64) -> u64 {
+        offset.saturating_add(self.len.saturating_sub(self.left))
+    }
+
     /// What is left, for one system call. The memory stays valid as the type says.
     pub(super) fn rest(&self) -> &[libc::iovec] {
         let rest = self.iov.get(self.first..).unwrap_or(&[]);

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -16,7 +17,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// The queue.
 pub(in crate::disk) struct AsideQueue {
-    event: OwnedFd,
+    event: Arc<OwnedFd>,
     aside: Aside<Order, Completion>,
     /// Tags in flight.
     tags: Vec<u64>,
@@ -111,9 +112,9 @@ impl AsideQueue {
         mut performer: impl Perform + 'static,
         depth: u16,
     ) -> io::Result<Self> {
-        let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let event = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let work = move |order: Order, given_up| order.perform(&mut performer, given_up);
-        let aside = Aside::start(event.try_clone()?, work)?;
+        let aside = Aside::start(Arc::clone(&event), work)?;
         Ok(Self {
             event,
             aside,

@@ -1,4 +1,5 @@
-//! What a ring can't do: it goes to a thread beside it, which is made when it is first needed.
+//! What a ring can't do, or everything where there is no ring: it goes to a blocking thread, which is made when it is
+//! first needed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use crate::disk::aside::Aside;
 use crate::disk::image::Image;
 use crate::disk::range::{self, Task};
 use crate::disk::transfer::{Reach, Transfer};
-use crate::disk::{IoFault, bounce};
+use crate::disk::{IoFault, plain};
 
 /// A request with all it may touch: it may outlive the queue.
 pub(in crate::disk) struct Job {
@@ -20,15 +21,13 @@ pub(in crate::disk) struct Job {
     what: What,
 }
 
-/// The blocking way to do something.
+/// What to do by blocking calls.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum What {
-    /// O_DIRECT would refuse it.
-    BouncedRead,
-    /// The same.
-    BouncedWrite { fua: bool },
-    /// fallocate(2) can't do it.
-    Range { task: Task, len: u64 },
+    /// What the request is at. Bounced where O_DIRECT would refuse it.
+    Step(Step),
+    /// What fallocate(2) has refused or can't do.
+    Instead { task: Task, len: u64 },
 }
 
 /// A job that is done.
@@ -53,12 +52,15 @@ impl Job {
 
     fn perform(&mut self) -> Result<u64, IoFault> {
         let (image, transfer) = (&*self.image, &mut self.transfer);
+        let at = self.offset;
         match self.what {
-            What::BouncedRead => bounce::read(image, transfer, self.offset)?,
-            What::BouncedWrite { fua } => bounce::write(image, transfer, self.offset, fua)?,
-            What::Range { task, len } => {
-                range::instead(image, &self.reach, task, self.offset, len)?;
+            What::Step(Step::Read) => plain::read(image, transfer, at)?,
+            What::Step(Step::Write { fua }) => plain::write(image, transfer, at, fua)?,
+            What::Step(Step::Flush) => plain::flush(image)?,
+            What::Step(Step::Range { task, len, .. }) => {
+                range::run(image, &self.reach, task, at, len)?;
             }
+            What::Instead { task, len } => range::instead(image, &self.reach, task, at, len)?,
         }
         Ok(transfer.len())
     }
@@ -92,8 +94,7 @@ impl RingQueue {
 
     fn helper(&mut self) -> Option<&mut Aside<Job, Finished>> {
         if self.aside.is_none() {
-            let event = self.ring.as_ref()?.event.try_clone();
-            let started = event.and_then(|event| Aside::start(event, Job::run));
+            let started = Aside::start(Arc::clone(&self.event), Job::run);
             if let Err(error) = &started {
                 tracing::warn!(
                     "{}: requests that block hold up others, for there is no thread for them: {error}",

@@ -41,11 +41,11 @@ impl RingQueue {
         let cancel = cancel
             .flags(squeue::Flags::FIXED_FILE)
             .user_data(NO_REQUEST);
-        let Some(ring) = self.ring.as_mut() else {
+        let Some(io) = self.usable() else {
             return;
         };
         // SAFETY: a cancellation points to nothing. If there is no room for it, requests run to their end.
-        if unsafe { ring.io.submission().push(&cancel) }.is_ok() {
+        if unsafe { io.submission().push(&cancel) }.is_ok() {
             self.pushed.push(NO_SLOT);
         }
     }
@@ -53,11 +53,17 @@ impl RingQueue {
     /// Cancels what can be cancelled and waits for the rest; see [`DiskQueue::drain`](crate::disk::DiskQueue::drain).
     pub(super) fn drain_all(&mut self, out: &mut Vec<Completion>) {
         let end = Instant::now().checked_add(DRAIN_LIMIT);
+        if self.active() == 0 {
+            // The ring, if any, is left as it is: this may be a thread that has never used it.
+            out.append(&mut self.done);
+            return;
+        }
         self.arm(false);
         self.enter();
         self.reap();
         if self.active() > 0 {
             self.push_cancel(CancelBuilder::any());
+            self.enter();
         }
         while self.active() > 0 {
             if end.is_none_or(|end| Instant::now() >= end) {
@@ -75,14 +81,14 @@ impl RingQueue {
         if self.wait_aside(limit) {
             return;
         }
-        let Some(ring) = self.ring.as_mut() else {
+        let timespec = Timespec::from(limit);
+        let Some(io) = self.usable() else {
+            std::thread::sleep(Duration::from_millis(1));
             return;
         };
-        let limit = Timespec::from(limit);
-        let waited = ring
-            .io
+        let waited = io
             .submitter()
-            .submit_with_args(1, &SubmitArgs::new().timespec(&limit));
+            .submit_with_args(1, &SubmitArgs::new().timespec(&timespec));
         if let Ok(count) = waited {
             self.pushed.drain(..count.min(self.pushed.len()));
         } else if waited.is_err_and(|error| error.raw_os_error() != Some(libc::ETIME)) {
@@ -111,11 +117,11 @@ impl RingQueue {
             }
         }
         std::mem::forget((
-            self.ring.take(),
+            self.lose(),
             slots,
             self.reach.clone(),
             std::mem::take(&mut self.images),
         ));
-        self.dead = Some(IoFault::Stuck);
+        self.dead = true;
     }
 }

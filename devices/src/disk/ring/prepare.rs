@@ -79,7 +79,7 @@ impl RingQueue {
                 image.admit(offset, len, true)
             }
         };
-        match admitted.and(self.dead.map_or(Ok(()), Err)) {
+        match admitted {
             Ok(()) => self.route(index),
             Err(fault) => Next::Done(Err(fault)),
         }
@@ -98,10 +98,10 @@ impl RingQueue {
         let at_once = match slot.step {
             Step::Read | Step::Write { .. } if slot.transfer.len() == 0 => Some(Ok(0)),
             Step::Range { len: 0, .. } => Some(Ok(0)),
-            Step::Read if !fits(slot) => return Next::Aside(What::BouncedRead),
-            Step::Write { fua } if !fits(slot) => return Next::Aside(What::BouncedWrite { fua }),
-            Step::Range { task, len, .. } if range::fallocate_mode(image, task).is_none() => {
-                return Next::Aside(What::Range { task, len });
+            Step::Read if !fits(slot) => return Next::Aside(What::Step(slot.step)),
+            Step::Write { .. } if !fits(slot) => return Next::Aside(What::Step(slot.step)),
+            Step::Range { task, .. } if range::fallocate_mode(image, task).is_none() => {
+                return Next::Aside(What::Step(slot.step));
             }
             Step::Read => self.cached.read(image, &mut slot.transfer, slot.offset),
             Step::Write { fua: false } => self.cached.write(image, &mut slot.transfer, slot.offset),
@@ -115,9 +115,7 @@ impl RingQueue {
         let slot = self.slots.get(usize::from(index))?;
         let image = seated(&self.images, slot.seat)?;
         let file = Fixed(u32::from(slot.seat));
-        let at = slot
-            .offset
-            .saturating_add(slot.transfer.len().saturating_sub(slot.transfer.left()));
+        let at = slot.transfer.position(slot.offset);
         let rest = slot.transfer.rest();
         let count = u32::try_from(rest.len()).unwrap_or(0);
         let flags = |fua| if fua { libc::RWF_DSYNC } else { 0 };

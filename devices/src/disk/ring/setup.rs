@@ -2,11 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use io_uring::register::{Probe, Restriction};
 use io_uring::{IoUring, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::bind::Owner;
 use crate::disk::image::Image;
 
 /// Operations the ring may do.
@@ -23,11 +25,16 @@ const OPERATIONS: [u8; 7] = [
 pub(super) const NO_FILE: RawFd = -1;
 /// IORING_REGISTER_FILES_UPDATE: what a shared ring may still do once it is restricted.
 const UPDATE_FILES: u8 = 6;
-/// A ring, made and restricted, waiting for its thread.
+/// A ring, made and restricted; see `bind` for whose it is.
 pub(in crate::disk) struct Ring {
-    pub(super) io: IoUring,
-    pub(super) event: OwnedFd,
-    pub(super) enabled: bool,
+    /// `None` once it is lost.
+    pub(super) io: Option<IoUring>,
+    /// Signalled by its completions.
+    pub(super) event: Arc<OwnedFd>,
+    /// The kernel takes entries from its owner alone.
+    pub(super) single_issuer: bool,
+    /// The thread that enabled it.
+    pub(super) owner: Owner,
 }
 
 impl Ring {
@@ -49,9 +56,10 @@ impl Ring {
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_taskrun_flag()
-            .build(entries)
-            // Before Linux 6.1.
-            .or_else(|_| IoUring::builder().setup_r_disabled().build(entries))?;
+            .build(entries);
+        let single_issuer = io.is_ok();
+        // Before Linux 6.1.
+        let io = io.or_else(|_| IoUring::builder().setup_r_disabled().build(entries))?;
         let mut probe = Probe::new();
         io.submitter().register_probe(&mut probe)?;
         if !OPERATIONS
@@ -72,9 +80,10 @@ impl Ring {
         }
         io.submitter().register_restrictions(&mut rules)?;
         Ok(Self {
-            io,
-            event,
-            enabled: false,
+            io: Some(io),
+            event: Arc::new(event),
+            single_issuer,
+            owner: None,
         })
     }
 }

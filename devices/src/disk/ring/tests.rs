@@ -1,0 +1,164 @@
+//! Whose ring it is, and what becomes of requests that it can't take.
+
+use std::fs::File;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::NamedTempFile;
+
+use super::setup::Ring;
+use super::*;
+use crate::disk::config::DiskConfig;
+use crate::disk::{Completion, Data};
+use crate::pool::Pool;
+use crate::testing::memory;
+
+const LEN: u64 = 1 << 20;
+const DEPTH: u16 = 4;
+
+/// An image and its rings, as a disk has them.
+struct Host {
+    file: NamedTempFile,
+    image: Arc<Image>,
+    rings: Arc<Pool<Ring>>,
+}
+
+impl Host {
+    /// Around the page cache where that can be had, so that nothing is served without the ring.
+    fn new() -> Self {
+        let file = NamedTempFile::new().expect("file");
+        file.as_file().set_len(LEN).expect("size");
+        let direct = |direct| DiskConfig {
+            direct,
+            ..DiskConfig::new(file.path())
+        };
+        let image = Image::open(&direct(true)).or_else(|_| Image::open(&direct(false)));
+        let image = Arc::new(image.expect("image"));
+        let rings = Pool::new([Ring::new(&image, DEPTH).expect("io_uring")]);
+        Self { file, image, rings }
+    }
+
+    fn queue(&self) -> RingQueue {
+        let ring = Unbound::new(self.rings.take(0).expect("free"));
+        let images = vec![Some(Arc::clone(&self.image))];
+        RingQueue::new(ring, images, memory(), DEPTH).expect("a ring")
+    }
+}
+
+fn finish(queue: &mut RingQueue, count: usize) -> Vec<Completion> {
+    let end = Instant::now() + Duration::from_secs(20);
+    let mut done = Vec::new();
+    queue.commit();
+    queue.completions(&mut done);
+    while done.len() < count {
+        assert!(Instant::now() < end, "no completion");
+        thread::sleep(Duration::from_millis(1));
+        queue.completions(&mut done);
+    }
+    done
+}
+
+/// Writes, reads and flushes, all of which has to be carried out.
+fn work(queue: &mut RingQueue, seed: u8) {
+    let (offset, fua) = (4096, true);
+    let write = DiskOp::Write {
+        offset,
+        data: Data::Host(vec![seed; 8192]),
+        fua,
+    };
+    queue.submit(1, write).expect("room");
+    assert_eq!(finish(queue, 1)[0].result, Ok(8192));
+    let zero = DiskOp::WriteZeroes {
+        offset,
+        len: 4096,
+        may_unmap: false,
+        fua,
+    };
+    queue.submit(2, zero).expect("room");
+    assert_eq!(finish(queue, 1)[0].result, Ok(0));
+    let data = Data::Host(vec![0xee; 8192]);
+    queue
+        .submit(3, DiskOp::Read { offset, data })
+        .expect("room");
+    let read = finish(queue, 1).remove(0);
+    assert_eq!(read.buffer, Some([[0; 4096], [seed; 4096]].concat()));
+    queue.submit(4, DiskOp::Flush).expect("room");
+    assert_eq!(finish(queue, 1)[0].result, Ok(0));
+}
+
+fn bound(queue: &RingQueue) -> bool {
+    matches!(queue.ring, Hold::Bound(_))
+}
+
+#[test]
+fn a_queue_dropped_unused_on_another_thread_leaves_its_ring_to_the_one_that_uses_it() {
+    let host = Host::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            drop(host.queue());
+            // A reset right after the start.
+            host.queue().drain(&mut Vec::new());
+        });
+    });
+    for seed in 1..3 {
+        let mut queue = host.queue();
+        work(&mut queue, seed);
+        assert!(bound(&queue));
+    }
+}
+
+#[test]
+fn a_ring_given_back_works_again_on_its_thread_wherever_its_queue_was_dropped() {
+    let host = Host::new();
+    for seed in 1..4 {
+        let mut queue = host.queue();
+        work(&mut queue, seed);
+        assert!(bound(&queue), "generation {seed}");
+        // As a worker gives its tasks back: stopped here, dropped elsewhere.
+        queue.drain(&mut Vec::new());
+        thread::scope(|scope| {
+            scope.spawn(move || drop(queue));
+        });
+    }
+}
+
+#[test]
+fn a_ring_of_another_thread_is_left_alone_and_its_requests_are_carried_out_without_it() {
+    let host = Host::new();
+    work(&mut host.queue(), 1);
+    let single_issuer = {
+        let ring = host.rings.take(0).expect("free");
+        ring.get().expect("a ring").single_issuer
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut queue = host.queue();
+            work(&mut queue, 2);
+            assert_eq!(bound(&queue), !single_issuer);
+        });
+    });
+    let mut queue = host.queue();
+    work(&mut queue, 3);
+    assert!(bound(&queue), "nobody spoilt it");
+}
+
+#[test]
+fn a_ring_that_fails_hands_its_requests_to_a_thread_and_is_not_given_back() {
+    let host = Host::new();
+    let mut queue = host.queue();
+    for tag in 1..=2 {
+        queue.submit(tag, DiskOp::Flush).expect("room");
+    }
+    queue.give_up(libc::EBADFD);
+    let done = finish(&mut queue, 2);
+    assert!(done.iter().all(|done| done.result == Ok(0)), "{done:?}");
+    work(&mut queue, 1);
+    drop(queue);
+    let mut queue = host.queue();
+    work(&mut queue, 2);
+    assert!(!bound(&queue));
+    let mut bytes = vec![0; 8192];
+    let file: &File = host.file.as_file();
+    std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, 4096).expect("image");
+    assert_eq!(bytes[4096..], [2; 4096]);
+}
