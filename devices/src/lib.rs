@@ -19,6 +19,7 @@ pub mod bytes;
 mod clock;
 pub mod device;
 pub mod disk;
+pub mod eventfd;
 pub mod interrupt;
 mod limits;
 pub mod net;

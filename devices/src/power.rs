@@ -84,12 +84,11 @@ impl BusDevice for Power {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use vmm_sys_util::eventfd::EFD_NONBLOCK;
-
     use super::*;
+    use crate::eventfd::eventfd;
 
     fn power() -> (Power, EventFd, Arc<Mutex<Vec<PowerRequest>>>) {
-        let line = EventFd::new(EFD_NONBLOCK).unwrap();
+        let line = eventfd().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&asked);
         let power = Power::new(line.try_clone().unwrap(), move |request| {

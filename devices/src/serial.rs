@@ -8,9 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vm_superio::Trigger;
 use vm_superio::serial::SerialEvents;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::eventfd::eventfd;
 
 /// Interrupt enable register; its bit for received data.
 const IER: u8 = 1;
@@ -61,7 +62,7 @@ impl Serial {
     /// # Errors
     /// No eventfd to be had.
     pub fn new(line: EventFd, output: Output) -> io::Result<Self> {
-        let room = Room(EventFd::new(EFD_NONBLOCK)?);
+        let room = Room(eventfd()?);
         let uart = vm_superio::Serial::with_events(Line(line), room, output);
         Ok(Self {
             uart: Mutex::new(uart),
@@ -150,7 +151,7 @@ mod tests {
     }
 
     fn serial() -> (Serial, Sink, EventFd) {
-        let line = EventFd::new(EFD_NONBLOCK).unwrap();
+        let line = eventfd().unwrap();
         let sink = Sink::default();
         let serial = Serial::new(line.try_clone().unwrap(), Box::new(sink.clone())).unwrap();
         (serial, sink, line)

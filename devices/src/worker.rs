@@ -4,6 +4,7 @@
 //! raises at most one interrupt a queue. Nothing on that way takes a lock. It doesn't know what the devices do,
 //! nor how interrupts reach the guest. The thread is made with the machine, not by the guest.
 
+mod calls;
 mod depth;
 mod event_loop;
 mod habit;
@@ -19,14 +20,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use event_manager::{EventManager, RemoteEndpoint, SubscriberId, SubscriberOps};
+use event_manager::{EventManager, SubscriberId};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{QueueHandler, TaskQueue};
 use crate::interrupt::InterruptSink;
 
-use event_loop::{Entry, Loop, Ops, Reporter, Watcher, events_of, loop_of, serve, unwatch_fd};
+use calls::{Caller, calls};
+use event_loop::{
+    Entry, Loop, Ops, Reporter, Watcher, add_loop, events_of, loop_of, serve, unwatch_fd,
+};
 use processor::Processor;
 use running::Running;
 
@@ -120,7 +124,7 @@ pub struct Stopped {
 /// A handle on a worker's thread. The thread ends with the last handle.
 pub struct Worker {
     name: String,
-    endpoint: RemoteEndpoint<Loop>,
+    caller: Caller,
     subscriber: SubscriberId,
     processor: Processor,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -138,19 +142,19 @@ impl Worker {
         let processor = Processor::of_this_machine();
         let poll_window = poll_window.or(processor.window());
         let mut manager = EventManager::new().map_err(|e| io::Error::other(e.to_string()))?;
-        let subscriber =
-            manager.add_subscriber(Loop::new(poll_window.unwrap_or_default(), processor));
-        let endpoint = manager.remote_endpoint();
+        let (caller, calls) = calls()?;
+        let state = Loop::new(poll_window.unwrap_or_default(), processor);
+        let subscriber = add_loop(&mut manager, state, &calls)?;
         let reporter = Reporter {
             worker: name.to_owned(),
             on_failure: Arc::clone(&on_failure),
         };
         let thread = thread::Builder::new()
             .name(name.chars().take(15).collect())
-            .spawn(move || serve(manager, subscriber, &reporter))?;
+            .spawn(move || serve(manager, subscriber, calls, &reporter))?;
         let worker = Worker {
             name: name.to_owned(),
-            endpoint,
+            caller,
             subscriber,
             processor,
             thread: Mutex::new(Some(thread)),
@@ -275,7 +279,7 @@ impl Worker {
         let gone = || WorkerError::Gone(self.name.clone());
         let (answer, answered) = sync_channel(1);
         let subscriber = self.subscriber;
-        self.endpoint
+        self.caller
             .fire(move |ops| {
                 // The asker may have given up; then the answer goes away with whatever it holds.
                 let _ = answer.send(work(ops, subscriber));
@@ -295,7 +299,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         let subscriber = self.subscriber;
         // A loop that has ended already needs no telling.
-        let _ = self.endpoint.fire(move |ops| {
+        let _ = self.caller.fire(move |ops| {
             if let Ok(state) = ops.subscriber_mut(subscriber) {
                 state.quit = true;
             }

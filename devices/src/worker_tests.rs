@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use splitring_virtio::device::queue::RingFeatures;
 use splitring_virtio::spec::feature;
-use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
 use crate::device::{Broken, Cause, Outcome, QueueSet, Source};
+use crate::eventfd::eventfd;
 use crate::ram::Ram;
 use crate::testing::pci::wait_until;
 use crate::testing::probe::{Handler, Manner, Record};
@@ -44,7 +44,7 @@ impl Bench {
         let ring = GuestRing::new(&self.ram, index, 256);
         let features = RingFeatures::from_bits(features);
         let queue = ring.config().activate(self.ram.clone(), features).unwrap();
-        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        let kick = eventfd().unwrap();
         let sink = Arc::new(Sink::default());
         let task = NewTask {
             label: format!("task{index}"),
@@ -199,7 +199,7 @@ fn a_guest_that_refills_for_ever_starves_nobody() {
     ring.offer(&[(0x1000, 1, true)]);
     let task = NewTask {
         label: "greedy".to_owned(),
-        queues: vec![(TaskQueue { index: 0, queue }, EventFd::new(0).unwrap())],
+        queues: vec![(TaskQueue { index: 0, queue }, eventfd().unwrap())],
         handler: Box::new(Refilling(Arc::clone(&done), Mutex::new(ring))),
         sink: Arc::new(Sink::default()),
     };
@@ -374,7 +374,7 @@ fn a_broken_device_is_not_run_again_even_if_its_backend_stays_ready() {
 #[test]
 fn a_watch_calls_its_action_until_it_is_stopped() {
     let bench = Bench::new();
-    let fd = EventFd::new(EFD_NONBLOCK).unwrap();
+    let fd = eventfd().unwrap();
     let count = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&count);
     let action = Box::new(move || {
@@ -411,7 +411,7 @@ fn a_descriptor_that_cannot_be_waited_for_is_an_error_and_leaves_nothing() {
         .config()
         .activate(bench.ram.clone(), RingFeatures::default())
         .unwrap();
-    let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+    let kick = eventfd().unwrap();
     let task = NewTask {
         label: "disk0".to_owned(),
         queues: vec![(TaskQueue { index: 0, queue }, kick.try_clone().unwrap())],

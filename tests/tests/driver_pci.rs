@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use splitring_devices::blk::Blk as Device;
 use splitring_devices::bus::Bus;
 use splitring_devices::disk::doubles::MemoryDisk;
+use splitring_devices::eventfd::eventfd;
 use splitring_devices::pci::root::{PciPlan, PciRoot};
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
 use splitring_devices::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
@@ -23,7 +24,7 @@ use splitring_virtio::driver::{DmaBytes, Identity, PciFunction, Queue, QueueOpti
 use splitring_virtio::scatterlist::ScatterList;
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use splitring_virtio::spec::{pci, status};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 use zerocopy::FromZeros;
 use zerocopy::IntoBytes;
 
@@ -72,7 +73,7 @@ impl Wiring for Board {
 
     fn msi(&self) -> Result<Box<dyn MsiLine>, WiringError> {
         let line = Line {
-            trigger: EventFd::new(EFD_NONBLOCK).unwrap(),
+            trigger: eventfd().unwrap(),
             message: Arc::default(),
         };
         let seen = (line.trigger.try_clone().unwrap(), line.message.clone());

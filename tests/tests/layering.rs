@@ -163,6 +163,26 @@ fn only_vmm_calls_kvm() {
     );
 }
 
+/// The one file that may create eventfds: it makes them close-on-exec.
+const EVENTFD_MAKER: &str = "devices/src/eventfd.rs";
+
+#[test]
+fn every_eventfd_comes_from_one_place() {
+    let this_file = Path::new(file!()).file_name().expect("a name");
+    let mut makers = Vec::new();
+    for (folder, _) in MAY_USE {
+        let mut files = Vec::new();
+        sources(&workspace().join(folder), &mut files);
+        files.retain(|file| file.file_name() != Some(this_file));
+        let makes = |file: &PathBuf| {
+            let text = fs::read_to_string(file).expect("a source file");
+            text.contains("EventFd::new(")
+        };
+        makers.extend(files.into_iter().filter(makes));
+    }
+    assert_eq!(makers, [workspace().join(EVENTFD_MAKER)]);
+}
+
 #[test]
 fn virtio_needs_no_standard_library() {
     let root = workspace().join("virtio/src/lib.rs");

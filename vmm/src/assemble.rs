@@ -19,6 +19,7 @@ use splitring_arch::kernel::{Initrd, Kernel};
 use splitring_arch::layout::{self, Layout};
 use splitring_devices::blk::BlkHandle;
 use splitring_devices::bus::Bus;
+use splitring_devices::eventfd::eventfd;
 use splitring_devices::net::NetHandle;
 use splitring_devices::pci::root::{self, ConfigPorts, PciPlan, PciRoot};
 use splitring_devices::power;
@@ -28,7 +29,7 @@ use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::{self, Serial};
 use splitring_devices::worker::{OnFailure, Worker};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::attach::{self, Bay, Place};
 use crate::config::{SerialMode, VmConfig};
@@ -59,9 +60,9 @@ const _: () = {
 /// KVM's memory slot for PCI configuration space; guest memory has the first ones.
 const CONFIG_SLOT: u32 = 8;
 
-/// An eventfd that never blocks.
+/// An eventfd that never blocks and that no child inherits.
 pub(crate) fn event() -> Result<EventFd, BuildError> {
-    EventFd::new(EFD_NONBLOCK).map_err(BuildError::Event)
+    eventfd().map_err(BuildError::Event)
 }
 
 /// One build of a machine: a reboot makes the next.

@@ -17,9 +17,10 @@ use kvm_bindings::{
 };
 use kvm_bindings::{KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use splitring_devices::eventfd::eventfd;
 use splitring_devices::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
 use vm_allocator::IdAllocator;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::host;
 
@@ -246,7 +247,7 @@ impl Vm {
     /// Lets KVM itself take in what the guest writes to `port`, where no device answers: without an exit.
     pub(crate) fn absorb_port(&self, port: u16) -> Result<(), KvmError> {
         // KVM keeps what it needs of the descriptor; nobody listens.
-        let fd = EventFd::new(EFD_NONBLOCK).map_err(KvmError::Event)?;
+        let fd = eventfd().map_err(KvmError::Event)?;
         self.0
             .fd
             .register_ioevent(&fd, &IoEventAddress::Pio(u64::from(port)), NoDatamatch)
@@ -297,7 +298,7 @@ impl Wiring for Vm {
 
     fn msi(&self) -> Result<Box<dyn MsiLine>, WiringError> {
         let what = || "create a message interrupt";
-        let event = EventFd::new(EFD_NONBLOCK).map_err(|error| WiringError::new(what(), error))?;
+        let event = eventfd().map_err(|error| WiringError::new(what(), error))?;
         let gsi = self.0.interrupts().gsis.allocate_id().map_err(|_| {
             let full = format!("all {LAST_GSI} interrupt lines are in use; give the machine fewer devices or queues");
             WiringError::new(what(), io::Error::other(full))

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use splitring_virtio::spec::pci::{NO_VECTOR, isr};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{COMMAND, COMMAND_INTX_DISABLE, STATUS_INTERRUPT};
 use super::msix::Msix;
 use super::pages::ConfigPage;
 use crate::device::Broken;
+use crate::eventfd::eventfd;
 use crate::interrupt::{ConfigGate, InterruptSink};
 use crate::throttle::Throttle;
 use crate::wiring::{Wiring, WiringError};
@@ -53,8 +54,8 @@ impl Interrupts {
             config_vector: AtomicU16::new(NO_VECTOR),
             isr: AtomicU8::new(0),
             page,
-            line: EventFd::new(EFD_NONBLOCK)?,
-            resample: EventFd::new(EFD_NONBLOCK)?,
+            line: eventfd()?,
+            resample: eventfd()?,
             line_bound: AtomicBool::new(false),
             needs_reset: AtomicBool::new(false),
             driver_ok: AtomicBool::new(false),

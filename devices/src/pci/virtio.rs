@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use splitring_virtio::device::transport::Transport;
 use splitring_virtio::spec::pci::{self as spec, cfg_type};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 use zerocopy::IntoBytes;
 
 use super::config::{ConfigSpace, Identity};
@@ -27,6 +27,7 @@ use super::msix::{ENTRY_SIZE, MAX_VECTORS, Msix};
 use super::root::{PciError, PciFunction, PciRoot};
 use crate::bus::BusDevice;
 use crate::device::VirtioDevice;
+use crate::eventfd::eventfd;
 use crate::ram::Ram;
 use crate::wiring::Wiring;
 use crate::worker::{TaskId, Worker};
@@ -122,7 +123,7 @@ impl VirtioPci {
         let requester = u16::from(slot) << 3;
         let msix = Msix::new(vectors, requester, Arc::clone(&parts.wiring), id.clone());
         let interrupts = Interrupts::new(id, msix, sizes.len(), page);
-        let kicks = sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK));
+        let kicks = sizes.iter().map(|_| eventfd());
         let kicks: Result<Vec<_>, _> = kicks.collect();
         let (features, rules) = (parts.device.features(), parts.device.feature_rules());
         let transport = Transport::new(features, parts.mask, rules, sizes);

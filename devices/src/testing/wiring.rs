@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
+use crate::eventfd::eventfd;
 use crate::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
 
 /// See the module.
@@ -112,7 +113,7 @@ impl Wiring for FakeWiring {
     fn msi(&self) -> Result<Box<dyn MsiLine>, WiringError> {
         self.check("make an interrupt")?;
         let line = Arc::new(FakeLine {
-            fd: EventFd::new(EFD_NONBLOCK).unwrap(),
+            fd: eventfd().unwrap(),
             route: Mutex::new(None),
         });
         self.lines.lock().unwrap().push(Arc::clone(&line));

@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use event_manager::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
+use super::calls::Calls;
 use super::polling::{Polling, Turn};
 use super::precedence::Precedence;
 use super::processor::Processor;
@@ -57,9 +59,10 @@ impl Reporter {
 pub(super) fn serve(
     mut manager: EventManager<Loop>,
     subscriber: SubscriberId,
+    calls: Calls,
     reporter: &Reporter,
 ) {
-    let ended = catch_unwind(AssertUnwindSafe(|| turn(&mut manager, subscriber)));
+    let ended = catch_unwind(AssertUnwindSafe(|| turn(&mut manager, subscriber, &calls)));
     match ended {
         Ok(Ok(())) => {}
         Ok(Err(message)) => (reporter.on_failure)(Failure::Loop {
@@ -73,21 +76,46 @@ pub(super) fn serve(
             state.stop_all();
         }
         drop(manager);
+        // Those that came too late may hold a handler.
+        drop(calls);
     }));
     if let Err(payload) = dropped {
         reporter.panic(payload.as_ref());
     }
 }
 
-fn turn(manager: &mut EventManager<Loop>, subscriber: SubscriberId) -> Result<(), String> {
+/// Adds the loop's one subscriber, which listens for `calls`.
+pub(super) fn add_loop(
+    manager: &mut EventManager<Loop>,
+    state: Loop,
+    calls: &Calls,
+) -> io::Result<SubscriberId> {
+    let subscriber = manager.add_subscriber(state);
+    let wake = Events::with_data_raw(calls.wake(), CALLS, KICK_EVENTS);
+    let mut events = manager.event_ops(subscriber).map_err(other)?;
+    events.add(wake).map_err(other)?;
+    Ok(subscriber)
+}
+
+fn other(error: event_manager::Error) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+fn turn(
+    manager: &mut EventManager<Loop>,
+    subscriber: SubscriberId,
+    calls: &Calls,
+) -> Result<(), String> {
     let mut wait = -1;
     loop {
         manager
             .run_with_timeout(wait)
             .map_err(|error| error.to_string())?;
-        let state = manager
-            .subscriber_mut(subscriber)
-            .map_err(|error| error.to_string())?;
+        let state = loop_state(manager, subscriber)?;
+        if std::mem::take(&mut state.called) {
+            calls.run(manager);
+        }
+        let state = loop_state(manager, subscriber)?;
         if state.quit {
             return Ok(());
         }
@@ -109,6 +137,18 @@ fn turn(manager: &mut EventManager<Loop>, subscriber: SubscriberId) -> Result<()
     }
 }
 
+fn loop_state(
+    manager: &mut EventManager<Loop>,
+    subscriber: SubscriberId,
+) -> Result<&mut Loop, String> {
+    manager
+        .subscriber_mut(subscriber)
+        .map_err(|error| error.to_string())
+}
+
+/// The data of the event that says that calls came in; no slot has this number.
+const CALLS: u32 = u32::MAX;
+
 /// The state of the event loop: its one subscriber.
 pub(super) struct Loop {
     slots: Vec<Option<Entry>>,
@@ -116,6 +156,8 @@ pub(super) struct Loop {
     ready: VecDeque<u16>,
     polling: Polling,
     precedence: Precedence,
+    /// Calls came in.
+    called: bool,
     pub(super) paused: bool,
     pub(super) quit: bool,
 }
@@ -135,6 +177,10 @@ impl MutEventSubscriber for Loop {
     fn init(&mut self, _ops: &mut EventOps) {}
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.data() == CALLS {
+            self.called = true;
+            return;
+        }
         let (slot, watch) = unpack(events.data());
         let Some(Some(entry)) = self.slots.get_mut(usize::from(slot)) else {
             return;
@@ -160,6 +206,7 @@ impl Loop {
             ready: VecDeque::new(),
             polling: Polling::new(poll_window, processor),
             precedence: Precedence::new(),
+            called: false,
             paused: false,
             quit: false,
         }
@@ -171,7 +218,9 @@ impl Loop {
 
     pub(super) fn free_slot(&self) -> Option<u16> {
         let free = self.slots.iter().position(Option::is_none);
-        u16::try_from(free.unwrap_or(self.slots.len())).ok()
+        u16::try_from(free.unwrap_or(self.slots.len()))
+            .ok()
+            .filter(|slot| *slot != u16::MAX)
     }
 
     pub(super) fn put(&mut self, slot: u16, entry: Option<Entry>) {

@@ -247,9 +247,9 @@ mod tests {
     use std::time::Duration;
 
     use splitring_virtio::device::queue::RingFeatures;
-    use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
+    use crate::eventfd::eventfd;
     use crate::testing::{GuestRing, Sink, memory};
     use crate::worker::depth;
     use crate::worker::event_loop::{Entry, Loop};
@@ -299,10 +299,7 @@ mod tests {
         let sink = Arc::new(Sink::default());
         let task = NewTask {
             label: "task".to_owned(),
-            queues: vec![(
-                TaskQueue { index: 0, queue },
-                EventFd::new(EFD_NONBLOCK).unwrap(),
-            )],
+            queues: vec![(TaskQueue { index: 0, queue }, eventfd().unwrap())],
             handler: Box::new(Backend {
                 keeps,
                 kept: Vec::new(),
