@@ -6,13 +6,14 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use command_fds::{CommandFdExt, FdMapping};
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::{HEADER_SIZE, Header};
 use zerocopy::{FromZeros, IntoBytes};
@@ -23,6 +24,8 @@ use super::{buffers, wire_len};
 
 /// How long a passt we started may take to end after its socket closed, before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(2);
+/// The socket's number in a passt that we start, the first behind standard error.
+const CHILD_FD: RawFd = 3;
 /// Bytes of the stream held at most: some full-sized frames.
 const READ_AHEAD: usize = 256 << 10;
 
@@ -63,16 +66,17 @@ impl Passt {
     /// Starts `passt` on a socket pair. `forwards` are its own port options: (`-t` or `-u`, ports).
     pub fn spawn(forwards: &[(&str, String)]) -> Result<Self, PasstError> {
         let (ours, theirs) = UnixStream::pair().map_err(PasstError::Socket)?;
-        // The pair is made close-on-exec; the child's end must not be.
-        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())
-            .map_err(|e| PasstError::Socket(e.into()))?;
         let mut command = Command::new("passt");
-        command.args([
-            "--foreground",
-            "--quiet",
-            "--fd",
-            &theirs.as_raw_fd().to_string(),
-        ]);
+        let number = CHILD_FD.to_string();
+        command.args(["--foreground", "--quiet", "--fd", &number]);
+        // Moved in the child: made inheritable here it would also go to what other threads start meanwhile.
+        let socket = FdMapping {
+            parent_fd: theirs.into(),
+            child_fd: CHILD_FD,
+        };
+        command
+            .fd_mappings(vec![socket])
+            .map_err(|e| PasstError::Socket(io::Error::other(e)))?;
         for (option, ports) in forwards {
             command.args([*option, ports.as_str()]);
         }
@@ -81,7 +85,8 @@ impl Passt {
             .stdout(Stdio::null())
             .spawn()
             .map_err(PasstError::Start)?;
-        drop(theirs);
+        // Holds its end of the pair: our end must see when that goes.
+        drop(command);
         // It checks its options at once, so one that can't run is seen here and not as a silent network.
         std::thread::sleep(Duration::from_millis(50));
         if let Ok(Some(status)) = child.try_wait() {
