@@ -23,6 +23,7 @@ mod lock;
 mod luns;
 mod mode;
 mod opcodes;
+mod opened;
 mod plan;
 mod request;
 mod requests;
@@ -41,18 +42,18 @@ use zerocopy::IntoBytes;
 
 use crate::DeviceKind;
 use crate::device::{Start, StartError, Task, VirtioDevice, read_window};
-use crate::disk::{Disk, SharedRings};
+use crate::disk::Disk;
 use control::Control;
 use events::Wanted;
 use hub::Hub;
 use request::Sizes;
 use requests::Requests;
-use reserve::Port;
 use sense::attention;
 use unit::lock;
 
 pub use config::{ScsiConfig, ScsiError, UnitConfig, open_reservations};
 pub use handle::{ScsiHandle, UnitInfo};
+pub use opened::OpenController;
 pub use plan::open_controllers;
 
 /// Descriptors of the control and of the event queue.
@@ -61,8 +62,6 @@ const SMALL_QUEUE: u16 = 64;
 const MAX_SECTORS: u32 = identity::MAX_TRANSFER_BLOCKS;
 /// Commands a unit takes at a time, unless the queue is smaller.
 const COMMANDS_PER_UNIT: u32 = 128;
-/// Disks a shared ring has seats for; what a process may have open by default bounds it.
-const SEATS: u64 = 1024;
 
 /// Most request queues of a controller.
 const MAX_QUEUES: u16 = 1024;
@@ -82,7 +81,8 @@ pub struct Scsi {
 }
 
 impl Scsi {
-    /// A controller with these units. Those without a place get the first free target.
+    /// A controller with these units, for a machine that is started once; see [`OpenController`] for others. Units
+    /// without a place get the first free target.
     ///
     /// # Errors
     /// A number is out of range, or two units want the same place or name.
@@ -90,16 +90,12 @@ impl Scsi {
         config: &ScsiConfig,
         units: Vec<(UnitConfig, Arc<dyn Disk>)>,
     ) -> Result<Self, ScsiError> {
-        config.check()?;
-        let rings = shared_rings(config);
-        let port = Port(identity::local_name(&format!(
-            "{}/{}",
-            config.machine, config.id
-        )));
-        let hub = Hub::new(config.clone(), port, rings);
-        for (unit, disk) in units {
-            hub.attach(unit, disk)?;
-        }
+        Ok(OpenController::new(config, units)?.build())
+    }
+
+    /// The controller in front of `hub`.
+    fn with_hub(hub: Arc<Hub>) -> Self {
+        let config = &hub.opened.config;
         let highest = hub
             .map()
             .iter()
@@ -111,12 +107,12 @@ impl Scsi {
             config.queue_size,
             usize::from(config.queues),
         ));
-        Ok(Self {
-            hub,
-            queue_sizes,
+        Self {
             max_target: config.max_target.unwrap_or(highest).max(highest),
+            queue_sizes,
             sizes: Mutex::new(DEFAULT_SIZES),
-        })
+            hub,
+        }
     }
 
     /// Adds, removes and resizes units while the guest runs.
@@ -173,20 +169,6 @@ const DEFAULT_SIZES: Sizes = Sizes {
 const SENSE_SIZE_AT: usize = 20;
 const CDB_SIZE_AT: usize = 24;
 
-/// One ring for each request queue, for all disks together.
-fn shared_rings(config: &ScsiConfig) -> Option<SharedRings> {
-    use rustix::process::{Resource, getrlimit};
-    let files = getrlimit(Resource::Nofile).current.unwrap_or(SEATS);
-    let seats = u16::try_from(files.min(SEATS)).unwrap_or(u16::MAX);
-    match SharedRings::new(config.queues, config.queue_size, seats) {
-        Ok(rings) => Some(rings),
-        Err(error) => {
-            tracing::info!("{}: no io_uring for its disks to share: {error}", config.id);
-            None
-        }
-    }
-}
-
 /// Takes over what a write of `data` at `offset` says about the four bytes at `field`.
 fn overlay(value: u32, field: usize, offset: usize, data: &[u8]) -> u32 {
     let mut bytes = value.to_le_bytes();
@@ -200,7 +182,7 @@ fn overlay(value: u32, field: usize, offset: usize, data: &[u8]) -> u32 {
 
 impl VirtioDevice for Scsi {
     fn id(&self) -> &str {
-        &self.hub.config.id
+        &self.hub.opened.config.id
     }
 
     fn kind(&self) -> DeviceKind {
@@ -229,7 +211,7 @@ impl VirtioDevice for Scsi {
         let failed = |error| {
             StartError::new(format_args!(
                 "{}: cannot make its mailboxes: {error}",
-                self.hub.config.id
+                self.hub.opened.config.id
             ))
         };
         let sizes = self.sizes();

@@ -13,7 +13,7 @@ use splitring_devices::pci::root::{PciError, PciRoot};
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
 use splitring_devices::ram::Ram;
 use splitring_devices::rng::Rng;
-use splitring_devices::scsi::{self, ScsiError, ScsiHandle};
+use splitring_devices::scsi::{ScsiError, ScsiHandle};
 use splitring_devices::wiring::Wiring;
 use splitring_devices::worker::Worker;
 
@@ -110,11 +110,12 @@ pub(crate) fn attach(
         bay.blk.push(device.handle());
         bay.plug(slot, device)?;
     }
-    let controllers = open_controllers(config)?;
-    for (controller, slot) in controllers
-        .into_iter()
+    for (opened, slot) in resources
+        .controllers
+        .iter()
         .zip(std::iter::once(SCSI_SLOT).chain(MORE_SCSI_SLOTS..))
     {
+        let controller = opened.build();
         bay.scsi.push(controller.handle());
         bay.plug(slot, Arc::new(controller))?;
     }
@@ -140,11 +141,6 @@ pub(crate) fn virtio_disks(config: &VmConfig) -> impl Iterator<Item = (String, &
     config
         .disks()
         .filter(|(_, disk)| disk.bus == DiskBus::Virtio)
-}
-
-/// Opens the SCSI controllers of `config` with their images.
-pub(crate) fn open_controllers(config: &VmConfig) -> Result<Vec<scsi::Scsi>, ScsiError> {
-    scsi::open_controllers(config.name.as_deref().unwrap_or_default(), config.disks())
 }
 
 fn build_disk(id: &str, config: &DiskConfig, image: Arc<dyn Disk>) -> Arc<Blk> {

@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use splitring_arch::kernel::{CachePolicy, Initrd, Kernel};
-use splitring_devices::disk::{self, Disk};
+use splitring_devices::disk::config::Bus as DiskBus;
+use splitring_devices::disk::{self, Disk, DiskError};
 use splitring_devices::net::{self, NetBackend};
+use splitring_devices::scsi::{self, OpenController};
 
 use crate::attach::{AttachError, virtio_disks};
 use crate::config::{ConfigError, VmConfig};
@@ -32,7 +34,9 @@ pub struct Resources {
     pub(crate) kernel: Kernel,
     pub(crate) initrd: Option<InitrdFile>,
     /// Images of the virtio disks, by id.
-    pub(crate) disks: BTreeMap<String, Arc<dyn Disk>>,
+    pub(crate) disks: Disks,
+    /// The SCSI controllers with their images, by number.
+    pub(crate) controllers: Vec<OpenController>,
     /// Backends of the network cards, by id.
     pub(crate) nets: BTreeMap<String, Arc<dyn NetBackend>>,
     pub(crate) console: Console,
@@ -129,7 +133,7 @@ impl ResourceOptions {
         self
     }
 
-    /// Serves the virtio disk `id` from `disk`, which the embedder implements or has opened. The
+    /// Serves the disk `id` from `disk`, which the embedder implements or has opened. The
     /// configuration says everything else about it; its path is a name only.
     #[must_use]
     pub fn disk(mut self, id: &str, disk: Arc<dyn Disk>) -> Self {
@@ -137,7 +141,7 @@ impl ResourceOptions {
         self
     }
 
-    /// Uses this raw image for the virtio disk `id`, opened as the configuration says: for writing unless
+    /// Uses this raw image for the disk `id`, opened as the configuration says: for writing unless
     /// `readonly`, with O_DIRECT if `direct`. The path in the configuration is a name only.
     #[must_use]
     pub fn disk_fd(mut self, id: &str, image: impl Into<OwnedFd>) -> Self {
@@ -204,13 +208,16 @@ impl ResourceOptions {
         };
         let kernel = self.open_kernel(config)?;
         let initrd = self.open_initrd(config)?;
-        let disks = self.open_disks(config)?;
+        let mut given = self.take_disks(config)?;
+        let disks = open_disks(config, &mut given)?;
+        let controllers = open_controllers(config, &mut given)?;
         let nets = self.open_nets(config)?;
         Ok(Resources {
             host,
             kernel,
             initrd,
             disks,
+            controllers,
             nets,
             console: self.console.unwrap_or_else(Console::null),
             any_kvm: self.any_kvm,
@@ -244,29 +251,28 @@ impl ResourceOptions {
         })
     }
 
-    fn open_disks(
-        &mut self,
-        config: &VmConfig,
-    ) -> Result<BTreeMap<String, Arc<dyn Disk>>, BuildError> {
+    /// The disks that were handed over, as disks.
+    fn take_disks(&mut self, config: &VmConfig) -> Result<Disks, BuildError> {
+        let mut given = std::mem::take(&mut self.disks);
         let mut disks = BTreeMap::new();
-        for (id, disk) in virtio_disks(config) {
-            let opened = match self.disks.remove(&id) {
-                Some(DiskSource::Disk(own)) => Ok(own),
-                Some(DiskSource::Descriptor(fd)) => disk::open_file(fd.into(), disk),
-                None => disk::open(disk),
+        for (id, disk) in config.disks() {
+            let opened = match given.remove(&id) {
+                None => continue,
+                Some(DiskSource::Disk(own)) => own,
+                Some(DiskSource::Descriptor(fd)) => {
+                    // A disk without limits takes a seat in its SCSI controller's rings.
+                    let queues = match disk.bus {
+                        DiskBus::Virtio => disk.queue_count(),
+                        DiskBus::Scsi => 0,
+                    };
+                    disk::open_file(fd.into(), disk, queues).map_err(in_disk(&id))?
+                }
             };
-            let failed = |error| AttachError::Disk {
-                id: id.clone(),
-                error,
-            };
-            disks.insert(id.clone(), opened.map_err(failed)?);
+            disks.insert(id, opened);
         }
-        match std::mem::take(&mut self.disks).pop_first() {
+        match given.pop_first() {
             None => Ok(disks),
-            Some((id, _)) => Err(BuildError::NotInConfig {
-                id,
-                what: "a virtio disk",
-            }),
+            Some((id, _)) => Err(BuildError::NotInConfig { id, what: "a disk" }),
         }
     }
 
@@ -297,6 +303,35 @@ impl ResourceOptions {
     }
 }
 
+type Disks = BTreeMap<String, Arc<dyn Disk>>;
+
+/// The image of every virtio disk: one of `given`, or opened.
+fn open_disks(config: &VmConfig, given: &mut Disks) -> Result<Disks, BuildError> {
+    let mut disks = BTreeMap::new();
+    for (id, disk) in virtio_disks(config) {
+        let opened = match given.remove(&id) {
+            Some(given) => given,
+            None => disk::open(disk).map_err(in_disk(&id))?,
+        };
+        disks.insert(id, opened);
+    }
+    Ok(disks)
+}
+
+fn open_controllers(
+    config: &VmConfig,
+    given: &mut Disks,
+) -> Result<Vec<OpenController>, BuildError> {
+    let machine = config.name.as_deref().unwrap_or_default();
+    let opened = scsi::open_controllers(machine, config.disks(), given);
+    Ok(opened.map_err(AttachError::from)?)
+}
+
+fn in_disk(id: &str) -> impl FnOnce(DiskError) -> BuildError {
+    let id = id.to_owned();
+    move |error| AttachError::Disk { id, error }.into()
+}
+
 /// Opens the files that `config` names as a start would, all of them at once, and closes them again.
 /// Works without KVM, too. Network backends are left alone: opening them has effects.
 ///
@@ -322,9 +357,9 @@ fn check_all(config: &VmConfig) -> Result<(), BuildError> {
     if let Some(InitrdFile { path, file }) = options.open_initrd(config)? {
         Initrd::place(file, &path, &layout, &kernel)?;
     }
-    let disks = options.open_disks(config);
-    let controllers = crate::attach::open_controllers(config);
+    let disks = open_disks(config, &mut BTreeMap::new());
+    let controllers = open_controllers(config, &mut BTreeMap::new());
     disks?;
-    controllers.map_err(AttachError::from)?;
+    controllers?;
     Ok(())
 }

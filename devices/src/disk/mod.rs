@@ -86,12 +86,12 @@ pub fn open_with(config: &DiskConfig, queues: u16) -> Result<Arc<dyn Disk>, Disk
     Ok(limited(disk, config))
 }
 
-/// As [`open`], for a raw image in `file`, which somebody else opened as `config` says; its path is a
-/// name only.
+/// As [`open_with`], for a raw image in `file`, which somebody else opened as `config` says; its path is
+/// a name only.
 ///
 /// # Errors
 /// As [`open`]; and another format than raw, which has to be opened by its path.
-pub fn open_file(file: File, config: &DiskConfig) -> Result<Arc<dyn Disk>, DiskError> {
+pub fn open_file(file: File, config: &DiskConfig, queues: u16) -> Result<Arc<dyn Disk>, DiskError> {
     if config.format != Format::Raw {
         return Err(DiskError::Unusable {
             path: config.path.clone(),
@@ -99,8 +99,7 @@ pub fn open_file(file: File, config: &DiskConfig) -> Result<Arc<dyn Disk>, DiskE
             remedy: "give its path, or convert the image with `qemu-img convert -O raw`",
         });
     }
-    let (queues, depth) = (config.queue_count(), config.queue_len());
-    let disk = RawDisk::from_file(file, config, queues, depth)?;
+    let disk = RawDisk::from_file(file, config, queues, config.queue_len())?;
     Ok(limited(Arc::new(disk), config))
 }
 

@@ -9,9 +9,10 @@ use super::config::{ScsiError, UnitConfig};
 use super::hub::Hub;
 use super::identity::{Facts, Identity};
 use super::mode::Modes;
+use super::opened::{Attached, Opened};
 use super::reserve::store::Store;
 use super::sense::attention;
-use super::unit::{NewNexus, Nexus, Unit, lock};
+use super::unit::{NewNexus, NewUnit, Nexus, Unit};
 use crate::disk::config::Media;
 use crate::disk::{Disk, Geometry, ImageId};
 
@@ -20,7 +21,7 @@ impl Hub {
     pub(super) fn named(&self, id: &str) -> Result<Arc<Nexus>, ScsiError> {
         let map = self.map();
         map.named(id).cloned().ok_or_else(|| ScsiError::NoUnit {
-            controller: self.config.id.clone(),
+            controller: self.opened.config.id.clone(),
             id: id.to_owned(),
         })
     }
@@ -34,59 +35,70 @@ impl Hub {
         }
     }
 
-    /// Adds a unit without telling the guest.
+    /// Adds a unit, for this controller and those built after it, without telling the guest.
     pub(super) fn attach(
         self: &Arc<Self>,
         unit: UnitConfig,
         disk: Arc<dyn Disk>,
     ) -> Result<Arc<Nexus>, ScsiError> {
+        let _one_at_a_time = self.opened.changes_of(self)?;
+        let attached = self.opened.attach(unit, disk)?;
+        Ok(self.plug(attached))
+    }
+
+    /// Makes this controller's path to a unit.
+    pub(super) fn plug(self: &Arc<Self>, attached: Attached) -> Arc<Nexus> {
+        let nexus = Nexus::new(NewNexus {
+            attached,
+            slot: self.map().free_slot(),
+            port: self.opened.port,
+            hub: Arc::downgrade(self),
+            queues: self.opened.config.queues,
+        });
+        self.change(|map| map.insert(Arc::clone(&nexus)));
+        nexus
+    }
+}
+
+impl Opened {
+    /// Enters a disk into the list.
+    pub(super) fn attach(
+        &self,
+        unit: UnitConfig,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Attached, ScsiError> {
         unit.check()?;
-        let _one_at_a_time = lock(&self.changes);
         let geometry = disk.geometry();
         let facts = facts(&unit, &geometry)?;
-        let place = self.place(&unit)?;
-        let shared = open_unit(&unit, disk.identity(), &geometry)?;
-        if shared
-            .paths()
-            .iter()
-            .any(|path| path.facts.block != facts.block)
-        {
-            return Err(ScsiError::BlockSize { id: unit.id });
+        let mut disks = self.disks();
+        let place = self.place(&disks, &unit)?;
+        let id = unit.id.clone();
+        let shared = self.open_unit(unit, disk.identity(), &geometry, facts.block)?;
+        if shared.block != facts.block {
+            return Err(ScsiError::BlockSize { id });
         }
-        let nexus = Nexus::new(NewNexus {
-            id: unit.id,
+        let attached = Attached {
+            id,
             place,
-            slot: self.map().free_slot(),
-            port: self.port,
             unit: shared,
             disk,
             facts,
-            hub: Arc::downgrade(self),
-            queues: self.config.queues,
-        });
-        self.change(|map| map.insert(Arc::clone(&nexus)));
-        Ok(nexus)
+        };
+        disks.push(attached.clone());
+        Ok(attached)
     }
 
     /// Where a unit goes.
-    fn place(&self, unit: &UnitConfig) -> Result<Place, ScsiError> {
-        let map = self.map();
-        if map.named(&unit.id).is_some() {
+    fn place(&self, disks: &[Attached], unit: &UnitConfig) -> Result<Place, ScsiError> {
+        if disks.iter().any(|disk| disk.id == unit.id) {
             return Err(ScsiError::NameTaken {
                 controller: self.config.id.clone(),
                 id: unit.id.clone(),
             });
         }
+        let at = |place| disks.iter().find(|disk| disk.place == place);
         let lun = unit.lun.unwrap_or(0);
-        let free = || {
-            (0..=u8::MAX).find(|target| {
-                map.get(Place {
-                    target: *target,
-                    lun,
-                })
-                .is_none()
-            })
-        };
+        let free = || (0..=u8::MAX).find(|&target| at(Place { target, lun }).is_none());
         let target = unit
             .target
             .or_else(free)
@@ -94,7 +106,7 @@ impl Hub {
                 id: unit.id.clone(),
             })?;
         let place = Place { target, lun };
-        match map.get(place) {
+        match at(place) {
             None => Ok(place),
             Some(other) => Err(ScsiError::PlaceTaken {
                 id: unit.id.clone(),
@@ -104,34 +116,36 @@ impl Hub {
             }),
         }
     }
-}
 
-fn open_unit(
-    unit: &UnitConfig,
-    image: Option<ImageId>,
-    geometry: &Geometry,
-) -> Result<Arc<Unit>, ScsiError> {
-    let name = match image {
-        Some(ImageId { device, inode }) => format!("image-{device:x}-{inode:x}"),
-        None => unit.id.clone(),
-    };
-    let identity = Identity::new(unit.serial.as_deref(), unit.wwn, &name);
-    let defaults = Modes {
-        write_cache: geometry.write_cache,
-        write_protect: false,
-        descriptor_sense: false,
-    };
-    let store = match &unit.reservations {
-        None => None,
-        Some(file) => {
-            let opened = file.try_clone().and_then(Store::open);
-            Some(opened.map_err(|source| ScsiError::Reservations {
-                path: unit.id.clone().into(),
+    /// The unit of a disk: what other machines have of the image if both share it, else this machine's own.
+    fn open_unit(
+        &self,
+        unit: UnitConfig,
+        image: Option<ImageId>,
+        geometry: &Geometry,
+        block: u32,
+    ) -> Result<Arc<Unit>, ScsiError> {
+        let name = match image {
+            Some(ImageId { device, inode }) => format!("image-{device:x}-{inode:x}"),
+            None => unit.id.clone(),
+        };
+        let store = unit.reservations.map(Store::open).transpose();
+        Ok(Unit::open(NewUnit {
+            image,
+            scope: (!unit.share).then(|| self.scope()),
+            identity: Identity::new(unit.serial.as_deref(), unit.wwn, &name),
+            defaults: Modes {
+                write_cache: geometry.write_cache,
+                write_protect: false,
+                descriptor_sense: false,
+            },
+            block,
+            store: store.map_err(|source| ScsiError::Reservations {
+                path: unit.id.into(),
                 source,
-            })?)
-        }
-    };
-    Ok(Unit::open(image, identity, defaults, store))
+            })?,
+        }))
+    }
 }
 
 /// What a disk is as a SCSI device.

@@ -50,6 +50,7 @@ pub(crate) struct Backend {
 impl Backend {
     pub(crate) fn new(hub: &Arc<Hub>, ram: Ram, index: u16, depth: u16) -> std::io::Result<Self> {
         let ring = hub
+            .opened
             .rings
             .as_ref()
             .and_then(|rings| rings.take(index, ram.clone()));

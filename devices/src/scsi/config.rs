@@ -72,6 +72,9 @@ pub struct UnitConfig {
     pub media: Media,
     /// The medium can be ejected.
     pub removable: bool,
+    /// It is one unit with what other machines of this process have of its image, if they say so too: reservations,
+    /// mode pages and the medium are common to them. Without it, that holds for the controllers of one machine only.
+    pub share: bool,
     /// Where persistent reservations are kept over a power loss, see [`open_reservations`].
     pub reservations: Option<File>,
 }

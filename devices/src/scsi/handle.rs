@@ -9,7 +9,7 @@ use super::config::{ScsiConfig, ScsiError, UnitConfig};
 use super::events::Notice;
 use super::hub::{Filter, Hub, Order, Sweep, Waiter};
 use super::sense::attention;
-use super::unit::{Nexus, lock};
+use super::unit::Nexus;
 use crate::disk::Disk;
 use crate::disk::metrics::DiskTotals;
 
@@ -40,7 +40,7 @@ pub struct UnitInfo {
 impl ScsiHandle {
     pub(super) fn new(hub: &Arc<Hub>) -> Self {
         Self {
-            id: hub.config.id.clone(),
+            id: hub.opened.config.id.clone(),
             hub: Arc::downgrade(hub),
         }
     }
@@ -53,7 +53,7 @@ impl ScsiHandle {
 
     /// The controller as it was configured.
     pub(super) fn config(&self) -> Result<ScsiConfig, ScsiError> {
-        Ok(self.hub()?.config.clone())
+        Ok(self.hub()?.opened.config.clone())
     }
 
     fn hub(&self) -> Result<Arc<Hub>, ScsiError> {
@@ -108,15 +108,10 @@ impl ScsiHandle {
     /// There is no such unit; or the host does not give its last commands back in time even so.
     pub fn remove(&self, id: &str) -> Result<(), ScsiError> {
         let hub = self.hub()?;
-        let _one_at_a_time = lock(&hub.changes);
-        let removed = hub.change(|map| {
-            let place = map.named(id)?.place;
-            map.remove(place)
-        });
-        let nexus = removed.ok_or_else(|| ScsiError::NoUnit {
-            controller: self.id.clone(),
-            id: id.to_owned(),
-        })?;
+        let _one_at_a_time = hub.opened.changes_of(&hub)?;
+        let nexus = hub.named(id)?;
+        hub.opened.disks().retain(|disk| disk.id != id);
+        hub.change(|map| map.remove(nexus.place));
         hub.tell_of_luns(&nexus);
         hub.events.push(Notice::Removed(nexus.place));
         let order = |order| {

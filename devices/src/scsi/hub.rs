@@ -14,11 +14,9 @@ use std::time::Duration;
 use rustix::event::EventfdFlags;
 
 use super::address::Place;
-use super::config::ScsiConfig;
 use super::events::Events;
-use super::reserve::Port;
+use super::opened::Opened;
 use super::unit::{Nexus, lock};
-use crate::disk::SharedRings;
 
 /// The units of a controller.
 #[derive(Debug, Default, Clone)]
@@ -80,38 +78,30 @@ impl Map {
 
 /// What the parts of a controller share.
 pub(crate) struct Hub {
-    pub(crate) config: ScsiConfig,
-    pub(crate) port: Port,
+    pub(crate) opened: Arc<Opened>,
     map: Mutex<Arc<Map>>,
     version: AtomicU64,
     /// The running request threads.
     crew: Mutex<Vec<Arc<Mailbox>>>,
     pub(crate) events: Events,
-    /// `None` where the host refuses io_uring.
-    pub(crate) rings: Option<SharedRings>,
-    /// Serialises changes of the map with what has to happen before the next one.
-    pub(crate) changes: Mutex<()>,
 }
 
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Hub")
-            .field("config", &self.config)
+            .field("config", &self.opened.config)
             .finish_non_exhaustive()
     }
 }
 
 impl Hub {
-    pub(crate) fn new(config: ScsiConfig, port: Port, rings: Option<SharedRings>) -> Arc<Self> {
+    pub(crate) fn new(opened: &Arc<Opened>) -> Arc<Self> {
         Arc::new(Self {
-            config,
-            port,
+            opened: Arc::clone(opened),
             map: Mutex::new(Arc::default()),
             version: AtomicU64::new(1),
             crew: Mutex::default(),
             events: Events::default(),
-            rings,
-            changes: Mutex::new(()),
         })
     }
 

@@ -1,4 +1,5 @@
-//! From the disks of a configuration to controllers: which disk goes where, and what its image is opened as.
+//! From the disks of a configuration to what controllers have open: which disk goes where, and what its image is
+//! opened as.
 //!
 //! The one place here that opens paths, before the machine starts.
 
@@ -7,21 +8,26 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::config::{ScsiConfig, ScsiError, UnitConfig, open_reservations};
-use super::{MAX_QUEUES, Scsi, ScsiHandle, UnitInfo};
+use super::opened::{OpenController, Scope};
+use super::{MAX_QUEUES, ScsiHandle, UnitInfo};
 use crate::disk::config::{Bus, DiskConfig};
 use crate::disk::{self, Disk, RawDisk};
 
-/// The controllers for all disks with `bus=scsi`, each disk with its id; called `scsi0`, `scsi1`… by their numbers.
+/// Opens all disks with `bus=scsi`, each given with its id, for the controllers they name; those are called `scsi0`,
+/// `scsi1`… by their numbers.
 ///
 /// `machine` is what initiators are called after, see [`ScsiConfig::machine`]. A controller has as many queues, and
-/// as large ones, as the largest wish among its disks.
+/// as large ones, as the largest wish among its disks. A disk whose id is in `own` is taken from there instead of
+/// being opened: its path is a name only, its limits are not enforced, and its reservations are not kept over a power
+/// loss.
 ///
 /// # Errors
 /// What is wrong with a disk, its image or its place.
 pub fn open_controllers<'a>(
     machine: &str,
     disks: impl IntoIterator<Item = (String, &'a DiskConfig)>,
-) -> Result<Vec<Scsi>, ScsiError> {
+    own: &mut BTreeMap<String, Arc<dyn Disk>>,
+) -> Result<Vec<OpenController>, ScsiError> {
     let mut controllers: BTreeMap<u8, Vec<(String, &DiskConfig)>> = BTreeMap::new();
     for (id, disk) in disks.into_iter().filter(|(_, disk)| disk.bus == Bus::Scsi) {
         controllers
@@ -29,6 +35,7 @@ pub fn open_controllers<'a>(
             .or_default()
             .push((id, disk));
     }
+    let scope = Scope::new();
     let open = |(number, disks): (u8, Vec<(String, &DiskConfig)>)| {
         let widest = disks.iter().map(|(_, disk)| disk.queue_count()).max();
         let longest = disks.iter().map(|(_, disk)| disk.queue_len()).max();
@@ -45,8 +52,12 @@ pub fn open_controllers<'a>(
         let units = placed
             .into_iter()
             .chain(others)
-            .map(|(id, disk)| open_unit(id, disk, &config));
-        Scsi::new(&config, units.collect::<Result<_, _>>()?)
+            .map(|(id, disk)| match own.remove(&id) {
+                Some(own) => Ok((unit(id, disk, None), own)),
+                None => open_unit(id, disk, &config),
+            });
+        let units = units.collect::<Result<_, _>>()?;
+        OpenController::in_machine(scope, &config, units)
     };
     controllers.into_iter().map(open).collect()
 }
@@ -86,6 +97,7 @@ fn unit(id: String, disk: &DiskConfig, reservations: Option<File>) -> UnitConfig
         wwn: disk.wwn.map(|wwn| wwn.0),
         media: disk.media,
         removable: disk.removable,
+        share: disk.share,
         reservations,
         ..UnitConfig::new(id)
     }

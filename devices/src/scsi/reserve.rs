@@ -205,6 +205,14 @@ impl Reservations {
         Status::Good
     }
 
+    /// Power on: what was not made to persist is gone (SPC-4 §5.13.5).
+    pub(crate) fn power_on(&mut self) {
+        self.reset();
+        if !self.persist {
+            *self = Self::default();
+        }
+    }
+
     /// A logical unit reset, or the loss of the owner's nexus, ends the SPC-2 reservation and nothing else.
     pub(crate) fn reset(&mut self) {
         self.legacy = None;

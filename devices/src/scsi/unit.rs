@@ -1,8 +1,10 @@
 //! A logical unit, and the paths to it.
 //!
 //! A [`Unit`] is what an image is as a SCSI device: its identity, reservations, modes and medium. One image opened
-//! by several controllers, or by several machines of this process, is one unit. A [`Nexus`] is one controller's path
-//! to it: the image as that controller opened it, and the unit attentions waiting for that initiator.
+//! by several controllers of a machine is one unit. So is one opened by several machines of this process if each of
+//! them says `share=on`; machines that do not say so have nothing in common, even where the locks on the image let
+//! both read it: otherwise a guest could reserve or eject what another one reads. A [`Nexus`] is one controller's
+//! path to a unit: the image as that controller opened it, and the unit attentions waiting for that initiator.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -13,6 +15,7 @@ use super::hub::Hub;
 use super::identity::{Facts, Identity};
 use super::lock::Locks;
 use super::mode::Modes;
+use super::opened::{Attached, Scope};
 use super::reserve::store::Store;
 use super::reserve::{Port, Reservations};
 use super::sense::{Code, Sense, Status, attention};
@@ -57,7 +60,11 @@ pub(crate) struct Unit {
     pub(crate) identity: Identity,
     /// Modes after power on.
     pub(crate) defaults: Modes,
+    /// Bytes of a logical block.
+    pub(crate) block: u32,
     image: Option<ImageId>,
+    /// The machine it belongs to; `None` for what every machine that shares the image has.
+    scope: Option<Scope>,
     state: Mutex<State>,
     flags: AtomicU8,
     /// Ranges that COMPARE AND WRITE and ORWRITE are at work on.
@@ -65,39 +72,50 @@ pub(crate) struct Unit {
     paths: Mutex<Vec<Weak<Nexus>>>,
 }
 
-/// Units of this process by image, for as long as somebody has them open.
+/// What a [`Unit`] is made of.
+pub(crate) struct NewUnit {
+    /// A disk without an identity is always a unit of its own.
+    pub(crate) image: Option<ImageId>,
+    pub(crate) scope: Option<Scope>,
+    pub(crate) identity: Identity,
+    pub(crate) defaults: Modes,
+    pub(crate) block: u32,
+    pub(crate) store: Option<(Store, Reservations)>,
+}
+
+/// The units of this process, for as long as somebody has them open.
+///
+/// An entry is found by image and [`Scope`] only, so what is not shared is visible to its own machine alone. Whoever
+/// holds a unit must hold its disk as well: while the image is open, its inode number is no other file's.
 static UNITS: Mutex<Vec<Weak<Unit>>> = Mutex::new(Vec::new());
 
 impl Unit {
-    /// The unit of `image`: the one there is, or a new one. `store` is used if it is new.
-    pub(crate) fn open(
-        image: Option<ImageId>,
-        identity: Identity,
-        defaults: Modes,
-        store: Option<(Store, Reservations)>,
-    ) -> Arc<Self> {
+    /// The unit that `new` describes: the one there is, or a new one. `defaults`, `identity` and `store` count only
+    /// if it is new.
+    pub(crate) fn open(new: NewUnit) -> Arc<Self> {
         let mut units = lock(&UNITS);
         units.retain(|unit| unit.strong_count() > 0);
-        let known = units
-            .iter()
-            .filter_map(Weak::upgrade)
-            .find(|unit| image.is_some() && unit.image == image);
-        if let Some(unit) = known {
+        let same = |unit: &Arc<Self>| {
+            new.image.is_some() && unit.image == new.image && unit.scope == new.scope
+        };
+        if let Some(unit) = units.iter().filter_map(Weak::upgrade).find(same) {
             return unit;
         }
-        let (store, reservations) = store.unzip();
+        let (store, reservations) = new.store.unzip();
         let state = State {
             reservations: reservations.unwrap_or_default(),
             store,
-            modes: defaults,
+            modes: new.defaults,
             loaded: true,
             preventers: Vec::new(),
             tray_event: None,
         };
         let unit = Arc::new(Self {
-            identity,
-            defaults,
-            image,
+            identity: new.identity,
+            defaults: new.defaults,
+            block: new.block,
+            image: new.image,
+            scope: new.scope,
             flags: AtomicU8::new(flags_of(&state)),
             state: Mutex::new(state),
             locks: Locks::default(),
@@ -105,6 +123,20 @@ impl Unit {
         });
         units.push(Arc::downgrade(&unit));
         unit
+    }
+
+    /// The initiator at `port` is powered on, and with it the unit if nobody else uses it (SPC-4 §5.13.5): what was
+    /// not made to persist is as at first.
+    pub(crate) fn power_on(&self, port: Port) {
+        if !self.paths().is_empty() {
+            return self.forget(port);
+        }
+        self.with(|state| {
+            state.reservations.power_on();
+            state.modes = self.defaults;
+            state.preventers.clear();
+            state.tray_event = None;
+        });
     }
 
     /// Works on the state, and publishes what of it the data path looks at.
@@ -207,13 +239,9 @@ const MAX_ATTENTIONS: usize = 8;
 
 /// What a [`Nexus`] is made of.
 pub(crate) struct NewNexus {
-    pub(crate) id: String,
-    pub(crate) place: Place,
+    pub(crate) attached: Attached,
     pub(crate) slot: usize,
     pub(crate) port: Port,
-    pub(crate) unit: Arc<Unit>,
-    pub(crate) disk: Arc<dyn Disk>,
-    pub(crate) facts: Facts,
     pub(crate) hub: Weak<Hub>,
     /// Request queues, each with counters of its own.
     pub(crate) queues: u16,
@@ -223,16 +251,19 @@ impl Nexus {
     /// Makes the path and tells the unit of it. Its first report is the power-on condition.
     pub(crate) fn new(new: NewNexus) -> Arc<Self> {
         let NewNexus {
-            id,
-            place,
+            attached,
             slot,
             port,
-            unit,
-            disk,
-            facts,
             hub,
             queues,
         } = new;
+        let Attached {
+            id,
+            place,
+            unit,
+            disk,
+            facts,
+        } = attached;
         let nexus = Arc::new(Self {
             id,
             place,

@@ -7,4 +7,5 @@ mod management;
 mod memory;
 mod paths;
 mod reservations;
+mod restarts;
 mod units;

@@ -44,9 +44,17 @@ fn machine(name: &str, file: &NamedTempFile, keep: bool) -> Guest {
         SHARED.open(file),
         UnitConfig {
             reservations,
-            ..UnitConfig::new("disk")
+            ..shared_unit()
         },
     )
+}
+
+/// A disk that machines share.
+fn shared_unit() -> UnitConfig {
+    UnitConfig {
+        share: true,
+        ..UnitConfig::new("disk")
+    }
 }
 
 fn with_disk(name: &str, disk: Arc<dyn Disk>, unit: UnitConfig) -> Guest {
@@ -233,9 +241,7 @@ fn controllers_of_one_machine_are_different_initiators() {
             machine: "m".into(),
             ..ScsiConfig::new(id)
         };
-        Guest::settled(
-            Scsi::new(&config, vec![(UnitConfig::new("disk"), SHARED.open(&file))]).unwrap(),
-        )
+        Guest::settled(Scsi::new(&config, vec![(shared_unit(), SHARED.open(&file))]).unwrap())
     };
     let (mut a, mut b) = (guest("scsi0"), guest("scsi1"));
     // Both paths lead to one unit, and say so.
@@ -344,13 +350,7 @@ impl Disk for Named {
 #[test]
 fn preempt_and_abort_waits_for_the_other_machines_commands() {
     let disk = Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(1 << 20))));
-    let guest = |name| {
-        with_disk(
-            name,
-            Arc::new(Named(Arc::clone(&disk))),
-            UnitConfig::new("disk"),
-        )
-    };
+    let guest = |name| with_disk(name, Arc::new(Named(Arc::clone(&disk))), shared_unit());
     let (mut a, mut b) = (guest("a"), guest("b"));
     out(&mut a, REGISTER, 0, 0, 1).expect_good();
     out(&mut b, REGISTER, 0, 0, 2).expect_good();
@@ -374,13 +374,7 @@ fn preempt_and_abort_waits_for_the_other_machines_commands() {
 #[test]
 fn a_unit_reset_on_one_path_ends_commands_on_the_other() {
     let disk = Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(1 << 20))));
-    let guest = |name| {
-        with_disk(
-            name,
-            Arc::new(Named(Arc::clone(&disk))),
-            UnitConfig::new("disk"),
-        )
-    };
+    let guest = |name| with_disk(name, Arc::new(Named(Arc::clone(&disk))), shared_unit());
     let (mut a, mut b) = (guest("c"), guest("d"));
     disk.plan([Fate::Delay(3)]);
     let read = a.submit(0, LUN, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[], 512);

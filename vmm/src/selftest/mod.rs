@@ -8,8 +8,7 @@ mod clock;
 mod peer;
 mod report;
 
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -95,7 +94,7 @@ impl Default for Options {
 pub fn run(options: Options, mut progress: impl FnMut(&Line)) -> Result<Report, SelftestError> {
     let files = Files::new(options.guest)?;
     let (ours, theirs) = peer::pair()?;
-    let config = files.config(options);
+    let config = Files::config(options);
     let resources = files.resources(theirs)?.any_kvm(true).open(&config)?;
     let machine = Machine::new(config, resources)?;
     machine.start()?;
@@ -177,10 +176,11 @@ impl Files {
             .kernel(again(&self.kernel)?)
             .disk_fd("disk0", again(&self.report)?)
             .disk_fd("disk1", again(&self.blk)?)
+            .disk_fd("disk2", again(&self.scsi)?)
             .net_fds("net0", vec![net]))
     }
 
-    fn config(&self, options: Options) -> VmConfig {
+    fn config(options: Options) -> VmConfig {
         let khz = clock::tsc_khz();
         let millis = options.each.as_millis();
         // Sleeping until an interrupt takes ring 0, which only hardware runs at speed.
@@ -193,10 +193,10 @@ impl Files {
             layout::ECAM.start,
             layout::MMIO32.start
         );
-        let disk = |fd: &OwnedFd, serial: &str, bus| DiskConfig {
-            serial: Some(serial.to_owned()),
+        let disk = |name: &str, bus| DiskConfig {
+            serial: Some(name.to_owned()),
             bus,
-            ..DiskConfig::new(path(fd))
+            ..DiskConfig::new(name)
         };
         VmConfig {
             cmdline: Some(cmdline),
@@ -208,9 +208,9 @@ impl Files {
                 ..MemoryConfig::default()
             },
             disk: vec![
-                disk(&self.report, "report", Bus::Virtio),
-                disk(&self.blk, "blk", Bus::Virtio),
-                disk(&self.scsi, "scsi", Bus::Scsi),
+                disk("report", Bus::Virtio),
+                disk("blk", Bus::Virtio),
+                disk("scsi", Bus::Scsi),
             ],
             net: vec![NetConfig {
                 passt: true,
@@ -219,10 +219,6 @@ impl Files {
             ..VmConfig::default()
         }
     }
-}
-
-fn path(fd: &OwnedFd) -> PathBuf {
-    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 fn prepare(what: &'static str, error: impl Into<std::io::Error>) -> SelftestError {

@@ -1,5 +1,6 @@
 //! Which descriptors a machine's process hands on to the programs it starts: none but those they are meant to have.
 
+#[path = "../../tests/tiny/mod.rs"]
 mod tiny;
 
 use std::collections::BTreeMap;
