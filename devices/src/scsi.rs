@@ -29,6 +29,7 @@ mod request;
 mod requests;
 mod reserve;
 mod sense;
+mod slot;
 mod table;
 mod unit;
 mod wire;

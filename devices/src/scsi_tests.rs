@@ -17,6 +17,8 @@ use crate::testing::{Bench, Buffer};
 
 #[path = "scsi/bad_input_tests.rs"]
 mod bad_input;
+#[path = "scsi/removal_tests.rs"]
+mod removal;
 
 const REQUESTS: u16 = REQUEST_QUEUE;
 const HEADER: u32 = 19 + 32;

@@ -46,11 +46,20 @@ impl Hub {
         Ok(self.plug(attached))
     }
 
+    /// Takes a unit off this controller and those built after it, without telling the guest.
+    pub(super) fn detach(self: &Arc<Self>, id: &str) -> Result<Arc<Nexus>, ScsiError> {
+        let _one_at_a_time = self.opened.changes_of(self)?;
+        let nexus = self.named(id)?;
+        self.opened.disks().retain(|disk| disk.id != id);
+        self.change(|map| map.remove(nexus.place));
+        Ok(nexus)
+    }
+
     /// Makes this controller's path to a unit.
     pub(super) fn plug(self: &Arc<Self>, attached: Attached) -> Arc<Nexus> {
         let nexus = Nexus::new(NewNexus {
             attached,
-            slot: self.map().free_slot(),
+            slot: self.slots.lease(),
             port: self.opened.port,
             hub: Arc::downgrade(self),
             queues: self.opened.config.queues,

@@ -12,6 +12,7 @@ use rustix::event::epoll;
 use super::hub::Hub;
 use super::job::Op;
 use super::request::Request;
+use super::slot::Slot;
 use super::unit::Nexus;
 use crate::device::Source;
 use crate::disk::{Completion, Data, DiskOp, DiskQueue, IoFault, RingShare, Seat};
@@ -33,13 +34,19 @@ enum Way {
     },
 }
 
+/// A disk that this thread has open. It keeps the number under which it is found here.
+struct Open {
+    way: Way,
+    _slot: Arc<Slot>,
+}
+
 /// All ways of one thread.
 pub(crate) struct Backend {
     ram: Ram,
     index: u16,
     depth: u16,
     ring: Option<RingShare>,
-    ways: Vec<Option<Way>>,
+    ways: Vec<Option<Open>>,
     /// Watches the events of queues, which come and go while the thread runs.
     epoll: OwnedFd,
     /// Queues that were given something since the last commit.
@@ -82,21 +89,28 @@ impl Backend {
         self.ring.as_mut().is_some_and(RingShare::has_completions)
     }
 
-    /// Opens the way to a disk at its first use.
+    /// The way to a disk, if this thread has it open.
+    fn known(&mut self, slot: usize) -> Option<&mut Way> {
+        let open = self.ways.get_mut(slot)?.as_mut()?;
+        Some(&mut open.way)
+    }
+
+    /// The way to a disk, which is opened at its first use.
     fn way(&mut self, nexus: &Nexus) -> Result<&mut Way, IoFault> {
-        if self.ways.len() <= nexus.slot {
-            self.ways.resize_with(nexus.slot.saturating_add(1), || None);
+        let slot = nexus.slot.number();
+        if self.known(slot).is_none() {
+            let way = self.open(nexus)?;
+            if self.ways.len() <= slot {
+                self.ways.resize_with(slot.saturating_add(1), || None);
+            }
+            if let Some(place) = self.ways.get_mut(slot) {
+                *place = Some(Open {
+                    way,
+                    _slot: Arc::clone(&nexus.slot),
+                });
+            }
         }
-        let known = self.ways.get(nexus.slot).is_some_and(Option::is_some);
-        let opened = if known { None } else { Some(self.open(nexus)?) };
-        let place = self
-            .ways
-            .get_mut(nexus.slot)
-            .ok_or(IoFault::Host(libc::EBADF))?;
-        if opened.is_some() {
-            *place = opened;
-        }
-        place.as_mut().ok_or(IoFault::Host(libc::EBADF))
+        self.known(slot).ok_or(IoFault::Host(libc::EBADF))
     }
 
     fn open(&mut self, nexus: &Nexus) -> Result<Way, IoFault> {
@@ -113,7 +127,8 @@ impl Backend {
             tracing::error!("{}: {error}", nexus.id);
             IoFault::Host(libc::ENODEV)
         })?;
-        let slot = epoll::EventData::new_u64(u64::try_from(nexus.slot).unwrap_or(u64::MAX));
+        let slot =
+            epoll::EventData::new_u64(u64::try_from(nexus.slot.number()).unwrap_or(u64::MAX));
         for event in queue.events() {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
             epoll::add(&self.epoll, event, slot, flags)
@@ -128,7 +143,7 @@ impl Backend {
 
     /// Hands a request to the disk of `nexus`. What can't even be tried completes with a fault.
     pub(crate) fn submit(&mut self, nexus: &Nexus, tag: u64, op: Op, request: &mut Request) {
-        let slot = nexus.slot;
+        let slot = nexus.slot.number();
         let result = match self.way(nexus) {
             Err(fault) => Err(fault),
             Ok(Way::Seat(seat)) => {
@@ -180,8 +195,8 @@ impl Backend {
 
     /// Tags that waited and may go on. Each is to be admitted anew.
     pub(crate) fn runnable(&mut self, out: &mut Vec<u64>) {
-        for way in self.ways.iter_mut().flatten() {
-            if let Way::Queue { queue, waiting, .. } = way
+        for open in self.ways.iter_mut().flatten() {
+            if let Way::Queue { queue, waiting, .. } = &mut open.way
                 && !waiting.is_empty()
                 && queue.ready()
             {
@@ -192,24 +207,25 @@ impl Backend {
 
     /// Forgets a tag that waits.
     pub(crate) fn forget(&mut self, nexus: &Nexus, tag: u64) {
-        if let Some(Some(Way::Queue { waiting, .. })) = self.ways.get_mut(nexus.slot) {
+        if let Some(Way::Queue { waiting, .. }) = self.known(nexus.slot.number()) {
             waiting.retain(|other| *other != tag);
         }
     }
 
     /// Asks the disk to let go of a request; what it is done with comes out of the next [`Self::exchange`].
     pub(crate) fn cancel(&mut self, nexus: &Nexus, tag: u64) {
-        match self.ways.get_mut(nexus.slot) {
-            Some(Some(Way::Seat(_))) => {
+        let slot = nexus.slot.number();
+        match self.known(slot) {
+            Some(Way::Seat(_)) => {
                 if let Some(ring) = self.ring.as_mut() {
                     ring.cancel(tag);
                 }
             }
-            Some(Some(Way::Queue { queue, .. })) => {
+            Some(Way::Queue { queue, .. }) => {
                 queue.cancel(tag);
-                self.touched.push(nexus.slot);
+                self.touched.push(slot);
             }
-            Some(None) | None => {}
+            None => {}
         }
     }
 
@@ -220,9 +236,9 @@ impl Backend {
             ring.completions(out);
         }
         for slot in std::mem::take(&mut self.touched) {
-            if let Some(Some(Way::Queue {
+            if let Some(Way::Queue {
                 queue, submitted, ..
-            })) = self.ways.get_mut(slot)
+            }) = self.known(slot)
             {
                 *submitted = false;
                 queue.commit();
@@ -238,7 +254,9 @@ impl Backend {
             ring.completed(out);
         }
         for slot in &self.touched {
-            if let Some(Some(Way::Queue { queue, .. })) = self.ways.get_mut(*slot) {
+            if let Some(Some(open)) = self.ways.get_mut(*slot)
+                && let Way::Queue { queue, .. } = &mut open.way
+            {
                 queue.completed(out);
             }
         }
@@ -270,9 +288,10 @@ impl Backend {
         }
     }
 
-    /// Lets go of a disk that has nothing in flight here.
-    pub(crate) fn detach(&mut self, slot: usize) {
-        match self.ways.get_mut(slot).and_then(Option::take) {
+    /// Closes a disk that has nothing in flight here.
+    pub(crate) fn detach(&mut self, nexus: &Nexus) {
+        let open = self.ways.get_mut(nexus.slot.number());
+        match open.and_then(Option::take).map(|open| open.way) {
             Some(Way::Seat(seat)) => {
                 if let Some(ring) = self.ring.as_mut() {
                     ring.leave(seat);
@@ -293,8 +312,8 @@ impl Backend {
         if let Some(ring) = self.ring.as_mut() {
             ring.drain(out);
         }
-        for way in self.ways.drain(..).flatten() {
-            if let Way::Queue { mut queue, .. } = way {
+        for open in self.ways.drain(..).flatten() {
+            if let Way::Queue { mut queue, .. } = open.way {
                 queue.drain(out);
             }
         }

@@ -14,7 +14,10 @@ use crate::disk::Disk;
 use crate::disk::metrics::DiskTotals;
 
 /// How long a removal waits for commands that are with the host: to end by themselves, then to be given up.
-const REMOVE_LIMITS: [Duration; 2] = [Duration::from_secs(5); 2];
+const REMOVE_LIMITS: [Duration; 2] = match cfg!(test) {
+    false => [Duration::from_secs(5); 2],
+    true => [Duration::from_millis(200); 2],
+};
 
 /// A controller's units, from outside the guest. Clones are the same controller. It does not keep the controller, or
 /// any image, alive.
@@ -101,17 +104,15 @@ impl ScsiHandle {
         Ok(info(&nexus))
     }
 
-    /// Removes a unit and tells the guest. Returns when nothing of it is in flight and its image is let go; commands
+    /// Removes a unit and tells the guest. Returns when nothing of it is in flight and its image is closed; commands
     /// that hang in the host are cancelled after a while.
     ///
     /// # Errors
-    /// There is no such unit; or the host does not give its last commands back in time even so.
+    /// There is no such unit; or its last commands do not come back in time even so. Then it is removed all the same,
+    /// its name and place are free, and its image is closed as soon as they have come back.
     pub fn remove(&self, id: &str) -> Result<(), ScsiError> {
         let hub = self.hub()?;
-        let _one_at_a_time = hub.opened.changes_of(&hub)?;
-        let nexus = hub.named(id)?;
-        hub.opened.disks().retain(|disk| disk.id != id);
-        hub.change(|map| map.remove(nexus.place));
+        let nexus = hub.detach(id)?;
         hub.tell_of_luns(&nexus);
         hub.events.push(Notice::Removed(nexus.place));
         let order = |order| {

@@ -16,6 +16,7 @@ use rustix::event::EventfdFlags;
 use super::address::Place;
 use super::events::Events;
 use super::opened::Opened;
+use super::slot::Slots;
 use super::unit::{Nexus, lock};
 
 /// The units of a controller.
@@ -64,16 +65,6 @@ impl Map {
                 .push(place.lun);
         }
     }
-
-    /// The first slot number nobody has.
-    pub(crate) fn free_slot(&self) -> usize {
-        let mut taken: Vec<_> = self.iter().map(|nexus| nexus.slot).collect();
-        taken.sort_unstable();
-        (0..)
-            .zip(taken)
-            .find(|(free, slot)| free != slot)
-            .map_or(self.units.len(), |(free, _)| free)
-    }
 }
 
 /// What the parts of a controller share.
@@ -81,6 +72,7 @@ pub(crate) struct Hub {
     pub(crate) opened: Arc<Opened>,
     map: Mutex<Arc<Map>>,
     version: AtomicU64,
+    pub(crate) slots: Arc<Slots>,
     /// The running request threads.
     crew: Mutex<Vec<Arc<Mailbox>>>,
     pub(crate) events: Events,
@@ -100,6 +92,7 @@ impl Hub {
             opened: Arc::clone(opened),
             map: Mutex::new(Arc::default()),
             version: AtomicU64::new(1),
+            slots: Arc::default(),
             crew: Mutex::default(),
             events: Events::default(),
         })
@@ -162,6 +155,12 @@ pub(crate) enum Filter {
 
 impl Filter {
     pub(crate) fn nexus(&self) -> &Arc<Nexus> {
+        match self {
+            Self::Task(nexus, _) | Self::Nexus(nexus) => nexus,
+        }
+    }
+
+    pub(crate) fn into_nexus(self) -> Arc<Nexus> {
         match self {
             Self::Task(nexus, _) | Self::Nexus(nexus) => nexus,
         }

@@ -52,7 +52,7 @@ pub(crate) struct Requests {
     tasks: Vec<Option<Task>>,
     free: Vec<usize>,
     /// Units to let go of when they have nothing in flight here.
-    detaching: Vec<(usize, Arc<Sweep>)>,
+    detaching: Vec<(Arc<Nexus>, Arc<Sweep>)>,
     completions: Vec<Completion>,
     tags: Vec<u64>,
 }
@@ -300,6 +300,7 @@ impl Requests {
             0
         };
         task.request.complete(queue, &answer, used, descriptors);
+        drop(task.nexus);
         for sweep in &task.sweeps {
             sweep.answer();
         }

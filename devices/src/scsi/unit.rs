@@ -19,6 +19,7 @@ use super::opened::{Attached, Scope};
 use super::reserve::store::Store;
 use super::reserve::{Port, Reservations};
 use super::sense::{Code, Sense, Status, attention};
+use super::slot::Slot;
 use super::table::Access;
 use crate::disk::metrics::DiskMetrics;
 use crate::disk::{Disk, ImageId};
@@ -221,8 +222,8 @@ pub(crate) struct Nexus {
     /// The operator's name for it.
     pub(crate) id: String,
     pub(crate) place: Place,
-    /// Number among the controller's units, for tables; reused only after every thread has forgotten it.
-    pub(crate) slot: usize,
+    /// Its number among the controller's units.
+    pub(crate) slot: Arc<Slot>,
     pub(crate) port: Port,
     pub(crate) unit: Arc<Unit>,
     pub(crate) disk: Arc<dyn Disk>,
@@ -240,7 +241,7 @@ const MAX_ATTENTIONS: usize = 8;
 /// What a [`Nexus`] is made of.
 pub(crate) struct NewNexus {
     pub(crate) attached: Attached,
-    pub(crate) slot: usize,
+    pub(crate) slot: Arc<Slot>,
     pub(crate) port: Port,
     pub(crate) hub: Weak<Hub>,
     /// Request queues, each with counters of its own.

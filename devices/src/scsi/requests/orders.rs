@@ -46,14 +46,17 @@ impl Requests {
     /// Lets go of removed units that have nothing in flight any more.
     pub(super) fn detach(&mut self) {
         let (tasks, backend) = (&self.tasks, &mut self.backend);
-        self.detaching.retain(|(slot, sweep)| {
-            if tasks.iter().flatten().any(|task| task.nexus.slot == *slot) {
-                return true;
-            }
-            backend.detach(*slot);
+        let busy = |nexus: &Arc<Nexus>| {
+            let mut tasks = tasks.iter().flatten();
+            tasks.any(|task| Arc::ptr_eq(&task.nexus, nexus))
+        };
+        let gone = self.detaching.extract_if(.., |(nexus, _)| !busy(nexus));
+        for (nexus, sweep) in gone {
+            backend.detach(&nexus);
+            // Whoever waits for the answer finds the image closed.
+            drop(nexus);
             sweep.answer();
-            false
-        });
+        }
     }
 
     pub(super) fn read_mail(&mut self, queue: &mut Queue) {
@@ -66,7 +69,7 @@ impl Requests {
     pub(super) fn mail(&mut self, queue: &mut Queue, mail: Mail) {
         match mail {
             Mail::Retry => self.retry(queue),
-            Mail::Sweep(sweep, filter) => self.sweep(queue, &sweep, &filter),
+            Mail::Sweep(sweep, filter) => self.sweep(queue, &sweep, filter),
             Mail::Look => {
                 let done = |work: &Work| matches!(work, Work::Aborting(sweep) if sweep.is_done());
                 for tag in self.tags_where(|task| done(&task.work)) {
@@ -91,7 +94,7 @@ impl Requests {
     }
 
     /// An order from another thread, or this one, about the commands here.
-    fn sweep(&mut self, queue: &mut Queue, sweep: &Arc<Sweep>, filter: &Filter) {
+    fn sweep(&mut self, queue: &mut Queue, sweep: &Arc<Sweep>, filter: Filter) {
         let tags = self.tags_where(|task| filter.matches(&task.nexus, task.request.id));
         match sweep.order {
             Order::Query => {
@@ -108,7 +111,7 @@ impl Requests {
             }
             Order::Detach => {
                 self.detaching
-                    .push((filter.nexus().slot, Arc::clone(sweep)));
+                    .push((filter.into_nexus(), Arc::clone(sweep)));
                 self.detach();
             }
         }

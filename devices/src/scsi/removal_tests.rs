@@ -1,0 +1,89 @@
+//! Disks that are removed while their commands, or those of other disks, are at work.
+
+use super::*;
+use crate::disk::doubles::{Fate, FaultyDisk};
+
+const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+const WRITE: [u8; 10] = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+/// Frames of commands that are not waited for, one each.
+const FRAMES: u64 = 0x40_000;
+const FRAME: u64 = 0x1000;
+
+/// Offers a read of one block to the first unit, under its own frame, and runs the queue.
+fn begin_read(bench: &mut Bench<Scsi>, frame: u64) {
+    let at = FRAMES + frame * FRAME;
+    bench.poke(at, &header(LUN, &READ, 32));
+    let chain = [
+        (at, HEADER, false),
+        (at + 0x100, RESPONSE, true),
+        (at + 0x200, 512, true),
+    ];
+    bench.rings[usize::from(REQUESTS)].offer(&chain);
+    bench.kick(REQUESTS).unwrap();
+}
+
+/// Whether the queue has answered anything since the last look.
+fn answered(bench: &mut Bench<Scsi>) -> usize {
+    bench.rings[usize::from(REQUESTS)].used().len()
+}
+
+fn started(disk: Arc<dyn Disk>) -> (Bench<Scsi>, ScsiHandle) {
+    let units = vec![(UnitConfig::new("a"), disk)];
+    let device = Arc::new(Scsi::new(&ScsiConfig::new("scsi0"), units).unwrap());
+    let handle = device.handle();
+    let features = VERSION_1 | INDIRECT_DESC | feature::HOTPLUG;
+    let mut bench = Bench::start(device, features, 64);
+    settle(&mut bench);
+    (bench, handle)
+}
+
+/// Takes the power-on condition of the first unit.
+fn settle(bench: &mut Bench<Scsi>) {
+    assert_eq!(send(bench, LUN, &[0; 6], &[], &[]).unwrap().status, 2);
+}
+
+#[test]
+fn writes_to_a_disk_in_the_place_of_one_removed_late_do_not_reach_the_removed_one() {
+    let (a, b) = (MemoryDisk::new(1 << 20), MemoryDisk::new(1 << 20));
+    let (mut bench, handle) = started(Arc::new(Arc::clone(&a)));
+    let seen = send(&mut bench, LUN, &READ, &[], &[(IN_AT, 512, true)]).unwrap();
+    assert_eq!((seen.response, seen.status), (0, 0), "the disk is in use");
+    // The queue's thread does not get to it in time.
+    let removed = handle.remove("a");
+    assert!(
+        matches!(removed, Err(ScsiError::Busy { .. })),
+        "{removed:?}"
+    );
+    handle
+        .add(UnitConfig::new("b"), Arc::new(Arc::clone(&b)))
+        .unwrap();
+    settle(&mut bench);
+    bench.poke(OUT_AT, &[0x5a; 512]);
+    let seen = send(&mut bench, LUN, &WRITE, &[(OUT_AT, 512, false)], &[]).unwrap();
+    assert_eq!((seen.response, seen.status), (0, 0));
+    assert_eq!((a.contents()[0], b.contents()[0]), (0, 0x5a));
+    assert_eq!(bench.stop(), 0);
+}
+
+#[test]
+fn a_removed_disk_is_closed_when_its_last_command_ends_however_busy_its_successor_is() {
+    let faulty = || Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(1 << 20))));
+    let (a, b) = (faulty(), faulty());
+    a.plan([Fate::Delay(6)]);
+    b.rule(|_| Fate::Hang);
+    let open = Arc::downgrade(&a);
+    let (mut bench, handle) = started(a);
+    begin_read(&mut bench, 0);
+    assert!(matches!(handle.remove("a"), Err(ScsiError::Busy { .. })));
+    handle.add(UnitConfig::new("b"), b).unwrap();
+    settle(&mut bench);
+    // From now on a command of the new disk is at work all the time.
+    begin_read(&mut bench, 1);
+    assert!(open.upgrade().is_some(), "a command of it is at work");
+    for _ in 0..20 {
+        bench.run(REQUESTS, Cause::Resume).unwrap();
+    }
+    assert_eq!(answered(&mut bench), 1);
+    assert!(open.upgrade().is_none(), "nobody has it open");
+    assert_eq!(bench.stop(), 0);
+}
