@@ -117,6 +117,14 @@ impl<D: VirtioDevice> Bench<D> {
         self.run(queue, Cause::Kick(queue))
     }
 
+    /// The next run of queue `queue` takes up to `chains` chains, as a worker limits it.
+    pub(crate) fn grant(&mut self, queue: u16, chains: u16) {
+        let slots = self.tasks.iter_mut().flat_map(|task| &mut task.queues);
+        for slot in slots.filter(|slot| slot.index == queue) {
+            slot.queue.grant(chains);
+        }
+    }
+
     /// Runs the task of queue `queue` once and publishes what it completed.
     pub(crate) fn run(&mut self, queue: u16, cause: Cause) -> Result<Outcome, Broken> {
         let has = |task: &&mut Running| task.queues.iter().any(|slot| slot.index == queue);

@@ -87,3 +87,80 @@ fn a_removed_disk_is_closed_when_its_last_command_ends_however_busy_its_successo
     assert!(open.upgrade().is_none(), "nobody has it open");
     assert_eq!(bench.stop(), 0);
 }
+
+/// Makes a whole ring of TEST UNIT READY to the first unit available.
+fn fill(bench: &mut Bench<Scsi>, size: u16) {
+    for _ in 0..size {
+        let buffers = [(REQUEST_AT, HEADER, false), (RESPONSE_AT, RESPONSE, true)];
+        bench.rings[usize::from(REQUESTS)].offer_table(FRAMES, &buffers);
+    }
+}
+
+#[test]
+fn a_ring_that_is_always_full_delays_a_removal_by_its_own_length_at_most() {
+    const SIZE: u16 = 64;
+    // As many chains as there are, or the ring in four parts, with a ring full at all times.
+    for grant in [SIZE, SIZE / 4] {
+        let (mut bench, handle) = started(disk());
+        bench.poke(REQUEST_AT, &header(LUN, &[0; 6], 32));
+        let remover = std::thread::spawn(move || handle.remove("a"));
+        let handle = bench.device.handle();
+        while !handle.units().is_empty() {
+            std::thread::yield_now();
+        }
+        let mut offered = 0;
+        let mut pass = |bench: &mut Bench<Scsi>, cause| {
+            fill(bench, SIZE - offered);
+            bench.grant(REQUESTS, grant);
+            bench.run(REQUESTS, cause).unwrap();
+            offered = SIZE - u16::try_from(answered(bench)).unwrap();
+        };
+        // The order may come a little after the unit has gone from the list.
+        let mut passes = 0;
+        while !remover.is_finished() && passes < 100_000 {
+            pass(&mut bench, Cause::Resume);
+            passes += 1;
+        }
+        let removed = remover.join().unwrap();
+        assert!(removed.is_ok(), "{removed:?} after {passes} passes");
+    }
+}
+
+#[test]
+fn an_order_is_about_the_commands_that_were_in_the_ring_before_it() {
+    const SIZE: u16 = 64;
+    let hung = Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(1 << 20))));
+    hung.rule(|_| Fate::Hang);
+    let (mut bench, handle) = started(hung);
+    bench.poke(REQUEST_AT, &header(LUN, &READ, 32));
+    for _ in 0..SIZE {
+        let buffers = [
+            (REQUEST_AT, HEADER, false),
+            (RESPONSE_AT, RESPONSE, true),
+            (IN_AT, 512, true),
+        ];
+        bench.rings[usize::from(REQUESTS)].offer_table(FRAMES, &buffers);
+    }
+    // LOGICAL UNIT RESET, while most of the ring has not been taken.
+    bench.grant(REQUESTS, SIZE / 4);
+    bench.run(REQUESTS, Cause::Kick(REQUESTS)).unwrap();
+    let mut order = vec![0; 24];
+    order[4] = 5;
+    order[8..16].copy_from_slice(&LUN);
+    bench.poke(OUT_AT, &order);
+    bench.rings[0].offer(&[(OUT_AT, 24, false), (IN_AT + 0x1000, 1, true)]);
+    bench.kick(0).unwrap();
+    for _ in 0..4 {
+        bench.grant(REQUESTS, SIZE / 4);
+        bench.run(REQUESTS, Cause::Source(0)).unwrap();
+    }
+    bench.run(0, Cause::Resume).unwrap();
+    assert_eq!(bench.rings[0].used().len(), 1, "the reset is answered");
+    assert_eq!(
+        answered(&mut bench),
+        usize::from(SIZE),
+        "no command is left"
+    );
+    drop(handle);
+    assert_eq!(bench.stop(), 0);
+}

@@ -7,6 +7,7 @@ mod orders;
 mod reply;
 mod task;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use splitring_virtio::spec::scsi::response;
@@ -16,7 +17,7 @@ use super::admit;
 use super::backend::{Backend, QUEUES};
 use super::cdb::Command;
 use super::exec::{self, Next};
-use super::hub::{Hub, Mailbox, Map, Sweep};
+use super::hub::{Hub, Mail, Mailbox, Map, Sweep};
 use super::job::{Done, Job, Step};
 use super::luns;
 use super::request::{Answer, Request, Sizes};
@@ -46,7 +47,10 @@ pub(crate) struct Requests {
     now: u64,
     backend: Backend,
     mailbox: Arc<Mailbox>,
-    mail_due: bool,
+    /// Messages that have come, each with how many chains are taken by the time it is handled at the latest.
+    inbox: VecDeque<(u64, Mail)>,
+    /// Chains taken so far.
+    taken: u64,
     map: Arc<Map>,
     version: u64,
     tasks: Vec<Option<Task>>,
@@ -78,7 +82,8 @@ impl Requests {
             now: metrics::now(),
             backend,
             mailbox,
-            mail_due: false,
+            inbox: VecDeque::new(),
+            taken: 0,
             map: Arc::default(),
             version: 0,
             tasks: Vec::new(),
@@ -377,6 +382,7 @@ impl Requests {
             .pop()
             .map_err(|error| Broken::new(self.index, error))?
         {
+            self.taken = self.taken.saturating_add(1);
             self.take(queue, chain)?;
             taken = taken.wrapping_add(1);
             if taken.is_multiple_of(SHOW_AFTER) && self.settle(queue, Backend::completed) {
@@ -389,17 +395,15 @@ impl Requests {
     fn pass(&mut self, queue: &mut Queue, cause: Cause) -> Result<Outcome, Broken> {
         self.refresh();
         self.now = metrics::now();
-        self.mail_due |= matches!(cause, Cause::Source(MAIL) | Cause::Resume);
+        if matches!(cause, Cause::Source(MAIL) | Cause::Resume) {
+            self.collect_messages(queue.size());
+        }
         if matches!(cause, Cause::Source(QUEUES) | Cause::Resume) {
             self.backend.look();
         }
         for _ in 0..ROUNDS {
             self.take_all(queue)?;
-            // Orders are about all commands sent before them, so those still in the ring are taken first.
-            if self.mail_due && !queue.spent() {
-                self.mail_due = false;
-                self.read_mail(queue);
-            }
+            self.read_messages(queue);
             if !self.exchange(queue) {
                 return Ok(Outcome::Idle);
             }
@@ -431,7 +435,9 @@ impl QueueHandler for Requests {
         let Some(queue) = queues.get(self.index) else {
             return;
         };
-        for mail in self.hub.discharge(&self.mailbox) {
+        let late = self.hub.discharge(&self.mailbox);
+        let mail: Vec<_> = self.inbox.drain(..).map(|(_, mail)| mail).collect();
+        for mail in mail.into_iter().chain(late) {
             self.mail(queue, mail);
         }
         let mut completions = Vec::new();

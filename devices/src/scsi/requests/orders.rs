@@ -59,9 +59,25 @@ impl Requests {
         }
     }
 
-    pub(super) fn read_mail(&mut self, queue: &mut Queue) {
+    /// Fetches what has come, from a ring of `size` descriptors.
+    ///
+    /// An order is about all commands that were sent before it. They are in the ring now at the latest, which holds
+    /// no more than `size`: when as many have been taken, those were among them, however many the driver has added.
+    pub(super) fn collect_messages(&mut self, size: u16) {
+        let due = self.taken.saturating_add(size.into());
+        let mail = self.mailbox.collect();
+        self.inbox.extend(mail.into_iter().map(|mail| (due, mail)));
+    }
+
+    /// Handles the messages before which all commands have been taken: all of them where the ring is empty.
+    pub(super) fn read_messages(&mut self, queue: &mut Queue) {
+        if self.inbox.is_empty() {
+            return;
+        }
         self.refresh();
-        for mail in self.mailbox.collect() {
+        let emptied = !queue.spent();
+        let taken = self.taken;
+        while let Some((_, mail)) = self.inbox.pop_front_if(|(due, _)| emptied || *due <= taken) {
             self.mail(queue, mail);
         }
     }
