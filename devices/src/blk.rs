@@ -19,6 +19,7 @@ use crate::device::{Start, StartError, Task, VirtioDevice, read_window};
 use crate::disk::metrics::{DiskMetrics, DiskTotals};
 use crate::disk::{Disk, DiskError, Geometry, RangeLimits};
 use crate::interrupt::ConfigNotifier;
+use crate::throttle::Throttle;
 use queue::{BlkQueue, CacheMode};
 use request::{Limits, MAX_RANGES};
 
@@ -69,6 +70,8 @@ struct Shared {
     writeback: AtomicBool,
     serial: [u8; ID_BYTES],
     metrics: DiskMetrics,
+    /// For lines about failed requests.
+    throttle: Throttle,
 }
 
 impl Blk {
@@ -88,6 +91,7 @@ impl Blk {
                 writeback: AtomicBool::new(geometry.write_cache),
                 serial: bytes,
                 metrics: DiskMetrics::new(queues),
+                throttle: Throttle::default(),
             }),
             disk,
             geometry,

@@ -22,6 +22,7 @@ pub mod disk;
 pub mod eventfd;
 pub mod interrupt;
 mod limits;
+mod log;
 pub mod net;
 pub mod pci;
 mod pool;

@@ -13,6 +13,9 @@ use rustix::time::{
     timerfd_settime,
 };
 
+use crate::log;
+use crate::throttle::Throttle;
+
 const SECOND: u64 = 1_000_000_000;
 /// How far ahead a limit may be spent: a tenth of a second's worth comes through at once after a pause.
 const BURST: u64 = SECOND / 10;
@@ -90,13 +93,19 @@ impl Limits {
 
 /// A timer that becomes readable once a limit lets something through again.
 #[derive(Debug)]
-pub(crate) struct Alarm(OwnedFd);
+pub(crate) struct Alarm {
+    timer: OwnedFd,
+    throttle: Throttle,
+}
 
 impl Alarm {
     /// An alarm that is not set.
     pub(crate) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        Ok(Self(timerfd_create(TimerfdClockId::Monotonic, flags)?))
+        Ok(Self {
+            timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
+            throttle: Throttle::default(),
+        })
     }
 
     /// Goes off in `wait` nanoseconds, whatever it was set to before.
@@ -109,15 +118,15 @@ impl Alarm {
                 tv_nsec: in_range(wait.wrapping_rem(SECOND)),
             },
         };
-        if let Err(error) = timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &alarm) {
-            tracing::error!("a rate limit can't set its timer: {error}");
+        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &alarm) {
+            log::error!(self.throttle, %error, "a rate limit cannot set its timer");
         }
     }
 }
 
 impl AsFd for Alarm {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.timer.as_fd()
     }
 }
 

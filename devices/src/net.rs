@@ -37,6 +37,7 @@ use crate::DeviceKind;
 use crate::device::{FeatureRule, Start, StartError, Task, VirtioDevice, read_window};
 use crate::interrupt::ConfigNotifier;
 use crate::limits::Limits;
+use crate::log;
 use control::GUEST_OFFLOADS;
 use filter::Filter;
 use flood::Flood;
@@ -83,7 +84,6 @@ const fn rule(feature: u64, needs_any: u64) -> FeatureRule {
 
 /// A network card.
 pub struct Net {
-    id: String,
     mac: Mac,
     mtu: Option<u16>,
     only_from: Option<Mac>,
@@ -112,7 +112,6 @@ impl Net {
         let mut queue_sizes = vec![config.queue_size(); usize::from(pairs).saturating_mul(2)];
         queue_sizes.push(CONTROL_QUEUE_SIZE);
         Self {
-            id: id.to_owned(),
             mac,
             mtu: config.mtu,
             only_from: config.mac_filter.then_some(mac),
@@ -120,7 +119,7 @@ impl Net {
             pairs,
             queue_sizes,
             backend,
-            state: Arc::new(State::new(mac, pairs)),
+            state: Arc::new(State::new(id, mac, pairs)),
             limits: limits(config),
             mask: !with_dependents(config.hidden_features()),
             notifier: Mutex::new(None),
@@ -190,10 +189,14 @@ impl Net {
             return Ok(None);
         }
         let port = self.backend.open_port(pair);
-        let port =
-            port.map_err(|e| StartError::new(format_args!("{}: queue pair {pair}: {e}", self.id)))?;
+        let port = port.map_err(|e| {
+            StartError::new(format_args!("{}: queue pair {pair}: {e}", self.state.id))
+        })?;
         let [receive_gate, transmit_gate] = self.gates().map_err(|e| {
-            StartError::new(format_args!("{}: no timer for the limits: {e}", self.id))
+            StartError::new(format_args!(
+                "{}: no timer for the limits: {e}",
+                self.state.id
+            ))
         })?;
         let handler = Box::new(PairHandler {
             state: Arc::clone(&self.state),
@@ -240,7 +243,7 @@ impl Net {
 
 impl VirtioDevice for Net {
     fn id(&self) -> &str {
-        &self.id
+        &self.state.id
     }
 
     fn kind(&self) -> DeviceKind {
@@ -300,7 +303,7 @@ impl VirtioDevice for Net {
             *filter = Filter::new(self.mac, has(feature::CTRL_RX), has(feature::CTRL_VLAN));
         });
         let failed = |what: &str, e: std::io::Error| {
-            StartError::new(format_args!("{}: cannot {what}: {e}", self.id))
+            StartError::new(format_args!("{}: cannot {what}: {e}", self.state.id))
         };
         let offloads = guest_offloads(start.features & GUEST_OFFLOADS);
         self.backend
@@ -328,7 +331,8 @@ impl VirtioDevice for Net {
         // The host would go on preparing frames for a driver that is gone.
         let plain = self.backend.set_guest_offloads(Offloads::empty());
         if let Err(error) = plain.and_then(|()| self.backend.set_pairs(1)) {
-            tracing::warn!(device = self.id, %error, "cannot reset the interface");
+            let throttle = &self.state.throttle;
+            log::warn!(throttle, device = self.state.id, %error, "cannot reset the interface");
         }
     }
 }

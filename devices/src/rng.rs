@@ -2,12 +2,15 @@
 //!
 //! It knows no PCI and no threads, and asks nobody but the kernel.
 
+use std::sync::Arc;
+
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::DeviceKind;
 use crate::device::{
     Broken, Cause, Chain, Outcome, QueueHandler, QueueSet, Start, StartError, Task, VirtioDevice,
 };
+use crate::log;
 use crate::throttle::Throttle;
 
 /// Drivers ask for one buffer at a time, or a few.
@@ -19,19 +22,31 @@ const BLOCK: usize = 256;
 
 /// An entropy source.
 pub struct Rng {
+    shared: Arc<Shared>,
+}
+
+/// What the device and its queue share.
+struct Shared {
     id: String,
+    throttle: Throttle,
 }
 
 impl Rng {
     /// A device called `id`.
     pub fn new(id: &str) -> Self {
-        Self { id: id.to_owned() }
+        let shared = Shared {
+            id: id.to_owned(),
+            throttle: Throttle::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 }
 
 impl VirtioDevice for Rng {
     fn id(&self) -> &str {
-        &self.id
+        &self.shared.id
     }
 
     fn kind(&self) -> DeviceKind {
@@ -52,9 +67,8 @@ impl VirtioDevice for Rng {
         let task = |index| Task {
             queues: vec![index],
             handler: Box::new(RngQueue {
-                id: self.id.clone(),
+                shared: Arc::clone(&self.shared),
                 queue: index,
-                throttle: Throttle::default(),
             }),
         };
         Ok(start.queues.iter().map(|queue| task(queue.index)).collect())
@@ -62,9 +76,8 @@ impl VirtioDevice for Rng {
 }
 
 struct RngQueue {
-    id: String,
+    shared: Arc<Shared>,
     queue: u16,
-    throttle: Throttle,
 }
 
 impl QueueHandler for RngQueue {
@@ -99,10 +112,9 @@ impl RngQueue {
                 break;
             };
             let got = getrandom(&mut *bytes, GetRandomFlags::empty());
-            if let Err(error) = got
-                && self.throttle.allow()
-            {
-                tracing::warn!(device = self.id, %error, "no random bytes from the kernel");
+            if let Err(error) = got {
+                let Shared { id, throttle } = self.shared.as_ref();
+                log::warn!(throttle, device = id, %error, "no random bytes from the kernel");
             }
             if got != Ok(len) || writer.write_all(bytes).is_err() {
                 break;

@@ -12,6 +12,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
 use crate::eventfd::eventfd;
+use crate::log;
+use crate::throttle::Throttle;
 
 /// Interrupt enable register; its bit for received data.
 const IER: u8 = 1;
@@ -54,6 +56,7 @@ impl SerialEvents for Room {
 /// The port.
 pub struct Serial {
     uart: Mutex<vm_superio::Serial<Line, Room, Output>>,
+    throttle: Throttle,
 }
 
 impl Serial {
@@ -66,6 +69,7 @@ impl Serial {
         let uart = vm_superio::Serial::with_events(Line(line), room, output);
         Ok(Self {
             uart: Mutex::new(uart),
+            throttle: Throttle::default(),
         })
     }
 
@@ -96,7 +100,7 @@ impl Serial {
         match uart.enqueue_raw_bytes(bytes) {
             Ok(taken) => taken,
             Err(error) => {
-                tracing::warn!(%error, "serial input is lost");
+                log::warn!(self.throttle, %error, "serial input is lost");
                 bytes.len()
             }
         }
@@ -125,7 +129,7 @@ impl BusDevice for Serial {
         // A string instruction arrives as several bytes for the one register.
         for byte in data {
             if let Err(error) = self.uart().write(offset, *byte) {
-                tracing::debug!(%error, "serial output is lost");
+                log::debug!(self.throttle, %error, "serial output is lost");
             }
         }
     }

@@ -13,7 +13,8 @@ mod ring;
 mod sink;
 mod wiring;
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex};
 
 use splitring_virtio::device::queue::{Interrupt, RingFeatures};
 use vm_memory::mmap::MmapRegionBuilder;
@@ -31,6 +32,31 @@ pub(crate) use sink::Sink;
 /// Bytes of guest memory; rings are in the upper half, the lower one is the test's.
 const MEMORY: u64 = 8 << 20;
 const RINGS: u64 = MEMORY / 2;
+
+/// The lines that `act` logs on this thread, at the level `info` and above.
+pub(crate) fn logged(act: impl FnOnce()) -> Vec<String> {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let bytes = std::mem::take(&mut *lines.0.lock().unwrap());
+    let text = String::from_utf8(bytes).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
 
 /// Zeroed guest memory.
 pub(crate) fn memory() -> Ram {

@@ -183,6 +183,57 @@ fn every_eventfd_comes_from_one_place() {
     assert_eq!(makers, [workspace().join(EVENTFD_MAKER)]);
 }
 
+/// Files of `devices` that log without a limit, how often, and why no guest can flood the log with it. Everything else
+/// logs through `devices/src/log.rs`.
+const LOGS_WITHOUT_LIMIT: &[(&str, usize, &str)] = &[
+    ("log.rs", 1, "the limit itself"),
+    ("worker.rs", 1, "when a worker starts"),
+    ("disk/flush.rs", 1, "once per image"),
+    ("disk/image.rs", 2, "when an image is opened or resized"),
+    ("disk/opening.rs", 1, "when an image is opened"),
+    ("disk/raw.rs", 3, "when an image is opened"),
+    ("net/tap/sends.rs", 1, "debugging only"),
+    ("scsi.rs", 1, "when a controller is made"),
+    ("scsi/backend.rs", 2, "not limited yet"),
+    ("scsi/exec.rs", 1, "not limited yet"),
+];
+
+#[test]
+fn what_a_guest_can_cause_is_logged_through_the_limit() {
+    const PLAIN: [&str; 5] = ["error!", "warn!", "info!", "debug!", "event!"];
+    let root = workspace().join("devices/src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut found = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).expect("a source file");
+        assert!(
+            !text.contains("use tracing::"),
+            "{}: name `tracing` at each use, so that this test sees it",
+            file.display()
+        );
+        let code = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"));
+        let plain = |line: &&str| {
+            let mut parts = line.split("tracing::").skip(1);
+            parts.any(|rest| PLAIN.iter().any(|name| rest.starts_with(name)))
+        };
+        let count = code.filter(plain).count();
+        if count > 0 {
+            let name = file.strip_prefix(&root).expect("below the root");
+            found.push((name.display().to_string(), count));
+        }
+    }
+    found.sort();
+    let mut expected: Vec<(String, usize)> = LOGS_WITHOUT_LIMIT
+        .iter()
+        .map(|(name, count, _)| ((*name).to_owned(), *count))
+        .collect();
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
 #[test]
 fn virtio_needs_no_standard_library() {
     let root = workspace().join("virtio/src/lib.rs");

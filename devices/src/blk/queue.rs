@@ -15,9 +15,7 @@ use crate::device::{
 };
 use crate::disk::metrics::{self, RequestKind};
 use crate::disk::{Completion, Data, DiskOp, DiskQueue, IoFault};
-
-/// Nanoseconds between two log lines about failed requests.
-const LOG_PAUSE: u64 = 1_000_000_000;
+use crate::log;
 
 /// What the driver negotiated about caching (section 5.2.6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +41,6 @@ pub(super) struct BlkQueue {
     held: Option<Chain>,
     /// Completions under way; kept for its room.
     done: Vec<Completion>,
-    log: ErrorLog,
 }
 
 /// A request in flight.
@@ -78,7 +75,6 @@ impl BlkQueue {
             free: (0..size).rev().collect(),
             held: None,
             done: Vec::with_capacity(usize::from(size)),
-            log: ErrorLog::default(),
         }
     }
 
@@ -258,7 +254,8 @@ impl BlkQueue {
         match result {
             Ok(_) => answer_ok(queue, chain),
             Err(fault) => {
-                self.log.failed(&self.shared.id, request.kind, fault, now);
+                let (throttle, kind) = (&self.shared.throttle, request.kind);
+                log::warn!(throttle, "{}: {kind:?} failed: {fault}", self.shared.id);
                 answer(queue, chain, status::IOERR, 0);
             }
         }
@@ -329,29 +326,6 @@ fn identify(chain: &mut Chain, serial: &[u8]) -> u8 {
     {
         Ok(()) => status::OK,
         Err(_) => status::IOERR,
-    }
-}
-
-/// Failed requests, told to the operator at most once a second.
-#[derive(Default)]
-struct ErrorLog {
-    next: u64,
-    muted: u64,
-}
-
-impl ErrorLog {
-    #[cold]
-    fn failed(&mut self, id: &str, kind: RequestKind, fault: IoFault, now: u64) {
-        if now < self.next {
-            self.muted = self.muted.saturating_add(1);
-            return;
-        }
-        tracing::warn!(
-            "{id}: {kind:?} failed: {fault} ({} more since the last message)",
-            self.muted
-        );
-        self.next = now.saturating_add(LOG_PAUSE);
-        self.muted = 0;
     }
 }
 

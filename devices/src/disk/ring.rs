@@ -30,7 +30,9 @@ use super::image::Image;
 use super::range::{self, Task};
 use super::transfer::{Reach, Transfer};
 use super::{Completion, DiskOp, DiskQueue, Full, IoFault};
+use crate::log;
 use crate::ram::Ram;
+use crate::throttle::Throttle;
 pub(super) use bind::Unbound;
 use bind::{Bound, Refusal};
 use blocking::{Finished, Job, What};
@@ -81,6 +83,8 @@ pub(super) struct RingQueue {
     armed: bool,
     /// The ring takes no requests any more.
     dead: bool,
+    /// For lines that a guest can cause; the ring's own, so that a reset does not renew it.
+    throttle: Arc<Throttle>,
 }
 
 /// How far this queue has its ring.
@@ -114,6 +118,7 @@ impl RingQueue {
             images,
             reach: Reach::new(ram),
             event: ring.event()?,
+            throttle: ring.throttle()?,
             ring: Hold::Waiting(ring),
             slots: (0..depth).map(slot).collect(),
             free: (0..depth).rev().collect(),
@@ -142,7 +147,8 @@ impl RingQueue {
 
     #[cold]
     fn refused(&self, ring: Unbound, refusal: &Refusal) -> Hold {
-        tracing::warn!(
+        log::warn!(
+            self.throttle,
             "{}: {refusal}; requests of this queue wait for one another on a blocking thread. Open the disk anew to \
              get another",
             self.name()
@@ -229,7 +235,11 @@ impl RingQueue {
     /// Frees a seat that has nothing in flight.
     pub(super) fn stand(&mut self, seat: u16) {
         if let Err(error) = self.update_file(seat, NO_FILE) {
-            tracing::warn!("{}: the ring keeps the file open: {error}", self.name());
+            log::warn!(
+                self.throttle,
+                "{}: the ring keeps the file open: {error}",
+                self.name()
+            );
         }
         if let Some(place) = self.images.get_mut(usize::from(seat)) {
             *place = None;
@@ -303,7 +313,8 @@ impl RingQueue {
 
     /// The ring failed for good: what the kernel has not taken goes to the blocking thread, and so does all that follows.
     fn give_up(&mut self, errno: i32) {
-        tracing::error!(
+        log::error!(
+            self.throttle,
             "{}: io_uring failed: {}; requests wait for one another on a blocking thread from now on",
             self.name(),
             IoFault::from_errno(errno)

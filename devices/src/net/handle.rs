@@ -18,7 +18,7 @@ impl NetHandle {
     /// The card's name.
     #[must_use]
     pub fn id(&self) -> Option<String> {
-        self.0.upgrade().map(|net| net.id.clone())
+        self.0.upgrade().map(|net| net.state.id.clone())
     }
 
     /// What it has counted so far.

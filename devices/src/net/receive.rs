@@ -18,6 +18,7 @@ use super::port::FramePort;
 use super::state::State;
 use super::{buffers, wire_len};
 use crate::device::{Chain, Outcome, Queue};
+use crate::log;
 
 /// Frames of one pass.
 const BUDGET: u32 = 128;
@@ -131,7 +132,12 @@ impl Receiver {
         self.offered = (count, bytes);
         side.port.receive(into).or_else(|error| {
             side.counters.fail_one();
-            tracing::warn!(%error, "cannot receive frames; waiting for the interface to come back");
+            log::warn!(
+                side.state.throttle,
+                device = side.state.id,
+                %error,
+                "cannot receive frames; waiting for the interface to come back"
+            );
             Ok(None)
         })
     }

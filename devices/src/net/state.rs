@@ -7,10 +7,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::filter::{Filter, Mac};
 use super::metrics::NetMetrics;
+use crate::throttle::Throttle;
 
 /// Shared by the device, its control queue and its queue pairs.
 pub(super) struct State {
+    /// The card's name.
+    pub(super) id: String,
     pub(super) metrics: NetMetrics,
+    /// For lines that the guest or the network can cause; a reset does not renew it.
+    pub(super) throttle: Throttle,
     link_up: AtomicBool,
     announce: AtomicBool,
     /// The driver negotiated it.
@@ -21,9 +26,11 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(mac: Mac, pairs: u16) -> Self {
+    pub(super) fn new(id: &str, mac: Mac, pairs: u16) -> Self {
         Self {
+            id: id.to_owned(),
             metrics: NetMetrics::new(pairs),
+            throttle: Throttle::default(),
             link_up: AtomicBool::new(true),
             announce: AtomicBool::new(false),
             can_announce: AtomicBool::new(false),

@@ -24,6 +24,7 @@ use splitring_virtio::spec::net::HEADER_SIZE;
 pub use error::TapError;
 
 use super::port::{FramePort, NetBackend, Offloads};
+use crate::throttle::Throttle;
 use error::{failed, refusal};
 use port::TapPort;
 
@@ -70,6 +71,7 @@ impl IfReq {
 #[derive(Debug, Clone)]
 struct TapQueue {
     file: Arc<File>,
+    throttle: Arc<Throttle>,
 }
 
 /// An opened TAP interface.
@@ -162,6 +164,7 @@ impl NetBackend for Tap {
         Ok(Box::new(TapPort::new(
             Arc::clone(&queue.file),
             queue.has_room(),
+            Arc::clone(&queue.throttle),
         )))
     }
 
@@ -196,6 +199,7 @@ impl From<OwnedFd> for TapQueue {
     fn from(fd: OwnedFd) -> Self {
         Self {
             file: Arc::new(File::from(fd)),
+            throttle: Arc::default(),
         }
     }
 }

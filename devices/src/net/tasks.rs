@@ -15,6 +15,7 @@ use super::state::State;
 use super::transmit::Transmitter;
 use super::{guest_offloads, wire_len};
 use crate::device::{Broken, Cause, Chain, Interest, Outcome, QueueHandler, QueueSet, Source};
+use crate::log;
 
 /// The port has frames, or room.
 const PORT: u32 = 0;
@@ -41,7 +42,12 @@ impl PairHandler {
     fn flush(&mut self) {
         if let Err(error) = self.port.flush() {
             self.metrics.sent.fail_one();
-            tracing::warn!(%error, "cannot send the rest of a frame");
+            log::warn!(
+                self.state.throttle,
+                device = self.state.id,
+                %error,
+                "cannot send the rest of a frame"
+            );
         }
     }
 

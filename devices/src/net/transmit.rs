@@ -14,6 +14,7 @@ use super::metrics::{Counters, Drop};
 use super::port::{MOST_TAKEN, Refusal};
 use super::receive::Side;
 use crate::device::{Chain, Outcome, Queue};
+use crate::log;
 
 /// Packets of one pass.
 const BUDGET: u32 = 128;
@@ -171,5 +172,5 @@ impl Transmitter {
 
 fn refuse(side: &Side<'_>, error: &io::Error) {
     side.counters.fail_one();
-    tracing::debug!(%error, "the host refused a frame");
+    log::debug!(side.state.throttle, device = side.state.id, %error, "the host refused a frame");
 }

@@ -16,6 +16,7 @@ use super::pages::ConfigPage;
 use crate::device::Broken;
 use crate::eventfd::eventfd;
 use crate::interrupt::{ConfigGate, InterruptSink};
+use crate::log;
 use crate::throttle::Throttle;
 use crate::wiring::{Wiring, WiringError};
 
@@ -35,7 +36,8 @@ pub(super) struct Interrupts {
     generation: AtomicU8,
     /// Held while the configuration changes and while it is read.
     gate: Mutex<()>,
-    throttle: Throttle,
+    /// For lines that the guest can cause.
+    pub(super) throttle: Throttle,
 }
 
 impl Interrupts {
@@ -193,9 +195,12 @@ impl InterruptSink for Interrupts {
         if self.needs_reset.swap(true, Ordering::AcqRel) {
             return;
         }
-        if self.throttle.allow() {
-            tracing::warn!(device = self.label, %why, "the device needs a reset by its driver");
-        }
+        log::warn!(
+            self.throttle,
+            device = self.label,
+            %why,
+            "the device needs a reset by its driver"
+        );
         if self.driver_ok.load(Ordering::Acquire) {
             self.config();
         }

@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::log;
+use crate::throttle::Throttle;
 use crate::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
 
 /// Most vectors a function can have.
@@ -29,6 +31,7 @@ pub(super) struct Msix {
     table: Mutex<Table>,
     wiring: Arc<dyn Wiring>,
     label: String,
+    throttle: Throttle,
 }
 
 struct Vector {
@@ -72,6 +75,7 @@ impl Msix {
             }),
             wiring,
             label,
+            throttle: Throttle::default(),
         }
     }
 
@@ -127,7 +131,13 @@ impl Msix {
             Ok(()) => vector.unmask(),
             // The message stays pending, and the next unmasking tries again.
             Err(error) => {
-                tracing::error!(device = self.label, vector = index, %error, "interrupt is held back")
+                log::error!(
+                    self.throttle,
+                    device = self.label,
+                    vector = index,
+                    %error,
+                    "interrupt is held back"
+                )
             }
         }
     }

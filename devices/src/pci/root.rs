@@ -13,6 +13,8 @@ use thiserror::Error;
 use super::config::{ConfigSpace, Identity};
 use super::pages::{ConfigPage, ConfigPages, FUNCTION_SIZE, SLOTS};
 use crate::bus::{Bus, BusDevice};
+use crate::log;
+use crate::throttle::Throttle;
 
 /// Distance between the preset BARs of neighbouring slots, so that an address depends on the slot alone.
 const BAR_STRIDE: u64 = 1 << 20;
@@ -97,6 +99,7 @@ pub struct PciRoot {
     intx: Range<u32>,
     pages: Arc<ConfigPages>,
     slots: Mutex<[Slot; SLOTS]>,
+    throttle: Throttle,
 }
 
 enum Slot {
@@ -131,6 +134,7 @@ impl PciRoot {
             intx: plan.intx,
             pages,
             slots: Mutex::new([const { Slot::Empty }; SLOTS]),
+            throttle: Throttle::default(),
         };
         let bridge = ConfigSpace::new(root.claim(0)?, HOST_BRIDGE);
         root.plug(0, Arc::new(HostBridge(bridge)), None)?;
@@ -253,7 +257,7 @@ impl PciRoot {
                 Ok(()) => true,
                 // The guest's to sort out: a later write of the function tries again.
                 Err(error) => {
-                    tracing::debug!(%error, "a PCI BAR overlaps another");
+                    log::debug!(self.throttle, %error, "a PCI BAR overlaps another");
                     false
                 }
             }

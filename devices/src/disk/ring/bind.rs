@@ -14,6 +14,7 @@ use io_uring::IoUring;
 
 use super::setup::Ring;
 use crate::pool::Lease;
+use crate::throttle::Throttle;
 
 /// A ring that nobody submits to. It may be moved to and dropped on any thread.
 pub(in crate::disk) struct Unbound(Lease<Ring>);
@@ -38,6 +39,11 @@ pub(super) enum Refusal {
 impl Unbound {
     pub(in crate::disk) fn new(lease: Lease<Ring>) -> Self {
         Self(lease)
+    }
+
+    /// The limit on log lines about it.
+    pub(super) fn throttle(&self) -> Option<Arc<Throttle>> {
+        self.0.get().map(|ring| Arc::clone(&ring.throttle))
     }
 
     /// The eventfd of its completions.

@@ -10,6 +10,7 @@ use crate::disk::image::Image;
 use crate::disk::range::{self, Task};
 use crate::disk::transfer::{Reach, Transfer};
 use crate::disk::{IoFault, plain};
+use crate::log;
 
 /// A request with all it may touch: it may outlive the queue.
 pub(in crate::disk) struct Job {
@@ -96,7 +97,8 @@ impl RingQueue {
         if self.aside.is_none() {
             let started = Aside::start(Arc::clone(&self.event), Job::run);
             if let Err(error) = &started {
-                tracing::warn!(
+                log::warn!(
+                    self.throttle,
                     "{}: requests that block hold up others, for there is no thread for them: {error}",
                     self.name()
                 );

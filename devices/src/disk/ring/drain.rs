@@ -11,6 +11,7 @@ use io_uring::{opcode, squeue};
 
 use super::RingQueue;
 use crate::disk::{Completion, IoFault};
+use crate::log;
 
 /// Tag of entries that belong to no request, and what stands for their slot.
 const NO_REQUEST: u64 = u64::MAX;
@@ -99,7 +100,8 @@ impl RingQueue {
 
     /// The kernel still has requests: keeps all they may touch for good, and answers them.
     fn abandon(&mut self) {
-        tracing::error!(
+        log::error!(
+            self.throttle,
             "{}: {} requests did not come back from the host within {} s; the memory they use is kept",
             self.name(),
             self.active(),

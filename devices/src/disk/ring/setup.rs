@@ -10,6 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::bind::Owner;
 use crate::disk::image::Image;
+use crate::throttle::Throttle;
 
 /// Operations the ring may do.
 const OPERATIONS: [u8; 7] = [
@@ -35,6 +36,8 @@ pub(in crate::disk) struct Ring {
     pub(super) single_issuer: bool,
     /// The thread that enabled it.
     pub(super) owner: Owner,
+    /// For log lines about it that a guest can cause.
+    pub(super) throttle: Arc<Throttle>,
 }
 
 impl Ring {
@@ -84,6 +87,8 @@ impl Ring {
             event: Arc::new(event),
             single_issuer,
             owner: None,
+            throttle: Arc::default(),
+            throttle: Arc::default(),
         })
     }
 }

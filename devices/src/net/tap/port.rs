@@ -10,8 +10,10 @@ use splitring_virtio::spec::net::Header;
 use zerocopy::IntoBytes;
 
 use super::sends::Sends;
+use crate::log;
 use crate::net::buffers::{self, Vectors};
 use crate::net::port::{FramePort, Refusal};
+use crate::throttle::Throttle;
 
 /// Room for all of the longest frame and then some, so that one still longer shows.
 const SPILL: usize = 66 << 10;
@@ -24,18 +26,21 @@ pub(super) struct TapPort {
     spilled: usize,
     /// `None` where frames are sent one by one.
     sends: Option<Sends>,
+    /// The queue's, so that a reset does not renew it.
+    throttle: Arc<Throttle>,
 }
 
 impl TapPort {
     /// A port that sends many frames at a time, unless this host can't or frames may have to wait: then the others
     /// would overtake the one that does.
-    pub(super) fn new(file: Arc<File>, has_room: bool) -> Self {
+    pub(super) fn new(file: Arc<File>, has_room: bool, throttle: Arc<Throttle>) -> Self {
         Self {
             sends: has_room.then(Sends::new).flatten(),
             file,
             vectors: Vectors::default(),
             spill: vec![0; SPILL],
             spilled: 0,
+            throttle,
         }
     }
 }
@@ -73,7 +78,7 @@ impl FramePort for TapPort {
     fn commit(&mut self, refused: &mut Vec<Refusal>) {
         let Some(sends) = &mut self.sends else { return };
         if let Err(error) = sends.commit(&self.file, refused) {
-            tracing::info!(%error, "frames are sent one by one from now on");
+            log::info!(self.throttle, %error, "frames are sent one by one from now on");
             self.sends = None;
         }
     }

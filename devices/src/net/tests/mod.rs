@@ -34,6 +34,8 @@ struct Host {
     to_guest: VecDeque<Vec<u8>>,
     from_guest: Vec<(Header, Vec<u8>)>,
     full: bool,
+    /// It can't be read.
+    broken: bool,
     /// Frames are taken and sent together, but for those that begin with this byte, which are refused.
     refuses: Option<u8>,
     pairs: u16,
@@ -89,9 +91,14 @@ impl FramePort for ListPort {
             into.len() <= buffers::MAX_SEGMENTS,
             "more than the kernel takes"
         );
-        let Some(frame) = self.host.lock().unwrap().to_guest.pop_front() else {
+        let mut host = self.host.lock().unwrap();
+        if host.broken {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let Some(frame) = host.to_guest.pop_front() else {
             return Ok(None);
         };
+        drop(host);
         // As a host does that leaves the checksum validated: only a driver that negotiated it may see so.
         let header = Header {
             flags: 2,
@@ -301,6 +308,26 @@ fn frames_above_the_limit_wait_for_the_timer_in_both_directions() {
     assert!(card.used(TX).is_empty() && !card.used(RX).is_empty());
     card.bench.run(RX, Cause::Source(2)).unwrap();
     assert!(!card.used(TX).is_empty());
+}
+
+#[test]
+fn an_interface_that_fails_does_not_flood_the_log_whatever_the_driver_does() {
+    let mut card = Card::new(0);
+    card.host.lock().unwrap().broken = true;
+    let lines = crate::testing::logged(|| {
+        for _ in 0..10 {
+            card.offer(RX, &[(0x1000, 1526, true)]);
+            for _ in 0..10 {
+                card.bench.run(RX, Cause::Source(0)).unwrap();
+            }
+            card.bench.stop();
+            card.bench = Bench::start(Arc::clone(&card.bench.device), VERSION_1, 256);
+        }
+    });
+    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert!(lines[0].contains("device=\"net0\""), "{lines:?}");
+    let received = card.bench.device.metrics().totals().received;
+    assert_eq!(received.errors, 100);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use splitring_virtio::spec::status;
 
 use super::{State, VirtioPci};
 use crate::interrupt::InterruptSink;
+use crate::log;
 
 /// Bytes of the block.
 const SIZE: usize = 56;
@@ -116,7 +117,8 @@ impl VirtioPci {
             Transition::Start => self.start(&mut state),
             Transition::Refused { accepted } => {
                 let offered = state.transport.offered();
-                tracing::debug!(
+                log::debug!(
+                    self.throttle(),
                     device = self.device.id(),
                     accepted = format_args!("{accepted:#x}"),
                     offered = format_args!("{offered:#x}"),

@@ -7,6 +7,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{NOTIFY, NOTIFY_STRIDE, State, VirtioPci};
 use crate::device::{Broken, Queue, ReadyQueue, Start, Task, TaskQueue};
 use crate::interrupt::{ConfigNotifier, InterruptSink};
+use crate::log;
+use crate::throttle::Throttle;
 use crate::worker::{NewTask, TaskId, Worker};
 
 /// What a started device has running.
@@ -123,12 +125,12 @@ impl VirtioPci {
                 match worker.watch(self.device.id(), resample, action) {
                     Ok(id) => state.line_watch = Some((Arc::clone(worker), id)),
                     Err(error) => {
-                        tracing::error!(device = self.device.id(), %error, "the interrupt line may hang");
+                        log::error!(self.throttle(), device = self.device.id(), %error, "the interrupt line may hang");
                     }
                 }
             }
             Err(error) => {
-                tracing::error!(device = self.device.id(), %error, "the interrupt line is not connected");
+                log::error!(self.throttle(), device = self.device.id(), %error, "the interrupt line is not connected");
             }
         }
     }
@@ -156,7 +158,7 @@ impl VirtioPci {
                 .kick(index)
                 .map(|kick| self.wiring.unbind_notify(addr, kick));
             if let Some(Err(error)) = unbound {
-                tracing::warn!(device = self.device.id(), %error, "a doorbell stays where it was");
+                log::warn!(self.throttle(), device = self.device.id(), %error, "a doorbell stays where it was");
             }
         }
         let Some(base) = base else {
@@ -171,11 +173,16 @@ impl VirtioPci {
                 Some(Ok(())) => running.bound.push((addr, index)),
                 // It still works, by an exit to user space.
                 Some(Err(error)) => {
-                    tracing::warn!(device = self.device.id(), %error, "a doorbell is slow");
+                    log::warn!(self.throttle(), device = self.device.id(), %error, "a doorbell is slow");
                 }
                 None => {}
             }
         }
+    }
+
+    /// For lines that the guest can cause.
+    pub(super) fn throttle(&self) -> &Throttle {
+        &self.interrupts.throttle
     }
 
     fn kick(&self, index: u16) -> Option<&EventFd> {
@@ -229,7 +236,8 @@ impl VirtioPci {
         };
         for (worker, id) in running.tasks {
             match worker.stop(id) {
-                Ok(Some(stopped)) if stopped.in_flight > 0 => tracing::debug!(
+                Ok(Some(stopped)) if stopped.in_flight > 0 => log::debug!(
+                    self.throttle(),
                     device = self.device.id(),
                     in_flight = stopped.in_flight,
                     "requests are given back unanswered"
@@ -237,7 +245,7 @@ impl VirtioPci {
                 Ok(_) => {}
                 // The worker has told the machine, which is ending.
                 Err(error) => {
-                    tracing::error!(device = self.device.id(), %error, "the device cannot be stopped");
+                    log::error!(self.throttle(), device = self.device.id(), %error, "the device cannot be stopped");
                 }
             }
         }
