@@ -92,8 +92,8 @@ pub struct Net {
     queue_sizes: Vec<u16>,
     backend: Arc<dyn NetBackend>,
     state: Arc<State>,
-    /// One for each direction, shared by all pairs; `None` without limits.
-    limits: Option<[Arc<Limits>; 2]>,
+    /// Each pair's, by direction; none without limits. Made with the card, so that a start makes no timer.
+    gates: Vec<[Arc<Gate>; 2]>,
     mask: u64,
     /// While the driver runs the card.
     notifier: Mutex<Option<ConfigNotifier>>,
@@ -101,17 +101,20 @@ pub struct Net {
 
 impl Net {
     /// A card called `id` with address `mac` where the configuration names none. `config` has been validated.
+    ///
+    /// # Errors
+    /// No timer for the limits.
     pub fn new(
         id: &str,
         mac: MacAddress,
         config: &NetConfig,
         backend: Arc<dyn NetBackend>,
-    ) -> Self {
+    ) -> Result<Self, NetError> {
         let MacAddress(mac) = config.mac.unwrap_or(mac);
         let pairs = config.pairs().min(backend.max_pairs()).max(1);
         let mut queue_sizes = vec![config.queue_size(); usize::from(pairs).saturating_mul(2)];
         queue_sizes.push(CONTROL_QUEUE_SIZE);
-        Self {
+        Ok(Self {
             mac,
             mtu: config.mtu,
             only_from: config.mac_filter.then_some(mac),
@@ -120,10 +123,10 @@ impl Net {
             queue_sizes,
             backend,
             state: Arc::new(State::new(id, mac, pairs)),
-            limits: limits(config),
+            gates: gates(config, pairs).map_err(NetError::Timer)?,
             mask: !with_dependents(config.hidden_features()),
             notifier: Mutex::new(None),
-        }
+        })
     }
 
     /// Takes the link up or down; the guest is told, and frames are dropped while it is down.
@@ -192,12 +195,8 @@ impl Net {
         let port = port.map_err(|e| {
             StartError::new(format_args!("{}: queue pair {pair}: {e}", self.state.id))
         })?;
-        let [receive_gate, transmit_gate] = self.gates().map_err(|e| {
-            StartError::new(format_args!(
-                "{}: no timer for the limits: {e}",
-                self.state.id
-            ))
-        })?;
+        let gates = self.gates.get(usize::from(pair)).cloned();
+        let [receive_gate, transmit_gate] = gates.map_or([None, None], |gates| gates.map(Some));
         let handler = Box::new(PairHandler {
             state: Arc::clone(&self.state),
             port,
@@ -211,14 +210,6 @@ impl Net {
             transmit_gate,
         });
         Ok(Some(Task { queues, handler }))
-    }
-
-    fn gates(&self) -> io::Result<[Option<Gate>; 2]> {
-        let Some([receive, transmit]) = &self.limits else {
-            return Ok([None, None]);
-        };
-        let gate = |limits| Gate::new(Arc::clone(limits)).map(Some);
-        Ok([gate(receive)?, gate(transmit)?])
     }
 
     fn control_task(&self, start: &Start, max_pairs: u16) -> Option<Task> {
@@ -351,11 +342,18 @@ const OFFLOADS: [(Offloads, u64, u64); 6] = [
     ),
 ];
 
-/// The limits that the keys ask for.
-fn limits(config: &NetConfig) -> Option<[Arc<Limits>; 2]> {
+/// The limits that the keys ask for: one for each direction, shared by all pairs.
+fn gates(config: &NetConfig, pairs: u16) -> io::Result<Vec<[Arc<Gate>; 2]>> {
     let bytes = config.bandwidth.map(|bytes| bytes.0);
+    if config.packets.is_none() && bytes.is_none() {
+        return Ok(Vec::new());
+    }
     let limits = || Arc::new(Limits::new(config.packets, bytes));
-    (config.packets.is_some() || bytes.is_some()).then(|| [limits(), limits()])
+    let (receive, transmit) = (limits(), limits());
+    let gate = |limits| Gate::new(Arc::clone(limits)).map(Arc::new);
+    (0..pairs)
+        .map(|_| Ok([gate(&receive)?, gate(&transmit)?]))
+        .collect()
 }
 
 /// `hidden` and every feature that is nothing without them.

@@ -93,7 +93,7 @@ fn echo(offered: u64) -> Wire {
         passt: true,
         ..NetConfig::default()
     };
-    let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(passt));
+    let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(passt)).unwrap();
     let mut space = vec![0; 32];
     card.read_config(0, &mut space);
     let offered = offered | VERSION_1 | card.features();

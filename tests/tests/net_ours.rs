@@ -40,7 +40,8 @@ impl Guest {
             passt: true,
             ..NetConfig::default()
         };
-        let mut machine = Machine::new(Net::new("net0", MacAddress(MAC), &config, Arc::new(passt)));
+        let mut machine =
+            Machine::new(Net::new("net0", MacAddress(MAC), &config, Arc::new(passt)).unwrap());
         let merge = if mode == ReceiveMode::Mergeable {
             feature::MRG_RXBUF
         } else {

@@ -129,7 +129,7 @@ pub(crate) fn attach(
             net,
             Arc::clone(backend),
             config.name.as_deref(),
-        );
+        )?;
         bay.nets.push(NetHandle::new(&device));
         bay.plug(slot, device)?;
     }
@@ -156,11 +156,15 @@ fn build_net(
     config: &NetConfig,
     backend: Arc<dyn NetBackend>,
     machine: Option<&str>,
-) -> Arc<Net> {
+) -> Result<Arc<Net>, AttachError> {
     // Two machines on one bridge must differ: by name, or else by the TAP each has for itself.
     let owner = machine.or(backend.interface()).unwrap_or_default();
     let mac = MacAddress::stable(owner, number);
-    Arc::new(Net::new(id, mac, config, backend))
+    let card = Net::new(id, mac, config, backend).map_err(|error| AttachError::Net {
+        id: id.to_owned(),
+        error,
+    })?;
+    Ok(Arc::new(card))
 }
 
 impl Bay<'_> {

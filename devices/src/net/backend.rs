@@ -1,5 +1,6 @@
 //! Opens what a network card's keys name.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -28,6 +29,11 @@ pub enum NetError {
     /// Not one socket.
     #[error("{0} descriptors for passt; give one connected stream socket")]
     Sockets(usize),
+    /// A rate limit needs a timer.
+    #[error(
+        "cannot create a timer for the rate limits: {0}; raise the limit on open files (`ulimit -n`)"
+    )]
+    Timer(#[source] io::Error),
 }
 
 /// Opens the backend that `config` names. Everything that needs a path, a privilege or a new process happens here.

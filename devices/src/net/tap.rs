@@ -14,7 +14,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use libc::{c_char, c_int, c_short, c_uint, c_ulong};
 use rustix::fs::{Mode, OFlags};
@@ -24,9 +24,8 @@ use splitring_virtio::spec::net::HEADER_SIZE;
 pub use error::TapError;
 
 use super::port::{FramePort, NetBackend, Offloads};
-use crate::throttle::Throttle;
 use error::{failed, refusal};
-use port::TapPort;
+use port::{Gear, Place, TapPort};
 
 /// Name bytes an interface has at the most, without the closing zero (`IFNAMSIZ - 1`).
 pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
@@ -68,10 +67,10 @@ impl IfReq {
 }
 
 /// One opened queue of a TAP interface; closing it detaches the queue.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct TapQueue {
     file: Arc<File>,
-    throttle: Arc<Throttle>,
+    gear: Place,
 }
 
 /// An opened TAP interface.
@@ -118,6 +117,7 @@ impl Tap {
                 )
             };
             checked(done).map_err(|e| failed(&name, "set the header length", e))?;
+            queue.equip();
         }
         let mut tap = Self {
             name,
@@ -161,11 +161,9 @@ impl NetBackend for Tap {
             .queues
             .get(usize::from(pair))
             .ok_or(io::ErrorKind::NotFound)?;
-        Ok(Box::new(TapPort::new(
-            Arc::clone(&queue.file),
-            queue.has_room(),
-            Arc::clone(&queue.throttle),
-        )))
+        let together = queue.has_room();
+        let port = TapPort::open(Arc::clone(&queue.file), &queue.gear, together)?;
+        Ok(Box::new(port))
     }
 
     fn interface(&self) -> Option<&str> {
@@ -199,7 +197,7 @@ impl From<OwnedFd> for TapQueue {
     fn from(fd: OwnedFd) -> Self {
         Self {
             file: Arc::new(File::from(fd)),
-            throttle: Arc::default(),
+            gear: Place::default(),
         }
     }
 }
@@ -217,6 +215,12 @@ impl TapQueue {
         checked(unsafe {
             libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request)
         })
+    }
+
+    /// Makes what its ports work with.
+    fn equip(&self) {
+        let mut place = self.gear.lock().unwrap_or_else(PoisonError::into_inner);
+        *place = Some(Gear::new(self.has_room()));
     }
 
     /// Whether a frame never has to wait to be sent, as it is unless somebody limited what an interface has under way.

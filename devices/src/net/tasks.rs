@@ -34,8 +34,8 @@ pub(super) struct PairHandler {
     pub(super) transmitter: Transmitter,
     pub(super) metrics: Arc<PairMetrics>,
     pub(super) flood: Flood,
-    pub(super) receive_gate: Option<Gate>,
-    pub(super) transmit_gate: Option<Gate>,
+    pub(super) receive_gate: Option<Arc<Gate>>,
+    pub(super) transmit_gate: Option<Arc<Gate>>,
 }
 
 impl PairHandler {
@@ -59,7 +59,7 @@ impl PairHandler {
             port: self.port.as_mut(),
             state: &self.state,
             counters: &self.metrics.received,
-            gate: self.receive_gate.as_ref(),
+            gate: self.receive_gate.as_deref(),
         };
         let done = self.receiver.run(queue, &mut side);
         done.map_err(|fault| Broken::new(self.receive, fault))
@@ -73,7 +73,7 @@ impl PairHandler {
             port: self.port.as_mut(),
             state: &self.state,
             counters: &self.metrics.sent,
-            gate: self.transmit_gate.as_ref(),
+            gate: self.transmit_gate.as_deref(),
         };
         let done = self.transmitter.run(queue, &mut side);
         done.map_err(|fault| Broken::new(self.transmit, fault))
@@ -86,8 +86,8 @@ impl QueueHandler for PairHandler {
             interest: Interest::Both,
             ..Source::edge(self.port.fd(), PORT)
         };
-        let gate = |gate: &'a Option<Gate>, token| {
-            let gate = gate.as_ref();
+        let gate = |gate: &'a Option<Arc<Gate>>, token| {
+            let gate = gate.as_deref();
             gate.map(|gate| Source::edge(gate.as_fd(), token))
         };
         std::iter::once(port)

@@ -88,7 +88,6 @@ impl Ring {
             single_issuer,
             owner: None,
             throttle: Arc::default(),
-            throttle: Arc::default(),
         })
     }
 }

@@ -1,9 +1,10 @@
 //! One queue of a TAP interface as a port: frames read one by one, and sent many at a time where that can be.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::Header;
@@ -18,30 +19,89 @@ use crate::throttle::Throttle;
 /// Room for all of the longest frame and then some, so that one still longer shows.
 const SPILL: usize = 66 << 10;
 
-pub(super) struct TapPort {
-    file: Arc<File>,
+/// What a port works with. It is made when the interface is opened and waits there while no port is open: a driver that
+/// starts the card makes nothing new, and a reset loop costs nothing.
+pub(super) struct Gear {
     vectors: Vectors,
-    /// What the last frame had left, in the first `spilled` bytes.
+    /// For what a frame has left.
     spill: Vec<u8>,
-    spilled: usize,
     /// `None` where frames are sent one by one.
     sends: Option<Sends>,
-    /// The queue's, so that a reset does not renew it.
-    throttle: Arc<Throttle>,
+    throttle: Throttle,
+}
+
+impl fmt::Debug for Gear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gear").finish_non_exhaustive()
+    }
+}
+
+/// Where the gear of one queue waits; empty while a port is open.
+pub(super) type Place = Arc<Mutex<Option<Gear>>>;
+
+fn lock(place: &Place) -> MutexGuard<'_, Option<Gear>> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gear {
+    /// With a ring that sends many frames at a time, if `together` and the host has one for us.
+    pub(super) fn new(together: bool) -> Self {
+        Self {
+            vectors: Vectors::default(),
+            spill: vec![0; SPILL],
+            sends: together.then(Sends::new).flatten(),
+            throttle: Throttle::default(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn sends(&self) -> Option<&Sends> {
+        self.sends.as_ref()
+    }
+}
+
+pub(super) struct TapPort {
+    file: Arc<File>,
+    /// `None` only while it is being dropped.
+    gear: Option<Gear>,
+    home: Place,
+    /// How much of the spill is the last frame's.
+    spilled: usize,
+    /// Frames may be sent together.
+    together: bool,
 }
 
 impl TapPort {
-    /// A port that sends many frames at a time, unless this host can't or frames may have to wait: then the others
-    /// would overtake the one that does.
-    pub(super) fn new(file: Arc<File>, has_room: bool, throttle: Arc<Throttle>) -> Self {
-        Self {
-            sends: has_room.then(Sends::new).flatten(),
+    /// Opens the port of the queue `file`, whose gear waits in `home`. It sends many frames at a time only if `together`:
+    /// where frames may have to wait, the others would overtake the one that does.
+    ///
+    /// # Errors
+    /// `ResourceBusy` while another port of this queue is open.
+    pub(super) fn open(file: Arc<File>, home: &Place, together: bool) -> io::Result<Self> {
+        let gear = lock(home).take().ok_or(io::ErrorKind::ResourceBusy)?;
+        Ok(Self {
             file,
-            vectors: Vectors::default(),
-            spill: vec![0; SPILL],
+            gear: Some(gear),
+            home: Arc::clone(home),
             spilled: 0,
-            throttle,
+            together,
+        })
+    }
+
+    /// What frames are sent together with, if they are.
+    fn sends(&mut self) -> Option<&mut Sends> {
+        let sends = self.gear.as_mut()?.sends.as_mut();
+        sends.filter(|_| self.together)
+    }
+}
+
+impl Drop for TapPort {
+    fn drop(&mut self) {
+        // Whoever goes without a commit leaves the addresses of buffers that may be gone.
+        if let Some(sends) = self.sends() {
+            sends.forget();
         }
+        *lock(&self.home) = self.gear.take();
     }
 }
 
@@ -51,35 +111,45 @@ impl FramePort for TapPort {
     }
 
     fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
-        let answer = self
+        let Some(gear) = &mut self.gear else {
+            return Ok(None);
+        };
+        let answer = gear
             .vectors
-            .read(self.file.as_fd(), into, &mut self.spill)?;
+            .read(self.file.as_fd(), into, &mut gear.spill)?;
         let len = answer.and_then(|len| usize::try_from(len).ok());
         self.spilled = len.map_or(0, |len| len.saturating_sub(buffers::total(into)));
         Ok(answer)
     }
 
     fn rest(&self) -> &[u8] {
-        self.spill.get(..self.spilled).unwrap_or_default()
+        let spill = self.gear.as_ref().map_or(&[][..], |gear| &gear.spill);
+        spill.get(..self.spilled).unwrap_or_default()
     }
 
     fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool> {
-        if let Some(sends) = &mut self.sends {
+        if let Some(sends) = self.sends() {
             sends.take(header, frame);
             return Ok(true);
         }
         // The header is the copy that was judged: the guest may have changed its own since.
-        let written = self
+        let Some(gear) = &mut self.gear else {
+            return Ok(false);
+        };
+        let written = gear
             .vectors
             .write(self.file.as_fd(), header.as_bytes(), frame)?;
         Ok(written.is_some())
     }
 
     fn commit(&mut self, refused: &mut Vec<Refusal>) {
-        let Some(sends) = &mut self.sends else { return };
+        let Some(gear) = self.gear.as_mut().filter(|_| self.together) else {
+            return;
+        };
+        let Some(sends) = &mut gear.sends else { return };
         if let Err(error) = sends.commit(&self.file, refused) {
-            log::info!(self.throttle, %error, "frames are sent one by one from now on");
-            self.sends = None;
+            log::info!(gear.throttle, %error, "frames are sent one by one from now on");
+            gear.sends = None;
         }
     }
 }

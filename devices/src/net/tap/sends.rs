@@ -99,11 +99,16 @@ impl Sends {
                 refused.push(Refusal { number, error });
             }
         }
+        self.forget();
+        done
+    }
+
+    /// Forgets the frames taken.
+    pub(super) fn forget(&mut self) {
         self.frames.clear();
         self.vectors.clear();
         self.headers.clear();
         self.joined.clear();
-        done
     }
 
     /// One by one.
@@ -193,11 +198,14 @@ mod tests {
     use std::io::Read;
     use std::os::fd::{FromRawFd, OwnedFd};
     use std::os::unix::net::UnixDatagram;
+    use std::sync::{Arc, Mutex};
 
     use splitring_virtio::mem::{Access, GuestRam};
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::net::port::FramePort;
+    use crate::net::tap::port::{Gear, Place, TapPort};
     use crate::ram::Ram;
     use crate::testing::memory;
 
@@ -275,6 +283,42 @@ mod tests {
             assert_eq!(arrived(&host), expected);
         }
         assert!(refused.is_empty());
+    }
+
+    #[test]
+    fn a_ring_is_used_by_one_port_after_the_other_whatever_threads_they_are_on() {
+        let (file, host) = messages();
+        let file = Arc::new(file);
+        let place = Place::new(Mutex::new(Some(Gear::new(true))));
+        let ring = || {
+            let place = place.lock().unwrap();
+            place.as_ref().unwrap().sends().unwrap().ring.as_raw_fd()
+        };
+        let before = ring();
+        let open = || TapPort::open(Arc::clone(&file), &place, true);
+        // Made and dropped unused, as where a start fails half-way.
+        drop(open().unwrap());
+        let mut guest = Guest::new();
+        for round in 1..=3 {
+            let frames: Vec<_> = (0..2).map(|_| guest.frame(round, 60, 16)).collect();
+            let left_over = guest.frame(9, 60, 16);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut port = open().unwrap();
+                    assert!(open().is_err(), "one port at a time");
+                    let mut refused = Vec::new();
+                    for frame in &frames {
+                        port.send(&header(round), frame).unwrap();
+                    }
+                    port.commit(&mut refused);
+                    assert!(refused.is_empty());
+                    // Its buffers are gone when the next port is opened.
+                    port.send(&header(9), &left_over).unwrap();
+                });
+            });
+            assert_eq!(arrived(&host), [(round, round, 60); 2]);
+        }
+        assert_eq!(ring(), before);
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Card {
             ready,
             pairs: config.pairs(),
         };
-        let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(backend));
+        let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(backend)).unwrap();
         Self {
             bench: Bench::start(Arc::new(card), features | VERSION_1, size),
             host,
