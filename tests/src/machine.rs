@@ -49,6 +49,11 @@ impl ConfigGate for NoGate {
 impl Machine {
     /// A machine with nothing but `device`, not started yet.
     pub fn new(device: impl VirtioDevice + 'static) -> Self {
+        Self::of(Arc::new(device))
+    }
+
+    /// The same with a device that the test has a hold of, too.
+    pub fn of(device: Arc<dyn VirtioDevice>) -> Self {
         let region = MmapRegionBuilder::new_with_bitmap(MEMORY, None)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
@@ -59,7 +64,7 @@ impl Machine {
         let mapping = Mapping::from_regions(vec![region]).expect("one region");
         Self {
             ram: Ram::new(Arc::new(mapping)),
-            device: Arc::new(device),
+            device,
             tasks: Vec::new(),
             taken: 0,
             lent: LENT,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -13,10 +14,11 @@ use std::time::Duration;
 use splitring_devices::net::tap::Tap;
 use splitring_devices::net::{MacAddress, Net, NetConfig};
 use splitring_tests::machine::Machine;
-use splitring_virtio::driver::net::{FRAME_LEN, Transmitter};
+use splitring_virtio::driver::net::{FRAME_LEN, ReceiveMode, Receiver, Transmitter};
 use splitring_virtio::driver::{DeviceId, Identity, Queue, QueueOptions};
+use splitring_virtio::scatterlist::ScatterList;
 use splitring_virtio::spec::feature::VERSION_1;
-use splitring_virtio::spec::net::Header;
+use splitring_virtio::spec::net::{Header, feature};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const SIZE: u16 = 64;
@@ -50,6 +52,19 @@ impl Namespace {
             .args(["sh", "-ec", line])
             .status();
         assert!(status.expect("nsenter").success(), "`{line}`");
+    }
+
+    /// Frames that the card has sent so far.
+    fn sent(&self) -> u64 {
+        let script =
+            format!("mount -t sysfs none /sys && cat /sys/class/net/{TAP}/statistics/rx_packets");
+        let output = Command::new("nsenter")
+            .arg(format!("--net={}", self.path().display()))
+            .args(["unshare", "-m", "sh", "-ec", &script])
+            .output()
+            .expect("nsenter");
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.trim().parse().expect("a number")
     }
 
     /// Runs `work` on a thread in here.
@@ -96,8 +111,47 @@ fn transmitter(machine: &mut Machine) -> Transmitter {
     Transmitter::new(queue(machine), frames, 1)
 }
 
+fn receiver(machine: &mut Machine) -> Receiver {
+    let frames = machine.bytes(FRAME_LEN * usize::from(SIZE), 64);
+    let mut receiver = Receiver::new(queue(machine), frames, ReceiveMode::Small);
+    for _ in 0..SIZE / 2 {
+        let list = ScatterList::from_buffers(vec![machine.bytes(1530, 1)]);
+        receiver.add(list).map_err(|(_, why)| why).expect("room");
+    }
+    receiver
+}
+
+/// Sends two frames, and waits for them to be answered.
+fn send(machine: &mut Machine, transmitter: &mut Transmitter) {
+    let frame = [&[0xff; 6][..], &MAC, &[0x88, 0xb5], &[7; 100]].concat();
+    for _ in 0..2 {
+        let mut piece = machine.lend(frame.len());
+        piece.bytes_mut().copy_from_slice(&frame);
+        let sent = transmitter.send(7, &Header::default(), vec![piece], drop);
+        sent.expect("room");
+    }
+    let _ = transmitter.publish();
+    machine.run();
+    for _ in 0..2 {
+        assert_eq!(transmitter.reap(drop).expect("answered"), Some(7));
+    }
+    machine.collect();
+}
+
+/// The last bytes of the frames received.
+fn received(machine: &mut Machine, receiver: &mut Receiver) -> Vec<u8> {
+    machine.run();
+    let mut bytes = [0; 2048];
+    let next = || {
+        let mut packet = receiver.receive().expect("no broken ring")?;
+        let len = packet.copy_to(&mut bytes);
+        Some(bytes[len - 1])
+    };
+    std::iter::from_fn(next).collect()
+}
+
 #[test]
-fn a_start_makes_no_descriptor_and_a_card_sends_after_every_reset() {
+fn a_start_makes_no_descriptor_and_a_card_sends_and_receives_after_every_reset() {
     let missing = || Command::new("ip").arg("-V").output().is_err();
     if !rustix::process::geteuid().is_root() || missing() || File::open("/dev/net/tun").is_err() {
         eprintln!("not tried: needs root, /dev/net/tun and the program ip");
@@ -106,43 +160,59 @@ fn a_start_makes_no_descriptor_and_a_card_sends_after_every_reset() {
     let namespace = Namespace::create();
     namespace.sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=1 || true");
     let tap = namespace.run(|| Tap::open(TAP, 1).expect("a TAP interface"));
-    namespace.sh(&format!("ip link set {TAP} up"));
+    // One host is the card, the other nobody: what is sent to it is foreign to the card.
+    namespace.sh(&format!(
+        "ip addr add 10.9.0.1/24 dev {TAP}; ip link set {TAP} up; ip route flush table local type broadcast; \
+         ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:09 dev {TAP} nud permanent; \
+         ip neigh add 10.9.0.3 lladdr 02:00:00:00:00:03 dev {TAP} nud permanent"
+    ));
+    let socket = namespace.run(|| UdpSocket::bind("10.9.0.1:0").expect("a socket"));
     let config = NetConfig {
         packets: Some(1_000_000),
         ..NetConfig::default()
     };
     let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(tap)).expect("a card");
-    let mut machine = Machine::new(card);
+    let card = Arc::new(card);
+    let mut machine = Machine::of(card.clone());
     let before = descriptors();
-    let frame: Vec<u8> = [&[0xff; 6][..], &MAC, &[0x88, 0xb5], &[7; 100]].concat();
-    for round in 1..=3_u64 {
+    // A driver that filters, one that gets every frame, and one that filters again.
+    for (features, round) in [
+        (feature::CTRL_VQ | feature::CTRL_RX, 1),
+        (0, 2),
+        (feature::CTRL_VQ | feature::CTRL_RX, 3),
+    ] {
+        let features = features | VERSION_1;
+        let mut receiver = receiver(&mut machine);
         let mut transmitter = transmitter(&mut machine);
-        // A queue pair without its receive queue: the transmit queue is number 1.
-        let receive: Queue<u8> = queue(&mut machine);
-        machine.start(VERSION_1, &[receive.areas(), transmitter.areas()]);
+        let control: Queue<u8> = queue(&mut machine);
+        let areas = [receiver.areas(), transmitter.areas(), control.areas()];
+        machine.start(
+            features,
+            &areas[..if features == VERSION_1 { 2 } else { 3 }],
+        );
+        let _ = receiver.publish();
         assert_eq!(descriptors(), before, "while it runs");
-        for _ in 0..2 {
-            let mut piece = machine.lend(frame.len());
-            piece.bytes_mut().copy_from_slice(&frame);
-            let sent = transmitter.send(7, &Header::default(), vec![piece], drop);
-            sent.expect("room");
-        }
-        let _ = transmitter.publish();
-        machine.run();
-        for _ in 0..2 {
-            assert_eq!(transmitter.reap(drop).expect("answered"), Some(7));
-        }
-        machine.collect();
+        send(&mut machine, &mut transmitter);
+        assert_eq!(namespace.sent(), 2 * round, "frames from the guest");
+        let from_host = |to: &str, mark: u8| {
+            socket.send_to(&[mark; 100], to).expect("sent");
+        };
+        from_host("10.9.0.2:9", 1);
+        from_host("10.9.0.3:9", 2);
+        from_host("10.9.0.2:9", 3);
+        let expected = if features == VERSION_1 {
+            vec![1, 2, 3]
+        } else {
+            vec![1, 3]
+        };
+        assert_eq!(received(&mut machine, &mut receiver), expected);
+        card.set_link(false);
+        from_host("10.9.0.2:9", 4);
+        assert!(received(&mut machine, &mut receiver).is_empty());
+        card.set_link(true);
+        from_host("10.9.0.2:9", 5);
+        assert_eq!(received(&mut machine, &mut receiver), [5]);
         machine.reset();
-        let counter = format!("/sys/class/net/{TAP}/statistics/rx_packets");
-        let script = format!("mount -t sysfs none /sys && cat {counter}");
-        let output = Command::new("nsenter")
-            .arg(format!("--net={}", namespace.path().display()))
-            .args(["unshare", "-m", "sh", "-ec", &script])
-            .output()
-            .expect("nsenter");
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(text.trim(), (2 * round).to_string(), "frames: {output:?}");
         assert_eq!(descriptors(), before, "after the reset");
     }
 }

@@ -6,8 +6,6 @@
 
 use std::collections::BTreeSet;
 
-/// Bytes looked at: an Ethernet header and a VLAN tag.
-pub(crate) const LOOKED_AT: usize = 18;
 /// Addresses either table keeps; a longer one switches the mode that needs no table on, as hardware does.
 pub(crate) const TABLE_MAX: usize = 64;
 

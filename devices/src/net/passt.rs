@@ -26,6 +26,9 @@ use super::{buffers, wire_len};
 const END_LIMIT: Duration = Duration::from_secs(2);
 /// The socket's number in a passt that we start, the first behind standard error.
 const CHILD_FD: RawFd = 3;
+/// Bytes in front of the stream, so that a frame's header, which passt does not send, has room in front of each frame in
+/// place of its length.
+const HEADROOM: usize = HEADER_SIZE - 4;
 /// Bytes of the stream held at most: some full-sized frames.
 const READ_AHEAD: usize = 256 << 10;
 
@@ -178,7 +181,7 @@ fn lock(buffers: &Mutex<Buffers>) -> MutexGuard<'_, Buffers> {
 }
 
 /// Bytes read from the stream and not yet taken as frames.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inbound {
     /// Made once, at its full length: zeroing it for each read would cost more than the read.
     bytes: Vec<u8>,
@@ -186,8 +189,18 @@ struct Inbound {
     filled: usize,
 }
 
+impl Default for Inbound {
+    fn default() -> Self {
+        Self {
+            bytes: Vec::new(),
+            taken: HEADROOM,
+            filled: HEADROOM,
+        }
+    }
+}
+
 impl Inbound {
-    /// Where the next whole frame is, if one is here; `Err` if the other side's framing can't be right.
+    /// Where the next whole frame is, behind a header, if one is here; `Err` if the other side's framing can't be right.
     fn next(&mut self) -> io::Result<Option<Range<usize>>> {
         let ahead = self.bytes.get(self.taken..self.filled).unwrap_or_default();
         let Some((len, rest)) = ahead.split_first_chunk::<4>() else {
@@ -205,16 +218,21 @@ impl Inbound {
             return Ok(None);
         }
         let start = self.taken.saturating_add(4);
-        self.taken = start.saturating_add(len);
-        Ok(Some(start..self.taken))
+        let end = start.saturating_add(len);
+        self.taken = end;
+        let header = start.saturating_sub(HEADER_SIZE);
+        if let Some(place) = self.bytes.get_mut(header..start) {
+            place.copy_from_slice(Header::new_zeroed().as_bytes());
+        }
+        Ok(Some(header..end))
     }
 
     /// Reads more; `false` if nothing waits.
     fn fill(&mut self, mut stream: &UnixStream) -> io::Result<bool> {
         self.bytes.resize(READ_AHEAD, 0);
-        self.bytes.copy_within(self.taken..self.filled, 0);
-        self.filled = self.filled.saturating_sub(self.taken);
-        self.taken = 0;
+        self.bytes.copy_within(self.taken..self.filled, HEADROOM);
+        self.filled = HEADROOM.saturating_add(self.filled.saturating_sub(self.taken));
+        self.taken = HEADROOM;
         let answer = loop {
             match stream.read(self.bytes.get_mut(self.filled..).unwrap_or_default()) {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -289,10 +307,10 @@ impl FramePort for PasstPort {
             }
         };
         let bytes = inbound.bytes.get(frame.clone()).unwrap_or_default();
-        buffers::copy_in(&[Header::new_zeroed().as_bytes(), bytes], into);
-        let taken = buffers::total(into).saturating_sub(HEADER_SIZE);
+        buffers::copy_in(&[bytes], into);
+        let taken = buffers::total(into);
         self.rest = frame.start.saturating_add(taken).min(frame.end)..frame.end;
-        Ok(Some(wire_len(frame.len().saturating_add(HEADER_SIZE))))
+        Ok(Some(wire_len(frame.len())))
     }
 
     fn rest(&self) -> &[u8] {

@@ -70,7 +70,8 @@ pub trait FramePort: Send {
 
     /// Stores the next frame, header first, into `into`, no more segments than one call takes, and says how long it is. `None`: none waits.
     ///
-    /// The length of a frame longer than `into` is more than `into` holds; what is left of it is [`rest`](Self::rest).
+    /// The length of a frame longer than `into` is more than `into` holds; what is left of it is [`rest`](Self::rest):
+    /// all of it, its header first, where `into` is empty.
     fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>>;
 
     /// What the last frame received had left, until the next is received.

@@ -1,8 +1,13 @@
 //! From a port into the receive queue (section 5.1.6.3).
 //!
-//! A frame goes from the kernel straight into guest buffers: as many as the last frames needed. What a longer one has
-//! left stays with the port until it has been copied into more buffers. When the ring has too few of them, nothing more
-//! is read: the frame waits here, and those behind it in the host, until the driver's kick.
+//! Whether the guest gets a frame is decided before any of its buffers is touched: with the link down, frames are read
+//! into the port's own memory and dropped. Where the driver's filter is on, a frame is read there, too, judged, and then
+//! copied; the second copy has its source in the processor's cache. Where the guest wants every frame, it goes from the
+//! kernel straight into guest buffers: as many as the last frames needed. What a longer one has left stays with the port
+//! until it has been copied into more buffers.
+//!
+//! When the ring has too few buffers, nothing more is read: the frame waits here, and those behind it in the host, until
+//! the driver's kick.
 
 use std::collections::VecDeque;
 
@@ -10,7 +15,7 @@ use splitring_virtio::device::queue::ChainError;
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::{HEADER_SIZE, feature};
 
-use super::filter::{Filter, LOOKED_AT};
+use super::filter::Filter;
 use super::gate::Gate;
 use super::header::MAX_FRAME;
 use super::metrics::{Counters, Drop};
@@ -56,9 +61,9 @@ pub(super) struct Receiver {
     segments: Vec<Segment>,
     /// How many buffers a frame is expected to need.
     window: usize,
-    /// Segments the last frame was read into, and their bytes.
+    /// Segments the last frame was read into, and their bytes; the rest of it is in the port.
     offered: (usize, u64),
-    /// The length of a frame that waits for more buffers; its first part is in the offered ones, the rest in the port.
+    /// The length of a frame that waits for more buffers.
     unfinished: Option<u64>,
     filter: Filter,
     filter_generation: u32,
@@ -92,12 +97,24 @@ impl Receiver {
     ) -> Result<Outcome, ReceiveFault> {
         self.starved = false;
         for _ in 0..BUDGET {
+            if !side.state.link_up() {
+                match self.drop_next(side) {
+                    true => continue,
+                    false => return Ok(Outcome::Idle),
+                }
+            }
             let len = match self.unfinished.take() {
                 Some(len) => len,
-                None => match self.read(queue, side)? {
-                    Some(len) => len,
-                    None => return Ok(Outcome::Idle),
-                },
+                None => {
+                    let Some(len) = self.read(queue, side)? else {
+                        return Ok(Outcome::Idle);
+                    };
+                    if let Err(why) = self.judge(len, side) {
+                        side.counters.drop_one(why);
+                        continue;
+                    }
+                    len
+                }
             };
             if !self.place(queue, side, len)? {
                 self.unfinished = Some(len);
@@ -108,7 +125,17 @@ impl Receiver {
         Ok(Outcome::More)
     }
 
-    /// Reads the next frame, as far as it fits into the buffers expected to be needed; its length.
+    /// Drops the next frame, since the link is down; `false` if there is none.
+    fn drop_next(&mut self, side: &mut Side<'_>) -> bool {
+        let waited = self.unfinished.take().is_some();
+        let dropped = waited || receive(side, &[]).is_some();
+        if dropped {
+            side.counters.drop_one(Drop::LinkDown);
+        }
+        dropped
+    }
+
+    /// Reads the next frame that the guest gets, as far as it fits into the buffers expected to be needed; its length.
     fn read(
         &mut self,
         queue: &mut Queue,
@@ -117,12 +144,18 @@ impl Receiver {
         if side.gate.is_some_and(|gate| !gate.open()) {
             return Ok(None);
         }
-        while self.held.len() < self.window && self.hold_one(queue)? {}
+        self.renew_filter(side.state);
+        // Read beside guest memory if it may have to be dropped.
+        let window = match self.filter.wants_everything() {
+            true => self.window,
+            false => 0,
+        };
+        while self.held.len() < window.max(1) && self.hold_one(queue)? {}
         if self.held.is_empty() {
             self.starve(side);
             return Ok(None);
         }
-        let wanted = self.held.iter().take(self.window);
+        let wanted = self.held.iter().take(window);
         let count = wanted
             .map(|chain| chain.writable().len())
             .fold(0, usize::saturating_add)
@@ -130,16 +163,7 @@ impl Receiver {
         let into = self.segments.get(..count).unwrap_or_default();
         let bytes = u64::try_from(buffers::total(into)).unwrap_or(u64::MAX);
         self.offered = (count, bytes);
-        side.port.receive(into).or_else(|error| {
-            side.counters.fail_one();
-            log::warn!(
-                side.state.throttle,
-                device = side.state.id,
-                %error,
-                "cannot receive frames; waiting for the interface to come back"
-            );
-            Ok(None)
-        })
+        Ok(receive(side, into))
     }
 
     fn starve(&mut self, side: &Side<'_>) {
@@ -163,15 +187,15 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Finds room for a frame of `len` bytes that was just read, header included, and completes it or drops it; `false`
-    /// if it has to wait for buffers.
+    /// Finds room for a frame of `len` bytes, header included, and completes it or drops it; `false` if it has to wait
+    /// for buffers.
     fn place(
         &mut self,
         queue: &mut Queue,
         side: &mut Side<'_>,
         len: u64,
     ) -> Result<bool, ReceiveFault> {
-        if self.mergeable && len <= LONGEST {
+        if self.mergeable {
             while self.room < len {
                 if !self.hold_one(queue)? {
                     if self.held.len() < usize::from(queue.size()) {
@@ -186,33 +210,32 @@ impl Receiver {
         } else {
             self.held.front().map_or(0, Chain::writable_len)
         };
-        let verdict = if len > fits || len > LONGEST {
-            Err(Drop::TooLong)
-        } else {
-            if len > self.offered.1 {
-                let beyond = self.segments.get(self.offered.0..).unwrap_or_default();
-                buffers::copy_in(&[side.port.rest()], beyond);
-            }
-            self.judge(len, side.state)
-        };
-        match verdict {
-            Ok(()) => self.deliver(queue, side, len),
-            Err(why) => side.counters.drop_one(why),
+        if len > fits {
+            side.counters.drop_one(Drop::TooLong);
+            return Ok(true);
         }
+        if len > self.offered.1 {
+            let beyond = self.segments.get(self.offered.0..).unwrap_or_default();
+            buffers::copy_in(&[side.port.rest()], beyond);
+        }
+        self.deliver(queue, side, len);
         Ok(true)
     }
 
-    /// Whether the guest gets a frame that is in its buffers.
-    fn judge(&mut self, len: u64, state: &State) -> Result<(), Drop> {
+    /// Whether the guest gets a frame that was just read.
+    fn judge(&self, len: u64, side: &Side<'_>) -> Result<(), Drop> {
         if len <= wire_len(HEADER_SIZE) {
-            Err(Drop::Malformed)
-        } else if !state.link_up() {
-            Err(Drop::LinkDown)
-        } else if !self.wanted(state) {
-            Err(Drop::Filtered)
-        } else {
-            Ok(())
+            return Err(Drop::Malformed);
         }
+        if len > LONGEST {
+            return Err(Drop::TooLong);
+        }
+        // With a filter, all of it is in the port.
+        let wanted = self.filter.wants_everything() || {
+            let frame = side.port.rest().get(HEADER_SIZE..).unwrap_or_default();
+            self.filter.wants(frame)
+        };
+        if wanted { Ok(()) } else { Err(Drop::Filtered) }
     }
 
     /// Completes the buffers a frame of `len` bytes went into.
@@ -268,19 +291,10 @@ impl Receiver {
         let _ = writer.write_all(&count.to_le_bytes());
     }
 
-    /// Whether the frame just read passes the filter.
-    fn wanted(&mut self, state: &State) -> bool {
+    fn renew_filter(&mut self, state: &State) {
         if state.filter_generation() != self.filter_generation {
             (self.filter_generation, self.filter) = state.filter();
         }
-        if self.filter.wants_everything() {
-            return true;
-        }
-        let mut start = [0; HEADER_SIZE + LOOKED_AT];
-        buffers::copy_out(&self.segments, &mut start);
-        start
-            .get(HEADER_SIZE..)
-            .is_some_and(|frame| self.filter.wants(frame))
     }
 
     /// Gives the buffers back, unused, to a driver that resets the device.
@@ -292,4 +306,18 @@ impl Receiver {
         self.held.drain(..).for_each(Chain::abandon);
         self.room = 0;
     }
+}
+
+/// Has the port store the next frame; its length. One that can't be read is none.
+fn receive(side: &mut Side<'_>, into: &[Segment]) -> Option<u64> {
+    side.port.receive(into).unwrap_or_else(|error| {
+        side.counters.fail_one();
+        log::warn!(
+            side.state.throttle,
+            device = side.state.id,
+            %error,
+            "cannot receive frames; waiting for the interface to come back"
+        );
+        None
+    })
 }

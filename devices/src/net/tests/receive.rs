@@ -152,3 +152,65 @@ fn a_reset_gives_held_buffers_back_and_the_card_starts_again() {
     let host = card.host.lock().unwrap();
     assert_eq!((host.pairs, host.offloads), (1, Some(Offloads::empty())));
 }
+
+/// A card whose driver filters by address and VLAN, with one buffer full of a pattern.
+fn watched() -> Card {
+    let mut card = Card::new(feature::CTRL_VQ | feature::CTRL_RX | feature::CTRL_VLAN);
+    card.bench.poke(0x1000, &[0xee; 1526]);
+    card.offer(RX, &[(0x1000, 1526, true)]);
+    card
+}
+
+/// Whether the buffer is as it was, and unused.
+fn untouched(card: &mut Card) -> bool {
+    card.used(RX).is_empty() && card.bench.peek(0x1000, 1526) == [0xee; 1526]
+}
+
+#[test]
+fn a_frame_that_the_guest_does_not_get_leaves_its_buffers_alone() {
+    let mut foreign = frame(1000);
+    foreign[5] ^= 0xff;
+    let mut tagged = frame(1000);
+    tagged[12..16].copy_from_slice(&[0x81, 0, 0, 5]);
+    for unwanted in [foreign, tagged, vec![], frame(66_000)] {
+        let mut card = watched();
+        let len = unwanted.len();
+        card.arrive(unwanted);
+        card.bench.run(RX, Cause::Source(0)).unwrap();
+        assert!(untouched(&mut card), "{len}");
+        let dropped = card.bench.device.metrics().totals().received.dropped;
+        assert_eq!(dropped.sum(), 1, "{len}");
+        card.arrive(frame(1000));
+        card.bench.run(RX, Cause::Source(0)).unwrap();
+        assert_eq!(card.used(RX).len(), 1, "{len}");
+        assert_eq!(card.bench.peek(0x100c, 1000), frame(1000), "{len}");
+    }
+}
+
+#[test]
+fn with_the_link_down_frames_are_dropped_beside_the_guests_buffers_and_none_waits() {
+    // A driver that wants everything, and one that filters.
+    for features in [0, feature::MRG_RXBUF, feature::CTRL_VQ | feature::CTRL_RX] {
+        let mut card = Card::new(features);
+        // One that waits for more buffers when the link goes down.
+        card.offer(RX, &[(0x3000, 500, true)]);
+        card.arrive(frame(1000));
+        card.bench.run(RX, Cause::Source(0)).unwrap();
+        card.bench.poke(0x1000, &[0xee; 1526]);
+        card.offer(RX, &[(0x1000, 1526, true)]);
+        card.bench.device.set_link(false);
+        for _ in 0..3 {
+            card.arrive(frame(1000));
+        }
+        card.bench.run(RX, Cause::Source(0)).unwrap();
+        assert!(untouched(&mut card), "{features:#x}");
+        assert!(card.host.lock().unwrap().to_guest.is_empty());
+        let dropped = card.bench.device.metrics().totals().received.dropped;
+        assert_eq!(dropped.sum(), 4, "{features:#x}");
+        card.bench.device.set_link(true);
+        card.arrive(frame(400));
+        card.bench.run(RX, Cause::Source(0)).unwrap();
+        assert_eq!(card.used(RX).len(), 1, "{features:#x}");
+        assert_eq!(card.bench.peek(0x300c, 400), frame(400), "{features:#x}");
+    }
+}
