@@ -123,6 +123,20 @@ pub trait QueueHandler: Send {
         false
     }
 
+    /// One step towards a pause: completes what the backend is done with, begins nothing, and returns how many
+    /// requests the backend still has, which may write guest memory. Called again until that is zero, whatever the
+    /// sources say; then, and not before, nothing of the task writes guest memory. [`QueueHandler::run`] follows
+    /// with [`Cause::Resume`] when the pause is over or given up.
+    ///
+    /// Nothing is cancelled. The worker grants no chains meanwhile, so `pop` finds none. A chain that was taken and
+    /// not handed to the backend (it waits for room, a rate limit or another request) is kept as it is. A request
+    /// of several steps goes on with the next one, unless that would have to wait likewise.
+    ///
+    /// The default is right for handlers whose backend has nothing once `run` has returned.
+    fn quiesce(&mut self, _queues: &mut QueueSet<'_>) -> usize {
+        0
+    }
+
     /// Cancels and waits, in bounded time, for everything in flight, and completes the chains it holds. Called
     /// once, at reset or when the machine ends. After it returns nobody writes guest memory for this handler.
     fn stop(&mut self, queues: &mut QueueSet<'_>);

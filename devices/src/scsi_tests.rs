@@ -17,6 +17,8 @@ use crate::testing::{Bench, Buffer};
 
 #[path = "scsi/bad_input_tests.rs"]
 mod bad_input;
+#[path = "scsi/pause_tests.rs"]
+mod pause;
 #[path = "scsi/removal_tests.rs"]
 mod removal;
 

@@ -6,8 +6,10 @@
 
 mod calls;
 mod depth;
+mod drain;
 mod event_loop;
 mod habit;
+mod pause;
 mod polling;
 mod precedence;
 mod processor;
@@ -28,11 +30,12 @@ use crate::device::{QueueHandler, TaskQueue};
 use crate::interrupt::InterruptSink;
 
 use calls::{Caller, calls};
-use event_loop::{
-    Entry, Loop, Ops, Reporter, Watcher, add_loop, events_of, loop_of, serve, unwatch_fd,
-};
+use event_loop::{Entry, Loop, Ops, Reporter, Watcher, add_loop, events_of, loop_of, serve};
+use pause::{Asker, Reached};
 use processor::Processor;
 use running::Running;
+
+pub use pause::{PauseError, Unfinished};
 
 /// How long a caller waits for the loop. Handlers stop in far less; longer means that one hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -210,12 +213,16 @@ impl Worker {
             let mut entry = Some(entry);
             let state = loop_of(ops, subscriber)?;
             let slot = state.free_slot().ok_or(WorkerError::NoTask)?;
-            let paused = state.paused;
-            if let Some(entry) = entry.as_ref().filter(|_| !paused) {
+            let runs = state.runs();
+            if let Some(entry) = entry.as_ref().filter(|_| runs) {
                 let mut events = events_of(ops, subscriber)?;
                 entry.watch(slot, &mut events)?;
             }
-            loop_of(ops, subscriber)?.put(slot, entry.take());
+            let state = loop_of(ops, subscriber)?;
+            state.put(slot, entry.take());
+            if !runs {
+                state.parked.insert(slot);
+            }
             Ok(TaskId(slot))
         })?
     }
@@ -237,38 +244,36 @@ impl Worker {
         })?
     }
 
-    /// Freezes every task: when this returns none runs until [`Worker::resume`]. What backends have in flight
-    /// still completes into guest memory, but nothing is published.
-    pub fn pause(&self) -> Result<(), WorkerError> {
-        self.ask(|ops, subscriber| {
-            let slots = loop_of(ops, subscriber)?.pause();
-            for (slot, watched) in slots {
-                for fd in watched {
-                    unwatch_fd(&mut events_of(ops, subscriber)?, fd, slot);
-                }
-            }
-            Ok(())
-        })?
+    /// As [`pause_all`], for this worker alone.
+    ///
+    /// # Errors
+    /// As [`pause_all`].
+    pub fn pause(&self, limit: Duration) -> Result<(), PauseError> {
+        pause_together(std::iter::once(self), limit)
     }
 
-    /// Undoes [`Worker::pause`], however often it was called; every task looks at everything once.
+    /// Ends a pause, or one that is on its way, however often it was asked for; every task looks at everything once.
+    /// Does nothing if there is none.
+    ///
+    /// # Errors
+    /// The worker has failed, or a descriptor can't be waited for any more.
     pub fn resume(&self) -> Result<(), WorkerError> {
-        self.ask(|ops, subscriber| {
-            let state = loop_of(ops, subscriber)?;
-            if !std::mem::take(&mut state.paused) {
-                return Ok(());
+        self.ask(drain::resume)?
+    }
+
+    /// Asks for a pause and does not wait for it.
+    fn begin_pause(&self) -> Result<Asker, WorkerError> {
+        let (asker, drain) = pause::pause();
+        let subscriber = self.subscriber;
+        let begin = move |ops: &mut Ops<'_>| {
+            if let Ok(state) = loop_of(ops, subscriber) {
+                state.begin_pause(drain);
             }
-            for slot in state.live_slots() {
-                let state = loop_of(ops, subscriber)?;
-                let Some(entry) = state.take(slot) else {
-                    continue;
-                };
-                let watched = entry.watch(slot, &mut events_of(ops, subscriber)?);
-                loop_of(ops, subscriber)?.put(slot, Some(entry));
-                watched?;
-            }
-            Ok(())
-        })?
+        };
+        let fired = self.caller.fire(begin);
+        fired
+            .map(|()| asker)
+            .map_err(|_| WorkerError::Gone(self.name.clone()))
     }
 
     /// Runs `work` on the loop's thread and waits for its result.
@@ -293,6 +298,63 @@ impl Worker {
             gone()
         })
     }
+}
+
+/// Pauses `workers` together: all of them, or on an error none.
+///
+/// Their tasks take no more from the rings, and what is in flight completes as usual: nothing is cancelled. When this
+/// returns `Ok`, nothing of these workers runs or writes guest memory, and no descriptor or timer of theirs is looked
+/// at, until [`Worker::resume`]. What the driver makes available meanwhile stays in the rings. A task that is added to
+/// a paused worker is paused, too; one can be stopped in a pause. To be called when the vCPUs stand still: one of them
+/// may be waiting for a worker. Pausing a paused worker is no error.
+///
+/// # Errors
+/// Requests did not complete within `limit`, or another thread resumed a worker meanwhile, or one has failed. All the
+/// workers then run as before, those that had paused already included, and nothing of the requests was lost. Blocks
+/// for hardly longer than `limit` whatever a backend does.
+pub fn pause_all(workers: &[Arc<Worker>], limit: Duration) -> Result<(), PauseError> {
+    pause_together(workers.iter().map(Arc::as_ref), limit)
+}
+
+fn pause_together<'a>(
+    workers: impl Iterator<Item = &'a Worker>,
+    limit: Duration,
+) -> Result<(), PauseError> {
+    let deadline = Instant::now().checked_add(limit);
+    let asked: Vec<_> = workers
+        .map(|worker| (worker, worker.begin_pause()))
+        .collect();
+    let mut failed = None;
+    let mut unfinished = Vec::new();
+    let mut paused = Vec::new();
+    for (worker, asker) in asked {
+        // After a failure nobody else is waited for, but each is told that it is off.
+        let deadline = match failed {
+            None => deadline,
+            Some(_) => Some(Instant::now()),
+        };
+        let gone = || WorkerError::Gone(worker.name.clone()).into();
+        match asker.map(|asker| asker.wait(deadline)) {
+            Ok(Reached::Paused) => paused.push(worker),
+            Ok(Reached::Unfinished(left)) => unfinished.extend(left),
+            Ok(Reached::Silent) => {
+                let worker = worker.name.clone();
+                failed = failed.or(Some(PauseError::NoAnswer { worker, limit }));
+            }
+            Ok(Reached::Resumed) => failed = failed.or(Some(PauseError::Resumed)),
+            Ok(Reached::Ended) | Err(_) => failed = failed.or_else(|| Some(gone())),
+        }
+    }
+    let failed = match failed {
+        None if unfinished.is_empty() => return Ok(()),
+        None => PauseError::Timeout { limit, unfinished },
+        Some(failed) => failed,
+    };
+    for worker in paused {
+        // One that can't has failed, which it has told the machine.
+        let _ = worker.resume();
+    }
+    Err(failed)
 }
 
 impl Drop for Worker {

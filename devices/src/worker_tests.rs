@@ -10,9 +10,12 @@ use super::*;
 use crate::device::{Broken, Cause, Outcome, QueueSet, Source};
 use crate::eventfd::eventfd;
 use crate::ram::Ram;
-use crate::testing::pci::wait_until;
+use crate::testing::pci::{PATIENCE, wait_until};
 use crate::testing::probe::{Handler, Manner, Record};
 use crate::testing::{GuestRing, Sink, memory};
+
+#[path = "worker_pause_tests.rs"]
+mod pause;
 
 struct Bench {
     worker: Arc<Worker>,
@@ -250,8 +253,8 @@ fn nothing_runs_in_a_pause_and_everything_after_it() {
     let mut side = bench.add(0, 0, handler);
     bench.settle();
     bench.worker.resume().unwrap();
-    bench.worker.pause().unwrap();
-    bench.worker.pause().unwrap();
+    bench.worker.pause(PATIENCE).unwrap();
+    bench.worker.pause(PATIENCE).unwrap();
     let runs = record.runs.load(Ordering::SeqCst);
     side.offer();
     side.kick();
@@ -268,7 +271,7 @@ fn nothing_runs_in_a_pause_and_everything_after_it() {
     late.kick();
     late.wait(1);
     // A task can be stopped in a pause.
-    bench.worker.pause().unwrap();
+    bench.worker.pause(PATIENCE).unwrap();
     assert!(bench.worker.stop(side.id).unwrap().is_some());
     bench.worker.resume().unwrap();
 }
@@ -288,7 +291,10 @@ fn a_panic_ends_the_worker_with_a_report_and_callers_get_an_error() {
         bench.worker.stop(side.id),
         Err(WorkerError::Gone(_))
     ));
-    assert!(matches!(bench.worker.pause(), Err(WorkerError::Gone(_))));
+    assert!(matches!(
+        bench.worker.pause(PATIENCE),
+        Err(PauseError::Worker(WorkerError::Gone(_)))
+    ));
     wait_until("the other task is stopped", || {
         record.stops.load(Ordering::SeqCst) == 1
     });
@@ -364,7 +370,7 @@ fn a_broken_device_is_not_run_again_even_if_its_backend_stays_ready() {
     side.offer();
     side.kick();
     signal(&backend);
-    bench.worker.pause().unwrap();
+    bench.worker.pause(PATIENCE).unwrap();
     bench.worker.resume().unwrap();
     bench.settle();
     assert_eq!(causes.lock().unwrap().len(), count);
@@ -433,7 +439,7 @@ fn dropping_the_last_handle_stops_the_tasks_and_ends_the_thread() {
     side.offer();
     side.kick();
     wait_until("it is held", || record.held.load(Ordering::SeqCst) == 1);
-    bench.worker.pause().unwrap();
+    bench.worker.pause(PATIENCE).unwrap();
     drop(bench);
     assert_eq!(record.stops.load(Ordering::SeqCst), 1);
     assert_eq!(

@@ -8,6 +8,7 @@ use splitring_arch::layout::LayoutError;
 use splitring_devices::bus::BusError;
 use splitring_devices::pci::root::PciError;
 use splitring_devices::wiring::WiringError;
+use splitring_devices::worker::PauseError;
 
 use crate::attach::AttachError;
 use crate::config::ConfigError;
@@ -192,8 +193,8 @@ pub(crate) enum BuildError {
     #[error("the machine has ended: {0}")]
     Ended(ExitReason),
     /// Requests are still in flight.
-    #[error("cannot pause: {0}; the machine goes on running")]
-    Drain(String),
+    #[error("cannot pause: {0}")]
+    Drain(PauseError),
     /// A vCPU does not answer or does not exist.
     #[error("vCPU {cpu}: {problem}")]
     Vcpu {

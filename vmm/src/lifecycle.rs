@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use splitring_arch::kernel::Unsaved;
-use splitring_devices::worker::Worker;
+use splitring_devices::worker::{self, Failure, Worker};
 
 use crate::assemble::{self, Generation, lock, thread_name};
 use crate::config::{OnReboot, VmConfig};
@@ -29,6 +29,8 @@ const SHORT_LIFE: Duration = Duration::from_secs(1);
 const QUICK_RESTARTS: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How long a pause waits for requests that the host's storage has.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// How long the end of a machine waits for its kernel to be put into the cache.
 const CACHE_LIMIT: Duration = Duration::from_secs(5);
 /// The `nice` value of work that the guest must not notice.
@@ -108,7 +110,7 @@ impl Lifecycle {
         let failed = sender.clone();
         let workers = assemble::start_workers(
             &config,
-            &(Arc::new(move |failure: splitring_devices::worker::Failure| {
+            &(Arc::new(move |failure: Failure| {
                 // Without a life-cycle thread the machine is over already.
                 let _ = failed.send(Message::DeviceFailed(failure.to_string()));
             }) as _),
@@ -275,16 +277,10 @@ impl Lifecycle {
     }
 
     fn pause_devices(&self, generation: &Generation) -> Answer {
-        for (index, worker) in self.workers.iter().enumerate() {
-            if let Err(error) = worker.pause() {
-                for paused in self.workers.iter().take(index + 1) {
-                    let _ = paused.resume();
-                }
-                generation.control.resume();
-                return Err(BuildError::Drain(error.to_string()));
-            }
-        }
-        Ok(())
+        worker::pause_all(&self.workers, DRAIN_LIMIT).map_err(|error| {
+            generation.control.resume();
+            BuildError::Drain(error)
+        })
     }
 
     fn resume(&mut self) -> Answer {

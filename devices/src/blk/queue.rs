@@ -357,6 +357,17 @@ impl QueueHandler for BlkQueue {
         Some(self.disk.has_completions())
     }
 
+    fn quiesce(&mut self, queues: &mut QueueSet<'_>) -> usize {
+        if let Some(queue) = queues.get(self.index) {
+            self.disk.commit();
+            // A discard of several ranges goes on with the next one, which is to be handed over as well.
+            while self.reap(queue, DiskQueue::completions) {
+                self.disk.commit();
+            }
+        }
+        self.requests.len().saturating_sub(self.free.len())
+    }
+
     fn stop(&mut self, queues: &mut QueueSet<'_>) {
         let Some(queue) = queues.get(self.index) else {
             return;

@@ -1,6 +1,7 @@
 //! The device, played with by a guest on plain memory.
 
 mod bad_input;
+mod pause;
 mod requests;
 
 use splitring_virtio::spec::blk::{Range, RequestHeader, request, status};

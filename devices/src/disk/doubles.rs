@@ -1,12 +1,13 @@
-//! Disks for tests: one in memory that loses what was not flushed when its power is cut, and one that fails, delays
-//! and reorders the requests to another.
+//! Disks for tests: one in memory that loses what was not flushed when its power is cut, one that fails, delays
+//! and reorders the requests to another, and one whose blocking calls take as long as the test wants.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::aside::AsideQueue;
 use super::immediate::{ImmediateQueue, Perform};
 use super::transfer::{Reach, Transfer};
 use super::{Completion, Disk, DiskError, DiskOp, DiskQueue, Full, Geometry, IoFault, RangeLimits};
@@ -149,12 +150,17 @@ impl Disk for Arc<MemoryDisk> {
     }
 
     fn open_queue(&self, ram: Ram, _: u16, depth: u16) -> Result<Box<dyn DiskQueue>, DiskError> {
-        let stream = MemoryStream {
-            disk: Self::clone(self),
+        Ok(ImmediateQueue::open(MemoryStream::new(self, ram), depth))
+    }
+}
+
+impl MemoryStream {
+    fn new(disk: &Arc<MemoryDisk>, ram: Ram) -> Self {
+        Self {
+            disk: Arc::clone(disk),
             reach: Reach::new(ram),
             transfer: Transfer::default(),
-        };
-        Ok(ImmediateQueue::open(stream, depth))
+        }
     }
 }
 
@@ -202,6 +208,75 @@ impl Perform for MemoryStream {
 
     fn release(&mut self) -> Option<Vec<u8>> {
         self.transfer.clear()
+    }
+}
+
+/// A [`MemoryDisk`] behind blocking calls, as a plain image on a slow medium: each request waits on the thread beside its
+/// queue until the test lets one more through.
+pub struct GatedDisk {
+    inner: Arc<MemoryDisk>,
+    gate: Arc<Gate>,
+}
+
+/// How many requests may still pass, and who waits for that.
+#[derive(Default)]
+struct Gate(Mutex<usize>, Condvar);
+
+impl GatedDisk {
+    /// Requests to `inner`, none of which passes yet.
+    #[must_use]
+    pub fn new(inner: Arc<MemoryDisk>) -> Self {
+        Self {
+            inner,
+            gate: Arc::default(),
+        }
+    }
+
+    /// Lets `requests` more requests through.
+    pub fn pass(&self, requests: usize) {
+        let mut left = self.gate.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *left = left.saturating_add(requests);
+        self.gate.1.notify_all();
+    }
+}
+
+impl Disk for GatedDisk {
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry
+    }
+
+    fn open_queue(&self, ram: Ram, _: u16, depth: u16) -> Result<Box<dyn DiskQueue>, DiskError> {
+        let stream = GatedStream {
+            inner: MemoryStream::new(&self.inner, ram),
+            gate: Arc::clone(&self.gate),
+        };
+        let queue = AsideQueue::start(stream, depth).map_err(|source| DiskError::Host {
+            operation: "start a thread for",
+            path: "a test's disk".into(),
+            source,
+        })?;
+        Ok(Box::new(queue))
+    }
+}
+
+struct GatedStream {
+    inner: MemoryStream,
+    gate: Arc<Gate>,
+}
+
+impl Perform for GatedStream {
+    fn perform(&mut self, op: DiskOp<'_>) -> Result<u64, IoFault> {
+        let Gate(left, changed) = &*self.gate;
+        let left = left.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = changed.wait_while(left, |left| *left == 0);
+        let mut left = left.unwrap_or_else(PoisonError::into_inner);
+        *left = left.saturating_sub(1);
+        drop(left);
+        self.inner.perform(op)
+    }
+
+    fn release(&mut self) -> Option<Vec<u8>> {
+        self.inner.release()
     }
 }
 

@@ -26,6 +26,8 @@ mod lock;
 pub mod metrics;
 mod null;
 mod opening;
+#[cfg(test)]
+pub(crate) mod piped;
 mod plain;
 #[cfg(feature = "qcow2")]
 mod qcow2;

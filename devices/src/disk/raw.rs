@@ -49,7 +49,12 @@ impl RawDisk {
         Self::with_image(Image::from_file(file, config)?, config.aio, queues, depth)
     }
 
-    fn with_image(image: Image, aio: Aio, queues: u16, depth: u16) -> Result<Self, DiskError> {
+    pub(super) fn with_image(
+        image: Image,
+        aio: Aio,
+        queues: u16,
+        depth: u16,
+    ) -> Result<Self, DiskError> {
         let path = image.path.display();
         let rings = match aio {
             Aio::Plain => None,

@@ -431,6 +431,22 @@ impl QueueHandler for Requests {
         Some(self.backend.has_completions())
     }
 
+    fn quiesce(&mut self, queues: &mut QueueSet<'_>) -> usize {
+        if let Some(queue) = queues.get(self.index) {
+            // Events of disks with queues of their own may have been taken note of already.
+            self.backend.look();
+            for _ in 0..ROUNDS {
+                if !self.settle(queue, Backend::exchange) {
+                    break;
+                }
+            }
+        }
+        // Mail is read after the pause, for orders change nothing about what the disks have. What waits for a lock, a
+        // rate limit or other commands goes on waiting.
+        let with_disk = |task: &&Task| matches!(task.work, Work::Disk(_));
+        self.tasks.iter().flatten().filter(with_disk).count()
+    }
+
     fn stop(&mut self, queues: &mut QueueSet<'_>) {
         let Some(queue) = queues.get(self.index) else {
             return;

@@ -29,7 +29,7 @@ pub(crate) const NOTIFY: u64 = 0x4000;
 pub(crate) const TABLE: u64 = 0x8000;
 /// The device's slot.
 pub(crate) const SLOT: u8 = 3;
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A machine with one virtio device.
 pub(crate) struct Guest {

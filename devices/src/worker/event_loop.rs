@@ -3,7 +3,7 @@
 //! It knows slots and descriptors; what a pass over a task does is `running`'s.
 
 use std::any::Any;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,6 +15,8 @@ use event_manager::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::calls::Calls;
+use super::drain;
+use super::pause::Drain;
 use super::polling::{Polling, Turn};
 use super::precedence::Precedence;
 use super::processor::Processor;
@@ -111,9 +113,11 @@ fn turn(
         manager
             .run_with_timeout(wait)
             .map_err(|error| error.to_string())?;
-        let state = loop_state(manager, subscriber)?;
-        if std::mem::take(&mut state.called) {
+        if std::mem::take(&mut loop_state(manager, subscriber)?.called) {
             calls.run(manager);
+        }
+        if matches!(loop_state(manager, subscriber)?.phase, Phase::Draining(_)) {
+            drain::step(manager, subscriber).map_err(|error| error.to_string())?;
         }
         let state = loop_state(manager, subscriber)?;
         if state.quit {
@@ -127,7 +131,7 @@ fn turn(
         let mut halted = state.run_ready(round);
         state.poll(&mut halted);
         let busy = state.has_ready() || !state.polling.is_empty();
-        wait = if busy { 0 } else { -1 };
+        wait = if busy { 0 } else { state.phase.wait() };
         for (slot, fd) in halted {
             let mut events = manager
                 .event_ops(subscriber)
@@ -158,8 +162,32 @@ pub(super) struct Loop {
     precedence: Precedence,
     /// Calls came in.
     called: bool,
-    pub(super) paused: bool,
+    pub(super) phase: Phase,
+    /// Slots that nothing is watched for, since they have paused.
+    pub(super) parked: BTreeSet<u16>,
     pub(super) quit: bool,
+}
+
+/// Whether tasks run.
+pub(super) enum Phase {
+    Running,
+    /// They finish what is in flight; those are told who asked for the pause.
+    Draining(Vec<Drain>),
+    Paused,
+}
+
+/// Milliseconds between two steps of a drain that no event brings about. Events of a halted task are not watched, and
+/// a step may leave something to do.
+const DRAIN_TICK: i32 = 1;
+
+impl Phase {
+    /// How long to wait for events, in milliseconds; -1 is for ever.
+    fn wait(&self) -> i32 {
+        match self {
+            Self::Draining(_) => DRAIN_TICK,
+            Self::Running | Self::Paused => -1,
+        }
+    }
 }
 
 pub(super) enum Entry {
@@ -179,6 +207,10 @@ impl MutEventSubscriber for Loop {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         if events.data() == CALLS {
             self.called = true;
+            return;
+        }
+        if !self.runs() {
+            // Only tasks with requests in flight are watched now, and a step of the drain looks at all of them.
             return;
         }
         let (slot, watch) = unpack(events.data());
@@ -207,7 +239,8 @@ impl Loop {
             polling: Polling::new(poll_window, processor),
             precedence: Precedence::new(),
             called: false,
-            paused: false,
+            phase: Phase::Running,
+            parked: BTreeSet::new(),
             quit: false,
         }
     }
@@ -238,6 +271,7 @@ impl Loop {
         self.ready.retain(|&other| other != slot);
         self.polling.remove(slot);
         self.precedence.told(slot, false);
+        self.parked.remove(&slot);
         self.slots.get_mut(usize::from(slot))?.take()
     }
 
@@ -249,16 +283,23 @@ impl Loop {
             .collect()
     }
 
-    pub(super) fn pause(&mut self) -> Vec<(u16, Vec<RawFd>)> {
-        self.paused = true;
+    /// Whether tasks run, rather than being paused or on the way to it.
+    pub(super) fn runs(&self) -> bool {
+        matches!(self.phase, Phase::Running)
+    }
+
+    /// Every slot in use with what is in it.
+    pub(super) fn entries(&mut self) -> impl Iterator<Item = (u16, &mut Entry)> {
+        let slots = (0..=u16::MAX).zip(&mut self.slots);
+        slots.filter_map(|(slot, entry)| Some((slot, entry.as_mut()?)))
+    }
+
+    /// Ends the windows in which rings are looked at: raises the interrupts that are owed, and leaves kicks off until
+    /// the tasks run again and look at everything.
+    pub(super) fn stop_polling(&mut self) {
         // Whoever breaks here stays in place: its first pass after resuming finds it broken again.
         self.settle(&mut Vec::new(), false);
-        // Their kicks stay off; resuming looks at everything.
         self.polling.close();
-        (0..=u16::MAX)
-            .zip(&self.slots)
-            .filter_map(|(slot, entry)| Some((slot, entry.as_ref()?.descriptors())))
-            .collect()
     }
 
     /// Arranges what a pass of the task in `slot` left to do.
@@ -283,14 +324,14 @@ impl Loop {
     }
 
     fn has_ready(&self) -> bool {
-        !self.paused && !self.ready.is_empty()
+        self.runs() && !self.ready.is_empty()
     }
 
     /// Runs up to `round` ready tasks; returns the descriptors of those that must run no more.
     fn run_ready(&mut self, round: usize) -> Vec<(u16, RawFd)> {
         let mut halted = Vec::new();
         for _ in 0..round {
-            if self.paused {
+            if !self.runs() {
                 break;
             }
             let Some(slot) = self.ready.pop_front() else {
@@ -415,7 +456,7 @@ impl Entry {
         }
     }
 
-    fn descriptors(&self) -> Vec<RawFd> {
+    pub(super) fn descriptors(&self) -> Vec<RawFd> {
         match self {
             Entry::Task(running) => running.descriptors().collect(),
             Entry::Watch(watcher) => vec![watcher.fd.as_raw_fd()],

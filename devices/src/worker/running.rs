@@ -164,6 +164,21 @@ impl Running {
         }
     }
 
+    /// One step towards a pause: takes no chains, shows the driver what is done, and returns how many requests the
+    /// backend still has. A halted task's are waited for as well: they write guest memory like any other.
+    pub(super) fn quiesce(&mut self) -> usize {
+        for slot in &mut self.queues {
+            slot.queue.grant(0);
+        }
+        let left = self.handler.quiesce(&mut QueueSet::new(&mut self.queues));
+        if let Err(broken) = self.publish()
+            && !self.halted
+        {
+            self.halt(&broken);
+        }
+        left
+    }
+
     fn halt(&mut self, broken: &Broken) -> Next {
         self.halted = true;
         self.sink.broken(broken);
@@ -253,6 +268,7 @@ mod tests {
     use crate::testing::{GuestRing, Sink, memory};
     use crate::worker::depth;
     use crate::worker::event_loop::{Entry, Loop};
+    use crate::worker::pause::pause;
 
     const OWING: Manner = Manner {
         poll: true,
@@ -389,7 +405,7 @@ mod tests {
         let (running, sink) = owing();
         let mut state = Loop::new(Duration::from_micros(32), Processor::Own);
         state.put_owing(3, Entry::Task(running));
-        state.pause();
+        state.begin_pause(pause().1);
         assert_eq!(sink.interrupts(), 1);
         let (running, sink) = owing();
         running.stop();

@@ -5,6 +5,7 @@
 )]
 
 mod bad_input;
+mod pause;
 mod receive;
 
 use std::collections::VecDeque;

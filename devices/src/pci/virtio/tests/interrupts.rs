@@ -7,7 +7,7 @@ use splitring_virtio::spec::pci::common as reg;
 use splitring_virtio::spec::status;
 
 use super::started;
-use crate::testing::pci::{Guest, ISR, PENDING, SLOT, TABLE, wait_until};
+use crate::testing::pci::{Guest, ISR, PATIENCE, PENDING, SLOT, TABLE, wait_until};
 use crate::testing::probe::Manner;
 use crate::wiring::MsiMessage;
 
@@ -32,7 +32,7 @@ fn complete(guest: &mut Guest, index: u16) {
     guest.kick(index);
     guest.wait_used(usize::from(index), 1);
     // The interrupt comes after the index: the next thing the worker does is this.
-    guest.worker.pause().unwrap();
+    guest.worker.pause(PATIENCE).unwrap();
     guest.worker.resume().unwrap();
 }
 
@@ -230,7 +230,7 @@ fn after_the_end_of_interrupt_the_line_is_asserted_again_only_for_a_reason() {
     wait_until("it is asserted again", || guest.wiring.line_asserted());
     assert_eq!(guest.bar_read(ISR), [1]);
     guest.wiring.end_of_interrupt();
-    guest.worker.pause().unwrap();
+    guest.worker.pause(PATIENCE).unwrap();
     guest.worker.resume().unwrap();
     assert!(!guest.wiring.line_asserted());
 }

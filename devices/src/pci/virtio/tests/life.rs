@@ -9,7 +9,7 @@ use splitring_virtio::spec::{feature, status};
 
 use super::{guest, guest_of, started};
 use crate::testing::GuestRing;
-use crate::testing::pci::{Guest, NOTIFY, wait_until};
+use crate::testing::pci::{Guest, NOTIFY, PATIENCE, wait_until};
 use crate::testing::probe::{Manner, Probe};
 use crate::worker::Failure;
 
@@ -135,7 +135,7 @@ fn a_malformed_chain_needs_a_reset_and_stops_all_queues() {
     // The other queues are silent too.
     guest.offer(0, &[(BUFFER, 7, true)]);
     guest.kick(0);
-    guest.worker.pause().unwrap();
+    guest.worker.pause(PATIENCE).unwrap();
     guest.worker.resume().unwrap();
     assert_eq!(guest.rings[0].used(), []);
     guest.restart();
@@ -283,5 +283,5 @@ fn a_function_that_goes_away_leaves_nothing_on_its_worker() {
     // It may tell of changes as long as it lives.
     drop(probe);
     assert!(wiring.upgrade().is_none(), "nobody holds the hypervisor");
-    worker.pause().unwrap();
+    worker.pause(PATIENCE).unwrap();
 }
