@@ -44,6 +44,13 @@ pub trait VirtioDevice: Send + Sync {
     /// The largest size of each queue, a power of two; their number is the number of queues.
     fn queue_sizes(&self) -> &[u16];
 
+    /// Which task queue `queue` belongs to, counted over all queues the device has. Tasks with the same number are run
+    /// by the same worker whatever other queues the driver enables, in this machine and in the next one with the same
+    /// workers: a backend may be bound to the thread that used it first.
+    fn task_number(&self, queue: u16) -> u16 {
+        queue
+    }
+
     /// Reads the device configuration space. Bytes past its end are to be left as they are (zero).
     fn read_config(&self, offset: usize, data: &mut [u8]);
 

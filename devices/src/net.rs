@@ -284,6 +284,11 @@ impl VirtioDevice for Net {
         &self.queue_sizes
     }
 
+    /// A pair of queues is one task, and the control queue another.
+    fn task_number(&self, queue: u16) -> u16 {
+        queue / 2
+    }
+
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         read_window(self.config().as_bytes(), offset, data);
     }

@@ -131,6 +131,7 @@ pub struct Worker {
     subscriber: SubscriberId,
     processor: Processor,
     thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: i32,
     on_failure: OnFailure,
 }
 
@@ -152,15 +153,22 @@ impl Worker {
             worker: name.to_owned(),
             on_failure: Arc::clone(&on_failure),
         };
+        let (started, thread_id) = sync_channel(1);
         let thread = thread::Builder::new()
             .name(name.chars().take(15).collect())
-            .spawn(move || serve(manager, subscriber, calls, &reporter))?;
+            .spawn(move || {
+                // Whoever spawned it waits for this.
+                let _ = started.send(rustix::thread::gettid().as_raw_nonzero().get());
+                serve(manager, subscriber, calls, &reporter);
+            })?;
+        let thread_id = thread_id.recv().map_err(io::Error::other)?;
         let worker = Worker {
             name: name.to_owned(),
             caller,
             subscriber,
             processor,
             thread: Mutex::new(Some(thread)),
+            thread_id,
             on_failure,
         };
         if poll_window.is_none() {
@@ -190,6 +198,12 @@ impl Worker {
     /// The worker's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The thread's identifier as the kernel knows it (gettid(2)), for pinning it or for its control group. It is no
+    /// other thread's for as long as this handle exists and the worker has not failed.
+    pub fn thread_id(&self) -> i32 {
+        self.thread_id
     }
 
     /// Takes a task in and runs it for the first time.

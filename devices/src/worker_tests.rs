@@ -432,6 +432,41 @@ fn a_descriptor_that_cannot_be_waited_for_is_an_error_and_leaves_nothing() {
 }
 
 #[test]
+fn a_worker_s_thread_can_be_found() {
+    let bench = Bench::new();
+    let id = bench.worker.thread_id();
+    let own = |_: &mut Ops<'_>, _| rustix::thread::gettid().as_raw_nonzero().get();
+    assert_eq!(bench.worker.ask(own).unwrap(), id);
+    let name = std::fs::read_to_string(format!("/proc/self/task/{id}/comm")).unwrap();
+    assert_eq!(name, "bench\n");
+}
+
+#[test]
+fn a_worker_that_lost_all_its_tasks_runs_new_ones() {
+    let bench = Bench::new();
+    for _ in 0..3 {
+        let mut sides = [0, 1].map(|index| bench.add(index, 0, probe(Manner::Answer).0));
+        for side in &mut sides {
+            side.offer();
+            side.kick();
+            side.wait(1);
+        }
+        // The next ones are added in the pause in which these end.
+        bench.worker.pause(PATIENCE).unwrap();
+        for side in sides {
+            assert!(bench.worker.stop(side.id).unwrap().is_some());
+        }
+        let mut next = bench.add(0, 0, probe(Manner::Answer).0);
+        next.offer();
+        bench.settle();
+        assert!(next.ring.used().is_empty());
+        bench.worker.resume().unwrap();
+        next.wait(1);
+        assert!(bench.worker.stop(next.id).unwrap().is_some());
+    }
+}
+
+#[test]
 fn dropping_the_last_handle_stops_the_tasks_and_ends_the_thread() {
     let bench = Bench::new();
     let (handler, record) = probe(Manner::Hold);

@@ -178,17 +178,42 @@ impl Bay<'_> {
             device,
             ram: self.ram.clone(),
             wiring: Arc::clone(&self.wiring),
-            workers: self.workers.clone(),
+            workers: in_turn(&self.workers, self.places.len()),
         };
         match VirtioPci::plug(self.root, slot, parts) {
             Ok(_) => {
                 tracing::debug!(id, slot, "attached");
                 self.places.push(Place { id, slot });
-                // The next device's first task goes to the next worker.
-                self.workers.rotate_left(1);
                 Ok(())
             }
             Err(error) => Err(AttachError::Pci { id, error }),
         }
+    }
+}
+
+/// The workers in the order in which a device uses them that is plugged after `plugged` others: its first task goes to
+/// the next worker. The list itself keeps its order, so that after a reboot the same configuration assigns every disk to
+/// the same workers: its rings are bound to the threads that served them first.
+fn in_turn(workers: &[Arc<Worker>], plugged: usize) -> Vec<Arc<Worker>> {
+    let mut workers = workers.to_vec();
+    if let Some(first) = plugged.checked_rem(workers.len()) {
+        workers.rotate_left(first);
+    }
+    workers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_take_turns_at_the_workers_and_get_the_same_ones_again() {
+        let spawn = |name| Worker::spawn(name, None, Arc::new(|_| ())).expect("spawns");
+        let workers = ["a", "b", "c"].map(spawn);
+        let first = |plugged| in_turn(&workers, plugged)[0].name().to_owned();
+        for _generation in 0..2 {
+            assert_eq!([0, 1, 2, 3].map(first), ["a", "b", "c", "a"]);
+        }
+        assert!(in_turn(&[], 1).is_empty());
     }
 }

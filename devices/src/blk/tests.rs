@@ -3,6 +3,7 @@
 mod bad_input;
 mod pause;
 mod requests;
+mod workers;
 
 use splitring_virtio::spec::blk::{Range, RequestHeader, request, status};
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};

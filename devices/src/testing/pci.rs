@@ -16,7 +16,7 @@ use crate::device::VirtioDevice;
 use crate::pci::root::{PciPlan, PciRoot};
 use crate::pci::virtio::{VirtioParts, VirtioPci};
 use crate::ram::Ram;
-use crate::worker::{Failure, Worker};
+use crate::worker::{Failure, OnFailure, Worker};
 
 pub(crate) const ECAM: u64 = 0xe000_0000;
 /// Where BARs may be.
@@ -57,6 +57,18 @@ impl Guest {
     }
 
     pub(crate) fn with_workers(device: Arc<dyn VirtioDevice>, mask: u64, workers: usize) -> Self {
+        let failures = Arc::default();
+        let workers = spawn_workers(workers, &failures);
+        Self::on_workers(device, mask, &workers, failures)
+    }
+
+    /// A machine that is run by workers that may have run others before.
+    pub(crate) fn on_workers(
+        device: Arc<dyn VirtioDevice>,
+        mask: u64,
+        workers: &[Arc<Worker>],
+        failures: Arc<Mutex<Vec<Failure>>>,
+    ) -> Self {
         let ram = memory();
         let mmio = Arc::new(Bus::new());
         let plan = PciPlan {
@@ -66,25 +78,12 @@ impl Guest {
         };
         let root = PciRoot::new(plan).unwrap();
         mmio.insert(ECAM, 1 << 20, root.clone()).unwrap();
-        let failures = Arc::new(Mutex::new(Vec::new()));
-        let failed = Arc::clone(&failures);
-        let on_failure = Arc::new(move |failure| failed.lock().unwrap().push(failure));
-        let workers: Vec<_> = (0..workers)
-            .map(|index| {
-                Worker::spawn(
-                    &format!("test{index}"),
-                    Some(Duration::from_micros(32)),
-                    on_failure.clone(),
-                )
-                .unwrap()
-            })
-            .collect();
         let wiring = Arc::new(FakeWiring::default());
         let parts = VirtioParts {
             device,
             ram: ram.clone(),
             wiring: wiring.clone(),
-            workers: workers.clone(),
+            workers: workers.to_vec(),
             mask,
         };
         let function = VirtioPci::plug(&root, SLOT, parts).unwrap();
@@ -308,6 +307,15 @@ impl Guest {
         let mapping = self.ram.mapping().as_ref();
         Bytes::write_slice(mapping, data, GuestAddress(addr)).unwrap();
     }
+}
+
+/// Workers that say in `failures` why they can't go on.
+pub(crate) fn spawn_workers(count: usize, failures: &Arc<Mutex<Vec<Failure>>>) -> Vec<Arc<Worker>> {
+    let failed = Arc::clone(failures);
+    let on_failure: OnFailure = Arc::new(move |failure| failed.lock().unwrap().push(failure));
+    let window = Some(Duration::from_micros(32));
+    let spawn = |index| Worker::spawn(&format!("test{index}"), window, on_failure.clone());
+    (0..count).map(|index| spawn(index).unwrap()).collect()
 }
 
 impl Drop for Guest {

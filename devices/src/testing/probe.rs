@@ -7,8 +7,8 @@ use std::thread::ThreadId;
 
 use crate::DeviceKind;
 use crate::device::{
-    Broken, Cause, Chain, FeatureRule, Outcome, QueueHandler, QueueSet, Start, StartError, Task,
-    VirtioDevice, read_window,
+    Broken, Cause, Chain, FeatureRule, Outcome, QueueHandler, QueueSet, ReadyQueue, Start,
+    StartError, Task, VirtioDevice, read_window,
 };
 use crate::interrupt::ConfigNotifier;
 
@@ -42,6 +42,8 @@ pub(crate) struct Record {
 /// See the module.
 pub(crate) struct Probe {
     pub(crate) sizes: Vec<u16>,
+    /// So many queues are one task.
+    pub(crate) together: u16,
     pub(crate) manner: Manner,
     pub(crate) features: u64,
     pub(crate) rules: Vec<FeatureRule>,
@@ -54,6 +56,7 @@ impl Probe {
     pub(crate) fn new(sizes: &[u16], manner: Manner) -> Self {
         Self {
             sizes: sizes.to_vec(),
+            together: 1,
             manner,
             features: 0,
             rules: Vec::new(),
@@ -86,6 +89,9 @@ impl VirtioDevice for Probe {
     fn queue_sizes(&self) -> &[u16] {
         &self.sizes
     }
+    fn task_number(&self, queue: u16) -> u16 {
+        queue / self.together
+    }
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         read_window(&self.config.lock().unwrap(), offset, data);
     }
@@ -104,11 +110,13 @@ impl VirtioDevice for Probe {
         self.record.starts.fetch_add(1, Ordering::SeqCst);
         self.record.features.store(start.features, Ordering::SeqCst);
         *self.notifier.lock().unwrap() = Some(start.config);
-        let task = |index| Task {
-            queues: vec![index],
+        let same =
+            |a: &ReadyQueue, b: &ReadyQueue| self.task_number(a.index) == self.task_number(b.index);
+        let task = |queues: &[ReadyQueue]| Task {
+            queues: queues.iter().map(|queue| queue.index).collect(),
             handler: Box::new(Handler::new(self.manner, Arc::clone(&self.record))),
         };
-        Ok(start.queues.iter().map(|queue| task(queue.index)).collect())
+        Ok(start.queues.chunk_by(same).map(task).collect())
     }
     fn reset(&self) {
         self.record.resets.fetch_add(1, Ordering::SeqCst);

@@ -28,7 +28,14 @@ fn at(place: u64) -> u64 {
 }
 
 /// Offers a request of 4 KiB, whose memory is in this place; a write of its data, filled with `fill`, or a read.
-fn offer(machine: &mut Machine, queue: u16, place: u64, sector: u64, fill: Option<u8>) {
+pub(super) fn offer(
+    machine: &mut Machine,
+    ring: usize,
+    queue: u16,
+    place: u64,
+    sector: u64,
+    fill: Option<u8>,
+) {
     let header = RequestHeader {
         kind: fill.map_or(request::IN, |_| request::OUT).into(),
         reserved: 0.into(),
@@ -38,7 +45,6 @@ fn offer(machine: &mut Machine, queue: u16, place: u64, sector: u64, fill: Optio
     machine.poke(header_at, header.as_bytes());
     machine.poke(data_at, &[fill.unwrap_or(0); 4096]);
     machine.poke(status_at, &[UNTOUCHED]);
-    let ring = usize::from(queue);
     machine.offer(
         ring,
         &[
@@ -54,14 +60,14 @@ fn data(machine: &Machine, place: u64) -> Vec<u8> {
     machine.peek(at(place) + 0x100, 4096)
 }
 
-fn status_of(machine: &Machine, place: u64) -> u8 {
+pub(super) fn status_of(machine: &Machine, place: u64) -> u8 {
     machine.peek(at(place) + 0x1100, 1)[0]
 }
 
 /// A pause with a read in flight that `answer` completes, and another one offered meanwhile, which `again` does.
 fn waits_for_a_read(disk: Arc<dyn Disk>, answer: impl FnOnce(), again: impl FnOnce()) {
     let mut machine = machine(disk, 1);
-    offer(&mut machine, 0, 0, 8, None);
+    offer(&mut machine, 0, 0, 0, 8, None);
     let worker = Arc::clone(&machine.worker);
     // So far at least that it is with the backend.
     assert!(matches!(
@@ -79,7 +85,7 @@ fn waits_for_a_read(disk: Arc<dyn Disk>, answer: impl FnOnce(), again: impl FnOn
     assert_eq!(data(&machine, 0), [7; 4096]);
     assert_eq!(status_of(&machine, 0), status::OK);
     assert_eq!(machine.rings[0].used().len(), 1);
-    offer(&mut machine, 0, 1, 8, None);
+    offer(&mut machine, 0, 0, 1, 8, None);
     let before = machine.peek(0, MEMORY);
     again();
     std::thread::sleep(SOON);
@@ -109,7 +115,7 @@ fn a_pause_waits_for_a_blocking_call_on_another_thread() {
     let disk = Arc::new(GatedDisk::new(Arc::clone(&memory)));
     let mut machine = machine(Arc::<GatedDisk>::clone(&disk), 1);
     disk.pass(1);
-    offer(&mut machine, 0, 0, 8, Some(7));
+    offer(&mut machine, 0, 0, 0, 8, Some(7));
     machine.wait_used(0, 1);
     drop(machine);
     let gated = Arc::<GatedDisk>::clone(&disk);
@@ -122,14 +128,14 @@ fn a_request_that_hangs_in_the_host_fails_the_pause_and_the_machine_goes_on() {
     let disk = Arc::new(FaultyDisk::new(memory));
     disk.plan([Fate::Hang]);
     let mut machine = machine(Arc::<FaultyDisk>::clone(&disk), 1);
-    offer(&mut machine, 0, 0, 0, None);
+    offer(&mut machine, 0, 0, 0, 0, None);
     wait_until("the request hangs", || !disk.seen().is_empty());
     let error = machine.worker.pause(SOON).unwrap_err();
     assert!(
         error.to_string().contains("disk0 has 1 in flight"),
         "{error}"
     );
-    offer(&mut machine, 0, 1, 0, Some(3));
+    offer(&mut machine, 0, 0, 1, 0, Some(3));
     machine.wait_used(0, 1);
     assert_eq!(status_of(&machine, 1), status::OK);
     // A reset gives the request up; nothing keeps a pause from being reached any more.
@@ -144,7 +150,7 @@ fn a_pause_does_not_wait_for_a_rate_limit() {
     let disk = LimitedDisk::new(memory, Some(2), None);
     let mut machine = machine(Arc::new(disk), 1);
     for place in 0..3 {
-        offer(&mut machine, 0, place, place, Some(1));
+        offer(&mut machine, 0, 0, place, place, Some(1));
     }
     machine.wait_used(0, 1);
     machine.worker.pause(SOON).unwrap();
@@ -182,6 +188,7 @@ fn a_thousand_pauses_under_load_lose_no_request() {
                 let place = u64::from(queue) * 64 + offered % 64;
                 offer(
                     &mut machine,
+                    queue.into(),
                     queue,
                     place,
                     place * 8,

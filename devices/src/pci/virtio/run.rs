@@ -66,13 +66,12 @@ impl VirtioPci {
         Ok(())
     }
 
-    /// Which worker runs a task: always the same for the same queues, however many others the driver enabled,
-    /// because backends may be bound to the thread that used them first.
+    /// Which worker runs a task; see [`VirtioDevice::task_number`](crate::device::VirtioDevice::task_number).
     fn worker_of(&self, task: &Task) -> Result<&Arc<Worker>, Broken> {
-        let first = task.queues.first().map_or(0, |&queue| usize::from(queue));
-        // Pairs of queues share a task: count tasks, not queues.
-        let turn = first.checked_div(task.queues.len()).unwrap_or(0);
-        turn.checked_rem(self.workers.len())
+        let first = task.queues.first().copied().unwrap_or(0);
+        let number = usize::from(self.device.task_number(first));
+        number
+            .checked_rem(self.workers.len())
             .and_then(|at| self.workers.get(at))
             .ok_or_else(|| Broken::device("it has no worker"))
     }

@@ -272,6 +272,39 @@ fn queues_are_spread_over_the_workers_and_stay_where_they_are() {
 }
 
 #[test]
+fn queues_that_share_a_task_stay_where_they_are_when_some_are_not_enabled() {
+    let probe = Arc::new(Probe {
+        together: 2,
+        ..Probe::new(&[8; 4], Manner::Answer)
+    });
+    let mut guest = Guest::with_workers(probe.clone(), u64::MAX, 2);
+    guest.decode_memory();
+    let mut threads_of = |queues: &[u16]| {
+        probe.record.threads.lock().unwrap().clear();
+        guest.negotiate();
+        guest.rings = queues
+            .iter()
+            .map(|index| guest.enable_queue(*index))
+            .collect();
+        guest.add_status(status::DRIVER_OK);
+        for (ring, queue) in queues.iter().enumerate() {
+            guest.offer(ring, &[(BUFFER, 1, true)]);
+            guest.kick(*queue);
+            guest.wait_used(ring, 1);
+        }
+        probe.record.threads.lock().unwrap().clone()
+    };
+    let all = threads_of(&[0, 1, 2, 3]);
+    assert_eq!((all[&0], all[&2]), (all[&1], all[&3]));
+    assert_ne!(all[&0], all[&2]);
+    for some in [&[1][..], &[0, 3], &[2], &[1, 2]] {
+        for (queue, thread) in threads_of(some) {
+            assert_eq!(thread, all[&queue], "queue {queue} of {some:?}");
+        }
+    }
+}
+
+#[test]
 fn a_function_that_goes_away_leaves_nothing_on_its_worker() {
     let (guest, probe) = started(Manner::Hold);
     assert!(guest.wiring.line().is_some());
