@@ -191,11 +191,12 @@ const LOGS_WITHOUT_LIMIT: &[(&str, usize, &str)] = &[
     ("disk/flush.rs", 1, "once per image"),
     ("disk/image.rs", 2, "when an image is opened or resized"),
     ("disk/opening.rs", 1, "when an image is opened"),
+    ("disk/range.rs", 1, "once per kind of range and image"),
     ("disk/raw.rs", 3, "when an image is opened"),
     ("net/tap/sends.rs", 1, "debugging only"),
-    ("scsi.rs", 1, "when a controller is made"),
     ("scsi/backend.rs", 2, "not limited yet"),
     ("scsi/exec.rs", 1, "not limited yet"),
+    ("scsi/opened.rs", 1, "when a controller is opened"),
 ];
 
 #[test]
