@@ -2,10 +2,17 @@
 //!
 //! Knows nothing of what it keeps. Nothing is made here later: a sandbox may forbid it by then.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The places.
 pub(crate) struct Pool<T>(Vec<Mutex<Option<Box<T>>>>);
+
+impl<T> fmt::Debug for Pool<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").finish_non_exhaustive()
+    }
+}
 
 impl<T> Pool<T> {
     /// A pool of these, numbered from 0 on.

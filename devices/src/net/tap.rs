@@ -14,7 +14,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use libc::{c_char, c_int, c_short, c_uint, c_ulong};
 use rustix::fs::{Mode, OFlags};
@@ -24,8 +24,9 @@ use splitring_virtio::spec::net::HEADER_SIZE;
 pub use error::TapError;
 
 use super::port::{FramePort, NetBackend, Offloads};
+use crate::pool::Pool;
 use error::{failed, refusal};
-use port::{Gear, Place, TapPort};
+use port::{Gear, TapPort};
 
 /// Name bytes an interface has at the most, without the closing zero (`IFNAMSIZ - 1`).
 pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
@@ -70,7 +71,6 @@ impl IfReq {
 #[derive(Debug)]
 struct TapQueue {
     file: Arc<File>,
-    gear: Place,
 }
 
 /// An opened TAP interface.
@@ -78,6 +78,8 @@ struct TapQueue {
 pub struct Tap {
     name: String,
     queues: Vec<TapQueue>,
+    /// What the queues' ports work with.
+    gear: Arc<Pool<Gear>>,
     supported: Offloads,
 }
 
@@ -117,10 +119,11 @@ impl Tap {
                 )
             };
             checked(done).map_err(|e| failed(&name, "set the header length", e))?;
-            queue.equip();
         }
+        let gear = queues.iter().map(|queue| Gear::new(queue.has_room()));
         let mut tap = Self {
             name,
+            gear: Pool::new(gear),
             queues,
             supported: Offloads::empty(),
         };
@@ -162,8 +165,9 @@ impl NetBackend for Tap {
             .get(usize::from(pair))
             .ok_or(io::ErrorKind::NotFound)?;
         let together = queue.has_room();
-        let port = TapPort::open(Arc::clone(&queue.file), &queue.gear, together)?;
-        Ok(Box::new(port))
+        let gear = self.gear.take(pair).ok_or(io::ErrorKind::ResourceBusy)?;
+        let file = Arc::clone(&queue.file);
+        Ok(Box::new(TapPort::new(file, gear, together)))
     }
 
     fn interface(&self) -> Option<&str> {
@@ -197,7 +201,6 @@ impl From<OwnedFd> for TapQueue {
     fn from(fd: OwnedFd) -> Self {
         Self {
             file: Arc::new(File::from(fd)),
-            gear: Place::default(),
         }
     }
 }
@@ -215,12 +218,6 @@ impl TapQueue {
         checked(unsafe {
             libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request)
         })
-    }
-
-    /// Makes what its ports work with.
-    fn equip(&self) {
-        let mut place = self.gear.lock().unwrap_or_else(PoisonError::into_inner);
-        *place = Some(Gear::new(self.has_room()));
     }
 
     /// Whether a frame never has to wait to be sent, as it is unless somebody limited what an interface has under way.

@@ -1,10 +1,9 @@
 //! One queue of a TAP interface as a port: frames read one by one, and sent many at a time where that can be.
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::Header;
@@ -14,6 +13,7 @@ use super::sends::Sends;
 use crate::log;
 use crate::net::buffers::{self, Vectors};
 use crate::net::port::{FramePort, Refusal};
+use crate::pool::Lease;
 use crate::throttle::Throttle;
 
 /// Room for all of the longest frame and then some, so that one still longer shows.
@@ -28,19 +28,6 @@ pub(super) struct Gear {
     /// `None` where frames are sent one by one.
     sends: Option<Sends>,
     throttle: Throttle,
-}
-
-impl fmt::Debug for Gear {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gear").finish_non_exhaustive()
-    }
-}
-
-/// Where the gear of one queue waits; empty while a port is open.
-pub(super) type Place = Arc<Mutex<Option<Gear>>>;
-
-fn lock(place: &Place) -> MutexGuard<'_, Option<Gear>> {
-    place.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Gear {
@@ -62,9 +49,7 @@ impl Gear {
 
 pub(super) struct TapPort {
     file: Arc<File>,
-    /// `None` only while it is being dropped.
-    gear: Option<Gear>,
-    home: Place,
+    gear: Lease<Gear>,
     /// How much of the spill is the last frame's.
     spilled: usize,
     /// Frames may be sent together.
@@ -72,36 +57,25 @@ pub(super) struct TapPort {
 }
 
 impl TapPort {
-    /// Opens the port of the queue `file`, whose gear waits in `home`. It sends many frames at a time only if `together`:
-    /// where frames may have to wait, the others would overtake the one that does.
-    ///
-    /// # Errors
-    /// `ResourceBusy` while another port of this queue is open.
-    pub(super) fn open(file: Arc<File>, home: &Place, together: bool) -> io::Result<Self> {
-        let gear = lock(home).take().ok_or(io::ErrorKind::ResourceBusy)?;
-        Ok(Self {
+    /// The port of the queue `file`. It sends many frames at a time only if `together`: where frames may have to wait,
+    /// the others would overtake the one that does.
+    pub(super) fn new(file: Arc<File>, mut gear: Lease<Gear>, together: bool) -> Self {
+        // Whoever had it before may have gone without a commit; the buffers are gone, too.
+        if let Some(sends) = gear.get_mut().and_then(|gear| gear.sends.as_mut()) {
+            sends.forget();
+        }
+        Self {
             file,
-            gear: Some(gear),
-            home: Arc::clone(home),
+            gear,
             spilled: 0,
             together,
-        })
+        }
     }
 
     /// What frames are sent together with, if they are.
     fn sends(&mut self) -> Option<&mut Sends> {
-        let sends = self.gear.as_mut()?.sends.as_mut();
+        let sends = self.gear.get_mut()?.sends.as_mut();
         sends.filter(|_| self.together)
-    }
-}
-
-impl Drop for TapPort {
-    fn drop(&mut self) {
-        // Whoever goes without a commit leaves the addresses of buffers that may be gone.
-        if let Some(sends) = self.sends() {
-            sends.forget();
-        }
-        *lock(&self.home) = self.gear.take();
     }
 }
 
@@ -111,7 +85,7 @@ impl FramePort for TapPort {
     }
 
     fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
-        let Some(gear) = &mut self.gear else {
+        let Some(gear) = self.gear.get_mut() else {
             return Ok(None);
         };
         let answer = gear
@@ -123,7 +97,7 @@ impl FramePort for TapPort {
     }
 
     fn rest(&self) -> &[u8] {
-        let spill = self.gear.as_ref().map_or(&[][..], |gear| &gear.spill);
+        let spill = self.gear.get().map_or(&[][..], |gear| &gear.spill);
         spill.get(..self.spilled).unwrap_or_default()
     }
 
@@ -133,7 +107,7 @@ impl FramePort for TapPort {
             return Ok(true);
         }
         // The header is the copy that was judged: the guest may have changed its own since.
-        let Some(gear) = &mut self.gear else {
+        let Some(gear) = self.gear.get_mut() else {
             return Ok(false);
         };
         let written = gear
@@ -143,7 +117,7 @@ impl FramePort for TapPort {
     }
 
     fn commit(&mut self, refused: &mut Vec<Refusal>) {
-        let Some(gear) = self.gear.as_mut().filter(|_| self.together) else {
+        let Some(gear) = self.gear.get_mut().filter(|_| self.together) else {
             return;
         };
         let Some(sends) = &mut gear.sends else { return };
