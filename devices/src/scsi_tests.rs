@@ -21,6 +21,8 @@ mod bad_input;
 mod pause;
 #[path = "scsi/removal_tests.rs"]
 mod removal;
+#[path = "scsi/start_tests.rs"]
+mod start;
 
 const REQUESTS: u16 = REQUEST_QUEUE;
 const HEADER: u32 = 19 + 32;

@@ -7,6 +7,7 @@
     reason = "the tests' own numbers are small"
 )]
 
+pub(crate) mod faults;
 pub(crate) mod pci;
 pub(crate) mod probe;
 mod ring;
@@ -177,6 +178,11 @@ impl<D: VirtioDevice> Bench<D> {
         }
         self.device.reset();
         left
+    }
+
+    /// Drops all handlers without stopping them, as where a start fails half-way.
+    pub(crate) fn forget_tasks(&mut self) {
+        self.tasks.clear();
     }
 
     /// Puts bytes into guest memory.

@@ -322,6 +322,12 @@ impl Backend {
     }
 }
 
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.drain(&mut Vec::new());
+    }
+}
+
 /// The request as the disk takes it, with the guest's memory filled in.
 fn translate(op: Op, request: &mut Request) -> Result<DiskOp<'_>, IoFault> {
     let bad = |_| IoFault::BadMemory;

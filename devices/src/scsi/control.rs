@@ -14,8 +14,8 @@ use zerocopy::FromBytes;
 use zerocopy::IntoBytes;
 
 use super::address::{self, Address, Place};
-use super::events::Wanted;
-use super::hub::{Filter, Hub, Mail, Mailbox, Map, Order, Sweep, Waiter};
+use super::events::{Listening, Wanted};
+use super::hub::{Filter, Hub, Map, Order, Sweep, Waiter};
 use super::sense::attention;
 use super::unit::Nexus;
 use crate::device::{Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, Source};
@@ -43,17 +43,15 @@ enum After {
 /// The handler of both queues.
 pub(crate) struct Control {
     hub: Arc<Hub>,
-    mailbox: Arc<Mailbox>,
+    listening: Listening,
     pending: Vec<Pending>,
 }
 
 impl Control {
     pub(crate) fn new(hub: &Arc<Hub>, wanted: Wanted) -> std::io::Result<Self> {
-        let mailbox = Mailbox::new()?;
-        hub.events.listen(&mailbox, wanted);
         Ok(Self {
             hub: Arc::clone(hub),
-            mailbox,
+            listening: Listening::new(hub, wanted)?,
             pending: Vec::new(),
         })
     }
@@ -129,7 +127,7 @@ impl Control {
             Ok(plan) => plan,
             Err(code) => return answer(queue, chain, &[code]),
         };
-        let waiter = Waiter::Mailbox(Arc::clone(&self.mailbox));
+        let waiter = Waiter::Mailbox(Arc::clone(self.listening.mailbox()));
         let sweep = Sweep::start(what, filters, waiter);
         self.pending.push(Pending {
             chain,
@@ -244,16 +242,12 @@ fn answer(queue: &mut Queue, mut chain: Chain, bytes: &[u8]) {
 
 impl QueueHandler for Control {
     fn sources(&self) -> Vec<Source<'_>> {
-        vec![Source::edge(self.mailbox.as_fd(), MAIL)]
+        vec![Source::edge(self.listening.mailbox().as_fd(), MAIL)]
     }
 
     fn run(&mut self, queues: &mut QueueSet<'_>, _cause: Cause) -> Result<Outcome, Broken> {
-        for mail in self.mailbox.collect() {
-            // Sweeps go to request threads only; the rest asks for a look at what follows anyway.
-            if let Mail::Sweep(sweep, _) = mail {
-                sweep.answer();
-            }
-        }
+        // Sweeps go to request threads only; the rest asks for a look at what follows anyway.
+        drop(self.listening.mailbox().collect());
         if let Some(queue) = queues.get(CONTROL_QUEUE) {
             self.conclude(queue);
             while let Some(chain) = queue
@@ -270,7 +264,6 @@ impl QueueHandler for Control {
     }
 
     fn stop(&mut self, queues: &mut QueueSet<'_>) {
-        self.hub.events.deafen();
         if let Some(queue) = queues.get(CONTROL_QUEUE) {
             for pending in std::mem::take(&mut self.pending) {
                 answer(queue, pending.chain, &[response::RESET]);

@@ -4,13 +4,14 @@
 //! driver is told that some were missed, upon which it looks at everything anew.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use splitring_virtio::spec::scsi::{Event, event};
 use zerocopy::little_endian::U32;
 
 use super::address::Place;
-use super::hub::{Mail, Mailbox};
+use super::hub::{Hub, Mail, Mailbox};
 use super::sense::Code;
 use super::unit::lock;
 
@@ -72,9 +73,37 @@ pub(crate) struct Wanted {
     pub(crate) change: bool,
 }
 
+/// The driver listens. Dropping it ends that: what waited is of no interest to the next driver, which looks at
+/// everything anyway.
+pub(crate) struct Listening {
+    hub: Arc<Hub>,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Listening {
+    /// The driver of `hub` starts: from now on there is somebody to tell.
+    pub(crate) fn new(hub: &Arc<Hub>, wanted: Wanted) -> io::Result<Self> {
+        let mailbox = Mailbox::new()?;
+        hub.events.listen(&mailbox, wanted);
+        Ok(Self {
+            hub: Arc::clone(hub),
+            mailbox,
+        })
+    }
+
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.hub.events.deafen(&self.mailbox);
+    }
+}
+
 impl Events {
-    /// The driver starts: from now on there is somebody to tell.
-    pub(crate) fn listen(&self, mailbox: &Arc<Mailbox>, wanted: Wanted) {
+    fn listen(&self, mailbox: &Arc<Mailbox>, wanted: Wanted) {
         let mut inner = lock(&self.0);
         *inner = Inner {
             listener: Some((Arc::clone(mailbox), wanted)),
@@ -82,9 +111,12 @@ impl Events {
         };
     }
 
-    /// The driver stops. What waited is of no interest to the next one, which looks at everything anyway.
-    pub(crate) fn deafen(&self) {
-        *lock(&self.0) = Inner::default();
+    fn deafen(&self, mailbox: &Arc<Mailbox>) {
+        let mut inner = lock(&self.0);
+        let is_listener = |(other, _): &(Arc<Mailbox>, Wanted)| Arc::ptr_eq(other, mailbox);
+        if inner.listener.as_ref().is_some_and(is_listener) {
+            *inner = Inner::default();
+        }
     }
 
     /// Something happened.

@@ -117,15 +117,14 @@ impl Hub {
         result
     }
 
-    /// A request thread starts.
-    pub(crate) fn enlist(&self, mailbox: &Arc<Mailbox>) {
-        lock(&self.crew).push(Arc::clone(mailbox));
-    }
-
-    /// A request thread stops. Mail it has not answered is given back to it.
-    pub(crate) fn discharge(&self, mailbox: &Arc<Mailbox>) -> Vec<Mail> {
-        lock(&self.crew).retain(|other| !Arc::ptr_eq(other, mailbox));
-        mailbox.close()
+    /// A request thread starts: from now on it gets messages.
+    pub(crate) fn enlist(self: &Arc<Self>) -> io::Result<Enlistment> {
+        let mailbox = Mailbox::new()?;
+        lock(&self.crew).push(Arc::clone(&mailbox));
+        Ok(Enlistment {
+            hub: Arc::clone(self),
+            mailbox,
+        })
     }
 
     fn crew(&self) -> Vec<Arc<Mailbox>> {
@@ -133,13 +132,38 @@ impl Hub {
     }
 }
 
+/// A request thread among those of its controller. Dropping it takes the thread out: it gets no more messages, and
+/// those that it has not handled are answered.
+pub(crate) struct Enlistment {
+    hub: Arc<Hub>,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Enlistment {
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+
+    /// The thread stops. Returns the messages that it has not handled yet.
+    pub(crate) fn end(&self) -> Vec<Mail> {
+        lock(&self.hub.crew).retain(|other| !Arc::ptr_eq(other, &self.mailbox));
+        self.mailbox.close()
+    }
+}
+
+impl Drop for Enlistment {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// A message to a thread.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) enum Mail {
     /// A range lock was given back.
     Retry,
-    /// Do this to the commands that match, and say so when it is done.
-    Sweep(Arc<Sweep>, Filter),
+    /// Do what the sweep says to the commands that match, and drop the reply when it is done.
+    Sweep(Filter, Reply),
     /// A sweep this thread started has ended, or there are events to send.
     Look,
 }
@@ -189,7 +213,7 @@ pub(crate) enum Order {
 #[derive(Debug)]
 pub(crate) struct Sweep {
     pub(crate) order: Order,
-    /// Threads that have not looked yet, plus commands found and not ended yet.
+    /// Replies that are due: of threads that have not looked yet, and for commands found and not ended yet.
     left: AtomicUsize,
     found: AtomicBool,
     waiter: Waiter,
@@ -213,35 +237,25 @@ impl Sweep {
     pub(crate) fn start(order: Order, filters: Vec<Filter>, waiter: Waiter) -> Arc<Self> {
         let sweep = Arc::new(Self {
             order,
-            left: AtomicUsize::new(1),
+            left: AtomicUsize::new(0),
             found: AtomicBool::new(false),
             waiter,
         });
+        // It has not ended before every order has been sent.
+        let _sending = Reply::new(&sweep);
         for filter in filters {
             let Some(hub) = filter.nexus().hub.upgrade() else {
                 continue;
             };
             for mailbox in hub.crew() {
-                sweep.expect();
-                if !mailbox.post(Mail::Sweep(Arc::clone(&sweep), filter.clone())) {
-                    sweep.answer();
-                }
+                mailbox.post(Mail::Sweep(filter.clone(), Reply::new(&sweep)));
             }
         }
-        sweep.answer();
         sweep
     }
 
-    /// One more answer to wait for.
-    pub(crate) fn expect(&self) {
-        self.left.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// One answer came.
-    pub(crate) fn answer(&self) {
-        if self.left.fetch_sub(1, Ordering::AcqRel) != 1 {
-            return;
-        }
+    /// The last reply came.
+    fn end(&self) {
         match &self.waiter {
             Waiter::Mailbox(mailbox) => {
                 mailbox.post(Mail::Look);
@@ -275,6 +289,35 @@ impl Sweep {
     }
 }
 
+/// A reply that a [`Sweep`] waits for. Dropping it replies.
+#[derive(Debug)]
+pub(crate) struct Reply(Arc<Sweep>);
+
+impl Reply {
+    fn new(sweep: &Arc<Sweep>) -> Self {
+        sweep.left.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(sweep))
+    }
+
+    /// What the reply is to.
+    pub(crate) fn sweep(&self) -> &Sweep {
+        &self.0
+    }
+
+    /// One more reply to the same sweep.
+    pub(crate) fn another(&self) -> Self {
+        Self::new(&self.0)
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if self.0.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.end();
+        }
+    }
+}
+
 /// A thread's mailbox.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
@@ -292,15 +335,13 @@ impl Mailbox {
         }))
     }
 
-    /// Delivers; false if nobody reads this any more.
-    pub(crate) fn post(&self, mail: Mail) -> bool {
-        match lock(&self.mail).as_mut() {
-            Some(list) => list.push(mail),
-            None => return false,
+    /// Delivers a message. It is dropped if nobody reads this any more.
+    pub(crate) fn post(&self, mail: Mail) {
+        if let Some(list) = lock(&self.mail).as_mut() {
+            list.push(mail);
+            // The counter can't overflow in the life of a machine, so this can't fail.
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
         }
-        // The counter can't overflow in the life of a machine, so this can't fail.
-        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
-        true
     }
 
     /// Everything that came since the last look.

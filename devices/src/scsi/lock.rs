@@ -10,7 +10,7 @@ use super::unit::lock;
 
 /// The ranges in use, and who waits for any of them to become free.
 #[derive(Debug, Default)]
-pub(crate) struct Locks(Mutex<Inner>);
+pub(crate) struct Locks(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -19,9 +19,12 @@ struct Inner {
     waiting: Vec<Arc<Mailbox>>,
 }
 
-/// A range held; to be given back with [`Locks::release`].
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Held(u64);
+/// A range held. Dropping it gives the range back and tells everybody who waits.
+#[derive(Debug)]
+pub(crate) struct Held {
+    id: u64,
+    locks: Arc<Mutex<Inner>>,
+}
 
 impl Locks {
     /// Takes the bytes from `start` to `end`; if somebody has some of them, `waiter` is told when to try again.
@@ -40,14 +43,18 @@ impl Locks {
         let id = inner.next;
         inner.next = inner.next.wrapping_add(1);
         inner.held.push((id, start, end));
-        Some(Held(id))
+        Some(Held {
+            id,
+            locks: Arc::clone(&self.0),
+        })
     }
+}
 
-    /// Gives a range back and tells everybody who waits.
-    pub(crate) fn release(&self, held: &Held) {
+impl Drop for Held {
+    fn drop(&mut self) {
         let waiting = {
-            let mut inner = lock(&self.0);
-            inner.held.retain(|(id, ..)| *id != held.0);
+            let mut inner = lock(&self.locks);
+            inner.held.retain(|(id, ..)| *id != self.id);
             std::mem::take(&mut inner.waiting)
         };
         for mailbox in waiting {
@@ -70,7 +77,7 @@ mod tests {
             assert!(locks.take(9, 10, &waiter).is_none());
         }
         assert!(waiter.collect().is_empty());
-        locks.release(&first);
+        drop(first);
         assert_eq!(waiter.collect().len(), 1);
         assert!(locks.take(9, 10, &waiter).is_some());
     }

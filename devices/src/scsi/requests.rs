@@ -17,7 +17,7 @@ use super::admit;
 use super::backend::{Backend, QUEUES};
 use super::cdb::Command;
 use super::exec::{self, Next};
-use super::hub::{Hub, Mail, Mailbox, Map, Sweep};
+use super::hub::{Enlistment, Hub, Mail, Map, Reply};
 use super::job::{Done, Job, Step};
 use super::luns;
 use super::request::{Answer, Request, Sizes};
@@ -37,7 +37,20 @@ const MAIL: u32 = 0;
 const ROUNDS: usize = 64;
 
 /// The handler of one request queue.
+///
+/// Whatever it has registered with others is a guard among its fields: one that is dropped without having been stopped
+/// leaves nothing behind. They are dropped in this order: the disks give back all they have before the commands go,
+/// and whoever waits for those gets an answer afterwards.
 pub(crate) struct Requests {
+    backend: Backend,
+    tasks: Vec<Option<Task>>,
+    /// Units to let go of when they have nothing in flight here.
+    detaching: Vec<(Arc<Nexus>, Reply)>,
+    /// Messages that have come, each with how many chains are taken by the time it is handled at the latest.
+    inbox: VecDeque<(u64, Mail)>,
+    enlistment: Enlistment,
+    /// Chains taken so far.
+    taken: u64,
     hub: Arc<Hub>,
     index: u16,
     /// Number among the request queues.
@@ -45,18 +58,9 @@ pub(crate) struct Requests {
     sizes: Sizes,
     /// The present, read once a batch.
     now: u64,
-    backend: Backend,
-    mailbox: Arc<Mailbox>,
-    /// Messages that have come, each with how many chains are taken by the time it is handled at the latest.
-    inbox: VecDeque<(u64, Mail)>,
-    /// Chains taken so far.
-    taken: u64,
     map: Arc<Map>,
     version: u64,
-    tasks: Vec<Option<Task>>,
     free: Vec<usize>,
-    /// Units to let go of when they have nothing in flight here.
-    detaching: Vec<(Arc<Nexus>, Arc<Sweep>)>,
     completions: Vec<Completion>,
     tags: Vec<u64>,
 }
@@ -71,24 +75,21 @@ impl Requests {
         ram: Ram,
         sizes: Sizes,
     ) -> std::io::Result<Self> {
-        let mailbox = Mailbox::new()?;
-        let backend = Backend::new(hub, ram, ring, size)?;
-        hub.enlist(&mailbox);
         Ok(Self {
+            backend: Backend::new(hub, ram, ring, size)?,
+            tasks: Vec::new(),
+            detaching: Vec::new(),
+            inbox: VecDeque::new(),
+            enlistment: hub.enlist()?,
+            taken: 0,
             hub: Arc::clone(hub),
             index,
             ring,
             sizes,
             now: metrics::now(),
-            backend,
-            mailbox,
-            inbox: VecDeque::new(),
-            taken: 0,
             map: Arc::default(),
             version: 0,
-            tasks: Vec::new(),
             free: Vec::new(),
-            detaching: Vec::new(),
             completions: Vec::new(),
             tags: Vec::new(),
         })
@@ -233,7 +234,7 @@ impl Requests {
             used,
             held: None,
             end: None,
-            sweeps: Vec::new(),
+            replies: Vec::new(),
             started: self.now,
         });
         self.begin(queue, tag);
@@ -248,7 +249,11 @@ impl Requests {
             return;
         };
         if let Some((from, to)) = job.exclusive().filter(|(from, to)| from < to) {
-            task.held = task.nexus.unit.locks.take(from, to, &self.mailbox);
+            task.held = task
+                .nexus
+                .unit
+                .locks
+                .take(from, to, self.enlistment.mailbox());
             if task.held.is_none() {
                 return;
             }
@@ -282,9 +287,6 @@ impl Requests {
             return;
         };
         self.free.push(tag);
-        if let Some(held) = &task.held {
-            task.nexus.unit.locks.release(held);
-        }
         let descriptors = task.nexus.unit.descriptor_sense();
         let answer = match (task.end, status, &task.work) {
             (Some(code), ..) => Answer::Response(code),
@@ -305,10 +307,7 @@ impl Requests {
             0
         };
         task.request.complete(queue, &answer, used, descriptors);
-        drop(task.nexus);
-        for sweep in &task.sweeps {
-            sweep.answer();
-        }
+        drop((task.nexus, task.held, task.replies));
         if !self.detaching.is_empty() {
             self.detach();
         }
@@ -416,7 +415,7 @@ impl QueueHandler for Requests {
     fn sources(&self) -> Vec<Source<'_>> {
         use std::os::fd::AsFd;
         let mut sources = self.backend.sources();
-        sources.push(Source::edge(self.mailbox.as_fd(), MAIL));
+        sources.push(Source::edge(self.enlistment.mailbox().as_fd(), MAIL));
         sources
     }
 
@@ -451,7 +450,7 @@ impl QueueHandler for Requests {
         let Some(queue) = queues.get(self.index) else {
             return;
         };
-        let late = self.hub.discharge(&self.mailbox);
+        let late = self.enlistment.end();
         let mail: Vec<_> = self.inbox.drain(..).map(|(_, mail)| mail).collect();
         for mail in mail.into_iter().chain(late) {
             self.mail(queue, mail);

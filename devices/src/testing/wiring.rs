@@ -93,12 +93,17 @@ impl FakeWiring {
     }
 }
 
+fn copy(operation: &str, fd: &EventFd) -> Result<EventFd, WiringError> {
+    fd.try_clone()
+        .map_err(|error| WiringError::new(operation, error))
+}
+
 impl Wiring for FakeWiring {
     fn bind_notify(&self, addr: u64, fd: &EventFd) -> Result<(), WiringError> {
         self.check("bind a doorbell")?;
         let mut doorbells = self.doorbells.lock().unwrap();
         assert!(doorbells.iter().all(|(at, _)| *at != addr), "bound twice");
-        doorbells.push((addr, fd.try_clone().unwrap()));
+        doorbells.push((addr, copy("bind a doorbell", fd)?));
         Ok(())
     }
 
@@ -113,7 +118,7 @@ impl Wiring for FakeWiring {
     fn msi(&self) -> Result<Box<dyn MsiLine>, WiringError> {
         self.check("make an interrupt")?;
         let line = Arc::new(FakeLine {
-            fd: eventfd().unwrap(),
+            fd: eventfd().map_err(|error| WiringError::new("make an interrupt", error))?,
             route: Mutex::new(None),
         });
         self.lines.lock().unwrap().push(Arc::clone(&line));
@@ -126,8 +131,8 @@ impl Wiring for FakeWiring {
         assert!(intx.is_none(), "bound twice");
         *intx = Some(Intx {
             gsi,
-            trigger: trigger.try_clone().unwrap(),
-            resample: resample.try_clone().unwrap(),
+            trigger: copy("bind a line", trigger)?,
+            resample: copy("bind a line", resample)?,
         });
         Ok(())
     }

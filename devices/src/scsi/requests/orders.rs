@@ -7,7 +7,7 @@ use splitring_virtio::spec::scsi::response;
 use super::Requests;
 use super::task::{Task, Work};
 use crate::device::Queue;
-use crate::scsi::hub::{Filter, Mail, Order, Sweep, Waiter};
+use crate::scsi::hub::{Filter, Mail, Order, Reply, Sweep, Waiter};
 use crate::scsi::request::Request;
 use crate::scsi::reserve::Port;
 use crate::scsi::sense::Status;
@@ -28,7 +28,7 @@ impl Requests {
             .into_iter()
             .filter(|path| ports.contains(&path.port));
         let filters = paths.map(Filter::Nexus).collect();
-        let waiter = Waiter::Mailbox(Arc::clone(&self.mailbox));
+        let waiter = Waiter::Mailbox(Arc::clone(self.enlistment.mailbox()));
         let sweep = Sweep::start(Order::End(response::ABORTED), filters, waiter);
         let work = Work::Aborting(sweep);
         self.keep(Task {
@@ -38,7 +38,7 @@ impl Requests {
             used,
             held: None,
             end: None,
-            sweeps: Vec::new(),
+            replies: Vec::new(),
             started: self.now,
         });
     }
@@ -51,11 +51,10 @@ impl Requests {
             tasks.any(|task| Arc::ptr_eq(&task.nexus, nexus))
         };
         let gone = self.detaching.extract_if(.., |(nexus, _)| !busy(nexus));
-        for (nexus, sweep) in gone {
+        for (nexus, reply) in gone {
             backend.detach(&nexus);
-            // Whoever waits for the answer finds the image closed.
-            drop(nexus);
-            sweep.answer();
+            // Whoever waits for the reply finds the image closed.
+            drop((nexus, reply));
         }
     }
 
@@ -65,7 +64,7 @@ impl Requests {
     /// no more than `size`: when as many have been taken, those were among them, however many the driver has added.
     pub(super) fn collect_messages(&mut self, size: u16) {
         let due = self.taken.saturating_add(size.into());
-        let mail = self.mailbox.collect();
+        let mail = self.enlistment.mailbox().collect();
         self.inbox.extend(mail.into_iter().map(|mail| (due, mail)));
     }
 
@@ -85,7 +84,7 @@ impl Requests {
     pub(super) fn mail(&mut self, queue: &mut Queue, mail: Mail) {
         match mail {
             Mail::Retry => self.retry(queue),
-            Mail::Sweep(sweep, filter) => self.sweep(queue, &sweep, filter),
+            Mail::Sweep(filter, reply) => self.sweep(queue, filter, reply),
             Mail::Look => {
                 let done = |work: &Work| matches!(work, Work::Aborting(sweep) if sweep.is_done());
                 for tag in self.tags_where(|task| done(&task.work)) {
@@ -110,36 +109,32 @@ impl Requests {
     }
 
     /// An order from another thread, or this one, about the commands here.
-    fn sweep(&mut self, queue: &mut Queue, sweep: &Arc<Sweep>, filter: Filter) {
+    fn sweep(&mut self, queue: &mut Queue, filter: Filter, reply: Reply) {
         let tags = self.tags_where(|task| filter.matches(&task.nexus, task.request.id));
-        match sweep.order {
+        match reply.sweep().order {
             Order::Query => {
                 if !tags.is_empty() {
-                    sweep.note_found();
+                    reply.sweep().note_found();
                 }
-                sweep.answer();
             }
             Order::End(code) => {
                 for tag in tags {
-                    self.end(queue, tag, code, sweep);
+                    self.end(queue, tag, code, reply.another());
                 }
-                sweep.answer();
             }
             Order::Detach => {
-                self.detaching
-                    .push((filter.into_nexus(), Arc::clone(sweep)));
+                self.detaching.push((filter.into_nexus(), reply));
                 self.detach();
             }
         }
     }
 
     /// Ends a command: at once if it only waits, else when the disk gives it back, which is asked to do so now.
-    fn end(&mut self, queue: &mut Queue, tag: usize, code: u8, sweep: &Arc<Sweep>) {
+    fn end(&mut self, queue: &mut Queue, tag: usize, code: u8, reply: Reply) {
         let Some(Some(task)) = self.tasks.get_mut(tag) else {
             return;
         };
-        sweep.expect();
-        task.sweeps.push(Arc::clone(sweep));
+        task.replies.push(reply);
         task.end.get_or_insert(code);
         let wide = u64::try_from(tag).unwrap_or(u64::MAX);
         match task.work {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::scsi::hub::Sweep;
+use crate::scsi::hub::{Reply, Sweep};
 use crate::scsi::job::{Job, Op};
 use crate::scsi::lock::Held;
 use crate::scsi::request::Request;
@@ -18,7 +18,8 @@ pub(super) struct Task {
     pub(super) held: Option<Held>,
     /// Ended by task management with this response.
     pub(super) end: Option<u8>,
-    pub(super) sweeps: Vec<Arc<Sweep>>,
+    /// To be given when it has ended.
+    pub(super) replies: Vec<Reply>,
     /// When it was taken, in nanoseconds of the metrics' clock.
     pub(super) started: u64,
 }
