@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::device::{ReadyQueue, Start};
+use crate::disk::RawDisk;
+use crate::disk::config::{Aio, DiskConfig};
 use crate::disk::doubles::{Fate, FaultyDisk};
 use crate::interrupt::{ConfigGate, ConfigNotifier};
 use crate::testing::faults::every_start_that_fails_leaves_nothing_behind;
@@ -105,18 +107,34 @@ fn io(guest: &mut Guest) {
     assert_eq!(guest.peek(IN_AT, 1), [0]);
 }
 
+fn two_queues(disk: Arc<dyn Disk>) -> Arc<Scsi> {
+    let config = ScsiConfig {
+        queues: 2,
+        ..ScsiConfig::new("scsi0")
+    };
+    Arc::new(Scsi::new(&config, vec![(UnitConfig::new("disk"), disk)]).unwrap())
+}
+
 #[test]
 fn a_controller_survives_every_start_that_fails() {
     every_start_that_fails_leaves_nothing_behind(
         "scsi::tests::start::a_controller_survives_every_start_that_fails",
-        || {
-            let config = ScsiConfig {
-                queues: 2,
-                ..ScsiConfig::new("scsi0")
-            };
-            let units = vec![(UnitConfig::new("disk"), disk())];
-            Arc::new(Scsi::new(&config, units).unwrap())
-        },
+        || two_queues(disk()),
+        io,
+    );
+}
+
+#[test]
+fn the_rings_of_a_controller_survive_every_start_that_fails() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let config = DiskConfig {
+        aio: Aio::Ring,
+        ..DiskConfig::new(file.path())
+    };
+    every_start_that_fails_leaves_nothing_behind(
+        "scsi::tests::start::the_rings_of_a_controller_survive_every_start_that_fails",
+        || two_queues(Arc::new(RawDisk::open(&config, 0, 64).unwrap())),
         io,
     );
 }
