@@ -19,6 +19,8 @@ use crate::testing::{Bench, Buffer};
 mod bad_input;
 #[path = "scsi/pause_tests.rs"]
 mod pause;
+#[path = "scsi/provisioning_tests.rs"]
+mod provisioning;
 #[path = "scsi/removal_tests.rs"]
 mod removal;
 #[path = "scsi/start_tests.rs"]

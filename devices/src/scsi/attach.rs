@@ -187,6 +187,7 @@ fn facts(unit: &UnitConfig, geometry: &Geometry) -> Result<Facts, ScsiError> {
         unmap_granularity: geometry
             .discard
             .map_or(0, |range| blocks(range.granularity)),
+        unmapped_reads_zero: thin && geometry.discard_zeroes,
         read_only: geometry.read_only || kind == Kind::Cdrom,
         write_cache: geometry.write_cache,
     })

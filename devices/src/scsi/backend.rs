@@ -360,6 +360,7 @@ fn translate(op: Op, request: &mut Request) -> Result<DiskOp<'_>, IoFault> {
             fua,
         },
         Op::Flush => DiskOp::Flush,
+        Op::Discard { offset, len, fua } => DiskOp::Discard { offset, len, fua },
         Op::Zeroes {
             offset,
             len,

@@ -223,11 +223,8 @@ fn read_capacity_16(nexus: &Nexus) -> Vec<u8> {
     const PROVISIONED: u16 = 0x8000;
     const READS_ZERO: u16 = 0x4000;
     let facts = &nexus.facts;
-    let thin = if facts.profile.thin {
-        PROVISIONED | READS_ZERO
-    } else {
-        0
-    };
+    let flag = |on, flag| if on { flag } else { 0 };
+    let thin = flag(facts.profile.thin, PROVISIONED) | flag(facts.unmapped_reads_zero, READS_ZERO);
     let mut out = Bytes::new();
     out.u64(nexus.blocks().saturating_sub(1))
         .u32(facts.block)

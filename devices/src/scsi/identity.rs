@@ -60,6 +60,8 @@ pub(crate) struct Facts {
     pub(crate) optimal: u32,
     /// Blocks below which nothing is freed.
     pub(crate) unmap_granularity: u32,
+    /// Blocks that were unmapped are certain to read as zeroes (LBPRZ).
+    pub(crate) unmapped_reads_zero: bool,
     pub(crate) read_only: bool,
     /// The cache can be switched to write-back.
     pub(crate) write_cache: bool,
@@ -216,8 +218,13 @@ fn provisioning(out: &mut Bytes, facts: &Facts) {
     const WRITE_SAME_10: u8 = 0x20;
     const READS_ZERO: u8 = 0x04;
     const THIN: u8 = 2;
+    let zero = if facts.unmapped_reads_zero {
+        READS_ZERO
+    } else {
+        0
+    };
     let (flags, kind) = match facts.profile.thin {
-        true => (UNMAP | WRITE_SAME_16 | WRITE_SAME_10 | READS_ZERO, THIN),
+        true => (UNMAP | WRITE_SAME_16 | WRITE_SAME_10 | zero, THIN),
         false => (0, 0),
     };
     out.u8(0).u8(flags).u8(kind).u8(0);
@@ -239,6 +246,7 @@ pub(crate) mod tests {
         granularity: 8,
         optimal: 128,
         unmap_granularity: 8,
+        unmapped_reads_zero: true,
         read_only: false,
         write_cache: true,
     };

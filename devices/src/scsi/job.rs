@@ -37,6 +37,12 @@ pub(crate) enum Op {
         fua: bool,
     },
     Flush,
+    /// Frees the range. What is read there afterwards is as the disk's geometry says.
+    Discard {
+        offset: u64,
+        len: u64,
+        fua: bool,
+    },
     Zeroes {
         offset: u64,
         len: u64,
@@ -77,7 +83,7 @@ pub(crate) enum Job {
         fua: bool,
     },
     Flush,
-    /// Zeroes ranges, in turn from the last; they may be deallocated.
+    /// Discards ranges, in turn from the last. Zeroing them instead could become a write of as many bytes.
     Unmap {
         ranges: Vec<(u64, u64)>,
         fua: bool,
@@ -378,12 +384,9 @@ fn step(op: Option<Op>) -> Step {
 }
 
 fn next_range(ranges: &mut Vec<(u64, u64)>, fua: bool) -> Option<Op> {
-    ranges.pop().map(|(offset, len)| Op::Zeroes {
-        offset,
-        len,
-        unmap: true,
-        fua,
-    })
+    ranges
+        .pop()
+        .map(|(offset, len)| Op::Discard { offset, len, fua })
 }
 
 /// The data-out merged into what was read, to be written back.

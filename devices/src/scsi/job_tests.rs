@@ -56,7 +56,9 @@ fn run(mut job: Job, disk: &mut [u8], data: Vec<u8>) -> (Status, usize) {
                 disk[range(offset, from.len() as u64)].copy_from_slice(&from);
                 buffer = Some(from);
             }
-            Op::Zeroes { offset, len, .. } => disk[range(offset, len)].fill(0),
+            Op::Zeroes { offset, len, .. } | Op::Discard { offset, len, .. } => {
+                disk[range(offset, len)].fill(0);
+            }
         }
         step = job.resume(
             Done {
@@ -231,4 +233,27 @@ fn faults_become_the_sense_of_what_was_tried() {
     assert_eq!(fail(Job::Flush, IoFault::FlushLost), Sense::WRITE_ERROR);
     assert_eq!(fail(read(), IoFault::OutOfRange), Sense::LBA_OUT_OF_RANGE);
     assert_eq!(fail(write(), IoFault::Short), Sense::WRITE_ERROR);
+}
+
+#[test]
+fn unmap_discards_each_range_and_zeroes_none() {
+    let mut job = Job::Unmap {
+        ranges: vec![(8192, 512), (0, 4096)],
+        fua: true,
+    };
+    let discard = |offset, len| {
+        Step::Op(Op::Discard {
+            offset,
+            len,
+            fua: true,
+        })
+    };
+    let data = Out(Vec::new());
+    let done = || Done {
+        result: Ok(0),
+        buffer: None,
+    };
+    assert_eq!(job.begin(&data), discard(0, 4096));
+    assert_eq!(job.resume(done(), &data), discard(8192, 512));
+    assert_eq!(job.resume(done(), &data), Step::Done(Status::Good));
 }
