@@ -17,6 +17,7 @@ mod running;
 
 use std::io;
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -263,7 +264,7 @@ impl Worker {
     /// # Errors
     /// As [`pause_all`].
     pub fn pause(&self, limit: Duration) -> Result<(), PauseError> {
-        pause_together(std::iter::once(self), limit)
+        pause_together(std::iter::once(self), limit, &AtomicBool::new(false))
     }
 
     /// Ends a pause, or one that is on its way, however often it was asked for; every task looks at everything once.
@@ -323,16 +324,21 @@ impl Worker {
 /// may be waiting for a worker. Pausing a paused worker is no error.
 ///
 /// # Errors
-/// Requests did not complete within `limit`, or another thread resumed a worker meanwhile, or one has failed. All the
-/// workers then run as before, those that had paused already included, and nothing of the requests was lost. Blocks
-/// for hardly longer than `limit` whatever a backend does.
-pub fn pause_all(workers: &[Arc<Worker>], limit: Duration) -> Result<(), PauseError> {
-    pause_together(workers.iter().map(Arc::as_ref), limit)
+/// Requests did not complete within `limit`, or somebody set `cancelled` or resumed a worker meanwhile, or one has
+/// failed. All the workers then run as before, those that had paused already included, and nothing of the requests was
+/// lost. Blocks for hardly longer than `limit` whatever a backend does.
+pub fn pause_all(
+    workers: &[Arc<Worker>],
+    limit: Duration,
+    cancelled: &AtomicBool,
+) -> Result<(), PauseError> {
+    pause_together(workers.iter().map(Arc::as_ref), limit, cancelled)
 }
 
 fn pause_together<'a>(
     workers: impl Iterator<Item = &'a Worker>,
     limit: Duration,
+    cancelled: &AtomicBool,
 ) -> Result<(), PauseError> {
     let deadline = Instant::now().checked_add(limit);
     let asked: Vec<_> = workers
@@ -348,8 +354,9 @@ fn pause_together<'a>(
             Some(_) => Some(Instant::now()),
         };
         let gone = || WorkerError::Gone(worker.name.clone()).into();
-        match asker.map(|asker| asker.wait(deadline)) {
+        match asker.map(|asker| asker.wait(deadline, cancelled)) {
             Ok(Reached::Paused) => paused.push(worker),
+            Ok(_) if cancelled.load(Ordering::Acquire) => failed = Some(PauseError::Cancelled),
             Ok(Reached::Unfinished(left)) => unfinished.extend(left),
             Ok(Reached::Silent) => {
                 let worker = worker.name.clone();

@@ -181,8 +181,9 @@ fn workers_pause_together_or_not_at_all() {
     let workers = [Arc::clone(&first.worker), Arc::clone(&second.worker)];
     let mut calm = first.add(0, 0, probe(Manner::Answer).0);
     let (mut side, backend) = second.slow(0, 1);
+    let cancelled = AtomicBool::new(false);
     assert!(matches!(
-        pause_all(&workers, SOON),
+        pause_all(&workers, SOON, &cancelled),
         Err(PauseError::Timeout { .. })
     ));
     calm.offer();
@@ -190,13 +191,36 @@ fn workers_pause_together_or_not_at_all() {
     calm.wait(1);
     backend.finish(1);
     side.wait(1);
-    pause_all(&workers, PATIENCE).unwrap();
+    pause_all(&workers, PATIENCE, &cancelled).unwrap();
     calm.offer();
     calm.kick();
     first.settle();
     assert!(calm.ring.used().is_empty());
     first.worker.resume().unwrap();
     calm.wait(1);
+}
+
+#[test]
+fn a_pause_can_be_cancelled_while_it_waits() {
+    let (first, second) = (Bench::new(), Bench::new());
+    let workers = [Arc::clone(&first.worker), Arc::clone(&second.worker)];
+    let mut calm = first.add(0, 0, probe(Manner::Answer).0);
+    let (mut side, backend) = second.slow(0, 1);
+    let cancelled = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let pausing = scope.spawn(|| pause_all(&workers, Duration::MAX, &cancelled));
+        wait_until("the pause is on its way", || !second.runs());
+        cancelled.store(true, Ordering::Release);
+        assert!(matches!(
+            pausing.join().unwrap(),
+            Err(PauseError::Cancelled)
+        ));
+    });
+    calm.offer();
+    calm.kick();
+    calm.wait(1);
+    backend.finish(1);
+    side.wait(1);
 }
 
 #[test]

@@ -277,7 +277,7 @@ impl Lifecycle {
     }
 
     fn pause_devices(&self, generation: &Generation) -> Answer {
-        worker::pause_all(&self.workers, DRAIN_LIMIT).map_err(|error| {
+        worker::pause_all(&self.workers, DRAIN_LIMIT, &self.shared.stopping).map_err(|error| {
             generation.control.resume();
             BuildError::Drain(error)
         })

@@ -113,7 +113,8 @@ fn turn(
         manager
             .run_with_timeout(wait)
             .map_err(|error| error.to_string())?;
-        if std::mem::take(&mut loop_state(manager, subscriber)?.called) {
+        let state = loop_state(manager, subscriber)?;
+        if std::mem::take(&mut state.called) {
             calls.run(manager);
         }
         if matches!(loop_state(manager, subscriber)?.phase, Phase::Draining(_)) {

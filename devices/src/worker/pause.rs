@@ -4,12 +4,16 @@
 //! that. Whether the loop paused or the asker gave up is decided under one lock: they never differ about it. Knows
 //! no tasks.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::WorkerError;
+
+/// How often an asker that waits looks whether it is to go on waiting.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A device whose requests keep a pause from being reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +50,9 @@ pub enum PauseError {
         /// How long it was given.
         limit: Duration,
     },
+    /// Whoever asked did not want it any more.
+    #[error("the pause was cancelled")]
+    Cancelled,
     /// The workers were resumed meanwhile.
     #[error("the devices were resumed before they had paused")]
     Resumed,
@@ -118,18 +125,16 @@ pub(super) fn pause() -> (Asker, Drain) {
 }
 
 impl Asker {
-    /// Waits for the end of the pause's way. Whatever comes back, if it is not [`Reached::Paused`] the loop does not
-    /// pause for this asker any more.
-    pub(super) fn wait(&self, deadline: Option<Instant>) -> Reached {
+    /// Waits until the loop has paused, until the deadline, or until `cancelled` is set. Whatever comes back, if it is
+    /// not [`Reached::Paused`] the loop does not pause for this asker any more.
+    pub(super) fn wait(&self, deadline: Option<Instant>, cancelled: &AtomicBool) -> Reached {
         let mut state = self.0.lock();
         while matches!(*state, State::Asked | State::Draining(_)) {
-            let left = deadline.map_or(Duration::MAX, |at| {
-                at.saturating_duration_since(Instant::now())
-            });
-            if left.is_zero() {
+            let left = deadline.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()));
+            if left.is_zero() || cancelled.load(Ordering::Acquire) {
                 break;
             }
-            let waited = self.0.changed.wait_timeout(state, left);
+            let waited = self.0.changed.wait_timeout(state, left.min(LOOK));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         match std::mem::replace(&mut *state, State::GivenUp) {
@@ -184,15 +189,17 @@ impl Drop for Drain {
 mod tests {
     use super::*;
 
+    static GOES_ON: AtomicBool = AtomicBool::new(false);
+
     #[test]
     fn asker_and_loop_agree_whether_it_paused() {
         let now = Some(Instant::now());
         let (asker, drain) = pause();
         assert!(drain.report(&[]));
         assert!(drain.paused());
-        assert_eq!(asker.wait(now), Reached::Paused);
+        assert_eq!(asker.wait(now, &GOES_ON), Reached::Paused);
         let (asker, drain) = pause();
-        assert_eq!(asker.wait(now), Reached::Silent);
+        assert_eq!(asker.wait(now, &GOES_ON), Reached::Silent);
         assert!(!drain.report(&[]), "given up");
         assert!(!drain.paused());
     }
@@ -207,7 +214,7 @@ mod tests {
         drain.report(&[]);
         drain.report(&left);
         assert_eq!(
-            asker.wait(Some(Instant::now())),
+            asker.wait(Some(Instant::now()), &GOES_ON),
             Reached::Unfinished(left.to_vec())
         );
     }
@@ -216,9 +223,9 @@ mod tests {
     fn a_loop_that_ends_or_is_resumed_says_so() {
         let (asker, drain) = pause();
         drain.resumed();
-        assert_eq!(asker.wait(None), Reached::Resumed);
+        assert_eq!(asker.wait(None, &GOES_ON), Reached::Resumed);
         let (asker, drain) = pause();
         drop(drain);
-        assert_eq!(asker.wait(None), Reached::Ended);
+        assert_eq!(asker.wait(None, &GOES_ON), Reached::Ended);
     }
 }
