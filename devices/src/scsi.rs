@@ -251,7 +251,7 @@ impl VirtioDevice for Scsi {
     fn reset(&self) {
         *lock(&self.sizes) = DEFAULT_SIZES;
         for nexus in self.hub.map().iter() {
-            nexus.unit.forget(nexus.port);
+            nexus.unit.reset_by(nexus.port);
             nexus.restart(attention::POWER_ON);
         }
     }

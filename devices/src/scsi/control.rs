@@ -224,7 +224,8 @@ fn conclude(pending: &Pending) -> u8 {
         After::ResetUnit(nexus) => nexus.unit.reset(),
         After::ResetNexus(units) => {
             for nexus in units {
-                nexus.unit.forget(nexus.port);
+                // Virtio has no function that resets a target; drivers use this one.
+                nexus.unit.reset_by(nexus.port);
                 nexus.attend(attention::NEXUS_LOSS);
             }
         }

@@ -192,9 +192,20 @@ impl Unit {
     pub(crate) fn reset(&self) {
         self.with(|state| {
             state.reservations.reset();
+            state.modes = self.defaults;
             state.preventers.clear();
         });
         self.tell(attention::UNIT_RESET, None);
+    }
+
+    /// The initiator at `port` has reset its target or its controller: what it changed is as at first. Mode pages
+    /// are common to all initiators, so the others are told if theirs change (SPC-4 §5.14, §6.11).
+    pub(crate) fn reset_by(&self, port: Port) {
+        self.forget(port);
+        let before = self.with(|state| std::mem::replace(&mut state.modes, self.defaults));
+        if before != self.defaults {
+            self.tell(attention::MODE_CHANGED, Some(port));
+        }
     }
 
     /// The initiator at `port` is gone or starts anew.
