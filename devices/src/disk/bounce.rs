@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::handle::Handle;
 use super::image::Image;
 use super::transfer::Transfer;
 use super::{IoFault, SECTOR};
@@ -30,13 +31,13 @@ fn in_blocks(image: &Image, offset: u64, len: u64) -> bool {
 }
 
 /// Reads what `fits` refused.
-pub(super) fn read(image: &Image, transfer: &mut Transfer, offset: u64) -> Result<(), IoFault> {
+pub(super) fn read(image: &Handle, transfer: &mut Transfer, offset: u64) -> Result<(), IoFault> {
     let mut buffer = Aligned::new(image);
     let mut at = transfer.position(offset);
     while transfer.left() > 0 {
         let window = Window::at(image, at, transfer.left());
         image
-            .file
+            .file()
             .read_exact_at(buffer.get(window.bytes()), window.start)?;
         transfer.fill_from(buffer.part(window.skip, window.count));
         at = at.saturating_add(window.count);
@@ -46,7 +47,7 @@ pub(super) fn read(image: &Image, transfer: &mut Transfer, offset: u64) -> Resul
 
 /// Writes what `fits` refused; stable at the return if `fua`.
 pub(super) fn write(
-    image: &Image,
+    image: &Handle,
     transfer: &mut Transfer,
     offset: u64,
     fua: bool,
@@ -64,17 +65,17 @@ pub(super) fn write(
         let window = Window::at(image, at, transfer.left());
         if window.bytes() != window.count {
             image
-                .file
+                .file()
                 .read_exact_at(buffer.get(window.bytes()), window.start)?;
         }
         transfer.copy_into(buffer.part(window.skip, window.count));
         image
-            .file
+            .file()
             .write_all_at(buffer.get(window.bytes()), window.start)?;
         at = at.saturating_add(window.count);
     }
     if fua {
-        image.file.sync_data()?;
+        image.file().sync_data()?;
     }
     Ok(())
 }

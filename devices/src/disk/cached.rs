@@ -5,7 +5,7 @@
 //! by a plain call that must not wait. Where it would have to, the ring takes over, and for a while it is asked first.
 
 use super::IoFault;
-use super::image::Image;
+use super::handle::Handle;
 use super::metrics::now;
 use super::transfer::{Attempt, Transfer};
 
@@ -41,14 +41,14 @@ impl Cached {
     /// Tries a read. `None` leaves what is left of it to the ring.
     pub(super) fn read(
         &mut self,
-        image: &Image,
+        image: &Handle,
         transfer: &mut Transfer,
         offset: u64,
     ) -> Option<Result<u64, IoFault>> {
         if image.direct || self.reads.waits || !self.reads.may_try() {
             return None;
         }
-        match transfer.try_read(&image.file, offset) {
+        match transfer.try_read(image.file(), offset) {
             Attempt::Done => return Some(Ok(transfer.len())),
             Attempt::Unsupported => self.reads.waits = true,
             Attempt::Partial | Attempt::WouldWait => self.reads.pause = PAUSE,
@@ -59,7 +59,7 @@ impl Cached {
     /// Tries a write that need not be stable. `None` leaves what is left of it to the ring.
     pub(super) fn write(
         &mut self,
-        image: &Image,
+        image: &Handle,
         transfer: &mut Transfer,
         offset: u64,
     ) -> Option<Result<u64, IoFault>> {
@@ -69,7 +69,7 @@ impl Cached {
         if self.writes.waits {
             return Some(self.write_timed(image, transfer, offset));
         }
-        match transfer.try_write(&image.file, offset) {
+        match transfer.try_write(image.file(), offset) {
             Attempt::Done => Some(Ok(transfer.len())),
             Attempt::Unsupported => {
                 self.writes.waits = true;
@@ -85,12 +85,12 @@ impl Cached {
     /// A write into the page cache by a call that waits if it has to; then the next ones are the ring's.
     fn write_timed(
         &mut self,
-        image: &Image,
+        image: &Handle,
         transfer: &mut Transfer,
         offset: u64,
     ) -> Result<u64, IoFault> {
         let start = now();
-        transfer.write_at(&image.file, offset, false)?;
+        transfer.write_at(image.file(), offset, false)?;
         if now().saturating_sub(start) > SLOW {
             self.writes.pause = PAUSE;
         }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 
 use super::config::{Cache, DiskConfig};
-use super::flush::Flushes;
+use super::flush::{Flushes, Mark};
 use super::lock::{self, Use};
 use super::opening::{self, Access};
 use super::range::Refused;
@@ -33,6 +33,12 @@ const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 pub(super) struct Image {
     pub(super) file: File,
     pub(super) path: PathBuf,
+    /// Others may have the description of `file`, too.
+    pub(super) handed_over: bool,
+    /// What it was locked for.
+    pub(super) intent: Use,
+    /// Its file system has locks.
+    pub(super) locked: bool,
     pub(super) block_device: bool,
     /// What transfers have to be aligned to.
     pub(super) align: Align,
@@ -81,7 +87,9 @@ impl Image {
             write: !config.readonly,
             direct: config.direct,
         };
-        Self::from_file(opening::open(&config.path, access)?, config)
+        let mut image = Self::from_file(opening::open(&config.path, access)?, config)?;
+        image.handed_over = false;
+        Ok(image)
     }
 
     /// Takes a descriptor opened by somebody else, with the access mode and O_DIRECT that `config` asks for.
@@ -101,7 +109,7 @@ impl Image {
             write: !config.readonly,
             share: config.share,
         };
-        opening::take_lock(&file, &path, intent)?;
+        let locked = opening::take_lock(&file, &path, intent)?;
 
         let queue = block_device.then(|| sysfs_queue(meta.rdev()));
         let limits = |name: &str| queue.as_deref().and_then(|dir| sysfs_number(dir, name));
@@ -128,6 +136,9 @@ impl Image {
             refused: Refused::default(),
             partial_writes: Mutex::new(()),
             path,
+            handed_over: true,
+            intent,
+            locked,
             block_device,
             align,
             blocks,
@@ -265,9 +276,26 @@ impl Image {
         self.flushes.admit()
     }
 
-    /// Takes note that a flush failed. Around the page cache the next one still reports what the device lost.
-    pub(super) fn flush_failed(&self) {
-        if !self.direct {
+    /// When a write that is to be stable begins, for [`Self::admit_sync`].
+    pub(super) fn mark(&self) -> Mark {
+        self.flushes.mark()
+    }
+
+    /// Whether a write that began at `mark` and ended well is stable.
+    pub(super) fn admit_sync(&self, mark: Mark) -> Result<(), IoFault> {
+        self.flushes.admit_since(mark)
+    }
+
+    /// Takes note that a flush, or a write with RWF_DSYNC, ended with this fault, which may be the report of a failed
+    /// write-back. Around the page cache the next one still reports what the device lost.
+    pub(super) fn sync_failed(&self, fault: IoFault) {
+        let begun = match fault {
+            // Given up before it began, or refused before anything was written.
+            IoFault::Cancelled => false,
+            IoFault::Host(errno) => !matches!(errno, libc::EINTR | libc::EAGAIN | libc::EFBIG),
+            _ => true,
+        };
+        if begun && !self.direct {
             self.flushes.failed(&self.path);
         }
     }

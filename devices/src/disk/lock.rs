@@ -45,6 +45,14 @@ pub(super) fn acquire(file: &File, intent: Use) -> Result<(), Refused> {
     result
 }
 
+/// Takes the same locks on another open file of the same user. Whether others contradict it was looked at before.
+pub(super) fn join(file: &File, intent: Use) -> io::Result<()> {
+    claim(file, intent).map_err(|refused| match refused {
+        Refused::Held(by) => io::Error::other(format!("its lock is held {by}")),
+        Refused::Unsupported(error) => error,
+    })
+}
+
 /// Gives all locks of this open file back. Not needed before closing it.
 pub(super) fn release(file: &File) {
     // An unlock can fail only for a file that can't be locked, where there is nothing to give back.

@@ -19,6 +19,7 @@ pub mod config;
 pub mod doubles;
 mod error;
 mod flush;
+mod handle;
 mod image;
 mod immediate;
 mod limits;
@@ -35,6 +36,8 @@ mod range;
 mod raw;
 mod ring;
 mod share;
+#[cfg(test)]
+mod testing;
 mod transfer;
 
 use std::fs::File;
@@ -70,9 +73,35 @@ pub fn open(config: &DiskConfig) -> Result<Arc<dyn Disk>, DiskError> {
 /// # Errors
 /// As [`open`].
 pub fn open_with(config: &DiskConfig, queues: u16) -> Result<Arc<dyn Disk>, DiskError> {
+    open_as(config, queues, None)
+}
+
+/// As [`open`], for a controller that serves the disk on this many threads through its [`SharedRings`], and not through
+/// streams of the disk's own. A disk with limits has streams all the same, one per thread.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_shared(config: &DiskConfig, threads: u16) -> Result<Arc<dyn Disk>, DiskError> {
+    match (config.iops, config.bandwidth) {
+        (None, None) => open_as(config, 0, Some(threads)),
+        _ => open_as(config, threads, None),
+    }
+}
+
+fn open_as(
+    config: &DiskConfig,
+    queues: u16,
+    threads: Option<u16>,
+) -> Result<Arc<dyn Disk>, DiskError> {
     let depth = config.queue_len();
     let disk: Arc<dyn Disk> = match config.format {
-        Format::Raw => Arc::new(RawDisk::open(config, queues, depth)?),
+        Format::Raw => {
+            let disk = RawDisk::open(config, queues, depth)?;
+            Arc::new(match threads {
+                Some(threads) => disk.shared_by(threads),
+                None => disk,
+            })
+        }
         Format::Null => Arc::new(NullDisk::new(RawDisk::open(config, 0, 1)?.geometry())),
         #[cfg(feature = "qcow2")]
         Format::Qcow2 => Arc::new(Qcow2Disk::open(config)?),

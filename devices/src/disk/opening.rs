@@ -95,8 +95,9 @@ fn not_a_disk(kind: &fs::FileType) -> Option<&'static str> {
 /// Takes the lock for the life of the open file.
 ///
 /// A ring keeps the file open until the kernel has finished its requests, which after a kill may be a little later than
-/// the end of the process; the lock must not go earlier, and a successor waits for it.
-pub(super) fn take_lock(file: &File, path: &Path, intent: Use) -> Result<(), DiskError> {
+/// the end of the process; the lock must not go earlier, and a successor waits for it. `false` if the file system has no
+/// locks and the operator lets others share the image.
+pub(super) fn take_lock(file: &File, path: &Path, intent: Use) -> Result<bool, DiskError> {
     let mut result = lock::acquire(file, intent);
     for _ in 0..LOCK_TRIES {
         if !matches!(result, Err(Refused::Held(_))) {
@@ -106,7 +107,7 @@ pub(super) fn take_lock(file: &File, path: &Path, intent: Use) -> Result<(), Dis
         result = lock::acquire(file, intent);
     }
     match result {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
         Err(Refused::Held(by)) => Err(DiskError::Locked {
             path: path.to_owned(),
             by,
@@ -116,7 +117,7 @@ pub(super) fn take_lock(file: &File, path: &Path, intent: Use) -> Result<(), Dis
                 "{}: shared without a lock, its file system has none: {error}",
                 path.display()
             );
-            Ok(())
+            Ok(false)
         }
         Err(Refused::Unsupported(error)) => Err(DiskError::Unusable {
             path: path.to_owned(),

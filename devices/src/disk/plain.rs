@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::image::Image;
+use super::handle::Handle;
 use super::immediate::Perform;
 use super::range::{self, Task};
 use super::transfer::{Reach, Transfer};
@@ -11,13 +11,13 @@ use super::{DiskOp, IoFault, bounce};
 use crate::ram::Ram;
 
 pub(super) struct Plain {
-    image: Arc<Image>,
+    image: Arc<Handle>,
     reach: Reach,
     transfer: Transfer,
 }
 
 impl Plain {
-    pub(super) fn new(image: Arc<Image>, ram: Ram) -> Self {
+    pub(super) fn new(image: Arc<Handle>, ram: Ram) -> Self {
         Self {
             image,
             reach: Reach::new(ram),
@@ -36,9 +36,9 @@ impl Plain {
 }
 
 /// Fills `transfer` from `offset` on.
-pub(super) fn read(image: &Image, transfer: &mut Transfer, offset: u64) -> Result<(), IoFault> {
+pub(super) fn read(image: &Handle, transfer: &mut Transfer, offset: u64) -> Result<(), IoFault> {
     if bounce::fits(image, transfer, offset) {
-        transfer.read_at(&image.file, offset)
+        transfer.read_at(image.file(), offset)
     } else {
         bounce::read(image, transfer, offset)
     }
@@ -46,26 +46,33 @@ pub(super) fn read(image: &Image, transfer: &mut Transfer, offset: u64) -> Resul
 
 /// Stores `transfer` at `offset`; stable at the return if `fua`.
 pub(super) fn write(
-    image: &Image,
+    image: &Handle,
     transfer: &mut Transfer,
     offset: u64,
     fua: bool,
 ) -> Result<(), IoFault> {
-    if bounce::fits(image, transfer, offset) {
-        transfer.write_at(&image.file, offset, fua)
-    } else {
-        bounce::write(image, transfer, offset, fua)
+    if !bounce::fits(image, transfer, offset) {
+        return bounce::write(image, transfer, offset, fua);
     }
+    let mark = image.mark();
+    let written = transfer.write_at(image.file(), offset, fua);
+    if !fua {
+        return written;
+    }
+    written.inspect_err(|fault| image.sync_failed(*fault))?;
+    // Where queues share a description, another may have been told what this one should have been.
+    image.admit_sync(mark)
 }
 
 /// Makes all that was written stable.
-pub(super) fn flush(image: &Image) -> Result<(), IoFault> {
+pub(super) fn flush(image: &Handle) -> Result<(), IoFault> {
     image.admit_flush()?;
     image
-        .file
+        .file()
         .sync_data()
-        .inspect_err(|_| image.flush_failed())?;
-    // Of two streams that flush at once the host tells only one that data was lost.
+        .map_err(IoFault::from)
+        .inspect_err(|fault| image.sync_failed(*fault))?;
+    // Another queue may have been told of a loss meanwhile.
     image.admit_flush()
 }
 

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use imago::file::File as Storage;
 use imago::qcow2::Qcow2;
@@ -43,6 +43,9 @@ pub struct Qcow2Disk {
 struct Shared {
     path: PathBuf,
     flushes: Flushes,
+    /// Held over a flush. The image is open once for all queues, so of two that ran at once the host would tell only
+    /// one that data was lost, and the other could end before that is remembered.
+    flushing: Mutex<()>,
     /// Locked exclusively only for discards, which move what others may be reading.
     image: RwLock<Layer>,
     capacity: u64,
@@ -90,6 +93,7 @@ impl Qcow2Disk {
         let shared = Shared {
             path: config.path.clone(),
             flushes: Flushes::default(),
+            flushing: Mutex::new(()),
             image: RwLock::new(image),
             capacity,
             read_only: config.readonly,
@@ -258,6 +262,7 @@ impl Shared {
 
     /// Tables first, then what they and the data are stored on.
     fn flush(&self) -> Result<(), IoFault> {
+        let _alone = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         self.flushes.admit()?;
         let image = self.read();
         // A table that could not be written stays with the image, to be written by the next flush.
@@ -265,7 +270,7 @@ impl Shared {
         image
             .sync()
             .inspect_err(|_| self.flushes.failed(&self.path))?;
-        self.flushes.admit()
+        Ok(())
     }
 
     fn zero(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use super::handle::Handle;
 use super::image::Image;
 use super::transfer::{Reach, Transfer};
 use super::{Data, IoFault, SECTOR, bounce};
@@ -59,7 +60,7 @@ pub(super) struct Refused {
 
 /// Does it, blocking.
 pub(super) fn run(
-    image: &Image,
+    image: &Handle,
     reach: &Reach,
     task: Task,
     offset: u64,
@@ -68,7 +69,7 @@ pub(super) fn run(
     match fallocate_mode(image, task) {
         None => instead(image, reach, task, offset, len),
         Some(mode) => match rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(&image.file, mode, offset, len)
+            rustix::fs::fallocate(image.file(), mode, offset, len)
         }) {
             Ok(()) => Ok(()),
             Err(error) if refused(error.raw_os_error()) => {
@@ -110,7 +111,7 @@ pub(super) fn note_refusal(image: &Image, task: Task, errno: i32) {
 
 /// What to do where fallocate can't.
 pub(super) fn instead(
-    image: &Image,
+    image: &Handle,
     reach: &Reach,
     task: Task,
     offset: u64,
@@ -130,7 +131,7 @@ pub(super) fn instead(
 }
 
 /// BLKDISCARD over the whole blocks of the range.
-fn discard_blocks(image: &Image, offset: u64, len: u64) -> Result<(), IoFault> {
+fn discard_blocks(image: &Handle, offset: u64, len: u64) -> Result<(), IoFault> {
     if image.refused.discard.load(Ordering::Relaxed) {
         return Ok(());
     }
@@ -141,7 +142,7 @@ fn discard_blocks(image: &Image, offset: u64, len: u64) -> Result<(), IoFault> {
     let Some(len) = end.checked_sub(start).filter(|len| *len > 0) else {
         return Ok(());
     };
-    match blkdiscard(&image.file, [start, len]) {
+    match blkdiscard(image.file(), [start, len]) {
         Ok(()) => Ok(()),
         Err(Errno::OPNOTSUPP) => {
             note_refusal(image, Task::Discard, Errno::OPNOTSUPP.raw_os_error());
@@ -164,7 +165,7 @@ fn blkdiscard(file: &File, range: [u64; 2]) -> Result<(), Errno> {
     }
 }
 
-fn write_zeroes(image: &Image, reach: &Reach, offset: u64, len: u64) -> Result<(), IoFault> {
+fn write_zeroes(image: &Handle, reach: &Reach, offset: u64, len: u64) -> Result<(), IoFault> {
     let mut transfer = Transfer::default();
     let mut zeroes = vec![0; usize::try_from(CHUNK.min(len)).unwrap_or(0)];
     let (mut at, mut left) = (offset, len);
@@ -173,7 +174,7 @@ fn write_zeroes(image: &Image, reach: &Reach, offset: u64, len: u64) -> Result<(
         zeroes.truncate(usize::try_from(count).unwrap_or(0));
         transfer.load(Data::Host(zeroes), reach)?;
         if bounce::fits(image, &transfer, at) {
-            transfer.write_at(&image.file, at, false)?;
+            transfer.write_at(image.file(), at, false)?;
         } else {
             bounce::write(image, &mut transfer, at, false)?;
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::aside::AsideQueue;
 use super::config::{Aio, DiskConfig};
+use super::handle::Handle;
 use super::image::Image;
 use super::immediate::ImmediateQueue;
 use super::plain::Plain;
@@ -18,7 +19,9 @@ use crate::ram::Ram;
 /// An opened raw image.
 pub struct RawDisk {
     image: Arc<Image>,
-    /// How many it was opened for.
+    /// The image as each queue has it open.
+    handles: Vec<Arc<Handle>>,
+    /// How many queues of its own it was opened for.
     streams: u16,
     /// The rings, one a stream; `None` where requests are blocking calls.
     rings: Option<Arc<Pool<Ring>>>,
@@ -55,6 +58,8 @@ impl RawDisk {
         queues: u16,
         depth: u16,
     ) -> Result<Self, DiskError> {
+        let image = Arc::new(image);
+        let handles = Handle::each(&image, queues);
         let path = image.path.display();
         let rings = match aio {
             Aio::Plain => None,
@@ -65,7 +70,7 @@ impl RawDisk {
                 None
             }
             Aio::Auto | Aio::Ring => {
-                let rings = (0..queues).map(|_| Ring::new(&image, depth));
+                let rings = handles.iter().map(|handle| Ring::new(handle, depth));
                 Some(rings.collect::<io::Result<Vec<_>>>())
             }
         };
@@ -93,17 +98,37 @@ impl RawDisk {
             if rings.is_some() { "io_uring" } else { "plain" }
         );
         Ok(Self {
-            image: Arc::new(image),
+            image,
+            handles,
             streams: queues,
             rings,
             depth,
         })
     }
 
+    /// The same disk, for a controller that serves its requests on this many threads of its own by way of
+    /// [`SharedRings`](super::SharedRings): each thread gets the image with an open file description of its own.
+    #[must_use]
+    pub fn shared_by(mut self, threads: u16) -> Self {
+        self.handles = Handle::each(&self.image, threads);
+        self
+    }
+
+    /// The image as queue `index` has it open.
+    fn handle(&self, index: u16) -> Arc<Handle> {
+        let own = self.handles.get(usize::from(index)).map(Arc::clone);
+        own.unwrap_or_else(|| Handle::first(Arc::clone(&self.image)))
+    }
+
     /// A queue of blocking calls: on a thread of its own, so that a slow medium holds up no other device; on the caller's
     /// where none of them waits, and for a disk opened without streams, which is one of hundreds perhaps.
-    fn open_plain(&self, ram: Ram, depth: u16) -> Result<Box<dyn DiskQueue>, DiskError> {
-        let plain = Plain::new(Arc::clone(&self.image), ram);
+    fn open_plain(
+        &self,
+        ram: Ram,
+        index: u16,
+        depth: u16,
+    ) -> Result<Box<dyn DiskQueue>, DiskError> {
+        let plain = Plain::new(self.handle(index), ram);
         if self.image.in_memory || self.streams == 0 {
             return Ok(ImmediateQueue::open(plain, depth));
         }
@@ -122,7 +147,7 @@ impl RawDisk {
         index: u16,
         depth: u16,
     ) -> Result<RingQueue, DiskError> {
-        let images = vec![Some(Arc::clone(&self.image))];
+        let images = vec![Some(self.handle(index))];
         let depth = depth.min(self.depth);
         let queue = rings
             .take(index)
@@ -153,7 +178,7 @@ impl Disk for RawDisk {
     ) -> Result<Box<dyn DiskQueue>, DiskError> {
         // Without streams of its own it has found no place in a shared ring.
         let Some(rings) = self.rings.as_ref().filter(|rings| rings.len() > 0) else {
-            return self.open_plain(ram, depth);
+            return self.open_plain(ram, index, depth);
         };
         Ok(Box::new(self.open_ring(rings, ram, index, depth)?))
     }
@@ -171,7 +196,11 @@ impl Disk for RawDisk {
     }
 
     fn member(&self) -> Option<Member> {
-        self.rings.as_ref().map(|_| Member(Arc::clone(&self.image)))
+        let handles = || match self.handles.as_slice() {
+            [] => vec![self.handle(0)],
+            handles => handles.to_vec(),
+        };
+        self.rings.as_ref().map(|_| Member(handles().into()))
     }
 }
 

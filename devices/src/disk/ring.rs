@@ -16,6 +16,7 @@ mod blocking;
 mod drain;
 mod prepare;
 mod setup;
+mod syncs;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -26,7 +27,8 @@ use io_uring::IoUring;
 
 use super::aside::Aside;
 use super::cached::Cached;
-use super::image::Image;
+use super::flush::Mark;
+use super::handle::Handle;
 use super::range::{self, Task};
 use super::transfer::{Reach, Transfer};
 use super::{Completion, DiskOp, DiskQueue, Full, IoFault};
@@ -39,6 +41,7 @@ use blocking::{Finished, Job, What};
 use prepare::Next;
 use setup::NO_FILE;
 pub(super) use setup::Ring;
+use syncs::Syncs;
 
 /// How often a request the host was too busy for is tried again.
 const BUSY_LIMIT: u8 = 100;
@@ -52,6 +55,13 @@ enum Step {
     Range { task: Task, len: u64, fua: bool },
 }
 
+impl Step {
+    /// Whether it makes data stable, and so may be told of a failed write-back.
+    fn syncs(self) -> bool {
+        matches!(self, Self::Flush | Self::Write { fua: true })
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     tag: u64,
@@ -62,11 +72,13 @@ struct Slot {
     busy: u8,
     /// It is not to be taken up again: somebody asked for it to be given up.
     cancelled: bool,
+    /// When it began.
+    mark: Mark,
 }
 
 pub(super) struct RingQueue {
     /// Whose file sits in which seat of the ring.
-    images: Vec<Option<Arc<Image>>>,
+    images: Vec<Option<Arc<Handle>>>,
     reach: Reach,
     ring: Hold,
     /// Signalled by completions of the ring and of the blocking thread.
@@ -77,6 +89,7 @@ pub(super) struct RingQueue {
     pushed: Vec<u16>,
     done: Vec<Completion>,
     cached: Cached,
+    syncs: Syncs,
     /// Does what the ring can't; `None` until that is asked for.
     aside: Option<Aside<Job, Finished>>,
     /// Whether completions signal the eventfd.
@@ -101,7 +114,7 @@ impl RingQueue {
     /// A queue with a ring that was taken from its pool. `None` if that is being given back.
     pub(super) fn new(
         ring: Unbound,
-        images: Vec<Option<Arc<Image>>>,
+        images: Vec<Option<Arc<Handle>>>,
         ram: Ram,
         depth: u16,
     ) -> Option<Self> {
@@ -113,6 +126,7 @@ impl RingQueue {
             transfer: Transfer::default(),
             busy: 0,
             cancelled: false,
+            mark: Mark::default(),
         };
         Some(Self {
             images,
@@ -125,6 +139,7 @@ impl RingQueue {
             pushed: Vec::with_capacity(usize::from(depth)),
             done: Vec::with_capacity(usize::from(depth)),
             cached: Cached::default(),
+            syncs: Syncs::default(),
             aside: None,
             // Rings start with signals on.
             armed: true,
@@ -175,9 +190,9 @@ impl RingQueue {
             return;
         };
         if slot.cancelled {
-            return self.finish(index, Err(IoFault::Cancelled));
+            return self.ended(index, Err(IoFault::Cancelled));
         }
-        let step = slot.step;
+        let (step, seat) = (slot.step, slot.seat);
         let entry = self.entry(index);
         let Some(io) = self.usable() else {
             return self.set_aside(index, What::Step(step));
@@ -191,6 +206,9 @@ impl RingQueue {
         });
         if pushed {
             self.pushed.push(index);
+            if step.syncs() && seated(&self.images, seat).is_some_and(|image| !image.direct) {
+                self.syncs.begin(index, seat);
+            }
         } else {
             self.finish(index, Err(IoFault::Host(libc::EBUSY)));
         }
@@ -219,13 +237,13 @@ impl RingQueue {
     }
 
     /// Gives `image` a free seat.
-    pub(super) fn sit(&mut self, image: &Arc<Image>) -> io::Result<u16> {
+    pub(super) fn sit(&mut self, image: &Arc<Handle>) -> io::Result<u16> {
         self.bind();
         let free = self.images.iter().position(Option::is_none);
         let seat = free
             .and_then(|seat| u16::try_from(seat).ok())
             .ok_or(io::ErrorKind::QuotaExceeded)?;
-        self.update_file(seat, image.file.as_raw_fd())?;
+        self.update_file(seat, image.file().as_raw_fd())?;
         if let Some(place) = self.images.get_mut(usize::from(seat)) {
             *place = Some(Arc::clone(image));
         }
@@ -356,38 +374,58 @@ impl RingQueue {
             return self.finish(index, Err(IoFault::Host(libc::EBADF)));
         };
         match (slot.step, u64::try_from(result)) {
-            (Step::Read | Step::Write { .. }, Ok(0)) => self.finish(index, Err(IoFault::Short)),
+            (Step::Read | Step::Write { .. }, Ok(0)) => self.ended(index, Err(IoFault::Short)),
             (Step::Read | Step::Write { .. }, Ok(count)) => {
                 slot.transfer.advance(count);
                 if slot.transfer.left() > 0 {
                     return self.push(index);
                 }
-                let len = slot.transfer.len();
-                self.finish(index, Ok(len));
+                self.ended(index, Ok(()));
             }
             (Step::Range { fua: true, .. }, Ok(_)) => {
                 slot.step = Step::Flush;
                 self.push(index);
             }
-            (Step::Flush, Ok(_)) => {
-                // Of two streams that flush at once the host tells only one that data was lost.
-                let believed = image.admit_flush().map(|()| 0);
-                self.finish(index, believed);
-            }
-            (Step::Range { .. }, Ok(_)) => self.finish(index, Ok(0)),
+            (Step::Flush | Step::Range { .. }, Ok(_)) => self.ended(index, Ok(())),
             (Step::Range { task, len, .. }, Err(_)) if range::refused(result.saturating_neg()) => {
                 range::note_refusal(image, task, result.saturating_neg());
                 self.set_aside(index, What::Instead { task, len });
             }
-            (step, Err(_)) => {
-                let errno = result.saturating_neg();
-                // One that was given up before it began says nothing about the medium.
-                if matches!(step, Step::Flush) && !matches!(errno, libc::ECANCELED | libc::EINTR) {
-                    image.flush_failed();
-                }
-                self.finish(index, Err(IoFault::from_errno(errno)));
-            }
+            (_, Err(_)) => self.ended(index, Err(IoFault::from_errno(result.saturating_neg()))),
         }
+    }
+
+    /// Answers a request that the ring is done with, and syncs that waited for this one.
+    fn ended(&mut self, index: u16, result: Result<(), IoFault>) {
+        let Some(slot) = self.slots.get(usize::from(index)) else {
+            return;
+        };
+        let image = seated(&self.images, slot.seat);
+        let Some(image) = image.filter(|image| slot.step.syncs() && !image.direct) else {
+            let len = slot.transfer.len();
+            return self.finish(index, result.map(|()| len));
+        };
+        self.syncs.end(index, result.is_ok());
+        if let Err(fault) = result {
+            image.sync_failed(fault);
+            self.finish(index, Err(fault));
+        }
+        while let Some(index) = self.syncs.settled() {
+            let believed = self.believed(index);
+            self.finish(index, believed);
+        }
+    }
+
+    /// What a sync that ended well is answered: another may have been told of a loss meanwhile.
+    fn believed(&self, index: u16) -> Result<u64, IoFault> {
+        let gone = IoFault::Host(libc::EBADF);
+        let slot = self.slots.get(usize::from(index)).ok_or(gone)?;
+        let image = seated(&self.images, slot.seat).ok_or(gone)?;
+        match slot.step {
+            Step::Flush => image.admit_flush()?,
+            _ => image.admit_sync(slot.mark)?,
+        }
+        Ok(slot.transfer.len())
     }
 
     /// Switches the signal for completions. Off while this thread looks by itself.
@@ -415,7 +453,7 @@ impl RingQueue {
 }
 
 /// Whose file sits there.
-fn seated(images: &[Option<Arc<Image>>], seat: u16) -> Option<&Arc<Image>> {
+fn seated(images: &[Option<Arc<Handle>>], seat: u16) -> Option<&Arc<Handle>> {
     images.get(usize::from(seat))?.as_ref()
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::image::Image;
+use super::handle::Handle;
 use super::ring::{Ring, RingQueue, Unbound};
 use super::{Completion, DiskOp, DiskQueue, Full};
 use crate::pool::Pool;
@@ -15,7 +15,14 @@ use crate::ram::Ram;
 
 /// A disk as a [`RingShare`] sees it, from [`Disk::member`](super::Disk::member).
 #[derive(Clone)]
-pub struct Member(pub(super) Arc<Image>);
+pub struct Member(pub(super) Arc<[Arc<Handle>]>);
+
+impl Member {
+    /// The image as ring number `index` is to use it.
+    fn handle(&self, index: u16) -> Option<&Arc<Handle>> {
+        self.0.get(usize::from(index)).or(self.0.first())
+    }
+}
 
 /// A disk's place in a [`RingShare`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,13 +54,17 @@ impl SharedRings {
     pub fn take(&self, index: u16, ram: Ram) -> Option<RingShare> {
         let ring = Unbound::new(self.rings.take(index)?);
         let empty = vec![None; usize::from(self.seats)];
-        RingQueue::new(ring, empty, ram, self.depth).map(RingShare)
+        let queue = RingQueue::new(ring, empty, ram, self.depth)?;
+        Some(RingShare { queue, index })
     }
 }
 
 /// One ring in use, owned by one thread. Its methods are those of [`DiskQueue`], for many disks. Dropping it drains
 /// it and gives the ring back.
-pub struct RingShare(RingQueue);
+pub struct RingShare {
+    queue: RingQueue,
+    index: u16,
+}
 
 impl RingShare {
     /// Gives a disk a seat. To be called on the thread that submits.
@@ -61,12 +72,13 @@ impl RingShare {
     /// # Errors
     /// All seats are taken, or the kernel refuses the file.
     pub fn join(&mut self, member: &Member) -> io::Result<Seat> {
-        self.0.sit(&member.0).map(Seat)
+        let handle = member.handle(self.index).ok_or(io::ErrorKind::NotFound)?;
+        self.queue.sit(handle).map(Seat)
     }
 
     /// Takes the seat back from a disk that has nothing in flight.
     pub fn leave(&mut self, seat: Seat) {
-        self.0.stand(seat.0);
+        self.queue.stand(seat.0);
     }
 
     /// Takes a request to the disk in `seat`, as [`DiskQueue::submit`].
@@ -74,55 +86,55 @@ impl RingShare {
     /// # Errors
     /// As many requests are in flight as the ring was made for; nothing happened.
     pub fn submit(&mut self, seat: Seat, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
-        self.0.submit_to(seat.0, tag, op)
+        self.queue.submit_to(seat.0, tag, op)
     }
 
     /// As [`DiskQueue::ready`].
     pub fn ready(&mut self) -> bool {
-        self.0.ready()
+        self.queue.ready()
     }
 
     /// As [`DiskQueue::commit`].
     pub fn commit(&mut self) {
-        self.0.commit();
+        self.queue.commit();
     }
 
     /// As [`DiskQueue::completed`].
     pub fn completed(&mut self, out: &mut Vec<Completion>) {
-        self.0.completed(out);
+        self.queue.completed(out);
     }
 
     /// As [`DiskQueue::completions`].
     pub fn completions(&mut self, out: &mut Vec<Completion>) {
-        self.0.completions(out);
+        self.queue.completions(out);
     }
 
     /// As [`DiskQueue::has_completions`].
     pub fn has_completions(&mut self) -> bool {
-        self.0.has_completions()
+        self.queue.has_completions()
     }
 
     /// As [`DiskQueue::events`].
     #[must_use]
     pub fn events(&self) -> Vec<BorrowedFd<'_>> {
-        self.0.events()
+        self.queue.events()
     }
 
     /// As [`DiskQueue::in_flight`].
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.0.in_flight()
+        self.queue.in_flight()
     }
 
     /// As [`DiskQueue::cancel`].
     pub fn cancel(&mut self, tag: u64) {
-        self.0.cancel(tag);
+        self.queue.cancel(tag);
     }
 
     /// As [`DiskQueue::drain`]; then every disk leaves. To be called on the thread that submits.
     pub fn drain(&mut self, out: &mut Vec<Completion>) {
-        self.0.drain(out);
-        self.0.stand_all();
+        self.queue.drain(out);
+        self.queue.stand_all();
     }
 }
 
@@ -130,6 +142,7 @@ impl RingShare {
 mod tests {
     use super::*;
     use crate::disk::config::{Aio, DiskConfig};
+    use crate::disk::image::Image;
     use crate::disk::{Data, Disk, RawDisk};
     use crate::ram::Mapping;
     use std::os::unix::fs::FileExt;
@@ -213,7 +226,7 @@ mod tests {
             run(&mut ring, 1)[0].result,
             Err(crate::disk::IoFault::Host(libc::EBADF))
         );
-        let image = Arc::downgrade(&first.member().unwrap().0);
+        let image = Arc::downgrade(&first.member().unwrap().0[0]);
         drop(first);
         assert!(image.upgrade().is_none());
         let seat = ring.join(&second.member().unwrap()).unwrap();
@@ -228,7 +241,8 @@ mod tests {
         let mut image = Image::open(&DiskConfig::new(file.path())).unwrap();
         let (reader, writer) = std::io::pipe().unwrap();
         image.file = std::os::fd::OwnedFd::from(reader).into();
-        (file, writer, Member(Arc::new(image)))
+        let handle = Handle::first(Arc::new(image));
+        (file, writer, Member([handle].into()))
     }
 
     #[test]

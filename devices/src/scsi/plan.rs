@@ -72,21 +72,13 @@ fn open_unit(
         queue_size: Some(controller.queue_size),
         ..disk.clone()
     };
-    let opened = disk::open_with(&config, own_streams(disk, controller.queues));
+    let opened = disk::open_shared(&config, controller.queues);
     let opened = opened.map_err(|source| ScsiError::Disk {
         id: id.clone(),
         source,
     })?;
     let reservations = reservations(disk)?;
     Ok((unit(id, disk, reservations), opened))
-}
-
-/// Streams an image is opened with: a disk without limits takes a seat in the controller's rings and needs none.
-fn own_streams(disk: &DiskConfig, queues: u16) -> u16 {
-    match (disk.iops, disk.bandwidth) {
-        (None, None) => 0,
-        _ => queues,
-    }
 }
 
 fn unit(id: String, disk: &DiskConfig, reservations: Option<File>) -> UnitConfig {
@@ -132,6 +124,7 @@ impl ScsiHandle {
             id: id.to_owned(),
             source,
         })?;
+        let disk = disk.shared_by(controller.queues);
         self.add(unit(id.to_owned(), config, None), Arc::new(disk))
     }
 }

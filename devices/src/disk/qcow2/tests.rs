@@ -11,6 +11,7 @@ use super::*;
 use crate::disk::Completion;
 use crate::disk::Data;
 use crate::disk::config::Format;
+use crate::disk::testing::Medium;
 use crate::testing::memory;
 
 const LEN: u64 = 8 << 20;
@@ -72,6 +73,39 @@ fn read(disk: &Qcow2Disk, offset: u64, len: usize) -> Vec<u8> {
         data: Data::Host(vec![0xaa; len]),
     };
     run(disk, op).buffer.expect("buffer")
+}
+
+#[test]
+fn what_one_queue_is_told_was_lost_fails_every_later_flush_of_all() {
+    let Some(medium) = Medium::new(LEN) else {
+        return;
+    };
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("image.qcow2");
+    create(&path, None);
+    std::fs::copy(&path, medium.path()).expect("on the medium");
+    let disk = Qcow2Disk::open(&config(medium.path())).expect("image");
+    assert_eq!(run(&disk, DiskOp::Flush).result, Ok(0));
+    write(&disk, 0, &[1; 4096]);
+    medium.full(true);
+    assert!(!medium.write_back(), "there was room for it");
+    medium.full(false);
+    let stable = |offset| DiskOp::Write {
+        offset,
+        data: Data::Host(vec![2; 512]),
+        fua: true,
+    };
+    assert!(run(&disk, stable(1 << 20)).result.is_err());
+    let mut other = disk.open_queue(memory(), 1, 4).expect("queue");
+    for tag in 1..=2 {
+        other.submit(tag, DiskOp::Flush).expect("room");
+    }
+    let mut done = Vec::new();
+    other.drain(&mut done);
+    let lost =
+        |done: &Completion| matches!(done.result, Err(IoFault::FlushLost | IoFault::Cancelled));
+    assert!(done.len() == 2 && done.iter().all(lost), "{done:?}");
+    assert_eq!(run(&disk, stable(0)).result, Err(IoFault::FlushLost));
 }
 
 #[test]

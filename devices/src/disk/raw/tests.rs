@@ -1,6 +1,6 @@
 //! Raw images on this machine's file systems: what holds for one backend is asked of all that can be had here.
 
-mod host;
+mod lost;
 mod opening;
 mod ranges;
 mod streams;
@@ -56,6 +56,10 @@ impl Scratch {
             .expect("image")
     }
 
+    fn read_only(&self) -> File {
+        File::open(&self.config.path).expect("image")
+    }
+
     fn open(&self) -> Result<RawDisk, DiskError> {
         RawDisk::open(&self.config, 1, DEPTH)
     }
@@ -90,8 +94,12 @@ struct Stream {
 
 impl Stream {
     fn new(disk: &RawDisk) -> Self {
+        Self::numbered(disk, 0)
+    }
+
+    fn numbered(disk: &RawDisk, index: u16) -> Self {
         let ram = memory();
-        let queue = disk.open_queue(ram.clone(), 0, DEPTH).expect("queue");
+        let queue = disk.open_queue(ram.clone(), index, DEPTH).expect("queue");
         Self { ram, queue }
     }
 

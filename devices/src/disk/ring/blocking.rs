@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{RingQueue, Step, seated};
 use crate::disk::aside::Aside;
-use crate::disk::image::Image;
+use crate::disk::handle::Handle;
 use crate::disk::range::{self, Task};
 use crate::disk::transfer::{Reach, Transfer};
 use crate::disk::{IoFault, plain};
@@ -15,7 +15,7 @@ use crate::log;
 /// A request with all it may touch: it may outlive the queue.
 pub(in crate::disk) struct Job {
     index: u16,
-    image: Arc<Image>,
+    image: Arc<Handle>,
     reach: Reach,
     transfer: Transfer,
     offset: u64,
@@ -144,7 +144,7 @@ impl RingQueue {
                 slot.step = Step::Flush;
                 self.push(index);
             }
-            (_, result) => self.finish(index, result),
+            (_, result) => self.ended(index, result.map(|_| ())),
         }
     }
 }

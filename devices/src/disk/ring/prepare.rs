@@ -29,6 +29,7 @@ impl RingQueue {
         let Some(image) = seated(&self.images, seat) else {
             return Next::Done(Err(IoFault::Host(libc::EBADF)));
         };
+        slot.mark = image.mark();
         let admitted = match op {
             DiskOp::Read { offset, data } => {
                 (slot.step, slot.offset) = (Step::Read, offset);

@@ -9,7 +9,7 @@ use io_uring::{IoUring, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::bind::Owner;
-use crate::disk::image::Image;
+use crate::disk::handle::Handle;
 use crate::throttle::Throttle;
 
 /// Operations the ring may do.
@@ -42,8 +42,8 @@ pub(in crate::disk) struct Ring {
 
 impl Ring {
     /// Makes a ring for `depth` requests to `image`.
-    pub(in crate::disk) fn new(image: &Image, depth: u16) -> io::Result<Self> {
-        Self::with_files(&[image.file.as_raw_fd()], false, depth)
+    pub(in crate::disk) fn new(image: &Handle, depth: u16) -> io::Result<Self> {
+        Self::with_files(&[image.file().as_raw_fd()], false, depth)
     }
 
     /// Makes a ring for `depth` requests to disks that take one of `seats` later.

@@ -9,6 +9,7 @@ use tempfile::NamedTempFile;
 use super::setup::Ring;
 use super::*;
 use crate::disk::config::DiskConfig;
+use crate::disk::image::Image;
 use crate::disk::{Completion, Data};
 use crate::pool::Pool;
 use crate::testing::memory;
@@ -19,21 +20,25 @@ const DEPTH: u16 = 4;
 /// An image and its rings, as a disk has them.
 struct Host {
     file: NamedTempFile,
-    image: Arc<Image>,
+    image: Arc<Handle>,
     rings: Arc<Pool<Ring>>,
 }
 
 impl Host {
     /// Around the page cache where that can be had, so that nothing is served without the ring.
     fn new() -> Self {
+        Self::direct(true)
+    }
+
+    fn direct(wanted: bool) -> Self {
         let file = NamedTempFile::new().expect("file");
         file.as_file().set_len(LEN).expect("size");
         let direct = |direct| DiskConfig {
             direct,
             ..DiskConfig::new(file.path())
         };
-        let image = Image::open(&direct(true)).or_else(|_| Image::open(&direct(false)));
-        let image = Arc::new(image.expect("image"));
+        let image = Image::open(&direct(wanted)).or_else(|_| Image::open(&direct(false)));
+        let image = Handle::first(Arc::new(image.expect("image")));
         let rings = Pool::new([Ring::new(&image, DEPTH).expect("io_uring")]);
         Self { file, image, rings }
     }
@@ -161,4 +166,34 @@ fn a_ring_that_fails_hands_its_requests_to_a_thread_and_is_not_given_back() {
     let file: &File = host.file.as_file();
     std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, 4096).expect("image");
     assert_eq!(bytes[4096..], [2; 4096]);
+}
+
+#[test]
+fn a_sync_that_ends_well_before_one_that_was_told_of_a_loss_is_not_believed() {
+    let host = Host::direct(false);
+    let mut queue = host.queue();
+    let write = DiskOp::Write {
+        offset: 0,
+        data: Data::Host(vec![1; 512]),
+        fua: true,
+    };
+    queue.submit(1, DiskOp::Flush).expect("room");
+    queue.submit(2, write).expect("room");
+    queue.submit(3, DiskOp::Flush).expect("room");
+    let slot = |queue: &RingQueue, tag| {
+        let slot = queue.slots.iter().position(|slot| slot.tag == tag);
+        u16::try_from(slot.expect("in flight")).expect("small")
+    };
+    // As the kernel answers them: the third was told, and comes last.
+    for (tag, result) in [(1, 0), (2, 512), (3, -libc::EIO)] {
+        assert!(queue.done.is_empty(), "{tag} is still awaited");
+        let slot = slot(&queue, tag);
+        queue.completed(slot, result);
+    }
+    let mut done = Vec::new();
+    DiskQueue::completed(&mut queue, &mut done);
+    done.sort_by_key(|completion| completion.tag);
+    let results: Vec<_> = done.iter().map(|done| done.result).collect();
+    let lost = Err(IoFault::FlushLost);
+    assert_eq!(results, [lost, lost, Err(IoFault::Host(libc::EIO))]);
 }

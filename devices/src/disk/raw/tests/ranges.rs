@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use super::host::{Loop, Mounted};
 use super::*;
+use crate::disk::testing::{Loop, Mounted};
 
 #[test]
 fn discards_free_blocks_and_zeroes_read_as_zeroes() {
@@ -207,7 +207,7 @@ fn a_host_that_refuses_to_free_while_zeroing_is_asked_once() {
         aio: Aio::Plain,
         ..DiskConfig::new(device.path())
     };
-    let image = Image::open(&config).expect("a block device");
+    let image = Handle::first(Arc::new(Image::open(&config).expect("a block device")));
     let reach = Reach::new(memory());
     // As for a device whose limits promise more than it does.
     let task = Task::Zero { may_unmap: true };

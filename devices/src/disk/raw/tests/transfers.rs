@@ -169,7 +169,7 @@ fn a_flush_that_ends_well_beside_one_that_failed_is_not_believed() {
     stream.queue.submit(1, DiskOp::Flush).expect("room");
     stream.queue.commit();
     // Another stream heard of what was lost; the host tells nobody a second time.
-    disk.image.flush_failed();
+    disk.image.sync_failed(IoFault::Host(libc::EIO));
     assert_eq!(stream.wait(1)[0].result, Err(IoFault::FlushLost));
     assert_eq!(stream.run(DiskOp::Flush), Err(IoFault::FlushLost));
 }
@@ -187,6 +187,7 @@ fn blocks_written_in_part_keep_their_other_part_around_the_cache() {
         memory: 4096,
         offset: 4096,
     };
+    let image = Handle::first(Arc::new(image));
     let file = scratch.file();
     let old = pattern(1 << 20, 0x55);
     file.write_all_at(&old, 0).expect("image");

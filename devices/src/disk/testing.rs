@@ -1,6 +1,8 @@
 //! Storage of this machine made for one test: file systems and loop devices. It takes root and the programs for it;
 //! where they are missing a test says that it was not tried.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -22,10 +24,10 @@ fn run(program: &str, arguments: &[&str]) -> Option<String> {
 }
 
 /// A directory on a file system of its own.
-pub(super) struct Mounted(tempfile::TempDir);
+pub(in crate::disk) struct Mounted(tempfile::TempDir);
 
 impl Mounted {
-    pub(super) fn new(kind: &str, options: &str) -> Option<Self> {
+    pub(in crate::disk) fn new(kind: &str, options: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("not tried: needs root, to mount a {kind}");
             return None;
@@ -36,7 +38,7 @@ impl Mounted {
         Some(Self(dir))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::disk) fn path(&self) -> &Path {
         self.0.path()
     }
 }
@@ -49,10 +51,10 @@ impl Drop for Mounted {
 }
 
 /// A block device whose sectors are in a file.
-pub(super) struct Loop(PathBuf);
+pub(in crate::disk) struct Loop(PathBuf);
 
 impl Loop {
-    pub(super) fn new(file: &Path, sector: u32) -> Option<Self> {
+    pub(in crate::disk) fn new(file: &Path, sector: u32) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("not tried: needs root, to make a loop device");
             return None;
@@ -64,7 +66,7 @@ impl Loop {
         tries.find_map(|device| device.map(|device| Self(device.into())))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::disk) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -73,5 +75,43 @@ impl Drop for Loop {
     fn drop(&mut self) {
         let path = self.0.display().to_string();
         run("losetup", &["-d", &path]);
+    }
+}
+
+/// A block device that has no room for new data while it is full: what is cached above it can't be written back then.
+pub(in crate::disk) struct Medium {
+    device: Loop,
+    mounted: Mounted,
+}
+
+impl Medium {
+    /// One of `bytes`, on a file system with half of that.
+    pub(in crate::disk) fn new(bytes: u64) -> Option<Self> {
+        let mounted = Mounted::new("tmpfs", &format!("size={}", bytes / 2))?;
+        let path = mounted.path().join("sectors");
+        let file = File::create(&path).expect("file");
+        file.set_len(bytes).expect("size");
+        let device = Loop::new(&path, 512)?;
+        Some(Self { device, mounted })
+    }
+
+    pub(in crate::disk) fn path(&self) -> &Path {
+        self.device.path()
+    }
+
+    /// Takes all its room, or gives it back.
+    pub(in crate::disk) fn full(&self, full: bool) {
+        let path = self.mounted.path().join("filler");
+        if !full {
+            return std::fs::remove_file(path).expect("the filler");
+        }
+        let mut filler = File::create(path).expect("the filler");
+        while filler.write(&[0; 4096]).is_ok() {}
+    }
+
+    /// Has what is cached written back, by somebody with a description of his own. Whether that went well.
+    pub(in crate::disk) fn write_back(&self) -> bool {
+        let file = File::options().write(true).open(self.path());
+        file.expect("the device").sync_data().is_ok()
     }
 }
