@@ -109,9 +109,14 @@ pub(crate) struct Parts {
     emulator: &'static Emulator,
 }
 
+/// Installs the programs of the lab that are missing.
+pub(crate) fn ensure_programs(yes: bool) -> Result<()> {
+    tools::ensure(&[tools::QEMU, emulator::virtiofsd()], "the lab", yes)
+}
+
 /// Gets what the lab is made of, from the network if need be.
 pub(crate) fn prepare(yes: bool) -> Result<Parts> {
-    tools::ensure(&[tools::QEMU, emulator::virtiofsd()], "the lab", yes)?;
+    ensure_programs(yes)?;
     if !host::is_root() {
         bail!(
             "the lab shows the host's files to its guest through virtiofsd, which needs root; run this command as root:\n  \

@@ -51,6 +51,9 @@ enum Command {
         /// Only the end-to-end tests, and of those only the ones whose name contains TEXT
         #[arg(long, value_name = "TEXT", num_args = 0..=1, default_missing_value = "", conflicts_with = "quick")]
         only: Option<String>,
+        /// Run the end-to-end tests in the lab, even if the host's KVM can run a stock kernel
+        #[arg(long, conflicts_with = "quick")]
+        lab: bool,
     },
     /// Measure against peers
     Bench {
@@ -122,13 +125,23 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             demo::run(batch, cli.yes)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Test { quick, soak, only } => {
+        Command::Test {
+            quick,
+            soak,
+            only,
+            lab,
+        } => {
             let tier = match (quick, soak) {
                 (true, _) => test::Tier::Quick,
                 (_, true) => test::Tier::Soak,
                 _ => test::Tier::Plain,
             };
-            Ok(test::run(tier, only.as_deref(), cli.yes))
+            test::run(&test::Options {
+                tier,
+                only: only.as_deref(),
+                lab,
+                yes: cli.yes,
+            })
         }
         Command::Bench { what } => {
             match what {

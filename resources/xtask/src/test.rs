@@ -8,6 +8,7 @@
 mod board;
 mod e2e;
 mod engine;
+mod skipped;
 
 use std::fs::File;
 use std::process::{Command, ExitCode};
@@ -15,12 +16,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::host::HostKvm;
+use crate::lab;
 use crate::progress::say;
 use crate::tools;
 use crate::vmm::cargo;
-
-/// Makes tests fail that would leave something out for want of a program of the host.
-const REQUIRE_TOOLS: &str = "SPLITRING_REQUIRE_TOOLS";
+use skipped::Skipped;
 
 /// How much is tested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,10 +37,29 @@ pub(crate) enum Tier {
 /// One step's name and how it went.
 type Verdict = (String, Result<()>);
 
-/// Runs the tier, or `only` the end-to-end tests with that in their name, and prints a closing line
-/// for each step.
-pub(crate) fn run(tier: Tier, only: Option<&str>, yes: bool) -> ExitCode {
+/// What to run.
+#[derive(Debug)]
+pub(crate) struct Options<'a> {
+    pub(crate) tier: Tier,
+    /// Only the end-to-end tests with this in their name.
+    pub(crate) only: Option<&'a str>,
+    /// The end-to-end tests in the lab, even if the host's KVM runs them.
+    pub(crate) lab: bool,
+    /// Install what is missing without asking.
+    pub(crate) yes: bool,
+}
+
+/// Runs the tests, and prints a closing line for each step and one for all.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let Options {
+        tier,
+        only,
+        lab,
+        yes,
+    } = *options;
     let started = Instant::now();
+    let skipped = Skipped::new()?;
+    let mut end_to_end = board::Sum::default();
     let mut verdicts: Vec<Verdict> = Vec::new();
     let mut step = |name: &str, work: &mut dyn FnMut() -> Result<()>| {
         say(format!("== {name}"));
@@ -57,11 +77,13 @@ pub(crate) fn run(tier: Tier, only: Option<&str>, yes: bool) -> ExitCode {
         for (name, arguments) in quick_steps() {
             step(name, &mut || run_cargo(arguments));
         }
-        step("tests", &mut || run_tests(tier, yes));
+        step("tests", &mut || run_tests(tier, &skipped, yes));
     }
     if tier != Tier::Quick && only.is_none() {
         step("rings under the model checker", &mut engine::model_checker);
-        step("self-test on the host's KVM", &mut run_selftest);
+        step("self-test on the host's KVM", &mut || {
+            run_selftest(tier, &skipped)
+        });
     }
     if tier == Tier::Soak && only.is_none() {
         step("long model runs and corpus", &mut engine::long);
@@ -69,14 +91,16 @@ pub(crate) fn run(tier: Tier, only: Option<&str>, yes: bool) -> ExitCode {
     }
     if tier != Tier::Quick {
         step("end-to-end tests", &mut || {
-            e2e::run(tier, only.unwrap_or_default(), yes)
+            end_to_end = e2e::run(tier, only.unwrap_or_default(), lab, yes)?;
+            end_to_end.verdict()
         });
     }
-    close(&verdicts, started)
+    let skipped = [skipped.lines(), end_to_end.skipped].concat();
+    Ok(close(&verdicts, &skipped, end_to_end.lost, started))
 }
 
 /// The embedded guest, on whatever KVM the host has: this one needs no lab.
-fn run_selftest() -> Result<()> {
+fn run_selftest(tier: Tier, skipped: &Skipped) -> Result<()> {
     if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
         say(format!("/dev/kvm: {error}: the self-test can't run here"));
         return Ok(());
@@ -89,7 +113,9 @@ fn run_selftest() -> Result<()> {
         "selftest",
     ];
     let words = |first, rest: &[&'static str]| [&[first][..], &PACKAGE, rest].concat();
-    run_cargo(&words("test", &["--test", "selftest"]))?;
+    let mut tests = cargo_with_strict_docs(&words("test", &["--test", "selftest"]));
+    tests.envs(skipped.environment(tier));
+    succeed(tests)?;
     run_cargo(&words("run", &["--", "selftest", "--seconds", "0.1"]))
 }
 
@@ -147,16 +173,18 @@ fn cargo_with_strict_docs(arguments: &[&str]) -> Command {
 
 /// Unit and in-process tests by nextest where there is one, and the documentation's examples. The quick
 /// tier does without programs that are not there; the others get them and let no test leave them out.
-fn run_tests(tier: Tier, yes: bool) -> Result<()> {
+fn run_tests(tier: Tier, skipped: &Skipped, yes: bool) -> Result<()> {
     let run_cargo = |arguments: &[&str]| {
         let mut command = cargo_with_strict_docs(arguments);
-        if tier != Tier::Quick {
-            command.env(REQUIRE_TOOLS, "1");
-        }
+        command.envs(skipped.environment(tier));
         succeed(command)
     };
     if tier != Tier::Quick {
-        tools::ensure(&[tools::IASL], "the ACPI tests", yes)?;
+        tools::ensure(&[tools::IASL, tools::QEMU_IMG], "the tests", yes)?;
+        if !HostKvm::detect().runs_stock_kernels() {
+            // The end-to-end tests need them anyway, and a test here looks at what is missing besides.
+            lab::ensure_programs(yes)?;
+        }
     }
     let nextest = cargo()
         .args(["nextest", "--version"])
@@ -184,7 +212,10 @@ fn succeed(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-fn close(verdicts: &[Verdict], started: Instant) -> ExitCode {
+fn close(verdicts: &[Verdict], skipped: &[String], lost: usize, started: Instant) -> ExitCode {
+    for line in skipped {
+        println!("test: skipped: {line}");
+    }
     for (name, result) in verdicts {
         let word = if result.is_ok() { "ok" } else { "FAILED" };
         println!("test: {word}: {name}");
@@ -194,14 +225,13 @@ fn close(verdicts: &[Verdict], started: Instant) -> ExitCode {
         .filter(|(_, result)| result.is_err())
         .count();
     let took = started.elapsed().as_secs();
+    let (steps, skipped) = (verdicts.len(), skipped.len());
+    let rest = format!("in {took} s; skipped tests: {skipped}, lost labs: {lost}");
     if failed == 0 {
-        println!("test: ok, {} steps in {took} s", verdicts.len());
+        println!("test: ok, {steps} steps {rest}");
         ExitCode::SUCCESS
     } else {
-        println!(
-            "test: FAILED, {failed} of {} steps, in {took} s",
-            verdicts.len()
-        );
+        println!("test: FAILED, {failed} of {steps} steps, {rest}");
         ExitCode::FAILURE
     }
 }

@@ -5,13 +5,18 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 
+use splitring_needs as needs;
+
 const NOBODY: u32 = 65534;
 
 /// Runs `xtask demo` as nobody with this search path; None where we can't become somebody else.
 fn demo(dir: &Path, path: &str) -> Option<Output> {
     let everybodys = |file: fs::Metadata| file.permissions().mode() & 0o002 != 0;
-    if !rustix::process::geteuid().is_root() || fs::metadata("/dev/kvm").is_ok_and(everybodys) {
-        eprintln!("not tried: needs root, to become somebody else who may not use /dev/kvm");
+    if !needs::root() {
+        return None;
+    }
+    if fs::metadata("/dev/kvm").is_ok_and(everybodys) {
+        needs::lack("everybody may use /dev/kvm here");
         return None;
     }
     // The program may lie where only root looks.
@@ -56,9 +61,10 @@ fn what_is_missing_is_named_with_the_command_that_installs_it() {
 fn what_needs_root_is_shown_as_a_command_to_type() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = std::env::var("PATH").unwrap_or_default();
-    let installed = std::env::split_paths(&path).any(|dir| dir.join("qemu-system-x86_64").exists());
-    if !installed || !Path::new("/usr/lib/qemu/virtiofsd").exists() {
-        eprintln!("not tried: the lab's programs are not installed");
+    let qemu = std::env::split_paths(&path).any(|dir| dir.join("qemu-system-x86_64").exists());
+    let virtiofsd = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
+    if !qemu || !virtiofsd.iter().any(|path| Path::new(path).exists()) {
+        needs::lack("the lab's programs are not installed");
         return;
     }
     let Some(output) = demo(dir.path(), &path) else {

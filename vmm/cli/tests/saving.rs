@@ -1,6 +1,6 @@
 //! A kernel that is not in the cache yet gets there behind the guest's back.
 //!
-//! Without /dev/kvm the tests say so and pass.
+//! Without /dev/kvm the tests are skipped.
 
 #[path = "../../tests/tiny/mod.rs"]
 mod tiny;

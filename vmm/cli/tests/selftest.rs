@@ -15,6 +15,7 @@ use seccompiler::{
     SeccompRule, TargetArch, apply_filter,
 };
 use splitring::selftest::{self, Options, Report, SelftestError};
+use splitring_needs as needs;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_splitring");
 const SHORT: [&str; 3] = ["selftest", "--seconds", "0.01"];
@@ -22,18 +23,6 @@ const SHORT: [&str; 3] = ["selftest", "--seconds", "0.01"];
 /// KVM's requests (`include/uapi/linux/kvm.h`).
 const KVM_SET_MSRS: u64 = 0x4008_ae89;
 const KVM_SET_CPUID2: u64 = 0x4008_ae90;
-
-fn no_kvm() -> bool {
-    let missing = fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_err();
-    if missing {
-        eprintln!("not tried: /dev/kvm does not open here");
-    }
-    missing
-}
 
 /// Runs a guest of these instructions as if it were the self-test's.
 fn run_tiny(code: &[u8]) -> Result<Report, SelftestError> {
@@ -56,7 +45,7 @@ fn says(output: &Output, code: i32, parts: &[&str]) {
 
 #[test]
 fn a_guest_that_crashes_is_a_verdict() {
-    if no_kvm() {
+    if !needs::kvm() {
         return;
     }
     let error = run_tiny(tiny::TRIPLE_FAULT).expect_err("nothing was reported");
@@ -70,7 +59,7 @@ fn a_guest_that_crashes_is_a_verdict() {
 
 #[test]
 fn a_guest_that_hangs_is_ended_by_the_watchdog() {
-    if no_kvm() {
+    if !needs::kvm() {
         return;
     }
     let error = run_tiny(tiny::SPIN).expect_err("nothing was reported");
@@ -102,7 +91,7 @@ fn run_refused(request: u64) -> Output {
 
 #[test]
 fn a_kvm_that_refuses_every_register_still_passes() {
-    if no_kvm() {
+    if !needs::kvm() {
         return;
     }
     let output = run_refused(KVM_SET_MSRS);
@@ -113,7 +102,7 @@ fn a_kvm_that_refuses_every_register_still_passes() {
 
 #[test]
 fn a_kvm_that_refuses_the_processors_features_is_named() {
-    if no_kvm() {
+    if !needs::kvm() {
         return;
     }
     let parts = [
@@ -145,7 +134,7 @@ fn a_host_without_kvm_is_told_what_to_do() {
     let script = "mount -t tmpfs none /dev || exit 9; exec \"$0\" selftest";
     let output = run_in_namespace(script, Path::new(PROGRAM));
     if output.status.code() == NOT_ALLOWED {
-        eprintln!("not tried: no mount namespaces here");
+        needs::lack("no mount namespaces here");
         return;
     }
     says(
@@ -159,8 +148,7 @@ fn a_host_without_kvm_is_told_what_to_do() {
 /// left either way.
 #[test]
 fn an_ordinary_user_needs_nothing_but_access_to_kvm() {
-    if no_kvm() || !rustix::process::geteuid().is_root() {
-        eprintln!("not tried: needs root, to become somebody else");
+    if !needs::kvm() || !needs::root() {
         return;
     }
     let dir = tempfile::tempdir().expect("a directory");
@@ -185,7 +173,7 @@ fn an_ordinary_user_needs_nothing_but_access_to_kvm() {
     };
     let refused = run("600");
     if refused.status.code() == NOT_ALLOWED {
-        eprintln!("not tried: no device nodes in mount namespaces here");
+        needs::lack("no device files in mount namespaces here");
         return;
     }
     let parts = [

@@ -2,17 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
+use splitring_needs::{REQUIRE_KVM, REQUIRE_TOOLS, SKIPPED};
 
+use super::skipped;
 use crate::guest::{ASSETS, BINARY};
 use crate::lab;
 use crate::progress::say;
 
-/// How often a test may lose its lab: the emulated machine dies now and then, whatever runs in it.
+/// How often a test is tried whose lab is lost.
 const TRIES: u32 = 3;
+/// How many labs a run may lose: what loses more is a fault, of Splitring's or of the lab's.
+const LABS_TO_LOSE: usize = 1;
 /// One test's own limit, in seconds.
 const TEST_LIMIT: u32 = 600;
 
@@ -32,6 +38,63 @@ pub(super) struct Board {
     /// What has passed in this or another run, a file each.
     passed: PathBuf,
     tests: Vec<Test>,
+    /// How many labs have ended before their work.
+    lost: AtomicUsize,
+}
+
+/// How the tests of a run went.
+#[derive(Debug, Default)]
+pub(super) struct Sum {
+    passed: usize,
+    failed: Vec<String>,
+    /// The skipped ones, each with the reason.
+    pub(super) skipped: Vec<String>,
+    /// Labs that ended before their work.
+    pub(super) lost: usize,
+}
+
+impl Sum {
+    /// Returns the closing line that programs read: nothing but numbers of tests, behind one word.
+    fn plain(&self) -> String {
+        let (passed, failed, skipped) = (self.passed, self.failed.len(), self.skipped.len());
+        format!("end-to-end: {passed} passed, {failed} failed, {skipped} skipped")
+    }
+
+    /// Returns whether all is well.
+    ///
+    /// # Errors
+    ///
+    /// Names the tests that failed, and tells if more labs were lost than may be.
+    pub(super) fn verdict(&self) -> Result<()> {
+        let tests = self.passed + self.failed.len() + self.skipped.len();
+        ensure!(
+            self.failed.is_empty(),
+            "{} of {tests} failed: {}",
+            self.failed.len(),
+            self.failed.join(", ")
+        );
+        ensure!(
+            self.lost <= LABS_TO_LOSE,
+            "{} labs were lost, of which only {LABS_TO_LOSE} may be",
+            self.lost
+        );
+        Ok(())
+    }
+}
+
+impl fmt::Display for Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (passed, failed) = (self.passed, self.failed.len());
+        write!(f, "end-to-end tests: {passed} passed, {failed} failed")?;
+        if !self.skipped.is_empty() {
+            write!(f, ", {} skipped", self.skipped.len())?;
+        }
+        match self.lost {
+            0 => Ok(()),
+            1 => write!(f, ", 1 lab lost"),
+            lost => write!(f, ", {lost} labs lost"),
+        }
+    }
 }
 
 impl Board {
@@ -46,8 +109,9 @@ impl Board {
             dir: dir.join("board"),
             passed,
             tests,
+            lost: AtomicUsize::new(0),
         };
-        let parts = ["claims", "results", "logs"].map(|part| board.dir.join(part));
+        let parts = ["claims", "results", "logs", "skipped"].map(|part| board.dir.join(part));
         for part in parts.iter().chain([&board.passed]) {
             fs::create_dir_all(part).with_context(|| format!("cannot make {}", part.display()))?;
         }
@@ -62,7 +126,9 @@ impl Board {
             .replace("@PASSED@", &board.passed.display().to_string())
             .replace("@LIMIT@", &TEST_LIMIT.to_string())
             .replace("@BINARY@", &format!("{BINARY}='{}'", splitring.display()))
-            .replace("@ASSETS@", &format!("{ASSETS}='{}'", dir.display()));
+            .replace("@ASSETS@", &format!("{ASSETS}='{}'", dir.display()))
+            .replace("@REQUIRED@", &format!("{REQUIRE_KVM}=1 {REQUIRE_TOOLS}=1"))
+            .replace("@SKIPPED@", SKIPPED);
         fs::write(board.dir.join("tests"), list)
             .and_then(|()| fs::write(board.dir.join("worker"), script))
             .with_context(|| format!("cannot write to {}", board.dir.display()))?;
@@ -88,6 +154,7 @@ impl Board {
                 Ok(outcome) => say(format!("worker {worker} ended with {}", outcome.code)),
                 Err(error) => say(format!("worker {worker}: {error:#}")),
             }
+            self.lost.fetch_add(1, Ordering::Relaxed);
             let Some(test) = self.unfinished(worker) else {
                 // It ended between two tests, or before the first.
                 stillborn += 1;
@@ -134,8 +201,9 @@ impl Board {
     }
 
     fn release(&self, test: &Test) {
-        // Either may not be there.
+        // Any of them may not be there.
         drop(fs::remove_file(self.place("results", test)));
+        drop(fs::remove_file(self.place("skipped", test)));
         drop(fs::remove_dir_all(self.place("claims", test)));
     }
 
@@ -150,41 +218,39 @@ impl Board {
         self.dir.join(part).join(&test.id)
     }
 
-    /// Prints the logs of what failed and the sum.
-    pub(super) fn report(&self) -> Result<()> {
-        let mut failed = Vec::new();
+    /// Prints the logs of what failed and two closing lines, and returns the sum.
+    pub(super) fn report(&self) -> Sum {
+        let mut sum = Sum {
+            lost: self.lost.load(Ordering::Relaxed),
+            ..Sum::default()
+        };
         for test in &self.tests {
             match self.result(test).as_deref() {
-                Some("ok") => {}
+                Some("ok") => sum.passed += 1,
+                Some("skipped") => {
+                    let why = skipped::read(&self.place("skipped", test));
+                    sum.skipped.push(why.join("; "));
+                }
                 Some(_) => {
                     let log = fs::read(self.place("logs", test)).unwrap_or_default();
                     println!("-- {}\n{}", test.name, String::from_utf8_lossy(&log).trim());
-                    failed.push(test.name.as_str());
+                    sum.failed.push(test.name.clone());
                 }
-                None if self.has_passed(test) => {}
+                None if self.has_passed(test) => sum.passed += 1,
                 None => {
                     println!("-- {} did not end", test.name);
-                    failed.push(test.name.as_str());
+                    sum.failed.push(test.name.clone());
                 }
             }
         }
-        let passed = self.tests.len() - failed.len();
-        println!("end-to-end tests: {passed} passed, {} failed", failed.len());
-        if !failed.is_empty() {
-            bail!(
-                "{} of {} failed: {}",
-                failed.len(),
-                self.tests.len(),
-                failed.join(", ")
-            );
-        }
-        Ok(())
+        println!("{sum}\n{}", sum.plain());
+        sum
     }
 }
 
 /// Claims and runs one test after the other; `$1` is the worker's number.
 const WORKER: &str = r#"
-export @BINARY@ @ASSETS@
+export @BINARY@ @ASSETS@ @REQUIRED@
 # What the VMM caches it caches for this run, in memory.
 XDG_CACHE_HOME=$(mktemp -d -p /dev/shm) && export XDG_CACHE_HOME
 trap 'rm -rf "$XDG_CACHE_HOME"' EXIT
@@ -195,8 +261,12 @@ while read -r id name binary; do
   mkdir "claims/$id" 2>/dev/null || continue
   echo "$1" >"claims/$id/worker"
   read -r since _ </proc/uptime
+  export @SKIPPED@='@BOARD@'"/skipped/$id"
   if timeout -k 10 @LIMIT@ "$binary" --ignored --exact --show-output "$name" >"logs/$id" 2>&1 </dev/null
-  then result=ok; : >"@PASSED@/$id"; else result=FAILED; fi
+  then
+    # A later run may be able to run what this one could not.
+    if [ -e "skipped/$id" ]; then result=skipped; else result=ok; : >"@PASSED@/$id"; fi
+  else result=FAILED; fi
   read -r now _ </proc/uptime
   echo "  $result $name ($((${now%.*} - ${since%.*})) s)"
   echo $result >"results/$id"
@@ -209,8 +279,18 @@ mod tests {
 
     use super::*;
 
-    /// A program that passes the test `good`, after a while.
-    const PROGRAM: &str = "#!/bin/sh\nsleep 0.3; [ \"$4\" = good ]\n";
+    /// Stands in for a test executable, whose fourth argument is a test's name.
+    const PROGRAM: &str = r#"#!/bin/sh
+    case $4 in
+    good) sleep 0.3 ;;
+    picky) echo "$4: no such disk" >>"$SPLITRING_SKIPPED" ;;
+    # Its worker, the parent of timeout, is lost so many times.
+    unlucky*)
+      echo >>"$SPLITRING_ASSETS/$4"
+      [ $(wc -l <"$SPLITRING_ASSETS/$4") -gt ${4#unlucky} ] || kill -9 $(cut -d ' ' -f 4 /proc/$PPID/stat) ;;
+    *) exit 1 ;;
+    esac
+"#;
 
     fn board(dir: &Path, passed: &Path, names: &[&str]) -> Board {
         let binary = dir.join("program");
@@ -240,12 +320,62 @@ mod tests {
             }
         });
         let [both, good] = boards;
-        good.report().expect("it has passed in one of them");
-        let error = both.report().expect_err("one has failed").to_string();
+        let sum = good.report();
+        sum.verdict().expect("it has passed in one of them");
+        let error = both.report().verdict().expect_err("one has failed");
+        let error = error.to_string();
         assert_eq!(error, "1 of 2 failed: bad");
         let later = board(&dir.path().join("later"), &passed, &["good", "bad"]);
         later.work(0, None);
         assert_eq!(later.result(&later.tests[0]), None, "it has passed before");
         assert_eq!(later.result(&later.tests[1]).as_deref(), Some("FAILED"));
+    }
+
+    /// Runs these tests on a board of their own.
+    fn run(names: &[&str]) -> Sum {
+        let dir = tempfile::tempdir().expect("a directory");
+        let board = board(dir.path(), &dir.path().join("passed"), names);
+        board.work(0, None);
+        board.report()
+    }
+
+    #[test]
+    fn one_lost_lab_is_counted_and_two_fail_the_run() {
+        let once = run(&["good", "unlucky1"]);
+        assert_eq!(
+            once.to_string(),
+            "end-to-end tests: 2 passed, 0 failed, 1 lab lost"
+        );
+        assert_eq!(once.plain(), "end-to-end: 2 passed, 0 failed, 0 skipped");
+        once.verdict().expect("one may be lost");
+        let twice = run(&["good", "unlucky2"]);
+        assert_eq!(
+            twice.to_string(),
+            "end-to-end tests: 2 passed, 0 failed, 2 labs lost"
+        );
+        let error = twice.verdict().expect_err("two are too many").to_string();
+        assert!(error.contains("2 labs were lost"), "{error}");
+        // A test that never ends well without its lab has failed.
+        let never = run(&["unlucky9"]);
+        assert_eq!(
+            never.to_string(),
+            "end-to-end tests: 0 passed, 1 failed, 3 labs lost"
+        );
+    }
+
+    #[test]
+    fn a_skipped_test_is_counted_and_not_remembered_as_passed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let board = board(dir.path(), &dir.path().join("passed"), &["good", "picky"]);
+        board.work(0, None);
+        assert_eq!(board.open(), 1);
+        let sum = board.report();
+        assert_eq!(
+            sum.to_string(),
+            "end-to-end tests: 1 passed, 0 failed, 1 skipped"
+        );
+        assert_eq!(sum.plain(), "end-to-end: 1 passed, 0 failed, 1 skipped");
+        assert_eq!(sum.skipped, ["picky: no such disk"]);
+        sum.verdict().expect("nothing has failed");
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! They are the ignored tests of the `e2e_…` targets, so that nothing runs them by accident; those
 //! called `soak_…` run in the soak tier only. A worker is one lab (or one process, where the host's
-//! KVM does); workers share a list and claim one test after the other. If a lab dies, its test is
-//! tried again in a new one, twice at most. A soak remembers what has passed and goes on where it was; everything else is
+//! KVM does); workers share a list and claim one test after the other. If a lab is lost, its test is
+//! tried again in a new one, twice at most; a run that loses more than one lab fails. A soak remembers what has passed and goes on where it was; everything else is
 //! a run's own, so that two at once don't disturb each other.
 
 use std::fs;
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use super::Tier;
-use super::board::{Board, Test};
+use super::board::{Board, Sum, Test};
 use crate::assets::Cache;
 use crate::guest;
 use crate::host::{self, HostKvm};
@@ -42,10 +42,11 @@ const MODULES: [&str; 8] = [
 const PLAIN_LIMIT: Duration = Duration::from_secs(60 * 60);
 const SOAK_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
-/// Builds, prepares and runs those with `part` in their name.
-pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
+/// Builds, prepares and runs those with `part` in their name; in the lab if that is forced, or if the host's KVM
+/// can't run them. Prints and returns how they went.
+pub(crate) fn run(tier: Tier, part: &str, force_lab: bool, yes: bool) -> Result<Sum> {
     let host = HostKvm::detect();
-    let in_lab = !host.runs_stock_kernels();
+    let in_lab = force_lab || !host.runs_stock_kernels();
     let place = if in_lab {
         "in the lab"
     } else {
@@ -108,7 +109,7 @@ pub(crate) fn run(tier: Tier, part: &str, yes: bool) -> Result<()> {
             scope.spawn(move || board.work(worker, in_lab.then_some(options)));
         }
     });
-    board.report()
+    Ok(board.report())
 }
 
 /// The `e2e_…` test executables.

@@ -1,0 +1,61 @@
+//! Which tests were skipped: each notes itself in a file that the environment names (`tests/needs`).
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use splitring_needs::{REQUIRE_KVM, REQUIRE_TOOLS, SKIPPED};
+use tempfile::NamedTempFile;
+
+use super::Tier;
+
+/// The notes of one run.
+#[derive(Debug)]
+pub(super) struct Skipped {
+    notes: NamedTempFile,
+}
+
+impl Skipped {
+    /// A run without any so far.
+    pub(super) fn new() -> Result<Self> {
+        let notes = NamedTempFile::new().context("cannot make a file for the skipped tests")?;
+        Ok(Self { notes })
+    }
+
+    /// The environment of a program that runs tests: where to note a skipped one, and what none may be skipped for.
+    pub(super) fn environment(&self, tier: Tier) -> Vec<(&'static str, &OsStr)> {
+        let mut environment = vec![(SKIPPED, self.notes.path().as_os_str())];
+        if kvm_opens() {
+            environment.push((REQUIRE_KVM, OsStr::new("1")));
+        }
+        if tier != Tier::Quick {
+            environment.push((REQUIRE_TOOLS, OsStr::new("1")));
+        }
+        environment
+    }
+
+    /// The skipped tests so far, each with the reason, without repetition.
+    pub(super) fn lines(&self) -> Vec<String> {
+        read(self.notes.path())
+    }
+}
+
+/// The lines of a file of notes; none where no test was skipped.
+pub(super) fn read(notes: &Path) -> Vec<String> {
+    let text = fs::read(notes).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    lines.sort();
+    lines.dedup();
+    lines
+}
+
+/// Whether no test may be skipped for want of KVM.
+fn kvm_opens() -> bool {
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok()
+}

@@ -1,0 +1,208 @@
+//! What a test needs of the machine it runs on. A test that cannot run is skipped, never silently passed.
+//!
+//! Each function probes for one thing and returns whether it is there. If it is not, the caller returns, and the skipped
+//! test is noted: on standard error, and as a line in the file that [`SKIPPED`] names, which `cargo xtask test` counts.
+//! Where the test runner has promised a thing ([`REQUIRE_KVM`], [`REQUIRE_TOOLS`]) its absence is a failure instead.
+
+use std::env;
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::Write;
+use std::panic::Location;
+use std::path::Path;
+use std::thread;
+
+/// Names the file to which a line per skipped test is appended.
+pub const SKIPPED: &str = "SPLITRING_SKIPPED";
+/// If set, a test that is skipped for want of `/dev/kvm` fails.
+pub const REQUIRE_KVM: &str = "SPLITRING_REQUIRE_KVM";
+/// If set, a test that is skipped for want of a program fails.
+pub const REQUIRE_TOOLS: &str = "SPLITRING_REQUIRE_TOOLS";
+
+/// A privilege that a test needs (`include/uapi/linux/capability.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capability {
+    /// Networks: devices, addresses, packet filters.
+    NetAdmin = 12,
+    /// Mounts, namespaces, block devices, kernel settings.
+    SysAdmin = 21,
+    /// Device files.
+    Mknod = 27,
+}
+
+/// Returns whether `/dev/kvm` opens.
+///
+/// # Panics
+///
+/// If it does not although [`REQUIRE_KVM`] is set.
+#[track_caller]
+pub fn kvm() -> bool {
+    let opened = File::options().read(true).write(true).open("/dev/kvm");
+    let Err(error) = opened else { return true };
+    absent(REQUIRE_KVM, format!("/dev/kvm does not open: {error}"))
+}
+
+/// Returns whether `program` is in the search path; `package` is the Debian package that has it.
+///
+/// # Panics
+///
+/// If it is not although [`REQUIRE_TOOLS`] is set.
+#[track_caller]
+pub fn program(program: &str, package: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|dir| dir.join(program).is_file())
+        || absent(
+            REQUIRE_TOOLS,
+            format!("{program} is not installed (package {package})"),
+        )
+}
+
+/// Returns whether this process is root's: some tests become another user.
+#[track_caller]
+pub fn root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    effective_uid(&status) == Some(0) || lack("this needs root, to become another user")
+}
+
+/// Returns whether this process has all of `capabilities` in effect.
+#[track_caller]
+pub fn capabilities(capabilities: &[Capability]) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let held = effective_capabilities(&status);
+    let missing: Vec<_> = capabilities
+        .iter()
+        .filter(|capability| held & (1 << **capability as u32) == 0)
+        .collect();
+    missing.is_empty() || lack(format!("this process lacks {missing:?}"))
+}
+
+/// Returns whether the kernel module `name` is loaded with each of these parameters.
+#[track_caller]
+pub fn module(name: &str, parameters: &[(&str, &str)]) -> bool {
+    let dir = Path::new("/sys/module").join(name);
+    if !dir.exists() {
+        return lack(format!("the kernel module {name} is not loaded"));
+    }
+    let wrong = parameters.iter().find(|(parameter, value)| {
+        let file = dir.join("parameters").join(parameter);
+        fs::read_to_string(file).is_ok_and(|text| text.trim() != *value)
+    });
+    let Some((parameter, value)) = wrong else {
+        return true;
+    };
+    lack(format!("{name} is loaded without {parameter}={value}"))
+}
+
+/// Notes that the calling test is skipped, wholly or in part, because of `why`. Returns `false`.
+#[track_caller]
+pub fn lack(why: impl Display) -> bool {
+    let place = Location::caller();
+    // A test's thread has its name; as the only one it may run in the main thread.
+    let thread = thread::current();
+    let name = thread.name().filter(|name| *name != "main");
+    let name = name.map_or_else(
+        || format!("{}:{}", place.file(), place.line()),
+        str::to_owned,
+    );
+    let line = format!("{name}: {why}");
+    eprintln!("skipped: {line}");
+    if let Some(file) = env::var_os(SKIPPED) {
+        // One write, so that lines of tests that run at the same time stay whole.
+        let line = line.replace('\n', " ") + "\n";
+        File::options()
+            .append(true)
+            .create(true)
+            .open(&file)
+            .and_then(|mut file| file.write_all(line.as_bytes()))
+            .unwrap_or_else(|error| panic!("cannot note in {} a skip: {error}", file.display()));
+    }
+    false
+}
+
+/// A lack, unless the environment says that there is none.
+#[track_caller]
+fn absent(required: &str, why: String) -> bool {
+    assert!(
+        env::var_os(required).is_none(),
+        "{why}, although {required} is set"
+    );
+    lack(why)
+}
+
+/// The second number behind `Uid:` in a process's status.
+fn effective_uid(status: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The bits behind `CapEff:` in a process's status.
+fn effective_capabilities(status: &str) -> u64 {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .map(str::trim);
+    line.and_then(|bits| u64::from_str_radix(bits, 16).ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Output};
+
+    use super::*;
+
+    const STATUS: &str = "Name:\tx\nUid:\t1000\t0\t1000\t1000\nCapEff:\t0000000000201000\n";
+
+    #[test]
+    fn privileges_are_read_from_the_status_of_a_process() {
+        assert_eq!(effective_uid(STATUS), Some(0));
+        assert_eq!(effective_uid(""), None);
+        let both = (1 << Capability::NetAdmin as u32) | (1 << Capability::SysAdmin as u32);
+        assert_eq!(effective_capabilities(STATUS), both);
+        assert_eq!(effective_capabilities(""), 0);
+    }
+
+    /// The test that the next two run in a process of its own, whose environment they choose.
+    #[test]
+    #[ignore = "part of other tests"]
+    fn a_program_that_nobody_has() {
+        if program("splitring-no-such-program", "none") {
+            unreachable!();
+        }
+    }
+
+    fn run(environment: &[(&str, &Path)]) -> Output {
+        let mut command = Command::new(env::current_exe().expect("this program"));
+        command
+            .args(["--ignored", "--exact", "tests::a_program_that_nobody_has"])
+            .env_remove(REQUIRE_TOOLS)
+            .env_remove(SKIPPED);
+        for (name, value) in environment {
+            command.env(name, value);
+        }
+        command.output().expect("run this program")
+    }
+
+    #[test]
+    fn a_skipped_test_passes_and_is_noted() {
+        let file = env::temp_dir().join(format!("splitring-needs-{}", std::process::id()));
+        for _ in 0..2 {
+            assert!(run(&[(SKIPPED, &file)]).status.success());
+        }
+        let noted = fs::read_to_string(&file).expect("two notes");
+        fs::remove_file(&file).expect("remove the notes");
+        assert_eq!(noted.lines().count(), 2, "{noted}");
+        let line = noted.lines().next().expect("a note");
+        assert!(
+            line.ends_with("splitring-no-such-program is not installed (package none)"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_test_that_lacks_what_is_required_fails() {
+        assert!(run(&[]).status.success());
+        let output = run(&[(REQUIRE_TOOLS, Path::new("1"))]);
+        assert!(!output.status.success(), "it passed");
+    }
+}
