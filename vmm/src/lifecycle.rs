@@ -80,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) current: Mutex<Arc<Generation>>,
     /// `stop` was called: whatever takes long is to be cut short.
     pub(crate) stopping: AtomicBool,
+    /// Kernel thread ids of the device threads.
+    pub(crate) worker_threads: Vec<i32>,
 }
 
 /// The life-cycle thread's own state.
@@ -124,6 +126,7 @@ impl Lifecycle {
             events,
             current: Mutex::new(Arc::new(generation)),
             stopping: AtomicBool::new(false),
+            worker_threads: workers.iter().map(|worker| worker.thread_id()).collect(),
         });
         Ok(Self {
             config,

@@ -91,14 +91,26 @@ impl Drop for Owner {
         // A thread that is gone has ended the machine.
         let _ = self.sender.send(Message::Abandoned);
         let thread = lock(&self.thread).take();
-        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id())
-        {
+        // A disk or a backend of the embedder's may hold the last handle: a thread of the machine's own
+        // cannot wait for its own end, which comes all the same.
+        if let Some(thread) = thread.filter(|thread| !self.is_own_thread(thread)) {
             let _ = thread.join();
         }
     }
 }
 
 impl Owner {
+    /// Whether the calling thread is one of the machine's, whose life-cycle thread is `control`.
+    fn is_own_thread(&self, control: &JoinHandle<()>) -> bool {
+        let this = thread::current().id();
+        let worker = rustix::thread::gettid().as_raw_nonzero().get();
+        this == control.thread().id()
+            || self.shared.worker_threads.contains(&worker)
+            || lock(&self.generation().threads)
+                .iter()
+                .any(|vcpu| vcpu.thread().id() == this)
+    }
+
     fn generation(&self) -> Arc<Generation> {
         Arc::clone(&lock(&self.shared.current))
     }

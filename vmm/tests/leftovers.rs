@@ -28,6 +28,9 @@ fn machines_live_side_by_side_and_leave_nothing_behind() {
     drop(ended);
     let before = (entries("/proc/self/fd"), mappings());
     let threads = entries("/proc/self/task");
+    for _ in 0..100 {
+        assert_eq!(start(spin.clone()).stop(), ExitReason::Stopped);
+    }
     for _ in 0..3 {
         let machines: Vec<_> = (0..4).map(|_| start(spin.clone())).collect();
         assert_eq!(machines[1].stop(), ExitReason::Stopped);

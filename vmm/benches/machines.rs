@@ -1,0 +1,112 @@
+//! What a machine costs its host besides its guest: time and private memory, for many at once and for
+//! many one after the other, with a guest of two instructions that runs wherever `/dev/kvm` opens.
+//!
+//! `cargo bench --package splitring --bench machines`
+
+#[path = "../tests/tiny/mod.rs"]
+mod tiny;
+
+use std::fs;
+use std::time::Instant;
+
+use splitring::{Machine, Resources, VmConfig};
+
+const AT_ONCE: u32 = 200;
+const CYCLES: u32 = 1000;
+
+fn build(config: &VmConfig) -> Machine {
+    let options = Resources::options().any_kvm(true);
+    let resources = options.open(config).expect("opens");
+    Machine::new(config.clone(), resources).expect("builds")
+}
+
+fn main() {
+    let Some(dir) = tiny::directory() else { return };
+    let mut config = tiny::config(dir.path(), tiny::SPIN);
+    config.memory.size.0 = 16 << 20;
+    at_once(&config);
+    cycles(&config);
+}
+
+fn at_once(config: &VmConfig) {
+    // What the first machine of a process sets up is no other's.
+    drop(build(config));
+    let before = private_kib();
+    let machines: Vec<_> = timed("build", AT_ONCE, || {
+        (0..AT_ONCE).map(|_| build(config)).collect()
+    });
+    timed("start", AT_ONCE, || {
+        machines
+            .iter()
+            .for_each(|machine| machine.start().expect("starts"));
+    });
+    let guest = machines.len() as u64 * guest_kib(config);
+    let each = (private_kib() - before) / u64::from(AT_ONCE);
+    println!(
+        "{AT_ONCE} at once: {each} KiB of private memory for each, of {} KiB the guest may touch",
+        guest / u64::from(AT_ONCE)
+    );
+    timed("pause", AT_ONCE, || {
+        machines
+            .iter()
+            .for_each(|machine| machine.pause().expect("pauses"));
+    });
+    timed("resume", AT_ONCE, || {
+        machines
+            .iter()
+            .for_each(|machine| machine.resume().expect("resumes"));
+    });
+    timed("stop", AT_ONCE, || {
+        machines.iter().for_each(|machine| drop(machine.stop()));
+    });
+    timed("drop", AT_ONCE, || drop(machines));
+}
+
+fn cycles(config: &VmConfig) {
+    let before = leftovers();
+    timed("start and stop", CYCLES, || {
+        for _ in 0..CYCLES {
+            let machine = build(config);
+            machine.start().expect("starts");
+            machine.stop();
+        }
+    });
+    println!(
+        "left behind by {CYCLES}: {} descriptors, {} threads, {} mappings",
+        leftovers()[0] - before[0],
+        leftovers()[1] - before[1],
+        leftovers()[2] - before[2]
+    );
+}
+
+fn timed<T>(what: &str, times: u32, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = work();
+    println!("{what}: {:.2?} each", start.elapsed() / times);
+    result
+}
+
+fn guest_kib(config: &VmConfig) -> u64 {
+    config.memory.size.0 >> 10
+}
+
+/// Anonymous memory that is resident, in KiB.
+fn private_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("status");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.trim().split(' ').next());
+    number.expect("a line").parse().expect("a number")
+}
+
+/// Descriptors, threads and mappings of this process.
+fn leftovers() -> [i64; 3] {
+    let count = |path: &str| fs::read_dir(path).expect("list").count() as i64;
+    let maps = fs::read_to_string("/proc/self/maps").expect("maps");
+    [
+        count("/proc/self/fd"),
+        count("/proc/self/task"),
+        maps.lines().count() as i64,
+    ]
+}
