@@ -2,9 +2,10 @@
 //!
 //! Reads /proc, /sys and /dev and tries each thing itself; changes nothing. Behind `splitring check` and the remedies in error messages.
 
+mod hardware;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::path::Path;
 
 use serde::Serialize;
 use splitring_devices::disk::SharedRings;
@@ -34,10 +35,10 @@ pub struct SoftwareKvm {
 /// How far KVM goes, by what the processor and the loaded modules say.
 #[must_use]
 pub fn virtualisation() -> Virtualisation {
-    if !has_hardware(&first_cpu()) || pvm_only() {
-        Virtualisation::SoftwareOnly
-    } else {
+    if hardware::is_hardware(&first_cpu(), hardware::is_loaded) {
         Virtualisation::Hardware
+    } else {
+        Virtualisation::SoftwareOnly
     }
 }
 
@@ -49,7 +50,7 @@ pub fn require_hardware() -> Result<(), SoftwareKvm> {
     match virtualisation() {
         Virtualisation::Hardware => Ok(()),
         Virtualisation::SoftwareOnly => Err(SoftwareKvm {
-            module: if pvm_loaded() {
+            module: if hardware::is_pvm(hardware::is_loaded) {
                 " (module kvm_pvm)"
             } else {
                 ""
@@ -68,26 +69,6 @@ fn first_cpu() -> String {
         Ok(_) => text,
         Err(_) => String::new(),
     }
-}
-
-fn has_hardware(cpuinfo: &str) -> bool {
-    cpuinfo
-        .lines()
-        .filter(|line| line.starts_with("flags"))
-        .any(|line| {
-            line.split_whitespace()
-                .any(|flag| flag == "vmx" || flag == "svm")
-        })
-}
-
-fn pvm_loaded() -> bool {
-    Path::new("/sys/module/kvm_pvm").exists()
-}
-
-/// kvm_pvm and kvm_intel or kvm_amd exclude each other: one vendor module owns /dev/kvm.
-fn pvm_only() -> bool {
-    let vendor = ["/sys/module/kvm_intel", "/sys/module/kvm_amd"];
-    pvm_loaded() && !vendor.iter().any(|module| Path::new(module).exists())
 }
 
 /// What to do when /dev/kvm can't be opened for this reason.
@@ -308,15 +289,6 @@ fn open_files() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hardware_is_read_from_whole_flag_words() {
-        assert!(has_hardware("processor : 0\nflags\t\t: fpu vme svm sse\n"));
-        assert!(has_hardware("flags\t\t: fpu vmx\n"));
-        assert!(!has_hardware(
-            "flags\t\t: fpu svm_lock vmxnet\nbugs : vmx\n"
-        ));
-    }
 
     #[test]
     fn every_way_of_not_opening_kvm_has_its_own_remedy() {
