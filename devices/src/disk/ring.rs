@@ -74,6 +74,8 @@ struct Slot {
     cancelled: bool,
     /// When it began.
     mark: Mark,
+    /// The blocking thread has it.
+    aside: bool,
 }
 
 pub(super) struct RingQueue {
@@ -127,6 +129,7 @@ impl RingQueue {
             busy: 0,
             cancelled: false,
             mark: Mark::default(),
+            aside: false,
         };
         Some(Self {
             images,

@@ -1,10 +1,14 @@
 //! Storage of this machine made for one test: file systems and loop devices. It takes root and the programs for it;
 //! where they are missing a test says that it was not tried.
 
+mod fuse;
+
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+pub(in crate::disk) use fuse::FuseFile;
 
 /// Runs a program; `None` says why not, and that the test is left out.
 fn run(program: &str, arguments: &[&str]) -> Option<String> {

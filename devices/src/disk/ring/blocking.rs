@@ -84,6 +84,7 @@ impl RingQueue {
             offset: slot.offset,
             what,
         };
+        slot.aside = true;
         let refused = match self.helper() {
             Some(aside) => aside.give(job).err(),
             None => Some(job),
@@ -139,6 +140,7 @@ impl RingQueue {
             return;
         };
         slot.transfer = finished.transfer;
+        slot.aside = false;
         match (slot.step, finished.result) {
             (Step::Range { fua: true, .. }, Ok(_)) => {
                 slot.step = Step::Flush;

@@ -62,6 +62,10 @@ impl RingQueue {
         self.arm(false);
         self.enter();
         self.reap();
+        // What the host gives up now is not taken up again, nor is what is left of a request begun.
+        for slot in &mut self.slots {
+            slot.cancelled = true;
+        }
         if self.active() > 0 {
             self.push_cancel(CancelBuilder::any());
             self.enter();
@@ -109,8 +113,10 @@ impl RingQueue {
         );
         let free = std::mem::take(&mut self.free);
         let slots = std::mem::take(&mut self.slots);
-        for (index, slot) in slots.iter().enumerate() {
-            if !free.iter().any(|other| usize::from(*other) == index) {
+        let mut in_ring = false;
+        for (index, slot) in (0..).zip(&slots) {
+            if !free.contains(&index) {
+                in_ring |= !slot.aside;
                 self.done.push(Completion {
                     tag: slot.tag,
                     result: Err(IoFault::Stuck),
@@ -118,12 +124,11 @@ impl RingQueue {
                 });
             }
         }
-        std::mem::forget((
-            self.lose(),
-            slots,
-            self.reach.clone(),
-            std::mem::take(&mut self.images),
-        ));
-        self.dead = true;
+        // What hangs on the blocking thread has all it may touch itself, and the ring nothing of it.
+        if in_ring {
+            let images = std::mem::take(&mut self.images);
+            std::mem::forget((self.lose(), slots, self.reach.clone(), images));
+            self.dead = true;
+        }
     }
 }
