@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::aside::AsideQueue;
+use super::blocking::BlockingQueue;
 use super::immediate::{ImmediateQueue, Perform};
 use super::transfer::{Reach, Transfer};
 use super::{Completion, Disk, DiskError, DiskOp, DiskQueue, Full, Geometry, IoFault, RangeLimits};
@@ -211,8 +211,8 @@ impl Perform for MemoryStream {
     }
 }
 
-/// A [`MemoryDisk`] behind blocking calls, as a plain image on a slow medium: each request waits on the thread beside its
-/// queue until the test lets one more through.
+/// A [`MemoryDisk`] behind blocking calls, as a plain image on a slow medium: each request waits on the blocking thread of
+/// its queue until the test lets one more through.
 pub struct GatedDisk {
     inner: Arc<MemoryDisk>,
     gate: Arc<Gate>,
@@ -250,7 +250,7 @@ impl Disk for GatedDisk {
             inner: MemoryStream::new(&self.inner, ram),
             gate: Arc::clone(&self.gate),
         };
-        let queue = AsideQueue::start(stream, depth).map_err(|source| DiskError::Host {
+        let queue = BlockingQueue::start(stream, depth).map_err(|source| DiskError::Host {
             operation: "start a thread for",
             path: "a test's disk".into(),
             source,

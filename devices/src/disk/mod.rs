@@ -11,7 +11,7 @@
 //! - a result is `Ok(bytes)` only if all bytes asked for were transferred; short transfers are retried, then reported;
 //! - guest memory is not touched after the completion of its request, nor after [`DiskQueue::drain`] returned.
 
-mod aside;
+mod blocking;
 mod bounce;
 mod cached;
 pub mod config;

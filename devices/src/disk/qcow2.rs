@@ -13,7 +13,7 @@ use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
 
-use super::aside::AsideQueue;
+use super::blocking::BlockingQueue;
 use super::config::{Cache, DiskConfig};
 use super::flush::Flushes;
 use super::immediate::Perform;
@@ -224,7 +224,7 @@ impl Disk for Qcow2Disk {
             transfer: Transfer::default(),
             buffer: Vec::new(),
         };
-        let queue = AsideQueue::start(stream, depth).map_err(|source| DiskError::Host {
+        let queue = BlockingQueue::start(stream, depth).map_err(|source| DiskError::Host {
             operation: "start a thread for",
             path: self.shared.path.clone(),
             source,

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use super::aside::AsideQueue;
+use super::blocking::BlockingQueue;
 use super::config::{Aio, DiskConfig};
 use super::handle::Handle;
 use super::image::Image;
@@ -132,7 +132,7 @@ impl RawDisk {
         if self.image.in_memory || self.streams == 0 {
             return Ok(ImmediateQueue::open(plain, depth));
         }
-        let queue = AsideQueue::start(plain, depth).map_err(|source| DiskError::Host {
+        let queue = BlockingQueue::start(plain, depth).map_err(|source| DiskError::Host {
             operation: "start a thread for",
             path: self.image.path.clone(),
             source,

@@ -25,7 +25,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use io_uring::IoUring;
 
-use super::aside::Aside;
+use super::blocking::BlockingThread;
 use super::cached::Cached;
 use super::flush::Mark;
 use super::handle::Handle;
@@ -75,7 +75,7 @@ struct Slot {
     /// When it began.
     mark: Mark,
     /// The blocking thread has it.
-    aside: bool,
+    offloaded: bool,
 }
 
 pub(super) struct RingQueue {
@@ -93,7 +93,7 @@ pub(super) struct RingQueue {
     cached: Cached,
     syncs: Syncs,
     /// Does what the ring can't; `None` until that is asked for.
-    aside: Option<Aside<Job, Finished>>,
+    blocking: Option<BlockingThread<Job, Finished>>,
     /// Whether completions signal the eventfd.
     armed: bool,
     /// The ring takes no requests any more.
@@ -129,7 +129,7 @@ impl RingQueue {
             busy: 0,
             cancelled: false,
             mark: Mark::default(),
-            aside: false,
+            offloaded: false,
         };
         Some(Self {
             images,
@@ -143,7 +143,7 @@ impl RingQueue {
             done: Vec::with_capacity(usize::from(depth)),
             cached: Cached::default(),
             syncs: Syncs::default(),
-            aside: None,
+            blocking: None,
             // Rings start with signals on.
             armed: true,
             dead: false,
@@ -198,7 +198,7 @@ impl RingQueue {
         let (step, seat) = (slot.step, slot.seat);
         let entry = self.entry(index);
         let Some(io) = self.usable() else {
-            return self.set_aside(index, What::Step(step));
+            return self.offload(index, What::Step(step));
         };
         // There is an entry for each slot, and a slot is pushed once until the kernel took it, so there is room.
         let pushed = entry.is_some_and(|entry| {
@@ -297,7 +297,7 @@ impl RingQueue {
         match self.prepare(index, seat, tag, op) {
             Next::Ring => self.push(index),
             Next::Done(result) => self.finish(index, result),
-            Next::Aside(what) => self.set_aside(index, what),
+            Next::Blocking(what) => self.offload(index, what),
         }
         Ok(())
     }
@@ -348,7 +348,7 @@ impl RingQueue {
 
     /// Takes all completions there are. Requests that need another step are pushed again.
     fn reap(&mut self) -> bool {
-        let mut any = self.reap_aside();
+        let mut any = self.reap_blocking();
         while let Some((tag, result)) = self
             .io()
             .and_then(|io| io.completion().next())
@@ -392,7 +392,7 @@ impl RingQueue {
             (Step::Flush | Step::Range { .. }, Ok(_)) => self.ended(index, Ok(())),
             (Step::Range { task, len, .. }, Err(_)) if range::refused(result.saturating_neg()) => {
                 range::note_refusal(image, task, result.saturating_neg());
-                self.set_aside(index, What::Instead { task, len });
+                self.offload(index, What::Instead { task, len });
             }
             (_, Err(_)) => self.ended(index, Err(IoFault::from_errno(result.saturating_neg()))),
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{RingQueue, Step, seated};
-use crate::disk::aside::Aside;
+use crate::disk::blocking::BlockingThread;
 use crate::disk::handle::Handle;
 use crate::disk::range::{self, Task};
 use crate::disk::transfer::{Reach, Transfer};
@@ -68,8 +68,8 @@ impl Job {
 }
 
 impl RingQueue {
-    /// Hands a slot's request to the thread; does it here where no thread is to be had.
-    pub(super) fn set_aside(&mut self, index: u16, what: What) {
+    /// Hands a slot's request to the blocking thread; does it here where no thread is to be had.
+    pub(super) fn offload(&mut self, index: u16, what: What) {
         let Some(slot) = self.slots.get_mut(usize::from(index)) else {
             return;
         };
@@ -84,9 +84,9 @@ impl RingQueue {
             offset: slot.offset,
             what,
         };
-        slot.aside = true;
-        let refused = match self.helper() {
-            Some(aside) => aside.give(job).err(),
+        slot.offloaded = true;
+        let refused = match self.blocking_thread() {
+            Some(blocking) => blocking.give(job).err(),
             None => Some(job),
         };
         if let Some(job) = refused {
@@ -94,9 +94,9 @@ impl RingQueue {
         }
     }
 
-    fn helper(&mut self) -> Option<&mut Aside<Job, Finished>> {
-        if self.aside.is_none() {
-            let started = Aside::start(Arc::clone(&self.event), Job::run);
+    fn blocking_thread(&mut self) -> Option<&mut BlockingThread<Job, Finished>> {
+        if self.blocking.is_none() {
+            let started = BlockingThread::start(Arc::clone(&self.event), Job::run);
             if let Err(error) = &started {
                 log::warn!(
                     self.throttle,
@@ -104,15 +104,15 @@ impl RingQueue {
                     self.name()
                 );
             }
-            self.aside = started.ok();
+            self.blocking = started.ok();
         }
-        self.aside.as_mut()
+        self.blocking.as_mut()
     }
 
     /// Takes what the thread has done. Whether there was any.
-    pub(super) fn reap_aside(&mut self) -> bool {
+    pub(super) fn reap_blocking(&mut self) -> bool {
         let mut any = false;
-        while let Some(finished) = self.aside.as_mut().and_then(Aside::take) {
+        while let Some(finished) = self.blocking.as_mut().and_then(BlockingThread::take) {
             any = true;
             self.put_back(finished);
         }
@@ -120,16 +120,24 @@ impl RingQueue {
     }
 
     /// At the end: waits a while for the thread if it is at something. Whether it was.
-    pub(super) fn wait_aside(&mut self, limit: Duration) -> bool {
-        let Some(aside) = self.aside.as_mut().filter(|aside| aside.under_way() > 0) else {
+    pub(super) fn wait_blocking(&mut self, limit: Duration) -> bool {
+        let Some(blocking) = self
+            .blocking
+            .as_mut()
+            .filter(|blocking| blocking.under_way() > 0)
+        else {
             return false;
         };
-        aside.give_up(true);
-        if let Some(finished) = aside.wait(limit) {
+        blocking.give_up(true);
+        if let Some(finished) = blocking.wait(limit) {
             self.put_back(finished);
         }
-        if let Some(aside) = self.aside.as_ref().filter(|aside| aside.under_way() == 0) {
-            aside.give_up(false);
+        if let Some(blocking) = self
+            .blocking
+            .as_ref()
+            .filter(|blocking| blocking.under_way() == 0)
+        {
+            blocking.give_up(false);
         }
         true
     }
@@ -140,7 +148,7 @@ impl RingQueue {
             return;
         };
         slot.transfer = finished.transfer;
-        slot.aside = false;
+        slot.offloaded = false;
         match (slot.step, finished.result) {
             (Step::Range { fua: true, .. }, Ok(_)) => {
                 slot.step = Step::Flush;

@@ -83,7 +83,7 @@ impl RingQueue {
 
     /// One turn of waiting at the end: up to `limit` for a completion.
     fn wait(&mut self, limit: Duration) {
-        if self.wait_aside(limit) {
+        if self.wait_blocking(limit) {
             return;
         }
         let timespec = Timespec::from(limit);
@@ -116,7 +116,7 @@ impl RingQueue {
         let mut in_ring = false;
         for (index, slot) in (0..).zip(&slots) {
             if !free.contains(&index) {
-                in_ring |= !slot.aside;
+                in_ring |= !slot.offloaded;
                 self.done.push(Completion {
                     tag: slot.tag,
                     result: Err(IoFault::Stuck),

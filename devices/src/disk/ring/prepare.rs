@@ -15,7 +15,7 @@ pub(super) enum Next {
     /// The ring gets it.
     Ring,
     /// It would block.
-    Aside(What),
+    Blocking(What),
 }
 
 impl RingQueue {
@@ -99,10 +99,10 @@ impl RingQueue {
         let at_once = match slot.step {
             Step::Read | Step::Write { .. } if slot.transfer.len() == 0 => Some(Ok(0)),
             Step::Range { len: 0, .. } => Some(Ok(0)),
-            Step::Read if !fits(slot) => return Next::Aside(What::Step(slot.step)),
-            Step::Write { .. } if !fits(slot) => return Next::Aside(What::Step(slot.step)),
+            Step::Read if !fits(slot) => return Next::Blocking(What::Step(slot.step)),
+            Step::Write { .. } if !fits(slot) => return Next::Blocking(What::Step(slot.step)),
             Step::Range { task, .. } if range::fallocate_mode(image, task).is_none() => {
-                return Next::Aside(What::Step(slot.step));
+                return Next::Blocking(What::Step(slot.step));
             }
             Step::Read => self.cached.read(image, &mut slot.transfer, slot.offset),
             Step::Write { fua: false } => self.cached.write(image, &mut slot.transfer, slot.offset),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use splitring_virtio::mem::Segment;
 
-use super::Aside;
+use super::BlockingThread;
 use crate::disk::immediate::Perform;
 use crate::disk::{Completion, Data, DiskOp, DiskQueue, Full, IoFault};
 
@@ -16,9 +16,9 @@ use crate::disk::{Completion, Data, DiskOp, DiskQueue, Full, IoFault};
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// The queue.
-pub(in crate::disk) struct AsideQueue {
+pub(in crate::disk) struct BlockingQueue {
     event: Arc<OwnedFd>,
-    aside: Aside<Order, Completion>,
+    blocking: BlockingThread<Order, Completion>,
     /// Tags in flight.
     tags: Vec<u64>,
     depth: usize,
@@ -107,17 +107,17 @@ impl Order {
     }
 }
 
-impl AsideQueue {
+impl BlockingQueue {
     pub(in crate::disk) fn start(
         mut performer: impl Perform + 'static,
         depth: u16,
     ) -> io::Result<Self> {
         let event = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let work = move |order: Order, given_up| order.perform(&mut performer, given_up);
-        let aside = Aside::start(Arc::clone(&event), work)?;
+        let blocking = BlockingThread::start(Arc::clone(&event), work)?;
         Ok(Self {
             event,
-            aside,
+            blocking,
             tags: Vec::with_capacity(usize::from(depth)),
             depth: usize::from(depth),
         })
@@ -131,13 +131,13 @@ impl AsideQueue {
     }
 }
 
-impl Drop for AsideQueue {
+impl Drop for BlockingQueue {
     fn drop(&mut self) {
         self.drain(&mut Vec::new());
     }
 }
 
-impl DiskQueue for AsideQueue {
+impl DiskQueue for BlockingQueue {
     fn ready(&mut self) -> bool {
         self.tags.len() < self.depth
     }
@@ -146,7 +146,7 @@ impl DiskQueue for AsideQueue {
         if !self.ready() {
             return Err(Full);
         }
-        self.aside.give(Order::new(tag, op)).map_err(|_| Full)?;
+        self.blocking.give(Order::new(tag, op)).map_err(|_| Full)?;
         self.tags.push(tag);
         Ok(())
     }
@@ -154,7 +154,7 @@ impl DiskQueue for AsideQueue {
     fn commit(&mut self) {}
 
     fn completions(&mut self, out: &mut Vec<Completion>) {
-        while let Some(completion) = self.aside.take() {
+        while let Some(completion) = self.blocking.take() {
             self.done(completion, out);
         }
     }
@@ -168,9 +168,9 @@ impl DiskQueue for AsideQueue {
     }
 
     fn drain(&mut self, out: &mut Vec<Completion>) {
-        self.aside.give_up(true);
+        self.blocking.give_up(true);
         while !self.tags.is_empty()
-            && let Some(completion) = self.aside.wait(DRAIN_LIMIT)
+            && let Some(completion) = self.blocking.wait(DRAIN_LIMIT)
         {
             self.done(completion, out);
         }
@@ -181,8 +181,8 @@ impl DiskQueue for AsideQueue {
             buffer: None,
         });
         out.extend(stuck);
-        if self.aside.under_way() == 0 {
-            self.aside.give_up(false);
+        if self.blocking.under_way() == 0 {
+            self.blocking.give_up(false);
         }
     }
 }

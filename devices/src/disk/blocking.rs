@@ -1,4 +1,4 @@
-//! A thread for what the host has blocking calls for only, so that it holds up nobody but its own kind.
+//! A blocking thread: for what the host has blocking calls for only, so that it holds up nobody but its own kind.
 
 mod queue;
 
@@ -10,17 +10,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-pub(super) use queue::AsideQueue;
+pub(super) use queue::BlockingQueue;
 
 /// The thread, as seen by the queue it works for. It ends with the queue, or after the job it is at.
-pub(super) struct Aside<J, R> {
+pub(super) struct BlockingThread<J, R> {
     jobs: Sender<J>,
     results: Receiver<R>,
     under_way: usize,
     given_up: Arc<AtomicBool>,
 }
 
-impl<J: Send + 'static, R: Send + 'static> Aside<J, R> {
+impl<J: Send + 'static, R: Send + 'static> BlockingThread<J, R> {
     /// Jobs are done by `work`, one after the other; it is told whether they were given up meanwhile, and then has no
     /// more to do than to say so. Each result is announced on `event`.
     pub(super) fn start(
@@ -32,7 +32,7 @@ impl<J: Send + 'static, R: Send + 'static> Aside<J, R> {
         let given_up = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&given_up);
         thread::Builder::new()
-            .name("disk-aside".into())
+            .name("disk-blocking".into())
             .spawn(move || {
                 for job in orders {
                     if answer
