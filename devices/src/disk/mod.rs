@@ -181,6 +181,10 @@ pub trait Disk: Send + Sync {
 }
 
 /// One stream of requests to a disk, owned by one thread. Dropping it drains it.
+///
+/// Some requests are carried out on a blocking thread. If that one panics, which is a bug in this program, its requests
+/// fail with [`IoFault::Stuck`], and [`completions`](Self::completions) or [`drain`](Self::drain) go on with the panic
+/// on the caller's thread. A worker reports it, and the machine ends.
 pub trait DiskQueue: Send {
     /// Whether one more request may be submitted now. If not, because `depth` requests are in flight or a rate
     /// limit is reached, one of [`events`](Self::events) becomes readable when this may have changed.

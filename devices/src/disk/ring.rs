@@ -502,6 +502,7 @@ impl DiskQueue for RingQueue {
             let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
         }
         out.append(&mut self.done);
+        self.pass_on_panic();
     }
 
     fn has_completions(&mut self) -> bool {
@@ -523,12 +524,13 @@ impl DiskQueue for RingQueue {
 
     fn drain(&mut self, out: &mut Vec<Completion>) {
         self.drain_all(out);
+        self.pass_on_panic();
     }
 }
 
 impl Drop for RingQueue {
     fn drop(&mut self) {
-        self.drain(&mut Vec::new());
+        self.drain_all(&mut Vec::new());
         // An entry that the kernel never took would be in the way of whoever has the ring next.
         if self.dead || !self.pushed.is_empty() {
             drop(self.lose());

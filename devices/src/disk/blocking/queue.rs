@@ -21,6 +21,8 @@ pub(in crate::disk) struct BlockingQueue {
     blocking: BlockingThread<Order, Completion>,
     /// Tags in flight.
     tags: Vec<u64>,
+    /// Requests that no thread takes any more.
+    failed: Vec<Completion>,
     depth: usize,
 }
 
@@ -72,6 +74,22 @@ impl Order {
 
 impl Order {
     /// Has it done, on the thread.
+    /// The answer where there is nobody to carry it out.
+    fn fail(self) -> Completion {
+        let buffer = match self.op {
+            DiskOp::Read { data, .. } | DiskOp::Write { data, .. } => match data {
+                Data::Host(buffer) => Some(buffer),
+                Data::Guest(_) => None,
+            },
+            _ => None,
+        };
+        Completion {
+            tag: self.tag,
+            result: Err(IoFault::Stuck),
+            buffer,
+        }
+    }
+
     fn perform(self, performer: &mut impl Perform, given_up: bool) -> Completion {
         if given_up {
             return Completion {
@@ -119,8 +137,20 @@ impl BlockingQueue {
             event,
             blocking,
             tags: Vec::with_capacity(usize::from(depth)),
+            failed: Vec::new(),
             depth: usize::from(depth),
         })
+    }
+
+    /// Answers what does not come back.
+    fn fail(&mut self, out: &mut Vec<Completion>) {
+        let stuck = self.tags.drain(..).map(|tag| Completion {
+            tag,
+            result: Err(IoFault::Stuck),
+            buffer: None,
+        });
+        out.extend(stuck);
+        out.append(&mut self.failed);
     }
 
     fn done(&mut self, completion: Completion, out: &mut Vec<Completion>) {
@@ -133,21 +163,23 @@ impl BlockingQueue {
 
 impl Drop for BlockingQueue {
     fn drop(&mut self) {
-        self.drain(&mut Vec::new());
+        self.finish(&mut Vec::new());
     }
 }
 
 impl DiskQueue for BlockingQueue {
     fn ready(&mut self) -> bool {
-        self.tags.len() < self.depth
+        self.in_flight() < self.depth
     }
 
     fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
         if !self.ready() {
             return Err(Full);
         }
-        self.blocking.give(Order::new(tag, op)).map_err(|_| Full)?;
-        self.tags.push(tag);
+        match self.blocking.give(Order::new(tag, op)) {
+            Ok(()) => self.tags.push(tag),
+            Err(order) => self.failed.push(order.fail()),
+        }
         Ok(())
     }
 
@@ -157,6 +189,10 @@ impl DiskQueue for BlockingQueue {
         while let Some(completion) = self.blocking.take() {
             self.done(completion, out);
         }
+        if self.blocking.ended() {
+            self.fail(out);
+            self.blocking.pass_on_panic();
+        }
     }
 
     fn events(&self) -> Vec<BorrowedFd<'_>> {
@@ -164,10 +200,18 @@ impl DiskQueue for BlockingQueue {
     }
 
     fn in_flight(&self) -> usize {
-        self.tags.len()
+        self.tags.len().saturating_add(self.failed.len())
     }
 
     fn drain(&mut self, out: &mut Vec<Completion>) {
+        self.finish(out);
+        self.blocking.pass_on_panic();
+    }
+}
+
+impl BlockingQueue {
+    /// Drains.
+    fn finish(&mut self, out: &mut Vec<Completion>) {
         self.blocking.give_up(true);
         while !self.tags.is_empty()
             && let Some(completion) = self.blocking.wait(DRAIN_LIMIT)
@@ -175,12 +219,7 @@ impl DiskQueue for BlockingQueue {
             self.done(completion, out);
         }
         // What is left hangs in the host. The thread keeps the memory, and begins nothing any more.
-        let stuck = self.tags.drain(..).map(|tag| Completion {
-            tag,
-            result: Err(IoFault::Stuck),
-            buffer: None,
-        });
-        out.extend(stuck);
+        self.fail(out);
         if self.blocking.under_way() == 0 {
             self.blocking.give_up(false);
         }

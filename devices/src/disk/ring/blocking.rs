@@ -44,6 +44,10 @@ impl Job {
             true => Err(IoFault::Cancelled),
             false => self.perform(),
         };
+        self.end(result)
+    }
+
+    fn end(self, result: Result<u64, IoFault>) -> Finished {
         Finished {
             index: self.index,
             transfer: self.transfer,
@@ -85,12 +89,13 @@ impl RingQueue {
             what,
         };
         slot.offloaded = true;
-        let refused = match self.blocking_thread() {
-            Some(blocking) => blocking.give(job).err(),
-            None => Some(job),
-        };
-        if let Some(job) = refused {
-            self.put_back(job.run(false));
+        match self.blocking_thread() {
+            Some(blocking) => {
+                if let Err(job) = blocking.give(job) {
+                    self.put_back(job.end(Err(IoFault::Stuck)));
+                }
+            }
+            None => self.put_back(job.run(false)),
         }
     }
 
@@ -116,7 +121,31 @@ impl RingQueue {
             any = true;
             self.put_back(finished);
         }
+        any | self.fail_offloaded()
+    }
+
+    /// Answers what the thread had if it has panicked. Whether there was any.
+    fn fail_offloaded(&mut self) -> bool {
+        if !self.blocking.as_ref().is_some_and(BlockingThread::ended) {
+            return false;
+        }
+        let mut any = false;
+        for index in 0..u16::try_from(self.slots.len()).unwrap_or(u16::MAX) {
+            if let Some(slot) = self.slots.get_mut(usize::from(index))
+                && std::mem::take(&mut slot.offloaded)
+            {
+                any = true;
+                self.ended(index, Err(IoFault::Stuck));
+            }
+        }
         any
+    }
+
+    /// Goes on with a panic of the thread's on this one.
+    pub(super) fn pass_on_panic(&mut self) {
+        if let Some(blocking) = &mut self.blocking {
+            blocking.pass_on_panic();
+        }
     }
 
     /// At the end: waits a while for the thread if it is at something. Whether it was.

@@ -221,3 +221,39 @@ fn a_drain_does_not_ask_again_for_what_the_host_gave_up() {
     assert_eq!(finish(&mut queue, 1)[0].result, Ok(0));
     assert!(bound(&queue), "the ring came back");
 }
+
+#[test]
+fn a_panic_on_the_blocking_thread_fails_what_it_had_and_leaves_the_ring_alone() {
+    let host = Host::new();
+    let mut queue = host.queue();
+    let started = BlockingThread::start(Arc::clone(&queue.event), |_: Job, _| -> Finished {
+        panic!("a bug")
+    });
+    queue.blocking = Some(started.expect("a thread"));
+    // Part of a sector, which O_DIRECT would refuse.
+    let write = DiskOp::Write {
+        offset: 0,
+        data: Data::Host(vec![1; 100]),
+        fua: false,
+    };
+    if !queue.images[0].as_ref().expect("seated").direct {
+        return eprintln!("not tried: no O_DIRECT for temporary files");
+    }
+    queue.submit(1, write).expect("room");
+    queue.commit();
+    let mut done = Vec::new();
+    let end = Instant::now() + Duration::from_secs(20);
+    let panicked = loop {
+        assert!(Instant::now() < end, "nobody hears of it");
+        let look = || queue.completions(&mut done);
+        let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(look));
+        if looked.is_err() {
+            break looked;
+        }
+    };
+    assert_eq!(panicked.unwrap_err().downcast_ref::<&str>(), Some(&"a bug"));
+    assert_eq!(done[0].result, Err(IoFault::Stuck));
+    assert_eq!(queue.in_flight(), 0);
+    drop(queue);
+    work(&mut host.queue(), 1);
+}
