@@ -28,6 +28,7 @@ mod plan;
 mod request;
 mod requests;
 mod reserve;
+mod reserving;
 mod sense;
 mod slot;
 mod table;

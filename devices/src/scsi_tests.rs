@@ -23,6 +23,8 @@ mod pause;
 mod provisioning;
 #[path = "scsi/removal_tests.rs"]
 mod removal;
+#[path = "scsi/reserving_tests.rs"]
+mod reserving;
 #[path = "scsi/reset_tests.rs"]
 mod reset;
 #[path = "scsi/start_tests.rs"]

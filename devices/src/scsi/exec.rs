@@ -9,7 +9,8 @@ use super::identity::{self, MAX_UNMAP_DESCRIPTORS};
 use super::job::{Job, Same, Walk};
 use super::mode;
 use super::opcodes;
-use super::reserve::{self, Action, Port};
+use super::reserve::{self, Action};
+use super::reserving::Change;
 use super::sense::{Sense, Status, attention};
 use super::unit::Nexus;
 use super::wire::{self, Bytes};
@@ -20,8 +21,8 @@ pub(crate) enum Next {
     /// Status and parameter data.
     Answer(Result<Vec<u8>, Status>),
     Job(Job),
-    /// Good, once the commands of these ports have been aborted.
-    Abort(Vec<Port>),
+    /// A change of the reservations, to be made in its turn.
+    Reserve(Change),
 }
 
 /// Most LBA status descriptors in one answer.
@@ -41,6 +42,8 @@ pub(crate) fn run(nexus: &Nexus, command: &Command, list: &[u8]) -> Next {
             kind,
             ..
         } => reserve_out(nexus, action, scope, kind, list),
+        Command::Reserve => Next::Reserve(Change::Reserve),
+        Command::Release => Next::Reserve(Change::Release),
         _ => Next::Answer(answer(nexus, command, list).map(|data| cut(command, data))),
     }
 }
@@ -168,16 +171,6 @@ fn answer(nexus: &Nexus, command: &Command, list: &[u8]) -> Result<Vec<u8>, Stat
         }
         Command::ReportTaskFunctions { extended, .. } => Ok(opcodes::task_functions(extended)),
         Command::ReserveIn { action, .. } => reserve_in(nexus, action),
-        Command::Reserve => good(
-            nexus
-                .unit
-                .with(|state| state.reservations.reserve(nexus.port)),
-        ),
-        Command::Release => good(
-            nexus
-                .unit
-                .with(|state| state.reservations.release_legacy(nexus.port)),
-        ),
         Command::StartStop {
             power,
             load_eject,
@@ -195,13 +188,6 @@ fn answer(nexus: &Nexus, command: &Command, list: &[u8]) -> Result<Vec<u8>, Stat
         | Command::ReadDiscInformation { .. } => cdrom(nexus, command),
         // TEST UNIT READY, PRE-FETCH and the self-test have nothing more to do than to be admitted.
         _ => Ok(Vec::new()),
-    }
-}
-
-fn good(status: Status) -> Result<Vec<u8>, Status> {
-    match status {
-        Status::Good => Ok(Vec::new()),
-        other => Err(other),
     }
 }
 
@@ -356,7 +342,7 @@ fn defects(twelve: bool, lists: u8) -> Vec<u8> {
 fn reserve_in(nexus: &Nexus, action: u8) -> Result<Vec<u8>, Status> {
     use reserve::data;
     nexus.unit.with(|state| {
-        let keeps = state.store.is_some();
+        let keeps = nexus.unit.store.is_some();
         let reservations = &state.reservations;
         Ok(match action {
             0 => data::keys(reservations),
@@ -369,41 +355,13 @@ fn reserve_in(nexus: &Nexus, action: u8) -> Result<Vec<u8>, Status> {
 }
 
 fn reserve_out(nexus: &Nexus, action: u8, scope: u8, kind: u8, list: &[u8]) -> Next {
-    let Some(action) = Action::new(action) else {
-        return Next::Answer(Err(Sense::cdb_field(1, Some(4)).into()));
-    };
-    let effects = nexus.unit.with(|state| {
-        let request = reserve::data::parse(action, scope, kind, list, state.store.is_some())?;
-        let before = state.reservations.clone();
-        let effects = state.reservations.perform(nexus.port, &request)?;
-        let kept = before.persist || state.reservations.persist;
-        if let Some(store) = state.store.as_mut().filter(|_| kept)
-            && let Err(error) = store.save(&state.reservations)
-        {
-            // What can't be kept must not be promised.
-            tracing::error!(
-                "{}: cannot keep reservations over a power loss: {error}",
-                nexus.id
-            );
-            state.reservations = before;
-            return Err(Sense::INTERNAL_FAILURE.into());
-        }
-        Ok(effects)
-    });
-    let effects = match effects {
-        Ok(effects) => effects,
-        Err(status) => return Next::Answer(Err(status)),
-    };
-    let paths = nexus.unit.paths();
-    for (port, code) in effects.attentions {
-        paths
-            .iter()
-            .filter(|path| path.port == port)
-            .for_each(|path| path.attend(code));
-    }
-    match effects.abort.is_empty() {
-        true => Next::Answer(Ok(Vec::new())),
-        false => Next::Abort(effects.abort),
+    let keeps = nexus.unit.store.is_some();
+    let request = Action::new(action)
+        .ok_or_else(|| Sense::cdb_field(1, Some(4)).into())
+        .and_then(|action| reserve::data::parse(action, scope, kind, list, keeps));
+    match request {
+        Ok(request) => Next::Reserve(Change::Out(request)),
+        Err(status) => Next::Answer(Err(status)),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod orders;
 mod reply;
+mod reservations;
 mod task;
 
 use std::collections::VecDeque;
@@ -18,7 +19,7 @@ use super::backend::{Backend, QUEUES};
 use super::cdb::Command;
 use super::exec::{self, Next};
 use super::hub::{Enlistment, Hub, Mail, Map, Reply};
-use super::job::{Done, Job, Step};
+use super::job::{Done, Step};
 use super::luns;
 use super::request::{Answer, Request, Sizes};
 use super::sense::{Sense, Status, attention};
@@ -198,12 +199,29 @@ impl Requests {
         let list = parameter_list(&command, &request, out);
         match exec::run(&nexus, &command, &list) {
             Next::Answer(result) => reply(queue, request, result, out, descriptors),
-            Next::Job(job) => self.start(queue, request, nexus, job, out),
-            Next::Abort(ports) => self.abort_others(request, nexus, &ports, out),
+            Next::Job(job) => {
+                let tag = self.keep(request, nexus, Work::Locked(job), out);
+                self.begin(queue, tag);
+            }
+            Next::Reserve(change) => {
+                let tag = self.keep(request, nexus, Work::Reserving(change), out);
+                self.reserve(queue, tag);
+            }
         }
     }
 
-    fn keep(&mut self, task: Task) -> usize {
+    /// Enters a command that is not answered at once; `used` is how much of its data-out it takes.
+    fn keep(&mut self, request: Request, nexus: Arc<Nexus>, work: Work, used: u64) -> usize {
+        let task = Task {
+            request,
+            nexus,
+            work,
+            used,
+            held: None,
+            end: None,
+            replies: Vec::new(),
+            started: self.now,
+        };
         match self.free.pop() {
             Some(tag) => {
                 if let Some(place) = self.tasks.get_mut(tag) {
@@ -216,28 +234,6 @@ impl Requests {
                 self.tasks.len().saturating_sub(1)
             }
         }
-    }
-
-    fn start(
-        &mut self,
-        queue: &mut Queue,
-        request: Request,
-        nexus: Arc<Nexus>,
-        job: Job,
-        used: u64,
-    ) {
-        let work = Work::Locked(job);
-        let tag = self.keep(Task {
-            request,
-            nexus,
-            work,
-            used,
-            held: None,
-            end: None,
-            replies: Vec::new(),
-            started: self.now,
-        });
-        self.begin(queue, tag);
     }
 
     /// Begins a job, unless another has locked its range.

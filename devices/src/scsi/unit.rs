@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::address::Place;
 use super::cdrom::TrayEvent;
-use super::hub::Hub;
+use super::hub::{Hub, Mailbox};
 use super::identity::{Facts, Identity};
-use super::lock::Locks;
+use super::lock::{Held, Locks};
 use super::mode::Modes;
 use super::opened::{Attached, Scope};
 use super::reserve::store::Store;
@@ -33,7 +33,6 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) reservations: Reservations,
-    pub(crate) store: Option<Store>,
     pub(crate) modes: Modes,
     /// There is a medium.
     pub(crate) loaded: bool,
@@ -70,6 +69,10 @@ pub(crate) struct Unit {
     flags: AtomicU8,
     /// Ranges that COMPARE AND WRITE and ORWRITE are at work on.
     pub(crate) locks: Locks,
+    /// Where reservations are kept over a power loss.
+    pub(crate) store: Option<Store>,
+    /// Whose turn it is to change the reservations: a range of one byte.
+    turns: Locks,
     paths: Mutex<Vec<Weak<Nexus>>>,
 }
 
@@ -105,7 +108,6 @@ impl Unit {
         let (store, reservations) = new.store.unzip();
         let state = State {
             reservations: reservations.unwrap_or_default(),
-            store,
             modes: new.defaults,
             loaded: true,
             preventers: Vec::new(),
@@ -120,10 +122,17 @@ impl Unit {
             flags: AtomicU8::new(flags_of(&state)),
             state: Mutex::new(state),
             locks: Locks::default(),
+            store,
+            turns: Locks::default(),
             paths: Mutex::new(Vec::new()),
         });
         units.push(Arc::downgrade(&unit));
         unit
+    }
+
+    /// Takes the turn to change the reservations; if somebody has it, `waiter` is told when to try again.
+    pub(crate) fn turn(&self, waiter: &Arc<Mailbox>) -> Option<Held> {
+        self.turns.take(0, 1, waiter)
     }
 
     /// The initiator at `port` is powered on, and with it the unit if nobody else uses it (SPC-4 §5.13.5): what was

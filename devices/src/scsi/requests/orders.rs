@@ -2,47 +2,14 @@
 
 use std::sync::Arc;
 
-use splitring_virtio::spec::scsi::response;
-
 use super::Requests;
 use super::task::{Task, Work};
 use crate::device::Queue;
-use crate::scsi::hub::{Filter, Mail, Order, Reply, Sweep, Waiter};
-use crate::scsi::request::Request;
-use crate::scsi::reserve::Port;
+use crate::scsi::hub::{Filter, Mail, Order, Reply};
 use crate::scsi::sense::Status;
 use crate::scsi::unit::Nexus;
 
 impl Requests {
-    /// PREEMPT AND ABORT: good when the preempted commands are gone.
-    pub(super) fn abort_others(
-        &mut self,
-        request: Request,
-        nexus: Arc<Nexus>,
-        ports: &[Port],
-        used: u64,
-    ) {
-        let paths = nexus
-            .unit
-            .paths()
-            .into_iter()
-            .filter(|path| ports.contains(&path.port));
-        let filters = paths.map(Filter::Nexus).collect();
-        let waiter = Waiter::Mailbox(Arc::clone(self.enlistment.mailbox()));
-        let sweep = Sweep::start(Order::End(response::ABORTED), filters, waiter);
-        let work = Work::Aborting(sweep);
-        self.keep(Task {
-            request,
-            nexus,
-            work,
-            used,
-            held: None,
-            end: None,
-            replies: Vec::new(),
-            started: self.now,
-        });
-    }
-
     /// Lets go of removed units that have nothing in flight any more.
     pub(super) fn detach(&mut self) {
         let (tasks, backend) = (&self.tasks, &mut self.backend);
@@ -85,12 +52,7 @@ impl Requests {
         match mail {
             Mail::Retry => self.retry(queue),
             Mail::Sweep(filter, reply) => self.sweep(queue, filter, reply),
-            Mail::Look => {
-                let done = |work: &Work| matches!(work, Work::Aborting(sweep) if sweep.is_done());
-                for tag in self.tags_where(|task| done(&task.work)) {
-                    self.finish(queue, tag, Status::Good);
-                }
-            }
+            Mail::Look => self.look_at_reservations(queue),
         }
     }
 
@@ -101,10 +63,13 @@ impl Requests {
             .collect()
     }
 
-    /// A range was unlocked: whoever waited tries again.
+    /// A range was unlocked, or a turn is over: whoever waited tries again.
     fn retry(&mut self, queue: &mut Queue) {
         for tag in self.tags_where(|task| matches!(task.work, Work::Locked(_))) {
             self.begin(queue, tag);
+        }
+        for tag in self.tags_where(|task| matches!(task.work, Work::Reserving(_))) {
+            self.reserve(queue, tag);
         }
     }
 
@@ -140,8 +105,10 @@ impl Requests {
         match task.work {
             // Its memory is the host's until the host lets go of it.
             Work::Disk(_) => return self.backend.cancel(&task.nexus, wide),
+            // It may have its effect until the host is done with it.
+            Work::Saving(_) => return,
             Work::Queued(..) => self.backend.forget(&task.nexus, wide),
-            Work::Locked(_) | Work::Aborting(_) => {}
+            Work::Locked(_) | Work::Reserving(_) | Work::Aborting(_) => {}
         }
         self.finish(queue, tag, Status::Good);
     }

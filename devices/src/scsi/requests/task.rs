@@ -6,6 +6,7 @@ use crate::scsi::hub::{Reply, Sweep};
 use crate::scsi::job::{Job, Op};
 use crate::scsi::lock::Held;
 use crate::scsi::request::Request;
+use crate::scsi::reserving::{Change, Saving};
 use crate::scsi::unit::Nexus;
 
 /// A command at work.
@@ -31,6 +32,10 @@ pub(super) enum Work {
     Locked(Job),
     /// The disk takes no more now; this is next.
     Queued(Job, Op),
+    /// Waits for its turn to change the reservations.
+    Reserving(Change),
+    /// Its change of the reservations is being made stable.
+    Saving(Arc<Saving>),
     /// Waits until other commands have been aborted.
     Aborting(Arc<Sweep>),
 }

@@ -7,8 +7,10 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
 
 use super::{Held, Kind, MAX_REGISTRATIONS, Port, Registration, Reservations};
+use crate::scsi::unit::lock;
 use crate::scsi::wire::{self, Bytes};
 
 const MAGIC: u64 = u64::from_be_bytes(*b"SplRsv\x00\x01");
@@ -23,7 +25,8 @@ const _: () = assert!(HEADER + MAX_REGISTRATIONS * RECORD + CHECKSUM <= SLOT);
 #[derive(Debug)]
 pub(crate) struct Store {
     file: File,
-    sequence: u64,
+    /// Of the newest slot. Held while a slot is written.
+    sequence: Mutex<u64>,
 }
 
 impl Store {
@@ -45,12 +48,14 @@ impl Store {
     /// Takes the file over and returns what it last held.
     pub(crate) fn open(file: File) -> io::Result<(Self, Reservations)> {
         let (sequence, state) = newest(&file)?.unwrap_or_default();
+        let sequence = Mutex::new(sequence);
         Ok((Self { file, sequence }, state))
     }
 
-    /// Makes `state` what a restart finds: everything if it is to persist, else nothing.
-    pub(crate) fn save(&mut self, state: &Reservations) -> io::Result<()> {
-        let sequence = self.sequence.saturating_add(1);
+    /// Makes `state` what a restart finds: everything if it is to persist, else nothing. Blocks until it is stable.
+    pub(crate) fn save(&self, state: &Reservations) -> io::Result<()> {
+        let mut newest = lock(&self.sequence);
+        let sequence = newest.saturating_add(1);
         let kept = if state.persist {
             state.clone()
         } else {
@@ -59,8 +64,16 @@ impl Store {
         self.file
             .write_all_at(&encode(sequence, &kept), offset(sequence))?;
         self.file.sync_data()?;
-        self.sequence = sequence;
+        *newest = sequence;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    /// Keeps slots from being written until the guard is dropped, as slow storage does.
+    pub(crate) fn hold(&self) -> std::sync::MutexGuard<'_, u64> {
+        lock(&self.sequence)
     }
 }
 
@@ -186,7 +199,7 @@ mod tests {
     #[test]
     fn what_was_saved_is_found_again_and_an_empty_file_holds_nothing() {
         let file = tempfile::tempfile().unwrap();
-        let (mut store, state) = reopen(&file);
+        let (store, state) = reopen(&file);
         assert_eq!(state, Reservations::default());
         for generation in 0..5 {
             let state = Reservations {
@@ -203,7 +216,7 @@ mod tests {
     #[test]
     fn a_write_torn_at_any_byte_leaves_the_state_before_it() {
         let file = tempfile::tempfile().unwrap();
-        let (mut store, _) = reopen(&file);
+        let (store, _) = reopen(&file);
         store.save(&sample(true)).unwrap();
         let before = Reservations {
             generation: 10,
@@ -232,7 +245,7 @@ mod tests {
     #[test]
     fn a_full_table_fits_into_a_slot() {
         let file = tempfile::tempfile().unwrap();
-        let (mut store, _) = reopen(&file);
+        let (store, _) = reopen(&file);
         let registrations = (0..MAX_REGISTRATIONS as u64)
             .map(|n| Registration {
                 port: Port(n),
