@@ -263,6 +263,49 @@ fn events_go_into_whole_buffers_only() {
     assert_eq!(bench.stop(), 0);
 }
 
+/// A disk that cannot be used on any thread.
+struct Refusing(Arc<MemoryDisk>);
+
+impl Disk for Refusing {
+    fn geometry(&self) -> crate::disk::Geometry {
+        self.0.geometry()
+    }
+
+    fn open_queue(
+        &self,
+        _: crate::ram::Ram,
+        index: u16,
+        _: u16,
+    ) -> Result<Box<dyn crate::disk::DiskQueue>, crate::disk::DiskError> {
+        Err(crate::disk::DiskError::NoSuchQueue {
+            path: "refusing".into(),
+            index,
+        })
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_be_used_is_logged_a_few_times_however_often_the_guest_tries() {
+    let refusing = Refusing(MemoryDisk::new(1 << 20));
+    let units: Vec<(_, Arc<dyn Disk>)> = vec![(UnitConfig::new("disk"), Arc::new(refusing))];
+    let device = Arc::new(Scsi::new(&ScsiConfig::new("scsi0"), units).unwrap());
+    let lines = crate::testing::logged(|| {
+        for _ in 0..10 {
+            // A reset does not renew the limit.
+            let mut bench = Bench::start(Arc::clone(&device), VERSION_1, 64);
+            send(&mut bench, LUN, &[0; 6], &[], &[]).unwrap();
+            for _ in 0..10 {
+                let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+                let seen = send(&mut bench, LUN, &read, &[], &[(IN_AT, 512, true)]).unwrap();
+                assert_eq!((seen.response, seen.status), (0, 2));
+            }
+            assert_eq!(bench.stop(), 0);
+        }
+    });
+    assert!((1..=10).contains(&lines.len()), "{}", lines.len());
+    assert!(lines[0].contains("refusing"), "{lines:?}");
+}
+
 /// A small generator with a fixed seed.
 struct Noise(u64);
 

@@ -199,8 +199,6 @@ const LOGS_WITHOUT_LIMIT: &[(&str, usize, &str)] = &[
     ("disk/range.rs", 1, "once per kind of range and image"),
     ("disk/raw.rs", 3, "when an image is opened"),
     ("net/tap/sends.rs", 1, "debugging only"),
-    ("scsi/backend.rs", 2, "not limited yet"),
-    ("scsi/exec.rs", 1, "not limited yet"),
     ("scsi/opened.rs", 1, "when a controller is opened"),
 ];
 

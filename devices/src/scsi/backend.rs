@@ -16,6 +16,7 @@ use super::slot::Slot;
 use super::unit::Nexus;
 use crate::device::Source;
 use crate::disk::{Completion, Data, DiskOp, DiskQueue, IoFault, RingShare, Seat};
+use crate::log;
 use crate::ram::Ram;
 
 /// Tokens of the sources.
@@ -117,14 +118,18 @@ impl Backend {
         if let (Some(ring), Some(member)) = (self.ring.as_mut(), nexus.disk.member()) {
             match ring.join(&member) {
                 Ok(seat) => return Ok(Way::Seat(seat)),
-                Err(error) => tracing::warn!("{}: no place in the shared ring: {error}", nexus.id),
+                Err(error) => log::warn!(
+                    nexus.throttle,
+                    "{}: no place in the shared ring: {error}",
+                    nexus.id
+                ),
             }
         }
         let opened = nexus
             .disk
             .open_queue(self.ram.clone(), self.index, self.depth);
         let queue = opened.map_err(|error| {
-            tracing::error!("{}: {error}", nexus.id);
+            log::error!(nexus.throttle, "{}: {error}", nexus.id);
             IoFault::Host(libc::ENODEV)
         })?;
         let slot =

@@ -11,6 +11,7 @@ use super::lock::Held;
 use super::reserve::{Effects, Port, Request, Reservations};
 use super::sense::{Sense, Status};
 use super::unit::{Nexus, State, lock};
+use crate::log;
 
 /// A command that changes reservations.
 #[derive(Debug, Clone, Copy)]
@@ -125,18 +126,21 @@ fn save(nexus: &Arc<Nexus>, turn: Held, next: Box<Next>, waiter: &Arc<Mailbox>) 
         waiter: Arc::clone(waiter),
         outcome: Err(Sense::INTERNAL_FAILURE.into()),
     };
-    let nexus = Arc::clone(nexus);
-    let id = nexus.id.clone();
+    let path = Arc::clone(nexus);
     let work = move || {
-        let outcome = keep(&nexus, *next);
+        let outcome = keep(&path, *next);
         // Whoever is told that the command has ended finds nothing of it left.
-        drop((nexus, turn));
+        drop((path, turn));
         report.end(outcome);
     };
     let thread = std::thread::Builder::new().name("scsi-reserve".to_owned());
     // If there is none, the report is dropped with the work and says that it failed.
     if let Err(error) = thread.spawn(work) {
-        tracing::error!("{id}: cannot start a thread that keeps reservations: {error}");
+        log::error!(
+            nexus.throttle,
+            "{}: cannot start a thread that keeps reservations: {error}",
+            nexus.id
+        );
     }
     Progress::Saving(saving)
 }
@@ -147,7 +151,8 @@ fn keep(nexus: &Nexus, next: Next) -> Outcome {
         && let Err(error) = store.save(&next.after)
     {
         // What can't be kept must not be promised.
-        tracing::error!(
+        log::error!(
+            nexus.throttle,
             "{}: cannot keep reservations over a power loss: {error}",
             nexus.id
         );

@@ -23,6 +23,7 @@ use super::slot::Slot;
 use super::table::Access;
 use crate::disk::metrics::DiskMetrics;
 use crate::disk::{Disk, ImageId};
+use crate::throttle::Throttle;
 
 /// Locks a mutex whose data is valid whatever happened to its last holder.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -250,6 +251,8 @@ pub(crate) struct Nexus {
     pub(crate) facts: Facts,
     pub(crate) hub: Weak<Hub>,
     pub(crate) metrics: DiskMetrics,
+    /// For lines about it that its guest can cause.
+    pub(crate) throttle: Throttle,
     blocks: AtomicU64,
     attentions: Mutex<Vec<Code>>,
     attention_waits: AtomicBool,
@@ -295,6 +298,7 @@ impl Nexus {
             facts,
             hub,
             metrics: DiskMetrics::new(queues),
+            throttle: Throttle::default(),
             blocks: AtomicU64::new(0),
             attentions: Mutex::new(vec![attention::POWER_ON]),
             attention_waits: AtomicBool::new(true),
