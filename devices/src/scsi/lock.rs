@@ -2,6 +2,10 @@
 //!
 //! COMPARE AND WRITE and ORWRITE are each one indivisible action to the others of their kind, on whatever path and
 //! thread (SBC-3 §5.2, §5.11). Who finds its range taken waits for a message to try again.
+//!
+//! A plain write to the range is not kept out: it may reach the disk between the read and the write of such a command.
+//! Keeping it out, as SBC-4 asks, takes a table of all writes in flight that every queue of every controller of the
+//! unit enters, at each write. Linux's own target serialises COMPARE AND WRITE in the same way and no further.
 
 use std::sync::{Arc, Mutex};
 
