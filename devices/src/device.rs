@@ -144,6 +144,11 @@ pub trait QueueHandler: Send {
         0
     }
 
+    /// The device needs a reset, and this handler does not run before it. Called once, when the worker finds out; a
+    /// handler that others wait for, outside the guest, lets go here of what they wait for. [`QueueHandler::stop`]
+    /// follows at the reset.
+    fn halted(&mut self, _queues: &mut QueueSet<'_>) {}
+
     /// Cancels and waits, in bounded time, for everything in flight, and completes the chains it holds. Called
     /// once, at reset or when the machine ends. After it returns nobody writes guest memory for this handler.
     fn stop(&mut self, queues: &mut QueueSet<'_>);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::disk::doubles::{Fate, FaultyDisk};
+use crate::testing::pci::Guest;
 
 const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 const WRITE: [u8; 10] = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
@@ -86,6 +87,39 @@ fn a_removed_disk_is_closed_when_its_last_command_ends_however_busy_its_successo
     assert_eq!(answered(&mut bench), 1);
     assert!(open.upgrade().is_none(), "nobody has it open");
     assert_eq!(bench.stop(), 0);
+}
+
+#[test]
+fn a_guest_that_breaks_a_ring_does_not_keep_its_disks() {
+    let hanging = Arc::new(FaultyDisk::new(disk()));
+    hanging.rule(|_| Fate::Hang);
+    let open = Arc::downgrade(&hanging);
+    let config = ScsiConfig {
+        queues: 2,
+        ..ScsiConfig::new("scsi0")
+    };
+    let units: Vec<(_, Arc<dyn Disk>)> = vec![(UnitConfig::new("a"), hanging)];
+    let device = Arc::new(Scsi::new(&config, units).unwrap());
+    let handle = device.handle();
+    let mut guest = Guest::started(device);
+    // The power-on condition, then a read that stays with the disk, on the first queue.
+    guest.poke(REQUEST_AT, &header(LUN, &[0; 6], 32));
+    let mut chain = vec![(REQUEST_AT, HEADER, false), (RESPONSE_AT, RESPONSE, true)];
+    guest.offer(usize::from(REQUESTS), &chain);
+    guest.kick(REQUESTS);
+    guest.wait_used(usize::from(REQUESTS), 1);
+    guest.poke(REQUEST_AT, &header(LUN, &READ, 32));
+    chain.push((IN_AT, 512, true));
+    guest.offer(usize::from(REQUESTS), &chain);
+    guest.kick(REQUESTS);
+    // A head that is not there, on the second.
+    guest.rings[usize::from(REQUESTS) + 1].offer_head(u16::MAX);
+    guest.kick(REQUESTS + 1);
+    guest.wait_for_status(0x40);
+    let removed = handle.remove("a");
+    assert!(removed.is_ok(), "{removed:?}");
+    assert!(open.upgrade().is_none());
+    guest.restart();
 }
 
 /// Makes a whole ring of TEST UNIT READY to the first unit available.

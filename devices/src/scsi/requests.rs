@@ -442,6 +442,11 @@ impl QueueHandler for Requests {
         self.tasks.iter().flatten().filter(with_disk).count()
     }
 
+    /// The operator may want a disk, and other machines an answer about commands to a disk that they have, too.
+    fn halted(&mut self, queues: &mut QueueSet<'_>) {
+        self.stop(queues);
+    }
+
     fn stop(&mut self, queues: &mut QueueSet<'_>) {
         let Some(queue) = queues.get(self.index) else {
             return;
@@ -480,5 +485,7 @@ impl QueueHandler for Requests {
             self.finish(queue, tag, Status::Good);
         }
         self.detach();
+        // From here on nobody tells this thread what is removed.
+        (self.map, self.version) = (Arc::default(), 0);
     }
 }

@@ -106,8 +106,7 @@ impl Running {
     /// to look at the rings and the handler's backend can be looked at as well.
     pub(super) fn pass(&mut self, cause: Cause, manner: Manner) -> Next {
         if self.halted || self.sink.is_broken() {
-            self.halted = true;
-            return Next::Halted;
+            return self.set_halted();
         }
         let half = self.depth.half().filter(|_| manner.owe);
         let budget = half.unwrap_or(BUDGET);
@@ -180,8 +179,14 @@ impl Running {
     }
 
     fn halt(&mut self, broken: &Broken) -> Next {
-        self.halted = true;
         self.sink.broken(broken);
+        self.set_halted()
+    }
+
+    fn set_halted(&mut self) -> Next {
+        if !std::mem::replace(&mut self.halted, true) {
+            self.handler.halted(&mut QueueSet::new(&mut self.queues));
+        }
         Next::Halted
     }
 
