@@ -14,7 +14,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use splitring_virtio::spec::status;
 
 use super::pci::{Guest, wait_until};
+use crate::blk::Blk;
 use crate::device::VirtioDevice;
+use crate::disk::RawDisk;
+use crate::disk::config::{Aio, DiskConfig};
 
 /// Set in the process that a test has for itself.
 const ALONE: &str = "SPLITRING_TEST_ALONE";
@@ -108,6 +111,42 @@ fn a_random_generator_survives_every_start_that_fails() {
             guest.offer(0, &[(0x1_0000, 64, true)]);
             guest.kick(0);
             assert_eq!(guest.wait_used(0, 1)[0].1, 64);
+        },
+    );
+}
+
+#[test]
+fn a_block_device_and_its_rings_survive_every_start_that_fails() {
+    const HEADER: u64 = 0x1_0000;
+    const DATA: u64 = 0x2_0000;
+    const STATUS: u64 = 0x3_0000;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), [0x5a; 8192]).unwrap();
+    let config = DiskConfig {
+        aio: Aio::Ring,
+        ..DiskConfig::new(file.path())
+    };
+    every_start_that_fails_leaves_nothing_behind(
+        "testing::faults::a_block_device_and_its_rings_survive_every_start_that_fails",
+        || {
+            let disk = RawDisk::open(&config, 2, 64).unwrap();
+            Arc::new(Blk::new("disk0", Arc::new(disk), 2, 64, ""))
+        },
+        |guest| {
+            for queue in 0..2 {
+                // A read of the first sector, which is all zeroes as a header.
+                guest.poke(HEADER, &[0; 16]);
+                guest.poke(STATUS, &[0xff]);
+                guest.poke(DATA, &[0; 512]);
+                guest.offer(
+                    queue,
+                    &[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)],
+                );
+                guest.kick(u16::try_from(queue).unwrap());
+                guest.wait_used(queue, 1);
+                assert_eq!(guest.peek(STATUS, 1), [0]);
+                assert_eq!(guest.peek(DATA, 512), [0x5a; 512]);
+            }
         },
     );
 }
