@@ -8,6 +8,9 @@ use super::filter::{Filter, Mac};
 /// Bytes of the longest command that is looked at: a MAC table with some thousand addresses.
 pub(crate) const MAX_COMMAND: usize = 32 << 10;
 
+/// Bytes of the longest writable part that is filled. Every answer is one byte; drivers may leave room in front of it.
+pub(crate) const MAX_ANSWER: u64 = 4096;
+
 /// A switch of the receive mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RxMode {

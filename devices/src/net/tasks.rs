@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use splitring_virtio::spec::net::ctrl;
 
-use super::control::{Command, MAX_COMMAND};
+use super::control::{Command, MAX_ANSWER, MAX_COMMAND};
 use super::flood::Flood;
 use super::gate::Gate;
 use super::metrics::PairMetrics;
@@ -188,12 +188,18 @@ impl ControlHandler {
         let answer_at = chain
             .writable_len()
             .checked_sub(wire_len(size_of::<u8>()))?;
+        let mut writer = chain.writer();
+        if answer_at >= MAX_ANSWER {
+            // No command has an answer like that. Its last byte says so; what is in front of it is not written.
+            writer.skip(answer_at).ok()?;
+            writer.write_all(&[ctrl::ERR]).ok()?;
+            return Some(0);
+        }
         let ack = if command.is_some_and(|command| self.apply(command)) {
             ctrl::OK
         } else {
             ctrl::ERR
         };
-        let mut writer = chain.writer();
         // Bytes in front of the answer belong to it as far as the length is concerned: they become zero.
         writer.write_zeroes(answer_at).ok()?;
         writer.write_all(&[ack]).ok()?;

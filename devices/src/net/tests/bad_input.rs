@@ -232,6 +232,36 @@ fn a_ring_that_cannot_be_served_needs_a_reset() {
 }
 
 #[test]
+fn a_control_command_with_far_too_much_room_for_its_answer_is_refused_and_only_its_last_byte_written()
+ {
+    const ROOM: u32 = 1 << 20;
+    for (room, answer) in [(4096, ctrl::OK), (4097, ctrl::ERR), (ROOM, ctrl::ERR)] {
+        let mut card = Card::new(feature::CTRL_VQ | feature::CTRL_RX);
+        card.bench.poke(0x100, &[ctrl::RX, ctrl::RX_PROMISC, 1]);
+        card.bench.poke(0x1000, &vec![0xee; ROOM as usize]);
+        card.offer(CTRL, &[(0x100, 3, false), (0x1000, room, true)]);
+        card.bench.kick(CTRL).unwrap();
+        let (front, last) = (room as usize - 1, 0x1000 + u64::from(room) - 1);
+        let refused = answer == ctrl::ERR;
+        assert_eq!(card.used(CTRL)[0].1, if refused { 0 } else { room });
+        assert_eq!(card.bench.peek(last, 1), [answer], "{room}");
+        let filling = if refused { 0xee } else { 0 };
+        let written = card.bench.peek(0x1000, front);
+        assert!(written.iter().all(|byte| *byte == filling), "{room}");
+        let mut foreign = frame(60);
+        foreign[5] ^= 0xff;
+        card.offer(RX, &[(0x20_0000, 1526, true)]);
+        card.arrive(foreign);
+        card.bench.run(RX, Cause::Source(0)).unwrap();
+        assert_eq!(
+            card.used(RX).is_empty(),
+            refused,
+            "what it asked for: {room}"
+        );
+    }
+}
+
+#[test]
 fn a_control_command_that_makes_no_sense_is_answered_by_err_and_changes_nothing() {
     let table = |count: u32, bytes: usize| {
         let counted = [&[ctrl::MAC, ctrl::MAC_TABLE_SET][..], &count.to_le_bytes()].concat();
