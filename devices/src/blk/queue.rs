@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use splitring_virtio::spec::blk::status;
+use splitring_virtio::spec::blk::{ID_BYTES, status};
 
 use super::Shared;
 use super::request::{HEADER, Limits, NoStatus, Piece, Verdict, parse};
@@ -126,15 +126,10 @@ impl BlkQueue {
                 }
                 return Ok(());
             }
-            Ok(Some(status)) => {
-                // GET_ID is the only one of these with data.
-                let written = match status {
-                    status::OK => chain.writable_len(),
-                    _ => {
-                        self.refused();
-                        0
-                    }
-                };
+            Ok(Some((status, written))) => {
+                if status != status::OK {
+                    self.refused();
+                }
                 answer(queue, chain, status, written);
             }
             Err(no_status) => {
@@ -154,10 +149,16 @@ impl BlkQueue {
         }
     }
 
-    /// Judges a request and submits what it asks for. `Some(status)` if it is answered with that instead.
-    fn start(&mut self, tag: u16, chain: &mut Chain, now: u64) -> Result<Option<u8>, NoStatus> {
+    /// Judges a request and submits what it asks for. `Some` if it is answered with that status instead, and so many
+    /// bytes from the front written.
+    fn start(
+        &mut self,
+        tag: u16,
+        chain: &mut Chain,
+        now: u64,
+    ) -> Result<Option<(u8, u64)>, NoStatus> {
         let Some(request) = self.requests.get_mut(usize::from(tag)) else {
-            return Ok(Some(status::IOERR));
+            return Ok(Some((status::IOERR, 0)));
         };
         self.limits.capacity = self.shared.capacity.load(Ordering::Acquire);
         let verdict = parse(chain, &self.limits, &mut request.pieces)?;
@@ -168,7 +169,7 @@ impl BlkQueue {
             CacheMode::Switched => !self.shared.writeback.load(Ordering::Relaxed),
         };
         let op = match verdict {
-            Verdict::Refuse(status) => return Ok(Some(status)),
+            Verdict::Refuse(status) => return Ok(Some((status, 0))),
             Verdict::GetId => return Ok(Some(identify(chain, &self.shared.serial))),
             Verdict::Flush => {
                 (request.kind, request.bytes) = (RequestKind::Flush, 0);
@@ -197,13 +198,13 @@ impl BlkQueue {
                     .fold(0, u64::saturating_add);
                 request.pieces.reverse();
                 match request.next_piece() {
-                    None => return Ok(Some(status::OK)),
+                    None => return Ok(Some((status::OK, 0))),
                     some => some,
                 }
             }
         };
         let submitted = op.is_some_and(|op| self.disk.submit(u64::from(tag), op).is_ok());
-        Ok((!submitted).then_some(status::IOERR))
+        Ok((!submitted).then_some((status::IOERR, 0)))
     }
 
     /// Answers what is done, as `ask` finds it. Whether there was any.
@@ -315,18 +316,19 @@ fn answer(queue: &mut Queue, mut chain: Chain, status: u8, written: u64) {
     queue.complete(chain, u32::try_from(written).unwrap_or(u32::MAX));
 }
 
-/// Writes the identification, padded with zeroes; the status to answer with.
-fn identify(chain: &mut Chain, serial: &[u8]) -> u8 {
-    let room = chain.writable_len().saturating_sub(1);
+/// Writes the identification, which is 20 bytes however large the buffer is (section 5.2.6); the status to answer with,
+/// and the bytes written from the front.
+fn identify(chain: &mut Chain, serial: &[u8; ID_BYTES]) -> (u8, u64) {
     let mut writer = chain.writer();
-    let rest = room.saturating_sub(u64::try_from(serial.len()).unwrap_or(u64::MAX));
-    match writer
-        .write_all(serial)
-        .and_then(|()| writer.write_zeroes(rest))
-    {
-        Ok(()) => status::OK,
-        Err(_) => status::IOERR,
+    if writer.write_all(serial).is_err() {
+        return (status::IOERR, 0);
     }
+    let status_follows = writer.remaining() == 1;
+    let written = writer.written();
+    (
+        status::OK,
+        written.saturating_add(u64::from(status_follows)),
+    )
 }
 
 impl QueueHandler for BlkQueue {

@@ -111,6 +111,14 @@ fn the_identification_is_cut_at_20_bytes_and_padded_with_zeroes() {
         guest.bench.peek(DATA, 20),
         b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
     );
+    // A larger buffer gets no more.
+    guest.bench.poke(DATA, &[0xff; 1 << 16]);
+    assert_eq!(
+        guest.receive(request::GET_ID, 0, 1 << 16),
+        Some((status::OK, 20))
+    );
+    let rest = guest.bench.peek(DATA + 20, (1 << 16) - 20);
+    assert!(rest.iter().all(|byte| *byte == 0xff));
     let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_LEN));
     let long = Blk::new("disk0", disk, 1, 16, "a serial number of many letters");
     assert_eq!(&long.shared.serial, b"a serial number of m");
