@@ -76,6 +76,8 @@ pub struct ActiveQueue<M: GuestRam> {
     due: bool,
     /// Chains this pass may still take from the ring; `None` is no limit.
     budget: Option<u16>,
+    /// Bytes that the chains of this pass may still hold.
+    bytes: u64,
     features: RingFeatures,
     drained: bool,
     /// For each head `FREE`, or while it is in flight its place in the available ring's sequence.
@@ -95,6 +97,9 @@ pub struct ActiveQueue<M: GuestRam> {
 
 /// A head that is the driver's. (Positions have 16 bits.)
 const FREE: u32 = u32::MAX;
+
+/// Bytes of a pass: some milliseconds' worth of copying.
+const PASS_BYTES: u64 = 16 << 20;
 
 /// So many chains without a decision about an interrupt, and it is made in the driver's favour.
 const TOO_FAR: u16 = 1 << 15;
@@ -133,6 +138,7 @@ impl<M: GuestRam> ActiveQueue<M> {
             decided: state.published,
             due: state.undecided,
             budget: None,
+            bytes: u64::MAX,
             features,
             drained: false,
             heads: vec![FREE; size].into_boxed_slice(),
@@ -164,10 +170,12 @@ impl<M: GuestRam> ActiveQueue<M> {
         self.advance_in_order();
     }
 
-    /// Starts a pass that may take up to `chains` chains; a queue that was never granted any has
-    /// no limit. A driver that refills for ever is so kept from starving other queues.
+    /// Starts a pass that may take up to `chains` chains, and none after those hold 16 MiB together,
+    /// readable and writable; a queue that was never granted any has no limit. A driver that refills
+    /// for ever, or with very long chains, is so kept from starving other queues.
     pub fn grant(&mut self, chains: u16) {
         self.budget = Some(chains);
+        self.bytes = PASS_BYTES;
         // Entries already seen count anew.
         self.horizon = self.next_avail;
     }
@@ -238,8 +246,32 @@ impl<M: GuestRam> ActiveQueue<M> {
     #[inline]
     fn chain(&mut self, position: u16, head: u16) -> Result<Option<Chain<M>>, ChainError> {
         match self.take(position, head) {
-            Some(slot) => Ok(Some(Chain(slot))),
+            Some(slot) => {
+                self.weigh(&slot);
+                Ok(Some(Chain(slot)))
+            }
             None => Err(self.malformed(head)),
+        }
+    }
+
+    /// Counts a chain's bytes. The one that exceeds the limit is still taken.
+    #[inline]
+    fn weigh(&mut self, slot: &Slot<M>) {
+        // Each is at most 2^32.
+        let (readable, writable) = (slot.buffers.readable_len(), slot.buffers.writable_len());
+        let left = self.bytes.checked_sub(readable.saturating_add(writable));
+        match left {
+            Some(left) => self.bytes = left,
+            None => self.end_pass(),
+        }
+    }
+
+    /// Uses the grant up. Entries already seen are left for the next pass.
+    #[cold]
+    fn end_pass(&mut self) {
+        if self.budget.is_some() {
+            self.budget = Some(0);
+            self.horizon = self.next_avail;
         }
     }
 

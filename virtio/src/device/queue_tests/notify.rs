@@ -1,6 +1,6 @@
 //! Interrupts, notifications and the grant of a pass.
 
-use super::super::play::{DATA, EVENT, PLAIN, Play};
+use super::super::play::{DATA, EVENT, INDIRECT, NEXT, PLAIN, Play, WRITE, desc};
 use super::pop;
 use crate::device::queue::Interrupt;
 use crate::spec::ring::{AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY};
@@ -186,4 +186,34 @@ fn a_grant_bounds_a_pass_though_the_driver_refills_for_ever() {
     queue.complete(chain, 0);
     assert!(queue.pop().unwrap().is_none());
     assert!(queue.spent());
+}
+
+#[test]
+fn a_grant_bounds_the_bytes_of_a_pass_and_the_chain_that_exceeds_it_is_the_last() {
+    const PIECE: u32 = 7 << 16;
+    let mut play = Play::new(16);
+    let mut queue = play.activate(PLAIN);
+    // The same memory again and again: 7 MiB of it per chain, half of them writable.
+    let link = |index: u16| if index < 15 { NEXT } else { 0 };
+    let half = |index: u16| if index < 8 { 0 } else { WRITE };
+    let entry = |index: u16| desc(DATA + 0x1000, PIECE, link(index) | half(index), index + 1);
+    let table: Vec<_> = (0..16).map(entry).collect();
+    play.table(DATA, &table);
+    for head in 0..8 {
+        play.set_desc(head, desc(DATA, 16 * 16, INDIRECT, 0));
+        play.offer(head);
+    }
+    let mut pass = |chains| {
+        queue.grant(chains);
+        let mut taken = 0;
+        while let Some(chain) = queue.pop().unwrap() {
+            queue.complete(chain, 0);
+            taken += 1;
+        }
+        (taken, queue.spent(), queue.drained())
+    };
+    assert_eq!(pass(100), (3, true, false));
+    assert_eq!(pass(2), (2, true, false));
+    assert_eq!(pass(100), (3, true, false));
+    assert_eq!(pass(100), (0, false, true));
 }
