@@ -74,7 +74,7 @@ impl Interrupts {
         wiring: &dyn Wiring,
         gsi: u32,
     ) -> Result<Option<EventFd>, WiringError> {
-        if self.msix.enabled() || self.line_bound.load(Ordering::Acquire) {
+        if self.msix.enabled() || self.line_bound.load(Ordering::SeqCst) {
             return Ok(None);
         }
         let listener = self
@@ -82,21 +82,32 @@ impl Interrupts {
             .try_clone()
             .map_err(|error| WiringError::new("duplicate an eventfd", error))?;
         wiring.intx(gsi, &self.line, &self.resample)?;
-        self.line_bound.store(true, Ordering::Release);
-        self.resample();
+        self.line_is_bound();
         Ok(Some(listener))
+    }
+
+    /// Lets the line be asserted from now on, and asserts it for a reason that came before.
+    ///
+    /// `raise` stores a reason and then asks whether the line is bound; this stores that it is and then asks for a
+    /// reason. One of them must see the other's store, or nobody asserts the line. Release and acquire allow both to be
+    /// late (each store may stay in its processor's buffer while the load goes ahead), so the four accesses are
+    /// sequentially consistent.
+    fn line_is_bound(&self) {
+        self.line_bound.store(true, Ordering::SeqCst);
+        self.resample();
     }
 
     /// The guest ended the interrupt, or may have the line again: assert it if there is still a reason.
     pub(super) fn resample(&self) {
-        if self.isr.load(Ordering::Acquire) != 0 {
+        if self.isr.load(Ordering::SeqCst) != 0 {
             self.assert_line();
         }
     }
 
     fn assert_line(&self) {
         let held_back = self.page.load(COMMAND) & COMMAND_INTX_DISABLE != 0;
-        if !held_back && !self.msix.enabled() && self.line_bound.load(Ordering::Acquire) {
+        // The order is explained at `line_is_bound`.
+        if !held_back && !self.msix.enabled() && self.line_bound.load(Ordering::SeqCst) {
             // An eventfd at its limit is signalled already.
             let _ = self.line.write(1);
         }
@@ -108,7 +119,7 @@ impl Interrupts {
             self.msix.trigger(vector.load(Ordering::Acquire));
             return;
         }
-        self.isr.fetch_or(reason, Ordering::AcqRel);
+        self.isr.fetch_or(reason, Ordering::SeqCst);
         self.show_pending();
         self.assert_line();
     }

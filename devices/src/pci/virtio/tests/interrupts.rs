@@ -271,6 +271,19 @@ fn without_a_line_needed_none_is_bound() {
 }
 
 #[test]
+fn a_reason_that_came_before_the_line_was_bound_asserts_it() {
+    let (mut guest, _) = super::guest(Manner::Answer);
+    guest.wiring.refuses.store(true, Ordering::SeqCst);
+    guest.restart();
+    complete(&mut guest, 0);
+    guest.wiring.refuses.store(false, Ordering::SeqCst);
+    assert_eq!(guest.wiring.line(), None);
+    // Any write of message control tries again.
+    set_control(&guest, 0);
+    assert!(guest.wiring.line_asserted());
+}
+
+#[test]
 fn reset_drops_pending_reasons() {
     let (mut guest, _) = started(Manner::Answer);
     complete(&mut guest, 0);
