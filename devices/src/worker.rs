@@ -282,7 +282,7 @@ impl Worker {
         let subscriber = self.subscriber;
         let begin = move |ops: &mut Ops<'_>| {
             if let Ok(state) = loop_of(ops, subscriber) {
-                state.begin_pause(drain);
+                state.asked.push(drain);
             }
         };
         let fired = self.caller.fire(begin);

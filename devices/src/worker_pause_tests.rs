@@ -159,6 +159,32 @@ fn a_backend_that_hangs_is_named_in_time_and_everything_runs_on() {
 }
 
 #[test]
+fn everything_runs_between_a_pause_that_failed_and_the_next() {
+    for _ in 0..10 {
+        let bench = Bench::new();
+        let (_side, backend) = bench.slow(0, 1);
+        let (calm, record) = probe(Manner::Answer);
+        bench.add(1, 0, calm);
+        bench.settle();
+        let runs = || record.runs.load(Ordering::SeqCst);
+        let before = runs();
+        bench.worker.pause(Duration::from_millis(5)).unwrap_err();
+        let ran = std::thread::scope(|scope| {
+            let pausing = scope.spawn(|| bench.worker.pause(Duration::MAX));
+            let start = Instant::now();
+            while runs() == before && start.elapsed() < PATIENCE {
+                std::thread::yield_now();
+            }
+            let ran = runs() > before;
+            backend.finish(1);
+            pausing.join().unwrap().unwrap();
+            ran
+        });
+        assert!(ran);
+    }
+}
+
+#[test]
 fn tasks_of_one_device_are_named_once() {
     let bench = Bench::new();
     let sides = [bench.slow(0, 1), bench.slow(1, 2)];

@@ -191,6 +191,7 @@ fn task_management_waits_through_a_pause() {
     let (mut guest, _handle) = machine(Arc::<GatedDisk>::clone(&disk), u64::MAX);
     read(&mut guest, 0);
     manage(&mut guest, control::LOGICAL_UNIT_RESET);
+    std::thread::sleep(SOON);
     assert!(matches!(
         guest.worker.pause(SOON),
         Err(PauseError::Timeout { .. })

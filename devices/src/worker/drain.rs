@@ -9,17 +9,38 @@ use super::event_loop::{Entry, Loop, Ops, Phase, events_of, loop_of, unwatch_fd}
 use super::pause::{Drain, Unfinished};
 
 impl Loop {
-    /// Somebody wants the tasks to pause; steps towards it follow.
-    pub(super) fn begin_pause(&mut self, drain: Drain) {
+    /// Whether there is anything to do about a pause.
+    pub(super) fn is_pausing(&self) -> bool {
+        !self.asked.is_empty() || matches!(self.phase, Phase::Draining(_))
+    }
+
+    /// Takes up the pauses that were asked for. False if there is nothing to drain.
+    fn begin(&mut self) -> bool {
+        let asked = std::mem::take(&mut self.asked);
         match &mut self.phase {
-            // Somebody else's pause; whether this asker still waits makes no difference to it.
-            Phase::Paused => _ = drain.paused(),
-            Phase::Draining(drains) => drains.push(drain),
+            Phase::Running if asked.is_empty() => return false,
             Phase::Running => {
-                self.phase = Phase::Draining(vec![drain]);
+                self.phase = Phase::Draining(asked);
                 self.stop_polling();
             }
+            Phase::Draining(drains) => {
+                drains.retain(Drain::is_wanted);
+                if drains.is_empty() {
+                    // A drain was given up, so the tasks are to run once before the next one.
+                    self.asked = asked;
+                } else {
+                    drains.extend(asked);
+                }
+            }
+            Phase::Paused => {
+                for drain in asked {
+                    // Whether this asker still waits makes no difference to who paused first.
+                    drain.paused();
+                }
+                return false;
+            }
         }
+        true
     }
 
     /// One step of every task that is not parked yet. Those to be parked now, with what is to be watched no more, and
@@ -48,13 +69,19 @@ impl Loop {
     }
 }
 
-/// A step of the pause that is on its way, if there is one.
+/// A step towards the pauses that were asked for, to be taken after the tasks that were ready have had their turn.
 pub(super) fn step(ops: &mut Ops<'_>, subscriber: SubscriberId) -> Result<(), WorkerError> {
     let state = loop_of(ops, subscriber)?;
-    let Phase::Draining(drains) = &mut state.phase else {
+    if !state.begin() {
         return Ok(());
+    }
+    let mut drains = match &mut state.phase {
+        Phase::Draining(drains) => std::mem::take(drains),
+        Phase::Running | Phase::Paused => Vec::new(),
     };
-    let mut drains = std::mem::take(drains);
+    if drains.is_empty() {
+        return run_again(ops, subscriber);
+    }
     let (parked, unfinished) = state.quiesce();
     for (slot, descriptors) in parked {
         let mut events = events_of(ops, subscriber)?;
@@ -85,7 +112,9 @@ pub(super) fn step(ops: &mut Ops<'_>, subscriber: SubscriberId) -> Result<(), Wo
 
 /// Ends the pause, or the way to it; see [`Worker::resume`](super::Worker::resume).
 pub(super) fn resume(ops: &mut Ops<'_>, subscriber: SubscriberId) -> Result<(), WorkerError> {
-    match std::mem::replace(&mut loop_of(ops, subscriber)?.phase, Phase::Running) {
+    let state = loop_of(ops, subscriber)?;
+    state.asked.drain(..).for_each(Drain::resumed);
+    match std::mem::replace(&mut state.phase, Phase::Running) {
         Phase::Running => return Ok(()),
         Phase::Paused => {}
         Phase::Draining(drains) => drains.into_iter().for_each(Drain::resumed),

@@ -117,9 +117,6 @@ fn turn(
         if std::mem::take(&mut state.called) {
             calls.run(manager);
         }
-        if matches!(loop_state(manager, subscriber)?.phase, Phase::Draining(_)) {
-            drain::step(manager, subscriber).map_err(|error| error.to_string())?;
-        }
         let state = loop_state(manager, subscriber)?;
         if state.quit {
             return Ok(());
@@ -131,14 +128,17 @@ fn turn(
         let round = state.ready.len();
         let mut halted = state.run_ready(round);
         state.poll(&mut halted);
-        let busy = state.has_ready() || !state.polling.is_empty();
-        wait = if busy { 0 } else { state.phase.wait() };
+        let pausing = state.is_pausing();
         for (slot, fd) in halted {
             let mut events = manager
                 .event_ops(subscriber)
                 .map_err(|error| error.to_string())?;
             unwatch_fd(&mut events, fd, slot);
         }
+        if pausing {
+            drain::step(manager, subscriber).map_err(|error| error.to_string())?;
+        }
+        wait = loop_state(manager, subscriber)?.wait();
     }
 }
 
@@ -164,6 +164,8 @@ pub(super) struct Loop {
     /// Calls came in.
     called: bool,
     pub(super) phase: Phase,
+    /// Pauses that were asked for and have not begun.
+    pub(super) asked: Vec<Drain>,
     /// Slots that nothing is watched for, since they have paused.
     pub(super) parked: BTreeSet<u16>,
     pub(super) quit: bool,
@@ -180,16 +182,6 @@ pub(super) enum Phase {
 /// Milliseconds between two steps of a drain that no event brings about. Events of a halted task are not watched, and
 /// a step may leave something to do.
 const DRAIN_TICK: i32 = 1;
-
-impl Phase {
-    /// How long to wait for events, in milliseconds; -1 is for ever.
-    fn wait(&self) -> i32 {
-        match self {
-            Self::Draining(_) => DRAIN_TICK,
-            Self::Running | Self::Paused => -1,
-        }
-    }
-}
 
 pub(super) enum Entry {
     Task(Running),
@@ -241,6 +233,7 @@ impl Loop {
             precedence: Precedence::new(),
             called: false,
             phase: Phase::Running,
+            asked: Vec::new(),
             parked: BTreeSet::new(),
             quit: false,
         }
@@ -321,6 +314,17 @@ impl Loop {
     fn push_ready(&mut self, slot: u16) {
         if !self.ready.contains(&slot) {
             self.ready.push_back(slot);
+        }
+    }
+
+    /// How long to wait for events, in milliseconds; -1 is for ever.
+    fn wait(&self) -> i32 {
+        if self.has_ready() || !self.polling.is_empty() || !self.asked.is_empty() {
+            return 0;
+        }
+        match self.phase {
+            Phase::Draining(_) => DRAIN_TICK,
+            Phase::Running | Phase::Paused => -1,
         }
     }
 

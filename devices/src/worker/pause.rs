@@ -148,6 +148,11 @@ impl Asker {
 }
 
 impl Drain {
+    /// Whether somebody still waits for this pause.
+    pub(super) fn is_wanted(&self) -> bool {
+        matches!(*self.0.lock(), State::Asked | State::Draining(_))
+    }
+
     /// Says what is left to do. False if nobody waits for this pause any more.
     pub(super) fn report(&self, unfinished: &[Unfinished]) -> bool {
         let mut state = self.0.lock();

@@ -130,7 +130,9 @@ impl Running {
         if owe || (spent && half.is_some()) {
             self.depth.complete();
         }
-        match self.publish().and(outcome) {
+        let published = self.publish();
+        // What the handler found wrong says more than that the ring is broken now.
+        match outcome.and(published) {
             Err(broken) => self.halt(&broken),
             Ok(_) if !idle => Next::Again,
             Ok(_) if poll => Next::Poll,
@@ -273,7 +275,6 @@ mod tests {
     use crate::testing::{GuestRing, Sink, memory};
     use crate::worker::depth;
     use crate::worker::event_loop::{Entry, Loop};
-    use crate::worker::pause::pause;
 
     const OWING: Manner = Manner {
         poll: true,
@@ -410,7 +411,7 @@ mod tests {
         let (running, sink) = owing();
         let mut state = Loop::new(Duration::from_micros(32), Processor::Own);
         state.put_owing(3, Entry::Task(running));
-        state.begin_pause(pause().1);
+        state.stop_polling();
         assert_eq!(sink.interrupts(), 1);
         let (running, sink) = owing();
         running.stop();
