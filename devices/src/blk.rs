@@ -8,7 +8,7 @@ mod queue;
 mod request;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use splitring_virtio::spec::blk::{CONFIG_WRITEBACK, Config, ID_BYTES, SECTOR_SIZE, feature};
 use vm_memory::GuestMemoryBackend;
@@ -16,10 +16,11 @@ use zerocopy::IntoBytes;
 
 use crate::DeviceKind;
 use crate::device::{Start, StartError, Task, VirtioDevice, read_window};
+use crate::disk::faults::Faults;
 use crate::disk::metrics::{DiskMetrics, DiskTotals};
 use crate::disk::{Disk, DiskError, Geometry, RangeLimits};
+use crate::events::EventSink;
 use crate::interrupt::ConfigNotifier;
-use crate::throttle::Throttle;
 use queue::{BlkQueue, CacheMode};
 use request::{Limits, MAX_RANGES};
 
@@ -70,8 +71,8 @@ struct Shared {
     writeback: AtomicBool,
     serial: [u8; ID_BYTES],
     metrics: DiskMetrics,
-    /// For lines about failed requests.
-    throttle: Throttle,
+    faults: Faults,
+    events: OnceLock<EventSink>,
 }
 
 impl Blk {
@@ -91,7 +92,8 @@ impl Blk {
                 writeback: AtomicBool::new(geometry.write_cache),
                 serial: bytes,
                 metrics: DiskMetrics::new(queues),
-                throttle: Throttle::default(),
+                faults: Faults::default(),
+                events: OnceLock::new(),
             }),
             disk,
             geometry,
@@ -108,6 +110,12 @@ impl Blk {
             mask: self.mask & !features,
             ..self
         }
+    }
+
+    /// Sends the disk's events to `sink` from now on. Only the first call counts.
+    pub fn report_to(&self, sink: EventSink) {
+        // Refused where there is one already.
+        let _ = self.shared.events.set(sink);
     }
 
     /// What its requests came to so far.

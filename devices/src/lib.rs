@@ -20,6 +20,7 @@ mod clock;
 pub mod device;
 pub mod disk;
 pub mod eventfd;
+pub mod events;
 pub mod interrupt;
 mod limits;
 mod log;

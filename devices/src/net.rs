@@ -21,7 +21,7 @@ mod tasks;
 mod transmit;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use splitring_virtio::spec::net::{Config, feature, status};
 use zerocopy::IntoBytes;
@@ -35,6 +35,7 @@ pub use port::{FramePort, NetBackend, Offloads};
 
 use crate::DeviceKind;
 use crate::device::{FeatureRule, Start, StartError, Task, VirtioDevice, read_window};
+use crate::events::{DeviceEvent, EventSink, NO_EVENTS};
 use crate::interrupt::ConfigNotifier;
 use crate::limits::Limits;
 use crate::log;
@@ -97,6 +98,7 @@ pub struct Net {
     mask: u64,
     /// While the driver runs the card.
     notifier: Mutex<Option<ConfigNotifier>>,
+    events: OnceLock<EventSink>,
 }
 
 impl Net {
@@ -126,12 +128,27 @@ impl Net {
             gates: gates(config, pairs).map_err(NetError::Timer)?,
             mask: !with_dependents(config.hidden_features()),
             notifier: Mutex::new(None),
+            events: OnceLock::new(),
         })
+    }
+
+    /// Sends the card's events to `sink` from now on. Only the first call counts.
+    pub fn report_to(&self, sink: EventSink) {
+        // Refused where there is one already.
+        let _ = self.events.set(sink);
     }
 
     /// Takes the link up or down; the guest is told, and frames are dropped while it is down.
     pub fn set_link(&self, up: bool) {
-        self.change_status(|state| state.set_link(up));
+        let mut changed = false;
+        self.change_status(|state| changed = state.set_link(up));
+        if changed {
+            let events = self.events.get().unwrap_or(&NO_EVENTS);
+            events.send(|| DeviceEvent::LinkChanged {
+                device: self.state.id.clone(),
+                up,
+            });
+        }
     }
 
     /// Asks the driver to announce the guest to the network: after a pause, switches have forgotten where it is. A driver

@@ -45,6 +45,7 @@ use zerocopy::IntoBytes;
 use crate::DeviceKind;
 use crate::device::{Start, StartError, Task, VirtioDevice, read_window};
 use crate::disk::Disk;
+use crate::events::EventSink;
 use control::Control;
 use events::Wanted;
 use hub::Hub;
@@ -115,6 +116,11 @@ impl Scsi {
             sizes: Mutex::new(DEFAULT_SIZES),
             hub,
         }
+    }
+
+    /// Sends the events of the controller and its disks to `sink` from now on. Only the first call counts.
+    pub fn report_to(&self, sink: EventSink) {
+        self.hub.report_to(sink);
     }
 
     /// Adds, removes and resizes units while the guest runs.

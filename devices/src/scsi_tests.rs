@@ -12,8 +12,10 @@ use splitring_virtio::spec::scsi::{EVENT_QUEUE, event, response};
 
 use super::*;
 use crate::device::{Broken, Cause};
-use crate::disk::doubles::MemoryDisk;
-use crate::testing::{Bench, Buffer};
+use crate::disk::IoFault;
+use crate::disk::doubles::{Fate, FaultyDisk, MemoryDisk};
+use crate::events::DeviceEvent;
+use crate::testing::{Bench, Buffer, observed};
 
 #[path = "scsi/bad_input_tests.rs"]
 mod bad_input;
@@ -375,4 +377,44 @@ fn whatever_is_sent_is_answered() {
         send(&mut bench, LUN, &cdb, &[], &[]).unwrap();
     }
     assert_eq!(bench.stop(), 0);
+}
+
+#[test]
+fn disks_that_fail_come_and_go_are_reported() {
+    let faulty = Arc::new(FaultyDisk::new(disk()));
+    let units = vec![(
+        UnitConfig::new("disk"),
+        Arc::<FaultyDisk>::clone(&faulty) as _,
+    )];
+    let device = Arc::new(Scsi::new(&ScsiConfig::new("scsi0"), units).unwrap());
+    let (sink, seen) = observed();
+    device.report_to(sink);
+    let mut bench = Bench::start(Arc::clone(&device), VERSION_1, 64);
+    send(&mut bench, LUN, &[0; 6], &[], &[]).unwrap();
+    faulty.plan([Fate::Fail(IoFault::Cancelled), Fate::Fail(IoFault::NoSpace)]);
+    let write = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    for _ in 0..2 {
+        let seen = send(&mut bench, LUN, &write, &[(OUT_AT, 512, false)], &[]).unwrap();
+        assert_eq!(seen.status, 2);
+    }
+    assert_eq!(bench.stop(), 0);
+    let handle = device.handle();
+    handle.add(UnitConfig::new("another"), disk()).unwrap();
+    handle.remove("disk").unwrap();
+    let (controller, device) = ("scsi0".to_owned(), "disk".to_owned());
+    let expected = [
+        DeviceEvent::DiskError {
+            device: device.clone(),
+            error: "Write failed: no space left on the host".into(),
+        },
+        DeviceEvent::DiskAdded {
+            controller: controller.clone(),
+            device: "another".into(),
+            target: 1,
+            lun: 0,
+            capacity: 1 << 20,
+        },
+        DeviceEvent::DiskRemoved { controller, device },
+    ];
+    assert_eq!(*seen.lock().unwrap(), expected);
 }

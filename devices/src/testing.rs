@@ -24,6 +24,7 @@ use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
 use crate::device::{
     Broken, Cause, Outcome, QueueHandler, QueueSet, ReadyQueue, Start, TaskQueue, VirtioDevice,
 };
+use crate::events::{DeviceEvent, EventSink};
 use crate::interrupt::{ConfigGate, ConfigNotifier};
 use crate::ram::{Mapping, Ram};
 
@@ -68,6 +69,14 @@ pub(crate) fn memory() -> Ram {
         .unwrap();
     let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
     Ram::new(Arc::new(Mapping::from_regions(vec![region]).unwrap()))
+}
+
+/// A sink for events, and what has come to it.
+pub(crate) fn observed() -> (EventSink, Arc<Mutex<Vec<DeviceEvent>>>) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let sink = EventSink::new(move |event| log.lock().unwrap().push(event));
+    (sink, seen)
 }
 
 struct NoGate;

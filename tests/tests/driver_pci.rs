@@ -13,6 +13,7 @@ use splitring_devices::blk::Blk as Device;
 use splitring_devices::bus::Bus;
 use splitring_devices::disk::doubles::MemoryDisk;
 use splitring_devices::eventfd::eventfd;
+use splitring_devices::events::EventSink;
 use splitring_devices::pci::root::{PciPlan, PciRoot};
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
 use splitring_devices::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
@@ -240,6 +241,7 @@ impl Guest {
             wiring: board.clone(),
             workers: vec![worker],
             mask: u64::MAX,
+            events: EventSink::default(),
         };
         let function = VirtioPci::plug(&root, SLOT, parts).unwrap();
         let slot = Slot {

@@ -20,6 +20,7 @@ use splitring_arch::layout::{self, Layout};
 use splitring_devices::blk::BlkHandle;
 use splitring_devices::bus::Bus;
 use splitring_devices::eventfd::eventfd;
+use splitring_devices::events::EventSink;
 use splitring_devices::net::NetHandle;
 use splitring_devices::pci::root::{self, ConfigPorts, PciPlan, PciRoot};
 use splitring_devices::power;
@@ -129,11 +130,12 @@ impl Buses {
 }
 
 /// Builds the machine; its vCPUs do what `control` says once their threads run, its devices are served
-/// by `workers`.
+/// by `workers` and report to `events`.
 pub(crate) fn assemble(
     config: &VmConfig,
     resources: &Resources,
     workers: &[Arc<Worker>],
+    events: &EventSink,
     control: Arc<Control>,
 ) -> Result<Generation, BuildError> {
     let supported = resources.host.supported_cpuid()?;
@@ -168,6 +170,7 @@ pub(crate) fn assemble(
         blk: Vec::new(),
         scsi: Vec::new(),
         nets: Vec::new(),
+        events: events.clone(),
     };
     attach::attach(config, resources, &mut bay)?;
     let (places, blk, scsi, nets) = (bay.places, bay.blk, bay.scsi, bay.nets);

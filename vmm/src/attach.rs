@@ -8,6 +8,7 @@ use splitring_devices::blk::{Blk, BlkHandle};
 use splitring_devices::device::VirtioDevice;
 use splitring_devices::disk::config::{Bus as DiskBus, DiskConfig};
 use splitring_devices::disk::{Disk, DiskError};
+use splitring_devices::events::EventSink;
 use splitring_devices::net::{MacAddress, Net, NetBackend, NetConfig, NetError, NetHandle};
 use splitring_devices::pci::root::{PciError, PciRoot};
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
@@ -91,6 +92,8 @@ pub(crate) struct Bay<'a> {
     pub(crate) blk: Vec<BlkHandle>,
     pub(crate) scsi: Vec<ScsiHandle>,
     pub(crate) nets: Vec<NetHandle>,
+    /// Where the devices report what happens to them.
+    pub(crate) events: EventSink,
 }
 
 /// Attaches everything `config` names over `resources`. Opens nothing.
@@ -107,6 +110,7 @@ pub(crate) fn attach(
             return Err(AttachError::NotOpened { id });
         };
         let device = build_disk(&id, disk, Arc::clone(image));
+        device.report_to(bay.events.clone());
         bay.blk.push(device.handle());
         bay.plug(slot, device)?;
     }
@@ -116,6 +120,7 @@ pub(crate) fn attach(
         .zip(std::iter::once(SCSI_SLOT).chain(MORE_SCSI_SLOTS..))
     {
         let controller = opened.build();
+        controller.report_to(bay.events.clone());
         bay.scsi.push(controller.handle());
         bay.plug(slot, Arc::new(controller))?;
     }
@@ -130,6 +135,7 @@ pub(crate) fn attach(
             Arc::clone(backend),
             config.name.as_deref(),
         )?;
+        device.report_to(bay.events.clone());
         bay.nets.push(NetHandle::new(&device));
         bay.plug(slot, device)?;
     }
@@ -179,6 +185,7 @@ impl Bay<'_> {
             ram: self.ram.clone(),
             wiring: Arc::clone(&self.wiring),
             workers: in_turn(&self.workers, self.places.len()),
+            events: self.events.clone(),
         };
         match VirtioPci::plug(self.root, slot, parts) {
             Ok(_) => {

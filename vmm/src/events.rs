@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use splitring_devices::events::{DeviceEvent, EventSink};
+
 use crate::error::{BuildError, Error};
 use crate::state::ExitReason;
 
@@ -67,6 +69,24 @@ pub enum Event {
     Ended(ExitReason),
     /// This many events found no room in this reader's queue, at this place.
     Lost(u64),
+}
+
+impl Event {
+    /// What a device reported, or `None` for what this library does not know yet.
+    fn of_device(event: DeviceEvent) -> Option<Self> {
+        Some(match event {
+            DeviceEvent::NeedsReset { device, reason } => Self::DeviceNeedsReset { device, reason },
+            DeviceEvent::DiskError { device, error } => Self::DiskError {
+                disk: device,
+                error,
+            },
+            DeviceEvent::LinkChanged { device, up } => Self::LinkChanged { net: device, up },
+            DeviceEvent::DiskAdded { device, .. } => Self::DiskAdded { disk: device },
+            DeviceEvent::DiskRemoved { device, .. } => Self::DiskRemoved { disk: device },
+            DeviceEvent::GuestPanicked { crash_kernel } => Self::GuestPanicked { crash_kernel },
+            _ => return None,
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -155,6 +175,16 @@ impl EventHub {
         });
         self.readers().push(Arc::downgrade(&reader));
         Ok(Events(reader))
+    }
+
+    /// Returns where the machine's devices send their events.
+    pub(crate) fn sink(&self) -> EventSink {
+        let hub = self.clone();
+        EventSink::new(move |event| {
+            if let Some(event) = Event::of_device(event) {
+                hub.send(&event);
+            }
+        })
     }
 
     /// Sends an event to every reader.

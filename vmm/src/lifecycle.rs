@@ -118,7 +118,8 @@ impl Lifecycle {
             }) as _),
         )?;
         let control = new_control(&config, false, &sender);
-        let generation = assemble::assemble(&config, &resources, &workers, control)?;
+        let sink = events.sink();
+        let generation = assemble::assemble(&config, &resources, &workers, &sink, control)?;
         let saving = resources.kernel.take_unsaved().and_then(save);
         resources.kernel.release_memory();
         let shared = Arc::new(Shared {
@@ -368,6 +369,7 @@ impl Lifecycle {
             &self.config,
             &self.resources,
             &self.workers,
+            &self.shared.events.sink(),
             Arc::clone(&control),
         )?;
         let new = Arc::new(new);

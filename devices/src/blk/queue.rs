@@ -15,7 +15,7 @@ use crate::device::{
 };
 use crate::disk::metrics::{self, RequestKind};
 use crate::disk::{Completion, Data, DiskOp, DiskQueue, IoFault};
-use crate::log;
+use crate::events::NO_EVENTS;
 
 /// What the driver negotiated about caching (section 5.2.6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,8 +255,11 @@ impl BlkQueue {
         match result {
             Ok(_) => answer_ok(queue, chain),
             Err(fault) => {
-                let (throttle, kind) = (&self.shared.throttle, request.kind);
-                log::warn!(throttle, "{}: {kind:?} failed: {fault}", self.shared.id);
+                let shared = &self.shared;
+                let events = shared.events.get().unwrap_or(&NO_EVENTS);
+                shared
+                    .faults
+                    .report(&shared.id, request.kind, fault, events);
                 answer(queue, chain, status::IOERR, 0);
             }
         }

@@ -18,6 +18,7 @@ pub mod config;
 #[cfg(any(test, feature = "doubles"))]
 pub mod doubles;
 mod error;
+pub(crate) mod faults;
 mod flush;
 mod handle;
 mod image;

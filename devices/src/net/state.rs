@@ -43,8 +43,9 @@ impl State {
         self.link_up.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_link(&self, up: bool) {
-        self.link_up.store(up, Ordering::Relaxed);
+    /// Returns whether that is a change.
+    pub(super) fn set_link(&self, up: bool) -> bool {
+        self.link_up.swap(up, Ordering::Relaxed) != up
     }
 
     pub(super) fn announcing(&self) -> bool {

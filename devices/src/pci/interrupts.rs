@@ -15,6 +15,7 @@ use super::msix::Msix;
 use super::pages::ConfigPage;
 use crate::device::Broken;
 use crate::eventfd::eventfd;
+use crate::events::{DeviceEvent, EventSink, OncePerSecond};
 use crate::interrupt::{ConfigGate, InterruptSink};
 use crate::log;
 use crate::throttle::Throttle;
@@ -38,6 +39,9 @@ pub(super) struct Interrupts {
     gate: Mutex<()>,
     /// For lines that the guest can cause.
     pub(super) throttle: Throttle,
+    events: EventSink,
+    /// Of those.
+    limit: OncePerSecond,
 }
 
 impl Interrupts {
@@ -46,6 +50,7 @@ impl Interrupts {
         msix: Msix,
         queues: usize,
         page: ConfigPage,
+        events: EventSink,
     ) -> io::Result<Self> {
         Ok(Self {
             label,
@@ -64,6 +69,8 @@ impl Interrupts {
             generation: AtomicU8::new(0),
             gate: Mutex::new(()),
             throttle: Throttle::default(),
+            events,
+            limit: OncePerSecond::default(),
         })
     }
 
@@ -212,6 +219,12 @@ impl InterruptSink for Interrupts {
             %why,
             "the device needs a reset by its driver"
         );
+        if self.limit.admit() {
+            self.events.send(|| DeviceEvent::NeedsReset {
+                device: self.label.clone(),
+                reason: why.to_string(),
+            });
+        }
         if self.driver_ok.load(Ordering::Acquire) {
             self.config();
         }

@@ -28,6 +28,7 @@ use super::root::{PciError, PciFunction, PciRoot};
 use crate::bus::BusDevice;
 use crate::device::VirtioDevice;
 use crate::eventfd::eventfd;
+use crate::events::EventSink;
 use crate::ram::Ram;
 use crate::wiring::Wiring;
 use crate::worker::{TaskId, Worker};
@@ -67,6 +68,8 @@ pub struct VirtioParts {
     pub workers: Vec<Arc<Worker>>,
     /// Features that may be offered, all ones for all; the others are hidden from the driver.
     pub mask: u64,
+    /// Where it is reported that the device needs a reset.
+    pub events: EventSink,
 }
 
 /// A virtio device on the PCI bus.
@@ -122,7 +125,7 @@ impl VirtioPci {
         let id = parts.device.id().to_owned();
         let requester = u16::from(slot) << 3;
         let msix = Msix::new(vectors, requester, Arc::clone(&parts.wiring), id.clone());
-        let interrupts = Interrupts::new(id, msix, sizes.len(), page);
+        let interrupts = Interrupts::new(id, msix, sizes.len(), page, parts.events);
         let kicks = sizes.iter().map(|_| eventfd());
         let kicks: Result<Vec<_>, _> = kicks.collect();
         let (features, rules) = (parts.device.features(), parts.device.feature_rules());

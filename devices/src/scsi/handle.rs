@@ -12,6 +12,7 @@ use super::sense::attention;
 use super::unit::Nexus;
 use crate::disk::Disk;
 use crate::disk::metrics::DiskTotals;
+use crate::events::DeviceEvent;
 
 /// How long a removal waits for commands that are with the host: to end by themselves, then to be given up.
 const REMOVE_LIMITS: [Duration; 2] = match cfg!(test) {
@@ -101,7 +102,15 @@ impl ScsiHandle {
         let nexus = hub.attach(unit, disk)?;
         hub.tell_of_luns(&nexus);
         hub.events.push(Notice::Added(nexus.place));
-        Ok(info(&nexus))
+        let info = info(&nexus);
+        hub.observer().send(|| DeviceEvent::DiskAdded {
+            controller: self.id.clone(),
+            device: info.id.clone(),
+            target: info.target,
+            lun: info.lun,
+            capacity: info.capacity,
+        });
+        Ok(info)
     }
 
     /// Removes a unit and tells the guest. Returns when nothing of it is in flight and its image is closed; commands
@@ -126,6 +135,10 @@ impl ScsiHandle {
             detached.wait(limit)
         };
         nexus.unit.forget(nexus.port);
+        hub.observer().send(|| DeviceEvent::DiskRemoved {
+            controller: self.id.clone(),
+            device: id.to_owned(),
+        });
         if done {
             Ok(())
         } else {

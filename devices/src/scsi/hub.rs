@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::event::EventfdFlags;
@@ -18,6 +18,7 @@ use super::events::Events;
 use super::opened::Opened;
 use super::slot::Slots;
 use super::unit::{Nexus, lock};
+use crate::events::{EventSink, NO_EVENTS};
 
 /// The units of a controller.
 #[derive(Debug, Default, Clone)]
@@ -76,6 +77,8 @@ pub(crate) struct Hub {
     /// The running request threads.
     crew: Mutex<Vec<Arc<Mailbox>>>,
     pub(crate) events: Events,
+    /// Where the operator's events go; those above are the driver's.
+    observer: OnceLock<EventSink>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -95,7 +98,17 @@ impl Hub {
             slots: Arc::default(),
             crew: Mutex::default(),
             events: Events::default(),
+            observer: OnceLock::new(),
         })
+    }
+
+    /// Only the first sink counts.
+    pub(crate) fn report_to(&self, sink: EventSink) {
+        let _ = self.observer.set(sink);
+    }
+
+    pub(crate) fn observer(&self) -> &EventSink {
+        self.observer.get().unwrap_or(&NO_EVENTS)
     }
 
     pub(crate) fn map(&self) -> Arc<Map> {

@@ -8,7 +8,7 @@ use splitring_virtio::spec::scsi::{CONTROL_QUEUE, control};
 use super::*;
 use crate::disk::RawDisk;
 use crate::disk::config::{Aio, DiskConfig};
-use crate::disk::doubles::{Fate, FaultyDisk, GatedDisk};
+use crate::disk::doubles::GatedDisk;
 use crate::disk::piped::piped;
 use crate::testing::pci::{Guest, PATIENCE, wait_until};
 use crate::worker::PauseError;

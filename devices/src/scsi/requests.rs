@@ -19,7 +19,7 @@ use super::backend::{Backend, QUEUES};
 use super::cdb::Command;
 use super::exec::{self, Next};
 use super::hub::{Enlistment, Hub, Mail, Map, Reply};
-use super::job::{Done, Step};
+use super::job::{Done, Job, Step};
 use super::luns;
 use super::request::{Answer, Request, Sizes};
 use super::sense::{Sense, Status, attention};
@@ -320,6 +320,7 @@ impl Requests {
         let Work::Disk(job) = &mut task.work else {
             return;
         };
+        report(&self.hub, &task.nexus, job, &completion);
         let step = match task.end {
             Some(_) => Step::Done(Status::Good),
             None => job.resume(
@@ -407,6 +408,14 @@ impl Requests {
     }
 }
 
+/// Tells the operator what the host failed to do for a command.
+fn report(hub: &Hub, nexus: &Nexus, job: &Job, completion: &Completion) {
+    if let Err(fault) = completion.result {
+        let events = hub.observer();
+        nexus.faults.report(&nexus.id, job.kind(), fault, events);
+    }
+}
+
 impl QueueHandler for Requests {
     fn sources(&self) -> Vec<Source<'_>> {
         use std::os::fd::AsFd;
@@ -468,6 +477,7 @@ impl QueueHandler for Requests {
             let Work::Disk(job) = &mut task.work else {
                 continue;
             };
+            report(&self.hub, &task.nexus, job, &completion);
             let done = Done {
                 result: completion.result,
                 buffer: completion.buffer,

@@ -21,6 +21,7 @@ use super::reserve::{Port, Reservations};
 use super::sense::{Code, Sense, Status, attention};
 use super::slot::Slot;
 use super::table::Access;
+use crate::disk::faults::Faults;
 use crate::disk::metrics::DiskMetrics;
 use crate::disk::{Disk, ImageId};
 use crate::throttle::Throttle;
@@ -253,6 +254,7 @@ pub(crate) struct Nexus {
     pub(crate) metrics: DiskMetrics,
     /// For lines about it that its guest can cause.
     pub(crate) throttle: Throttle,
+    pub(crate) faults: Faults,
     blocks: AtomicU64,
     attentions: Mutex<Vec<Code>>,
     attention_waits: AtomicBool,
@@ -299,6 +301,7 @@ impl Nexus {
             hub,
             metrics: DiskMetrics::new(queues),
             throttle: Throttle::default(),
+            faults: Faults::default(),
             blocks: AtomicU64::new(0),
             attentions: Mutex::new(vec![attention::POWER_ON]),
             attention_waits: AtomicBool::new(true),

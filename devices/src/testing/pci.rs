@@ -8,11 +8,12 @@ use splitring_virtio::spec::pci::common as reg;
 use splitring_virtio::spec::{feature, status};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::memory;
 use super::ring::{Buffer, GuestRing};
 use super::wiring::FakeWiring;
+use super::{memory, observed};
 use crate::bus::Bus;
 use crate::device::VirtioDevice;
+use crate::events::DeviceEvent;
 use crate::pci::root::{PciPlan, PciRoot};
 use crate::pci::virtio::{VirtioParts, VirtioPci};
 use crate::ram::Ram;
@@ -41,6 +42,8 @@ pub(crate) struct Guest {
     /// The first one.
     pub(crate) worker: Arc<Worker>,
     pub(crate) failures: Arc<Mutex<Vec<Failure>>>,
+    /// What the function reported.
+    pub(crate) events: Arc<Mutex<Vec<DeviceEvent>>>,
     pub(crate) rings: Vec<GuestRing>,
     /// What the driver accepts of what is offered.
     pub(crate) wants: u64,
@@ -79,12 +82,14 @@ impl Guest {
         let root = PciRoot::new(plan).unwrap();
         mmio.insert(ECAM, 1 << 20, root.clone()).unwrap();
         let wiring = Arc::new(FakeWiring::default());
+        let (sink, events) = observed();
         let parts = VirtioParts {
             device,
             ram: ram.clone(),
             wiring: wiring.clone(),
             workers: workers.to_vec(),
             mask,
+            events: sink,
         };
         let function = VirtioPci::plug(&root, SLOT, parts).unwrap();
         Self {
@@ -95,6 +100,7 @@ impl Guest {
             wiring,
             worker: Arc::clone(&workers[0]),
             failures,
+            events,
             rings: Vec::new(),
             wants: u64::MAX,
         }

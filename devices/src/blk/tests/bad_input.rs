@@ -17,6 +17,32 @@
 //! | memory changed while it is looked at | nothing | `a_header_changed_after_the_look_…` |
 
 use super::*;
+use crate::events::DeviceEvent;
+use crate::testing::observed;
+
+#[test]
+fn failures_of_the_host_are_reported_once_a_second_and_those_of_the_guest_not_at_all() {
+    let mut guest = Guest::new();
+    let (sink, seen) = observed();
+    guest.bench.device.report_to(sink);
+    guest
+        .disk
+        .plan([IoFault::Cancelled, IoFault::OutOfRange].map(Fate::Fail));
+    for _ in 0..2 {
+        assert_eq!(guest.receive(request::IN, 0, 512), IOERR);
+    }
+    assert_eq!(guest.send(request::OUT, SECTORS, 512), IOERR_1);
+    assert_eq!(*seen.lock().unwrap(), []);
+    guest.disk.plan([Fate::Fail(IoFault::Host(libc::EIO)); 8]);
+    for _ in 0..8 {
+        assert_eq!(guest.send(request::OUT, 0, 512), IOERR_1);
+    }
+    let event = DeviceEvent::DiskError {
+        device: "disk0".into(),
+        error: "Write failed: host error: Input/output error (os error 5)".into(),
+    };
+    assert_eq!(*seen.lock().unwrap(), [event]);
+}
 
 #[test]
 fn a_request_without_a_status_byte_breaks_the_device() {

@@ -21,7 +21,8 @@ use zerocopy::IntoBytes;
 use super::port::{MOST_TAKEN, Refusal};
 use super::*;
 use crate::device::{Cause, Outcome, VirtioDevice};
-use crate::testing::{Bench, Buffer};
+use crate::events::DeviceEvent;
+use crate::testing::{Bench, Buffer, observed};
 
 const RX: u16 = 0;
 const TX: u16 = 1;
@@ -447,6 +448,22 @@ fn a_link_that_is_down_drops_frames_and_shows_in_the_configuration() {
     assert_eq!((card.used(TX).len(), card.dropped()), (1, 1));
     card.bench.device.announce();
     assert_eq!(status(&card), 0, "a driver that can't is not asked");
+}
+
+#[test]
+fn each_change_of_the_link_is_reported() {
+    let card = Card::new(0);
+    let (sink, seen) = observed();
+    card.bench.device.report_to(sink);
+    let handle = NetHandle::new(&card.bench.device);
+    for up in [true, false, false, true] {
+        handle.set_link(up).unwrap();
+    }
+    let changed = |up| DeviceEvent::LinkChanged {
+        device: "net0".into(),
+        up,
+    };
+    assert_eq!(*seen.lock().unwrap(), [changed(false), changed(true)]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use splitring_virtio::spec::pci::common as reg;
 use splitring_virtio::spec::{feature, status};
 
 use super::{guest, guest_of, started};
+use crate::events::DeviceEvent;
 use crate::testing::GuestRing;
 use crate::testing::pci::{Guest, NOTIFY, PATIENCE, wait_until};
 use crate::testing::probe::{Manner, Probe};
@@ -143,6 +144,26 @@ fn a_malformed_chain_needs_a_reset_and_stops_all_queues() {
     guest.offer(0, &[(BUFFER, 7, true)]);
     guest.kick(0);
     assert_eq!(guest.wait_used(0, 1), [(0, 7)]);
+}
+
+#[test]
+fn a_device_that_needs_a_reset_is_reported_with_the_reason_once_a_second() {
+    let (mut guest, _) = started(Manner::Answer);
+    for _ in 0..3 {
+        guest.rings[1].offer_head(64);
+        guest.kick(1);
+        guest.wait_for_status(status::NEEDS_RESET);
+        guest.restart();
+    }
+    let events = guest.events.lock().unwrap().clone();
+    let [DeviceEvent::NeedsReset { device, reason }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!(device, "probe0");
+    assert!(
+        reason.starts_with("queue 1: the chain at head 64"),
+        "{reason}"
+    );
 }
 
 #[test]
