@@ -144,6 +144,42 @@ fn files_that_this_user_may_not_read_are_named() {
     }
 }
 
+/// Some threads are the program's, and one is KVM's own, which it asks for when the guest is entered first: whichever
+/// is one too many is named.
+#[test]
+fn too_few_threads_are_an_error_that_names_the_limit() {
+    let files = Files::new();
+    if !needs::root() || !needs::kvm() {
+        return;
+    }
+    fs::copy(PROGRAM, files.path("splitring")).expect("copy the program");
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(files.dir.path(), open).expect("open the directory");
+    let run = |threads: u32| {
+        let limited = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/kvm c 10 232 \
+                       && exec setpriv --reuid=65531 --regid=65531 --clear-groups prlimit --nproc=\"$@\"";
+        Command::new("unshare")
+            .args(["-m", "timeout", "60", "sh", "-c", limited, "sh"])
+            .arg(format!("{threads}:{threads}"))
+            .arg(files.path("splitring"))
+            .args(["run", "--any-kvm", "--kernel-cache", "off", "--kernel"])
+            .arg(files.path("kernel"))
+            .output()
+            .expect("run with a limit")
+    };
+    let mut refused = 0;
+    for threads in 1..20 {
+        let output = run(threads);
+        if output.status.code() == Some(REBOOT) {
+            break;
+        }
+        refused += 1;
+        let name = format!("{threads} threads");
+        check(&name, &output, FAILURE, &["limit on processes"]);
+    }
+    assert!((1..19).contains(&refused), "{refused} limits refused");
+}
+
 #[test]
 fn memory_that_cannot_be_mapped_is_refused_with_its_size() {
     let files = Files::new();
