@@ -255,6 +255,16 @@ fn a_reset_builds_the_machine_again_in_its_state() {
     assert_eq!(events.try_next(), None);
 }
 
+/// Without an interrupt table nobody survives one.
+#[test]
+fn an_nmi_reaches_every_vcpu_that_runs() {
+    let Some(dir) = directory() else { return };
+    let machine = start(config(dir.path(), COUNT));
+    until("the guest counts", || count(&machine) > 0);
+    machine.nmi().expect("injected");
+    assert_eq!(machine.wait(), ExitReason::TripleFault { cpu: 0 });
+}
+
 #[test]
 fn calls_from_many_threads_have_one_order() {
     let Some(dir) = directory() else { return };

@@ -6,7 +6,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::net::{SocketType, getpeername, sockopt};
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::{HEADER_SIZE, Header};
 use zerocopy::{FromZeros, IntoBytes};
@@ -51,6 +52,11 @@ pub enum PasstError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A descriptor that was handed over is something else.
+    #[error(
+        "fd {0}: not a connected stream socket; hand over the card's end of the connection to passt"
+    )]
+    NotASocket(i32),
     /// The connection can't be prepared.
     #[error("cannot prepare the connection to passt: {0}")]
     Socket(#[source] io::Error),
@@ -108,7 +114,14 @@ impl Passt {
     }
 
     /// Uses a connected stream socket.
+    ///
+    /// # Errors
+    /// It is something else.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, PasstError> {
+        let stream = sockopt::socket_type(&fd).is_ok_and(|kind| kind == SocketType::STREAM);
+        if !stream || getpeername(&fd).is_err() {
+            return Err(PasstError::NotASocket(fd.as_raw_fd()));
+        }
         Self::over(UnixStream::from(fd), None)
     }
 
