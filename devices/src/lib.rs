@@ -28,6 +28,7 @@ pub mod net;
 pub mod pci;
 mod pool;
 pub mod power;
+pub mod pvpanic;
 pub mod ram;
 pub mod rng;
 pub mod scsi;

@@ -25,6 +25,7 @@ use splitring_devices::net::NetHandle;
 use splitring_devices::pci::root::{self, ConfigPorts, PciPlan, PciRoot};
 use splitring_devices::power;
 use splitring_devices::power::{Power, PowerRequest};
+use splitring_devices::pvpanic::{self, PvPanic};
 use splitring_devices::ram::Ram;
 use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::{self, Serial};
@@ -160,6 +161,7 @@ pub(crate) fn assemble(
     let power = add_power(&vm, &buses, &control)?;
     let serial = add_serial(config.serial, &vm, &buses, &resources.console)?;
 
+    add_pvpanic(&buses, events)?;
     let root = add_pci(config, &layout, &vm, &buses)?;
     let mut bay = Bay {
         root: &root,
@@ -269,6 +271,17 @@ fn add_power(vm: &Vm, buses: &Buses, control: &Arc<Control>) -> Result<Arc<Power
         power.clone(),
     )?;
     Ok(power)
+}
+
+fn add_pvpanic(buses: &Buses, events: &EventSink) -> Result<(), BuildError> {
+    let device = Arc::new(PvPanic::new(events.clone()));
+    place(
+        &buses.ports,
+        "the pvpanic device",
+        layout::PVPANIC,
+        pvpanic::LEN,
+        device,
+    )
 }
 
 fn add_serial(
@@ -421,6 +434,7 @@ fn platform(config: &VmConfig, layout: &Layout, root: &PciRoot, places: &[Place]
         vcpus: config.cpus,
         pci: Some(pci),
         serial,
+        pvpanic: true,
     }
 }
 

@@ -16,7 +16,7 @@
 //! top of RAM, 1 GiB aligned           64-bit MMIO window, up to the physical address width
 //! ```
 //!
-//! I/O ports: COM1 at 0x3f8, the power block (sleep, reset, event) at 0x600, PCI windows from 0x1000, CF8/CFC where enabled.
+//! I/O ports: COM1 at 0x3f8, pvpanic at 0x505, the power block (sleep, reset, event) at 0x600, PCI windows from 0x1000, CF8/CFC where enabled.
 
 use std::ops::Range;
 
@@ -93,6 +93,8 @@ pub const GED_POWER_BUTTON: u8 = 1;
 pub const GED_GSI: u32 = 5;
 /// Ports of the power block above.
 pub const POWER_PORTS: Range<u16> = 0x600..0x608;
+/// Port of the pvpanic device, one byte: QEMU's choice, where some guests look without ACPI.
+pub const PVPANIC: u16 = 0x505;
 /// PCI configuration address and data ports, where enabled.
 pub const CF8: Range<u16> = 0xcf8..0xd00;
 /// I/O ports that PCI functions may claim.

@@ -4,12 +4,14 @@
 //! \_SB.PC00  PNP0A08  host bridge: _CRS, _PRT        \_SB.GED0  ACPI0013  generic events → Notify(PWRB)
 //! \_SB.RES0  PNP0C02  ECAM and the power block       \_SB.PWRB  PNP0C0C   power button
 //! \_SB.COMx  PNP0501  16550                          \_S5                 soft off
+//! \_SB.PEVT  QEMU0001 pvpanic
 //! ```
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify,
-    OpRegion, OpRegionSpace, Package, PackageBuilder, Path, ResourceTemplate, Scope, Store,
+    AddressSpace, AddressSpaceCacheable, And, Arg, Device, EISAName, Field, FieldAccessType,
+    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method,
+    Name, Notify, OpRegion, OpRegionSpace, Package, PackageBuilder, Path, ResourceTemplate, Return,
+    Scope, Store,
 };
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
@@ -23,6 +25,8 @@ const HEADER: u32 = 36;
 const REVISION: u8 = 2;
 /// `Notify` value of a pressed button (5.6.6).
 const BUTTON_PRESSED: u8 = 0x80;
+/// `_STA` (6.3.7): present, enabled, shown, working.
+const PRESENT: u8 = 0x0f;
 
 /// AML that is finished already.
 struct Raw(Vec<u8>);
@@ -47,6 +51,7 @@ pub(super) fn build(platform: &Platform) -> Vec<u8> {
             .zip(0u8..)
             .map(|(port, number)| serial(*port, number)),
     );
+    devices.extend(platform.pvpanic.then(pvpanic));
     let mut table = Sdt::new(*b"DSDT", HEADER, REVISION, OEM, OEM_TABLE, OEM_REVISION);
     table.append_slice(&bytes(&Scope::new(
         "\\_SB_".into(),
@@ -181,6 +186,38 @@ fn generic_events() -> Raw {
                 vec![FieldEntry::Named(*b"EVTS", 8)],
             ),
             &Method::new("_EVT".into(), 1, true, vec![&read, &pressed, &react]),
+        ],
+    )
+}
+
+/// Where a guest says that it panicked. The methods are QEMU's, for drivers that don't use the port themselves.
+fn pvpanic() -> Raw {
+    let port = IO::new(layout::PVPANIC, layout::PVPANIC, 1, 1);
+    let register = Path::new("PEPT");
+    let read = Store::new(&Local(0), &register);
+    let write = Store::new(&register, &Arg(0));
+    device(
+        "PEVT",
+        vec![
+            &Name::new("_HID".into(), &"QEMU0001"),
+            &unique_id(0),
+            &Name::new("_STA".into(), &PRESENT),
+            &resources(vec![&port]),
+            &OpRegion::new(
+                "PEOR".into(),
+                OpRegionSpace::SystemIO,
+                &layout::PVPANIC,
+                &1u8,
+            ),
+            &Field::new(
+                "PEOR".into(),
+                FieldAccessType::Byte,
+                FieldLockRule::NoLock,
+                FieldUpdateRule::Preserve,
+                vec![FieldEntry::Named(*b"PEPT", 8)],
+            ),
+            &Method::new("RDPT".into(), 0, true, vec![&read, &Return::new(&Local(0))]),
+            &Method::new("WRPT".into(), 1, true, vec![&write]),
         ],
     )
 }

@@ -46,6 +46,8 @@ pub struct Platform {
     pub pci: Option<PciHost>,
     /// 16550 serial ports, COM1 first.
     pub serial: Vec<SerialPort>,
+    /// Whether there is a pvpanic device at [`layout::PVPANIC`].
+    pub pvpanic: bool,
 }
 
 /// The PCI host bridge with bus 0.

@@ -25,6 +25,7 @@ fn platform(vcpus: u32, cf8: bool) -> Platform {
             port: layout::COM1,
             gsi: layout::COM1_GSI,
         }],
+        pvpanic: true,
     }
 }
 
@@ -152,6 +153,7 @@ fn iasl_disassembles_and_recompiles_every_table_without_a_complaint() {
                 vcpus: 1,
                 pci: None,
                 serial: Vec::new(),
+                pvpanic: false,
             },
         ),
     ] {
@@ -174,6 +176,27 @@ fn iasl_disassembles_and_recompiles_every_table_without_a_complaint() {
             }
         }
     }
+}
+
+/// The driver is found by the identifier and the port alone.
+#[test]
+fn the_pvpanic_device_is_described_where_there_is_one() {
+    let described = |pvpanic| {
+        let platform = Platform {
+            pvpanic,
+            ..platform(1, false)
+        };
+        let tables = platform.build().unwrap();
+        let dsdt = table(&tables, *b"DSDT").to_vec();
+        let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
+        // A string, and an I/O descriptor: 16 bits decoded, from 0x505 to 0x505, aligned to 1, 1 long.
+        (
+            has(b"_HID\x0dQEMU0001\0"),
+            has(&[0x47, 1, 0x05, 0x05, 0x05, 0x05, 1, 1]),
+        )
+    };
+    assert_eq!(described(true), (true, true));
+    assert_eq!(described(false), (false, false));
 }
 
 fn iasl(directory: &std::path::Path, arguments: &[&str]) -> String {
