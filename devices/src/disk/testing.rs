@@ -1,5 +1,5 @@
 //! Storage of this machine made for one test: file systems and loop devices. It takes root and the programs for it;
-//! where they are missing a test says that it was not tried.
+//! where they are missing a test is skipped.
 
 mod fuse;
 
@@ -8,23 +8,28 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use splitring_needs as needs;
+
 pub(in crate::disk) use fuse::FuseFile;
 
-/// Runs a program; `None` says why not, and that the test is left out.
-fn run(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = match Command::new(program).args(arguments).output() {
-        Ok(output) => output,
-        Err(error) => {
-            eprintln!("not tried: {program}: {error}");
-            return None;
-        }
-    };
+/// Runs a program of the Debian package `mount`, with the privileges that it takes.
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
     if !output.status.success() {
         let why = String::from_utf8_lossy(&output.stderr);
-        eprintln!("not tried: {program} {arguments:?}: {why}");
-        return None;
+        return Err(format!("{program} {arguments:?}: {why}"));
     }
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Whether this test may make file systems and devices; otherwise it is skipped.
+#[track_caller]
+fn may_mount() -> bool {
+    needs::capabilities(&[needs::Capability::SysAdmin])
+        && ["mount", "losetup"]
+            .iter()
+            .all(|program| needs::program(program, "mount"))
 }
 
 /// A directory on a file system of its own.
@@ -32,13 +37,17 @@ pub(in crate::disk) struct Mounted(tempfile::TempDir);
 
 impl Mounted {
     pub(in crate::disk) fn new(kind: &str, options: &str) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("not tried: needs root, to mount a {kind}");
+        if !may_mount() {
             return None;
         }
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().display().to_string();
-        run("mount", &["-t", kind, "-o", options, "test", &path])?;
+        let mounted = run("mount", &["-t", kind, "-o", options, "test", &path]);
+        mounted
+            .inspect_err(|why| {
+                needs::lack(why);
+            })
+            .ok()?;
         Some(Self(dir))
     }
 
@@ -50,7 +59,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let path = self.path().display().to_string();
-        run("umount", &["-l", &path]);
+        run("umount", &["-l", &path]).expect("it was mounted");
     }
 }
 
@@ -59,15 +68,23 @@ pub(in crate::disk) struct Loop(PathBuf);
 
 impl Loop {
     pub(in crate::disk) fn new(file: &Path, sector: u32) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("not tried: needs root, to make a loop device");
+        if !may_mount() {
             return None;
         }
         let (file, sector) = (file.display().to_string(), sector.to_string());
         let arguments = ["--show", "-f", "--sector-size", &sector, &file];
+        let mut made = run("losetup", &arguments);
         // Two that look for a free device at once find the same one.
-        let mut tries = (0..5).map(|_| run("losetup", &arguments));
-        tries.find_map(|device| device.map(|device| Self(device.into())))
+        for _ in 0..5 {
+            if made.is_err() {
+                made = run("losetup", &arguments);
+            }
+        }
+        made.inspect_err(|why| {
+            needs::lack(why);
+        })
+        .ok()
+        .map(|device| Self(device.into()))
     }
 
     pub(in crate::disk) fn path(&self) -> &Path {
@@ -78,7 +95,7 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         let path = self.0.display().to_string();
-        run("losetup", &["-d", &path]);
+        run("losetup", &["-d", &path]).expect("it was made");
     }
 }
 

@@ -10,6 +10,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use splitring_needs as needs;
+
 /// Bytes of the file.
 const LEN: u64 = 1 << 20;
 /// `struct fuse_in_header`.
@@ -51,7 +53,7 @@ impl FuseFile {
         let device = match options.read(true).write(true).open("/dev/fuse") {
             Ok(device) => device,
             Err(error) => {
-                eprintln!("not tried: /dev/fuse: {error}");
+                needs::lack(format!("/dev/fuse: {error}"));
                 return None;
             }
         };
@@ -66,7 +68,7 @@ impl FuseFile {
         match mounted {
             Ok(output) if output.status.success() => {}
             other => {
-                eprintln!("not tried: no FUSE mounts here: {other:?}");
+                needs::lack(format!("no FUSE mounts: {other:?}"));
                 return None;
             }
         }
