@@ -27,6 +27,10 @@ impl Plain {
 
     fn range(&self, task: Task, offset: u64, len: u64, fua: bool) -> Result<u64, IoFault> {
         self.image.admit(offset, len, true)?;
+        if len == 0 {
+            // fallocate(2) takes no empty ranges.
+            return Ok(0);
+        }
         range::run(&self.image, &self.reach, task, offset, len)?;
         if fua || self.image.writethrough {
             flush(&self.image)?;

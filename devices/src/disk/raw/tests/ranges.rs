@@ -101,6 +101,26 @@ fn zeroes_are_written_where_the_host_can_not_zero_a_range() {
     });
 }
 
+#[test]
+fn empty_ranges_do_nothing_and_do_not_make_the_host_look_unable() {
+    everywhere(|_, disk, stream| {
+        let (offset, len, fua) = (512, 0, false);
+        let zero = |may_unmap| DiskOp::WriteZeroes {
+            offset,
+            len,
+            may_unmap,
+            fua,
+        };
+        let discard = DiskOp::Discard { offset, len, fua };
+        for op in [zero(false), zero(true), discard] {
+            assert_eq!(stream.run(op), Ok(0));
+        }
+        let refused = &disk.image.refused;
+        let flags = [&refused.zero_range, &refused.zero_unmap, &refused.discard];
+        assert!(flags.iter().all(|flag| !flag.load(Ordering::Relaxed)));
+    });
+}
+
 /// A disk on a loop device over a file, with the backends that can be had.
 fn on_loop(dir: &Path, mut test: impl FnMut(&File, &RawDisk, &mut Stream)) {
     for aio in [Aio::Plain, Aio::Ring] {
