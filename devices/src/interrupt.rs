@@ -16,6 +16,10 @@ pub trait InterruptSink: Send + Sync {
     fn broken(&self, why: &Broken);
     /// Whether [`InterruptSink::broken`] was called since the last reset.
     fn is_broken(&self) -> bool;
+    /// Whether the device may reach guest memory now. If not, none of its queues is looked at.
+    fn may_run(&self) -> bool {
+        true
+    }
 }
 
 /// How a device announces that its configuration space changed (VIRTIO 1.2 §2.3).

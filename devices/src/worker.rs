@@ -41,6 +41,9 @@ pub use pause::{PauseError, Unfinished};
 /// How long a caller waits for the loop. Handlers stop in far less; longer means that one hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long a caller of [`Worker::finish`] waits between two steps.
+const FINISH_STEP: Duration = Duration::from_millis(1);
+
 /// Round trips between two threads that a worker's window is worth when nobody says how long it is to be. A sleep that
 /// it saves spares the worker one, and the guest a kick and an interrupt, which cost several.
 const WINDOW_TRIPS: u32 = 8;
@@ -256,6 +259,31 @@ impl Worker {
                 Entry::Task(running) => Some(running.stop()),
                 Entry::Watch(_) => None,
             })
+        })?
+    }
+
+    /// Has a task whose sink does not let it run finish what it has in flight; nothing of it writes guest memory
+    /// afterwards until [`Worker::wake`]. Returns how many requests are left if they take longer than `limit`. Not to
+    /// be called on the loop's own thread.
+    pub fn finish(&self, id: TaskId, limit: Duration) -> Result<usize, WorkerError> {
+        let start = Instant::now();
+        loop {
+            let left = self.ask(move |ops, subscriber| {
+                let left = loop_of(ops, subscriber)?.finish(id.0);
+                left.ok_or(WorkerError::NoTask)
+            })??;
+            if left == 0 || start.elapsed() >= limit {
+                return Ok(left);
+            }
+            thread::sleep(FINISH_STEP);
+        }
+    }
+
+    /// Has a task look at everything, since it may run again.
+    pub fn wake(&self, id: TaskId) -> Result<(), WorkerError> {
+        self.ask(move |ops, subscriber| {
+            loop_of(ops, subscriber)?.wake(id.0);
+            Ok(())
         })?
     }
 

@@ -9,6 +9,8 @@ use super::pages::ConfigPage;
 pub const COMMAND: u16 = 0x04;
 /// Command: answer accesses to the memory BAR.
 pub const COMMAND_MEMORY: u32 = 1 << 1;
+/// Command: the function may write and read memory, and so send messages.
+const COMMAND_MASTER: u32 = 1 << 2;
 /// Command: don't assert the interrupt line.
 pub const COMMAND_INTX_DISABLE: u32 = 1 << 10;
 /// Status, in the command's word: an interrupt is pending, whether or not the line may be asserted.
@@ -28,7 +30,8 @@ const HEADER_END: u16 = 0x40;
 /// Bytes that a guest may write: PCI's own 256.
 const SIZE: u16 = 256;
 /// Memory decoding, bus mastering, parity and system error response, line disable.
-const COMMAND_WRITABLE: u32 = COMMAND_MEMORY | 1 << 2 | 1 << 6 | 1 << 8 | COMMAND_INTX_DISABLE;
+const COMMAND_WRITABLE: u32 =
+    COMMAND_MEMORY | COMMAND_MASTER | 1 << 6 | 1 << 8 | COMMAND_INTX_DISABLE;
 
 /// What identifies a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,6 +180,11 @@ impl ConfigSpace {
     /// The bytes themselves.
     pub fn page(&self) -> &ConfigPage {
         &self.page
+    }
+
+    /// Whether the function may write and read memory.
+    pub fn bus_master(&self) -> bool {
+        self.page.load(COMMAND) & COMMAND_MASTER != 0
     }
 
     /// Where the BAR answers now: its address, if memory decoding is on.

@@ -34,6 +34,8 @@ pub(super) struct Interrupts {
     line_bound: AtomicBool,
     needs_reset: AtomicBool,
     driver_ok: AtomicBool,
+    /// The function may write and read memory.
+    bus_master: AtomicBool,
     generation: AtomicU8,
     /// Held while the configuration changes and while it is read.
     gate: Mutex<()>,
@@ -66,6 +68,7 @@ impl Interrupts {
             line_bound: AtomicBool::new(false),
             needs_reset: AtomicBool::new(false),
             driver_ok: AtomicBool::new(false),
+            bus_master: AtomicBool::new(false),
             generation: AtomicU8::new(0),
             gate: Mutex::new(()),
             throttle: Throttle::default(),
@@ -172,6 +175,11 @@ impl Interrupts {
         }
     }
 
+    /// From now on workers may run the queues, or must not.
+    pub(super) fn set_bus_master(&self, on: bool) {
+        self.bus_master.store(on, Ordering::Release);
+    }
+
     pub(super) fn set_driver_ok(&self) {
         self.driver_ok.store(true, Ordering::Release);
     }
@@ -232,6 +240,10 @@ impl InterruptSink for Interrupts {
 
     fn is_broken(&self) -> bool {
         self.needs_reset.load(Ordering::Acquire)
+    }
+
+    fn may_run(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
     }
 }
 

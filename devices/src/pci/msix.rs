@@ -43,6 +43,8 @@ struct Vector {
 struct Table {
     entries: Box<[Entry]>,
     function_masked: bool,
+    /// The function may send messages at all.
+    bus_master: bool,
 }
 
 #[derive(Clone)]
@@ -72,6 +74,7 @@ impl Msix {
             table: Mutex::new(Table {
                 entries: vec![entry; count].into_boxed_slice(),
                 function_masked: false,
+                bus_master: false,
             }),
             wiring,
             label,
@@ -116,9 +119,18 @@ impl Msix {
         }
     }
 
+    /// The function may send messages from now on, or not: then they stay pending.
+    pub(super) fn set_bus_master(&self, on: bool) {
+        let mut table = self.table();
+        table.bus_master = on;
+        for index in 0..self.vectors.len() {
+            self.apply(&mut table, index);
+        }
+    }
+
     /// Brings a vector's line and mask in step with its entry.
     fn apply(&self, table: &mut Table, index: usize) {
-        let silent = table.function_masked || !self.enabled();
+        let silent = table.function_masked || !table.bus_master || !self.enabled();
         let (Some(entry), Some(vector)) = (table.entries.get_mut(index), self.vectors.get(index))
         else {
             return;

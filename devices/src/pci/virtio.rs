@@ -98,6 +98,10 @@ struct State {
     /// Where the BAR answers.
     base: Option<u64>,
     running: Option<RunningDevice>,
+    /// The function may write and read memory.
+    bus_master: bool,
+    /// The driver is ready, but the function may not yet reach its rings.
+    deferred: bool,
     /// Who listens for the end of interrupts on the line, once it is connected.
     line_watch: Option<(Arc<Worker>, TaskId)>,
 }
@@ -144,6 +148,8 @@ impl VirtioPci {
                 queue_select: 0,
                 base: None,
                 running: None,
+                bus_master: false,
+                deferred: false,
                 line_watch: None,
             }),
             device: parts.device,
@@ -267,6 +273,7 @@ impl PciFunction for VirtioPci {
             super::config::COMMAND.saturating_add(2),
         ) {
             self.interrupts.resample();
+            self.follow_bus_master();
         }
         self.window_written(touches);
     }

@@ -311,6 +311,21 @@ impl Loop {
         self.polling.paid(slot);
     }
 
+    /// A step of the task in `slot` towards having nothing in flight, while its sink lets it not run: how many requests
+    /// it still has.
+    pub(super) fn finish(&mut self, slot: u16) -> Option<usize> {
+        self.polling.remove(slot);
+        match self.slots.get_mut(usize::from(slot))? {
+            Some(Entry::Task(running)) => Some(running.quiesce()),
+            _ => None,
+        }
+    }
+
+    /// Has the task in `slot` look at everything.
+    pub(super) fn wake(&mut self, slot: u16) {
+        self.push_ready(slot);
+    }
+
     fn push_ready(&mut self, slot: u16) {
         if !self.ready.contains(&slot) {
             self.ready.push_back(slot);

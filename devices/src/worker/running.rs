@@ -108,6 +108,9 @@ impl Running {
         if self.halted || self.sink.is_broken() {
             return self.set_halted();
         }
+        if !self.sink.may_run() {
+            return Next::Idle;
+        }
         let half = self.depth.half().filter(|_| manner.owe);
         let budget = half.unwrap_or(BUDGET);
         for slot in &mut self.queues {

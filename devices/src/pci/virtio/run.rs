@@ -1,6 +1,7 @@
 //! Starting and stopping a device: rings to queues, tasks to workers, doorbells to eventfds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -10,6 +11,9 @@ use crate::interrupt::{ConfigNotifier, InterruptSink};
 use crate::log;
 use crate::throttle::Throttle;
 use crate::worker::{NewTask, TaskId, Worker};
+
+/// How long requests may take that are in flight when bus mastering is turned off.
+const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a started device has running.
 pub(super) struct RunningDevice {
@@ -27,6 +31,14 @@ impl VirtioPci {
     pub(super) fn start(&self, state: &mut State) {
         self.interrupts.set_driver_ok();
         self.connect_line(state);
+        if state.bus_master {
+            self.run(state);
+        } else {
+            state.deferred = true;
+        }
+    }
+
+    fn run(&self, state: &mut State) {
         let mut running = RunningDevice {
             tasks: Vec::new(),
             queues: Vec::new(),
@@ -142,6 +154,53 @@ impl VirtioPci {
         }
     }
 
+    /// The command register was written. A function that may not master the bus neither touches guest memory nor sends a
+    /// message (PCI Local Bus 3.0 §6.2.2): its device starts when it may, and stands still while it may not.
+    pub(super) fn follow_bus_master(&self) {
+        let on = self.config.bus_master();
+        let mut state = self.state();
+        if on == state.bus_master {
+            return;
+        }
+        state.bus_master = on;
+        self.interrupts.set_bus_master(on);
+        if on {
+            self.interrupts.msix.set_bus_master(true);
+            if std::mem::take(&mut state.deferred) {
+                self.run(&mut state);
+            } else {
+                self.wake(&state);
+            }
+        } else {
+            self.finish(&mut state);
+            self.interrupts.msix.set_bus_master(false);
+        }
+    }
+
+    fn wake(&self, state: &State) {
+        for (worker, id) in state.running.iter().flat_map(|running| &running.tasks) {
+            // A worker that has failed has told the machine, which is ending.
+            let _ = worker.wake(*id);
+        }
+    }
+
+    /// Has all tasks finish what they have in flight. What the host does not answer in time is cancelled, as by a reset,
+    /// which the device then needs.
+    fn finish(&self, state: &mut State) {
+        let tasks = state.running.iter().flat_map(|running| &running.tasks);
+        let mut left = 0_usize;
+        for (worker, id) in tasks {
+            left = left.saturating_add(worker.finish(*id, FINISH_LIMIT).unwrap_or(0));
+        }
+        if left > 0 {
+            self.quiesce(state);
+            let why = format_args!(
+                "bus mastering was turned off while the host did not answer {left} requests"
+            );
+            self.interrupts.broken(&Broken::device(why));
+        }
+    }
+
     /// Lets the doorbells of the running queues signal their eventfds where the BAR answers now, and nowhere else.
     pub(super) fn move_doorbells(&self, state: &mut State) {
         let base = state.base;
@@ -227,6 +286,7 @@ impl VirtioPci {
     }
 
     fn quiesce(&self, state: &mut State) {
+        state.deferred = false;
         let base = state.base.take();
         self.move_doorbells(state);
         state.base = base;

@@ -3,6 +3,7 @@
 mod hostile;
 mod interrupts;
 mod life;
+mod master;
 mod registers;
 mod space;
 
