@@ -4,14 +4,16 @@
 //! It doesn't know what it is connected to.
 
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{EventfdFlags, eventfd};
 use vm_superio::Trigger;
 use vm_superio::serial::SerialEvents;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
-use crate::eventfd::eventfd;
 use crate::log;
 use crate::throttle::Throttle;
 
@@ -21,6 +23,8 @@ const IER_RECEIVED: u8 = 1 << 0;
 /// Interrupt identification register; received data as the cause, with the FIFOs on.
 const IIR: u8 = 2;
 const IIR_RECEIVED: u8 = 0xc4;
+/// Modem control register, with the loopback switch.
+const MCR: u8 = 4;
 /// Line status register; its bit for received data.
 const LSR: u8 = 5;
 const LSR_DATA_READY: u8 = 1 << 0;
@@ -40,16 +44,28 @@ impl Trigger for Line {
     }
 }
 
-/// Tells who has input that there is room for more.
-struct Room(EventFd);
+/// The event behind [`Serial::room`].
+struct Room {
+    event: OwnedFd,
+    /// Input was refused since the last signal: a guest that polls an empty FIFO wakes nobody.
+    wanted: AtomicBool,
+}
+
+impl Room {
+    fn signal(&self) {
+        if self.wanted.swap(false, Ordering::Relaxed) {
+            // A counter at its limit is readable already.
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
+}
 
 impl SerialEvents for Room {
     fn buffer_read(&self) {}
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}
     fn in_buffer_empty(&self) {
-        // A counter at its limit is readable already.
-        let _ = self.0.write(1);
+        self.signal();
     }
 }
 
@@ -59,13 +75,22 @@ pub struct Serial {
     throttle: Throttle,
 }
 
+impl std::fmt::Debug for Serial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Serial").finish_non_exhaustive()
+    }
+}
+
 impl Serial {
     /// A port that raises its (edge-triggered) interrupt by writing `line` and sends what the guest writes to `output`, byte by byte, on the vCPU's thread.
     ///
     /// # Errors
     /// No eventfd to be had.
     pub fn new(line: EventFd, output: Output) -> io::Result<Self> {
-        let room = Room(eventfd()?);
+        let room = Room {
+            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            wanted: AtomicBool::new(false),
+        };
         let uart = vm_superio::Serial::with_events(Line(line), room, output);
         Ok(Self {
             uart: Mutex::new(uart),
@@ -91,27 +116,34 @@ impl Serial {
         uart.read(offset)
     }
 
-    /// Puts as much of `bytes` into the receive FIFO (64 bytes) as fits and returns how much did; the rest is to be offered again when [`Serial::room`] is readable.
+    /// Puts as much of `bytes` into the receive FIFO (64 bytes) as fits and returns how much did. The rest is to be
+    /// offered again when [`Serial::room`] is readable.
     pub fn input(&self, bytes: &[u8]) -> usize {
         let mut uart = self.uart();
-        if uart.fifo_capacity() == 0 {
-            return 0;
-        }
-        match uart.enqueue_raw_bytes(bytes) {
-            Ok(taken) => taken,
-            Err(error) => {
-                log::warn!(self.throttle, %error, "serial input is lost");
-                bytes.len()
+        let taken = if uart.fifo_capacity() == 0 {
+            0
+        } else {
+            match uart.enqueue_raw_bytes(bytes) {
+                Ok(taken) => taken,
+                Err(error) => {
+                    log::warn!(self.throttle, %error, "serial input is lost");
+                    bytes.len()
+                }
             }
+        };
+        if taken < bytes.len() {
+            uart.events().wanted.store(true, Ordering::Relaxed);
         }
+        taken
     }
 
-    /// A descriptor that becomes readable when the guest has emptied the receive FIFO; the listener reads it.
+    /// Returns an eventfd that becomes readable when [`Serial::input`] took less than it was given and the guest has
+    /// emptied the receive FIFO since. The listener reads it.
     ///
     /// # Errors
-    /// No more descriptors.
-    pub fn room(&self) -> io::Result<EventFd> {
-        self.uart().events().0.try_clone()
+    /// The process has no more descriptors.
+    pub fn room(&self) -> io::Result<OwnedFd> {
+        self.uart().events().event.try_clone()
     }
 }
 
@@ -128,8 +160,13 @@ impl BusDevice for Serial {
         };
         // A string instruction arrives as several bytes for the one register.
         for byte in data {
-            if let Err(error) = self.uart().write(offset, *byte) {
+            let mut uart = self.uart();
+            if let Err(error) = uart.write(offset, *byte) {
                 log::debug!(self.throttle, %error, "serial output is lost");
+            }
+            // The end of loopback, in which the FIFO takes no input and may be left empty.
+            if offset == MCR {
+                uart.events().signal();
             }
         }
     }
@@ -140,6 +177,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::eventfd::eventfd;
+
+    /// Whether the event is signalled; it no longer is.
+    fn signalled(room: &OwnedFd) -> bool {
+        rustix::io::read(room, &mut [0; 8]).is_ok()
+    }
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -176,14 +219,36 @@ mod tests {
         let taken = serial.input(&[b'x'; 100]);
         assert_eq!(taken, 64);
         assert_eq!(serial.input(b"y"), 0);
-        assert!(room.read().is_err());
+        assert!(!signalled(&room));
         let mut byte = [0];
         for _ in 0..64 {
             serial.read(0, &mut byte);
             assert_eq!(byte, *b"x");
         }
-        assert_eq!(room.read().unwrap(), 1);
+        assert!(signalled(&room));
         assert_eq!(serial.input(b"y"), 1);
+    }
+
+    #[test]
+    fn a_guest_that_polls_an_empty_fifo_wakes_nobody() {
+        let (serial, _, _) = serial();
+        let room = serial.room().unwrap();
+        serial.input(b"x");
+        serial.read(0, &mut [0]);
+        serial.read(0, &mut [0]);
+        assert!(!signalled(&room));
+    }
+
+    #[test]
+    fn input_refused_in_loopback_is_asked_for_when_it_ends() {
+        let (serial, _, _) = serial();
+        let room = serial.room().unwrap();
+        serial.write(MCR.into(), &[1 << 4]);
+        assert_eq!(serial.input(b"x"), 0);
+        assert!(!signalled(&room));
+        serial.write(MCR.into(), &[0]);
+        assert!(signalled(&room), "the end of loopback is reported");
+        assert_eq!(serial.input(b"x"), 1);
     }
 
     fn register(serial: &Serial, offset: u8) -> u8 {
