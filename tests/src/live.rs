@@ -74,7 +74,8 @@ impl Live {
             ..VmConfig::default()
         };
         config.memory.size.0 = 256 << 20;
-        let resources = own.console(Console::new(Lines(send))).open(&config);
+        let console = Console::writer(Lines(send)).expect("a console");
+        let resources = own.console(console).open(&config);
         let machine = Machine::new(config, resources.expect("resources")).expect("a machine");
         machine.start().expect("it starts");
         let mut live = Self {

@@ -102,11 +102,12 @@ fn private_kib() -> u64 {
 
 /// Descriptors, threads and mappings of this process.
 fn leftovers() -> [i64; 3] {
-    let count = |path: &str| fs::read_dir(path).expect("list").count() as i64;
+    let number = |count: usize| i64::try_from(count).expect("few");
+    let count = |path: &str| number(fs::read_dir(path).expect("list").count());
     let maps = fs::read_to_string("/proc/self/maps").expect("maps");
     [
         count("/proc/self/fd"),
         count("/proc/self/task"),
-        maps.lines().count() as i64,
+        number(maps.lines().count()),
     ]
 }

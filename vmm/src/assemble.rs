@@ -34,11 +34,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::attach::{self, Bay, Place};
-use crate::config::{SerialMode, VmConfig};
+use crate::config::{SerialTarget, VmConfig};
+use crate::console::Console;
 use crate::control::Control;
 use crate::error::BuildError;
 use crate::kvm::Vm;
-use crate::machine::Console;
 use crate::memory::{self, GuestMemory};
 use crate::resources::{InitrdFile, Resources};
 use crate::state::ExitReason;
@@ -91,6 +91,9 @@ impl Generation {
     /// called when no vCPU runs.
     pub(crate) fn release(&self) {
         self.buses.clear();
+        if let Some(serial) = &self.serial {
+            self.control.console().detach(serial);
+        }
     }
 
     /// Waits until the threads of its vCPUs are gone. To be called after [`Control::end`].
@@ -159,7 +162,12 @@ pub(crate) fn assemble(
         mmio: Arc::new(Bus::new()),
     };
     let power = add_power(&vm, &buses, &control)?;
-    let serial = add_serial(config.serial, &vm, &buses, &resources.console)?;
+    let console = &resources.console;
+    let serial = if has_serial(config, console) {
+        Some(add_serial(&vm, &buses, console)?)
+    } else {
+        None
+    };
 
     add_pvpanic(&buses, events)?;
     let root = add_pci(config, &layout, &vm, &buses)?;
@@ -177,7 +185,10 @@ pub(crate) fn assemble(
     attach::attach(config, resources, &mut bay)?;
     let (places, blk, scsi, nets) = (bay.places, bay.blk, bay.scsi, bay.nets);
 
-    let rsdp = write_tables(&platform(config, &layout, &root, &places), &memory)?;
+    let rsdp = write_tables(
+        &platform(config, &layout, serial.is_some(), &root, &places),
+        &memory,
+    )?;
     write_parameters(config, &layout, kernel, initrd, rsdp, &memory)?;
 
     let fds = vcpus::create(&vm, config.cpus)?;
@@ -284,20 +295,15 @@ fn add_pvpanic(buses: &Buses, events: &EventSink) -> Result<(), BuildError> {
     )
 }
 
-fn add_serial(
-    mode: SerialMode,
-    vm: &Vm,
-    buses: &Buses,
-    console: &Console,
-) -> Result<Option<Arc<Serial>>, BuildError> {
-    let output = match mode {
-        SerialMode::None => return Ok(None),
-        SerialMode::Null => Console::null().output(),
-        SerialMode::Console => console.output(),
-    };
+/// Whether there is a serial port: both the configuration and the embedder's console can leave it out.
+fn has_serial(config: &VmConfig, console: &Console) -> bool {
+    config.serial.target != SerialTarget::Off && console.has_port()
+}
+
+fn add_serial(vm: &Vm, buses: &Buses, console: &Console) -> Result<Arc<Serial>, BuildError> {
     let line = event()?;
     vm.bind_edge(layout::COM1_GSI, &line)?;
-    let serial = Arc::new(Serial::new(line, output).map_err(BuildError::Event)?);
+    let serial = Arc::new(Serial::new(line, console.output()).map_err(BuildError::Event)?);
     place(
         &buses.ports,
         "the serial port",
@@ -305,7 +311,7 @@ fn add_serial(
         serial::LEN,
         serial.clone(),
     )?;
-    Ok(Some(serial))
+    Ok(serial)
 }
 
 fn place(
@@ -409,14 +415,17 @@ pub(crate) fn thread_name(
 }
 
 /// What the ACPI tables say.
-fn platform(config: &VmConfig, layout: &Layout, root: &PciRoot, places: &[Place]) -> Platform {
-    let serial = match config.serial {
-        SerialMode::None => Vec::new(),
-        _ => vec![SerialPort {
-            port: layout::COM1,
-            gsi: layout::COM1_GSI,
-        }],
-    };
+fn platform(
+    config: &VmConfig,
+    layout: &Layout,
+    serial: bool,
+    root: &PciRoot,
+    places: &[Place],
+) -> Platform {
+    let serial = serial.then_some(SerialPort {
+        port: layout::COM1,
+        gsi: layout::COM1_GSI,
+    });
     let intx = places.iter().map(|place| IntxRoute {
         device: place.slot,
         pin: 0,
@@ -433,7 +442,7 @@ fn platform(config: &VmConfig, layout: &Layout, root: &PciRoot, places: &[Place]
     Platform {
         vcpus: config.cpus,
         pci: Some(pci),
-        serial,
+        serial: serial.into_iter().collect(),
         pvpanic: true,
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! `VmConfig` is as typed; `validate` judges what can be judged without opening anything. A device's own keys live beside the device.
 
+mod serial;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +12,8 @@ use splitring_devices::disk::config::InvalidDisk;
 pub use splitring_devices::disk::config::{DISK_KEYS, DiskConfig};
 use splitring_devices::net::NetConfigError;
 pub use splitring_devices::net::{NET_KEYS, NetConfig};
+
+pub use serial::{SerialConfig, SerialConfigError, SerialPolicy, SerialTarget};
 
 /// The most vCPUs a machine may have.
 pub const MAX_CPUS: u32 = splitring_arch::cpuid::MAX_VCPUS;
@@ -72,19 +76,6 @@ pub enum OnReboot {
     Restart,
 }
 
-/// Where the serial port's output goes and its input comes from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SerialMode {
-    /// What the embedder gives: for the command line its standard input and output.
-    #[default]
-    Console,
-    /// There is a port, but nobody listens.
-    Null,
-    /// There is no port.
-    None,
-}
-
 /// A virtual machine, as typed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -106,7 +97,7 @@ pub struct VmConfig {
     /// What a reboot does.
     pub on_reboot: OnReboot,
     /// The serial port COM1.
-    pub serial: SerialMode,
+    pub serial: SerialConfig,
     /// A random number generator device.
     pub rng: bool,
     /// Configuration ports 0xcf8 and 0xcfc. Off: a guest that finds them uses them, an exit each, where the memory-mapped way needs none.
@@ -138,7 +129,7 @@ impl Default for VmConfig {
             cmdline: None,
             cpus: 1,
             on_reboot: OnReboot::default(),
-            serial: SerialMode::default(),
+            serial: SerialConfig::default(),
             rng: true,
             pci_ports: false,
             kernel_cache: true,

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 
+use crate::console::Console;
 use crate::error::BuildError;
 use crate::kick::Kicks;
 use crate::state::ExitReason;
@@ -61,13 +62,20 @@ pub(crate) struct Control {
     /// port access.
     attention: AtomicBool,
     kicks: Kicks,
+    console: Console,
     on_end: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Control {
-    /// vCPUs that run as soon as their threads start, or stand still if `paused`. `on_end` is called
-    /// once, on whatever thread the reason comes from, and must not block.
-    pub(crate) fn new(cpus: u32, paused: bool, on_end: impl Fn() + Send + Sync + 'static) -> Self {
+    /// vCPUs that run as soon as their threads start, or stand still if `paused`; they may wait for room
+    /// in `console`. `on_end` is called once, on whatever thread the reason comes from, and must not
+    /// block.
+    pub(crate) fn new(
+        cpus: u32,
+        paused: bool,
+        console: Console,
+        on_end: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         let state = State {
             wanted: if paused { Wanted::Pause } else { Wanted::Run },
             alive: 0,
@@ -80,8 +88,20 @@ impl Control {
             changed: Condvar::new(),
             attention: AtomicBool::new(paused),
             kicks: Kicks::default(),
+            console,
             on_end: Box::new(on_end),
         }
+    }
+
+    /// The console that vCPU threads wait for.
+    pub(crate) fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Calls the vCPUs out of the guest, or out of a wait for the console.
+    fn kick_all(&self) {
+        self.kicks.kick_all();
+        self.console.interrupt();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -116,7 +136,7 @@ impl Control {
         // Before the kick, whose handler makes the next KVM_RUN return: the thread then looks here.
         self.attention.store(true, Ordering::SeqCst);
         self.changed.notify_all();
-        self.kicks.kick_all();
+        self.kick_all();
     }
 
     /// Returns why these vCPUs ended, if they did.
@@ -262,7 +282,7 @@ mod tests {
     fn the_first_reason_wins_and_is_told_once() {
         let told = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&told);
-        let control = Control::new(1, false, move || {
+        let control = Control::new(1, false, Console::null(), move || {
             count.fetch_add(1, Ordering::SeqCst);
         });
         assert_eq!(control.reason(), None);
@@ -275,7 +295,7 @@ mod tests {
 
     #[test]
     fn pause_waits_for_the_vcpu_and_resume_lets_it_go() {
-        let control = Control::new(1, false, || {});
+        let control = Control::new(1, false, Console::null(), || {});
         control.join();
         std::thread::scope(|scope| {
             let vcpu = scope.spawn(|| while !matches!(control.turn(0), Turn::Leave) {});
@@ -293,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_starts_paused_runs_when_it_is_resumed() {
-        let control = Control::new(1, true, || {});
+        let control = Control::new(1, true, Console::null(), || {});
         assert!(control.wants_attention());
         control.join();
         std::thread::scope(|scope| {

@@ -2,7 +2,7 @@
     unsafe_code,
     reason = "a signal handler writes immediate_exit of its own thread's kvm_run; pthread_kill of a live thread"
 )]
-//! How a vCPU thread is called out of the guest.
+//! How a vCPU thread is called out of the guest, and a console's thread out of a system call.
 //!
 //! A real-time signal whose handler sets `immediate_exit` in the `kvm_run` of the thread it arrives on: wherever the signal lands (before, in or after KVM_RUN), the next
 //! KVM_RUN returns. The signal is the only thing this library installs in the process, once; an embedder that uses the default one itself picks another.
@@ -28,7 +28,7 @@ pub enum KickError {
     },
     /// Another one was chosen before, or a machine started already.
     #[error(
-        "the kick signal is SIGRTMIN+{installed} already: choose it before the first machine is built"
+        "the kick signal is SIGRTMIN+{installed} already: choose it before the first console is opened or machine is built"
     )]
     Installed {
         /// The one in use.
@@ -42,7 +42,7 @@ pub enum KickError {
 static INSTALLED: OnceLock<i32> = OnceLock::new();
 static INSTALLING: Mutex<()> = Mutex::new(());
 
-/// Chooses SIGRTMIN+`offset` as the signal that interrupts vCPU threads; the default is SIGRTMIN itself. To be called before the first machine of the process is built.
+/// Chooses SIGRTMIN+`offset` as the signal that interrupts vCPU threads; the default is SIGRTMIN itself. To be called before the first console of the process is opened and the first machine is built.
 ///
 /// # Errors
 /// No such signal, another one in use, or sigaction's own error.
@@ -77,6 +77,22 @@ pub(crate) fn ensure_installed() -> Result<(), KickError> {
     }
 }
 
+/// Leaves the calling thread to the kick signal, to SIGTTOU and to faults: the process's other signals go to other
+/// threads, and a write to a closed pipe or beyond a limit is an error here, whatever the process does with
+/// SIGPIPE and SIGXFSZ. SIGTTOU stops a background job whose terminal asks for that (`stty tostop`).
+pub(crate) fn accept_kicks_only() {
+    let kick = SIGRTMIN() + INSTALLED.get().copied().unwrap_or(0);
+    // SAFETY: the set is filled before it is used; every signal number exists.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        for signal in [kick, libc::SIGTTOU] {
+            libc::sigdelset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
+    }
+}
+
 thread_local! {
     /// This thread's `kvm_run.immediate_exit`, null while it runs no vCPU. Const-initialised and without destructor, so that a signal handler may read it.
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
@@ -106,6 +122,18 @@ impl Kicks {
     pub(crate) fn enter(&self, vcpu: &mut VcpuFd) -> Target<'_> {
         IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
         unblock();
+        // SAFETY: no argument, cannot fail.
+        let thread = unsafe { libc::pthread_self() };
+        self.threads().push(thread);
+        Target {
+            kicks: self,
+            thread,
+            not_send: PhantomData,
+        }
+    }
+
+    /// Registers the calling thread, which runs no vCPU: a kick interrupts the system call it is in.
+    pub(crate) fn enter_thread(&self) -> Target<'_> {
         // SAFETY: no argument, cannot fail.
         let thread = unsafe { libc::pthread_self() };
         self.threads().push(thread);

@@ -8,6 +8,7 @@
 mod assemble;
 mod attach;
 pub mod config;
+mod console;
 mod control;
 mod error;
 mod events;
@@ -26,10 +27,11 @@ mod vcpu;
 
 pub use attach::Place;
 pub use config::VmConfig;
+pub use console::{Console, ConsoleError};
 pub use error::{Error, ErrorKind};
 pub use events::{Event, Events};
 pub use kick::{KickError, set_kick_signal};
-pub use machine::{Console, Machine};
+pub use machine::Machine;
 pub use registers::Registers;
 pub use resources::{ResourceOptions, Resources, check_files};
 pub use splitring_devices::scsi;

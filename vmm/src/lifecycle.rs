@@ -16,6 +16,7 @@ use splitring_devices::worker::{self, Failure, Worker};
 
 use crate::assemble::{self, Generation, lock, thread_name};
 use crate::config::{OnReboot, VmConfig};
+use crate::console::Console;
 use crate::control::Control;
 use crate::error::BuildError;
 use crate::events::{Event, EventHub};
@@ -31,6 +32,10 @@ const FIRST_WAIT: Duration = Duration::from_millis(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long a pause waits for requests that the host's storage has.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long a console's target may take for what the guest printed last, before the end is reported.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// The same for a machine that is stopped.
+const STOPPED_LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long the end of a machine waits for its kernel to be put into the cache.
 const CACHE_LIMIT: Duration = Duration::from_secs(5);
 /// The `nice` value of work that the guest must not notice.
@@ -80,6 +85,7 @@ pub(crate) struct Shared {
     pub(crate) current: Mutex<Arc<Generation>>,
     /// `stop` was called: whatever takes long is to be cut short.
     pub(crate) stopping: AtomicBool,
+    pub(crate) console: Console,
     /// Kernel thread ids of the device threads.
     pub(crate) worker_threads: Vec<i32>,
 }
@@ -117,7 +123,7 @@ impl Lifecycle {
                 let _ = failed.send(Message::DeviceFailed(failure.to_string()));
             }) as _),
         )?;
-        let control = new_control(&config, false, &sender);
+        let control = new_control(&config, &resources, false, &sender);
         let sink = events.sink();
         let generation = assemble::assemble(&config, &resources, &workers, &sink, control)?;
         let saving = resources.kernel.take_unsaved().and_then(save);
@@ -127,6 +133,7 @@ impl Lifecycle {
             events,
             current: Mutex::new(Arc::new(generation)),
             stopping: AtomicBool::new(false),
+            console: resources.console.clone(),
             worker_threads: workers.iter().map(|worker| worker.thread_id()).collect(),
         });
         Ok(Self {
@@ -240,6 +247,13 @@ impl Lifecycle {
     /// Starts the threads of the vCPUs.
     fn run(&mut self, generation: &Arc<Generation>) -> Answer {
         self.born = Instant::now();
+        if let Some(serial) = &generation.serial
+            && let Err(error) = self.shared.console.attach(Arc::clone(serial))
+        {
+            let error = BuildError::Event(error);
+            self.end(ExitReason::Failed(error.to_string()));
+            return Err(error);
+        }
         let vcpus = std::mem::take(&mut *lock(&generation.vcpus));
         for vcpu in vcpus {
             let name = self.config.name.as_deref();
@@ -364,7 +378,7 @@ impl Lifecycle {
         let old = self.generation();
         old.join_vcpus();
         old.release();
-        let control = new_control(&self.config, paused, &self.sender);
+        let control = new_control(&self.config, &self.resources, paused, &self.sender);
         let new = assemble::assemble(
             &self.config,
             &self.resources,
@@ -398,9 +412,25 @@ impl Lifecycle {
         generation.control.end(reason.clone());
         generation.join_vcpus();
         self.resume_devices();
+        self.finish_console(&reason);
         self.finish_saving(&reason);
         self.shared.status.end(reason.clone());
         self.shared.events.send(&Event::Ended(reason));
+    }
+
+    /// Lets what the guest printed last reach the console's target, if that takes it in time.
+    fn finish_console(&self, reason: &ExitReason) {
+        let limit = match reason {
+            ExitReason::Stopped => STOPPED_LAST_WORDS,
+            _ => LAST_WORDS,
+        };
+        let left = self.shared.console.finish_within(limit, limit);
+        if left > 0 {
+            tracing::debug!(
+                bytes = left,
+                "the console's target has not taken everything yet"
+            );
+        }
     }
 
     /// Waits until the kernel is in the cache, so that a machine that runs for a moment only fills it
@@ -424,12 +454,22 @@ impl Lifecycle {
     }
 }
 
-fn new_control(config: &VmConfig, paused: bool, sender: &Sender<Message>) -> Arc<Control> {
+fn new_control(
+    config: &VmConfig,
+    resources: &Resources,
+    paused: bool,
+    sender: &Sender<Message>,
+) -> Arc<Control> {
     let sender = sender.clone();
-    Arc::new(Control::new(config.cpus, paused, move || {
-        // Without a life-cycle thread the machine is over already.
-        let _ = sender.send(Message::GuestEnded);
-    }))
+    Arc::new(Control::new(
+        config.cpus,
+        paused,
+        resources.console.clone(),
+        move || {
+            // Without a life-cycle thread the machine is over already.
+            let _ = sender.send(Message::GuestEnded);
+        },
+    ))
 }
 
 fn spawn_vcpu(

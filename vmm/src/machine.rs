@@ -1,22 +1,21 @@
 //! A machine from outside: what an embedder, the command line and a control API can do with it.
 
 use std::fmt;
-use std::io::Write;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use splitring_devices::blk::BlkHandle;
 use splitring_devices::net::NetHandle;
 use splitring_devices::scsi::ScsiHandle;
-use splitring_devices::serial::Output;
 
 use crate::assemble::{Generation, lock};
 use crate::attach::Place;
 use crate::config::VmConfig;
+use crate::console::Console;
 use crate::error::{BuildError, Error};
 use crate::events::{EventHub, Events};
 use crate::host;
@@ -25,40 +24,6 @@ use crate::registers::Registers;
 use crate::resources::Resources;
 use crate::state::{ExitReason, MachineState, ShutdownOutcome};
 use crate::vcpu::ExitCounts;
-
-/// Where the serial port's output goes: a writer that outlives reboots.
-#[derive(Clone)]
-pub struct Console(Arc<Mutex<dyn Write + Send>>);
-
-impl Console {
-    /// Output goes to `writer`, on the vCPU's thread: a slow writer slows the guest.
-    pub fn new(writer: impl Write + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(writer)))
-    }
-
-    /// Output goes nowhere.
-    #[must_use]
-    pub fn null() -> Self {
-        Self::new(std::io::sink())
-    }
-
-    pub(crate) fn output(&self) -> Output {
-        Box::new(self.clone())
-    }
-
-    fn writer(&self) -> MutexGuard<'_, dyn Write + Send + 'static> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Write for Console {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.writer().write(bytes)
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.writer().flush()
-    }
-}
 
 /// A virtual machine. Clones are the same machine; it is stopped when the last one is dropped.
 ///
@@ -329,14 +294,16 @@ impl Machine {
         self.0.shared.events.subscribe()
     }
 
-    /// Offers console input; returns how many bytes the guest's port had room for. Nothing is taken without a port.
+    /// Offers console input; returns how many bytes were accepted, as [`Console::input`] does.
     #[must_use]
     pub fn input(&self, bytes: &[u8]) -> usize {
-        self.0
-            .generation()
-            .serial
-            .as_ref()
-            .map_or(bytes.len(), |serial| serial.input(bytes))
+        self.console().input(bytes)
+    }
+
+    /// Returns the console that its serial port is connected to.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.0.shared.console
     }
 
     /// Returns the devices on the PCI bus and their slots.

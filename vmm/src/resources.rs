@@ -18,9 +18,9 @@ use splitring_devices::scsi::{self, OpenController};
 
 use crate::attach::{AttachError, virtio_disks};
 use crate::config::{ConfigError, VmConfig};
+use crate::console::Console;
 use crate::error::{BuildError, Error};
 use crate::kvm::Host;
-use crate::machine::Console;
 
 /// An initial ramdisk, opened.
 pub(crate) struct InitrdFile {

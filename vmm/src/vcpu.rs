@@ -10,6 +10,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use serde::Serialize;
 use splitring_devices::bus::Bus;
 
+use crate::console::RoomWaiter;
 use crate::control::{Control, Turn};
 use crate::kvm;
 use crate::registers::Registers;
@@ -118,6 +119,7 @@ impl Vcpu {
 
     /// The run loop. `None`: somebody else ended the machine.
     fn serve(&mut self, control: &Control) -> Option<ExitReason> {
+        let mut room = control.console().waiter();
         loop {
             if control.wants_attention() {
                 match control.turn(self.index) {
@@ -130,7 +132,7 @@ impl Vcpu {
                     }
                 }
             }
-            if let Left::Ended(reason) = self.enter(control) {
+            if let Left::Ended(reason) = self.enter(control, &mut room) {
                 return Some(reason);
             }
         }
@@ -144,7 +146,7 @@ impl Vcpu {
 
     /// Enters the guest until something else is wanted or it ends. On return no I/O of it is pending:
     /// the instruction that caused the last exit is complete.
-    fn enter(&mut self, control: &Control) -> Left {
+    fn enter(&mut self, control: &Control, room: &mut RoomWaiter) -> Left {
         let mut again = 0;
         let mut completing = false;
         loop {
@@ -152,12 +154,17 @@ impl Vcpu {
                 Ok(exit) => {
                     again = 0;
                     match answer(exit, &self.ports, &self.mmio, &self.exits) {
-                        // KVM completes the instruction at the next entry, and leaves at once.
-                        Answer::Check if control.wants_attention() => {
-                            self.fd.set_kvm_immediate_exit(1);
-                            completing = true;
+                        Answer::Again => {}
+                        Answer::Check => {
+                            // The guest may just have printed. What is wanted during the wait is seen
+                            // behind it.
+                            room.wait_for_room();
+                            if control.wants_attention() {
+                                // KVM completes the instruction at the next entry, and leaves at once.
+                                self.fd.set_kvm_immediate_exit(1);
+                                completing = true;
+                            }
                         }
-                        Answer::Again | Answer::Check => {}
                         Answer::TripleFault => {
                             return Left::Ended(ExitReason::TripleFault { cpu: self.index });
                         }

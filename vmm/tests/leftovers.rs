@@ -4,7 +4,7 @@ mod tiny;
 
 use std::fs;
 
-use splitring::config::SerialMode;
+use splitring::config::SerialConfig;
 use splitring::{ExitReason, Machine, Resources, VmConfig};
 use tiny::{SPIN, config, directory};
 
@@ -21,7 +21,7 @@ fn machines_live_side_by_side_and_leave_nothing_behind() {
     let Some(dir) = directory() else { return };
     let spin = VmConfig {
         cpus: 2,
-        serial: SerialMode::None,
+        serial: SerialConfig::off(),
         ..config(dir.path(), SPIN)
     };
     let ended = start(spin.clone());

@@ -327,7 +327,7 @@ fn block_all_signals() {
 fn console_output_reaches_the_writer() {
     let Some(dir) = directory() else { return };
     let file = tempfile::tempfile().expect("file");
-    let console = Console::new(file.try_clone().expect("clone"));
+    let console = Console::writer(file.try_clone().expect("clone")).expect("a console");
     let config = config(dir.path(), PRINT);
     let options = Resources::options().any_kvm(true).console(console);
     let resources = options.open(&config).expect("opens");

@@ -1,12 +1,13 @@
 //! What can be typed, and how it becomes a `VmConfig`: the file first, flags over it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use splitring::config::{
-    DISK_KEYS, DiskConfig, MemoryConfig, NET_KEYS, NetConfig, OnReboot, SerialMode, VmConfig,
+    DISK_KEYS, DiskConfig, MemoryConfig, NET_KEYS, NetConfig, OnReboot, SerialConfig, VmConfig,
 };
 
 use crate::{Failure, keyvalue};
@@ -16,6 +17,17 @@ Exit codes of `splitring run`:
   0  the guest powered off          3  the guest asked for a reboot (on-reboot=exit)
   1  failure; the reason is said    4  triple fault
   2  usage                          5  stopped from outside (Ctrl-A x, SIGTERM)";
+
+const SERIAL: &str = "\
+What is connected to the serial port
+  tty          this terminal, or standard input and output [default]
+  file=PATH    output to a file, which is created or truncated
+  pty          a new pseudo-terminal, whose path is printed
+  socket=PATH  a Unix socket: several clients read, the first one writes
+  null         nothing
+  off          there is no serial port
+  policy=drop  when the target does not take the output, the oldest is
+               dropped and counted; policy=wait: the guest waits [wait]";
 
 /// Runs virtual machines.
 #[derive(Debug, Parser)]
@@ -67,13 +79,6 @@ pub(crate) enum Reboot {
     Restart,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Serial {
-    Console,
-    Null,
-    None,
-}
-
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct RunArgs {
@@ -110,9 +115,8 @@ pub(crate) struct RunArgs {
     /// What a reboot by the guest does [default: exit]
     #[arg(long, value_name = "WHAT")]
     on_reboot: Option<Reboot>,
-    /// The serial port: on the terminal, silent, or not there [default: console]
-    #[arg(long, value_name = "WHERE")]
-    serial: Option<Serial>,
+    #[arg(long, value_name = "TARGET[,policy=drop]", help = SERIAL)]
+    serial: Option<OsString>,
     /// A random number generator [default: on]
     #[arg(long, value_name = "SWITCH")]
     rng: Option<Switch>,
@@ -174,14 +178,10 @@ impl RunArgs {
                 Reboot::Restart => OnReboot::Restart,
             }),
         );
-        set(
-            &mut config.serial,
-            self.serial.map(|place| match place {
-                Serial::Console => SerialMode::Console,
-                Serial::Null => SerialMode::Null,
-                Serial::None => SerialMode::None,
-            }),
-        );
+        if let Some(text) = &self.serial {
+            config.serial = SerialConfig::from_os_str(text)
+                .map_err(|error| usage("--serial", &text.to_string_lossy(), &error.to_string()))?;
+        }
         if let Some(text) = &self.memory {
             config.memory = keyvalue::parse(text, Some("size"))
                 .map_err(|error| usage("--memory", text, &error))?;

@@ -1,7 +1,6 @@
 //! `splitring run`: build, start, serve the console, report.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -61,9 +60,8 @@ fn print_metrics(machine: &Machine) -> Result<(), Failure> {
 }
 
 fn start(config: VmConfig, any_kvm: bool) -> Result<Machine, Failure> {
-    let mut options = Resources::options()
-        .any_kvm(any_kvm)
-        .console(Console::new(io::stdout()));
+    let console = Console::open(&config.serial).context(CANNOT_START)?;
+    let mut options = Resources::options().any_kvm(any_kvm).console(console);
     if let Some(directory) = kernel_cache() {
         options = options.kernel_cache(directory);
     }

@@ -17,7 +17,7 @@ use splitring_arch::layout;
 use splitring_devices::disk::config::{Bus, DiskConfig};
 use splitring_devices::net::NetConfig;
 
-use crate::config::{Bytes, MemoryConfig, SerialMode, VmConfig};
+use crate::config::{Bytes, MemoryConfig, SerialConfig, VmConfig};
 use crate::host::{self, Virtualisation};
 use crate::{Error, ExitReason, Machine, ResourceOptions, Resources};
 
@@ -201,7 +201,7 @@ impl Files {
         VmConfig {
             cmdline: Some(cmdline),
             kernel_cache: false,
-            serial: SerialMode::None,
+            serial: SerialConfig::off(),
             rng: false,
             memory: MemoryConfig {
                 size: Bytes(MEMORY),

@@ -22,6 +22,36 @@ pub(crate) const PRINT: &[u8] = &[
     0x66, 0xba, 0xf8, 0x03, 0xb0, b'A', 0xee, 0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4,
 ];
 
+/// mov dx, 0x3f8; mov al, 'x'; out dx, al; jmp to the out: prints for ever.
+pub(crate) const FLOOD: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'x', 0xee, 0xeb, 0xfd];
+/// Polls the UART and sends back what it receives.
+pub(crate) const ECHO: &[u8] = &[
+    0x66, 0xba, 0xfd, 0x03, // mov dx, 0x3fd
+    0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz to the start
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xec, 0xee, 0xeb, 0xef, // in al, dx; out dx, al; jmp to the start
+];
+
+/// A guest that prints so many lines of one character each, and powers off.
+pub(crate) fn print_lines(count: u32) -> Vec<u8> {
+    let mut code = vec![0xb9]; // mov ecx, count
+    code.extend(count.to_le_bytes());
+    code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, 0x3f8
+    code.extend([0x88, 0xc8, 0x24, 0x3f, 0x04, 0x30]); // mov al, cl; and al, 0x3f; add al, 0x30
+    code.extend([0xee, 0xb0, 0x0a, 0xee]); // out dx, al; mov al, 10; out dx, al
+    code.extend([0xff, 0xc9, 0x75, 0xf2]); // dec ecx; jnz to the mov al
+    code.extend(POWEROFF);
+    code
+}
+
+/// What that guest prints.
+pub(crate) fn printed_lines(count: u32) -> Vec<u8> {
+    let lines = (1..=count).rev();
+    lines
+        .flat_map(|left| [(left & 0x3f) as u8 + 0x30, b'\n'])
+        .collect()
+}
+
 /// A 64-bit ELF whose one page holds `code`.
 pub(crate) fn elf(code: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 0x2000];

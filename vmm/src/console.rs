@@ -1,0 +1,479 @@
+//! The other end of a machine's serial port.
+//!
+//! The guest's output goes through a bounded buffer to a thread of the console's own, which alone writes to the target:
+//! a vCPU never waits in a system call of somebody else's making, and holds no lock while it waits for room. Input goes
+//! through a bounded queue to the UART. Knows no machine.
+
+mod input;
+mod output;
+mod pty;
+mod socket;
+mod target;
+#[cfg(test)]
+mod tests;
+mod thread;
+mod wake;
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use splitring_devices::serial::Serial;
+
+use crate::config::{SerialConfig, SerialPolicy, SerialTarget};
+use crate::kick::{self, KickError, Kicks};
+use input::Input;
+use output::Output;
+use pty::Pty;
+use socket::Socket;
+use target::{Descriptor, Target, Writer};
+use wake::Event;
+
+/// The last output that is kept for who opens a pseudo-terminal or connects to a socket later.
+const HISTORY: usize = 64 << 10;
+/// At the end of a console: how long a target may make no progress with what is left, and how long it may take.
+const LAST_GRACE: Duration = Duration::from_millis(100);
+const LAST_LIMIT: Duration = Duration::from_millis(500);
+/// How long the thread may take to end, and how often it is called out of a system call meanwhile.
+const END_LIMIT: Duration = Duration::from_millis(400);
+const KICK_EVERY: Duration = Duration::from_millis(5);
+
+/// Why a console can't be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConsoleError {
+    /// The file of [`SerialTarget::File`].
+    #[error("serial: cannot open {}: {error}; {remedy}", path.display())]
+    File {
+        /// As given.
+        path: PathBuf,
+        /// Of the system.
+        error: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// No pseudo-terminal.
+    #[error("serial: cannot make a pseudo-terminal: {error}; {remedy}")]
+    Pty {
+        /// Of the system.
+        error: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Somebody listens at the path of [`SerialTarget::Socket`].
+    #[error("serial: another process listens at {}; stop it, or give another path", .0.display())]
+    SocketInUse(PathBuf),
+    /// The path of [`SerialTarget::Socket`] is something else's.
+    #[error("serial: {} exists and is not a socket; remove it, or give another path", .0.display())]
+    NotASocket(PathBuf),
+    /// The socket can't be made.
+    #[error("serial: cannot make the socket {}: {error}; {remedy}", path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Of the system.
+        error: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// No descriptor.
+    #[error("serial: cannot have another descriptor: {0}; raise the limit on open files")]
+    Descriptor(io::Error),
+    /// No thread.
+    #[error("serial: cannot start the console's thread: {0}; raise the limit on processes")]
+    Thread(io::Error),
+    /// The signal that calls the thread out of a system call.
+    #[error(transparent)]
+    Kick(#[from] KickError),
+}
+
+/// The other end of a machine's serial port: a value that is opened once, before the machine is assembled, and outlives
+/// its reboots. Clones are the same console.
+///
+/// Output goes to the target through a buffer of 64 KiB; what happens when that is full is the [`SerialPolicy`]. Dropping
+/// the last clone gives the target half a second to take what is left, and ends the console's thread.
+#[derive(Clone)]
+pub struct Console(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    kind: Kind,
+    pty: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// There is a target, and a thread that serves it.
+    Open,
+    /// Nobody listens.
+    Null,
+    /// No port.
+    Off,
+}
+
+/// What the console shares with its thread, with the UART and with vCPUs.
+#[derive(Debug)]
+struct Shared {
+    output: Output,
+    input: Input,
+    wake: Arc<Event>,
+    closing: AtomicBool,
+    kicks: Kicks,
+    /// The thread's id, for tests that look what it does.
+    #[cfg(test)]
+    tid: std::sync::atomic::AtomicI32,
+}
+
+impl Shared {
+    /// With a thread that `wake` wakes.
+    fn new(history: usize) -> Result<Self, ConsoleError> {
+        let event = || Event::new().map_err(ConsoleError::Descriptor);
+        Ok(Self::with(
+            event()?,
+            history,
+            Input::new(input::LIMIT, event()?),
+        ))
+    }
+
+    /// Without a thread: nothing is kept, in either direction.
+    fn idle() -> Self {
+        Self::with(Event::unused(), 0, Input::new(0, Event::unused()))
+    }
+
+    fn with(wake: Event, history: usize, input: Input) -> Self {
+        let wake = Arc::new(wake);
+        Self {
+            output: Output::new(Arc::clone(&wake), history, SerialPolicy::default()),
+            input,
+            wake,
+            closing: AtomicBool::new(false),
+            kicks: Kicks::default(),
+            #[cfg(test)]
+            tid: 0.into(),
+        }
+    }
+}
+
+impl Console {
+    /// Opens what `config` names. Nothing is opened later.
+    ///
+    /// # Errors
+    /// The file, socket or pseudo-terminal can't be had, or the process has no more descriptors or threads.
+    pub fn open(config: &SerialConfig) -> Result<Self, ConsoleError> {
+        let console = match &config.target {
+            SerialTarget::Tty => Self::stdout(),
+            SerialTarget::File(path) => Self::file(path),
+            SerialTarget::Pty => Self::pty(),
+            SerialTarget::Socket(path) => Self::socket(path),
+            SerialTarget::Null => Ok(Self::null()),
+            SerialTarget::Off => Ok(Self::off()),
+        }?;
+        Ok(console.with_policy(config.policy))
+    }
+
+    /// Output goes to `writer`, on the console's thread. A writer that blocks for ever keeps that thread for ever, and
+    /// nothing else.
+    ///
+    /// # Errors
+    /// The process has no more descriptors or threads.
+    pub fn writer(writer: impl Write + Send + 'static) -> Result<Self, ConsoleError> {
+        Self::start(0, None, |output| Box::new(Writer::new(writer, output)))
+    }
+
+    /// Output goes to an open file, pipe, socket or terminal. The flags of its description are left alone.
+    ///
+    /// # Errors
+    /// The process has no more descriptors or threads.
+    pub fn descriptor(fd: OwnedFd) -> Result<Self, ConsoleError> {
+        Self::named(fd, "the descriptor".to_owned())
+    }
+
+    /// Output goes to the process's standard output. Input is the embedder's to bring, by [`Console::input`].
+    ///
+    /// # Errors
+    /// The process has no more descriptors or threads.
+    pub fn stdout() -> Result<Self, ConsoleError> {
+        let fd = io::stdout()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(ConsoleError::Descriptor)?;
+        Self::named(fd, "standard output".to_owned())
+    }
+
+    /// Output goes to a file, which is created or truncated, or to a device or a pipe.
+    ///
+    /// # Errors
+    /// The file can't be opened for writing, or as for [`Console::writer`].
+    pub fn file(path: impl AsRef<Path>) -> Result<Self, ConsoleError> {
+        let path = path.as_ref();
+        // Appending goes with tools that truncate logs. Non-blocking: a pipe without a reader is refused, not waited for.
+        let flags = libc::O_APPEND | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .custom_flags(flags)
+            .open(path)
+            .map_err(|error| cannot_open(path, error))?;
+        Self::named(file.into(), path.display().to_string())
+    }
+
+    /// Makes a pseudo-terminal, whose path is [`Console::pty_path`]. What the guest prints while nobody has it open is
+    /// kept, up to 64 KiB, and shown to who opens it; what is typed there is the guest's input.
+    ///
+    /// # Errors
+    /// The system has no more pseudo-terminals or inotify instances, or as for [`Console::writer`].
+    pub fn pty() -> Result<Self, ConsoleError> {
+        let pty = Pty::open().map_err(|error| ConsoleError::Pty {
+            error: error.into(),
+            remedy: match error {
+                rustix::io::Errno::MFILE => {
+                    "raise the limit on open files, or fs.inotify.max_user_instances"
+                }
+                rustix::io::Errno::NOSPC => "raise kernel.pty.max",
+                _ => "use serial=socket=PATH instead",
+            },
+        })?;
+        let path = pty.path().to_owned();
+        Self::start(HISTORY, Some(path), |_| Box::new(pty))
+    }
+
+    /// Makes a Unix stream socket at `path`. Every client reads: first the last 64 KiB, then what follows. The input of
+    /// the client that connected first is the guest's; when it leaves, the next one's is. What others send meanwhile is
+    /// discarded. A socket that a dead process left at `path` is replaced. The file is removed with the console.
+    ///
+    /// # Errors
+    /// There is a live socket or another kind of file at `path`, it can't be made there, or as for [`Console::writer`].
+    pub fn socket(path: impl Into<PathBuf>) -> Result<Self, ConsoleError> {
+        let socket = Socket::bind(path.into())?;
+        Self::start(HISTORY, None, |_| Box::new(socket))
+    }
+
+    /// A port that nothing is connected to: output is discarded, and input waits in the UART only.
+    #[must_use]
+    pub fn null() -> Self {
+        Self::without_thread(Kind::Null)
+    }
+
+    /// No port. Input is discarded.
+    #[must_use]
+    pub fn off() -> Self {
+        Self::without_thread(Kind::Off)
+    }
+
+    /// Returns the console with another policy, for all of its clones.
+    #[must_use]
+    pub fn with_policy(self, policy: SerialPolicy) -> Self {
+        self.0.shared.output.set_policy(policy);
+        self
+    }
+
+    /// The path at which the pseudo-terminal of [`Console::pty`] can be opened.
+    #[must_use]
+    pub fn pty_path(&self) -> Option<&Path> {
+        self.0.pty.as_deref()
+    }
+
+    /// Offers input to the guest; returns how many bytes were accepted. They are kept until the guest reads them: more
+    /// than 2 MiB are not. Nothing is kept by [`Console::null`]. Never blocks.
+    #[must_use]
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        if self.0.kind == Kind::Off {
+            return bytes.len();
+        }
+        let taken = self.0.shared.input.accept(bytes);
+        self.0.shared.wake.signal();
+        taken
+    }
+
+    /// A descriptor that is readable when [`Console::input`] accepted less than it was given and can accept more since.
+    /// It is not to be read. None for a console that keeps no input.
+    #[must_use]
+    pub fn input_room(&self) -> Option<BorrowedFd<'_>> {
+        self.0.shared.input.room()
+    }
+
+    /// Number of bytes of output that were dropped: the policy is to drop them, or the target failed. What several
+    /// readers missed counts several times.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.0.shared.output.dropped()
+    }
+
+    /// Blocks until the target has taken all output so far, or has made no progress for `grace`. Returns how many bytes
+    /// are left. The console goes on with them; they are lost if it is dropped now.
+    pub fn finish(&self, grace: Duration) -> u64 {
+        self.finish_within(grace, Duration::MAX)
+    }
+
+    /// As [`Console::finish`], and blocks no longer than `limit`, whatever the progress.
+    pub fn finish_within(&self, grace: Duration, limit: Duration) -> u64 {
+        self.0.shared.output.finish(grace, limit)
+    }
+
+    /// Cuts short every [`RoomWaiter::wait_for_room`]: those under way, and for each waiter the next one. To be called
+    /// after the state that vCPU threads look at was changed, where they are kicked.
+    pub(crate) fn interrupt(&self) {
+        self.0.shared.output.interrupt();
+    }
+
+    /// Returns what a vCPU thread waits with.
+    pub(crate) fn waiter(&self) -> RoomWaiter {
+        RoomWaiter {
+            seen: self.0.shared.output.interruptions(),
+            shared: Arc::clone(&self.0.shared),
+        }
+    }
+
+    /// Whether the machine has a serial port.
+    pub(crate) fn has_port(&self) -> bool {
+        self.0.kind != Kind::Off
+    }
+
+    /// Where the UART writes. Never blocks.
+    pub(crate) fn output(&self) -> splitring_devices::serial::Output {
+        Box::new(Sender(Arc::clone(&self.0.shared)))
+    }
+
+    /// Connects the UART that input is for; one that was connected before is disconnected.
+    ///
+    /// # Errors
+    /// The process has no more descriptors.
+    pub(crate) fn attach(&self, port: Arc<Serial>) -> io::Result<()> {
+        self.0.shared.input.attach(port)?;
+        self.0.shared.wake.signal();
+        Ok(())
+    }
+
+    /// Disconnects a UART, if it is still the one that is connected. Input waits for the next one.
+    pub(crate) fn detach(&self, port: &Arc<Serial>) {
+        self.0.shared.input.detach(port);
+    }
+
+    fn without_thread(kind: Kind) -> Self {
+        Self(Arc::new(Handle {
+            shared: Arc::new(Shared::idle()),
+            thread: None,
+            kind,
+            pty: None,
+        }))
+    }
+
+    fn named(fd: OwnedFd, name: String) -> Result<Self, ConsoleError> {
+        let target = |output: &Output| Box::new(Descriptor::new(fd, name, output)) as _;
+        Self::start(0, None, target)
+    }
+
+    fn start(
+        history: usize,
+        pty: Option<PathBuf>,
+        target: impl FnOnce(&Output) -> Box<dyn Target>,
+    ) -> Result<Self, ConsoleError> {
+        kick::ensure_installed()?;
+        let shared = Arc::new(Shared::new(history)?);
+        let target = target(&shared.output);
+        let its = Arc::clone(&shared);
+        let span = tracing::Span::current();
+        let thread = std::thread::Builder::new()
+            .name("console".to_owned())
+            .spawn(move || span.in_scope(|| thread::run(&its, target)))
+            .map_err(ConsoleError::Thread)?;
+        Ok(Self(Arc::new(Handle {
+            shared,
+            thread: Some(thread),
+            kind: Kind::Open,
+            pty,
+        })))
+    }
+}
+
+fn cannot_open(path: &Path, error: io::Error) -> ConsoleError {
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => "create its directory first",
+        io::ErrorKind::PermissionDenied => "check its permissions",
+        io::ErrorKind::IsADirectory => "name a file in it",
+        _ if error.raw_os_error() == Some(libc::ENXIO) => {
+            "start what reads the pipe first; for a socket use serial=socket=PATH"
+        }
+        _ => "give another path",
+    };
+    ConsoleError::File {
+        path: path.to_owned(),
+        error,
+        remedy,
+    }
+}
+
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Console")
+            .field("kind", &self.0.kind)
+            .field("pty", &self.0.pty)
+            .field("dropped", &self.dropped())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The UART's way into the buffer.
+struct Sender(Arc<Shared>);
+
+impl Write for Sender {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.output.push(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What one vCPU thread waits for room with.
+#[derive(Debug)]
+pub(crate) struct RoomWaiter {
+    shared: Arc<Shared>,
+    /// Interruptions when the last wait returned.
+    seen: u64,
+}
+
+impl RoomWaiter {
+    /// Blocks while the buffer is full and the policy is to wait, unless [`Console::interrupt`] was called since this
+    /// returned last. To be called after a port write, with no lock held, and before the thread looks whether it has to
+    /// pause or end: what is wanted before the return is seen there, what is wanted later cuts the next wait short.
+    pub(crate) fn wait_for_room(&mut self) {
+        self.seen = self.shared.output.wait_for_room(self.seen);
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // A port that is still connected refers to what refers to it.
+        self.shared.input.disconnect();
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        self.shared.output.finish(LAST_GRACE, LAST_LIMIT);
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.wake.signal();
+        let start = Instant::now();
+        let mut ended = self.shared.output.wait_closed(KICK_EVERY);
+        while !ended && start.elapsed() < END_LIMIT {
+            // It was about to write when the last kick came.
+            self.shared.kicks.kick_all();
+            ended = self.shared.output.wait_closed(KICK_EVERY);
+        }
+        if ended {
+            // Panics are caught inside.
+            let _ = thread.join();
+        } else {
+            tracing::warn!("serial console: its target blocks for ever; the thread is left behind");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Input on its way to the guest: a bounded queue before the UART's receive FIFO.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use splitring_devices::serial::Serial;
+
+use super::wake::Event;
+
+/// Input that waits at most: as much as somebody pastes in one go, from a terminal that can't be asked to wait.
+pub(super) const LIMIT: usize = 2 << 20;
+/// What a pseudo-terminal or a socket may have waiting here: theirs can wait in the kernel.
+const SOURCE_LIMIT: usize = 64 << 10;
+
+#[derive(Debug)]
+struct Port {
+    serial: Arc<Serial>,
+    room: Arc<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct State {
+    pending: VecDeque<u8>,
+    port: Option<Port>,
+    /// The most that waits.
+    limit: usize,
+    /// Less was accepted than was given since `room` was signalled.
+    short: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Input {
+    state: Mutex<State>,
+    room: Event,
+}
+
+impl Input {
+    /// Returns an empty queue that keeps at most `limit` bytes and signals `room`.
+    pub(super) fn new(limit: usize, room: Event) -> Self {
+        let state = State {
+            pending: VecDeque::new(),
+            port: None,
+            limit,
+            short: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            room,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connects a port: what waits is for it.
+    pub(super) fn attach(&self, serial: Arc<Serial>) -> io::Result<()> {
+        let room = Arc::new(serial.room()?);
+        self.state().port = Some(Port { serial, room });
+        Ok(())
+    }
+
+    /// Disconnects a port, if it is this one.
+    pub(super) fn detach(&self, serial: &Arc<Serial>) {
+        let mut state = self.state();
+        state.port.take_if(|port| Arc::ptr_eq(&port.serial, serial));
+    }
+
+    /// Disconnects whatever port there is.
+    pub(super) fn disconnect(&self) {
+        let port = self.state().port.take();
+        // Without the lock: it may be the last reference.
+        drop(port);
+    }
+
+    /// Accepts input: as much as the port takes at once if nothing waits before it, then as much as the queue has room
+    /// for. Returns how much that is.
+    pub(super) fn accept(&self, bytes: &[u8]) -> usize {
+        let mut state = self.state();
+        let mut taken = 0;
+        if state.pending.is_empty()
+            && let Some(port) = &state.port
+        {
+            taken = port.serial.input(bytes);
+        }
+        let left = bytes.get(taken..).unwrap_or_default();
+        let queued = left
+            .len()
+            .min(state.limit.saturating_sub(state.pending.len()));
+        state.pending.extend(left.iter().take(queued));
+        if queued < left.len() {
+            state.short = true;
+            self.room.clear();
+        }
+        taken + queued
+    }
+
+    /// Moves what waits to the port, as far as it takes it. Returns whether something is left for a port to take.
+    pub(super) fn offer(&self) -> bool {
+        let mut state = self.state();
+        let State {
+            pending,
+            port: Some(port),
+            limit,
+            short,
+        } = &mut *state
+        else {
+            return false;
+        };
+        if pending.is_empty() {
+            return false;
+        }
+        // Whatever it said, the answer follows.
+        let _ = rustix::io::read(&port.room, &mut [0; 8]);
+        loop {
+            let (first, _) = pending.as_slices();
+            let len = first.len();
+            if len == 0 {
+                break;
+            }
+            let taken = port.serial.input(first);
+            pending.drain(..taken.min(len));
+            if taken < len {
+                break;
+            }
+        }
+        if *short && pending.len() <= *limit / 2 {
+            *short = false;
+            self.room.signal();
+        }
+        if pending.is_empty() {
+            // A paste was long and is over.
+            pending.shrink_to(SOURCE_LIMIT);
+        }
+        !pending.is_empty()
+    }
+
+    /// How many bytes a source may read now.
+    pub(super) fn space(&self) -> usize {
+        SOURCE_LIMIT.saturating_sub(self.state().pending.len())
+    }
+
+    /// The descriptor that is readable once input that was refused can be given again.
+    pub(super) fn room(&self) -> Option<BorrowedFd<'_>> {
+        self.room.fd()
+    }
+
+    /// The descriptor that is readable when the port has room again.
+    pub(super) fn port_room(&self) -> Option<Arc<OwnedFd>> {
+        self.state()
+            .port
+            .as_ref()
+            .map(|port| Arc::clone(&port.room))
+    }
+}

@@ -1,0 +1,90 @@
+//! A socket's file: made where nothing is or where a dead process left one, removed at the end.
+
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use crate::console::ConsoleError;
+
+/// The name of a socket in the file system, until dropped.
+pub(super) struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn is(&self, found: &Metadata) -> bool {
+        (found.dev(), found.ino()) == (self.device, self.inode)
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody may have put another file there.
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| self.is(&found)) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Listens at `path`. A socket that nobody listens at any more is replaced.
+pub(super) fn bind(path: PathBuf) -> Result<(UnixListener, SocketFile), ConsoleError> {
+    let path = std::path::absolute(&path).map_err(|error| failed(&path, error))?;
+    // Two machines that start at the same time must not replace each other's. The lock goes with the descriptor.
+    let directory = path
+        .parent()
+        .and_then(|directory| File::open(directory).ok());
+    if let Some(directory) = &directory {
+        // A file system without locks is no reason not to start.
+        let _ = rustix::fs::flock(directory, FlockOperation::LockExclusive);
+    }
+    remove_stale(&path)?;
+    let listener = UnixListener::bind(&path).map_err(|error| failed(&path, error))?;
+    let made = fs::symlink_metadata(&path).map_err(|error| failed(&path, error))?;
+    let file = SocketFile {
+        device: made.dev(),
+        inode: made.ino(),
+        path: path.clone(),
+    };
+    listener
+        .set_nonblocking(true)
+        .map_err(|error| failed(&path, error))?;
+    Ok((listener, file))
+}
+
+fn remove_stale(path: &Path) -> Result<(), ConsoleError> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        // Whatever it is, bind says it.
+        Err(_) => return Ok(()),
+    };
+    if !found.file_type().is_socket() {
+        return Err(ConsoleError::NotASocket(path.to_owned()));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| failed(path, error))
+        }
+        // Its backlog is full, it is of another type: it is alive.
+        _ => Err(ConsoleError::SocketInUse(path.to_owned())),
+    }
+}
+
+fn failed(path: &Path, error: io::Error) -> ConsoleError {
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => "create its directory first",
+        io::ErrorKind::PermissionDenied => "give a directory that you may write to",
+        io::ErrorKind::InvalidInput => "give a path of at most 107 bytes",
+        _ => "give another path",
+    };
+    ConsoleError::Socket {
+        path: path.to_owned(),
+        error,
+        remedy,
+    }
+}

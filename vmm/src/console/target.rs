@@ -1,0 +1,211 @@
+//! What a console's thread writes to: the contract, and the targets that have no clients.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+
+use super::input::Input;
+use super::output::{CHUNK, Output, ReaderId};
+
+/// How long a target is left alone that is not ready although nothing says when it will be.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// The two buffers of a console, and whether output is to be written in this pass.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    pub(super) output: &'a Output,
+    pub(super) input: &'a Input,
+    pub(super) write: bool,
+}
+
+impl Pass<'_> {
+    /// Returns whether the target should write for this reader.
+    pub(super) fn writes(&self, reader: ReaderId) -> bool {
+        self.write && self.output.has_unread(reader)
+    }
+}
+
+/// One kind of target, on the console's thread.
+pub(super) trait Target: Send {
+    /// Decides what to wait for; returns how long to wait at most.
+    fn prepare(&mut self, pass: Pass<'_>) -> Option<Duration>;
+
+    /// Adds the descriptors to wait for.
+    fn add_fds<'a>(&'a self, fds: &mut Vec<PollFd<'a>>);
+
+    /// Does what is possible without waiting; `ready` has the events of the descriptors that `add_fds` added, in their
+    /// order. Returns whether something was written.
+    fn serve(&mut self, pass: Pass<'_>, ready: &[PollFlags]) -> bool;
+}
+
+/// How an attempt to write ended.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// Something, or nothing was left.
+    Some,
+    /// The target is not ready.
+    NotReady,
+    /// The target does not work.
+    Failed(io::Error),
+}
+
+/// Gives a reader its next bytes by one call of `write`.
+pub(super) fn transfer(
+    output: &Output,
+    reader: ReaderId,
+    write: impl FnOnce(&[u8]) -> io::Result<usize>,
+) -> Written {
+    let mut chunk = [0; CHUNK];
+    let (at, len) = output.peek(reader, &mut chunk);
+    let bytes = chunk.get(..len).unwrap_or_default();
+    if bytes.is_empty() {
+        return Written::Some;
+    }
+    match write(bytes) {
+        Ok(0) => Written::Failed(io::ErrorKind::WriteZero.into()),
+        Ok(written) => {
+            output.advance(reader, at, written.min(len));
+            Written::Some
+        }
+        Err(error) => match error.kind() {
+            // A kick: the thread looks what is wanted and tries again.
+            io::ErrorKind::Interrupted => Written::Some,
+            io::ErrorKind::WouldBlock => Written::NotReady,
+            _ => Written::Failed(error),
+        },
+    }
+}
+
+/// A target with one reader and no input, and what is said about its failures.
+struct Plain {
+    name: String,
+    reader: ReaderId,
+    /// It failed, and that was logged.
+    failed: bool,
+    not_before: Option<Instant>,
+}
+
+impl Plain {
+    fn new(name: String, output: &Output) -> Self {
+        Self {
+            name,
+            reader: output.add_reader(),
+            failed: false,
+            not_before: None,
+        }
+    }
+
+    /// How long it has to be left alone still.
+    fn pause(&self) -> Duration {
+        self.not_before
+            .map(|at| at.saturating_duration_since(Instant::now()))
+            .unwrap_or_default()
+    }
+
+    fn write(&mut self, output: &Output, write: impl FnOnce(&[u8]) -> io::Result<usize>) -> bool {
+        self.not_before = None;
+        match transfer(output, self.reader, write) {
+            Written::Some => {
+                if std::mem::take(&mut self.failed) {
+                    tracing::info!("serial console: {} takes output again", self.name);
+                }
+                true
+            }
+            Written::NotReady => {
+                self.not_before = Some(Instant::now() + RETRY);
+                false
+            }
+            Written::Failed(error) => {
+                output.discard(self.reader);
+                if !std::mem::replace(&mut self.failed, true) {
+                    tracing::warn!(
+                        "serial console: cannot write to {}: {error}; output is dropped until it works again",
+                        self.name
+                    );
+                }
+                true
+            }
+        }
+    }
+}
+
+/// A writer of the embedder's. It may block the thread for as long as it likes.
+pub(super) struct Writer<W> {
+    writer: W,
+    plain: Plain,
+}
+
+impl<W: Write + Send> Writer<W> {
+    pub(super) fn new(writer: W, output: &Output) -> Self {
+        let plain = Plain::new("the writer".to_owned(), output);
+        Self { writer, plain }
+    }
+}
+
+impl<W: Write + Send> Target for Writer<W> {
+    fn prepare(&mut self, pass: Pass<'_>) -> Option<Duration> {
+        pass.writes(self.plain.reader).then(|| self.plain.pause())
+    }
+
+    fn add_fds<'a>(&'a self, _: &mut Vec<PollFd<'a>>) {}
+
+    fn serve(&mut self, pass: Pass<'_>, _: &[PollFlags]) -> bool {
+        if !pass.writes(self.plain.reader) || !self.plain.pause().is_zero() {
+            return false;
+        }
+        let writer = &mut self.writer;
+        self.plain.write(pass.output, |bytes| {
+            let written = writer.write(bytes)?;
+            // What was written counts as written, also if it can't be flushed now.
+            let _ = writer.flush();
+            Ok(written)
+        })
+    }
+}
+
+/// An open file, pipe or terminal. It may be shared with other processes, so it is never switched to non-blocking:
+/// a write that blocks although the descriptor was ready is interrupted by a kick.
+pub(super) struct Descriptor {
+    fd: OwnedFd,
+    plain: Plain,
+    /// It is waited for.
+    polled: bool,
+}
+
+impl Descriptor {
+    pub(super) fn new(fd: OwnedFd, name: String, output: &Output) -> Self {
+        let plain = Plain::new(name, output);
+        Self {
+            fd,
+            plain,
+            polled: false,
+        }
+    }
+}
+
+impl Target for Descriptor {
+    fn prepare(&mut self, pass: Pass<'_>) -> Option<Duration> {
+        let pause = self.plain.pause();
+        let writes = pass.writes(self.plain.reader);
+        self.polled = writes && pause.is_zero();
+        (writes && !self.polled).then_some(pause)
+    }
+
+    fn add_fds<'a>(&'a self, fds: &mut Vec<PollFd<'a>>) {
+        if self.polled {
+            fds.push(PollFd::new(&self.fd, PollFlags::OUT));
+        }
+    }
+
+    fn serve(&mut self, pass: Pass<'_>, ready: &[PollFlags]) -> bool {
+        // Errors and hang-ups show in the write.
+        if ready.iter().all(|events| events.is_empty()) {
+            return false;
+        }
+        let fd = &self.fd;
+        self.plain
+            .write(pass.output, |bytes| Ok(rustix::io::write(fd, bytes)?))
+    }
+}

@@ -1,0 +1,82 @@
+//! The console's thread: waits for targets, clients, room in the UART and commands, and moves bytes.
+
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::Shared;
+use super::target::{Pass, Target};
+use crate::kick;
+
+/// Serves `target` until the console is closed.
+pub(super) fn run(shared: &Shared, target: Box<dyn Target>) {
+    kick::accept_kicks_only();
+    #[cfg(test)]
+    shared.tid.store(
+        rustix::thread::gettid().as_raw_nonzero().get(),
+        Ordering::SeqCst,
+    );
+    let registered = shared.kicks.enter_thread();
+    if catch_unwind(AssertUnwindSafe(|| serve(shared, target))).is_err() {
+        tracing::error!("serial console: its thread has failed; output is dropped from now on");
+    }
+    // Nobody takes anything any more; nobody must wait for it.
+    shared.output.close();
+    drop(registered);
+}
+
+fn serve(shared: &Shared, mut target: Box<dyn Target>) {
+    let mut wrote = false;
+    while !shared.closing.load(Ordering::Acquire) {
+        let turn = shared.output.turn(wrote);
+        let pass = Pass {
+            output: &shared.output,
+            input: &shared.input,
+            write: turn.write,
+        };
+        let waiting = shared.input.offer();
+        let pause = target.prepare(pass);
+        let timeout = shortest(turn.timeout, pause);
+        let ready = wait(shared, &*target, waiting, timeout);
+        wrote = target.serve(pass, &ready);
+    }
+}
+
+fn shortest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// Waits; returns the events of the target's descriptors. `input`: input waits for room in the port.
+fn wait(
+    shared: &Shared,
+    target: &dyn Target,
+    input: bool,
+    timeout: Option<Duration>,
+) -> Vec<PollFlags> {
+    let room = shared.input.port_room().filter(|_| input);
+    let wake = shared.wake.fd();
+    let room = room.as_ref().map(AsFd::as_fd);
+    let events = wake.into_iter().chain(room);
+    let mut fds: Vec<_> = events
+        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+        .collect();
+    let own = fds.len();
+    target.add_fds(&mut fds);
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    if poll(&mut fds, timeout.as_ref()).is_err() {
+        // A kick, or no memory for the call: what is ready is asked again.
+        for fd in &mut fds {
+            fd.clear_revents();
+        }
+    }
+    if fds.first().is_some_and(|fd| !fd.revents().is_empty()) {
+        shared.wake.clear();
+    }
+    fds.iter().skip(own).map(PollFd::revents).collect()
+}
