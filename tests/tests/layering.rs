@@ -167,6 +167,31 @@ fn only_vmm_calls_kvm() {
     );
 }
 
+/// How tests that were skipped used to say so, which nobody counted.
+const UNCOUNTED: [&str; 3] = [
+    "eprintln!(\"not tried",
+    "eprintln!(\"left out",
+    "eprintln!(\"skipped",
+];
+/// The one place that says so now.
+const COUNTED: &str = "tests/needs/src/lib.rs";
+
+#[test]
+fn every_skipped_test_is_noted_in_one_place() {
+    let this_file = Path::new(file!()).file_name().expect("a name");
+    let mut files = Vec::new();
+    for (folder, _) in MAY_USE {
+        sources(&workspace().join(folder), &mut files);
+    }
+    files.retain(|file| {
+        let text = fs::read_to_string(file).expect("a source file");
+        file.file_name() != Some(this_file) && UNCOUNTED.iter().any(|mark| text.contains(mark))
+    });
+    files.sort();
+    files.dedup();
+    assert_eq!(files, [workspace().join(COUNTED)]);
+}
+
 /// The one file that may create eventfds: it makes them close-on-exec.
 const EVENTFD_MAKER: &str = "devices/src/eventfd.rs";
 

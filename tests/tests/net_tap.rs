@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use splitring_devices::net::tap::Tap;
 use splitring_devices::net::{MacAddress, Net, NetConfig};
+use splitring_needs::{self as needs, Capability};
 use splitring_tests::machine::Machine;
 use splitring_virtio::driver::net::{FRAME_LEN, ReceiveMode, Receiver, Transmitter};
 use splitring_virtio::driver::{DeviceId, Identity, Queue, QueueOptions};
@@ -152,9 +153,8 @@ fn received(machine: &mut Machine, receiver: &mut Receiver) -> Vec<u8> {
 
 #[test]
 fn a_start_makes_no_descriptor_and_a_card_sends_and_receives_after_every_reset() {
-    let missing = || Command::new("ip").arg("-V").output().is_err();
-    if !rustix::process::geteuid().is_root() || missing() || File::open("/dev/net/tun").is_err() {
-        eprintln!("not tried: needs root, /dev/net/tun and the program ip");
+    let privileges = [Capability::SysAdmin, Capability::NetAdmin];
+    if !needs::capabilities(&privileges) || !needs::program("ip", "iproute2") || !needs::tun() {
         return;
     }
     let namespace = Namespace::create();

@@ -180,7 +180,7 @@ fn run_tests(tier: Tier, skipped: &Skipped, yes: bool) -> Result<()> {
         succeed(command)
     };
     if tier != Tier::Quick {
-        tools::ensure(&[tools::IASL, tools::QEMU_IMG], "the tests", yes)?;
+        tools::ensure(&[tools::IASL, tools::QEMU_IMG, tools::IP], "the tests", yes)?;
         if !HostKvm::detect().runs_stock_kernels() {
             // The end-to-end tests need them anyway, and a test here looks at what is missing besides.
             lab::ensure_programs(yes)?;

@@ -69,6 +69,11 @@ pub(crate) const DMSETUP: Tool = Tool {
     program: "/usr/sbin/dmsetup",
     package: "dmsetup",
 };
+/// Sets up networks of namespaces.
+pub(crate) const IP: Tool = Tool {
+    program: "ip",
+    package: "iproute2",
+};
 /// Disassembles ACPI tables.
 pub(crate) const IASL: Tool = Tool {
     program: "iasl",

@@ -57,6 +57,16 @@ pub fn program(program: &str, package: &str) -> bool {
         )
 }
 
+/// Returns whether `/dev/net/tun` opens.
+#[track_caller]
+pub fn tun() -> bool {
+    let opened = File::options().read(true).write(true).open("/dev/net/tun");
+    opened.map_or_else(
+        |error| lack(format!("/dev/net/tun does not open: {error}")),
+        |_| true,
+    )
+}
+
 /// Returns whether this process is root's: some tests become another user.
 #[track_caller]
 pub fn root() -> bool {
