@@ -1,8 +1,10 @@
-//! What a test needs of the machine it runs on. A test that cannot run is skipped, never silently passed.
+//! What a test needs of the machine it runs on. A test that cannot run is skipped, never silently
+//! passed.
 //!
-//! Each function probes for one thing and returns whether it is there. If it is not, the caller returns, and the skipped
-//! test is noted: on standard error, and as a line in the file that [`SKIPPED`] names, which `cargo xtask test` counts.
-//! Where the test runner has promised a thing ([`REQUIRE_KVM`], [`REQUIRE_TOOLS`]) its absence is a failure instead.
+//! Each function probes for one thing and returns whether it is there. If it is not, the caller
+//! returns, and the skipped test is noted: on standard error, and as a line in the file that
+//! [`SKIPPED`] names, which `cargo xtask test` counts. Where the test runner has promised a thing
+//! ([`REQUIRE_KVM`], [`REQUIRE_TOOLS`]) its absence is a failure instead.
 
 use std::env;
 use std::fmt::Display;
@@ -10,6 +12,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::panic::Location;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 
 /// Names the file to which a line per skipped test is appended.
@@ -103,6 +106,35 @@ pub fn module(name: &str, parameters: &[(&str, &str)]) -> bool {
     lack(format!("{name} is loaded without {parameter}={value}"))
 }
 
+/// Returns whether networks can be made here: namespaces, TAP devices, addresses.
+#[track_caller]
+pub fn networks() -> bool {
+    capabilities(&[Capability::NetAdmin, Capability::SysAdmin]) && tun()
+}
+
+/// Returns whether loop devices can be made here, and file systems mounted.
+#[track_caller]
+pub fn block_devices() -> bool {
+    let control = Path::new("/dev/loop-control");
+    capabilities(&[Capability::SysAdmin])
+        && (control.exists() || lack("there are no loop devices (module loop)"))
+}
+
+/// Returns whether the device mapper can be used over loop devices, with the targets of the kernel
+/// module `targets`.
+#[track_caller]
+pub fn device_mapper(targets: &str) -> bool {
+    // The kernel loads it at its first use.
+    let known = || {
+        let probe = Command::new("modprobe")
+            .args(["--dry-run", "--quiet", targets])
+            .status();
+        Path::new("/sys/module").join(targets).exists()
+            || probe.is_ok_and(|status| status.success())
+    };
+    block_devices() && (known() || lack(format!("the kernel has no module {targets}")))
+}
+
 /// Notes that the calling test is skipped, wholly or in part, because of `why`. Returns `false`.
 #[track_caller]
 pub fn lack(why: impl Display) -> bool {
@@ -157,7 +189,7 @@ fn effective_capabilities(status: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Output};
+    use std::process::Output;
 
     use super::*;
 

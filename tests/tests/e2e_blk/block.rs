@@ -1,11 +1,16 @@
-//! Block devices of the machine it runs on as images: loop devices, whose discards shrink a file, and scsi_debug, which
-//! has real sectors that can go bad. Needs root and the modules, which the lab has.
+//! Block devices of the machine it runs on as images: loop devices, whose discards shrink a file,
+//! and scsi_debug, which has real sectors that can go bad. The lab has the privileges and modules;
+//! elsewhere a test without them is skipped.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use splitring_needs::{self as needs, Capability};
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Launch;
 
@@ -72,6 +77,9 @@ fn refused(launch: Launch, path: &Path, keys: &str) -> String {
 #[test]
 #[ignore = "needs a stock guest"]
 fn loop_devices_are_disks_of_their_size_that_discard_and_lock() {
+    if !needs::block_devices() {
+        return;
+    }
     let small = Loop::new(32 * MIB, 512);
     let large = Loop::new(48 * MIB, 4096);
     let (launch, _root) = guest();
@@ -142,28 +150,40 @@ fn loop_devices_are_disks_of_their_size_that_discard_and_lock() {
     guest.power_off();
 }
 
-/// io_uring refused to everybody on this machine, until dropped.
-struct WithoutRings;
-
-impl WithoutRings {
-    const SETTING: &str = "/proc/sys/kernel/io_uring_disabled";
-
-    fn new() -> Self {
-        fs::write(Self::SETTING, "2").expect("a kernel that can refuse it");
-        Self
-    }
-}
-
-impl Drop for WithoutRings {
-    fn drop(&mut self) {
-        fs::write(Self::SETTING, "0").expect("it could be refused");
+/// Runs `test` where it and the programs that it starts are refused io_uring, with the error of
+/// `kernel.io_uring_disabled`. That setting is the whole machine's, and other tests run at the same
+/// time.
+fn without_rings(test: fn()) {
+    let refuse = || -> Result<(), Box<dyn std::error::Error>> {
+        let filter = SeccompFilter::new(
+            [(libc::SYS_io_uring_setup, Vec::new())].into(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+            TargetArch::x86_64,
+        )?;
+        Ok(apply_filter(&BpfProgram::try_from(filter)?)?)
+    };
+    // It holds for the thread and what that starts.
+    let thread = thread::current();
+    let name = thread.name().unwrap_or_default().to_owned();
+    let started = thread::Builder::new().name(name).spawn(move || {
+        refuse().expect("install the filter");
+        test();
+    });
+    if let Err(panic) = started.expect("a thread").join() {
+        resume_unwind(panic);
     }
 }
 
 #[test]
 #[ignore = "needs a stock guest"]
 fn where_io_uring_is_refused_disks_work_and_the_operator_is_told() {
-    let _refused = WithoutRings::new();
+    if needs::block_devices() {
+        without_rings(disks_without_rings);
+    }
+}
+
+fn disks_without_rings() {
     let disk = Loop::new(16 * MIB, 512);
     let (launch, _root) = guest();
     let errors = refused(launch, &disk.device, ",aio=ring");
@@ -222,6 +242,10 @@ fn spoil(on: bool) {
 #[test]
 #[ignore = "needs a stock guest"]
 fn a_disk_with_bad_sectors_and_a_disk_that_goes_away_are_errors_in_the_guest() {
+    let parameters = [("dev_size_mb", "16"), ("physblk_exp", "3"), ("lbpu", "1")];
+    if !needs::capabilities(&[Capability::SysAdmin]) || !needs::module("scsi_debug", &parameters) {
+        return;
+    }
     let device = scsi_debug();
     let (launch, _root) = guest();
     let mut guest = launch.disk(&device, ",id=bad,direct=on").boot();

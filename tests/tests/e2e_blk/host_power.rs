@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
+use splitring_needs as needs;
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
 
@@ -236,6 +237,9 @@ fn places() -> impl Iterator<Item = (&'static Way, String, String)> {
 }
 
 fn rounds(range: std::ops::Range<u32>) {
+    if !needs::device_mapper("dm_log_writes") {
+        return;
+    }
     let blank = vec![0; usize::try_from(BYTES).expect("64 bits")];
     let mut images = WAYS.map(|_| blank.clone());
     let mut machine = Powered::boot(&images);

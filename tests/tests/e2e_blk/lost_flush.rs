@@ -5,6 +5,7 @@ use std::path::Path;
 
 use splitring::config::DiskConfig;
 use splitring_devices::disk::config::{Aio, Format};
+use splitring_needs as needs;
 use splitring_tests::live::Live;
 
 use crate::block::{Loop, run};
@@ -93,6 +94,9 @@ fn places() -> impl Iterator<Item = (&'static Way, String)> {
 #[test]
 #[ignore = "needs a stock guest"]
 fn no_flush_succeeds_after_one_that_lost_what_was_cached() {
+    if !needs::device_mapper("dm_mod") {
+        return;
+    }
     let media = WAYS.map(|way| Medium::new(way.id));
     for (way, medium) in WAYS.iter().zip(&media) {
         if way.id == "qcow2" {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::thread::JoinHandle;
 
+use splitring_needs as needs;
 use splitring_tests::assets::{Disk, Image, Kernel};
 use splitring_tests::dmesg;
 use splitring_tests::guest::{Guest, Launch};
@@ -19,12 +20,16 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new() -> Self {
+    /// Returns none, noted as a skipped test, where no networks can be made.
+    pub(crate) fn new() -> Option<Self> {
+        if !needs::networks() || !needs::block_devices() {
+            return None;
+        }
         let disk = Disk::copy_of("tools");
-        Self {
+        Some(Self {
             tools: Toolbox::mount(disk.path()),
             _disk: disk,
-        }
+        })
     }
 }
 
@@ -76,7 +81,7 @@ impl Net {
         keys: &str,
         play: impl FnOnce(&mut Guest, &Tap, &Host),
     ) {
-        let host = Host::new();
+        let Some(host) = Host::new() else { return };
         let flags = if keys.contains("queues=") {
             "multi_queue"
         } else {

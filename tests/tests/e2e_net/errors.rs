@@ -170,7 +170,7 @@ const TABLE: &[(&str, Who, i32, &[&str])] = &[
 #[test]
 #[ignore = "needs KVM and root: cargo xtask test"]
 fn every_mistake_gets_one_clear_error_that_names_the_remedy() {
-    let host = Host::new();
+    let Some(host) = Host::new() else { return };
     host.tools.sh(
         "ip tuntap add sproot mode tap user 0; ip tuntap add sptun mode tun; ip tuntap add spone mode tap; \
          ip tuntap add spmany mode tap multi_queue; ip tuntap add spbusy mode tap; ip link set spbusy up",

@@ -103,7 +103,7 @@ impl Flood {
 }
 
 fn flood(number: u8, packets: u64) {
-    let host = Host::new();
+    let Some(host) = Host::new() else { return };
     let net = Net::number(number);
     let _tap = net.tap(&host, "");
     let modules = Kernel::named("6.12-cloud").extra_modules();

@@ -46,8 +46,8 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
-        let host = Host::new();
+    fn new() -> Option<Self> {
+        let host = Host::new()?;
         let tools = &host.tools;
         let (near, far) = (Namespace::create(tools), Namespace::create(tools));
         let prefixed = |v4: &str, v6: &str| [format!("{v4}/24"), format!("{v6}/64")];
@@ -77,12 +77,12 @@ impl World {
         far.run(|| resolver::serve(FAR4, answers));
         let user = User::new();
         user.name_servers(&[FAR4]);
-        Self {
+        Some(Self {
             user,
             near,
             far,
             _host: host,
-        }
+        })
     }
 
     fn boot(&self, root: &Disk, net: &str) -> Guest {
@@ -178,7 +178,7 @@ impl World {
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn soak_passt_started_by_us_gives_an_ordinary_user_all_of_a_network() {
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let root = Disk::copy_of("tools");
     let (host, inside) = FORWARDED;
     let net = format!("passt,tcp={host}:{inside},udp={host}:{inside}");
@@ -210,7 +210,7 @@ fn soak_passt_started_by_us_gives_an_ordinary_user_all_of_a_network() {
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn soak_a_running_passt_is_used_by_its_socket() {
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let socket = world.user.path("passt.socket");
     let _passt = start_passt(&world, &socket);
     let root = Disk::copy_of("tools");

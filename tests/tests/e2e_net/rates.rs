@@ -20,7 +20,7 @@ fn run(guest: &mut Guest, address: &str, port: u16, options: &str) -> f64 {
 }
 
 fn matrix(number: u8, runs: &[(u8, &str, bool)]) {
-    let host = Host::new();
+    let Some(host) = Host::new() else { return };
     let net = Net::number(number);
     let _tap = net.tap(&host, "multi_queue");
     let (host6, guest6) = (format!("fd77:{number}::1"), format!("fd77:{number}::2"));
