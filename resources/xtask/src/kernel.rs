@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::assets::Cache;
+use crate::assets::{Cache, suites};
 
-/// A stock kernel of Debian 12.
+/// A stock kernel of Debian 12, or of Debian 13 where that is installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flavour {
     /// 6.12, cloud configuration: the demo's and the lab's.
@@ -24,11 +24,22 @@ impl Flavour {
     /// All of them, the demo's first.
     pub(crate) const ALL: [Self; 3] = [Self::Cloud612, Self::Cloud61, Self::Generic612];
 
+    /// Its package in Debian 12's sources.
     fn package(self) -> &'static str {
         match self {
             Self::Cloud612 => "linux-image-6.12-cloud-amd64",
             Self::Cloud61 => "linux-image-cloud-amd64",
             Self::Generic612 => "linux-image-6.12-amd64",
+        }
+    }
+
+    /// Suite and package for another Debian, whose sources name no kernels of Debian 12: 6.12 is
+    /// Debian 13's own.
+    fn elsewhere(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Cloud612 => ("trixie", "linux-image-cloud-amd64"),
+            Self::Cloud61 => ("bookworm", "linux-image-cloud-amd64"),
+            Self::Generic612 => ("trixie", "linux-image-amd64"),
         }
     }
 
@@ -53,7 +64,13 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// Gets `flavour`, from the network if need be.
     pub(crate) fn get(cache: &Cache, flavour: Flavour) -> Result<Self> {
-        let root = cache.package(flavour.package())?;
+        let root = match suites::release() {
+            Some(release) if release.codename != "bookworm" => {
+                let (suite, package) = flavour.elsewhere();
+                cache.packages_from(suite, package, &[package])?
+            }
+            _ => cache.package(flavour.package())?,
+        };
         let boot = root.join("boot");
         let release = fs::read_dir(&boot)
             .with_context(|| format!("cannot list {}", boot.display()))?
