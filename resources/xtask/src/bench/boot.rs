@@ -28,13 +28,15 @@ use crate::tools;
 use crate::vmm;
 
 const FIRST_LINE: &str = "initramfs: first line of user space";
-const READY: &str = "@@ ready";
 /// The disk's driver.
 const MODULES: [&str; 1] = ["virtio_blk"];
 /// Traced runs count, and counts hardly differ from run to run.
 const TRACED_RUNS: usize = 2;
-/// A machine that has been idle for so long has done everything it put off: memory can be looked at, its kernel is in the cache.
+/// A machine that has been idle for so long has done everything it put off: its kernel is in the
+/// cache.
 const SETTLED: Duration = Duration::from_secs(5);
+/// After the guest's first line, when memory is looked at a second time.
+const LATER: Duration = Duration::from_secs(10);
 /// It takes about two minutes on a quiet machine.
 const LIMIT: Duration = Duration::from_secs(1500);
 
@@ -47,6 +49,9 @@ pub(crate) struct Options {
     /// The inner half: measure the binary at this path, here and now
     #[arg(long, hide = true, value_name = "PATH", requires = "kernel")]
     splitring: Option<PathBuf>,
+    /// The inner half: the same program, linked dynamically
+    #[arg(long, hide = true, value_name = "PATH", requires = "kernel")]
+    dynamic: Option<PathBuf>,
     /// The inner half: the directory with kernel and initramfs
     #[arg(long, hide = true, value_name = "DIR")]
     kernel: Option<PathBuf>,
@@ -54,8 +59,11 @@ pub(crate) struct Options {
 
 /// Prepares and measures.
 pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
-    if let (Some(splitring), Some(kernel)) = (&options.splitring, &options.kernel) {
-        return measure(options.runs, splitring, kernel);
+    if let (Some(splitring), Some(dynamic), Some(kernel)) =
+        (&options.splitring, &options.dynamic, &options.kernel)
+    {
+        let stage = Stage::set_up(splitring, dynamic, kernel)?;
+        return measure(options.runs, &stage);
     }
     tools::ensure(&[tools::QEMU], "the comparison", yes)?;
     let cache = Cache::open()?;
@@ -75,6 +83,8 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
         options.runs.to_string().into(),
         "--splitring".into(),
         splitring.into(),
+        "--dynamic".into(),
+        vmm::build()?.into(),
         "--kernel".into(),
         files.path().into(),
     ];
@@ -101,15 +111,14 @@ struct Traced {
     exits: Sample,
 }
 
-fn measure(runs: usize, splitring: &Path, kernel: &Path) -> Result<()> {
-    let stage = Stage::set_up(splitring, kernel)?;
+fn measure(runs: usize, stage: &Stage) -> Result<()> {
     println!("to the guest's first user-space line, ms; medians of {runs} runs, range");
     let ours = whole("splitring", runs, &|| {
         stage.splitring("vmlinux", "line", false)
     })?;
     let qemu = whole("QEMU q35", runs, &|| stage.qemu("line", false))?;
-    let first = vmlinuz("splitring, vmlinuz first time", runs, &stage, true)?;
-    let again = vmlinuz("splitring, vmlinuz again", runs, &stage, false)?;
+    let first = vmlinuz("splitring, vmlinuz first time", runs, stage, true)?;
+    let again = vmlinuz("splitring, vmlinuz again", runs, stage, false)?;
     println!("to the first entry, ms; exits until the first line; {TRACED_RUNS} traced runs");
     // The cache holds the other kernel now, and the first trace of all waits for Linux to get ready for it.
     warm(stage.splitring("vmlinux", "line", false))?;
@@ -120,19 +129,21 @@ fn measure(runs: usize, splitring: &Path, kernel: &Path) -> Result<()> {
         stage.splitring("vmlinux", "line", true)
     })?;
     let qemu_disk = traced("QEMU q35, a disk", &|| stage.qemu("line", true))?;
-    println!("resident memory but the guest's; threads");
-    let own = own_memory(
-        "splitring, a disk",
-        stage.splitring("vmlinux", "typed", true),
-    )?;
-    own_memory("QEMU q35, a disk", stage.qemu("typed", true))?;
+    println!(
+        "own memory, without the guest's, with a disk: at the guest's first user-space line, and {} s later",
+        LATER.as_secs()
+    );
+    let build = || stage.splitring("vmlinux", "line", true);
+    let own = own_memory("splitring, static", build())?;
+    let dynamic = own_memory("splitring, dynamic", stage.dynamic(build()))?;
+    own_memory("QEMU q35", stage.qemu("line", true))?;
     let peer = |ours: &Sample, theirs: &Sample| {
         let ratio = ours.median() / theirs.median();
         format!("{ours} to {theirs} = {ratio:.3}")
     };
     println!(
         "bench boot: splitring to QEMU: whole {}; first entry {}, a disk adds {:.2} ms; exits to user space {}, with a disk {}; \
-         vmlinuz to vmlinux: first {}, again {}; own memory {} KiB, {} threads",
+         vmlinuz to vmlinux: first {}, again {}; own memory, static: {}; dynamic: {}",
         peer(&ours, &qemu),
         peer(&ours_trace.first_entry_ms, &qemu_trace.first_entry_ms),
         ours_disk.first_entry_ms.median() - ours_trace.first_entry_ms.median(),
@@ -140,8 +151,8 @@ fn measure(runs: usize, splitring: &Path, kernel: &Path) -> Result<()> {
         peer(&ours_disk.user_exits, &qemu_disk.user_exits),
         peer(&first, &ours),
         peer(&again, &ours),
-        own.resident_kib,
-        own.threads,
+        own,
+        dynamic,
     );
     Ok(())
 }
@@ -218,11 +229,13 @@ fn time(command: Command) -> Result<f64> {
     Ok(took.as_secs_f64() * 1000.0)
 }
 
+/// Measures memory at the first line and later; returns the first.
 fn own_memory(name: &str, command: Command) -> Result<memory::Own> {
-    let machine = Machine::start(command, READY)?;
-    std::thread::sleep(SETTLED);
-    let own = memory::measure(machine.0.id(), GUEST_MIB << 20)?;
-    println!("{name:<30} {} KiB; {}", own.resident_kib, own.threads);
+    let machine = Machine::start(command, FIRST_LINE)?;
+    let measure = || memory::measure(machine.0.id(), GUEST_MIB << 20);
+    let own = measure()?;
+    std::thread::sleep(LATER);
+    println!("{name:<30} {own}; later {}", measure()?);
     Ok(own)
 }
 

@@ -1,5 +1,6 @@
-//! A VMM's own resident memory: all its mappings but the guest's memory.
+//! A VMM's own memory, resident and private: all its mappings without the guest's memory.
 
+use std::fmt;
 use std::fs;
 
 use anyhow::{Context, Result};
@@ -7,12 +8,13 @@ use anyhow::{Context, Result};
 /// KVM itself runs a thread in every process with a machine.
 const KVMS_THREAD: &str = "kvm-nx-lpage-re";
 
-/// One line of `smaps`: where a mapping is and how much of it is resident.
+/// An entry of `smaps`: where a mapping is, and how much of it is resident and anonymous.
 #[derive(Debug, Clone, Copy)]
 struct Mapping {
     start: u64,
     end: u64,
     resident_kib: u64,
+    anonymous_kib: u64,
 }
 
 /// What a process holds for itself.
@@ -20,8 +22,20 @@ struct Mapping {
 pub(crate) struct Own {
     /// Resident, in KiB, without guest memory.
     pub(crate) resident_kib: u64,
+    /// Private, in KiB, without guest memory: what `RssAnon` in a process's status counts.
+    pub(crate) private_kib: u64,
     /// Its threads but the one that KVM adds.
     pub(crate) threads: usize,
+}
+
+impl fmt::Display for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} KiB resident, {} KiB private, {} threads",
+            self.resident_kib, self.private_kib, self.threads
+        )
+    }
 }
 
 /// Measures process `pid`, whose guest has `guest_bytes` of memory in one piece.
@@ -31,11 +45,12 @@ pub(crate) fn measure(pid: u32, guest_bytes: u64) -> Result<Own> {
     let mappings = parse(&text);
     let guest = guest_range(&mappings, guest_bytes)
         .with_context(|| format!("no {guest_bytes} bytes of guest memory in {path}"))?;
-    let resident_kib = mappings
-        .iter()
-        .filter(|mapping| mapping.start < guest.0 || mapping.end > guest.1)
-        .map(|mapping| mapping.resident_kib)
-        .sum();
+    let own = || {
+        let outside = |mapping: &&Mapping| mapping.start < guest.0 || mapping.end > guest.1;
+        mappings.iter().filter(outside)
+    };
+    let resident_kib = own().map(|mapping| mapping.resident_kib).sum();
+    let private_kib = own().map(|mapping| mapping.anonymous_kib).sum();
     let tasks = format!("/proc/{pid}/task");
     let threads = fs::read_dir(&tasks)
         .with_context(|| format!("cannot list {tasks}"))?
@@ -44,6 +59,7 @@ pub(crate) fn measure(pid: u32, guest_bytes: u64) -> Result<Own> {
         .count();
     Ok(Own {
         resident_kib,
+        private_kib,
         threads,
     })
 }
@@ -51,10 +67,14 @@ pub(crate) fn measure(pid: u32, guest_bytes: u64) -> Result<Own> {
 fn parse(smaps: &str) -> Vec<Mapping> {
     let mut mappings: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
+        let kib = |size: &str| size.trim().trim_end_matches(" kB").parse().unwrap_or(0);
         if let Some(size) = line.strip_prefix("Rss:") {
-            let kib = size.trim().trim_end_matches(" kB").parse().unwrap_or(0);
             if let Some(last) = mappings.last_mut() {
-                last.resident_kib = kib;
+                last.resident_kib = kib(size);
+            }
+        } else if let Some(size) = line.strip_prefix("Anonymous:") {
+            if let Some(last) = mappings.last_mut() {
+                last.anonymous_kib = kib(size);
             }
         } else if let Some((start, end)) = line
             .split_once(' ')
@@ -66,6 +86,7 @@ fn parse(smaps: &str) -> Vec<Mapping> {
                 start,
                 end,
                 resident_kib: 0,
+                anonymous_kib: 0,
             });
         }
     }
@@ -101,6 +122,7 @@ mod tests {
 Rss:                   4 kB
 4000-5000 rw-p 0 00:00 0
 Rss:                 100 kB
+Anonymous:            60 kB
 5000-8000 rw-p 0 00:00 1 /kernel
 Rss:                 200 kB
 9000-a000 rw-p 0 00:00 0 [stack]
@@ -108,6 +130,10 @@ Rss:                   8 kB
 ";
         let mappings = parse(smaps);
         assert_eq!(mappings.len(), 4);
+        assert_eq!(
+            (mappings[1].resident_kib, mappings[1].anonymous_kib),
+            (100, 60)
+        );
         assert_eq!(guest_range(&mappings, 0x4000), Some((0x4000, 0x8000)));
         assert_eq!(guest_range(&mappings, 0x9000), None);
     }

@@ -16,6 +16,8 @@ use crate::host;
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 /// Where Debian has its firmware.
 const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
+/// The program that is linked dynamically.
+const DYNAMIC: &str = "splitring-dynamic";
 const CMDLINE: &str = "console=ttyS0 quiet";
 /// The guests' memory.
 pub(super) const GUEST_MIB: u64 = 256;
@@ -32,7 +34,7 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Copies everything, and in the lab leaves everything else behind.
-    pub(super) fn set_up(splitring: &Path, kernel: &Path) -> Result<Self> {
+    pub(super) fn set_up(splitring: &Path, dynamic: &Path, kernel: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("bench-")
             .tempdir_in("/dev/shm")
@@ -42,6 +44,7 @@ impl Stage {
             copy(&kernel.join(name), &root.join(name))?;
         }
         copy(splitring, &root.join("splitring"))?;
+        copy(dynamic, &root.join(DYNAMIC))?;
         let disk = fs::File::create(root.join("disk")).context("cannot make a disk")?;
         disk.set_len(DISK_BYTES).context("cannot make a disk")?;
         if !host::in_lab() {
@@ -50,7 +53,7 @@ impl Stage {
                 _dir: Some(dir),
             });
         }
-        become_root(&dir.keep())?;
+        become_root(&dir.keep(), dynamic)?;
         Ok(Self {
             files: PathBuf::from("/"),
             _dir: None,
@@ -83,6 +86,18 @@ impl Stage {
             command.args(["--disk", &format!("path={}", self.path("disk"))]);
         }
         command
+    }
+
+    /// The same command for the program that is linked dynamically.
+    pub(super) fn dynamic(&self, command: Command) -> Command {
+        let mut other = Command::new(self.file(DYNAMIC));
+        other.args(command.get_args());
+        for (name, value) in command.get_envs() {
+            if let Some(value) = value {
+                other.env(name, value);
+            }
+        }
+        other
     }
 
     /// Debian's QEMU on the extracted kernel, as lean as its q35 gets by options alone.
@@ -126,15 +141,18 @@ impl Stage {
     }
 }
 
-/// Makes `root` the root directory of this process and its children, with QEMU in it.
-fn become_root(root: &Path) -> Result<()> {
+/// Makes `root` the root directory of this process and its children, with QEMU in it and the
+/// libraries of the program `dynamic`.
+fn become_root(root: &Path, dynamic: &Path) -> Result<()> {
     let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
     copy(Path::new(QEMU), &inside(Path::new(QEMU)))?;
-    let output = Command::new("ldd").arg(QEMU).output();
+    let output = Command::new("ldd").arg(QEMU).arg(dynamic).output();
     let libraries = String::from_utf8(output.context("cannot run ldd")?.stdout)?;
+    // Each program's list has its name above it.
+    let libraries = libraries.lines().filter(|line| !line.ends_with(':'));
     let cache = "/etc/ld.so.cache";
     for path in libraries
-        .split_whitespace()
+        .flat_map(str::split_whitespace)
         .chain([cache])
         .filter(|word| word.starts_with('/'))
     {
