@@ -1,18 +1,21 @@
 //! Transfers that the page cache serves at once, ahead of the ring.
 //!
 //! What is cached is copied sooner than a ring can be told about it: the kernel would copy it at submission too, after
-//! more work, and for writes to file systems like ext4 it would wake a thread for each. So buffered transfers are tried
-//! by a plain call that must not wait. Where it would have to, the ring takes over, and for a while it is asked first.
+//! more work. So buffered transfers are tried by a plain call that must not wait (RWF_NOWAIT). Where it would have to,
+//! the ring takes over, and for a while it is asked first.
+//!
+//! Nothing here ever waits. xfs, btrfs and block devices take buffered writes with RWF_NOWAIT; ext4 refuses them
+//! (EOPNOTSUPP, as of Linux 6.18), so there all writes are the ring's. It has them done by a thread of the kernel's, one
+//! after the other per file, and a write that the host throttles (up to 200 ms) delays that thread alone. That costs the
+//! depth-1 write on ext4 the time it takes to wake the thread, which a blocking call on the event loop would save at the
+//! expense of every other device there.
 
 use super::IoFault;
 use super::handle::Handle;
-use super::metrics::now;
 use super::transfer::{Attempt, Transfer};
 
 /// Requests that go to the ring without an attempt after one in vain.
 const PAUSE: u8 = 32;
-/// Nanoseconds a write may take that can't be told not to wait. Longer means that the host is writing back.
-const SLOW: u64 = 500_000;
 
 /// What is known about attempts on one queue.
 #[derive(Debug, Default)]
@@ -63,37 +66,14 @@ impl Cached {
         transfer: &mut Transfer,
         offset: u64,
     ) -> Option<Result<u64, IoFault>> {
-        if image.direct || !self.writes.may_try() {
+        if image.direct || self.writes.waits || !self.writes.may_try() {
             return None;
         }
-        if self.writes.waits {
-            return Some(self.write_timed(image, transfer, offset));
-        }
         match transfer.try_write(image.file(), offset) {
-            Attempt::Done => Some(Ok(transfer.len())),
-            Attempt::Unsupported => {
-                self.writes.waits = true;
-                Some(self.write_timed(image, transfer, offset))
-            }
-            Attempt::Partial | Attempt::WouldWait => {
-                self.writes.pause = PAUSE;
-                None
-            }
+            Attempt::Done => return Some(Ok(transfer.len())),
+            Attempt::Unsupported => self.writes.waits = true,
+            Attempt::Partial | Attempt::WouldWait => self.writes.pause = PAUSE,
         }
-    }
-
-    /// A write into the page cache by a call that waits if it has to; then the next ones are the ring's.
-    fn write_timed(
-        &mut self,
-        image: &Handle,
-        transfer: &mut Transfer,
-        offset: u64,
-    ) -> Result<u64, IoFault> {
-        let start = now();
-        transfer.write_at(image.file(), offset, false)?;
-        if now().saturating_sub(start) > SLOW {
-            self.writes.pause = PAUSE;
-        }
-        Ok(transfer.len())
+        None
     }
 }

@@ -211,8 +211,7 @@ pub enum Aio {
     Auto,
     /// io_uring or an error.
     Ring,
-    /// Blocking calls, one after the other: on a thread of the queue's own, unless the image lives in memory, or the
-    /// disk is one of a SCSI controller's.
+    /// Blocking calls, one after the other: on a thread of the queue's own, unless the image lives in memory.
     Plain,
 }
 

@@ -21,8 +21,6 @@ pub struct RawDisk {
     image: Arc<Image>,
     /// The image as each queue has it open.
     handles: Vec<Arc<Handle>>,
-    /// How many queues of its own it was opened for.
-    streams: u16,
     /// The rings, one a stream; `None` where requests are blocking calls.
     rings: Option<Arc<Pool<Ring>>>,
     /// Requests each ring was made for.
@@ -100,7 +98,6 @@ impl RawDisk {
         Ok(Self {
             image,
             handles,
-            streams: queues,
             rings,
             depth,
         })
@@ -121,7 +118,7 @@ impl RawDisk {
     }
 
     /// A queue of blocking calls: on a thread of its own, so that a slow medium holds up no other device; on the caller's
-    /// where none of them waits, and for a disk opened without streams, which is one of hundreds perhaps.
+    /// where none of them waits.
     fn open_plain(
         &self,
         ram: Ram,
@@ -129,7 +126,7 @@ impl RawDisk {
         depth: u16,
     ) -> Result<Box<dyn DiskQueue>, DiskError> {
         let plain = Plain::new(self.handle(index), ram);
-        if self.image.in_memory || self.streams == 0 {
+        if self.image.in_memory {
             return Ok(ImmediateQueue::open(plain, depth));
         }
         let queue = BlockingQueue::start(plain, depth).map_err(|source| DiskError::Host {

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use splitring_needs as needs;
 
-pub(in crate::disk) use fuse::FuseFile;
+pub(in crate::disk) use fuse::{FSYNC, FuseFile, WRITE};
 
 /// Runs a program of the Debian package `mount`, with the privileges that it takes.
 fn run(program: &str, arguments: &[&str]) -> Result<String, String> {

@@ -9,7 +9,7 @@ use super::setup::Ring;
 use super::*;
 use crate::disk::config::DiskConfig;
 use crate::disk::image::Image;
-use crate::disk::testing::FuseFile;
+use crate::disk::testing::{FSYNC, FuseFile, WRITE};
 use crate::disk::{Completion, Data};
 use crate::pool::Pool;
 use crate::testing::memory;
@@ -199,23 +199,23 @@ fn a_sync_that_ends_well_before_one_that_was_told_of_a_loss_is_not_believed() {
 
 #[test]
 fn a_drain_does_not_ask_again_for_what_the_host_gave_up() {
-    let Some(file) = FuseFile::new() else {
+    let Some(mut file) = FuseFile::new() else {
         return;
     };
     let host = Host::of(Image::open(&DiskConfig::new(file.path())).expect("image"));
     let mut queue = host.queue();
-    file.hang(true);
+    file.hang(FSYNC);
     queue.submit(1, DiskOp::Flush).expect("room");
     queue.commit();
-    while file.fsyncs() == 0 {
+    while file.hung() == 0 {
         thread::yield_now();
     }
     let mut done = Vec::new();
     queue.drain(&mut done);
     assert_eq!(done[0].result, Err(IoFault::Cancelled));
-    assert_eq!(file.fsyncs(), 1);
+    assert_eq!(file.hung(), 1);
     drop(queue);
-    file.hang(false);
+    file.recover();
     let mut queue = host.queue();
     queue.submit(2, DiskOp::Flush).expect("room");
     assert_eq!(finish(&mut queue, 1)[0].result, Ok(0));
@@ -257,4 +257,36 @@ fn a_panic_on_the_blocking_thread_fails_what_it_had_and_leaves_the_ring_alone() 
     assert_eq!(queue.in_flight(), 0);
     drop(queue);
     work(&mut host.queue(), 1);
+}
+
+#[test]
+fn a_buffered_write_that_the_host_holds_up_holds_up_no_event_loop() {
+    // Like ext4, it takes no writes that must not wait.
+    let Some(mut file) = FuseFile::new() else {
+        return;
+    };
+    let host = Host::of(Image::open(&DiskConfig::new(file.path())).expect("image"));
+    file.hang(WRITE);
+    let (told, submitted) = std::sync::mpsc::channel();
+    let worker = thread::spawn(move || {
+        let mut queue = host.queue();
+        let write = DiskOp::Write {
+            offset: 0,
+            data: Data::Host(vec![1; 4096]),
+            fua: false,
+        };
+        queue.submit(1, write).expect("room");
+        queue.commit();
+        let mut done = Vec::new();
+        queue.completions(&mut done);
+        told.send(done.len()).expect("the test listens");
+        finish(&mut queue, 1).remove(0).result
+    });
+    let done = submitted.recv_timeout(Duration::from_secs(20));
+    assert_eq!(done, Ok(0), "the event loop waits for the host");
+    while file.hung() == 0 {
+        thread::yield_now();
+    }
+    file.recover();
+    assert_eq!(worker.join().expect("no panic"), Ok(4096));
 }

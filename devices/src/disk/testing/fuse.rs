@@ -1,13 +1,13 @@
 //! A file whose host is this test: a FUSE file system of that one file, served by a thread.
 //!
 //! It knows as much of the protocol (linux/fuse.h, version 7.31) as a disk image takes: reads return zeroes, writes are
-//! forgotten, and what becomes of an fsync(2) is up to the test.
+//! forgotten, and one kind of request hangs if the test wants that.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use splitring_needs as needs;
@@ -24,9 +24,9 @@ const MAX_WRITE: u32 = 128 << 10;
 const GETATTR: u32 = 3;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
-const WRITE: u32 = 16;
+pub(in crate::disk) const WRITE: u32 = 16;
 const RELEASE: u32 = 18;
-const FSYNC: u32 = 20;
+pub(in crate::disk) const FSYNC: u32 = 20;
 const FLUSH: u32 = 25;
 const INIT: u32 = 26;
 const INTERRUPT: u32 = 36;
@@ -34,17 +34,19 @@ const INTERRUPT: u32 = 36;
 /// The file.
 pub(in crate::disk) struct FuseFile {
     path: PathBuf,
+    device: File,
     state: Arc<State>,
     _file: tempfile::NamedTempFile,
 }
 
 #[derive(Default)]
 struct State {
-    /// Fsyncs are answered only when the kernel interrupts them.
-    hangs: AtomicBool,
-    fsyncs: AtomicU32,
-    /// Those that hang.
-    waiting: Mutex<Vec<u64>>,
+    /// The operation that hangs, or 0.
+    hangs: AtomicU32,
+    /// How many have begun to hang.
+    hung: AtomicU32,
+    /// Those that hang, with their answers.
+    waiting: Mutex<Vec<(u64, Vec<u8>)>>,
 }
 
 impl FuseFile {
@@ -74,9 +76,11 @@ impl FuseFile {
         }
         let state = Arc::new(State::default());
         let served = Arc::clone(&state);
-        std::thread::spawn(move || serve(device, &served));
+        let copy = device.try_clone().expect("a descriptor");
+        std::thread::spawn(move || serve(copy, &served));
         Some(Self {
             path,
+            device,
             state,
             _file: file,
         })
@@ -86,14 +90,22 @@ impl FuseFile {
         &self.path
     }
 
-    /// Whether an fsync hangs from now on until it is interrupted.
-    pub(in crate::disk) fn hang(&self, hangs: bool) {
-        self.state.hangs.store(hangs, Ordering::Release);
+    /// Requests of this kind hang from now on, until the kernel interrupts them or [`Self::recover`] is called.
+    pub(in crate::disk) fn hang(&self, opcode: u32) {
+        self.state.hangs.store(opcode, Ordering::Release);
     }
 
-    /// Fsyncs so far.
-    pub(in crate::disk) fn fsyncs(&self) -> u32 {
-        self.state.fsyncs.load(Ordering::Acquire)
+    /// How many requests have begun to hang so far.
+    pub(in crate::disk) fn hung(&self) -> u32 {
+        self.state.hung.load(Ordering::Acquire)
+    }
+
+    /// Nothing hangs any more.
+    pub(in crate::disk) fn recover(&mut self) {
+        self.hang(0);
+        for (unique, answer) in self.state.waiting.lock().expect("no panic").drain(..) {
+            reply(&mut self.device, unique, Ok(answer));
+        }
     }
 }
 
@@ -124,19 +136,11 @@ fn serve(mut device: File, state: &State) {
             OPEN => Ok(vec![0; 16]),
             READ => Ok(vec![0; usize::try_from(number(body, 16)).expect("small")]),
             WRITE => Ok([&body[16..20], &[0; 4]].concat()),
-            FSYNC => {
-                state.fsyncs.fetch_add(1, Ordering::AcqRel);
-                if state.hangs.load(Ordering::Acquire) {
-                    state.waiting.lock().expect("no panic").push(unique);
-                    continue;
-                }
-                Ok(Vec::new())
-            }
-            RELEASE | FLUSH => Ok(Vec::new()),
+            FSYNC | RELEASE | FLUSH => Ok(Vec::new()),
             INTERRUPT => {
                 let mut waiting = state.waiting.lock().expect("no panic");
                 let interrupted = long(body, 0);
-                if let Some(place) = waiting.iter().position(|unique| *unique == interrupted) {
+                if let Some(place) = waiting.iter().position(|hung| hung.0 == interrupted) {
                     waiting.remove(place);
                     reply(&mut device, interrupted, Err(libc::EINTR));
                 }
@@ -144,6 +148,13 @@ fn serve(mut device: File, state: &State) {
             }
             _ => Err(libc::ENOSYS),
         };
+        let hangs = state.hangs.load(Ordering::Acquire);
+        if let (true, Ok(answer)) = (opcode == hangs, &answer) {
+            let mut waiting = state.waiting.lock().expect("no panic");
+            waiting.push((unique, answer.clone()));
+            state.hung.fetch_add(1, Ordering::AcqRel);
+            continue;
+        }
         reply(&mut device, unique, answer);
     }
 }

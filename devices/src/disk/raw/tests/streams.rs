@@ -294,3 +294,28 @@ fn a_drain_gives_up_what_has_not_begun_and_waits_for_the_rest() {
         }
     }
 }
+
+#[test]
+fn a_disk_without_streams_of_its_own_holds_up_no_event_loop_either() {
+    let mut scratch = Scratch::new(LEN);
+    (scratch.config.aio, scratch.config.direct) = (Aio::Plain, true);
+    let disk = match RawDisk::open(&scratch.config, 0, DEPTH) {
+        Ok(disk) if !disk.image.in_memory => disk.shared_by(2),
+        _ => {
+            needs::lack("no O_DIRECT for temporary files");
+            return;
+        }
+    };
+    let mut stream = Stream::numbered(&disk, 1);
+    let held = disk.image.partial_writes.lock().expect("nobody's");
+    let write = DiskOp::Write {
+        offset: 0,
+        data: Data::Host(vec![7; 100]),
+        fua: false,
+    };
+    stream.queue.submit(1, write).expect("room");
+    stream.queue.commit();
+    assert_eq!(stream.queue.in_flight(), 1);
+    drop(held);
+    assert_eq!(stream.wait(1)[0].result, Ok(100));
+}
