@@ -11,9 +11,8 @@ use zerocopy::IntoBytes;
 
 use super::guest;
 use crate::blk::Blk;
-use crate::disk::Disk;
 use crate::disk::doubles::{Fate, FaultyDisk, GatedDisk, MemoryDisk};
-use crate::testing::pci::{Guest, PENDING};
+use crate::testing::pci::{Guest, PENDING, wait_until};
 use crate::testing::probe::Manner;
 
 const BUFFER: u64 = 0x1000;
@@ -94,8 +93,10 @@ fn a_running_device_stands_still_without_bus_mastering_and_goes_on_with_it() {
 }
 
 /// A guest with a disk that has a read of its first sector in flight.
-fn reading(disk: Arc<dyn Disk>) -> Guest {
-    let mut guest = Guest::started(Arc::new(Blk::new("disk0", disk, 1, 16, "")));
+fn reading(disk: FaultyDisk) -> Guest {
+    let disk = Arc::new(disk);
+    let device = Blk::new("disk0", disk.clone(), 1, 16, "");
+    let mut guest = Guest::started(Arc::new(device));
     let header = RequestHeader {
         kind: request::IN.into(),
         ..RequestHeader::default()
@@ -105,13 +106,14 @@ fn reading(disk: Arc<dyn Disk>) -> Guest {
     let chain = [(HEADER, 16, false), (BUFFER, 512, true), (STATUS, 1, true)];
     guest.offer(0, &chain);
     guest.kick(0);
+    wait_until("the disk has it", || !disk.seen().is_empty());
     guest
 }
 
 #[test]
 fn turning_bus_mastering_off_waits_for_what_is_in_flight() {
     let disk = Arc::new(GatedDisk::new(MemoryDisk::new(1 << 20)));
-    let mut guest = reading(disk.clone());
+    let mut guest = reading(FaultyDisk::new(disk.clone()));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(Duration::from_millis(100));
@@ -129,7 +131,7 @@ fn turning_bus_mastering_off_waits_for_what_is_in_flight() {
 fn what_the_host_does_not_answer_is_cancelled_and_the_device_needs_a_reset() {
     let disk = FaultyDisk::new(Arc::new(MemoryDisk::new(1 << 20)));
     disk.plan([Fate::Hang]);
-    let mut guest = reading(Arc::new(disk));
+    let mut guest = reading(disk);
     command(&guest, DECODE);
     guest.wait_for_status(status::NEEDS_RESET);
     assert_eq!(guest.peek(BUFFER, 512), [0xee; 512]);
