@@ -14,7 +14,7 @@
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::pwrite;
@@ -35,13 +35,14 @@ const ABSENT_SLOTS: usize = 4;
 /// 32-bit words of a function's configuration space.
 const WORDS: usize = FUNCTION_SIZE / 4;
 
-/// Called when direct reads must end.
-pub type ExitOnRead = Box<dyn Fn() + Send + Sync>;
+/// Called when direct reads must end, once.
+pub type ExitOnRead = Box<dyn FnOnce() + Send>;
 
 /// Configuration space of the bus, mapped once.
 pub struct ConfigPages {
     base: NonNull<u8>,
-    exit_on_read: OnceLock<ExitOnRead>,
+    /// Gone once it was called.
+    exit_on_read: Mutex<Option<ExitOnRead>>,
 }
 
 // SAFETY: the mapping is reached through atomics only, and lives until the value is dropped.
@@ -69,7 +70,7 @@ impl ConfigPages {
         };
         let pages = Self {
             base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
-            exit_on_read: OnceLock::new(),
+            exit_on_read: Mutex::default(),
         };
         for slot in (0..SLOTS).step_by(ABSENT_SLOTS) {
             // SAFETY: the slots lie within the range mapped above, which nothing refers to yet.
@@ -93,10 +94,15 @@ impl ConfigPages {
     }
 
     /// Sets what to do when reads have to arrive at the functions themselves; to be set before the guest runs
-    /// by whoever shows it the mapping. It may be called more than once.
+    /// by whoever shows it the mapping. It is called at most once, by a vCPU thread that writes configuration space.
     pub fn set_exit_on_read(&self, hook: ExitOnRead) {
-        // There is one machine: a second hook would be a second owner of the mapping.
-        let _ = self.exit_on_read.set(hook);
+        *self.exit_on_read() = Some(hook);
+    }
+
+    fn exit_on_read(&self) -> MutexGuard<'_, Option<ExitOnRead>> {
+        self.exit_on_read
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn place(&self, slot: usize) -> *mut core::ffi::c_void {
@@ -194,7 +200,8 @@ impl ConfigPage {
 
     /// From now on reads by the guest must arrive at the function: one of its fields is not memory.
     pub fn end_direct_reads(&self) {
-        if let Some(hook) = self.bus.exit_on_read.get() {
+        // Called under the lock: whoever comes second finds that reads arrive already.
+        if let Some(hook) = self.bus.exit_on_read().take() {
             hook();
         }
     }
