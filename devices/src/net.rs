@@ -85,6 +85,7 @@ const fn rule(feature: u64, needs_any: u64) -> FeatureRule {
 
 /// A network card.
 pub struct Net {
+    /// Its address after a reset.
     mac: Mac,
     mtu: Option<u16>,
     only_from: Option<Mac>,
@@ -188,7 +189,7 @@ impl Net {
             0
         };
         Config {
-            mac: self.mac,
+            mac: self.state.mac(),
             status: (up | announce).into(),
             max_virtqueue_pairs: self.pairs.into(),
             mtu: self.mtu.unwrap_or(0).into(),
@@ -241,6 +242,7 @@ impl Net {
             queue,
             features: start.features,
             max_pairs,
+            config: start.config.clone(),
         });
         Some(Task {
             queues: vec![queue],
@@ -341,6 +343,8 @@ impl VirtioDevice for Net {
         *self.notifier.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.state.set_can_announce(false);
         self.state.set_announcing(false);
+        // The driver may have changed it.
+        self.state.change_filter(|filter| filter.mac = self.mac);
         // The host would go on preparing frames for a driver that is gone.
         let plain = self.backend.set_guest_offloads(Offloads::empty());
         if let Err(error) = plain.and_then(|()| self.backend.set_pairs(1)) {

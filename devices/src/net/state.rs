@@ -71,6 +71,11 @@ impl State {
         result
     }
 
+    /// The address frames are sent to, and the `mac` field of the configuration space.
+    pub(super) fn mac(&self) -> Mac {
+        self.lock().mac
+    }
+
     /// The filter as it is now, with its generation.
     pub(super) fn filter(&self) -> (u32, Filter) {
         let generation = self.filter_generation();

@@ -15,6 +15,7 @@ use super::state::State;
 use super::transmit::Transmitter;
 use super::{guest_offloads, wire_len};
 use crate::device::{Broken, Cause, Chain, Interest, Outcome, QueueHandler, QueueSet, Source};
+use crate::interrupt::ConfigNotifier;
 use crate::log;
 
 /// The port has frames, or room.
@@ -142,6 +143,7 @@ pub(super) struct ControlHandler {
     pub(super) features: u64,
     /// Queue pairs the driver may ask for.
     pub(super) max_pairs: u16,
+    pub(super) config: ConfigNotifier,
 }
 
 impl ControlHandler {
@@ -149,7 +151,10 @@ impl ControlHandler {
     fn apply(&self, command: Command) -> bool {
         match command {
             Command::Rx(mode, on) => self.state.change_filter(|filter| mode.set(filter, on)),
-            Command::Address(mac) => self.state.change_filter(|filter| filter.mac = mac),
+            // It is in the configuration space before the command is answered (5.1.6.5.2.1).
+            Command::Address(mac) => self
+                .config
+                .change(|| self.state.change_filter(|filter| filter.mac = mac)),
             Command::Tables { unicast, multicast } => {
                 self.state
                     .change_filter(|filter| filter.set_tables(&unicast, &multicast));

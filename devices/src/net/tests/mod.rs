@@ -16,12 +16,14 @@ use std::sync::{Arc, Mutex};
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::feature::VERSION_1;
 use splitring_virtio::spec::net::{HEADER_SIZE, Header, ctrl, feature};
+use splitring_virtio::spec::pci::common as reg;
 use zerocopy::IntoBytes;
 
 use super::port::{MOST_TAKEN, Refusal};
 use super::*;
 use crate::device::{Cause, Outcome, VirtioDevice};
 use crate::events::DeviceEvent;
+use crate::testing::pci::{DEVICE, Guest};
 use crate::testing::{Bench, Buffer, observed};
 
 const RX: u16 = 0;
@@ -142,6 +144,16 @@ impl FramePort for ListPort {
     }
 }
 
+fn lists(pairs: u16) -> (Arc<Lists>, Arc<Mutex<Host>>) {
+    let host = Arc::new(Mutex::new(Host::default()));
+    let backend = Lists {
+        host: Arc::clone(&host),
+        ready: Arc::new(io::pipe().unwrap().0),
+        pairs,
+    };
+    (Arc::new(backend), host)
+}
+
 struct Card {
     bench: Bench<Net>,
     host: Arc<Mutex<Host>>,
@@ -153,14 +165,8 @@ impl Card {
     }
 
     fn sized(features: u64, size: u16, config: NetConfig) -> Self {
-        let host = Arc::new(Mutex::new(Host::default()));
-        let ready = Arc::new(io::pipe().unwrap().0);
-        let backend = Lists {
-            host: Arc::clone(&host),
-            ready,
-            pairs: config.pairs(),
-        };
-        let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(backend)).unwrap();
+        let (backend, host) = lists(config.pairs());
+        let card = Net::new("net0", MacAddress(MAC), &config, backend).unwrap();
         Self {
             bench: Bench::start(Arc::new(card), features | VERSION_1, size),
             host,
@@ -369,6 +375,35 @@ fn the_filter_follows_the_control_queue() {
         (ctrl::OK, 1)
     );
     assert!(arrives(&mut card, [2, 9, 9, 9, 9, 9]));
+}
+
+#[test]
+fn an_address_that_the_driver_sets_is_in_the_configuration_space_until_the_reset() {
+    const NEW: Mac = [2, 0x11, 0x22, 0x33, 0x44, 0x55];
+    let (backend, host) = lists(1);
+    let card = Net::new("net0", MacAddress(MAC), &NetConfig::default(), backend).unwrap();
+    let mut guest = Guest::started(Arc::new(card));
+    let generation = |guest: &Guest| guest.common::<1>(reg::CONFIG_GENERATION);
+    let before = generation(&guest);
+    let command = [&[ctrl::MAC, ctrl::MAC_ADDR_SET][..], &NEW].concat();
+    guest.poke(0x100, &command);
+    guest.offer(usize::from(CTRL), &[(0x100, 8, false), (0x900, 1, true)]);
+    guest.kick(CTRL);
+    assert_eq!(guest.wait_used(usize::from(CTRL), 1).len(), 1);
+    assert_eq!(guest.peek(0x900, 1), [ctrl::OK]);
+    assert_eq!(guest.bar_read(DEVICE), NEW);
+    assert_ne!(generation(&guest), before, "a driver sees that it changed");
+    // Frames to it arrive, and those to the old one don't.
+    let mut frames = [frame(60), frame(60)];
+    frames[1][..6].copy_from_slice(&NEW);
+    frames[1][20] = 0x77;
+    host.lock().unwrap().to_guest.extend(frames);
+    guest.offer(usize::from(RX), &[(0x1000, 1526, true)]);
+    guest.kick(RX);
+    guest.wait_used(usize::from(RX), 1);
+    assert_eq!(guest.peek(0x1000 + 12 + 20, 1), [0x77]);
+    guest.set_status(0);
+    assert_eq!(guest.bar_read(DEVICE), MAC);
 }
 
 #[test]
