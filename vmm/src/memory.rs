@@ -35,7 +35,7 @@ pub(crate) enum MemoryError {
         remedy: &'static str,
     },
     /// memfd_create or ftruncate refused.
-    #[error("memory: cannot create {mib} MiB of shared memory: {error}")]
+    #[error("memory: cannot create {mib} MiB of shared memory: {error}; {remedy}", remedy = shared_remedy(error))]
     Shared {
         /// Its size.
         mib: u64,
@@ -84,16 +84,19 @@ fn region(
 ) -> Result<GuestRegionMmap<Option<AtomicBitmap>>, MemoryError> {
     let size = usize::try_from(len).map_err(|_| too_large(len))?;
     let private = file.is_none();
-    let mut flags = libc::MAP_NORESERVE;
-    flags |= if private {
+    let mut flags = if private {
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS
     } else {
         libc::MAP_SHARED
     };
-    if private && hugepages {
-        // Huge pages that are not there must fail here, not as SIGBUS in the middle of the guest.
-        flags = flags & !libc::MAP_NORESERVE | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+    if !hugepages {
+        flags |= libc::MAP_NORESERVE;
+    } else if private {
+        flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
     }
+    // Without MAP_NORESERVE the kernel sets huge pages aside for the whole mapping, a shared one, too, or refuses. So
+    // pages that are not there fail here, and not as SIGBUS in the middle of a guest, which would end every machine of
+    // the process.
     let mut builder = MmapRegionBuilder::new_with_bitmap(size, None)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(flags);
@@ -142,6 +145,17 @@ fn map_error(len: u64, hugepages: bool, error: MmapRegionError) -> MemoryError {
         kind,
         error,
         remedy,
+    }
+}
+
+/// What may help where no memfd is to be had.
+fn shared_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EINVAL | libc::ENODEV | libc::ENOSYS) => {
+            "this kernel has no such memory: leave hugepages=on out, or shared=on"
+        }
+        Some(libc::EFBIG) => "raise the limit on the size of files (`ulimit -f`)",
+        _ => "raise the limit on open files (`ulimit -n`), or free memory on the host",
     }
 }
 

@@ -197,6 +197,67 @@ fn memory_that_cannot_be_mapped_is_refused_with_its_size() {
     );
 }
 
+/// The host's pages of 2 MiB; as many as before once it is dropped.
+struct HugePages(String);
+
+const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
+
+impl HugePages {
+    fn take_over() -> Option<Self> {
+        let before = fs::read_to_string(HUGE_PAGES).ok()?;
+        let pages = Self(before);
+        (pages.set(0) == Some(0)).then_some(pages)
+    }
+
+    /// How many there are then.
+    fn set(&self, count: u32) -> Option<u32> {
+        fs::write(HUGE_PAGES, count.to_string()).ok()?;
+        fs::read_to_string(HUGE_PAGES).ok()?.trim().parse().ok()
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = fs::write(HUGE_PAGES, self.0.trim());
+    }
+}
+
+#[test]
+fn huge_pages_that_are_not_there_are_refused_shared_or_not_and_those_that_are_there_do() {
+    let files = Files::new();
+    if !needs::kvm() || !needs::capabilities(&[needs::Capability::SysAdmin]) {
+        return;
+    }
+    let Some(pages) = HugePages::take_over() else {
+        needs::lack(format!(
+            "{HUGE_PAGES} can't be set, or its pages are in use"
+        ));
+        return;
+    };
+    for memory in ["64M,hugepages=on", "64M,hugepages=on,shared=on"] {
+        // The last are enough for the kernel, but not for all of the memory.
+        for count in [0, 1, 31] {
+            if pages.set(count) != Some(count) {
+                needs::lack(format!("the host has no {count} pages of 2 MiB"));
+                return;
+            }
+            let words = ["--any-kvm", "--kernel", "@kernel", "--memory", memory];
+            let output = run(&files, &words);
+            let says = ["cannot map 64 MiB of huge pages", "nr_hugepages"];
+            check(&format!("{count} pages, {memory}"), &output, FAILURE, &says);
+        }
+        if pages.set(32) != Some(32) {
+            needs::lack("the host has no 32 pages of 2 MiB");
+            return;
+        }
+        let output = run(
+            &files,
+            &["--any-kvm", "--kernel", "@kernel", "--memory", memory],
+        );
+        assert_eq!(output.status.code(), Some(REBOOT), "{memory}: {output:?}");
+    }
+}
+
 #[test]
 fn a_stock_kernel_is_refused_where_kvm_has_no_hardware() {
     let files = Files::new();
