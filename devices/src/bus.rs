@@ -116,6 +116,37 @@ impl Bus {
         }
     }
 
+    /// What a string instruction (`rep ins`) reads: as many elements of `size` bytes as `data` has room for, one after the
+    /// other from the same address. Where nothing answers, `data` is all ones and the result false.
+    pub fn read_string(&self, addr: u64, size: usize, data: &mut [u8]) -> bool {
+        match self.find(addr, size) {
+            Some((offset, device)) => {
+                for element in data.chunks_mut(size.max(1)) {
+                    device.read(offset, element);
+                }
+                true
+            }
+            None => {
+                data.fill(0xff);
+                false
+            }
+        }
+    }
+
+    /// What a string instruction (`rep outs`) writes: elements of `size` bytes, one after the other to the same address.
+    /// Where nothing answers they are dropped and the result is false.
+    pub fn write_string(&self, addr: u64, size: usize, data: &[u8]) -> bool {
+        match self.find(addr, size) {
+            Some((offset, device)) => {
+                for element in data.chunks(size.max(1)) {
+                    device.write(offset, element);
+                }
+                true
+            }
+            None => false,
+        }
+    }
+
     fn find(&self, addr: u64, len: usize) -> Option<(u64, Arc<dyn BusDevice>)> {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
         let (&base, entry) = ranges.range(..=addr).next_back()?;
@@ -155,6 +186,30 @@ mod tests {
         assert_eq!(data, [4, 4]);
         assert!(bus.write(0x100f, &[9]));
         assert_eq!(*probe.writes.lock().unwrap(), [(0xf, vec![9])]);
+    }
+
+    /// All elements together are longer than the range, and longer than any access.
+    #[test]
+    fn each_element_of_a_string_instruction_is_an_access_of_its_own() {
+        let bus = Bus::new();
+        let probe = Arc::new(Probe::default());
+        bus.insert(0x1000, 2, probe.clone()).unwrap();
+        let bytes: Vec<u8> = (0..100).collect();
+        for (size, addr) in [(1, 0x1001), (2, 0x1000)] {
+            assert!(bus.write_string(addr, size, &bytes));
+            let accesses = std::mem::take(&mut *probe.writes.lock().unwrap());
+            let offset = addr - 0x1000;
+            let expected = bytes.chunks(size).map(|bytes| (offset, bytes.to_vec()));
+            assert!(accesses.into_iter().eq(expected), "{size}");
+        }
+        let mut data = [0; 100];
+        assert!(bus.read_string(0x1001, 1, &mut data));
+        assert_eq!(data, [1; 100]);
+        // An element that reaches past the range belongs to nobody.
+        assert!(!bus.read_string(0x1001, 2, &mut data));
+        assert_eq!(data, [0xff; 100]);
+        assert!(!bus.write_string(0x1001, 2, &data));
+        assert!(probe.writes.lock().unwrap().is_empty());
     }
 
     #[test]

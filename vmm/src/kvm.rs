@@ -15,7 +15,9 @@ use kvm_bindings::{
     kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip,
     kvm_irq_routing_msi, kvm_userspace_memory_region,
 };
-use kvm_bindings::{KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC};
+use kvm_bindings::{
+    KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use splitring_devices::eventfd::eventfd;
 use splitring_devices::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
@@ -447,4 +449,45 @@ pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> String {
         details.suberror,
         words.join(" ")
     )
+}
+
+/// A guest's access to an I/O port.
+pub(crate) struct PortAccess<'a> {
+    pub(crate) port: u16,
+    /// Bytes of an element. A string instruction (`rep outs`) comes with several elements at once.
+    pub(crate) size: usize,
+    pub(crate) direction: Direction<'a>,
+}
+
+/// What the guest writes, or where what it reads goes.
+pub(crate) enum Direction<'a> {
+    Out(&'a [u8]),
+    In(&'a mut [u8]),
+}
+
+/// The port access that `vcpu` has left the guest for. `VcpuExit` has all elements as well, but not where one ends.
+/// `None`: it left for another reason.
+pub(crate) fn port_access(vcpu: &mut VcpuFd) -> Option<PortAccess<'_>> {
+    let run = vcpu.get_kvm_run();
+    if run.exit_reason != KVM_EXIT_IO {
+        return None;
+    }
+    // SAFETY: for KVM_EXIT_IO the kernel fills this member; all of it is integers.
+    let io = unsafe { run.__bindgen_anon_1.io };
+    let size = usize::from(io.size);
+    let len = size.checked_mul(usize::try_from(io.count).ok()?)?;
+    let offset = usize::try_from(io.data_offset).ok()?;
+    let start = std::ptr::from_mut(run).cast::<u8>();
+    // SAFETY: the kernel puts the data at this offset into the mapping that begins with `run` and that is as long as
+    // KVM_GET_VCPU_MMAP_SIZE says, behind the structure itself; the borrow of `vcpu` keeps it mapped and to ourselves.
+    let data = unsafe { std::slice::from_raw_parts_mut(start.add(offset), len) };
+    let direction = match u32::from(io.direction) {
+        KVM_EXIT_IO_OUT => Direction::Out(data),
+        _ => Direction::In(data),
+    };
+    Some(PortAccess {
+        port: io.port,
+        size,
+        direction,
+    })
 }

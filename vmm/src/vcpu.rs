@@ -12,7 +12,7 @@ use splitring_devices::bus::Bus;
 
 use crate::console::RoomWaiter;
 use crate::control::{Control, Turn};
-use crate::kvm;
+use crate::kvm::{self, Direction, PortAccess};
 use crate::registers::Registers;
 use crate::state::ExitReason;
 
@@ -153,8 +153,13 @@ impl Vcpu {
             match self.fd.run() {
                 Ok(exit) => {
                     again = 0;
-                    match answer(exit, &self.ports, &self.mmio, &self.exits) {
-                        Answer::Again => {}
+                    let mut answer = answer(exit, &self.mmio, &self.exits);
+                    if let Answer::Port = answer {
+                        let access = kvm::port_access(&mut self.fd);
+                        answer = answer_port(access, &self.ports, &self.exits);
+                    }
+                    match answer {
+                        Answer::Again | Answer::Port => {}
                         Answer::Check => {
                             // The guest may just have printed. What is wanted during the wait is seen
                             // behind it.
@@ -220,12 +225,14 @@ enum Answer {
     Again,
     /// The device may have ended the machine: look before entering again.
     Check,
+    /// It is an access to a port, to be answered as such.
+    Port,
     TripleFault,
     Crash(String),
     Internal,
 }
 
-fn answer(exit: VcpuExit<'_>, ports: &Bus, mmio: &Bus, exits: &Exits) -> Answer {
+fn answer(exit: VcpuExit<'_>, mmio: &Bus, exits: &Exits) -> Answer {
     match exit {
         VcpuExit::MmioWrite(address, data) => {
             count(&exits.mmio_write);
@@ -241,20 +248,7 @@ fn answer(exit: VcpuExit<'_>, ports: &Bus, mmio: &Bus, exits: &Exits) -> Answer 
             tracing::trace!(address = format_args!("{address:#x}"), ?data, "mmio read");
             Answer::Again
         }
-        VcpuExit::IoOut(port, data) => {
-            count(&exits.port_out);
-            tracing::trace!(port = format_args!("{port:#x}"), ?data, "port out");
-            ports.write(u64::from(port), data);
-            // The power and reset registers are ports.
-            Answer::Check
-        }
-        VcpuExit::IoIn(port, data) => {
-            count(&exits.port_in);
-            data.fill(0xff);
-            ports.read(u64::from(port), data);
-            tracing::trace!(port = format_args!("{port:#x}"), ?data, "port in");
-            Answer::Again
-        }
+        VcpuExit::IoOut(..) | VcpuExit::IoIn(..) => Answer::Port,
         VcpuExit::Shutdown => Answer::TripleFault,
         VcpuExit::InternalError => Answer::Internal,
         VcpuExit::FailEntry(reason, cpu) => Answer::Crash(format!(
@@ -267,6 +261,31 @@ fn answer(exit: VcpuExit<'_>, ports: &Bus, mmio: &Bus, exits: &Exits) -> Answer 
         other => {
             count(&exits.other);
             Answer::Crash(format!("unexpected exit {other:?}"))
+        }
+    }
+}
+
+/// Each element of a string instruction is an access of its own.
+fn answer_port(access: Option<PortAccess<'_>>, ports: &Bus, exits: &Exits) -> Answer {
+    let Some(access) = access else {
+        return Answer::Again;
+    };
+    let (port, size) = (access.port, access.size);
+    match access.direction {
+        Direction::Out(data) => {
+            count(&exits.port_out);
+            tracing::trace!(port = format_args!("{port:#x}"), ?data, "port out");
+            ports.write_string(u64::from(port), size, data);
+            // The power and reset registers are ports.
+            Answer::Check
+        }
+        Direction::In(data) => {
+            count(&exits.port_in);
+            // What nobody answers reads as ones, and so does what a device leaves as it is.
+            data.fill(0xff);
+            ports.read_string(u64::from(port), size, data);
+            tracing::trace!(port = format_args!("{port:#x}"), ?data, "port in");
+            Answer::Again
         }
     }
 }
