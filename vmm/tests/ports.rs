@@ -36,7 +36,7 @@ fn a_panic_of_the_guest_is_an_event_and_ends_nothing() {
 /// What 100 bytes that the guest takes or makes with one instruction come to at its console.
 fn printed(dir: &Path, code: &[u8]) -> Vec<u8> {
     let file = tempfile::tempfile().expect("file");
-    let console = Console::new(file.try_clone().expect("clone"));
+    let console = Console::writer(file.try_clone().expect("clone")).expect("a console");
     let machine = build(dir, code, console);
     machine.start().expect("starts");
     assert_eq!(machine.wait(), ExitReason::PowerOff);
