@@ -15,6 +15,7 @@ use vm_memory::GuestMemoryBackend;
 use zerocopy::IntoBytes;
 
 use crate::DeviceKind;
+use crate::debug::opaque_debug;
 use crate::device::{Start, StartError, Task, VirtioDevice, read_window};
 use crate::disk::faults::Faults;
 use crate::disk::metrics::{DiskMetrics, DiskTotals};
@@ -38,9 +39,13 @@ pub struct Blk {
     notifier: Mutex<Option<ConfigNotifier>>,
 }
 
+opaque_debug! { Blk |it| { id: it.shared.id, geometry: it.geometry } }
+
 /// A running device seen from the outside. Every call is `None` once the device is gone.
 #[derive(Clone)]
 pub struct BlkHandle(Weak<Blk>);
+
+opaque_debug! { BlkHandle |it| { id: it.id() } }
 
 impl BlkHandle {
     /// The device's name.

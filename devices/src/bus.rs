@@ -8,6 +8,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use thiserror::Error;
 
+use crate::debug::opaque_debug;
+
 /// Something with registers. `offset` counts from the start of the range the device was inserted at, and an
 /// access never reaches past the range's end.
 pub trait BusDevice: Send + Sync {
@@ -51,6 +53,8 @@ struct Entry {
 pub struct Bus {
     ranges: RwLock<BTreeMap<u64, Entry>>,
 }
+
+opaque_debug! { Bus |it| {} }
 
 impl Bus {
     /// An address space in which nothing answers.

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::kind::ErrorKind;
+
 /// Units and the powers of two they stand for, largest first.
 const UNITS: [(char, u32); 4] = [('T', 40), ('G', 30), ('M', 20), ('K', 10)];
 
@@ -13,12 +15,58 @@ const UNITS: [(char, u32); 4] = [('T', 40), ('G', 30), ('M', 20), ('K', 10)];
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
 
-impl FromStr for Bytes {
-    type Err = String;
+impl Bytes {
+    /// `number` times 1024 bytes.
+    #[must_use]
+    pub const fn kib(number: u64) -> Self {
+        Self(number.saturating_mul(1 << 10))
+    }
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let refuse =
-            || format!("`{text}` is not a number of bytes; write it as 4096, 64K, 10M, 1G or 2T");
+    /// `number` times 1024 KiB.
+    #[must_use]
+    pub const fn mib(number: u64) -> Self {
+        Self(number.saturating_mul(1 << 20))
+    }
+
+    /// `number` times 1024 MiB.
+    #[must_use]
+    pub const fn gib(number: u64) -> Self {
+        Self(number.saturating_mul(1 << 30))
+    }
+}
+
+impl From<u64> for Bytes {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// A text that is not the value of a key. Its message names the text and what can be written instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidValue(String);
+
+impl InvalidValue {
+    pub(crate) fn new(message: String) -> Self {
+        Self(message)
+    }
+
+    /// Returns [`ErrorKind::Config`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Config
+    }
+}
+
+impl FromStr for Bytes {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let refuse = || {
+            InvalidValue(format!(
+                "`{text}` is not a number of bytes; write it as 4096, 64K, 10M, 1G or 2T"
+            ))
+        };
         let trimmed = text
             .trim()
             .trim_end_matches(['B', 'b'])
@@ -32,7 +80,7 @@ impl FromStr for Bytes {
         number
             .checked_mul(1 << shift)
             .map(Self)
-            .ok_or_else(|| format!("`{text}` is more than 64 bits can count"))
+            .ok_or_else(|| InvalidValue(format!("`{text}` is more than 64 bits can count")))
     }
 }
 

@@ -10,6 +10,7 @@ use splitring_virtio::device::queue::ActiveQueue;
 use thiserror::Error;
 
 use crate::DeviceKind;
+use crate::debug::opaque_debug;
 use crate::interrupt::ConfigNotifier;
 use crate::ram::Ram;
 
@@ -87,6 +88,8 @@ pub struct Start {
     pub config: ConfigNotifier,
 }
 
+opaque_debug! { Start |it| { features: it.features, queues: it.queues } }
+
 /// A queue the driver enabled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadyQueue {
@@ -103,6 +106,8 @@ pub struct Task {
     /// Who serves them.
     pub handler: Box<dyn QueueHandler>,
 }
+
+opaque_debug! { Task |it| { queues: it.queues } }
 
 /// The data side of a device. It runs on one worker's thread and takes no lock between kick and interrupt.
 pub trait QueueHandler: Send {
@@ -240,10 +245,14 @@ pub struct TaskQueue {
     pub queue: Queue,
 }
 
+opaque_debug! { TaskQueue |it| { index: it.index } }
+
 /// The queues of a task, lent to its handler for one run.
 pub struct QueueSet<'a> {
     queues: &'a mut [TaskQueue],
 }
+
+opaque_debug! { QueueSet<'_> |it| { queues: it.queues } }
 
 impl<'a> QueueSet<'a> {
     /// Lends `queues`.

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use crate::debug::opaque_debug;
 use crate::device::Broken;
 
 /// The transport's end of a device's interrupts. Callable from any thread; takes no lock.
@@ -25,6 +26,8 @@ pub trait InterruptSink: Send + Sync {
 /// How a device announces that its configuration space changed (VIRTIO 1.2 §2.3).
 #[derive(Clone)]
 pub struct ConfigNotifier(Arc<dyn ConfigGate>);
+
+opaque_debug! { ConfigNotifier |it| {} }
 
 /// The transport's end of [`ConfigNotifier`].
 pub trait ConfigGate: Send + Sync {

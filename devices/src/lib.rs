@@ -2,6 +2,7 @@
 //!
 //! A device is one chapter of the virtio specification behind [`device::VirtioDevice`]; [`pci`] gives it
 //! registers, [`worker`] a thread, [`wiring::Wiring`] its interrupts. Nothing here knows KVM or the machine.
+#![warn(missing_debug_implementations)]
 #![cfg_attr(
     not(test),
     deny(
@@ -17,11 +18,13 @@ pub mod blk;
 pub mod bus;
 pub mod bytes;
 mod clock;
+mod debug;
 pub mod device;
 pub mod disk;
 pub mod eventfd;
 pub mod events;
 pub mod interrupt;
+pub mod kind;
 mod limits;
 mod log;
 pub mod net;
@@ -33,6 +36,7 @@ pub mod ram;
 pub mod rng;
 pub mod scsi;
 pub mod serial;
+mod setters;
 #[cfg(test)]
 mod testing;
 pub mod throttle;

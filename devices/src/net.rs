@@ -27,13 +27,15 @@ use splitring_virtio::spec::net::{Config, feature, status};
 use zerocopy::IntoBytes;
 
 pub use backend::{NetError, from_fds, open};
+pub use buffers::GuestBuffers;
 pub use config::{Hidden, MAX_PAIRS, MTU_RANGE, MacAddress, NET_KEYS, NetConfig, NetConfigError};
 pub use filter::Mac;
 pub use handle::NetHandle;
 pub use metrics::{DirectionTotals, DropTotals, NetMetrics, NetTotals};
-pub use port::{FramePort, NetBackend, Offloads};
+pub use port::{FramePort, MOST_TAKEN, NetBackend, Offloads, Refusal};
 
 use crate::DeviceKind;
+use crate::debug::opaque_debug;
 use crate::device::{FeatureRule, Start, StartError, Task, VirtioDevice, read_window};
 use crate::events::{DeviceEvent, EventSink, NO_EVENTS};
 use crate::interrupt::ConfigNotifier;
@@ -102,6 +104,8 @@ pub struct Net {
     events: OnceLock<EventSink>,
 }
 
+opaque_debug! { Net |it| { id: it.state.id, pairs: it.pairs } }
+
 impl Net {
     /// A card called `id` with address `mac` where the configuration names none. `config` has been validated.
     ///
@@ -115,7 +119,7 @@ impl Net {
     ) -> Result<Self, NetError> {
         let MacAddress(mac) = config.mac.unwrap_or(mac);
         let pairs = config.pairs().min(backend.max_pairs()).max(1);
-        let mut queue_sizes = vec![config.queue_size(); usize::from(pairs).saturating_mul(2)];
+        let mut queue_sizes = vec![config.queue_len(); usize::from(pairs).saturating_mul(2)];
         queue_sizes.push(CONTROL_QUEUE_SIZE);
         Ok(Self {
             mac,

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::debug::opaque_debug;
 
 /// Sleep control register.
 pub const SLEEP_CONTROL: u64 = 0;
@@ -41,6 +42,8 @@ pub struct Power {
     line: EventFd,
     ask: Box<dyn Fn(PowerRequest) + Send + Sync>,
 }
+
+opaque_debug! { Power |it| {} }
 
 impl Power {
     /// A power block that raises its interrupt by writing `line` and reports what the guest asks for to `ask`, on the vCPU's thread.

@@ -28,7 +28,9 @@ pub struct Ram {
 }
 
 impl Ram {
+    // `vm-memory`'s type is no part of what an embedder's disks build on.
     /// The machine's memory. Whether dirtied pages are tracked is asked of the mapping once, here.
+    #[doc(hidden)]
     pub fn new(mapping: Arc<Mapping>) -> Self {
         let tracks_dirty = mapping.iter().any(|region| (**region).bitmap().is_some());
         Self {
@@ -38,6 +40,7 @@ impl Ram {
     }
 
     /// The mapping itself.
+    #[doc(hidden)]
     pub fn mapping(&self) -> &Arc<Mapping> {
         &self.mapping
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::DeviceKind;
+use crate::debug::opaque_debug;
 use crate::device::{
     Broken, Cause, Chain, Outcome, QueueHandler, QueueSet, Start, StartError, Task, VirtioDevice,
 };
@@ -24,6 +25,8 @@ const BLOCK: usize = 256;
 pub struct Rng {
     shared: Arc<Shared>,
 }
+
+opaque_debug! { Rng |it| { id: it.shared.id } }
 
 /// What the device and its queue share.
 struct Shared {

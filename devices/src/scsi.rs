@@ -43,6 +43,7 @@ use splitring_virtio::spec::scsi::{
 use zerocopy::IntoBytes;
 
 use crate::DeviceKind;
+use crate::debug::opaque_debug;
 use crate::device::{Start, StartError, Task, VirtioDevice, read_window};
 use crate::disk::Disk;
 use crate::events::EventSink;
@@ -82,6 +83,8 @@ pub struct Scsi {
     /// As the driver wrote them; clamped when they are used.
     sizes: Mutex<Sizes>,
 }
+
+opaque_debug! { Scsi |it| { id: it.id(), max_target: it.max_target } }
 
 impl Scsi {
     /// A controller with these units, for a machine that is started once; see [`OpenController`] for others. Units

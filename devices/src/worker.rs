@@ -27,6 +27,7 @@ use event_manager::{EventManager, SubscriberId};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::debug::opaque_debug;
 use crate::device::{QueueHandler, TaskQueue};
 use crate::interrupt::InterruptSink;
 
@@ -118,6 +119,8 @@ pub struct NewTask {
     pub sink: Arc<dyn InterruptSink>,
 }
 
+opaque_debug! { NewTask |it| { label: it.label } }
+
 /// What [`Worker::stop`] gives back.
 pub struct Stopped {
     /// The handler, stopped.
@@ -127,6 +130,8 @@ pub struct Stopped {
     /// Chains that were taken from the queues and not completed. The handler's stop leaves none.
     pub in_flight: u32,
 }
+
+opaque_debug! { Stopped |it| { in_flight: it.in_flight } }
 
 /// A handle on a worker's thread. The thread ends with the last handle.
 pub struct Worker {
@@ -138,6 +143,8 @@ pub struct Worker {
     thread_id: i32,
     on_failure: OnFailure,
 }
+
+opaque_debug! { Worker |it| { name: it.name, thread_id: it.thread_id } }
 
 impl Worker {
     /// Starts a thread called `name` (the kernel keeps 15 bytes of it) that looks at busy rings by itself for up to

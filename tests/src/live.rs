@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use splitring::config::{DiskConfig, NetConfig, VmConfig};
+use splitring::config::{Bytes, DiskConfig, NetConfig, VmConfig};
 use splitring::{Console, Machine, ResourceOptions, Resources};
 
 use crate::assets::{Disk, Image, Kernel};
@@ -64,16 +64,14 @@ impl Live {
         let root = Disk::copy_of("tools");
         let mut disk = vec![DiskConfig::new(root.path())];
         disk.extend(disks);
-        let mut config = VmConfig {
-            name: Some(name.into()),
-            kernel: Some(kernel.image(Image::Vmlinux)),
-            initrd: Some(kernel.initramfs()),
-            cmdline: Some("console=ttyS0 quiet session=typed root=/dev/vda".into()),
-            disk,
-            net,
-            ..VmConfig::default()
-        };
-        config.memory.size.0 = 256 << 20;
+        let mut config = VmConfig::default()
+            .name(name)
+            .kernel(kernel.image(Image::Vmlinux))
+            .initrd(kernel.initramfs())
+            .cmdline("console=ttyS0 quiet session=typed root=/dev/vda")
+            .memory(Bytes::mib(256));
+        config.disk = disk;
+        config.net = net;
         let console = Console::writer(Lines(send)).expect("a console");
         let resources = own.console(console).open(&config);
         let machine = Machine::new(config, resources.expect("resources")).expect("a machine");

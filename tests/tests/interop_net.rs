@@ -89,10 +89,7 @@ fn echo(offered: u64) -> Wire {
     let (ours, mut far) = UnixStream::pair().unwrap();
     far.set_nonblocking(true).unwrap();
     let passt = Passt::from_fd(OwnedFd::from(ours)).unwrap();
-    let config = NetConfig {
-        passt: true,
-        ..NetConfig::default()
-    };
+    let config = NetConfig::passt();
     let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(passt)).unwrap();
     let mut space = vec![0; 32];
     card.read_config(0, &mut space);

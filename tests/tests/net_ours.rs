@@ -36,10 +36,7 @@ impl Guest {
         let (ours, far) = UnixStream::pair().unwrap();
         far.set_nonblocking(true).unwrap();
         let passt = Passt::from_fd(OwnedFd::from(ours)).unwrap();
-        let config = NetConfig {
-            passt: true,
-            ..NetConfig::default()
-        };
+        let config = NetConfig::passt();
         let mut machine =
             Machine::new(Net::new("net0", MacAddress(MAC), &config, Arc::new(passt)).unwrap());
         let merge = if mode == ReceiveMode::Mergeable {

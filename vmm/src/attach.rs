@@ -75,6 +75,7 @@ pub(crate) enum AttachError {
 
 /// Where a device is; recorded, so that the guest finds it there again.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Place {
     /// The device's name.
     pub id: String,

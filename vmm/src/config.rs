@@ -1,17 +1,35 @@
 //! What a virtual machine is made of: one set of serde types behind flags, the TOML file, the API and code that builds a `VmConfig` by hand.
 //!
 //! `VmConfig` is as typed; `validate` judges what can be judged without opening anything. A device's own keys live beside the device.
+//!
+//! Each configuration is made by a constructor and changed by chained setters, or field by field:
+//!
+//! ```
+//! use splitring::VmConfig;
+//! use splitring::config::{Bytes, Cache, DiskConfig, NetConfig};
+//!
+//! let config = VmConfig::new("vmlinuz")
+//!     .cpus(2)
+//!     .memory(Bytes::gib(1))
+//!     .disk(DiskConfig::new("root.img").cache(Cache::Writethrough))
+//!     .net(NetConfig::tap("tap0").mtu(1500));
+//! assert_eq!(VmConfig::from_toml(&config.to_toml()?)?, config);
+//! # Ok::<(), splitring::config::ConfigError>(())
+//! ```
+
+mod text;
 
 mod serial;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-pub use splitring_devices::bytes::Bytes;
-use splitring_devices::disk::config::InvalidDisk;
-pub use splitring_devices::disk::config::{DISK_KEYS, DiskConfig};
-use splitring_devices::net::NetConfigError;
-pub use splitring_devices::net::{NET_KEYS, NetConfig};
+pub use splitring_devices::bytes::{Bytes, InvalidValue};
+pub use splitring_devices::disk::config::{
+    Aio, Bus, Cache, DISK_KEYS, DiskConfig, Format, InvalidDisk, Media, Wwn,
+};
+use splitring_devices::kind::ErrorKind;
+pub use splitring_devices::net::{MacAddress, NET_KEYS, NetConfig, NetConfigError};
 
 pub use serial::{SerialConfig, SerialConfigError, SerialPolicy, SerialTarget};
 
@@ -30,6 +48,7 @@ const MAX_MEMORY: u64 = 1 << 45;
 
 /// `memory`: how much, and on what pages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct MemoryConfig {
     /// Bytes of guest memory; a multiple of 4096.
@@ -50,7 +69,28 @@ impl Default for MemoryConfig {
     }
 }
 
+impl From<Bytes> for MemoryConfig {
+    fn from(size: Bytes) -> Self {
+        Self::new(size)
+    }
+}
+
 impl MemoryConfig {
+    /// This much memory, private to the process and on ordinary pages.
+    #[must_use]
+    pub fn new(size: Bytes) -> Self {
+        Self {
+            size,
+            ..Self::default()
+        }
+    }
+
+    splitring_devices::setters! {
+        size: Bytes;
+        shared: bool;
+        hugepages: bool;
+    }
+
     /// The keys with a line of help each.
     pub const KEYS: &[(&str, &str)] = &[
         (
@@ -68,6 +108,7 @@ impl MemoryConfig {
 /// What happens when the guest asks for a reboot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum OnReboot {
     /// The machine ends.
     #[default]
@@ -78,6 +119,7 @@ pub enum OnReboot {
 
 /// A virtual machine, as typed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct VmConfig {
     /// The machine's name; what is derived from it (network addresses) is the same at every start.
@@ -89,7 +131,9 @@ pub struct VmConfig {
     /// Initial ramdisk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
-    /// The whole kernel command line; without it one that fits the machine is made.
+    /// Words for the kernel command line. Default words, which tell Linux what the ACPI tables cannot, stand before
+    /// them: `console=`, `panic=`, `reboot=`, `8250.nr_uarts=` and `pci=`. A default gives way to a word with its key;
+    /// none can only be left out, and guests other than Linux get them too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
     /// Number of vCPUs.
@@ -102,7 +146,9 @@ pub struct VmConfig {
     pub rng: bool,
     /// Configuration ports 0xcf8 and 0xcfc. Off: a guest that finds them uses them, an exit each, where the memory-mapped way needs none.
     pub pci_ports: bool,
-    /// Keep unpacked kernels in the user's cache directory.
+    /// Keep unpacked kernels in the directory that the embedder names
+    /// ([`ResourceOptions::kernel_cache`](crate::ResourceOptions::kernel_cache)); the command line names the user's
+    /// cache directory. Without a directory nothing is kept.
     pub kernel_cache: bool,
     /// Threads that the devices' queues are spread over.
     pub workers: u16,
@@ -144,7 +190,14 @@ impl Default for VmConfig {
 
 /// A configuration that can't become a machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConfigError {
+    /// The text is no configuration: not TOML or JSON, an unknown key, a value of another type.
+    #[error("{0}")]
+    Text(String),
+    /// A value that the text cannot hold, such as a path that is not UTF-8.
+    #[error("the configuration cannot be written as text: {0}")]
+    NotText(String),
     /// Nothing to run.
     #[error("no kernel is given: name one with --kernel, or `kernel` in the file")]
     NoKernel,
@@ -186,7 +239,55 @@ pub enum ConfigError {
     Poll(u32),
 }
 
+impl ConfigError {
+    /// Returns [`ErrorKind::Config`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Config
+    }
+}
+
 impl VmConfig {
+    /// A machine that boots `kernel`, an ELF image or a bzImage, with one vCPU, 512 MiB of memory, a serial port and a
+    /// random number generator. A machine whose kernel is handed over begins with [`VmConfig::default`].
+    #[must_use]
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            kernel: Some(kernel.into()),
+            ..Self::default()
+        }
+    }
+
+    splitring_devices::setters! {
+        name: some into String;
+        kernel: some into PathBuf;
+        initrd: some into PathBuf;
+        cmdline: some into String;
+        cpus: u32;
+        on_reboot: OnReboot;
+        serial: SerialConfig;
+        rng: bool;
+        pci_ports: bool;
+        kernel_cache: bool;
+        workers: u16;
+        poll_us: some u32;
+        memory: into MemoryConfig;
+    }
+
+    /// Adds a disk to [`disk`](Self#structfield.disk).
+    #[must_use]
+    pub fn disk(mut self, disk: DiskConfig) -> Self {
+        self.disk.push(disk);
+        self
+    }
+
+    /// Adds a network card to [`net`](Self#structfield.net).
+    #[must_use]
+    pub fn net(mut self, net: NetConfig) -> Self {
+        self.net.push(net);
+        self
+    }
+
     /// Judges everything that can be judged without opening a file.
     ///
     /// # Errors

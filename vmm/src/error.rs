@@ -6,7 +6,9 @@ use splitring_arch::boot::BootError;
 use splitring_arch::kernel::KernelError;
 use splitring_arch::layout::LayoutError;
 use splitring_devices::bus::BusError;
+pub use splitring_devices::kind::ErrorKind;
 use splitring_devices::pci::root::PciError;
+use splitring_devices::scsi::ScsiError;
 use splitring_devices::wiring::WiringError;
 use splitring_devices::worker::PauseError;
 
@@ -18,34 +20,6 @@ use crate::kvm::KvmError;
 use crate::memory::MemoryError;
 
 use crate::state::{ExitReason, MachineState};
-
-/// What kind of failure an [`Error`] is, for programs that react to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// The configuration contradicts itself, or asks for what no machine can have.
-    Config,
-    /// `/dev/kvm` cannot be opened, or this host's KVM lacks something.
-    Kvm,
-    /// Guest memory cannot be had.
-    Memory,
-    /// The kernel or the initial ramdisk.
-    Kernel,
-    /// A disk or its image.
-    Disk,
-    /// A network card's backend.
-    Network,
-    /// A device cannot be built or attached.
-    Device,
-    /// The process has reached a limit: open files, threads.
-    Limit,
-    /// The operation is not possible in the machine's present state.
-    State,
-    /// The machine has ended; [`Error::exit_reason`] says why.
-    Ended,
-    /// Devices still had requests in flight when the time was up.
-    Timeout,
-}
 
 /// Why an operation on a machine failed. Its text names object, operation, cause and remedy.
 pub struct Error(Box<BuildError>);
@@ -97,6 +71,18 @@ impl From<BuildError> for Error {
 
 impl From<ConfigError> for Error {
     fn from(error: ConfigError) -> Self {
+        BuildError::from(error).into()
+    }
+}
+
+impl From<ScsiError> for Error {
+    fn from(error: ScsiError) -> Self {
+        BuildError::from(AttachError::from(error)).into()
+    }
+}
+
+impl From<SoftwareKvm> for Error {
+    fn from(error: SoftwareKvm) -> Self {
         BuildError::from(error).into()
     }
 }
@@ -218,15 +204,17 @@ impl BuildError {
             Self::Kvm(_) | Self::SoftwareKvm(_) | Self::Vcpu { .. } => ErrorKind::Kvm,
             Self::Memory(_) | Self::Write { .. } => ErrorKind::Memory,
             Self::Kernel(_) | Self::Boot(_) => ErrorKind::Kernel,
-            Self::Attach(AttachError::Disk { .. } | AttachError::Scsi(_)) => ErrorKind::Disk,
-            Self::Attach(AttachError::Net { .. }) => ErrorKind::Network,
+            Self::Attach(AttachError::Disk { error, .. }) => error.kind(),
+            Self::Attach(AttachError::Scsi(error)) => error.kind(),
+            Self::Attach(AttachError::Net { error, .. }) => error.kind(),
             Self::Acpi(_)
             | Self::Place { .. }
             | Self::Pci(_)
             | Self::Attach(_)
             | Self::Wiring(_)
             | Self::PowerButton(_) => ErrorKind::Device,
-            Self::Event(_) | Self::Thread { .. } | Self::Kick(_) => ErrorKind::Limit,
+            Self::Kick(error) => error.kind(),
+            Self::Event(_) | Self::Thread { .. } => ErrorKind::Limit,
             Self::State { .. } => ErrorKind::State,
             Self::Ended(_) => ErrorKind::Ended,
             Self::Drain(_) => ErrorKind::Timeout,

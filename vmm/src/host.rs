@@ -9,12 +9,14 @@ use std::io::{self, Read};
 
 use serde::Serialize;
 use splitring_devices::disk::SharedRings;
+use splitring_devices::kind::ErrorKind;
 
 use crate::kvm;
 
 /// How far KVM on this host goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Virtualisation {
     /// VMX or SVM: everything runs.
     Hardware,
@@ -30,6 +32,14 @@ pub enum Virtualisation {
 )]
 pub struct SoftwareKvm {
     module: &'static str,
+}
+
+impl SoftwareKvm {
+    /// Returns [`ErrorKind::Kvm`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Kvm
+    }
 }
 
 /// How far KVM goes, by what the processor and the loaded modules say.
@@ -101,6 +111,7 @@ pub fn kvm_remedy(error: &io::Error) -> String {
 /// How one line of the report turned out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Outcome {
     /// It works.
     Ok,
@@ -112,8 +123,9 @@ pub enum Outcome {
 
 /// One thing that was tried.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Finding {
-    /// A word.
+    /// What was tried, as one word.
     pub name: &'static str,
     /// How it went.
     pub outcome: Outcome,
@@ -126,6 +138,7 @@ pub struct Finding {
 
 /// Everything that was tried.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// A stock kernel can run.
     pub can_run: bool,
@@ -147,7 +160,8 @@ fn finding(
     }
 }
 
-/// Tries everything.
+/// Tries everything that a machine may need of this host. Takes some milliseconds; opens `/dev/kvm` and others and
+/// closes them again.
 #[must_use]
 pub fn report() -> Report {
     let findings = vec![
@@ -170,7 +184,10 @@ fn kvm_device() -> Finding {
         Ok(host) => finding(
             NAME,
             Outcome::Ok,
-            format!("/dev/kvm opens, up to {} vCPUs", host.max_vcpus()),
+            format!(
+                "/dev/kvm opens, up to {} vCPUs per machine",
+                host.max_vcpus()
+            ),
             "",
         ),
         Err(kvm::KvmError::Open(error)) => finding(
@@ -289,6 +306,18 @@ fn open_files() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MAX_CPUS;
+
+    #[test]
+    fn the_report_says_how_many_vcpus_a_machine_can_have() {
+        if !splitring_needs::kvm() {
+            return;
+        }
+        let found = kvm_device();
+        assert_eq!(found.outcome, Outcome::Ok);
+        let words = format!("up to {MAX_CPUS} vCPUs per machine");
+        assert!(found.detail.ends_with(&words), "{}", found.detail);
+    }
 
     #[test]
     fn every_way_of_not_opening_kvm_has_its_own_remedy() {

@@ -13,10 +13,12 @@ use std::ptr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use kvm_ioctls::VcpuFd;
+use splitring_devices::kind::ErrorKind;
 use vmm_sys_util::signal::{SIGRTMAX, SIGRTMIN, register_signal_handler};
 
 /// Why the signal can't be installed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum KickError {
     /// Out of range.
     #[error("kick signal SIGRTMIN+{offset} does not exist: the last one is SIGRTMIN+{last}")]
@@ -37,6 +39,18 @@ pub enum KickError {
     /// sigaction refused.
     #[error("cannot install the handler of the kick signal: {0}")]
     Install(std::io::Error),
+}
+
+impl KickError {
+    /// Returns what kind of failure this is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Range { .. } => ErrorKind::Config,
+            Self::Installed { .. } => ErrorKind::State,
+            Self::Install(_) => ErrorKind::Limit,
+        }
+    }
 }
 
 static INSTALLED: OnceLock<i32> = OnceLock::new();

@@ -24,6 +24,7 @@ use splitring_devices::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
 use vm_allocator::IdAllocator;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::config::MAX_CPUS;
 use crate::host;
 
 /// Pins of the in-kernel I/O APIC; the first GSIs are theirs.
@@ -124,9 +125,9 @@ impl Host {
             .map_err(refused("list the CPU features it supports"))
     }
 
-    /// The most vCPUs one machine may have.
-    pub(crate) fn max_vcpus(&self) -> usize {
-        self.kvm.get_max_vcpus()
+    /// Returns how many vCPUs a machine can have here: the lesser of KVM's limit and this library's.
+    pub(crate) fn max_vcpus(&self) -> u32 {
+        u32::try_from(self.kvm.get_max_vcpus()).map_or(MAX_CPUS, |most| most.min(MAX_CPUS))
     }
 
     /// A virtual machine with interrupt controllers, without memory and vCPUs.

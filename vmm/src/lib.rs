@@ -5,11 +5,14 @@
 //! owns one real-time signal of the process ([`set_kick_signal`]) and nothing else: no terminal, no panic
 //! hook, no log subscriber, no `exit`.
 
+#![warn(missing_debug_implementations)]
+
 mod assemble;
 mod attach;
 pub mod config;
 mod console;
 mod control;
+pub mod disk;
 mod error;
 mod events;
 pub mod host;
@@ -18,8 +21,10 @@ mod kvm;
 mod lifecycle;
 mod machine;
 mod memory;
+pub mod net;
 mod registers;
 mod resources;
+pub mod scsi;
 #[cfg(feature = "selftest")]
 pub mod selftest;
 mod state;
@@ -34,6 +39,5 @@ pub use kick::{KickError, set_kick_signal};
 pub use machine::Machine;
 pub use registers::Registers;
 pub use resources::{ResourceOptions, Resources, check_files};
-pub use splitring_devices::scsi;
 pub use state::{ExitReason, MachineState, ShutdownOutcome};
 pub use vcpu::ExitCounts;

@@ -261,9 +261,10 @@ impl ResourceOptions {
                 Some(DiskSource::Disk(own)) => own,
                 Some(DiskSource::Descriptor(fd)) => {
                     // A disk without limits takes a seat in its SCSI controller's rings.
-                    let queues = match disk.bus {
-                        DiskBus::Virtio => disk.queue_count(),
-                        DiskBus::Scsi => 0,
+                    let queues = if disk.bus == DiskBus::Scsi {
+                        0
+                    } else {
+                        disk.queue_count()
                     };
                     disk::open_file(fd.into(), disk, queues).map_err(in_disk(&id))?
                 }

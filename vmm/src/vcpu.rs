@@ -29,6 +29,7 @@ pub(crate) struct Exits {
 
 /// A reading of the exits to user space of all of a machine's vCPUs.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ExitCounts {
     /// `in`.
     pub port_in: u64,

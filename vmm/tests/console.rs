@@ -155,10 +155,7 @@ fn a_console_outlives_reboots() {
     let mut code = PRINT[..7].to_vec();
     code.extend(RESET);
     let machine = start(
-        VmConfig {
-            on_reboot: OnReboot::Restart,
-            ..config(dir.path(), &code)
-        },
+        config(dir.path(), &code).on_reboot(OnReboot::Restart),
         &console,
     );
     thread::scope(|scope| {

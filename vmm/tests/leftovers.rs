@@ -19,11 +19,7 @@ fn start(config: VmConfig) -> Machine {
 #[test]
 fn machines_live_side_by_side_and_leave_nothing_behind() {
     let Some(dir) = directory() else { return };
-    let spin = VmConfig {
-        cpus: 2,
-        serial: SerialConfig::off(),
-        ..config(dir.path(), SPIN)
-    };
+    let spin = config(dir.path(), SPIN).cpus(2).serial(SerialConfig::off());
     let ended = start(spin.clone());
     drop(ended);
     let before = (entries("/proc/self/fd"), mappings());

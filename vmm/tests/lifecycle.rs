@@ -83,10 +83,7 @@ fn each_way_to_end_has_its_reason() {
 fn a_paused_machine_stands_still_until_it_is_resumed() {
     let Some(dir) = directory() else { return };
     for cpus in [1, 4] {
-        let machine = start(VmConfig {
-            cpus,
-            ..config(dir.path(), COUNT)
-        });
+        let machine = start(config(dir.path(), COUNT).cpus(cpus));
         for _ in 0..20 {
             machine.pause().expect("pauses");
             let stands = count(&machine);
@@ -159,10 +156,7 @@ fn a_shutdown_tells_how_it_turned_out() {
     let after = machine.shutdown(soon).expect("no error");
     assert_eq!(after, ShutdownOutcome::AlreadyEnded(ExitReason::Stopped));
     // Resets itself all the time: what the caller wanted did not happen.
-    let reboots = start(VmConfig {
-        on_reboot: OnReboot::Restart,
-        ..config(dir.path(), RESET)
-    });
+    let reboots = start(config(dir.path(), RESET).on_reboot(OnReboot::Restart));
     let outcome = reboots.shutdown(PATIENCE).expect("it runs");
     assert_eq!(outcome, ShutdownOutcome::Rebooted);
 }
@@ -172,11 +166,9 @@ fn a_reboot_starts_over_until_it_is_stopped() {
     let Some(dir) = directory() else { return };
     let disk = dir.path().join("disk");
     fs::write(&disk, [0; 4096]).expect("write");
-    let with_disk = VmConfig {
-        on_reboot: OnReboot::Restart,
-        disk: vec![DiskConfig::new(disk)],
-        ..config(dir.path(), RESET)
-    };
+    let with_disk = config(dir.path(), RESET)
+        .on_reboot(OnReboot::Restart)
+        .disk(DiskConfig::new(disk));
     let machine = start(with_disk.clone());
     // What was opened counts, not what is at the paths now.
     fs::remove_dir_all(dir.path()).expect("removed");
@@ -193,11 +185,9 @@ fn a_reboot_keeps_the_lock_of_an_image() {
     let Some(dir) = directory() else { return };
     let disk = dir.path().join("disk");
     fs::write(&disk, [0; 4096]).expect("write");
-    let with_disk = VmConfig {
-        on_reboot: OnReboot::Restart,
-        disk: vec![DiskConfig::new(disk)],
-        ..config(dir.path(), RESET)
-    };
+    let with_disk = config(dir.path(), RESET)
+        .on_reboot(OnReboot::Restart)
+        .disk(DiskConfig::new(disk));
     let machine = start(with_disk.clone());
     let events = machine.events().expect("events");
     let mut reboots = 0;
@@ -214,10 +204,7 @@ fn a_reboot_keeps_the_lock_of_an_image() {
 #[test]
 fn a_reboot_does_not_undo_a_pause() {
     let Some(dir) = directory() else { return };
-    let machine = start(VmConfig {
-        on_reboot: OnReboot::Restart,
-        ..config(dir.path(), RESET)
-    });
+    let machine = start(config(dir.path(), RESET).on_reboot(OnReboot::Restart));
     for _ in 0..20 {
         machine.pause().expect("pauses");
         let exits = machine.exits();

@@ -9,10 +9,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
+use crate::kind::ErrorKind;
 pub use values::{Hidden, Wwn};
 
-/// One disk.
+/// One disk: what [`DiskConfig::new`] makes, changed by its setters or field by field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DiskConfig {
     /// The image: a regular file or a block device.
@@ -159,6 +161,7 @@ pub const DISK_KEYS: &[(&str, &str)] = &[
 /// What a SCSI unit is to the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Media {
     /// A disk.
     #[default]
@@ -170,6 +173,7 @@ pub enum Media {
 /// Layout of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Format {
     /// Byte for byte.
     #[default]
@@ -183,6 +187,7 @@ pub enum Format {
 /// Bus of a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Bus {
     /// A virtio-blk device of its own.
     #[default]
@@ -194,6 +199,7 @@ pub enum Bus {
 /// Cache mode as the guest finds it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Cache {
     /// Flushes make writes stable.
     #[default]
@@ -205,6 +211,7 @@ pub enum Cache {
 /// Backend of raw images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Aio {
     /// io_uring, unless the host refuses it or the image lives in memory, where plain calls are faster.
     #[default]
@@ -249,6 +256,33 @@ impl DiskConfig {
             media: Media::default(),
             removable: false,
         }
+    }
+
+    crate::setters! {
+        path: into PathBuf;
+        id: some into String;
+        format: Format;
+        bus: Bus;
+        readonly: bool;
+        serial: some into String;
+        queues: some u16;
+        queue_size: some u16;
+        direct: bool;
+        cache: Cache;
+        discard: bool;
+        block_size: some u32;
+        iops: some u64;
+        bandwidth: some into Bytes;
+        share: bool;
+        aio: Aio;
+        backing: bool;
+        hide: into Vec<Hidden>;
+        controller: some u8;
+        target: some u8;
+        lun: some u16;
+        wwn: some Wwn;
+        media: Media;
+        removable: bool;
     }
 
     /// Request queues, with the default filled in.
@@ -368,6 +402,14 @@ pub struct InvalidDisk {
     key: &'static str,
     value: String,
     remedy: &'static str,
+}
+
+impl InvalidDisk {
+    /// Returns [`ErrorKind::Config`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Config
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::blocking::BlockingQueue;
 use super::immediate::{ImmediateQueue, Perform};
 use super::transfer::{Reach, Transfer};
 use super::{Completion, Disk, DiskError, DiskOp, DiskQueue, Full, Geometry, IoFault, RangeLimits};
+use crate::debug::opaque_debug;
 use crate::ram::Ram;
 
 /// A disk in memory: a medium and a volatile cache in front of it.
@@ -218,6 +219,8 @@ pub struct GatedDisk {
     gate: Arc<Gate>,
 }
 
+opaque_debug! { GatedDisk |it| { inner: it.inner.geometry } }
+
 /// How many requests may still pass, and who waits for that.
 #[derive(Default)]
 struct Gate(Mutex<usize>, Condvar);
@@ -334,6 +337,8 @@ pub struct FaultyDisk {
     inner: Arc<dyn Disk>,
     script: Arc<Mutex<Script>>,
 }
+
+opaque_debug! { FaultyDisk |it| { inner: it.inner.geometry() } }
 
 #[derive(Default)]
 struct Script {

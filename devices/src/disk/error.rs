@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::kind::ErrorKind;
+
 /// Why a disk could not be opened or changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -55,6 +57,9 @@ pub enum DiskError {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// A disk that the embedder implements could not be opened.
+    #[error("cannot use the disk: {0}")]
+    Own(String),
     /// More streams or requests asked for than the disk was opened for.
     #[error("stream {index} of {} is in use or was not prepared when the disk was opened", path.display())]
     NoSuchQueue {
@@ -63,6 +68,14 @@ pub enum DiskError {
         /// Which.
         index: u16,
     },
+}
+
+impl DiskError {
+    /// Returns [`ErrorKind::Disk`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Disk
+    }
 }
 
 /// What to do when the host gives this reason for not opening an image.
@@ -108,6 +121,9 @@ pub enum IoFault {
     /// The host did not give it back in time.
     #[error("the host does not answer")]
     Stuck,
+    /// A request of a kind that the disk does not know; nothing was done.
+    #[error("the disk does not know this request")]
+    Unsupported,
     /// Any other error of the host's, by its number.
     #[error("host error: {}", io::Error::from_raw_os_error(*.0))]
     Host(i32),

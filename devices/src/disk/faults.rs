@@ -30,7 +30,11 @@ impl Faults {
 /// Whether the storage is to blame, rather than the request or who cancelled it.
 fn is_of_the_host(fault: IoFault) -> bool {
     match fault {
-        IoFault::OutOfRange | IoFault::ReadOnly | IoFault::BadMemory | IoFault::Cancelled => false,
+        IoFault::OutOfRange
+        | IoFault::ReadOnly
+        | IoFault::BadMemory
+        | IoFault::Cancelled
+        | IoFault::Unsupported => false,
         IoFault::NoSpace
         | IoFault::Short
         | IoFault::FlushLost

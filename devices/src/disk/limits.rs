@@ -9,6 +9,7 @@ use super::{
     Completion, Data, Disk, DiskError, DiskOp, DiskQueue, Extent, Full, Geometry, ImageId, IoFault,
 };
 use crate::clock::now;
+use crate::debug::opaque_debug;
 use crate::limits::{Alarm, Limits};
 use crate::ram::Ram;
 
@@ -17,6 +18,8 @@ pub struct LimitedDisk {
     inner: Arc<dyn Disk>,
     limits: Arc<Limits>,
 }
+
+opaque_debug! { LimitedDisk |it| { geometry: it.inner.geometry() } }
 
 impl LimitedDisk {
     /// `inner` with at most `requests` and `bytes` a second; `None` is no limit.

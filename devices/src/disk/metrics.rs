@@ -55,6 +55,7 @@ pub struct DiskMetrics {
 
 /// Sums for one kind of request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct KindTotals {
     /// Requests answered.
     pub requests: u64,
@@ -80,6 +81,7 @@ fn by_bound<S: Serializer>(latency: &[u64; BUCKETS], serializer: S) -> Result<S:
 
 /// Sums over all queues.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DiskTotals {
     /// Reads.
     pub read: KindTotals,

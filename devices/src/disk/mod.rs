@@ -25,6 +25,7 @@ mod image;
 mod immediate;
 mod limits;
 mod lock;
+mod memory;
 pub mod metrics;
 mod null;
 mod opening;
@@ -48,7 +49,9 @@ use std::sync::Arc;
 use splitring_virtio::mem::Segment;
 
 pub use error::{DiskError, IoFault};
+pub use immediate::{Perform, queue_of, queue_on_thread};
 pub use limits::LimitedDisk;
+pub use memory::Memory;
 pub use null::NullDisk;
 #[cfg(feature = "qcow2")]
 pub use qcow2::Qcow2Disk;
@@ -175,7 +178,9 @@ pub trait Disk: Send + Sync {
         None
     }
 
+    // How this crate's own disks share a ring.
     /// What a [`RingShare`] takes to serve this disk beside others; `None` if it has to have queues of its own.
+    #[doc(hidden)]
     fn member(&self) -> Option<Member> {
         None
     }
@@ -232,9 +237,10 @@ pub trait DiskQueue: Send {
     fn drain(&mut self, out: &mut Vec<Completion>);
 }
 
-/// A request. Ranges are not necessarily multiples of a block: a front end checks what its guest may ask for, and
+/// A request. A disk answers one that it does not know with [`IoFault::Unsupported`]. Ranges are not necessarily multiples of a block: a front end checks what its guest may ask for, and
 /// ranges past the end fail with [`IoFault::OutOfRange`] without any effect.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum DiskOp<'a> {
     /// Fills `data` from `offset` on.
     Read {
@@ -280,6 +286,7 @@ pub enum DiskOp<'a> {
 
 /// The memory of a transfer.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Data<'a> {
     /// Guest memory, in this order, of the `Ram` the queue was opened with; anything else fails with
     /// [`IoFault::BadMemory`]. The list itself is copied; the memory is used until the completion. It is not marked
@@ -291,6 +298,7 @@ pub enum Data<'a> {
 
 /// The answer to one request.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Completion {
     /// The caller's tag.
     pub tag: u64,
@@ -300,6 +308,25 @@ pub struct Completion {
     pub buffer: Option<Vec<u8>>,
 }
 
+impl Completion {
+    /// The answer to the request `tag`, which had no buffer of the front end's.
+    #[must_use]
+    pub fn new(tag: u64, result: Result<u64, IoFault>) -> Self {
+        Self {
+            tag,
+            result,
+            buffer: None,
+        }
+    }
+
+    /// Gives back the buffer of [`Data::Host`].
+    #[must_use]
+    pub fn with_buffer(mut self, buffer: Option<Vec<u8>>) -> Self {
+        self.buffer = buffer;
+        self
+    }
+}
+
 /// As many requests are in flight as the queue was opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the disk queue is full")]
@@ -307,6 +334,7 @@ pub struct Full;
 
 /// What a disk is like. All sizes are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Geometry {
     /// Size, a multiple of [`SECTOR`] and of `logical_block`.
     pub capacity: u64,
@@ -335,6 +363,46 @@ pub struct Geometry {
     pub zeroes_unmap: bool,
     /// How `WriteZeroes` likes its ranges; it always works.
     pub zeroes: RangeLimits,
+}
+
+impl Geometry {
+    /// A writable disk of `capacity` bytes with blocks of 512, that has a write cache and discards nothing.
+    #[must_use]
+    pub const fn new(capacity: u64) -> Self {
+        Self {
+            capacity,
+            logical_block: 512,
+            physical_block: 512,
+            alignment_offset: 0,
+            min_io: 0,
+            opt_io: 0,
+            memory_alignment: 1,
+            read_only: false,
+            write_cache: true,
+            discard: None,
+            discard_zeroes: false,
+            zeroes_unmap: false,
+            zeroes: RangeLimits {
+                granularity: 512,
+                max: 1 << 30,
+            },
+        }
+    }
+
+    crate::setters! {
+        logical_block: u32;
+        physical_block: u32;
+        alignment_offset: u32;
+        min_io: u32;
+        opt_io: u32;
+        memory_alignment: u32;
+        read_only: bool;
+        write_cache: bool;
+        discard: some RangeLimits;
+        discard_zeroes: bool;
+        zeroes_unmap: bool;
+        zeroes: RangeLimits;
+    }
 }
 
 /// A run of bytes the host stores, or does not.

@@ -6,6 +6,7 @@ use super::{Data, Disk, DiskError, DiskOp, DiskQueue, Geometry, IoFault};
 use crate::ram::Ram;
 
 /// The disk.
+#[derive(Debug)]
 pub struct NullDisk {
     geometry: Geometry,
 }

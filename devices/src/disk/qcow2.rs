@@ -21,6 +21,7 @@ use super::lock::Use;
 use super::opening::{self, Access};
 use super::transfer::{Reach, Transfer};
 use super::{Disk, DiskError, DiskOp, DiskQueue, Geometry, IoFault, RangeLimits};
+use crate::debug::opaque_debug;
 use crate::ram::Ram;
 
 /// Most images in a chain of backing files.
@@ -39,6 +40,8 @@ pub struct Qcow2Disk {
     shared: Arc<Shared>,
     geometry: Geometry,
 }
+
+opaque_debug! { Qcow2Disk |it| { path: it.shared.path, geometry: it.geometry } }
 
 struct Shared {
     path: PathBuf,

@@ -13,6 +13,7 @@ use super::plain::Plain;
 use super::ring::{Ring, RingQueue, Unbound};
 use super::share::Member;
 use super::{Disk, DiskError, DiskQueue, Extent, Geometry, ImageId, IoFault};
+use crate::debug::opaque_debug;
 use crate::pool::Pool;
 use crate::ram::Ram;
 
@@ -26,6 +27,8 @@ pub struct RawDisk {
     /// Requests each ring was made for.
     depth: u16,
 }
+
+opaque_debug! { RawDisk |it| { path: it.image.path } }
 
 impl RawDisk {
     /// Opens and locks the image, with `queues` streams of up to `depth` requests each; none for a disk that is

@@ -10,12 +10,15 @@ use std::sync::Arc;
 use super::handle::Handle;
 use super::ring::{Ring, RingQueue, Unbound};
 use super::{Completion, DiskOp, DiskQueue, Full};
+use crate::debug::opaque_debug;
 use crate::pool::Pool;
 use crate::ram::Ram;
 
 /// A disk as a [`RingShare`] sees it, from [`Disk::member`](super::Disk::member).
 #[derive(Clone)]
 pub struct Member(pub(super) Arc<[Arc<Handle>]>);
+
+opaque_debug! { Member |it| {} }
 
 impl Member {
     /// The image as ring number `index` is to use it.
@@ -34,6 +37,8 @@ pub struct SharedRings {
     depth: u16,
     seats: u16,
 }
+
+opaque_debug! { SharedRings |it| { depth: it.depth, seats: it.seats } }
 
 impl SharedRings {
     /// Makes `count` rings for `depth` requests each, to at most `seats` disks.
@@ -65,6 +70,8 @@ pub struct RingShare {
     queue: RingQueue,
     index: u16,
 }
+
+opaque_debug! { RingShare |it| { index: it.index } }
 
 impl RingShare {
     /// Gives a disk a seat. To be called on the thread that submits.

@@ -8,9 +8,11 @@ use super::config::{NetConfig, NetConfigError};
 use super::passt::{Passt, PasstError};
 use super::port::NetBackend;
 use super::tap::{Tap, TapError};
+use crate::kind::ErrorKind;
 
 /// Why a network card's backend can't be had.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum NetError {
     /// The keys contradict themselves.
     #[error(transparent)]
@@ -34,6 +36,18 @@ pub enum NetError {
         "cannot create a timer for the rate limits: {0}; raise the limit on open files (`ulimit -n`)"
     )]
     Timer(#[source] io::Error),
+}
+
+impl NetError {
+    /// Returns what kind of failure this is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Config(_) | Self::Numbers | Self::Sockets(_) => ErrorKind::Config,
+            Self::Tap(_) | Self::Passt(_) => ErrorKind::Network,
+            Self::Timer(_) => ErrorKind::Limit,
+        }
+    }
 }
 
 /// Opens the backend that `config` names. Everything that needs a path, a privilege or a new process happens here.

@@ -74,6 +74,48 @@ impl Vectors {
     }
 }
 
+/// Guest memory that a port may use during one call.
+///
+/// Only a card makes one, from the chains that it holds. Segments that a port keeps beyond the call may have become
+/// somebody else's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestBuffers<'a>(&'a [Segment]);
+
+impl<'a> GuestBuffers<'a> {
+    /// `segments` are those of chains that the caller holds.
+    pub(super) fn new(segments: &'a [Segment]) -> Self {
+        Self(segments)
+    }
+
+    /// The segments, for system calls that take addresses.
+    #[must_use]
+    pub fn segments(self) -> &'a [Segment] {
+        self.0
+    }
+
+    /// Bytes in all.
+    #[must_use]
+    pub fn len(self) -> usize {
+        total(self.0)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// Stores `parts`, one behind the other, from the front. What does not fit is left out.
+    pub fn store(self, parts: &[&[u8]]) {
+        copy_in(parts, self.0);
+    }
+
+    /// Fills `bytes` from the front of the memory. What is beyond its end stays as it is.
+    pub fn fetch(self, bytes: &mut [u8]) {
+        copy_out(self.0, bytes);
+    }
+}
+
 /// Bytes of all segments.
 pub(super) fn total(segments: &[Segment]) -> usize {
     segments

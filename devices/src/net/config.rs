@@ -9,7 +9,8 @@ use splitring_virtio::spec::feature as ring;
 use splitring_virtio::spec::net::feature;
 
 use super::filter::Mac;
-use crate::bytes::Bytes;
+use crate::bytes::{Bytes, InvalidValue};
+use crate::kind::ErrorKind;
 
 /// Smallest and largest MTU a device offers (section 5.1.4.1).
 pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 68..=65_535;
@@ -18,8 +19,10 @@ pub const MAX_PAIRS: u16 = 32;
 /// Descriptors a queue has where none are asked for.
 const DEFAULT_QUEUE_SIZE: u16 = 256;
 
-/// One network card.
+/// One network card: what [`NetConfig::tap`], [`NetConfig::passt`] or [`NetConfig::handed_over`] makes, changed by its
+/// setters or field by field.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NetConfig {
     /// Name of the device. Default: `net0`, `net1`…
@@ -28,7 +31,8 @@ pub struct NetConfig {
     /// A TAP interface by name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
-    /// Opened TAP descriptors, one a queue pair; with `passt`, one connected stream socket.
+    /// Opened TAP descriptors by number, one per queue pair; with `passt`, one connected stream socket. The command
+    /// line takes them over before it opens the machine's resources; a library user hands over descriptors instead.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fd: Vec<RawFd>,
     /// User-space networking through passt.
@@ -51,7 +55,7 @@ pub struct NetConfig {
     /// Queue pairs; default 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
-    /// Descriptors a queue.
+    /// Descriptors per queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_size: Option<u16>,
     /// Checksum and segmentation offloads; default on.
@@ -73,6 +77,7 @@ pub struct NetConfig {
 /// A feature that can be left out, to see what drivers do without it; what needs it goes with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Hidden {
     /// Event indices in the rings.
     EventIdx,
@@ -181,6 +186,7 @@ pub const NET_KEYS: &[(&str, &str)] = &[
 
 /// What is wrong with a network card's keys.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NetConfigError {
     /// No backend, or more than one.
     #[error(
@@ -217,8 +223,59 @@ pub enum NetConfigError {
     Mac(MacAddress),
 }
 
+impl NetConfigError {
+    /// Returns [`ErrorKind::Config`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Config
+    }
+}
+
 impl NetConfig {
+    /// A card on the TAP interface `name`.
+    #[must_use]
+    pub fn tap(name: impl Into<String>) -> Self {
+        Self {
+            tap: Some(name.into()),
+            ..Self::default()
+        }
+    }
+
+    /// A card on a passt that is started for it, or that listens at [`socket`](Self::socket()).
+    #[must_use]
+    pub fn passt() -> Self {
+        Self {
+            passt: true,
+            ..Self::default()
+        }
+    }
+
+    /// A card whose backend the embedder hands over.
+    #[must_use]
+    pub fn handed_over() -> Self {
+        Self::default()
+    }
+
+    crate::setters! {
+        id: some into String;
+        socket: some into PathBuf;
+        tcp: some into String;
+        udp: some into String;
+        mac: some MacAddress;
+        mtu: some u16;
+        queues: some u16;
+        queue_size: some u16;
+        offloads: some bool;
+        mac_filter: bool;
+        packets: some u64;
+        bandwidth: some into Bytes;
+        hide: into Vec<Hidden>;
+    }
+
     /// Refuses what contradicts itself.
+    ///
+    /// # Errors
+    /// The first contradiction.
     pub fn validate(&self) -> Result<(), NetConfigError> {
         self.validate_backend()?;
         self.validate_card()
@@ -250,6 +307,9 @@ impl NetConfig {
 
     /// Refuses keys of the card itself that contradict themselves, whatever its backend; for a card whose
     /// backend is handed over.
+    ///
+    /// # Errors
+    /// The first contradiction.
     pub fn validate_card(&self) -> Result<(), NetConfigError> {
         if let Some(mtu) = self.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
             return Err(NetConfigError::Mtu(mtu));
@@ -263,7 +323,7 @@ impl NetConfig {
         if !(1..=max).contains(&asked) {
             return Err(NetConfigError::Queues { asked, max });
         }
-        let size = self.queue_size();
+        let size = self.queue_len();
         if !size.is_power_of_two() || size < 2 {
             return Err(NetConfigError::QueueSize(size));
         }
@@ -292,8 +352,8 @@ impl NetConfig {
             .fold(0, |bits, hidden| bits | hidden.bits())
     }
 
-    /// Descriptors a queue has.
-    pub fn queue_size(&self) -> u16 {
+    /// Descriptors per queue, with the default filled in.
+    pub fn queue_len(&self) -> u16 {
         self.queue_size.unwrap_or(DEFAULT_QUEUE_SIZE)
     }
 }
@@ -336,19 +396,22 @@ impl From<MacAddress> for String {
 }
 
 impl TryFrom<String> for MacAddress {
-    type Error = String;
+    type Error = InvalidValue;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
         text.parse()
     }
 }
 
 impl std::str::FromStr for MacAddress {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let refused =
-            || format!("`{text}` is no MAC address; write six bytes as 52:54:00:12:34:56");
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let refused = || {
+            InvalidValue::new(format!(
+                "`{text}` is no MAC address; write six bytes as 52:54:00:12:34:56"
+            ))
+        };
         let byte = |part: &str| {
             u8::from_str_radix(part, 16)
                 .ok()

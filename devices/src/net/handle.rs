@@ -4,9 +4,13 @@ use std::sync::{Arc, Weak};
 
 use super::{Net, NetTotals};
 
+use crate::debug::opaque_debug;
+
 /// What an embedder may do to a card while the guest runs. Every call is `None` once the card is gone.
 #[derive(Clone)]
 pub struct NetHandle(Weak<Net>);
+
+opaque_debug! { NetHandle |it| { id: it.id() } }
 
 impl NetHandle {
     /// A handle on `card`, which it does not keep.

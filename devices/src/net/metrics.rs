@@ -143,6 +143,7 @@ impl NetMetrics {
 
 /// Sums over all queue pairs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct NetTotals {
     /// Host to guest.
     pub received: DirectionTotals,
@@ -152,6 +153,7 @@ pub struct NetTotals {
 
 /// Sums of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DirectionTotals {
     /// Frames that got through.
     pub frames: u64,
@@ -168,6 +170,7 @@ pub struct DirectionTotals {
 /// Frames that were dropped, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct DropTotals {
     /// The header contradicts itself or the frame.
     pub malformed: u64,

@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::net::{SocketType, getpeername, sockopt};
-use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::{HEADER_SIZE, Header};
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::buffers::GuestBuffers;
 use super::header::MAX_FRAME;
 use super::port::{FramePort, NetBackend, Offloads};
-use super::{buffers, wire_len};
+use super::wire_len;
 
 /// How long a passt we started may take to end after its socket closed, before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(2);
@@ -35,6 +35,7 @@ const READ_AHEAD: usize = 256 << 10;
 
 /// Why passt can't be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PasstError {
     /// The program is not there.
     #[error(
@@ -60,6 +61,14 @@ pub enum PasstError {
     /// The connection can't be prepared.
     #[error("cannot prepare the connection to passt: {0}")]
     Socket(#[source] io::Error),
+}
+
+impl PasstError {
+    /// Returns [`ErrorKind::Network`](crate::kind::ErrorKind::Network).
+    #[must_use]
+    pub fn kind(&self) -> crate::kind::ErrorKind {
+        crate::kind::ErrorKind::Network
+    }
 }
 
 /// A connection to passt, and the process if we started it.
@@ -309,7 +318,7 @@ impl FramePort for PasstPort {
         self.stream.as_fd()
     }
 
-    fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
+    fn receive(&mut self, into: GuestBuffers<'_>) -> io::Result<Option<u64>> {
         let inbound = &mut self.buffers.inbound;
         let frame = loop {
             if let Some(frame) = inbound.next()? {
@@ -320,8 +329,8 @@ impl FramePort for PasstPort {
             }
         };
         let bytes = inbound.bytes.get(frame.clone()).unwrap_or_default();
-        buffers::copy_in(&[bytes], into);
-        let taken = buffers::total(into);
+        into.store(&[bytes]);
+        let taken = into.len();
         self.rest = frame.start.saturating_add(taken).min(frame.end)..frame.end;
         Ok(Some(wire_len(frame.len())))
     }
@@ -331,17 +340,17 @@ impl FramePort for PasstPort {
         inbound.get(self.rest.clone()).unwrap_or_default()
     }
 
-    fn send(&mut self, _: &Header, frame: &[Segment]) -> io::Result<bool> {
+    fn send(&mut self, _: &Header, frame: GuestBuffers<'_>) -> io::Result<bool> {
         let outbound = &mut self.buffers.outbound;
         if !outbound.flush(&self.stream)? {
             return Ok(false);
         }
-        let len = buffers::total(frame);
+        let len = frame.len();
         let prefix = u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes();
         outbound.bytes.extend(prefix);
         outbound.bytes.resize(len.saturating_add(prefix.len()), 0);
         if let Some(target) = outbound.bytes.get_mut(prefix.len()..) {
-            buffers::copy_out(frame, target);
+            frame.fetch(target);
         }
         // What the socket does not take now goes before the next frame.
         outbound.flush(&self.stream)?;

@@ -1,13 +1,14 @@
 //! The host's end of a network device, whatever it is: a backend with one port a queue pair.
 //!
-//! A frame on a port has a [`Header`] in front, in both directions. Ports know no virtqueue: they get
-//! segments of guest memory and move bytes.
+//! A frame on a port has a [`Header`] in front, in both directions; one of zeroes leaves nothing to be finished. Ports
+//! know no virtqueue: they get guest memory and move bytes.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::Header;
+
+use super::buffers::GuestBuffers;
 
 bitflags::bitflags! {
     /// Work that one side may leave to the other.
@@ -29,14 +30,24 @@ bitflags::bitflags! {
 }
 
 /// Where a device's frames go to and come from. Shared by the control path and the ports.
+///
+/// The methods with a default are those of a backend without offloads and with one queue pair.
 pub trait NetBackend: Send + Sync {
     /// What the host takes from the guest, and the guest may be given, unfinished.
-    fn offloads(&self) -> Offloads;
+    fn offloads(&self) -> Offloads {
+        Offloads::empty()
+    }
 
     /// Most queue pairs.
-    fn max_pairs(&self) -> u16;
+    fn max_pairs(&self) -> u16 {
+        1
+    }
 
-    /// Opens the port of queue pair `pair`, below [`max_pairs`](Self::max_pairs). Only one is open at a time.
+    /// Opens the port of queue pair `pair`, below [`max_pairs`](Self::max_pairs). Only one is open at a time. Called
+    /// each time that the guest starts the card.
+    ///
+    /// # Errors
+    /// The card then asks the guest for a reset.
     fn open_port(&self, pair: u16) -> io::Result<Box<dyn FramePort>>;
 
     /// The host's name for the interface, if it has one that nobody else on this host has.
@@ -45,10 +56,22 @@ pub trait NetBackend: Send + Sync {
     }
 
     /// What received frames may leave to the guest from now on.
-    fn set_guest_offloads(&self, offloads: Offloads) -> io::Result<()>;
+    ///
+    /// # Errors
+    /// The host refuses.
+    fn set_guest_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        let _ = offloads;
+        Ok(())
+    }
 
     /// How many pairs, from the first on, the guest listens at.
-    fn set_pairs(&self, pairs: u16) -> io::Result<()>;
+    ///
+    /// # Errors
+    /// The host refuses.
+    fn set_pairs(&self, pairs: u16) -> io::Result<()> {
+        let _ = pairs;
+        Ok(())
+    }
 }
 
 /// Frames that a port may take before it sends them.
@@ -68,18 +91,19 @@ pub trait FramePort: Send {
     /// Becomes readable when frames wait, and writable when frames can be sent; watched edge-triggered.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// Stores the next frame, header first, into `into`, no more segments than one call takes, and says how long it is. `None`: none waits.
+    /// Stores the next frame, header first, into `into`, no more segments than one call takes, and returns its length with
+    /// the header. `None`: none waits.
     ///
     /// The length of a frame longer than `into` is more than `into` holds; what is left of it is [`rest`](Self::rest):
     /// all of it, its header first, where `into` is empty.
-    fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>>;
+    fn receive(&mut self, into: GuestBuffers<'_>) -> io::Result<Option<u64>>;
 
     /// What the last frame received had left, until the next is received.
     fn rest(&self) -> &[u8];
 
     /// Sends a frame behind `header`, or takes it to be sent by [`commit`](Self::commit), at most [`MOST_TAKEN`] in
-    /// between: until then the segments have to stay. `false`: there is no room now; the frame was not taken.
-    fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool>;
+    /// between: until then the caller keeps the memory. `false`: there is no room now; the frame was not taken.
+    fn send(&mut self, header: &Header, frame: GuestBuffers<'_>) -> io::Result<bool>;
 
     /// Sends what was taken since the last time; adds to `refused` what the host would not have.
     fn commit(&mut self, refused: &mut Vec<Refusal>) {

@@ -310,6 +310,7 @@ impl Receiver {
 
 /// Has the port store the next frame; its length. One that can't be read is none.
 fn receive(side: &mut Side<'_>, into: &[Segment]) -> Option<u64> {
+    let into = buffers::GuestBuffers::new(into);
     side.port.receive(into).unwrap_or_else(|error| {
         side.counters.fail_one();
         log::warn!(

@@ -8,6 +8,7 @@ use splitring_virtio::device::queue::ChainError;
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::Header;
 
+use super::buffers::GuestBuffers;
 use super::filter::Mac;
 use super::header;
 use super::metrics::{Counters, Drop};
@@ -126,7 +127,8 @@ impl Transmitter {
                 return Sent::Dropped;
             }
         };
-        match side.port.send(&header, &self.segments) {
+        let bytes = GuestBuffers::new(&self.segments);
+        match side.port.send(&header, bytes) {
             Ok(true) => {
                 if let Some(gate) = side.gate {
                     gate.charge(frame);

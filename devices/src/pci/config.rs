@@ -5,6 +5,8 @@
 
 use super::pages::ConfigPage;
 
+use crate::debug::opaque_debug;
+
 /// Offset of the command register; the status register is the upper half of its word.
 pub const COMMAND: u16 = 0x04;
 /// Command: answer accesses to the memory BAR.
@@ -59,6 +61,8 @@ pub struct ConfigSpace {
     free: u16,
     link: u16,
 }
+
+opaque_debug! { ConfigSpace |it| { bar_size: it.bar_size } }
 
 impl ConfigSpace {
     /// A header without BAR, interrupt pin or capabilities.

@@ -20,6 +20,8 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::pwrite;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
+use crate::debug::opaque_debug;
+
 /// Bytes of one function's configuration space.
 pub const FUNCTION_SIZE: usize = 4096;
 /// Functions a slot can have.
@@ -44,6 +46,8 @@ pub struct ConfigPages {
     /// Gone once it was called.
     exit_on_read: Mutex<Option<ExitOnRead>>,
 }
+
+opaque_debug! { ConfigPages |it| { base: it.base } }
 
 // SAFETY: the mapping is reached through atomics only, and lives until the value is dropped.
 unsafe impl Send for ConfigPages {}
@@ -157,6 +161,8 @@ pub struct ConfigPage {
     words: NonNull<[AtomicU32; WORDS]>,
     bus: Arc<ConfigPages>,
 }
+
+opaque_debug! { ConfigPage |it| { words: it.words } }
 
 // SAFETY: reached through atomics only; `bus` keeps the page mapped.
 unsafe impl Send for ConfigPage {}

@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::config::{ConfigSpace, Identity};
 use super::pages::{ConfigPage, ConfigPages, FUNCTION_SIZE, SLOTS};
 use crate::bus::{Bus, BusDevice};
+use crate::debug::opaque_debug;
 use crate::log;
 use crate::throttle::Throttle;
 
@@ -84,6 +85,8 @@ pub struct PciPlan {
     pub intx: Range<u32>,
 }
 
+opaque_debug! { PciPlan |it| { windows: it.windows, intx: it.intx } }
+
 struct Plugged {
     function: Arc<dyn PciFunction>,
     registers: Option<Arc<dyn BusDevice>>,
@@ -101,6 +104,8 @@ pub struct PciRoot {
     slots: Mutex<[Slot; SLOTS]>,
     throttle: Throttle,
 }
+
+opaque_debug! { PciRoot |it| { windows: it.windows, intx: it.intx } }
 
 enum Slot {
     Empty,
@@ -297,6 +302,8 @@ pub struct ConfigPorts {
     root: Arc<PciRoot>,
     address: AtomicU32,
 }
+
+opaque_debug! { ConfigPorts |it| {} }
 
 /// Number of port addresses.
 pub const PORTS_LEN: u64 = 8;

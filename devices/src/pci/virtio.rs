@@ -26,6 +26,7 @@ use super::interrupts::{Interrupts, Shared};
 use super::msix::{ENTRY_SIZE, MAX_VECTORS, Msix};
 use super::root::{PciError, PciFunction, PciRoot};
 use crate::bus::BusDevice;
+use crate::debug::opaque_debug;
 use crate::device::VirtioDevice;
 use crate::eventfd::eventfd;
 use crate::events::EventSink;
@@ -72,6 +73,8 @@ pub struct VirtioParts {
     pub events: EventSink,
 }
 
+opaque_debug! { VirtioParts |it| { device: it.device.id(), mask: it.mask } }
+
 /// A virtio device on the PCI bus.
 pub struct VirtioPci {
     device: Arc<dyn VirtioDevice>,
@@ -89,6 +92,8 @@ pub struct VirtioPci {
     kicks: Vec<EventFd>,
     state: Mutex<State>,
 }
+
+opaque_debug! { VirtioPci |it| { device: it.device.id(), gsi: it.gsi } }
 
 struct State {
     transport: Transport,

@@ -8,9 +8,11 @@ use thiserror::Error;
 
 use super::reserve::store::Store;
 use crate::disk::config::{MAX_LUN, Media};
+use crate::kind::ErrorKind;
 
 /// A controller.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ScsiConfig {
     /// The device's name, unique in the machine.
     pub id: String,
@@ -38,6 +40,14 @@ impl ScsiConfig {
         }
     }
 
+    crate::setters! {
+        id: into String;
+        machine: into String;
+        queues: u16;
+        queue_size: u16;
+        max_target: some u8;
+    }
+
     pub(super) fn check(&self) -> Result<(), ScsiError> {
         if self.queues == 0 || self.queues > super::MAX_QUEUES {
             return Err(ScsiError::Queues {
@@ -57,6 +67,7 @@ impl ScsiConfig {
 
 /// A logical unit.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct UnitConfig {
     /// Its name, unique in the controller.
     pub id: String,
@@ -87,6 +98,18 @@ impl UnitConfig {
             id: id.into(),
             ..Self::default()
         }
+    }
+
+    crate::setters! {
+        id: into String;
+        target: some u8;
+        lun: some u16;
+        serial: some into String;
+        wwn: some u64;
+        media: Media;
+        removable: bool;
+        share: bool;
+        reservations: some File;
     }
 
     pub(super) fn check(&self) -> Result<(), ScsiError> {
@@ -240,4 +263,27 @@ pub enum ScsiError {
         /// The unit.
         id: String,
     },
+}
+
+impl ScsiError {
+    /// Returns what kind of failure this is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Reservations { .. }
+            | Self::NotReservations { .. }
+            | Self::Disk { .. }
+            | Self::BlockSize { .. }
+            | Self::CdromBlock { .. } => ErrorKind::Disk,
+            Self::Gone { .. } => ErrorKind::State,
+            Self::Busy { .. } => ErrorKind::Timeout,
+            Self::Queues { .. }
+            | Self::QueueSize { .. }
+            | Self::Lun { .. }
+            | Self::PlaceTaken { .. }
+            | Self::NameTaken { .. }
+            | Self::NoTarget { .. }
+            | Self::NoUnit { .. } => ErrorKind::Config,
+        }
+    }
 }

@@ -30,6 +30,7 @@ pub struct ScsiHandle {
 
 /// One unit of a controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct UnitInfo {
     /// Its name.
     pub id: String,

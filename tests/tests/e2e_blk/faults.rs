@@ -17,10 +17,7 @@ const BAD: u64 = 8 << 20;
 fn boot() -> (Live, Arc<FaultyDisk>) {
     let disk = Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(BYTES))));
     let shared: Arc<dyn Disk> = Arc::<FaultyDisk>::clone(&disk);
-    let config = DiskConfig {
-        id: Some("faulty".into()),
-        ..DiskConfig::new("faulty")
-    };
+    let config = DiskConfig::new("faulty").id("faulty");
     let own = Resources::options().disk("faulty", shared);
     (Live::boot_with("faults", vec![config], own), disk)
 }

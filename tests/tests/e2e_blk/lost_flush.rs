@@ -74,10 +74,7 @@ fn sound(below: &Path) -> String {
 
 fn boot(media: &[Medium]) -> Live {
     let config = |(way, medium): (&Way, &Medium)| {
-        let mut disk = DiskConfig {
-            id: Some(way.id.into()),
-            ..DiskConfig::new(medium.mapped.device())
-        };
+        let mut disk = DiskConfig::new(medium.mapped.device()).id(way.id);
         (way.keys)(&mut disk);
         disk
     };

@@ -80,10 +80,7 @@ impl Shelf {
         for (way, medium) in WAYS.iter().zip(&self.0) {
             let disk: Arc<dyn Disk> = Arc::<FaultyDisk>::clone(&medium.disk);
             own = own.disk(way.id, disk);
-            let mut config = DiskConfig {
-                id: Some(way.id.into()),
-                ..DiskConfig::new(way.id)
-            };
+            let mut config = DiskConfig::new(way.id).id(way.id);
             (way.keys)(&mut config);
             configs.push(config);
         }

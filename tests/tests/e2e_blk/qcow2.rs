@@ -17,11 +17,7 @@ fn qemu_img(dir: &Path, words: &str) -> String {
 }
 
 fn boot(image: &Path) -> Live {
-    let disk = DiskConfig {
-        format: Format::Qcow2,
-        backing: true,
-        ..DiskConfig::new(image)
-    };
+    let disk = DiskConfig::new(image).format(Format::Qcow2).backing(true);
     Live::boot("qcow2", vec![disk])
 }
 

@@ -3,7 +3,6 @@
 use std::net::UdpSocket;
 
 use splitring::Resources;
-use splitring::config::NetConfig;
 use splitring_devices::disk::config::DiskConfig;
 use splitring_tests::assets::Kernel;
 use splitring_tests::live::Live;
@@ -107,15 +106,9 @@ fn flood(number: u8, packets: u64) {
     let net = Net::number(number);
     let _tap = net.tap(&host, "");
     let modules = Kernel::named("6.12-cloud").extra_modules();
-    let modules = DiskConfig {
-        readonly: true,
-        ..DiskConfig::new(modules)
-    };
+    let modules = DiskConfig::new(modules).readonly(true);
     // A small ring, so that it runs dry.
-    let small = NetConfig {
-        queue_size: Some(64),
-        ..card(&net)
-    };
+    let small = card(&net).queue_size(64);
     let live = Live::boot_all("flood", vec![modules], vec![small], Resources::options());
     let mut flood = Flood { live, net };
     let set_up = flood.net.set_up();

@@ -12,10 +12,7 @@ use crate::ends::{Host, Net, PING};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) fn card(net: &Net) -> NetConfig {
-    NetConfig {
-        tap: Some(net.tap.clone()),
-        ..NetConfig::default()
-    }
+    NetConfig::tap(net.tap.clone())
 }
 
 /// Waits for `done`.

@@ -15,10 +15,7 @@ use splitring_tests::assets::Disk;
 use splitring_tests::live::Live;
 
 fn scsi(path: &Path) -> DiskConfig {
-    DiskConfig {
-        bus: Bus::Scsi,
-        ..DiskConfig::new(path)
-    }
+    DiskConfig::new(path).bus(Bus::Scsi)
 }
 
 #[test]
@@ -129,10 +126,7 @@ fn scsi_a_reset_by_the_guest_and_a_removal_end_what_hangs_in_the_host() {
 #[ignore = "needs a stock guest"]
 fn soak_scsi_two_machines_share_an_image_under_reservations() {
     let disk = Disk::empty(64 << 20);
-    let shared = DiskConfig {
-        share: true,
-        ..scsi(disk.path())
-    };
+    let shared = scsi(disk.path()).share(true);
     let mut first = Live::boot("first", vec![shared.clone()]);
     let mut second = Live::boot("second", vec![shared]);
     let write = "dd if=/dev/zero of=/dev/sda bs=4k count=1 oflag=direct";

@@ -384,14 +384,12 @@ impl Image {
 
     /// Opens a file as a disk without streams of its own.
     pub(crate) fn open(&self, file: &NamedTempFile) -> Arc<dyn Disk> {
-        let config = DiskConfig {
-            readonly: self.readonly,
-            discard: self.discard,
-            block_size: Some(self.block.max(u32::try_from(SECTOR).expect("small"))),
-            aio: self.aio,
-            share: self.share,
-            ..DiskConfig::new(file.path())
-        };
+        let config = DiskConfig::new(file.path())
+            .readonly(self.readonly)
+            .discard(self.discard)
+            .block_size(self.block.max(u32::try_from(SECTOR).expect("small")))
+            .aio(self.aio)
+            .share(self.share);
         Arc::new(RawDisk::open(&config, 0, 1).expect("opened"))
     }
 }

@@ -19,15 +19,8 @@ const LONG: Fate = Fate::Delay(200);
 fn guest(queues: u16) -> (Guest, Arc<FaultyDisk>) {
     let disk = || Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(1 << 20))));
     let (first, second) = (disk(), disk());
-    let unit = |lun| UnitConfig {
-        target: Some(0),
-        lun: Some(lun),
-        ..UnitConfig::new(format!("disk{lun}"))
-    };
-    let config = ScsiConfig {
-        queues,
-        ..ScsiConfig::new("scsi0")
-    };
+    let unit = |lun| UnitConfig::new(format!("disk{lun}")).target(0).lun(lun);
+    let config = ScsiConfig::new("scsi0").queues(queues);
     let shared: Arc<dyn Disk> = Arc::<FaultyDisk>::clone(&first);
     let device = Scsi::new(&config, vec![(unit(0), shared), (unit(1), second)]).unwrap();
     (Guest::settled(device), first)

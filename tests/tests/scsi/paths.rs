@@ -104,10 +104,7 @@ fn many_commands_in_flight_on_several_queues() {
         let image = Image::default();
         let file = image.file();
         let disk = image.open(&file);
-        let config = splitring_devices::scsi::ScsiConfig {
-            queues: 4,
-            ..splitring_devices::scsi::ScsiConfig::new("scsi0")
-        };
+        let config = splitring_devices::scsi::ScsiConfig::new("scsi0").queues(4);
         let device =
             splitring_devices::scsi::Scsi::new(&config, vec![(UnitConfig::new("disk"), disk)])
                 .unwrap();

@@ -39,29 +39,18 @@ fn machine(name: &str, file: &NamedTempFile, keep: bool) -> Guest {
     } else {
         None
     };
-    with_disk(
-        name,
-        SHARED.open(file),
-        UnitConfig {
-            reservations,
-            ..shared_unit()
-        },
-    )
+    let mut unit = shared_unit();
+    unit.reservations = reservations;
+    with_disk(name, SHARED.open(file), unit)
 }
 
 /// A disk that machines share.
 fn shared_unit() -> UnitConfig {
-    UnitConfig {
-        share: true,
-        ..UnitConfig::new("disk")
-    }
+    UnitConfig::new("disk").share(true)
 }
 
 fn with_disk(name: &str, disk: Arc<dyn Disk>, unit: UnitConfig) -> Guest {
-    let config = ScsiConfig {
-        machine: name.into(),
-        ..ScsiConfig::new("scsi0")
-    };
+    let config = ScsiConfig::new("scsi0").machine(name);
     Guest::settled(Scsi::new(&config, vec![(unit, disk)]).unwrap())
 }
 
@@ -237,10 +226,7 @@ fn a_reservation_is_handed_over_to_another_machine() {
 fn controllers_of_one_machine_are_different_initiators() {
     let file = SHARED.file();
     let guest = |id: &str| {
-        let config = ScsiConfig {
-            machine: "m".into(),
-            ..ScsiConfig::new(id)
-        };
+        let config = ScsiConfig::new(id).machine("m");
         Guest::settled(Scsi::new(&config, vec![(shared_unit(), SHARED.open(&file))]).unwrap())
     };
     let (mut a, mut b) = (guest("scsi0"), guest("scsi1"));

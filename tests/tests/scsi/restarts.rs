@@ -19,11 +19,7 @@ const MODE_SENSE_CONTROL: [u8; 6] = [0x1a, 8, 0x0a, 0, 64, 0];
 const EJECT: [u8; 6] = [0x1b, 0, 0, 0, 2, 0];
 
 fn scsi_disk(file: &NamedTempFile) -> DiskConfig {
-    DiskConfig {
-        bus: Bus::Scsi,
-        aio: Aio::Ring,
-        ..DiskConfig::new(file.path())
-    }
+    DiskConfig::new(file.path()).bus(Bus::Scsi).aio(Aio::Ring)
 }
 
 /// Opens these disks for a machine without a name, which then has one controller.
@@ -88,10 +84,7 @@ fn a_handle_of_an_earlier_start_changes_nothing() {
 #[test]
 fn modes_are_as_after_power_on_and_an_ejected_medium_stays_out() {
     let file = Image::default().file();
-    let config = DiskConfig {
-        removable: true,
-        ..scsi_disk(&file)
-    };
+    let config = scsi_disk(&file).removable(true);
     let opened = open(&[("disk", &config)]);
     let mut guest = Guest::settled(opened.build());
     let before = guest.to(&MODE_SENSE_CONTROL, &[], 64).expect_good().data;
@@ -119,11 +112,7 @@ fn modes_are_as_after_power_on_and_an_ejected_medium_stays_out() {
 #[test]
 fn a_disk_of_the_embedders_own_stands_in_for_a_path() {
     let own = MemoryDisk::new(1 << 20);
-    let config = DiskConfig {
-        bus: Bus::Scsi,
-        target: Some(1),
-        ..DiskConfig::new("/nowhere/at/all")
-    };
+    let config = DiskConfig::new("/nowhere/at/all").bus(Bus::Scsi).target(1);
     let disk: Arc<dyn Disk> = Arc::new(Arc::clone(&own));
     let other: Arc<dyn Disk> = Arc::new(MemoryDisk::new(512));
     let mut given = BTreeMap::from([("mine".to_owned(), disk), ("other".to_owned(), other)]);
@@ -158,10 +147,7 @@ fn keys(guest: &mut Guest) -> Vec<u64> {
 #[test]
 fn reservations_that_persist_stay_and_others_end_when_nobody_else_uses_the_disk() {
     let file = Image::default().file();
-    let config = DiskConfig {
-        share: true,
-        ..scsi_disk(&file)
-    };
+    let config = scsi_disk(&file).share(true);
     let opened = open(&[("disk", &config)]);
     let mut guest = Guest::settled(opened.build());
     register(&mut guest, 5, true);
@@ -186,12 +172,10 @@ fn reservations_that_persist_stay_and_others_end_when_nobody_else_uses_the_disk(
 #[test]
 fn machines_that_read_one_image_without_sharing_it_do_not_see_each_other() {
     let file = Image::default().file();
-    let config = DiskConfig {
-        readonly: true,
-        discard: false,
-        media: Media::Cdrom,
-        ..scsi_disk(&file)
-    };
+    let config = scsi_disk(&file)
+        .readonly(true)
+        .discard(false)
+        .media(Media::Cdrom);
     let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
     let (a, b) = (open(&[("cd", &config)]), open(&[("cd", &config)]));
     let (mut a, mut b) = (Guest::settled(a.build()), Guest::settled(b.build()));
@@ -207,12 +191,12 @@ fn machines_that_read_one_image_without_sharing_it_do_not_see_each_other() {
 #[test]
 fn controllers_of_one_machine_have_one_unit_of_an_image() {
     let file = Image::default().file();
-    let config = |controller| DiskConfig {
-        readonly: true,
-        discard: false,
-        media: Media::Cdrom,
-        controller: Some(controller),
-        ..scsi_disk(&file)
+    let config = |controller| {
+        scsi_disk(&file)
+            .readonly(true)
+            .discard(false)
+            .media(Media::Cdrom)
+            .controller(controller)
     };
     let (first, second) = (config(0), config(1));
     let disks = [("a".to_owned(), &first), ("b".to_owned(), &second)];

@@ -16,11 +16,9 @@ fn disk() -> Arc<dyn Disk> {
 }
 
 fn at(target: u8, lun: u16) -> UnitConfig {
-    UnitConfig {
-        target: Some(target),
-        lun: Some(lun),
-        ..UnitConfig::new(format!("disk{target}-{lun}"))
-    }
+    UnitConfig::new(format!("disk{target}-{lun}"))
+        .target(target)
+        .lun(lun)
 }
 
 fn controller(units: Vec<UnitConfig>) -> Scsi {
@@ -127,13 +125,7 @@ fn places_and_names_are_checked() {
         new(vec![at(0, 16384)]),
         Some(ScsiError::Lun { lun: 16384, .. })
     ));
-    let twice = vec![
-        at(1, 2),
-        UnitConfig {
-            id: "other".into(),
-            ..at(1, 2)
-        },
-    ];
+    let twice = vec![at(1, 2), at(1, 2).id("other")];
     assert!(matches!(
         new(twice),
         Some(ScsiError::PlaceTaken {
@@ -148,17 +140,11 @@ fn places_and_names_are_checked() {
     ));
     let bad = |config: ScsiConfig| Scsi::new(&config, Vec::new()).err();
     assert!(matches!(
-        bad(ScsiConfig {
-            queues: 0,
-            ..ScsiConfig::new("s")
-        }),
+        bad(ScsiConfig::new("s").queues(0)),
         Some(ScsiError::Queues { .. })
     ));
     assert!(matches!(
-        bad(ScsiConfig {
-            queue_size: 100,
-            ..ScsiConfig::new("s")
-        }),
+        bad(ScsiConfig::new("s").queue_size(100)),
         Some(ScsiError::QueueSize { .. })
     ));
 }
@@ -168,14 +154,7 @@ fn a_unit_added_while_the_guest_runs_is_announced_and_there() {
     let mut guest = Guest::settled(controller(vec![at(0, 0)]));
     let added = guest
         .handle
-        .add(
-            UnitConfig {
-                lun: Some(300),
-                target: Some(0),
-                ..UnitConfig::new("new")
-            },
-            disk(),
-        )
+        .add(UnitConfig::new("new").lun(300).target(0), disk())
         .unwrap();
     assert_eq!((added.target, added.lun, added.capacity), (0, 300, 1 << 20));
     let place = Lun {
@@ -311,10 +290,7 @@ fn hundreds_of_disks_share_the_queues_and_the_ring() {
         };
         (unit, image.open(file))
     });
-    let config = ScsiConfig {
-        queues: 2,
-        ..ScsiConfig::new("scsi0")
-    };
+    let config = ScsiConfig::new("scsi0").queues(2);
     let mut guest = Guest::settled(Scsi::new(&config, units.collect()).unwrap());
     let units = guest.handle.units();
     assert_eq!(units.len(), DISKS);
@@ -359,10 +335,7 @@ fn a_cdrom_is_read_only_removable_and_has_blocks_of_2048() {
         discard: false,
         ..Image::default()
     };
-    let config = UnitConfig {
-        media: Media::Cdrom,
-        ..UnitConfig::new("cd")
-    };
+    let config = UnitConfig::new("cd").media(Media::Cdrom);
     let (_file, device) = one(image, config);
     let mut guest = Guest::settled(device);
     let inquiry = guest.to(&INQUIRY, &[], 96).expect_good().data;
@@ -417,11 +390,9 @@ fn a_cdrom_is_read_only_removable_and_has_blocks_of_2048() {
 
 #[test]
 fn serial_and_world_wide_name_are_the_operators() {
-    let config = UnitConfig {
-        serial: Some("a serial number longer than twenty bytes".into()),
-        wwn: Some(0x5000_c500_15ea_71ac),
-        ..UnitConfig::new("disk")
-    };
+    let config = UnitConfig::new("disk")
+        .serial("a serial number longer than twenty bytes")
+        .wwn(0x5000_c500_15ea_71ac);
     let (_file, device) = one(Image::default(), config);
     let mut guest = Guest::settled(device);
     let serial = guest

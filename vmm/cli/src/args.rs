@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
 use splitring::config::{
-    DISK_KEYS, DiskConfig, MemoryConfig, NET_KEYS, NetConfig, OnReboot, SerialConfig, VmConfig,
+    Bytes, DISK_KEYS, DiskConfig, MemoryConfig, NET_KEYS, NetConfig, OnReboot, SerialConfig,
+    VmConfig,
 };
 
 use crate::{Failure, keyvalue};
@@ -138,12 +140,21 @@ pub(crate) struct RunArgs {
     pub(crate) any_kvm: bool,
 }
 
+/// The keys of `--memory`: each that is given overrides the file's.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Memory {
+    size: Option<Bytes>,
+    shared: Option<bool>,
+    hugepages: Option<bool>,
+}
+
 /// Reads a configuration file.
 pub(crate) fn read_file(path: &Path) -> Result<VmConfig, Failure> {
     let shown = path.display();
     let text = fs::read_to_string(path)
         .map_err(|error| anyhow!("cannot read the configuration {shown}: {error}"))?;
-    toml::from_str(&text)
+    VmConfig::from_toml(&text)
         .with_context(|| format!("the configuration {shown} is not valid"))
         .map_err(|error| Failure::Usage(one_line(&error)))
 }
@@ -183,8 +194,11 @@ impl RunArgs {
                 .map_err(|error| usage("--serial", &text.to_string_lossy(), &error.to_string()))?;
         }
         if let Some(text) = &self.memory {
-            config.memory = keyvalue::parse(text, Some("size"))
+            let flags: Memory = keyvalue::parse(text, Some("size"))
                 .map_err(|error| usage("--memory", text, &error))?;
+            set(&mut config.memory.size, flags.size);
+            set(&mut config.memory.shared, flags.shared);
+            set(&mut config.memory.hugepages, flags.hugepages);
         }
         for text in &self.disk {
             let disk: DiskConfig = keyvalue::parse(text, Some("path"))
@@ -306,6 +320,36 @@ mod tests {
     }
 
     #[test]
+    fn a_key_of_memory_overrides_that_key_of_the_file_only() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("vm.toml");
+        let text = "kernel = \"/a\"\nmemory = { size = \"1G\", shared = true, hugepages = true }\n";
+        fs::write(&file, text).expect("write");
+        let memory = |flag: &str| {
+            let args = run_args(&[file.to_str().expect("utf-8"), "--memory", flag]);
+            let Ok(config) = args.config() else {
+                panic!("{flag} is refused")
+            };
+            config.memory
+        };
+        let in_file = MemoryConfig::new(Bytes::gib(1))
+            .shared(true)
+            .hugepages(true);
+        assert_eq!(memory("2G"), in_file.clone().size(Bytes::gib(2)));
+        assert_eq!(memory("shared=off"), in_file.clone().shared(false));
+        assert_eq!(memory("hugepages=off"), in_file.hugepages(false));
+    }
+
+    #[test]
+    fn every_key_of_memory_can_be_given_as_a_flag() {
+        for (key, _) in MemoryConfig::KEYS {
+            let value = if *key == "size" { "1G" } else { "on" };
+            let args = run_args(&["--memory", &format!("{key}={value}")]);
+            assert!(args.config().is_ok(), "{key}");
+        }
+    }
+
+    #[test]
     fn a_printed_configuration_reads_back_as_itself() {
         let args = run_args(&[
             "--kernel",
@@ -318,11 +362,8 @@ mod tests {
         let Ok(config) = args.config() else {
             panic!("refused")
         };
-        let text = toml::to_string(&config).expect("serialises");
-        assert_eq!(
-            toml::from_str::<VmConfig>(&text).expect("reads back"),
-            config
-        );
+        let text = config.to_toml().expect("serialises");
+        assert_eq!(VmConfig::from_toml(&text), Ok(config));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
             let mark = match found.outcome {
                 Outcome::Ok => "ok     ",
                 Outcome::Limited => "limited",
-                Outcome::Failed => "FAILED ",
+                _ => "FAILED ",
             };
             println!("{mark} {:<11} {}", found.name, found.detail);
             if !found.remedy.is_empty() {

@@ -18,7 +18,7 @@ const CANNOT_START: &str = "cannot start the virtual machine";
 pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     let config = args.config()?;
     if args.print_config {
-        print!("{}", toml::to_string(&config)?);
+        print!("{}", config.to_toml()?);
         return Ok(0);
     }
     config

@@ -41,10 +41,7 @@ pub(crate) fn selftest(args: &SelftestArgs) -> Result<u8, Failure> {
             .with_context(|| format!("cannot store the guest at {shown}"))?;
         return Ok(0);
     }
-    let options = Options {
-        each: Duration::from_secs_f64(args.seconds),
-        ..Options::default()
-    };
+    let options = Options::default().each(Duration::from_secs_f64(args.seconds));
     let mut progress = Progress::default();
     let result = selftest::run(options, |line| progress.show(line));
     progress.clear();
@@ -75,7 +72,7 @@ fn json(report: &Report) -> Result<String, serde_json::Error> {
 fn kvm() -> &'static str {
     match host::virtualisation() {
         Virtualisation::Hardware => "KVM with VMX or SVM",
-        Virtualisation::SoftwareOnly => "KVM without VMX or SVM",
+        _ => "KVM without VMX or SVM",
     }
 }
 

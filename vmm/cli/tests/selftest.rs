@@ -26,11 +26,10 @@ const KVM_SET_CPUID2: u64 = 0x4008_ae90;
 
 /// Runs a guest of these instructions as if it were the self-test's.
 fn run_tiny(code: &[u8]) -> Result<Report, SelftestError> {
-    let options = Options {
-        each: Duration::from_millis(10),
-        silence: Duration::from_secs(1),
-        guest: tiny::elf(code).leak(),
-    };
+    let options = Options::default()
+        .each(Duration::from_millis(10))
+        .silence(Duration::from_secs(1))
+        .guest(tiny::elf(code).leak());
     selftest::run(options, |_| ())
 }
 

@@ -14,12 +14,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use splitring_arch::layout;
-use splitring_devices::disk::config::{Bus, DiskConfig};
-use splitring_devices::net::NetConfig;
 
-use crate::config::{Bytes, MemoryConfig, SerialConfig, VmConfig};
+use crate::config::{Bus, Bytes, DiskConfig, NetConfig, SerialConfig, VmConfig};
 use crate::host::{self, Virtualisation};
-use crate::{Error, ExitReason, Machine, ResourceOptions, Resources};
+use crate::{Error, ErrorKind, ExitReason, Machine, ResourceOptions, Resources};
 
 pub use report::{Line, Loop, Outcome, Report, Test};
 
@@ -27,13 +25,14 @@ pub use report::{Line, Loop, Outcome, Report, Test};
 pub const GUEST: &[u8] = include_bytes!(env!("SPLITRING_GUEST"));
 
 /// Guest memory: the guest's arena and some.
-const MEMORY: u64 = 128 << 20;
+const MEMORY: Bytes = Bytes::mib(128);
 const REPORT_SIZE: u64 = 1 << 20;
 const DISK_SIZE: u64 = 64 << 20;
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Why the self-test could not be run to its end.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SelftestError {
     /// The host refuses something every run needs.
     #[error("cannot prepare the self-test: cannot {what}: {error}")]
@@ -66,8 +65,21 @@ pub enum SelftestError {
     },
 }
 
+impl SelftestError {
+    /// Returns what kind of failure this is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Prepare { .. } => ErrorKind::Limit,
+            Self::Build(error) => error.kind(),
+            Self::Crashed { .. } | Self::Hangs { .. } => ErrorKind::Guest,
+        }
+    }
+}
+
 /// What to run.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Options {
     /// Length of each timed loop.
     pub each: Duration,
@@ -75,6 +87,14 @@ pub struct Options {
     pub silence: Duration,
     /// What to boot: [`GUEST`], or what reports as it does.
     pub guest: &'static [u8],
+}
+
+impl Options {
+    splitring_devices::setters! {
+        each: Duration;
+        silence: Duration;
+        guest: &'static [u8];
+    }
 }
 
 impl Default for Options {
@@ -193,31 +213,17 @@ impl Files {
             layout::ECAM.start,
             layout::MMIO32.start
         );
-        let disk = |name: &str, bus| DiskConfig {
-            serial: Some(name.to_owned()),
-            bus,
-            ..DiskConfig::new(name)
-        };
-        VmConfig {
-            cmdline: Some(cmdline),
-            kernel_cache: false,
-            serial: SerialConfig::off(),
-            rng: false,
-            memory: MemoryConfig {
-                size: Bytes(MEMORY),
-                ..MemoryConfig::default()
-            },
-            disk: vec![
-                disk("report", Bus::Virtio),
-                disk("blk", Bus::Virtio),
-                disk("scsi", Bus::Scsi),
-            ],
-            net: vec![NetConfig {
-                passt: true,
-                ..NetConfig::default()
-            }],
-            ..VmConfig::default()
-        }
+        let disk = |name: &str, bus| DiskConfig::new(name).serial(name).bus(bus);
+        VmConfig::default()
+            .cmdline(cmdline)
+            .kernel_cache(false)
+            .serial(SerialConfig::off())
+            .rng(false)
+            .memory(MEMORY)
+            .disk(disk("report", Bus::Virtio))
+            .disk(disk("blk", Bus::Virtio))
+            .disk(disk("scsi", Bus::Scsi))
+            .net(NetConfig::passt())
     }
 }
 

@@ -79,11 +79,7 @@ pub(crate) fn elf(code: &[u8]) -> Vec<u8> {
 pub(crate) fn config(dir: &Path, code: &[u8]) -> VmConfig {
     let kernel: PathBuf = dir.join("kernel");
     fs::write(&kernel, elf(code)).expect("write the kernel");
-    VmConfig {
-        kernel: Some(kernel),
-        kernel_cache: false,
-        ..VmConfig::default()
-    }
+    VmConfig::default().kernel(kernel).kernel_cache(false)
 }
 
 /// Returns a directory for a test; `None`, noted as a skipped test, where there is no KVM.

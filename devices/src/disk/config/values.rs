@@ -5,21 +5,25 @@ use serde::{Deserialize, Serialize};
 use splitring_virtio::spec::blk::feature;
 use splitring_virtio::spec::feature as ring;
 
+use crate::bytes::InvalidValue;
+
 /// A world-wide name: an NAA designator of 64 bits, written as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wwn(pub u64);
 
 impl std::str::FromStr for Wwn {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
         let digits = text.strip_prefix("0x").unwrap_or(text);
         let number = u64::from_str_radix(digits, 16)
             .ok()
             .filter(|_| digits.len() == 16);
         // The first digit is the NAA: 2, 3 and 5 are the formats of 64 bits (SPC-4 §7.8.6.6).
         number.filter(|number| matches!(number >> 60, 2 | 3 | 5)).map(Self).ok_or_else(|| {
-            format!("`{text}` is not a world-wide name; write 16 hexadecimal digits that begin with 2, 3 or 5")
+            InvalidValue::new(format!(
+                "`{text}` is not a world-wide name; write 16 hexadecimal digits that begin with 2, 3 or 5"
+            ))
         })
     }
 }
@@ -41,6 +45,7 @@ impl<'de> Deserialize<'de> for Wwn {
 /// A feature that can be left out, to see what drivers do without it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Hidden {
     /// Event indices in the rings.
     EventIdx,

@@ -181,7 +181,7 @@ fn a_backing_file_is_opened_only_when_asked_for_and_never_guessed() {
     std::fs::write(&base, vec![9; usize::try_from(LEN).expect("small")]).expect("base");
     let path = dir.path().join("image.qcow2");
     create(&path, Some(("base.raw", "raw")));
-    let refused = |config: &DiskConfig| Qcow2Disk::open(config).err().expect("refused").to_string();
+    let refused = |config: &DiskConfig| Qcow2Disk::open(config).expect_err("refused").to_string();
     assert!(refused(&config(&path)).contains("use backing=on"));
     let trusting = DiskConfig {
         backing: true,
@@ -233,7 +233,7 @@ fn a_size_of_no_whole_blocks_is_refused_with_a_remedy() {
         block_size: Some(4096),
         ..config(&path)
     };
-    let error = Qcow2Disk::open(&blocks).err().expect("refused").to_string();
+    let error = Qcow2Disk::open(&blocks).expect_err("refused").to_string();
     assert!(
         error.contains("not a multiple of 4096; resize it"),
         "{error}"
@@ -246,8 +246,7 @@ fn what_is_no_qcow2_is_refused_by_name() {
     let path = dir.path().join("image");
     std::fs::write(&path, [0; 4096]).expect("file");
     let error = Qcow2Disk::open(&config(&path))
-        .err()
-        .expect("refused")
+        .expect_err("refused")
         .to_string();
     assert!(
         error.contains("open as qcow2") && error.contains("image"),
@@ -264,7 +263,7 @@ fn what_is_no_qcow2_is_refused_by_name() {
         (readonly, "it is a pipe"),
         (config(dir.path()), "it is a directory"),
     ] {
-        let error = Qcow2Disk::open(&config).err().expect("refused").to_string();
+        let error = Qcow2Disk::open(&config).expect_err("refused").to_string();
         assert!(error.contains(what), "{error}");
     }
 }

@@ -5,9 +5,11 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use super::MAX_NAME;
+use crate::kind::ErrorKind;
 
 /// Why a TAP interface can't be used. The messages say what to do about it.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TapError {
     /// The tun driver is not there or not ours to open.
     #[error(
@@ -72,6 +74,14 @@ pub enum TapError {
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+impl TapError {
+    /// Returns [`ErrorKind::Network`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Network
+    }
 }
 
 /// An operation on the interface `name` that has no error of its own.

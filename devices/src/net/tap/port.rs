@@ -5,13 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::Header;
 use zerocopy::IntoBytes;
 
 use super::sends::Sends;
 use crate::log;
-use crate::net::buffers::{self, Vectors};
+use crate::net::buffers::{GuestBuffers, Vectors};
 use crate::net::port::{FramePort, Refusal};
 use crate::pool::Lease;
 use crate::throttle::Throttle;
@@ -84,15 +83,15 @@ impl FramePort for TapPort {
         self.file.as_fd()
     }
 
-    fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
+    fn receive(&mut self, into: GuestBuffers<'_>) -> io::Result<Option<u64>> {
         let Some(gear) = self.gear.get_mut() else {
             return Ok(None);
         };
         let answer = gear
             .vectors
-            .read(self.file.as_fd(), into, &mut gear.spill)?;
+            .read(self.file.as_fd(), into.segments(), &mut gear.spill)?;
         let len = answer.and_then(|len| usize::try_from(len).ok());
-        self.spilled = len.map_or(0, |len| len.saturating_sub(buffers::total(into)));
+        self.spilled = len.map_or(0, |len| len.saturating_sub(into.len()));
         Ok(answer)
     }
 
@@ -101,9 +100,9 @@ impl FramePort for TapPort {
         spill.get(..self.spilled).unwrap_or_default()
     }
 
-    fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool> {
+    fn send(&mut self, header: &Header, frame: GuestBuffers<'_>) -> io::Result<bool> {
         if let Some(sends) = self.sends() {
-            sends.take(header, frame);
+            sends.take(header, frame.segments());
             return Ok(true);
         }
         // The header is the copy that was judged: the guest may have changed its own since.
@@ -112,7 +111,7 @@ impl FramePort for TapPort {
         };
         let written = gear
             .vectors
-            .write(self.file.as_fd(), header.as_bytes(), frame)?;
+            .write(self.file.as_fd(), header.as_bytes(), frame.segments())?;
         Ok(written.is_some())
     }
 

@@ -204,6 +204,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::net::buffers::GuestBuffers;
     use crate::net::port::FramePort;
     use crate::net::tap::port::{Gear, TapPort};
     use crate::pool::Pool;
@@ -308,12 +309,13 @@ mod tests {
                     let mut port = open();
                     let mut refused = Vec::new();
                     for frame in &frames {
-                        port.send(&header(round), frame).unwrap();
+                        port.send(&header(round), GuestBuffers::new(frame)).unwrap();
                     }
                     port.commit(&mut refused);
                     assert!(refused.is_empty());
                     // Its buffers are gone when the next port is opened.
-                    port.send(&header(9), &left_over).unwrap();
+                    let left_over = GuestBuffers::new(&left_over);
+                    port.send(&header(9), left_over).unwrap();
                 });
             });
             assert_eq!(arrived(&host), [(round, round, 60); 2]);

@@ -13,12 +13,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
-use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::feature::VERSION_1;
 use splitring_virtio::spec::net::{HEADER_SIZE, Header, ctrl, feature};
 use splitring_virtio::spec::pci::common as reg;
 use zerocopy::IntoBytes;
 
+use super::buffers::GuestBuffers;
 use super::port::{MOST_TAKEN, Refusal};
 use super::*;
 use crate::device::{Cause, Outcome, VirtioDevice};
@@ -90,9 +90,9 @@ impl FramePort for ListPort {
     fn fd(&self) -> BorrowedFd<'_> {
         self.ready.as_fd()
     }
-    fn receive(&mut self, into: &[Segment]) -> io::Result<Option<u64>> {
+    fn receive(&mut self, into: GuestBuffers<'_>) -> io::Result<Option<u64>> {
         assert!(
-            into.len() <= buffers::MAX_SEGMENTS,
+            into.segments().len() <= buffers::MAX_SEGMENTS,
             "more than the kernel takes"
         );
         let mut host = self.host.lock().unwrap();
@@ -109,20 +109,20 @@ impl FramePort for ListPort {
             ..Header::default()
         };
         self.last = [header.as_bytes(), &frame].concat();
-        buffers::copy_in(&[&self.last], into);
-        self.last.drain(..buffers::total(into).min(self.last.len()));
+        into.store(&[&self.last]);
+        self.last.drain(..into.len().min(self.last.len()));
         Ok(Some((HEADER_SIZE + frame.len()) as u64))
     }
     fn rest(&self) -> &[u8] {
         &self.last
     }
-    fn send(&mut self, header: &Header, frame: &[Segment]) -> io::Result<bool> {
+    fn send(&mut self, header: &Header, frame: GuestBuffers<'_>) -> io::Result<bool> {
         let mut host = self.host.lock().unwrap();
         if host.full {
             return Ok(false);
         }
-        let mut bytes = vec![0; buffers::total(frame)];
-        buffers::copy_out(frame, &mut bytes);
+        let mut bytes = vec![0; frame.len()];
+        frame.fetch(&mut bytes);
         if host.refuses.is_some() {
             self.taken.push((*header, bytes));
         } else {

@@ -152,10 +152,7 @@ fn sense_data_follows_the_format_bit() {
 #[test]
 fn removable_media_go_and_come() {
     const NO_MEDIUM: [u8; 3] = [2, 0x3a, 0];
-    let config = UnitConfig {
-        removable: true,
-        ..UnitConfig::new("disk")
-    };
+    let config = UnitConfig::new("disk").removable(true);
     let mut unit = Unit::new(Image::default(), config);
     assert_eq!(
         unit.guest

@@ -81,7 +81,7 @@ fn writethrough_and_discard_keys_show_in_the_geometry() {
 fn the_same_image_is_not_opened_twice_for_writing() {
     let mut scratch = Scratch::new(LEN);
     let first = scratch.open().expect("image");
-    let error = scratch.open().err().expect("locked").to_string();
+    let error = scratch.open().expect_err("locked").to_string();
     assert!(
         error.contains("in use") && error.contains("share=on"),
         "{error}"
@@ -114,7 +114,7 @@ fn an_image_of_no_whole_blocks_is_cut_to_those_it_has() {
         block_size: Some(4096),
         ..small.config.clone()
     };
-    let refused = RawDisk::open(&config, 1, 1).err().expect("refused");
+    let refused = RawDisk::open(&config, 1, 1).expect_err("refused");
     assert!(
         refused
             .to_string()
@@ -130,7 +130,7 @@ fn o_direct_on_a_file_system_without_it_is_refused_with_a_remedy() {
         readonly: true,
         ..DiskConfig::new("/proc/version")
     };
-    let error = RawDisk::open(&config, 1, 1).err().expect("refused");
+    let error = RawDisk::open(&config, 1, 1).expect_err("refused");
     let wanted =
         "cannot use /proc/version as a disk: its file system has no O_DIRECT; use direct=off";
     assert_eq!(error.to_string(), wanted);
@@ -152,8 +152,7 @@ fn what_can_not_be_a_disk_is_refused_with_its_name_and_a_remedy() {
     ];
     for (path, wanted) in cases {
         let error = RawDisk::open(&DiskConfig::new(&path), 1, 1)
-            .err()
-            .expect("refused")
+            .expect_err("refused")
             .to_string();
         assert!(
             error.contains(wanted) && error.contains(&path.display().to_string()),
