@@ -356,7 +356,9 @@ impl Worker {
 /// returns `Ok`, nothing of these workers runs or writes guest memory, and no descriptor or timer of theirs is looked
 /// at, until [`Worker::resume`]. What the driver makes available meanwhile stays in the rings. A task that is added to
 /// a paused worker is paused, too; one can be stopped in a pause. To be called when the vCPUs stand still: one of them
-/// may be waiting for a worker. Pausing a paused worker is no error.
+/// may be waiting for a worker. Pausing a paused worker is no error. Requests that an earlier reset gave up because the
+/// host did not answer (see [`DiskQueue::drain`](crate::disk::DiskQueue::drain)) belong to no task any more and are not
+/// waited for.
 ///
 /// # Errors
 /// Requests did not complete within `limit`, or somebody set `cancelled` or resumed a worker meanwhile, or one has
