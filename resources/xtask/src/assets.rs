@@ -6,6 +6,7 @@
 pub(crate) mod suites;
 
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -102,7 +103,7 @@ impl Cache {
         self.asset(&format!("packages/{package}"), &what, |into| {
             let scratch = self.scratch("apt-")?;
             let archive = self.download(package, scratch.path())?;
-            run(Command::new("dpkg").arg("-x").arg(&archive).arg(into))
+            unpack(&archive, into)
         })
     }
 
@@ -131,7 +132,7 @@ impl Cache {
             for package in packages {
                 let scratch = self.scratch("apt-")?;
                 let archive = apt.download(package, scratch.path())?;
-                run(Command::new("dpkg").arg("-x").arg(&archive).arg(into))?;
+                unpack(&archive, into)?;
             }
             Ok(())
         })
@@ -154,7 +155,7 @@ impl Cache {
         };
         run(own.command("apt-get").arg("update")).context("cannot update the package lists")?;
         own.download(package, into).with_context(|| {
-            format!("cannot download the Debian package {package}; this needs Debian 12's package sources and the network, once")
+            format!("cannot download the Debian package {package}; this needs Debian's package sources and the network, once")
         })
     }
 }
@@ -241,6 +242,19 @@ impl Apt {
             .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
             .with_context(|| format!("apt-get download {image} left no package behind"))
     }
+}
+
+/// Unpacks a package. Debian 13 has all programs and libraries below `usr`, and so has the directory then, with links
+/// at the old places.
+fn unpack(archive: &Path, into: &Path) -> Result<()> {
+    run(Command::new("dpkg").arg("-x").arg(archive).arg(into))?;
+    for name in ["bin", "lib", "sbin"] {
+        let (old, new) = (into.join(name), Path::new("usr").join(name));
+        if !old.exists() && into.join(&new).exists() {
+            symlink(&new, &old).with_context(|| format!("cannot make {}", old.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs a helper program quietly; its error output becomes the error.
