@@ -2,15 +2,16 @@
 //!
 //! The page cache would be less code, but mixing it with O_DIRECT loses data: a cached write of one sector writes its
 //! whole block back over sectors that went around the cache meanwhile. So a block that a guest writes in part is
-//! read, patched and written here under a lock. Whole blocks need no lock: overlapping one with a partial write that
-//! is in flight is undefined for the guest too.
+//! read, patched and written here, with a lock on it that keeps all other writers away (`spans`).
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::handle::Handle;
-use super::image::Image;
+use super::image::{Align, Image};
+use super::spans::Access;
 use super::transfer::Transfer;
 use super::{IoFault, SECTOR};
 
@@ -28,6 +29,15 @@ pub(super) fn fits(image: &Image, transfer: &Transfer, offset: u64) -> bool {
 fn in_blocks(image: &Image, offset: u64, len: u64) -> bool {
     let align = u64::from(image.align.offset);
     offset.is_multiple_of(align) && len.is_multiple_of(align)
+}
+
+/// The blocks of the host's that a span touches.
+fn blocks_around(image: &Image, span: Range<u64>) -> Range<u64> {
+    let align = u64::from(image.align.offset).max(SECTOR);
+    let start = span
+        .start
+        .saturating_sub(span.start.checked_rem(align).unwrap_or(0));
+    start..span.end.checked_next_multiple_of(align).unwrap_or(u64::MAX)
 }
 
 /// Reads what `fits` refused.
@@ -52,13 +62,16 @@ pub(super) fn write(
     offset: u64,
     fua: bool,
 ) -> Result<(), IoFault> {
-    let partial = !in_blocks(image, transfer.position(offset), transfer.left());
-    let _lock = partial.then(|| {
-        image
-            .partial_writes
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    });
+    let span = transfer.span(offset);
+    let _lock = if in_blocks(image, span.start, transfer.left()) {
+        image.share(span)
+    } else {
+        Some(
+            image
+                .spans
+                .lock(blocks_around(image, span), Access::Exclusive),
+        )
+    };
     let mut buffer = Aligned::new(image);
     let mut at = transfer.position(offset);
     while transfer.left() > 0 {
@@ -80,10 +93,16 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Reads one aligned block, to see whether O_DIRECT takes that alignment.
-pub(super) fn probe_read(file: &File, align: u32) -> io::Result<()> {
-    let mut buffer = Aligned::with(align, u64::from(align));
-    file.read_at(buffer.get(u64::from(align)), 0).map(|_| ())
+/// Reads whole blocks from the start of a file, `len` bytes of them or what the file has.
+pub(super) fn read_head(file: &File, align: Align, len: usize) -> io::Result<Vec<u8>> {
+    let len = u64::try_from(len).unwrap_or(u64::MAX);
+    let blocks = len.checked_next_multiple_of(u64::from(align.offset));
+    let blocks = blocks.ok_or(io::ErrorKind::InvalidInput)?;
+    let mut buffer = Aligned::with(align.memory.max(align.offset), blocks);
+    let count = file.read_at(buffer.get(blocks), 0)?;
+    let mut head = buffer.get(blocks).to_vec();
+    head.truncate(count);
+    Ok(head)
 }
 
 /// The whole blocks around the next piece of a transfer.

@@ -49,7 +49,8 @@ pub struct DiskConfig {
     /// Let the guest free blocks of the image.
     #[serde(default = "on")]
     pub discard: bool,
-    /// Logical block size the guest sees: 512 or 4096; default what the host's alignment asks for.
+    /// Logical block size the guest sees: 512 or 4096; default what the image's partition table has, without one 512 for
+    /// files and the device's own for block devices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<u32>,
     /// Requests a second at most.
@@ -126,7 +127,7 @@ pub const DISK_KEYS: &[(&str, &str)] = &[
     ),
     (
         "block-size",
-        "logical block the guest sees, 512 or 4096 [what the host's alignment asks for]",
+        "logical block the guest sees, 512 or 4096 [as the image's partition table; else 512, or the device's own]",
     ),
     ("iops", "most requests a second [no limit]"),
     ("bandwidth", "most bytes a second, as 10M or 1G [no limit]"),

@@ -4,10 +4,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
@@ -16,7 +17,9 @@ use super::config::{Cache, DiskConfig};
 use super::flush::{Flushes, Mark};
 use super::lock::{self, Use};
 use super::opening::{self, Access};
+use super::partition;
 use super::range::Refused;
+use super::spans::{self, Access as Lock, Spans};
 use super::{DiskError, Extent, Geometry, ImageId, IoFault, RangeLimits, SECTOR};
 
 /// What file systems and page caches work in.
@@ -57,8 +60,8 @@ pub(super) struct Image {
     flushes: Flushes,
     /// What the host turned out not to do, found out on the way.
     pub(super) refused: Refused,
-    /// Held over read-modify-write of blocks that a guest writes in part, see `bounce`.
-    pub(super) partial_writes: Mutex<()>,
+    /// Held over writes of blocks that may be written in part, see `bounce`.
+    pub(super) spans: Arc<Spans>,
 }
 
 /// What the host asks of transfers; 1 where it asks nothing.
@@ -74,6 +77,8 @@ pub(super) struct Align {
 #[derive(Clone, Copy, Debug)]
 struct Blocks {
     logical: u32,
+    /// The smallest the host takes.
+    host: u32,
     physical: u32,
     alignment_offset: u32,
     min_io: u32,
@@ -123,7 +128,7 @@ impl Image {
                 offset: 1,
             }
         };
-        let blocks = Blocks::new(config, &meta, align, limits)?;
+        let blocks = Blocks::new(config, &file, &meta, align, limits);
         let mut image = Self {
             in_memory: !block_device && lives_in_memory(&file),
             discard: None,
@@ -134,7 +139,7 @@ impl Image {
             direct: config.direct,
             flushes: Flushes::default(),
             refused: Refused::default(),
-            partial_writes: Mutex::new(()),
+            spans: Arc::default(),
             path,
             handed_over: true,
             intent,
@@ -153,7 +158,7 @@ impl Image {
         Ok(image)
     }
 
-    /// Asks the host for the size again and takes it over, cut to whole logical blocks.
+    /// Asks the host for the size again and takes it over, cut to whole blocks, the guest's and the host's.
     pub(super) fn rescan(&self) -> Result<Geometry, DiskError> {
         // Block devices have no size in their metadata; seeking works on both, and nobody uses the file position.
         let size = (&self.file)
@@ -163,7 +168,7 @@ impl Image {
                 path: self.path.clone(),
                 source,
             })?;
-        let block = u64::from(self.blocks.logical);
+        let block = u64::from(self.blocks.logical.max(self.align.offset));
         let whole = size
             .checked_next_multiple_of(block)
             .filter(|rounded| *rounded == size);
@@ -216,6 +221,30 @@ impl Image {
     /// Whether `WriteZeroes` may free ranges, and the host can.
     pub(super) fn zeroes_unmap(&self) -> bool {
         self.zeroes_unmap
+    }
+
+    /// The smallest block that a block device discards or zeroes.
+    pub(super) fn device_block(&self) -> u64 {
+        u64::from(self.blocks.host)
+    }
+
+    /// Whether sectors may be smaller than the blocks that can be written, so that blocks are patched.
+    fn is_patched(&self) -> bool {
+        self.direct && u64::from(self.align.offset) > SECTOR
+    }
+
+    /// Keeps patches away from whole blocks that are going to be written; blocks until none is under way.
+    pub(super) fn share(&self, span: Range<u64>) -> Option<spans::Guard> {
+        self.is_patched()
+            .then(|| self.spans.lock(span, Lock::Shared))
+    }
+
+    /// As [`Self::share`], without blocking: `Err` if it would.
+    pub(super) fn try_share(&self, span: Range<u64>) -> Result<Option<spans::Guard>, ()> {
+        if !self.is_patched() {
+            return Ok(None);
+        }
+        self.spans.try_lock(span, Lock::Shared).map(Some).ok_or(())
     }
 
     /// Whether there is storage behind `offset`, and up to where. The file position is nobody's, so it may be moved.
@@ -308,7 +337,7 @@ impl Image {
             return Some(RangeLimits {
                 granularity: u32::try_from(granularity)
                     .unwrap_or(PAGE)
-                    .max(self.blocks.logical),
+                    .max(self.blocks.logical.max(self.blocks.host)),
                 max: max.min(FILE_DISCARD_MAX),
             });
         }
@@ -335,28 +364,34 @@ impl Image {
 }
 
 impl Blocks {
+    /// What `limits` of a block device, the alignment for O_DIRECT and the image's partition table say. The guest's
+    /// block may be smaller than the host's: through the page cache the kernel patches larger ones, around it `bounce`.
     fn new(
         config: &DiskConfig,
+        file: &File,
         meta: &fs::Metadata,
         align: Align,
         limits: impl Fn(&str) -> Option<u64>,
-    ) -> Result<Self, DiskError> {
+    ) -> Self {
         let limit = |name: &str| limits(name).and_then(|number| u32::try_from(number).ok());
         let sector = u32::try_from(SECTOR).unwrap_or(512);
-        // Below a device's own block only its page cache could write, and below O_DIRECT's not even that.
-        let least = limit("logical_block_size")
-            .unwrap_or(sector)
-            .max(align.offset)
-            .max(sector);
-        let logical = config.block_size.unwrap_or(least);
-        if logical < least && config.direct {
-            return Err(DiskError::Unusable {
-                path: config.path.clone(),
-                problem: format!(
-                    "block-size={logical} is below the {least} bytes O_DIRECT asks for here"
-                ),
-                remedy: "leave block-size out, or use direct=off",
-            });
+        let device = limit("logical_block_size");
+        let host = device.unwrap_or(sector).max(align.offset).max(sector);
+        let (logical, why) = match (config.block_size, device) {
+            (Some(block), _) => (block, "as block-size says"),
+            (None, _) if let Some(block) = partitioned_with(config, file, align) => {
+                (block, "as its partition table has them")
+            }
+            (None, Some(device)) => (device.max(sector), "as the device has them"),
+            (None, None) => (sector, "as files have them"),
+        };
+        if logical != host {
+            let path = config.path.display();
+            let cost = match logical < host {
+                true => "; smaller writes are read, patched and written",
+                false => "",
+            };
+            tracing::info!("{path}: blocks of {logical} bytes, {why}; the host's are {host}{cost}");
         }
         let native = limit("physical_block_size")
             .unwrap_or_else(|| u32::try_from(meta.blksize()).unwrap_or(PAGE));
@@ -366,15 +401,32 @@ impl Blocks {
         } else {
             PAGE
         };
-        Ok(Self {
+        let physical = physical.max(logical).max(host);
+        Self {
             logical,
-            physical: physical.max(logical),
+            host,
+            physical,
             alignment_offset: limit("../alignment_offset")
                 .and_then(|bytes| bytes.checked_div(logical))
                 .unwrap_or(0),
             min_io: limit("minimum_io_size").unwrap_or(physical).max(logical),
             opt_io: limit("optimal_io_size").unwrap_or(0),
-        })
+        }
+    }
+}
+
+/// The block size of the image's partition table, if it has one.
+fn partitioned_with(config: &DiskConfig, file: &File, align: Align) -> Option<u32> {
+    match super::bounce::read_head(file, align, partition::HEAD) {
+        Ok(head) => partition::block_size(&head),
+        // The guest may still be able to save what is behind.
+        Err(error) => {
+            tracing::warn!(
+                "{}: cannot look for a partition table: {error}; give block-size if it has one",
+                config.path.display()
+            );
+            None
+        }
     }
 }
 
@@ -402,16 +454,16 @@ fn direct_alignment(file: &File, device_block: Option<u64>) -> io::Result<Align>
             offset: block,
         });
     }
-    for align in [512, 1024, 2048, PAGE] {
-        match super::bounce::probe_read(file, align) {
+    for bytes in [512, 1024, 2048, PAGE] {
+        let align = Align {
+            memory: bytes,
+            offset: bytes,
+        };
+        // One block.
+        match super::bounce::read_head(file, align, 1) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(error) => return Err(error),
-            Ok(()) => {
-                return Ok(Align {
-                    memory: align,
-                    offset: align,
-                });
-            }
+            Ok(_) => return Ok(align),
         }
     }
     Err(io::Error::from_raw_os_error(libc::EINVAL))

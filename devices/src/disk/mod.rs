@@ -14,6 +14,7 @@
 mod blocking;
 mod bounce;
 mod cached;
+mod calls;
 pub mod config;
 #[cfg(any(test, feature = "doubles"))]
 pub mod doubles;
@@ -29,6 +30,7 @@ mod memory;
 pub mod metrics;
 mod null;
 mod opening;
+mod partition;
 #[cfg(test)]
 pub(crate) mod piped;
 mod plain;
@@ -38,6 +40,7 @@ mod range;
 mod raw;
 mod ring;
 mod share;
+mod spans;
 #[cfg(test)]
 mod testing;
 mod transfer;

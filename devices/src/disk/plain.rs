@@ -7,7 +7,7 @@ use super::handle::Handle;
 use super::immediate::Perform;
 use super::range::{self, Task};
 use super::transfer::{Reach, Transfer};
-use super::{DiskOp, IoFault, bounce};
+use super::{DiskOp, IoFault, calls};
 use crate::ram::Ram;
 
 pub(super) struct Plain {
@@ -33,51 +33,10 @@ impl Plain {
         }
         range::run(&self.image, &self.reach, task, offset, len)?;
         if fua || self.image.writethrough {
-            flush(&self.image)?;
+            calls::flush(&self.image)?;
         }
         Ok(0)
     }
-}
-
-/// Fills `transfer` from `offset` on.
-pub(super) fn read(image: &Handle, transfer: &mut Transfer, offset: u64) -> Result<(), IoFault> {
-    if bounce::fits(image, transfer, offset) {
-        transfer.read_at(image.file(), offset)
-    } else {
-        bounce::read(image, transfer, offset)
-    }
-}
-
-/// Stores `transfer` at `offset`; stable at the return if `fua`.
-pub(super) fn write(
-    image: &Handle,
-    transfer: &mut Transfer,
-    offset: u64,
-    fua: bool,
-) -> Result<(), IoFault> {
-    if !bounce::fits(image, transfer, offset) {
-        return bounce::write(image, transfer, offset, fua);
-    }
-    let mark = image.mark();
-    let written = transfer.write_at(image.file(), offset, fua);
-    if !fua {
-        return written;
-    }
-    written.inspect_err(|fault| image.sync_failed(*fault))?;
-    // Where queues share a description, another may have been told what this one should have been.
-    image.admit_sync(mark)
-}
-
-/// Makes all that was written stable.
-pub(super) fn flush(image: &Handle) -> Result<(), IoFault> {
-    image.admit_flush()?;
-    image
-        .file()
-        .sync_data()
-        .map_err(IoFault::from)
-        .inspect_err(|fault| image.sync_failed(*fault))?;
-    // Another queue may have been told of a loss meanwhile.
-    image.admit_flush()
 }
 
 impl Perform for Plain {
@@ -87,16 +46,16 @@ impl Perform for Plain {
             DiskOp::Read { offset, data } => {
                 self.transfer.load(data, &self.reach)?;
                 image.admit(offset, self.transfer.len(), false)?;
-                read(image, &mut self.transfer, offset)?;
+                calls::read(image, &mut self.transfer, offset)?;
                 Ok(self.transfer.len())
             }
             DiskOp::Write { offset, data, fua } => {
                 self.transfer.load(data, &self.reach)?;
                 image.admit(offset, self.transfer.len(), true)?;
-                write(image, &mut self.transfer, offset, fua || image.writethrough)?;
+                calls::write(image, &mut self.transfer, offset, fua || image.writethrough)?;
                 Ok(self.transfer.len())
             }
-            DiskOp::Flush => flush(image).map(|()| 0),
+            DiskOp::Flush => calls::flush(image).map(|()| 0),
             DiskOp::Discard { offset, len, fua } => self.range(Task::Discard, offset, len, fua),
             DiskOp::WriteZeroes {
                 offset,

@@ -19,6 +19,7 @@ use super::flush::Flushes;
 use super::immediate::Perform;
 use super::lock::Use;
 use super::opening::{self, Access};
+use super::partition;
 use super::transfer::{Reach, Transfer};
 use super::{Disk, DiskError, DiskOp, DiskQueue, Geometry, IoFault, RangeLimits};
 use crate::debug::opaque_debug;
@@ -65,7 +66,10 @@ impl Qcow2Disk {
     pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
         let image = open_layer(&config.path, config, !config.readonly, MAX_CHAIN)?;
         let capacity = image.size();
-        let block = config.block_size.unwrap_or(512);
+        let block = config
+            .block_size
+            .or_else(|| partitioned_with(&image))
+            .unwrap_or(512);
         if capacity == 0 || !capacity.is_multiple_of(u64::from(block)) {
             return Err(DiskError::Unusable {
                 path: config.path.clone(),
@@ -108,6 +112,13 @@ impl Qcow2Disk {
             geometry,
         })
     }
+}
+
+/// The block size of the image's partition table, if it has one that can be read.
+fn partitioned_with(image: &Layer) -> Option<u32> {
+    let mut head = [0; partition::HEAD];
+    image.read(&mut head[..], 0).ok()?;
+    partition::block_size(&head)
 }
 
 /// Opens one image of a chain with all that is below it.

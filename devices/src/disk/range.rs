@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::handle::Handle;
 use super::image::Image;
 use super::transfer::{Reach, Transfer};
-use super::{Data, IoFault, SECTOR, bounce};
+use super::{Data, IoFault, calls};
 
 /// Zeroes written at a time where the host has no call for it.
 const CHUNK: u64 = 1 << 20;
@@ -66,11 +66,14 @@ pub(super) fn run(
     offset: u64,
     len: u64,
 ) -> Result<(), IoFault> {
+    if let Task::Zero { .. } = task
+        && !fits(image, offset, len)
+    {
+        return zero_around_blocks(image, reach, task, offset, len);
+    }
     match fallocate_mode(image, task) {
         None => instead(image, reach, task, offset, len),
-        Some(mode) => match rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(image.file(), mode, offset, len)
-        }) {
+        Some(mode) => match allocate(image, mode, offset, len) {
             Ok(()) => Ok(()),
             Err(error) if refused(error.raw_os_error()) => {
                 note_refusal(image, task, error.raw_os_error());
@@ -79,6 +82,45 @@ pub(super) fn run(
             Err(error) => Err(IoFault::from_errno(error.raw_os_error())),
         },
     }
+}
+
+/// Whether fallocate(2) takes this range: of a block device, whole blocks only.
+pub(super) fn fits(image: &Image, offset: u64, len: u64) -> bool {
+    let block = image.device_block();
+    !image.block_device || (offset.is_multiple_of(block) && len.is_multiple_of(block))
+}
+
+/// Zeroes the whole blocks of a range as `task` says, and writes zeroes to what is in front and behind.
+fn zero_around_blocks(
+    image: &Handle,
+    reach: &Reach,
+    task: Task,
+    offset: u64,
+    len: u64,
+) -> Result<(), IoFault> {
+    let (blocks, end) = (whole_blocks(image, offset, len), offset.saturating_add(len));
+    let Some((start, count)) = blocks else {
+        return write_zeroes(image, reach, offset, len);
+    };
+    let behind = start.saturating_add(count);
+    write_zeroes(image, reach, offset, start.saturating_sub(offset))?;
+    run(image, reach, task, start, count)?;
+    write_zeroes(image, reach, behind, end.saturating_sub(behind))
+}
+
+/// First byte and length of the whole blocks of a block device's in a range, if there are any.
+fn whole_blocks(image: &Image, offset: u64, len: u64) -> Option<(u64, u64)> {
+    let block = image.device_block();
+    let end = offset.saturating_add(len);
+    let end = end.saturating_sub(end.checked_rem(block)?);
+    let start = offset.checked_next_multiple_of(block)?;
+    let count = end.checked_sub(start).filter(|count| *count > 0)?;
+    Some((start, count))
+}
+
+fn allocate(image: &Handle, mode: FallocateFlags, offset: u64, len: u64) -> Result<(), Errno> {
+    let _shared = image.share(offset..offset.saturating_add(len));
+    rustix::io::retry_on_intr(|| rustix::fs::fallocate(image.file(), mode, offset, len))
 }
 
 /// Whether an error of fallocate means that it can't do this, rather than that it failed.
@@ -135,13 +177,10 @@ fn discard_blocks(image: &Handle, offset: u64, len: u64) -> Result<(), IoFault> 
     if image.refused.discard.load(Ordering::Relaxed) {
         return Ok(());
     }
-    let block = u64::from(image.geometry().logical_block).max(SECTOR);
-    let end = offset.saturating_add(len);
-    let end = end.saturating_sub(end.checked_rem(block).unwrap_or(0));
-    let start = offset.checked_next_multiple_of(block).unwrap_or(end);
-    let Some(len) = end.checked_sub(start).filter(|len| *len > 0) else {
+    let Some((start, len)) = whole_blocks(image, offset, len) else {
         return Ok(());
     };
+    let _shared = image.share(start..start.saturating_add(len));
     match blkdiscard(image.file(), [start, len]) {
         Ok(()) => Ok(()),
         Err(Errno::OPNOTSUPP) => {
@@ -173,11 +212,7 @@ fn write_zeroes(image: &Handle, reach: &Reach, offset: u64, len: u64) -> Result<
         let count = left.min(CHUNK);
         zeroes.truncate(usize::try_from(count).unwrap_or(0));
         transfer.load(Data::Host(zeroes), reach)?;
-        if bounce::fits(image, &transfer, at) {
-            transfer.write_at(image.file(), at, false)?;
-        } else {
-            bounce::write(image, &mut transfer, at, false)?;
-        }
+        calls::write(image, &mut transfer, at, false)?;
         zeroes = transfer.clear().unwrap_or_default();
         at = at.saturating_add(count);
         left = left.saturating_sub(count);

@@ -30,6 +30,7 @@ use super::cached::Cached;
 use super::flush::Mark;
 use super::handle::Handle;
 use super::range::{self, Task};
+use super::spans::Guard;
 use super::transfer::{Reach, Transfer};
 use super::{Completion, DiskOp, DiskQueue, Full, IoFault};
 use crate::log;
@@ -76,6 +77,8 @@ struct Slot {
     mark: Mark,
     /// The blocking thread has it.
     offloaded: bool,
+    /// Keeps others from patching the blocks that it writes.
+    lock: Option<Guard>,
 }
 
 pub(super) struct RingQueue {
@@ -130,6 +133,7 @@ impl RingQueue {
             cancelled: false,
             mark: Mark::default(),
             offloaded: false,
+            lock: None,
         };
         Some(Self {
             images,
@@ -221,6 +225,7 @@ impl RingQueue {
     fn finish(&mut self, index: u16, result: Result<u64, IoFault>) {
         if let Some(slot) = self.slots.get_mut(usize::from(index)) {
             let buffer = slot.transfer.clear();
+            slot.lock = None;
             self.done.push(Completion {
                 tag: slot.tag,
                 result,

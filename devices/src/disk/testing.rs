@@ -12,7 +12,7 @@ use splitring_needs as needs;
 
 pub(in crate::disk) use fuse::{FSYNC, FuseFile, WRITE};
 
-/// Runs a program of the Debian package `mount`, with the privileges that it takes.
+/// Runs a program, with the privileges that it takes.
 fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(arguments).output();
     let output = output.map_err(|error| format!("{program}: {error}"))?;
@@ -37,12 +37,26 @@ pub(in crate::disk) struct Mounted(tempfile::TempDir);
 
 impl Mounted {
     pub(in crate::disk) fn new(kind: &str, options: &str) -> Option<Self> {
+        Self::of("test", kind, options)
+    }
+
+    /// What is on `device`, which is made into an ext4 first.
+    pub(in crate::disk) fn ext4(device: &Loop) -> Option<Self> {
+        let device = device.path().display().to_string();
+        if !needs::program("mkfs.ext4", "e2fsprogs") {
+            return None;
+        }
+        run("mkfs.ext4", &["-q", &device]).expect("a file system");
+        Self::of(&device, "ext4", "rw")
+    }
+
+    fn of(source: &str, kind: &str, options: &str) -> Option<Self> {
         if !may_mount() {
             return None;
         }
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().display().to_string();
-        let mounted = run("mount", &["-t", kind, "-o", options, "test", &path]);
+        let mounted = run("mount", &["-t", kind, "-o", options, source, &path]);
         mounted
             .inspect_err(|why| {
                 needs::lack(why);

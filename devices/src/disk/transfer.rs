@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 
 use splitring_virtio::mem::Segment;
@@ -175,6 +176,12 @@ impl Transfer {
     /// Where what is left begins on a disk, if the whole begins at `offset`.
     pub(super) fn position(&self, offset: u64) -> u64 {
         offset.saturating_add(self.len.saturating_sub(self.left))
+    }
+
+    /// Which bytes of a disk what is left covers, if the whole begins at `offset`.
+    pub(super) fn span(&self, offset: u64) -> Range<u64> {
+        let start = self.position(offset);
+        start..start.saturating_add(self.left)
     }
 
     /// What is left, for one system call. The memory stays valid as the type says.

@@ -23,7 +23,7 @@ struct Way {
     cached: bool,
 }
 
-const WAYS: [Way; 4] = [
+const WAYS: [Way; 6] = [
     Way {
         id: "ring",
         keys: |disk| disk.aio = Aio::Ring,
@@ -32,6 +32,16 @@ const WAYS: [Way; 4] = [
     Way {
         id: "plain",
         keys: |disk| disk.aio = Aio::Plain,
+        cached: true,
+    },
+    Way {
+        id: "ring4",
+        keys: |disk| (disk.aio, disk.queues) = (Aio::Ring, Some(4)),
+        cached: true,
+    },
+    Way {
+        id: "plain4",
+        keys: |disk| (disk.aio, disk.queues) = (Aio::Plain, Some(4)),
         cached: true,
     },
     Way {

@@ -267,3 +267,23 @@ fn what_is_no_qcow2_is_refused_by_name() {
         assert!(error.contains(what), "{error}");
     }
 }
+
+#[test]
+fn the_partition_table_says_how_large_blocks_are() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("image.qcow2");
+    create(&path, None);
+    let block = || {
+        let disk = Qcow2Disk::open(&config(&path)).expect("image");
+        disk.geometry().logical_block
+    };
+    assert_eq!(block(), 512);
+    let mut header = vec![0; 512];
+    header[..8].copy_from_slice(b"EFI PART");
+    header[24] = 1;
+    let disk = Qcow2Disk::open(&config(&path)).expect("image");
+    write(&disk, 4096, &header);
+    assert_eq!(run(&disk, DiskOp::Flush).result, Ok(0));
+    drop(disk);
+    assert_eq!(block(), 4096);
+}

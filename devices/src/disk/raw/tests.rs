@@ -1,5 +1,6 @@
 //! Raw images on this machine's file systems: what holds for one backend is asked of all that can be had here.
 
+mod blocks;
 mod lost;
 mod opening;
 mod ranges;

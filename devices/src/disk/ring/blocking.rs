@@ -9,7 +9,7 @@ use crate::disk::blocking::BlockingThread;
 use crate::disk::handle::Handle;
 use crate::disk::range::{self, Task};
 use crate::disk::transfer::{Reach, Transfer};
-use crate::disk::{IoFault, plain};
+use crate::disk::{IoFault, calls};
 use crate::log;
 
 /// A request with all it may touch: it may outlive the queue.
@@ -59,9 +59,9 @@ impl Job {
         let (image, transfer) = (&*self.image, &mut self.transfer);
         let at = self.offset;
         match self.what {
-            What::Step(Step::Read) => plain::read(image, transfer, at)?,
-            What::Step(Step::Write { fua }) => plain::write(image, transfer, at, fua)?,
-            What::Step(Step::Flush) => plain::flush(image)?,
+            What::Step(Step::Read) => calls::read(image, transfer, at)?,
+            What::Step(Step::Write { fua }) => calls::write(image, transfer, at, fua)?,
+            What::Step(Step::Flush) => calls::flush(image)?,
             What::Step(Step::Range { task, len, .. }) => {
                 range::run(image, &self.reach, task, at, len)?;
             }
@@ -89,6 +89,8 @@ impl RingQueue {
             what,
         };
         slot.offloaded = true;
+        // The thread takes it anew, and may want more of it.
+        slot.lock = None;
         match self.blocking_thread() {
             Some(blocking) => {
                 if let Err(job) = blocking.give(job) {

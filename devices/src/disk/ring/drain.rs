@@ -112,9 +112,11 @@ impl RingQueue {
             DRAIN_LIMIT.as_secs()
         );
         let free = std::mem::take(&mut self.free);
-        let slots = std::mem::take(&mut self.slots);
+        let mut slots = std::mem::take(&mut self.slots);
         let mut in_ring = false;
-        for (index, slot) in (0..).zip(&slots) {
+        for (index, slot) in (0..).zip(&mut slots) {
+            // What hangs may still be written, but nobody can wait for that.
+            slot.lock = None;
             if !free.contains(&index) {
                 in_ring |= !slot.offloaded;
                 self.done.push(Completion {

@@ -101,14 +101,30 @@ impl RingQueue {
             Step::Range { len: 0, .. } => Some(Ok(0)),
             Step::Read if !fits(slot) => return Next::Blocking(What::Step(slot.step)),
             Step::Write { .. } if !fits(slot) => return Next::Blocking(What::Step(slot.step)),
-            Step::Range { task, .. } if range::fallocate_mode(image, task).is_none() => {
+            Step::Range { task, len, .. }
+                if range::fallocate_mode(image, task).is_none()
+                    || !range::fits(image, slot.offset, len) =>
+            {
                 return Next::Blocking(What::Step(slot.step));
             }
             Step::Read => self.cached.read(image, &mut slot.transfer, slot.offset),
             Step::Write { fua: false } => self.cached.write(image, &mut slot.transfer, slot.offset),
             _ => None,
         };
-        at_once.map_or(Next::Ring, Next::Done)
+        if let Some(result) = at_once {
+            return Next::Done(result);
+        }
+        let span = match slot.step {
+            Step::Write { .. } => slot.transfer.span(slot.offset),
+            Step::Range { len, .. } => slot.offset..slot.offset.saturating_add(len),
+            Step::Read | Step::Flush => return Next::Ring,
+        };
+        match image.try_share(span) {
+            Ok(lock) => slot.lock = lock,
+            // Somebody patches a block of it: the thread waits for that.
+            Err(()) => return Next::Blocking(What::Step(slot.step)),
+        }
+        Next::Ring
     }
 
     /// The entry for what a slot does next.

@@ -1,6 +1,7 @@
 //! The life of a queue: its depth, its thread, its end.
 
 use super::*;
+use crate::disk::spans::{Access, Guard};
 
 #[test]
 fn a_queue_takes_no_more_than_its_depth_and_completes_all_of_it() {
@@ -161,6 +162,11 @@ fn images_in_memory_are_served_without_a_ring() {
     }
 }
 
+/// Keeps requests that patch blocks waiting where they are, on their blocking threads.
+fn alone(disk: &RawDisk) -> Guard {
+    disk.image.spans.lock(0..LEN, Access::Exclusive)
+}
+
 #[test]
 fn what_o_direct_refuses_holds_up_no_other_request() {
     let mut scratch = Scratch::new(LEN);
@@ -174,7 +180,7 @@ fn what_o_direct_refuses_holds_up_no_other_request() {
         fua: false,
     };
     // Part of a block: it is read, patched and written under this lock, so it stays where it is while that is held.
-    let held = disk.image.partial_writes.lock().expect("nobody's");
+    let held = alone(&disk);
     stream.queue.submit(1, write(100)).expect("room");
     stream.queue.commit();
     let flush = stream.queue.submit(2, DiskOp::Flush);
@@ -210,7 +216,7 @@ fn a_plain_request_that_waits_holds_up_only_its_own_queue() {
     }
     let mut stream = Stream::new(&disk);
     // What a slow medium does: this write waits for the lock on its own thread, while this one goes on.
-    let held = disk.image.partial_writes.lock().expect("nobody's");
+    let held = alone(&disk);
     let write = DiskOp::Write {
         offset: 0,
         data: Data::Host(vec![7; 100]),
@@ -262,7 +268,7 @@ fn a_drain_gives_up_what_has_not_begun_and_waits_for_the_rest() {
     };
     let image = Arc::clone(&disk.image);
     let mut stream = Stream::new(&disk);
-    let held = image.partial_writes.lock().expect("nobody's");
+    let held = image.spans.lock(0..LEN, Access::Exclusive);
     for tag in 1..=3 {
         let write = DiskOp::Write {
             offset: tag * 512,
@@ -307,7 +313,7 @@ fn a_disk_without_streams_of_its_own_holds_up_no_event_loop_either() {
         }
     };
     let mut stream = Stream::numbered(&disk, 1);
-    let held = disk.image.partial_writes.lock().expect("nobody's");
+    let held = alone(&disk);
     let write = DiskOp::Write {
         offset: 0,
         data: Data::Host(vec![7; 100]),
