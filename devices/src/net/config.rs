@@ -199,6 +199,21 @@ pub enum NetConfigError {
     /// passt's keys without passt.
     #[error("{0}= goes with passt only")]
     PasstOnly(&'static str),
+    /// Ports for a passt that is running already.
+    #[error(
+        "{key}= is for a passt that is started here; give the ports to the one that runs already when it is started \
+         (`passt {option} {ports}`), or leave {with}= out"
+    )]
+    Forwarding {
+        /// The key.
+        key: &'static str,
+        /// What it was given.
+        ports: String,
+        /// passt's own option for it.
+        option: &'static str,
+        /// The key that names the running passt.
+        with: &'static str,
+    },
     /// Not in [`MTU_RANGE`].
     #[error("mtu={0} is out of range; it must be 68 to 65535")]
     Mtu(u16),
@@ -311,6 +326,7 @@ impl NetConfig {
     /// # Errors
     /// The first contradiction.
     pub fn validate_card(&self) -> Result<(), NetConfigError> {
+        self.check_forwarding()?;
         if let Some(mtu) = self.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
             return Err(NetConfigError::Mtu(mtu));
         }
@@ -336,6 +352,28 @@ impl NetConfig {
         match self.mac {
             Some(mac) if !mac.is_unicast() => Err(NetConfigError::Mac(mac)),
             _ => Ok(()),
+        }
+    }
+
+    /// Ports reach only a passt that is started here.
+    fn check_forwarding(&self) -> Result<(), NetConfigError> {
+        let running = match (&self.socket, self.fd.is_empty()) {
+            (Some(_), _) => "socket",
+            (None, false) => "fd",
+            (None, true) => return Ok(()),
+        };
+        let forwards = [("tcp", "-t", &self.tcp), ("udp", "-u", &self.udp)];
+        match forwards
+            .iter()
+            .find_map(|(key, option, ports)| Some((key, option, ports.as_ref()?)))
+        {
+            None => Ok(()),
+            Some((key, option, ports)) => Err(NetConfigError::Forwarding {
+                key,
+                ports: ports.clone(),
+                option,
+                with: running,
+            }),
         }
     }
 
@@ -464,6 +502,37 @@ mod tests {
         assert_eq!(passt.validate(), Ok(()));
         passt.socket = Some("/run/passt".into());
         assert_eq!(passt.validate(), Err(NetConfigError::PasstSocket));
+    }
+
+    #[test]
+    fn ports_for_a_passt_that_runs_already_are_refused_with_what_to_do() {
+        let passt = NetConfig {
+            passt: true,
+            tcp: Some("8080:80".into()),
+            ..NetConfig::default()
+        };
+        assert_eq!(passt.validate(), Ok(()), "one is started");
+        let cases = [
+            NetConfig {
+                socket: Some("/run/passt".into()),
+                ..passt.clone()
+            },
+            NetConfig {
+                fd: vec![9],
+                tcp: None,
+                udp: Some("53".into()),
+                ..passt
+            },
+        ];
+        let refusals = cases.map(|config| config.validate().unwrap_err().to_string());
+        for (refusal, parts) in refusals.iter().zip([
+            ["tcp=", "`passt -t 8080:80`", "leave socket= out"],
+            ["udp=", "`passt -u 53`", "leave fd= out"],
+        ]) {
+            for part in parts {
+                assert!(refusal.contains(part), "{refusal}");
+            }
+        }
     }
 
     #[test]

@@ -229,6 +229,17 @@ const CASES: &[Case] = &[
         &["two devices have the id `a`"],
     ),
     case(
+        "ports for a passt that runs already",
+        &[
+            "--kernel",
+            "@kernel",
+            "--net",
+            "passt,socket=/run/passt,tcp=8080:80",
+        ],
+        USAGE,
+        &["net0", "tcp= is for a passt", "`passt -t 8080:80`"],
+    ),
+    case(
         "0 workers",
         &["--kernel", "@kernel", "--workers", "0"],
         USAGE,
