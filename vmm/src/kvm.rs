@@ -168,20 +168,19 @@ impl Host {
 }
 
 /// The default routing: every pin of the I/O APIC under its own number, and no PIC.
-fn pin_routes() -> Vec<kvm_irq_routing_entry> {
-    (0..IOAPIC_PINS)
-        .map(|pin| kvm_irq_routing_entry {
-            gsi: pin,
-            type_: KVM_IRQ_ROUTING_IRQCHIP,
-            u: kvm_irq_routing_entry__bindgen_ty_1 {
-                irqchip: kvm_irq_routing_irqchip {
-                    irqchip: KVM_IRQCHIP_IOAPIC,
-                    pin,
-                },
+fn pin_routes() -> Routes {
+    let pins = (0..IOAPIC_PINS).map(|pin| kvm_irq_routing_entry {
+        gsi: pin,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            irqchip: kvm_irq_routing_irqchip {
+                irqchip: KVM_IRQCHIP_IOAPIC,
+                pin,
             },
-            ..Default::default()
-        })
-        .collect()
+        },
+        ..Default::default()
+    });
+    Routes(pins.collect())
 }
 
 /// One virtual machine; clones are the same machine.
@@ -195,8 +194,7 @@ struct Shared {
 
 struct Interrupts {
     gsis: IdAllocator,
-    /// KVM replaces the whole table at a time; this is the copy that is edited.
-    routes: Vec<kvm_irq_routing_entry>,
+    routes: Routes,
     /// Whether KVM wants to know which function sent a message.
     requester: bool,
 }
@@ -341,69 +339,84 @@ impl MsiLine for MessageLine {
     /// The table goes to KVM only if the message is news to it.
     fn route(&self, message: MsiMessage) -> Result<(), WiringError> {
         let mut interrupts = self.vm.interrupts();
-        let entry = interrupts.message(self.gsi, message);
-        if !interrupts.replace(entry) {
-            return Ok(());
-        }
-        let operation = format!("route message interrupt {}", self.gsi);
-        match KvmIrqRouting::from_entries(&interrupts.routes) {
-            Ok(table) => self
-                .vm
+        let entry = message_entry(self.gsi, message, interrupts.requester);
+        let operation = || format!("route message interrupt {}", self.gsi);
+        interrupts.routes.change(entry, |routes| {
+            let table = KvmIrqRouting::from_entries(routes).map_err(|_| {
+                WiringError::new(operation(), io::Error::other("the routing table is full"))
+            })?;
+            self.vm
                 .fd
                 .set_gsi_routing(&table)
-                .map_err(unwired(operation)),
-            Err(_) => Err(WiringError::new(
-                operation,
-                io::Error::other("the routing table is full"),
-            )),
-        }
+                .map_err(unwired(operation()))
+        })
     }
 }
 
-impl Interrupts {
-    fn message(&self, gsi: u32, wanted: MsiMessage) -> kvm_irq_routing_entry {
-        let MsiMessage {
-            address,
-            data,
-            requester,
-        } = wanted;
-        let mut message = kvm_irq_routing_msi {
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "the low half is what this field holds"
-            )]
-            address_lo: address as u32,
-            address_hi: u32::try_from(address >> 32).unwrap_or(u32::MAX),
-            data,
-            ..Default::default()
-        };
-        let mut flags = 0;
-        if self.requester {
-            message.__bindgen_anon_1.devid = u32::from(requester);
-            flags = KVM_MSI_VALID_DEVID;
+/// `name_requester` is whether KVM wants to know which function sends the message.
+fn message_entry(gsi: u32, wanted: MsiMessage, name_requester: bool) -> kvm_irq_routing_entry {
+    let MsiMessage {
+        address,
+        data,
+        requester,
+    } = wanted;
+    let mut message = kvm_irq_routing_msi {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the low half is what this field holds"
+        )]
+        address_lo: address as u32,
+        address_hi: u32::try_from(address >> 32).unwrap_or(u32::MAX),
+        data,
+        ..Default::default()
+    };
+    let mut flags = 0;
+    if name_requester {
+        message.__bindgen_anon_1.devid = u32::from(requester);
+        flags = KVM_MSI_VALID_DEVID;
+    }
+    kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        flags,
+        u: kvm_irq_routing_entry__bindgen_ty_1 { msi: message },
+        ..Default::default()
+    }
+}
+
+/// The routing table as KVM has it. KVM replaces the whole table at a time.
+struct Routes(Vec<kvm_irq_routing_entry>);
+
+impl Routes {
+    /// Puts `entry` in its GSI's place and has `give` give the table to KVM; not if the entry is there already. What KVM
+    /// refuses is not kept, so the same message is sent again the next time.
+    fn change<E>(
+        &mut self,
+        entry: kvm_irq_routing_entry,
+        give: impl FnOnce(&[kvm_irq_routing_entry]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let place = self.0.iter().position(|route| route.gsi == entry.gsi);
+        let old = place.and_then(|place| self.0.get(place).copied());
+        if old.is_some_and(|old| same_message(&old, &entry)) {
+            return Ok(());
         }
-        kvm_irq_routing_entry {
-            gsi,
-            type_: KVM_IRQ_ROUTING_MSI,
-            flags,
-            u: kvm_irq_routing_entry__bindgen_ty_1 { msi: message },
-            ..Default::default()
+        match place.and_then(|place| self.0.get_mut(place)) {
+            Some(route) => *route = entry,
+            None => self.0.push(entry),
         }
+        let given = give(&self.0);
+        if given.is_err() {
+            match (old, place.and_then(|place| self.0.get_mut(place))) {
+                (Some(old), Some(route)) => *route = old,
+                _ => _ = self.0.pop(),
+            }
+        }
+        given
     }
 
-    /// Puts `entry` in its GSI's place; false if it was there already.
-    fn replace(&mut self, entry: kvm_irq_routing_entry) -> bool {
-        match self.routes.iter_mut().find(|route| route.gsi == entry.gsi) {
-            Some(route) if same_message(route, &entry) => false,
-            Some(route) => {
-                *route = entry;
-                true
-            }
-            None => {
-                self.routes.push(entry);
-                true
-            }
-        }
+    /// Forgets the entry of `gsi`; KVM does with the next change.
+    fn remove(&mut self, gsi: u32) {
+        self.0.retain(|route| route.gsi != gsi);
     }
 }
 
@@ -421,7 +434,7 @@ impl Drop for MessageLine {
             tracing::warn!(gsi = self.gsi, %error, "cannot unbind a message interrupt");
         }
         let mut interrupts = self.vm.interrupts();
-        interrupts.routes.retain(|route| route.gsi != self.gsi);
+        interrupts.routes.remove(self.gsi);
         if interrupts.gsis.free_id(self.gsi).is_err() {
             tracing::warn!(gsi = self.gsi, "a message interrupt was given back twice");
         }
@@ -491,4 +504,53 @@ pub(crate) fn port_access(vcpu: &mut VcpuFd) -> Option<PortAccess<'_>> {
         size,
         direction,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(gsi: u32, data: u32) -> kvm_irq_routing_entry {
+        let wanted = MsiMessage {
+            address: 0xfee0_0000,
+            data,
+            requester: 8,
+        };
+        message_entry(gsi, wanted, true)
+    }
+
+    /// The data of the messages in a table.
+    fn sent(routes: &[kvm_irq_routing_entry]) -> Vec<u32> {
+        let messages = routes.iter().filter(|it| it.type_ == KVM_IRQ_ROUTING_MSI);
+        // SAFETY: entries of this type were made by `message`, which writes this member whole.
+        messages.map(|it| unsafe { it.u.msi.data }).collect()
+    }
+
+    #[test]
+    fn a_message_that_kvm_refused_is_not_known_and_sent_again() {
+        let mut routes = pin_routes();
+        // A new entry, and a changed one.
+        for (known, data) in [(vec![], 1), (vec![1], 2)] {
+            for _ in 0..2 {
+                let mut table = Vec::new();
+                let refused = routes.change(message(30, data), |routes| {
+                    table = sent(routes);
+                    Err("no memory")
+                });
+                assert_eq!((refused, &table), (Err("no memory"), &vec![data]));
+                assert_eq!(sent(&routes.0), known);
+            }
+            let mut asked = 0;
+            for _ in 0..2 {
+                let taken = routes.change(message(30, data), |_| {
+                    asked += 1;
+                    Ok::<(), ()>(())
+                });
+                assert_eq!(taken, Ok(()));
+            }
+            assert_eq!(asked, 1, "what KVM has is not sent again");
+        }
+        routes.remove(30);
+        assert_eq!(routes.0.len(), IOAPIC_PINS as usize);
+    }
 }
