@@ -1,0 +1,400 @@
+//! No circular imports between the files of a crate: what a file needs can be read without reading the file itself
+//! again. Contracts are therefore leaves, and a parent that composes its children has nothing that they need.
+//!
+//! What counts as an import of file B by file A is what a reader has to look up:
+//! - a `use` in A of an item that B defines, or a path or a macro call in A's code that leads to one;
+//! - through a re-export it is the file that defines the item, not the one that passes it on;
+//! - a re-export (`pub use`, `pub(crate) use`) is no import unless the file uses the name itself; neither are a `mod`
+//!   declaration, nor a module's name at the beginning of a path;
+//! - what only tests see (`#[cfg(test)]`) is left out.
+//!
+//! There are tools, but with another rule. `cargo modules dependencies --acyclic` and `cargo cycles` count a parent's
+//! `mod` declaration as a dependency on its child, so that every `use super::…` is a cycle. The latter does not see
+//! paths outside of `use`, nor follow a re-export, and includes tests; the former needs a rust-analyzer's build of the
+//! crate.
+//!
+//! Tier: quick.
+
+mod imports;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+
+use imports::{Folder, Imports, Sources, imports};
+
+/// The crates, by the folder of their sources and the root file in it.
+const ROOTS: [(&str, &str); 5] = [
+    ("virtio/src", "lib.rs"),
+    ("devices/src", "lib.rs"),
+    ("arch/src", "lib.rs"),
+    ("vmm/src", "lib.rs"),
+    ("vmm/cli/src", "main.rs"),
+];
+
+/// The files that still are in a cycle. This may only become shorter.
+const KNOWN: &[(&str, &[&str])] = &[
+    ("virtio/src", &["device/config.rs", "device/queue.rs"]),
+    (
+        "virtio/src",
+        &[
+            "driver/engine.rs",
+            "driver/open.rs",
+            "driver/piecewise.rs",
+            "driver/queue.rs",
+        ],
+    ),
+    ("devices/src", &["blk/queue.rs", "blk.rs"]),
+    ("devices/src", &["device.rs", "interrupt.rs"]),
+    (
+        "devices/src",
+        &[
+            "disk/blocking/queue.rs",
+            "disk/bounce.rs",
+            "disk/cached.rs",
+            "disk/handle.rs",
+            "disk/image.rs",
+            "disk/immediate.rs",
+            "disk/limits.rs",
+            "disk/mod.rs",
+            "disk/null.rs",
+            "disk/plain.rs",
+            "disk/qcow2.rs",
+            "disk/range.rs",
+            "disk/raw.rs",
+            "disk/ring/bind.rs",
+            "disk/ring/blocking.rs",
+            "disk/ring/prepare.rs",
+            "disk/ring/setup.rs",
+            "disk/ring.rs",
+            "disk/share.rs",
+            "disk/transfer.rs",
+        ],
+    ),
+    (
+        "devices/src",
+        &[
+            "net/backend.rs",
+            "net/passt.rs",
+            "net/receive.rs",
+            "net/tasks.rs",
+            "net/transmit.rs",
+            "net.rs",
+        ],
+    ),
+    ("devices/src", &["net/tap/error.rs", "net/tap.rs"]),
+    (
+        "devices/src",
+        &["pci/virtio/run.rs", "pci/virtio/window.rs", "pci/virtio.rs"],
+    ),
+    (
+        "devices/src",
+        &[
+            "scsi/admit.rs",
+            "scsi/backend.rs",
+            "scsi/config.rs",
+            "scsi/control.rs",
+            "scsi/events.rs",
+            "scsi/exec.rs",
+            "scsi/handle.rs",
+            "scsi/hub.rs",
+            "scsi/identity.rs",
+            "scsi/lock.rs",
+            "scsi/luns.rs",
+            "scsi/mode.rs",
+            "scsi/opened.rs",
+            "scsi/request.rs",
+            "scsi/requests/reply.rs",
+            "scsi/requests/task.rs",
+            "scsi/requests.rs",
+            "scsi/reserve/store.rs",
+            "scsi/reserving.rs",
+            "scsi/slot.rs",
+            "scsi/unit.rs",
+            "scsi.rs",
+        ],
+    ),
+    ("devices/src", &["scsi/cdb.rs", "scsi/table.rs"]),
+    ("devices/src", &["scsi/reserve/data.rs", "scsi/reserve.rs"]),
+    (
+        "devices/src",
+        &[
+            "worker/calls.rs",
+            "worker/drain.rs",
+            "worker/event_loop.rs",
+            "worker/pause.rs",
+            "worker/running.rs",
+            "worker.rs",
+        ],
+    ),
+    ("arch/src", &["x86_64/acpi/dsdt.rs", "x86_64/acpi/mod.rs"]),
+    (
+        "arch/src",
+        &[
+            "x86_64/kernel/elf.rs",
+            "x86_64/kernel/flat.rs",
+            "x86_64/kernel/mod.rs",
+            "x86_64/kernel/plan.rs",
+            "x86_64/kernel/unsaved.rs",
+        ],
+    ),
+    (
+        "vmm/src",
+        &[
+            "assemble/vcpus.rs",
+            "assemble.rs",
+            "attach.rs",
+            "control.rs",
+            "error.rs",
+            "events.rs",
+            "lifecycle.rs",
+            "machine.rs",
+            "resources.rs",
+            "state.rs",
+            "vcpu.rs",
+        ],
+    ),
+    ("vmm/src", &["host.rs", "kvm.rs"]),
+    ("vmm/src", &["selftest/mod.rs", "selftest/peer.rs"]),
+    (
+        "vmm/cli/src",
+        &[
+            "args.rs",
+            "check.rs",
+            "console.rs",
+            "main.rs",
+            "run.rs",
+            "selftest.rs",
+        ],
+    ),
+];
+
+/// The sets of two or more files that all import one another, directly or not.
+fn components(imports: &Imports) -> Vec<BTreeSet<&Path>> {
+    let reach: BTreeMap<&Path, BTreeSet<&Path>> = imports
+        .keys()
+        .map(|file| (file.as_path(), reachable(imports, file)))
+        .collect();
+    let mut found: Vec<BTreeSet<&Path>> = Vec::new();
+    for (file, reached) in &reach {
+        if !reached.contains(file) || found.iter().any(|it| it.contains(file)) {
+            continue;
+        }
+        let both = reached.iter().filter(|other| reach[*other].contains(file));
+        found.push(both.copied().collect());
+    }
+    found
+}
+
+fn reachable<'a>(imports: &'a Imports, from: &Path) -> BTreeSet<&'a Path> {
+    let mut found = BTreeSet::new();
+    let mut open = vec![from];
+    while let Some(file) = open.pop() {
+        for next in imports[file].keys() {
+            if found.insert(next.as_path()) {
+                open.push(next);
+            }
+        }
+    }
+    found
+}
+
+/// The shortest way from a file of the component back to itself.
+fn shortest_cycle<'a>(imports: &'a Imports, component: &BTreeSet<&'a Path>) -> Vec<&'a Path> {
+    let cycles = component.iter().filter_map(|start| {
+        let mut ways = VecDeque::from([vec![*start]]);
+        let mut seen = BTreeSet::new();
+        while let Some(way) = ways.pop_front() {
+            for next in imports[*way.last()?].keys() {
+                let mut way = way.clone();
+                way.push(next);
+                if next == start {
+                    return Some(way);
+                }
+                if seen.insert(next) {
+                    ways.push_back(way);
+                }
+            }
+        }
+        None
+    });
+    cycles.min_by_key(Vec::len).expect("a component has one")
+}
+
+/// A cycle as text, one import a line.
+fn description(imports: &Imports, cycle: &[&Path]) -> String {
+    let arrow = |pair: &[&Path]| {
+        let names: Vec<&str> = imports[pair[0]][pair[1]]
+            .iter()
+            .map(String::as_str)
+            .collect();
+        let (from, to) = (pair[0].display(), pair[1].display());
+        format!("  {from} imports {} from {to}\n", names.join(", "))
+    };
+    cycle.windows(2).map(arrow).collect()
+}
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("a workspace")
+}
+
+#[test]
+fn no_file_imports_itself_through_others() {
+    let mut failures = String::new();
+    let mut still_known = BTreeSet::new();
+    for (folder, root) in ROOTS {
+        let imports = imports(&Folder(workspace().join(folder)), root);
+        assert!(imports.len() > 1, "{folder} has more than one file");
+        let known: BTreeSet<&Path> = KNOWN
+            .iter()
+            .filter(|(of, _)| *of == folder)
+            .flat_map(|(_, files)| files.iter().map(Path::new))
+            .collect();
+        for component in components(&imports) {
+            if component.iter().all(|file| known.contains(file)) {
+                still_known.extend(component.iter().map(|file| (folder, file.to_path_buf())));
+                continue;
+            }
+            let cycle = shortest_cycle(&imports, &component);
+            failures.push_str(&format!(
+                "{folder}: {} files import one another: {component:?}\n{}",
+                component.len(),
+                description(&imports, &cycle)
+            ));
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+    let listed: BTreeSet<(&str, PathBuf)> = KNOWN
+        .iter()
+        .flat_map(|(of, files)| files.iter().map(|file| (*of, PathBuf::from(file))))
+        .collect();
+    let over: Vec<_> = listed.difference(&still_known).collect();
+    assert!(over.is_empty(), "no longer in a cycle, take off: {over:?}");
+}
+
+/// Files of a crate that exists in a test only.
+struct Texts(&'static [(&'static str, &'static str)]);
+
+impl Sources for Texts {
+    fn read(&self, path: &Path) -> Option<String> {
+        let (_, text) = self.0.iter().find(|(name, _)| Path::new(name) == path)?;
+        Some((*text).to_owned())
+    }
+}
+
+/// All imports between files, as "a -> b: names".
+fn arrows(files: &'static [(&'static str, &'static str)]) -> Vec<String> {
+    let mut arrows = Vec::new();
+    for (from, imported) in imports(&Texts(files), "lib.rs") {
+        for (to, names) in imported {
+            let names: Vec<String> = names.into_iter().collect();
+            arrows.push(format!(
+                "{} -> {}: {}",
+                from.display(),
+                to.display(),
+                names.join(" ")
+            ));
+        }
+    }
+    arrows
+}
+
+#[test]
+fn an_import_through_a_re_export_is_one_of_the_file_that_defines() {
+    let files = &[
+        (
+            "lib.rs",
+            "mod a; mod b; mod deep; pub use a::A as Renamed; pub use deep::*;",
+        ),
+        ("a.rs", "pub struct A;"),
+        (
+            "b.rs",
+            "use crate::{Renamed, Deep}; use super::deep::inner::{self, Deep as D};",
+        ),
+        ("deep/mod.rs", "pub mod inner; pub(crate) use inner::Deep;"),
+        ("deep/inner.rs", "pub enum Deep {}"),
+    ];
+    assert_eq!(
+        arrows(files),
+        ["b.rs -> a.rs: A", "b.rs -> deep/inner.rs: Deep"]
+    );
+}
+
+#[test]
+fn a_parent_that_uses_what_it_re_exports_imports_it() {
+    let files = &[
+        (
+            "lib.rs",
+            "mod a; pub use a::{A, B}; fn f(b: u8) -> A { A::new(b.B) }",
+        ),
+        ("a.rs", "pub struct A; pub struct B;"),
+    ];
+    assert_eq!(arrows(files), ["lib.rs -> a.rs: A"]);
+}
+
+#[test]
+fn paths_and_macros_in_code_are_imports() {
+    let files = &[
+        (
+            "lib.rs",
+            "macro_rules! shout { () => {} } mod a; mod b; mod c;",
+        ),
+        (
+            "a.rs",
+            "fn f() { shout!(); print!(\"{}\", super::b::B::default()); use crate::c::*; g() }",
+        ),
+        ("b.rs", "pub struct B;"),
+        (
+            "c.rs",
+            "use super::b; pub fn g() -> b::B { self::h() } fn h() {}",
+        ),
+    ];
+    assert_eq!(
+        arrows(files),
+        [
+            "a.rs -> b.rs: B",
+            "a.rs -> lib.rs: shout",
+            "c.rs -> b.rs: B"
+        ]
+    );
+}
+
+#[test]
+fn what_only_tests_see_is_no_import() {
+    let files = &[
+        (
+            "lib.rs",
+            "mod a; #[cfg(test)] mod tests; #[cfg(all(test, unix))] use a::A;",
+        ),
+        (
+            "a.rs",
+            "pub struct A; #[cfg(test)] mod tests { use crate::B; } #[cfg(not(test))] use crate::C;",
+        ),
+    ];
+    assert_eq!(arrows(files), Vec::<String>::new());
+    let imports = imports(&Texts(files), "lib.rs");
+    assert_eq!(imports.len(), 2);
+}
+
+#[test]
+fn a_cycle_is_found_and_its_shortest_way_is_told() {
+    let files = &[
+        ("lib.rs", "mod a; mod b; mod c; mod leaf; use a::A;"),
+        (
+            "a.rs",
+            "use crate::b::B; use crate::leaf::Leaf; pub struct A;",
+        ),
+        ("b.rs", "pub struct B(crate::c::C);"),
+        ("c.rs", "use crate::{a::A, b::B}; pub struct C;"),
+        ("leaf.rs", "pub struct Leaf;"),
+    ];
+    let imports = imports(&Texts(files), "lib.rs");
+    let found = components(&imports);
+    assert_eq!(found, [["a.rs", "b.rs", "c.rs"].map(Path::new).into()]);
+    let cycle = shortest_cycle(&imports, &found[0]);
+    assert_eq!(
+        description(&imports, &cycle),
+        "  b.rs imports C from c.rs\n  c.rs imports B from b.rs\n"
+    );
+}
