@@ -119,6 +119,9 @@ pub(crate) struct RunArgs {
     on_reboot: Option<Reboot>,
     #[arg(long, value_name = "TARGET[,policy=drop]", help = SERIAL)]
     serial: Option<OsString>,
+    /// Seconds a guest has to power off after SIGTERM before it is stopped; 0 stops it at once, as a second SIGTERM does
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub(crate) shutdown_timeout: u32,
     /// A random number generator [default: on]
     #[arg(long, value_name = "SWITCH")]
     rng: Option<Switch>,

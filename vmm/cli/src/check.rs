@@ -1,10 +1,13 @@
 //! `splitring check`: what this host can do, for people and for programs.
 
+use std::fmt::Write;
+
 use anyhow::Context;
 use splitring::host::{self, Outcome};
 
 use crate::Failure;
 use crate::args::{self, CheckArgs};
+use crate::streams::print;
 
 /// Exit code 0 if a stock kernel can run here and the configuration, if given, is valid and its files can be opened.
 pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
@@ -18,8 +21,9 @@ pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
             .with_context(|| format!("{} can't be started", path.display()))?;
     }
     let report = host::report();
+    let mut text = String::new();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        writeln!(text, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
         for found in &report.findings {
             let mark = match found.outcome {
@@ -27,19 +31,17 @@ pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
                 Outcome::Limited => "limited",
                 _ => "FAILED ",
             };
-            println!("{mark} {:<11} {}", found.name, found.detail);
+            writeln!(text, "{mark} {:<11} {}", found.name, found.detail)?;
             if !found.remedy.is_empty() {
-                println!("{:>20}{}", "", found.remedy);
+                writeln!(text, "{:>20}{}", "", found.remedy)?;
             }
         }
-        println!(
-            "{}",
-            if report.can_run {
-                "stock kernels run here"
-            } else {
-                "stock kernels do not run here"
-            }
-        );
+        text += if report.can_run {
+            "stock kernels run here\n"
+        } else {
+            "stock kernels do not run here\n"
+        };
     }
+    print(&text)?;
     Ok(u8::from(!report.can_run))
 }

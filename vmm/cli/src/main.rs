@@ -2,15 +2,20 @@
 //!
 //! Owns what belongs to a process and not to the library: arguments, log subscriber, terminal, exit codes.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)] // They panic where nobody reads: `streams` does not.
+
 mod args;
 mod check;
-mod console;
+mod crash;
 mod descriptors;
-mod footprint;
+mod keyboard;
 mod keyvalue;
 mod run;
 #[cfg(feature = "selftest")]
 mod selftest;
+mod session;
+mod signals;
+mod streams;
 mod terminal;
 
 use std::io::IsTerminal;
@@ -20,6 +25,7 @@ use clap::{CommandFactory, Parser};
 use splitring::ExitReason;
 
 use args::{Cli, Command};
+use streams::{Stderr, say};
 
 /// Why a command did not do what it was asked.
 pub(crate) enum Failure {
@@ -56,9 +62,9 @@ fn main() -> ExitCode {
         #[cfg(feature = "selftest")]
         Command::Selftest(args) => selftest::selftest(&args),
         Command::Completions { shell } => {
-            let mut command = Cli::command();
-            clap_complete::generate(shell, &mut command, "splitring", &mut std::io::stdout());
-            Ok(0)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "splitring", &mut script);
+            streams::print(&String::from_utf8_lossy(&script)).map(|()| 0)
         }
     };
     match done {
@@ -77,11 +83,11 @@ fn main() -> ExitCode {
 /// The chain of an error, each link once: the outermost on the first line, its causes indented below.
 fn complain(error: &anyhow::Error) {
     let mut said = error.to_string();
-    eprintln!("error: {said}");
+    say(&format!("error: {said}\n"));
     for cause in error.chain().skip(1).map(ToString::to_string) {
         // Many messages name their cause themselves.
         if !said.contains(&cause) {
-            eprintln!("  {cause}");
+            say(&format!("  {cause}\n"));
             said = cause;
         }
     }
@@ -97,7 +103,9 @@ fn subscribe(verbose: u8) {
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Stderr)
+        // It would say so on the standard error that can't be written.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(verbose > 1)
         .without_time()

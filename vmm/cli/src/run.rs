@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use splitring::config::VmConfig;
@@ -9,8 +10,10 @@ use splitring::scsi::ScsiHandle;
 use splitring::{Console, Error, ErrorKind, ExitReason, Machine, Resources};
 
 use crate::args::RunArgs;
-use crate::terminal::{RawMode, Signals};
-use crate::{Failure, console, descriptors, exit_code};
+use crate::session::Session;
+use crate::signals::Signals;
+use crate::streams::{print, say};
+use crate::{Failure, descriptors, exit_code};
 
 const CANNOT_START: &str = "cannot start the virtual machine";
 
@@ -18,29 +21,33 @@ const CANNOT_START: &str = "cannot start the virtual machine";
 pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     let config = args.config()?;
     if args.print_config {
-        print!("{}", config.to_toml()?);
-        return Ok(0);
+        return print(&config.to_toml()?).map(|()| 0);
     }
     config
         .validate()
         .context(CANNOT_START)
         .map_err(Failure::Usage)?;
-    // Before any thread is there, so that none of them is interrupted.
     let signals = Signals::take().context("cannot take over the termination signals")?;
-    let machine = start(config, args.any_kvm)?;
-    let end = {
-        let raw = RawMode::enter().context("cannot switch the terminal to raw mode")?;
-        console::serve(&machine, &signals, raw.is_some())?
-    };
+    let serial = config.serial.target.clone();
+    let console = Console::open(&config.serial).context(CANNOT_START)?;
+    if let Some(path) = console.pty_path() {
+        say(&format!("serial console: {}\n", path.display()));
+    }
+    let machine = start(config, console.clone(), args.any_kvm)?;
+    let timeout = Duration::from_secs(args.shutdown_timeout.into());
+    let end = Session::new(&machine, &console, &serial, signals, timeout)
+        .context("cannot switch the terminal to raw mode")?
+        .serve()?;
     machine.stop();
     if args.metrics {
-        print_metrics(&machine)?;
+        print_metrics(&machine, &console)?;
     }
     report(&end)
 }
 
-/// What happened, as one line of JSON: the exits, and what each disk's requests and each card's frames came to.
-fn print_metrics(machine: &Machine) -> Result<(), Failure> {
+/// What happened, as one line of JSON: the exits, what each disk's requests and each card's frames came to, and the
+/// bytes of the serial console's output that nobody got.
+fn print_metrics(machine: &Machine, console: &Console) -> Result<(), Failure> {
     let disks = machine.disks();
     let disks: BTreeMap<_, _> = disks
         .iter()
@@ -55,12 +62,13 @@ fn print_metrics(machine: &Machine) -> Result<(), Failure> {
         .filter_map(|net| net.id().zip(net.totals()))
         .collect();
     metrics["nets"] = serde_json::to_value(nets)?;
-    eprintln!("{metrics}");
+    let lost = console.dropped() + console.finish(Duration::ZERO);
+    metrics["serial"] = serde_json::json!({ "dropped": lost });
+    say(&format!("{metrics}\n"));
     Ok(())
 }
 
-fn start(config: VmConfig, any_kvm: bool) -> Result<Machine, Failure> {
-    let console = Console::open(&config.serial).context(CANNOT_START)?;
+fn start(config: VmConfig, console: Console, any_kvm: bool) -> Result<Machine, Failure> {
     let mut options = Resources::options().any_kvm(any_kvm).console(console);
     if let Some(directory) = kernel_cache() {
         options = options.kernel_cache(directory);
@@ -101,7 +109,7 @@ fn report(reason: &ExitReason) -> Result<u8, Failure> {
     match reason {
         ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Stopped => Ok(exit_code(reason)),
         ExitReason::TripleFault { .. } => {
-            eprintln!("the virtual machine ended: {reason}");
+            say(&format!("the virtual machine ended: {reason}\n"));
             Ok(exit_code(reason))
         }
         _ => Err(Failure::Failed(

@@ -1,7 +1,8 @@
 //! `splitring selftest`: the table, the progress line and the verdict.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::fmt::{self, Write as _};
+use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use splitring::host::{self, Virtualisation};
 use splitring::selftest::{self, Line, Options, Outcome, Report, Test};
 
 use crate::Failure;
+use crate::streams::{print, say};
 
 /// What can be asked of the self-test.
 #[derive(Debug, Args)]
@@ -47,17 +49,15 @@ pub(crate) fn selftest(args: &SelftestArgs) -> Result<u8, Failure> {
     progress.clear();
     let report = result
         .map_err(|error| Failure::Failed(anyhow::Error::new(error).context("selftest: failed")))?;
-    if args.json {
-        println!("{}", json(&report)?);
-    } else {
-        print_tests(&report);
-        print_loops(&report);
-    }
     let verdict = verdict(&report);
     if args.json {
-        eprintln!("{verdict}");
+        print(&format!("{}\n", json(&report)?))?;
+        say(&format!("{verdict}\n"));
     } else {
-        println!("{verdict}");
+        let mut text = String::new();
+        show_tests(&report, &mut text)?;
+        show_loops(&report, &mut text)?;
+        print(&format!("{text}{verdict}\n"))?;
     }
     Ok(u8::from(!report.ok()))
 }
@@ -96,8 +96,8 @@ fn verdict(report: &Report) -> String {
 }
 
 /// One row a test, its variants behind it; failures and skips with their reason.
-fn print_tests(report: &Report) {
-    println!("{:<28} {:<8} variants", "test", "result");
+fn show_tests(report: &Report, to: &mut String) -> fmt::Result {
+    writeln!(to, "{:<28} {:<8} variants", "test", "result")?;
     let mut rows: BTreeMap<String, Vec<(&str, &Outcome)>> = BTreeMap::new();
     for Test { name, outcome } in &report.tests {
         let (base, variant) = name.rsplit_once(' ').unwrap_or((name, ""));
@@ -115,33 +115,37 @@ fn print_tests(report: &Report) {
         };
         let ok = with(|outcome| *outcome == Outcome::Ok);
         if !ok.is_empty() {
-            println!("{base:<28} {:<8} {ok}", "ok");
+            writeln!(to, "{base:<28} {:<8} {ok}", "ok")?;
         }
         for (name, outcome) in variants {
             match outcome {
                 Outcome::Ok => {}
-                Outcome::Skipped(why) => println!("{base:<28} {:<8} {name}: {why}", "skipped"),
-                Outcome::Failed(why) => println!("{base:<28} {:<8} {name}: {why}", "FAILED"),
+                Outcome::Skipped(why) => writeln!(to, "{base:<28} {:<8} {name}: {why}", "skipped")?,
+                Outcome::Failed(why) => writeln!(to, "{base:<28} {:<8} {name}: {why}", "FAILED")?,
             }
         }
     }
+    Ok(())
 }
 
-fn print_loops(report: &Report) {
-    println!();
-    println!(
+fn show_loops(report: &Report, to: &mut String) -> fmt::Result {
+    writeln!(to)?;
+    writeln!(
+        to,
         "{:<36} {:>12} {:>10} {:>10}",
         "timed loop", "op/s", "ns/op", "exits/op"
-    );
+    )?;
     for done in &report.loops {
-        println!(
+        writeln!(
+            to,
             "{:<36} {:>12.0} {:>10} {:>10.4}",
             done.name,
             done.rate(),
             done.each(),
             done.exits_each()
-        );
+        )?;
     }
+    Ok(())
 }
 
 /// One line on the terminal that is written over and goes away.

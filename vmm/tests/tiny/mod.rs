@@ -32,6 +32,12 @@ pub(crate) const ECHO: &[u8] = &[
     0xec, 0xee, 0xeb, 0xef, // in al, dx; out dx, al; jmp to the start
 ];
 
+/// mov dx, 0x604; in al, dx; test al, 1; jz to the start; then soft-off: powers off when the power button is pressed.
+pub(crate) const BUTTON: &[u8] = &[
+    0x66, 0xba, 0x04, 0x06, 0xec, 0xa8, 0x01, 0x74, 0xf7, //
+    0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4,
+];
+
 /// A guest that prints so many lines of one character each, and powers off.
 pub(crate) fn print_lines(count: u32) -> Vec<u8> {
     let mut code = vec![0xb9]; // mov ecx, count

@@ -1,0 +1,126 @@
+#![expect(unsafe_code, reason = "handlers of crash signals")]
+//! A crash puts the terminal back and is a crash otherwise: the handlers that were there, such as Rust's for a stack
+//! overflow, run afterwards.
+
+use std::io;
+use std::mem::zeroed;
+use std::ptr;
+use std::sync::OnceLock;
+
+use crate::terminal;
+
+const SIGNALS: [i32; 5] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGABRT,
+];
+
+/// What was there before.
+static BEFORE: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
+
+/// Installs the handlers, once.
+///
+/// # Errors
+/// Sigaction's own.
+pub(crate) fn restore_terminal_at_crashes() -> io::Result<()> {
+    if BEFORE.get().is_some() {
+        return Ok(());
+    }
+    // SAFETY: an action of zeros is the default one.
+    let mut before: [libc::sigaction; SIGNALS.len()] = unsafe { zeroed() };
+    for (signal, action) in SIGNALS.into_iter().zip(&mut before) {
+        // SAFETY: only reads, into an action of this function's own.
+        check(unsafe { libc::sigaction(signal, ptr::null(), action) })?;
+    }
+    // A handler finds them complete.
+    BEFORE.get_or_init(|| before);
+    for signal in SIGNALS {
+        // SAFETY: the handler is async-signal-safe and has the signature that SA_SIGINFO asks for. It runs on the
+        // alternate stack that Rust's threads have, since theirs may be what is used up.
+        check(unsafe {
+            let mut action: libc::sigaction = zeroed();
+            action.sa_sigaction = on_crash as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            libc::sigaction(signal, &raw const action, ptr::null_mut())
+        })?;
+    }
+    Ok(())
+}
+
+fn check(result: i32) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+extern "C" fn on_crash(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    terminal::restore();
+    let at = SIGNALS.iter().position(|known| *known == signal);
+    let before = BEFORE.get().zip(at).and_then(|(before, at)| before.get(at));
+    // SAFETY: the kernel gave the information. sigaction, signal and raise are async-signal-safe.
+    unsafe {
+        // Positive: a fault, which happens again behind this handler's back. Otherwise somebody sent it, and it is sent
+        // again, to end the process as it would have.
+        match before {
+            Some(before) if (*info).si_code > 0 => {
+                libc::sigaction(signal, before, ptr::null_mut());
+            }
+            _ => {
+                libc::signal(signal, libc::SIG_DFL);
+                libc::raise(signal);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    use rustix::termios::tcgetattr;
+
+    use crate::terminal::RawMode;
+
+    const OVERFLOW: &str = "SPLITRING_TEST_OVERFLOW";
+
+    #[expect(unconditional_recursion, reason = "that is what it is for")]
+    fn overflow(depth: &mut [u8; 4096]) -> u8 {
+        let mut more = *depth;
+        more[0] = more[0].wrapping_add(1);
+        overflow(&mut more) + std::hint::black_box(more[1])
+    }
+
+    #[test]
+    fn a_stack_overflow_is_reported_and_gives_the_terminal_back() {
+        // This test is the program, too, that it looks at.
+        if std::env::var_os(OVERFLOW).is_some() {
+            let _raw = RawMode::enter().expect("raw mode").expect("a terminal");
+            overflow(&mut [0; 4096]);
+        }
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags).expect("a terminal");
+        grantpt(&master).expect("grant");
+        unlockpt(&master).expect("unlock");
+        let terminal = ioctl_tiocgptpeer(&master, flags).expect("the other end");
+        let modes = || format!("{:?}", tcgetattr(&terminal).expect("modes"));
+        let before = modes();
+        let stdin = terminal.as_fd().try_clone_to_owned().expect("clone");
+        let output = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "--nocapture"])
+            .arg("crash::tests::a_stack_overflow_is_reported_and_gives_the_terminal_back")
+            .env(OVERFLOW, "1")
+            .stdin(Stdio::from(stdin))
+            .output()
+            .expect("run");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("has overflowed its stack"), "{said}");
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT));
+        assert_eq!(modes(), before);
+    }
+}

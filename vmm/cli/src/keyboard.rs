@@ -1,0 +1,75 @@
+//! The escape keys in what is typed.
+
+/// Ctrl-A, as in QEMU and screen.
+const ESCAPE: u8 = 0x01;
+
+/// The keys, as shown by Ctrl-A c.
+pub(crate) const KEYS: &str = "\r\n\
+Ctrl-A x  stop the virtual machine\r\n\
+Ctrl-A s  press its power button\r\n\
+Ctrl-A c  this list\r\n\
+Ctrl-A Ctrl-A  send Ctrl-A to the guest\r\n";
+
+/// What typed bytes ask for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    /// For the guest.
+    Input(Vec<u8>),
+    Stop,
+    PowerButton,
+    Keys,
+}
+
+/// Finds the escape keys in what is typed.
+#[derive(Debug, Default)]
+pub(crate) struct Keyboard {
+    escaped: bool,
+}
+
+impl Keyboard {
+    /// Splits `bytes` into what is for the guest and what is for us, in order.
+    pub(crate) fn read(&mut self, bytes: &[u8]) -> Vec<Key> {
+        let mut keys = Vec::new();
+        let mut input = Vec::new();
+        for &byte in bytes {
+            let key = match (std::mem::take(&mut self.escaped), byte) {
+                (false, ESCAPE) => {
+                    self.escaped = true;
+                    continue;
+                }
+                (true, b'x' | b'X') => Key::Stop,
+                (true, b's' | b'S') => Key::PowerButton,
+                (true, b'c' | b'C' | b'?' | b'h') => Key::Keys,
+                // Any other key after the escape is the guest's, without it.
+                (_, byte) => {
+                    input.push(byte);
+                    continue;
+                }
+            };
+            if !input.is_empty() {
+                keys.push(Key::Input(std::mem::take(&mut input)));
+            }
+            keys.push(key);
+        }
+        if !input.is_empty() {
+            keys.push(Key::Input(input));
+        }
+        keys
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_keys_are_found_across_reads() {
+        let mut keyboard = Keyboard::default();
+        assert_eq!(keyboard.read(b"ls\x01"), [Key::Input(b"ls".to_vec())]);
+        assert_eq!(keyboard.read(b"xq"), [Key::Stop, Key::Input(b"q".to_vec())]);
+        assert_eq!(
+            keyboard.read(b"\x01c\x01\x01\x01s"),
+            [Key::Keys, Key::Input(vec![1]), Key::PowerButton]
+        );
+    }
+}

@@ -1,0 +1,296 @@
+//! The main thread while a machine runs: keys to the guest, signals and keys for us, until the machine ends.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::stdio::stdin;
+use splitring::config::SerialTarget;
+use splitring::{Console, ExitReason, Machine};
+
+use crate::Failure;
+use crate::keyboard::{KEYS, Key, Keyboard};
+use crate::signals::{self, Request, Signals};
+use crate::streams::say;
+use crate::terminal::RawMode;
+
+/// How long the console's target may take for what is left of a machine that was stopped.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// While a target takes what a machine that ended by itself has left, how often signals and keys are looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// What a terminal shows once when the guest has not read a lot of what was typed.
+const NOT_READ: &str =
+    "\r\nsplitring: the guest does not read its console; input is lost (Ctrl-A x stops it)\r\n";
+
+/// Standard input, if it is the guest's console.
+struct Input {
+    /// Its escape keys, on a terminal only: piped input is all the guest's.
+    keyboard: Option<Keyboard>,
+    /// What was read and not accepted yet, not on a terminal: that is always read, for its escape keys.
+    pending: Vec<u8>,
+    open: bool,
+    /// That input is lost was shown.
+    warned: bool,
+}
+
+/// A running machine and what it is controlled by.
+pub(crate) struct Session<'a> {
+    machine: &'a Machine,
+    console: &'a Console,
+    signals: Signals,
+    input: Option<Input>,
+    raw: Option<RawMode>,
+    shutdown_timeout: Duration,
+    /// When a guest that was asked to power off is stopped.
+    deadline: Option<Instant>,
+}
+
+impl<'a> Session<'a> {
+    /// Connects standard input to the console, if that is what `serial` asks for.
+    ///
+    /// # Errors
+    /// The terminal can't be switched to raw mode.
+    pub(crate) fn new(
+        machine: &'a Machine,
+        console: &'a Console,
+        serial: &SerialTarget,
+        signals: Signals,
+        shutdown_timeout: Duration,
+    ) -> io::Result<Self> {
+        let connected = *serial == SerialTarget::Tty;
+        let raw = if connected { RawMode::enter()? } else { None };
+        if raw.is_some() {
+            signals.take_job_control()?;
+        }
+        let input = connected.then(|| Input {
+            keyboard: raw.is_some().then(Keyboard::default),
+            pending: Vec::new(),
+            open: true,
+            warned: false,
+        });
+        Ok(Self {
+            machine,
+            console,
+            signals,
+            input,
+            raw,
+            shutdown_timeout,
+            deadline: None,
+        })
+    }
+
+    /// Serves the machine until it has ended and its last output is out.
+    ///
+    /// # Errors
+    /// The system refuses to wait.
+    pub(crate) fn serve(&mut self) -> Result<ExitReason, Failure> {
+        let end = loop {
+            if let Some(end) = self.machine.try_wait() {
+                break end;
+            }
+            self.wait()?;
+            self.look();
+        };
+        self.finish(&end);
+        Ok(end)
+    }
+
+    /// Lets the last output out: all of it, unless somebody stops the program or had set it a time.
+    fn finish(&mut self, end: &ExitReason) {
+        if *end == ExitReason::Stopped {
+            self.console.finish_within(LAST_WORDS, LAST_WORDS);
+            return;
+        }
+        let until = self.deadline.take();
+        // There is no guest to be asked any more.
+        self.shutdown_timeout = Duration::ZERO;
+        while self.console.finish_within(LOOK, LOOK) > 0 {
+            if self.look() || until.is_some_and(|at| at <= Instant::now()) {
+                break;
+            }
+        }
+    }
+
+    /// Waits until there is something to look at.
+    fn wait(&self) -> io::Result<()> {
+        let ended = self.machine.ended();
+        let mut fds = vec![
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&ended, PollFlags::IN),
+        ];
+        let room = self.console.input_room();
+        let terminal = stdin();
+        match &self.input {
+            Some(input) if !input.pending.is_empty() => {
+                fds.extend(room.as_ref().map(|room| PollFd::new(room, PollFlags::IN)))
+            }
+            Some(input) if input.open => fds.push(PollFd::new(&terminal, PollFlags::IN)),
+            _ => {}
+        }
+        let left = self
+            .deadline
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Does what signals, keys and time ask for, without waiting. Returns whether that includes the machine's stop.
+    fn look(&mut self) -> bool {
+        let mut stop = self.deadline.is_some_and(|at| at <= Instant::now());
+        if stop {
+            tracing::warn!(
+                "the guest has not powered off within {} s: it is stopped",
+                self.shutdown_timeout.as_secs()
+            );
+            self.deadline = None;
+        }
+        for request in self.signals.pending() {
+            match request {
+                Request::Stop => stop = true,
+                Request::Shutdown => stop |= self.shut_down(),
+                Request::Rescan => rescan_disks(self.machine),
+                Request::Suspend => self.suspend(),
+                Request::Continue => self.take_terminal(),
+            }
+        }
+        if let Some(input) = &mut self.input {
+            stop |= input.serve(self.console, self.machine);
+        }
+        if stop {
+            self.machine.stop();
+        }
+        stop
+    }
+
+    /// Asks the guest to power off; returns whether it is to be stopped instead.
+    fn shut_down(&mut self) -> bool {
+        if self.deadline.is_some() || self.shutdown_timeout.is_zero() {
+            return true;
+        }
+        tracing::info!(
+            "SIGTERM: the guest is asked to power off, and stopped in {} s; a second one stops it at once",
+            self.shutdown_timeout.as_secs()
+        );
+        press_power_button(self.machine);
+        self.deadline = Some(Instant::now() + self.shutdown_timeout);
+        false
+    }
+
+    /// SIGTSTP: whoever has the terminal next finds it as it was.
+    fn suspend(&self) {
+        if let Some(raw) = &self.raw {
+            raw.leave();
+        }
+        signals::stop_here();
+        self.take_terminal();
+    }
+
+    /// Takes the terminal over again after a stop.
+    fn take_terminal(&self) {
+        if let Some(raw) = &self.raw
+            && let Err(error) = raw.enter_again()
+        {
+            tracing::warn!(%error, "cannot switch the terminal to raw mode again");
+        }
+    }
+}
+
+impl Input {
+    /// Moves what can be read to the guest; returns whether the machine is to be stopped.
+    fn serve(&mut self, console: &Console, machine: &Machine) -> bool {
+        if !self.pending.is_empty() {
+            let taken = console.input(&self.pending);
+            self.pending.drain(..taken.min(self.pending.len()));
+        }
+        if !self.open || !self.pending.is_empty() || !is_readable() {
+            return false;
+        }
+        let mut bytes = [0; 4096];
+        // Not through std's buffer: what waits there would not wake the poll.
+        let bytes = match rustix::io::read(stdin(), &mut bytes) {
+            Ok(0) => {
+                self.open = false;
+                return false;
+            }
+            Ok(len) => bytes.get(..len).unwrap_or_default(),
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return false,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read standard input any more");
+                self.open = false;
+                return false;
+            }
+        };
+        match &mut self.keyboard {
+            Some(keyboard) => {
+                let keys = keyboard.read(bytes);
+                self.press(keys, console, machine)
+            }
+            None => {
+                let taken = console.input(bytes);
+                self.pending.extend(bytes.iter().skip(taken));
+                false
+            }
+        }
+    }
+
+    fn press(&mut self, keys: Vec<Key>, console: &Console, machine: &Machine) -> bool {
+        let mut stop = false;
+        for key in keys {
+            match key {
+                Key::Input(bytes) => {
+                    if console.input(&bytes) < bytes.len() {
+                        self.lost();
+                    }
+                }
+                Key::Stop => stop = true,
+                Key::PowerButton => press_power_button(machine),
+                Key::Keys => say(KEYS),
+            }
+        }
+        stop
+    }
+
+    /// A bell, and a line the first time.
+    fn lost(&mut self) {
+        say("\x07");
+        if !std::mem::replace(&mut self.warned, true) {
+            say(NOT_READ);
+        }
+    }
+}
+
+fn press_power_button(machine: &Machine) {
+    if let Err(error) = machine.power_button() {
+        tracing::warn!("{error}");
+    }
+}
+
+/// Whether a read of standard input would return at once.
+fn is_readable() -> bool {
+    let stdin = stdin();
+    let now = Timespec::default();
+    poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// The images may have grown: the guest is told.
+fn rescan_disks(machine: &Machine) {
+    for disk in machine.disks() {
+        let id = disk.id().unwrap_or_default();
+        match disk.rescan() {
+            Some(Ok(capacity)) => tracing::info!("{id}: {capacity} bytes"),
+            Some(Err(error)) => tracing::error!("{id}: {error}"),
+            None => {}
+        }
+    }
+    for controller in machine.scsi() {
+        for unit in controller.units() {
+            match controller.resize(&unit.id) {
+                Ok(capacity) => tracing::info!("{}: {capacity} bytes", unit.id),
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+    }
+}

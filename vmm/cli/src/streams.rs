@@ -1,0 +1,138 @@
+//! Standard output and standard error: a reader that has gone ends nothing with a panic, and one that does not read
+//! holds nothing up for long.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::net::SendFlags;
+
+use crate::Failure;
+
+/// How long a line for standard error may wait for whoever reads it.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
+/// The same for one that has let a line wait that long before.
+const IMPATIENCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+/// Prints what a command was asked for. A reader that has seen enough (`| head`) is no failure.
+///
+/// # Errors
+/// Standard output can't be written for another reason.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error)
+            .context("cannot write to standard output")
+            .map_err(Failure::Failed),
+        _ => Ok(()),
+    }
+}
+
+/// Says something on standard error, if that can be written.
+pub(crate) fn say(text: &str) {
+    let _ = Stderr.write(text.as_bytes());
+}
+
+/// Standard error for lines that must not hold up who writes them: log lines come from every thread of a machine. What
+/// is not taken in time is lost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stderr;
+
+/// How standard error is written without blocking.
+enum Way {
+    /// A pipe or a terminal, opened once more: others share the first description.
+    Own(OwnedFd),
+    /// A socket, which can be asked not to block.
+    Socket,
+    /// A file, or what can't be opened once more.
+    Plain,
+}
+
+static WAY: OnceLock<Way> = OnceLock::new();
+static STUCK: AtomicBool = AtomicBool::new(false);
+
+fn way() -> &'static Way {
+    WAY.get_or_init(|| {
+        let stderr = rustix::stdio::stderr();
+        match rustix::fs::fstat(stderr).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+            Ok(FileType::Socket) => Way::Socket,
+            Ok(FileType::Fifo | FileType::CharacterDevice) => {
+                let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                rustix::fs::open("/proc/self/fd/2", flags, Mode::empty())
+                    .map_or(Way::Plain, Way::Own)
+            }
+            _ => Way::Plain,
+        }
+    })
+}
+
+impl Way {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(fd) => fd.as_fd(),
+            Self::Socket | Self::Plain => rustix::stdio::stderr(),
+        }
+    }
+
+    /// Writes some of `bytes`, or says that it would block.
+    fn write(&self, bytes: &[u8]) -> rustix::io::Result<usize> {
+        match self {
+            Self::Own(fd) => rustix::io::write(fd, bytes),
+            Self::Socket => {
+                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                rustix::net::send(self.fd(), bytes, flags)
+            }
+            Self::Plain if self.is_ready(&IMPATIENCE) => rustix::io::write(self.fd(), bytes),
+            Self::Plain => Err(rustix::io::Errno::AGAIN),
+        }
+    }
+
+    fn is_ready(&self, timeout: &Timespec) -> bool {
+        let fd = self.fd();
+        poll(&mut [PollFd::new(&fd, PollFlags::OUT)], Some(timeout)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl Write for Stderr {
+    /// Takes everything, whatever becomes of it: whoever logs could do nothing about it.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let way = way();
+        let mut left = bytes;
+        while !left.is_empty() {
+            match way.write(left) {
+                Ok(written) => {
+                    STUCK.store(false, Ordering::Relaxed);
+                    left = left.get(written..).unwrap_or_default();
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => {
+                    let stuck = STUCK.load(Ordering::Relaxed);
+                    let patience = if stuck { &IMPATIENCE } else { &PATIENCE };
+                    if !way.is_ready(patience) {
+                        STUCK.store(true, Ordering::Relaxed);
+                        break;
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
