@@ -50,6 +50,7 @@ pub(crate) fn last_of<T>(tries: usize, work: impl Fn() -> T) -> T {
         if let Ok(answer) = catch_unwind(AssertUnwindSafe(&work)) {
             return answer;
         }
+        eprintln!("  a guest was lost; once more");
     }
     work()
 }

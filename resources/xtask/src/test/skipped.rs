@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -9,6 +10,7 @@ use splitring_needs::{REQUIRE_KVM, REQUIRE_TOOLS, SKIPPED};
 use tempfile::NamedTempFile;
 
 use super::Tier;
+use crate::progress::say;
 
 /// The notes of one run.
 #[derive(Debug)]
@@ -19,7 +21,11 @@ pub(super) struct Skipped {
 impl Skipped {
     /// A run without any so far.
     pub(super) fn new() -> Result<Self> {
-        let notes = NamedTempFile::new().context("cannot make a file for the skipped tests")?;
+        let notes = tempfile::Builder::new()
+            // Several write to it.
+            .append(true)
+            .tempfile()
+            .context("cannot make a file for the skipped tests")?;
         Ok(Self { notes })
     }
 
@@ -33,6 +39,13 @@ impl Skipped {
             environment.push((REQUIRE_TOOLS, OsStr::new("1")));
         }
         environment
+    }
+
+    /// Notes a step that is skipped, as a test notes itself.
+    pub(super) fn note(&self, line: &str) -> Result<()> {
+        say(format!("skipped: {line}"));
+        let mut file = self.notes.as_file();
+        writeln!(file, "{line}").context("cannot note a skipped step")
     }
 
     /// The skipped tests so far, each with the reason, without repetition.
@@ -58,4 +71,25 @@ fn kvm_opens() -> bool {
         .write(true)
         .open("/dev/kvm")
         .is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skipped_step_and_skipped_tests_are_told_together() {
+        let skipped = Skipped::new().expect("a file");
+        let environment = skipped.environment(Tier::Quick);
+        let (name, notes) = environment[0];
+        assert_eq!(name, SKIPPED);
+        assert!(environment.iter().all(|(name, _)| *name != REQUIRE_TOOLS));
+        fs::write(notes, "a test: no root\n").expect("a note");
+        for _ in 0..2 {
+            skipped.note("a step: no KVM").expect("a note");
+        }
+        assert_eq!(skipped.lines(), ["a step: no KVM", "a test: no root"]);
+        let plain = skipped.environment(Tier::Plain);
+        assert!(plain.iter().any(|(name, _)| *name == REQUIRE_TOOLS));
+    }
 }
