@@ -37,6 +37,7 @@ pub mod rng;
 pub mod scsi;
 pub mod serial;
 mod setters;
+mod signals;
 #[cfg(test)]
 mod testing;
 pub mod throttle;

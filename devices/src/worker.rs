@@ -30,6 +30,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::debug::opaque_debug;
 use crate::device::{QueueHandler, TaskQueue};
 use crate::interrupt::InterruptSink;
+use crate::signals::block_file_size_signal;
 
 use calls::{Caller, calls};
 use event_loop::{Entry, Loop, Ops, Reporter, Watcher, add_loop, events_of, loop_of, serve};
@@ -168,6 +169,7 @@ impl Worker {
         let thread = thread::Builder::new()
             .name(name.chars().take(15).collect())
             .spawn(move || {
+                block_file_size_signal();
                 // Whoever spawned it waits for this.
                 let _ = started.send(rustix::thread::gettid().as_raw_nonzero().get());
                 serve(manager, subscriber, calls, &reporter);

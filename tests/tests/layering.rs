@@ -219,7 +219,7 @@ const LOGS_WITHOUT_LIMIT: &[(&str, usize, &str)] = &[
     ("worker.rs", 1, "when a worker starts"),
     ("disk/flush.rs", 1, "once per image"),
     ("disk/handle.rs", 1, "when an image is opened"),
-    ("disk/image.rs", 4, "when an image is opened or resized"),
+    ("disk/image.rs", 5, "when an image is opened or resized"),
     ("disk/opening.rs", 1, "when an image is opened"),
     ("disk/range.rs", 1, "once per kind of range and image"),
     ("disk/raw.rs", 3, "when an image is opened"),

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::thread;
 use std::time::Duration;
 
+use crate::signals::block_file_size_signal;
 pub(super) use queue::BlockingQueue;
 
 /// The thread, as seen by the queue it works for. It ends with the queue, or after the job it is at.
@@ -42,6 +43,7 @@ impl<J: Send + 'static, R: Send + 'static> BlockingThread<J, R> {
         thread::Builder::new()
             .name("disk-blocking".into())
             .spawn(move || {
+                block_file_size_signal();
                 for job in orders {
                     let given_up = told.load(Ordering::Acquire);
                     // Nothing of what it was at is used again.

@@ -125,8 +125,18 @@ pub enum IoFault {
     #[error("the disk does not know this request")]
     Unsupported,
     /// Any other error of the host's, by its number.
-    #[error("host error: {}", io::Error::from_raw_os_error(*.0))]
+    #[error("host error: {}{}", io::Error::from_raw_os_error(*.0), remedy_of_fault(*.0))]
     Host(i32),
+}
+
+/// What to do about requests that end with this error, where that is known.
+fn remedy_of_fault(errno: i32) -> &'static str {
+    match errno {
+        libc::EFBIG => {
+            "; raise the limit on file sizes (`ulimit -f`), which is below the image's size"
+        }
+        _ => "",
+    }
 }
 
 impl IoFault {

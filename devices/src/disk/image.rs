@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
+use rustix::process::{Resource, getrlimit};
 
 use super::config::{Cache, DiskConfig};
 use super::flush::{Flushes, Mark};
@@ -150,12 +151,29 @@ impl Image {
             file,
         };
         image.rescan()?;
+        image.warn_of_limit();
         if config.discard && !config.readonly {
             image.discard = image.probe_discard(limits);
             image.zeroes_unmap =
                 image.discard.is_some() && (!block_device || unmaps_zeroes(limits));
         }
         Ok(image)
+    }
+
+    /// Tells the operator if writes to the end of the image are going to fail.
+    fn warn_of_limit(&self) {
+        let limit = getrlimit(Resource::Fsize).current;
+        let beyond = |limit: &u64| *limit < self.capacity.load(Ordering::Acquire);
+        if let Some(limit) = limit.filter(beyond)
+            && !self.block_device
+            && !self.read_only
+        {
+            tracing::warn!(
+                "{}: the limit on file sizes is {limit} bytes, and writes beyond it fail; raise it (`ulimit -f`) to \
+                 the image's size",
+                self.path.display()
+            );
+        }
     }
 
     /// Asks the host for the size again and takes it over, cut to whole blocks, the guest's and the host's.

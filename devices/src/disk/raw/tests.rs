@@ -1,6 +1,7 @@
 //! Raw images on this machine's file systems: what holds for one backend is asked of all that can be had here.
 
 mod blocks;
+mod file_size;
 mod lost;
 mod opening;
 mod ranges;
