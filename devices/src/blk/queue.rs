@@ -253,7 +253,7 @@ impl BlkQueue {
             metrics.record(request.kind, now.saturating_sub(request.started), outcome);
         }
         match result {
-            Ok(_) => answer_ok(queue, chain),
+            Ok(_) => answer_ok(queue, chain, request.kind),
             Err(fault) => {
                 let shared = &self.shared;
                 let events = shared.events.get().unwrap_or(&NO_EVENTS);
@@ -298,9 +298,13 @@ impl Request {
     }
 }
 
-/// Completes a chain whose writable part is wholly written but for the status.
-fn answer_ok(queue: &mut Queue, chain: Chain) {
-    let written = chain.writable_len();
+/// Completes a chain that ended well. A read has filled all but the status; anything else has written the status alone,
+/// and what of a writable part is in front of it is as the driver left it (section 2.7.8.2).
+fn answer_ok(queue: &mut Queue, chain: Chain, kind: RequestKind) {
+    let written = match kind {
+        RequestKind::Read => chain.writable_len(),
+        _ => 0,
+    };
     answer(queue, chain, status::OK, written);
 }
 

@@ -356,3 +356,24 @@ fn several_queues_serve_one_disk() {
     }
     assert_eq!(device.metrics().totals().read.requests, 4);
 }
+
+#[test]
+fn only_what_was_written_is_reported_as_used() {
+    let mut guest = Guest::new();
+    guest.bench.poke(DATA, &[0; 1024]);
+    let (extra, status_at) = ((DATA + 4096, 512, true), (STATUS, 1, true));
+    for kind in [request::OUT, request::FLUSH, request::DISCARD] {
+        guest.header(kind, 0);
+        let data: &[Buffer] = match kind {
+            request::OUT => &[(DATA, 512, false)],
+            // A range of no sectors.
+            request::DISCARD => &[(DATA, 16, false)],
+            _ => &[],
+        };
+        let chain = [&[(HEADER, 16, false)], data, &[extra, status_at]].concat();
+        assert_eq!(guest.offer(&chain), Some((status::OK, 0)), "{kind}");
+        let chain = [&[(HEADER, 16, false)], data, &[status_at]].concat();
+        assert_eq!(guest.offer(&chain), Some((status::OK, 1)), "{kind}");
+    }
+    assert_eq!(guest.receive(request::IN, 0, 512), Some((status::OK, 513)));
+}
