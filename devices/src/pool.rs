@@ -1,4 +1,5 @@
-//! Things made before the guest runs and used by one owner after the other, each in a place of its own.
+//! Things made before the guest runs and used by one owner after the other, each in a place of its
+//! own.
 //!
 //! Knows nothing of what it keeps. Nothing is made here later: a sandbox may forbid it by then.
 
@@ -44,7 +45,8 @@ impl<T> Pool<T> {
     }
 }
 
-/// Something taken from a [`Pool`]. Dropping it, on whatever thread, puts it back as it is and does nothing else.
+/// Something taken from a [`Pool`]. Dropping it, on whatever thread, puts it back as it is and does
+/// nothing else.
 pub(crate) struct Lease<T> {
     pool: Arc<Pool<T>>,
     index: u16,

@@ -1,4 +1,5 @@
-//! A blocking thread: for what the host has blocking calls for only, so that it holds up nobody but its own kind.
+//! A blocking thread: for what the host has blocking calls for only, so that it holds up nobody but
+//! its own kind.
 
 mod queue;
 
@@ -15,10 +16,12 @@ use std::time::Duration;
 use crate::signals::block_file_size_signal;
 pub(super) use queue::BlockingQueue;
 
-/// The thread, as seen by the queue it works for. It ends with the queue, or after the job it is at.
+/// The thread, as seen by the queue it works for. It ends with the queue, or after the job it is
+/// at.
 ///
-/// A panic on it is a bug in this program, and what it was at may be left in any state. It ends the thread; its jobs are
-/// gone, and the queue passes the panic on to its own thread, whose failure ends the machine.
+/// A panic on it is a bug in this program, and what it was at may be left in any state. It ends the
+/// thread; its jobs are gone, and the queue passes the panic on to its own thread, whose failure
+/// ends the machine.
 pub(super) struct BlockingThread<J, R> {
     jobs: Sender<J>,
     results: Receiver<thread::Result<R>>,
@@ -30,8 +33,8 @@ pub(super) struct BlockingThread<J, R> {
 }
 
 impl<J: Send + 'static, R: Send + 'static> BlockingThread<J, R> {
-    /// Jobs are done by `work`, one after the other; it is told whether they were given up meanwhile, and then has no
-    /// more to do than to say so. Each result is announced on `event`.
+    /// Jobs are done by `work`, one after the other; it is told whether they were given up
+    /// meanwhile, and then has no more to do than to say so. Each result is announced on `event`.
     pub(super) fn start(
         event: Arc<OwnedFd>,
         mut work: impl FnMut(J, bool) -> R + Send + 'static,
@@ -112,7 +115,8 @@ impl<J: Send + 'static, R: Send + 'static> BlockingThread<J, R> {
         None
     }
 
-    /// Whether the thread has ended: the jobs it had are gone, and nobody touches their memory any more.
+    /// Whether the thread has ended: the jobs it had are gone, and nobody touches their memory any
+    /// more.
     pub(super) fn ended(&self) -> bool {
         self.ended
     }

@@ -1,8 +1,9 @@
 //! Transfers that O_DIRECT would refuse: through an aligned buffer of ours, by blocking calls.
 //!
-//! The page cache would be less code, but mixing it with O_DIRECT loses data: a cached write of one sector writes its
-//! whole block back over sectors that went around the cache meanwhile. So a block that a guest writes in part is
-//! read, patched and written here, with a lock on it that keeps all other writers away (`spans`).
+//! The page cache would be less code, but mixing it with O_DIRECT loses data: a cached write of one
+//! sector writes its whole block back over sectors that went around the cache meanwhile. So a block
+//! that a guest writes in part is read, patched and written here, with a lock on it that keeps all
+//! other writers away (`spans`).
 
 use std::fs::File;
 use std::io;

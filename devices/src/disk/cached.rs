@@ -1,14 +1,16 @@
 //! Transfers that the page cache serves at once, ahead of the ring.
 //!
-//! What is cached is copied sooner than a ring can be told about it: the kernel would copy it at submission too, after
-//! more work. So buffered transfers are tried by a plain call that must not wait (RWF_NOWAIT). Where it would have to,
-//! the ring takes over, and for a while it is asked first.
+//! What is cached is copied sooner than a ring can be told about it: the kernel would copy it at
+//! submission too, after more work. So buffered transfers are tried by a plain call that must not
+//! wait (RWF_NOWAIT). Where it would have to, the ring takes over, and for a while it is asked
+//! first.
 //!
-//! Nothing here ever waits. xfs, btrfs and block devices take buffered writes with RWF_NOWAIT; ext4 refuses them
-//! (EOPNOTSUPP, as of Linux 6.18), so there all writes are the ring's. It has them done by a thread of the kernel's, one
-//! after the other per file, and a write that the host throttles (up to 200 ms) delays that thread alone. That costs the
-//! depth-1 write on ext4 the time it takes to wake the thread, which a blocking call on the event loop would save at the
-//! expense of every other device there.
+//! Nothing here ever waits. xfs, btrfs and block devices take buffered writes with RWF_NOWAIT; ext4
+//! refuses them (EOPNOTSUPP, as of Linux 6.18), so there all writes are the ring's. It has them
+//! done by a thread of the kernel's, one after the other per file, and a write that the host
+//! throttles (up to 200 ms) delays that thread alone. That costs the depth-1 write on ext4 the time
+//! it takes to wake the thread, which a blocking call on the event loop would save at the expense
+//! of every other device there.
 
 use super::IoFault;
 use super::handle::Handle;

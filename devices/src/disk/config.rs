@@ -49,8 +49,8 @@ pub struct DiskConfig {
     /// Let the guest free blocks of the image.
     #[serde(default = "on")]
     pub discard: bool,
-    /// Logical block size the guest sees: 512 or 4096; default what the image's partition table has, without one 512 for
-    /// files and the device's own for block devices.
+    /// Logical block size the guest sees: 512 or 4096; default what the image's partition table
+    /// has, without one 512 for files and the device's own for block devices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<u32>,
     /// Requests a second at most.
@@ -219,7 +219,8 @@ pub enum Aio {
     Auto,
     /// io_uring or an error.
     Ring,
-    /// Blocking calls, one after the other: on a thread of the queue's own, unless the image lives in memory.
+    /// Blocking calls, one after the other: on a thread of the queue's own, unless the image lives
+    /// in memory.
     Plain,
 }
 

@@ -1,8 +1,9 @@
 //! Whether flushes through the host's page cache may be believed.
 //!
-//! When writing back fails, the kernel reports it once per open file description and then takes the pages for clean: the
-//! next fsync(2) succeeds although what it should have made stable is gone. So the first failure is remembered for as
-//! long as the image is open. A write with RWF_DSYNC ends with an fsync(2) of its range, which reports as much.
+//! When writing back fails, the kernel reports it once per open file description and then takes the
+//! pages for clean: the next fsync(2) succeeds although what it should have made stable is gone. So
+//! the first failure is remembered for as long as the image is open. A write with RWF_DSYNC ends
+//! with an fsync(2) of its range, which reports as much.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};

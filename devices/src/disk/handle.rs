@@ -1,9 +1,9 @@
 //! An image as one queue has it open.
 //!
-//! Linux reports a failed write-back once per open file description. Queues that shared one would share that report:
-//! whichever asks first gets it, and the others are told that all is well. So each queue has a description of its own.
-//! They are made when the disk is opened. Each carries the image's locks, which therefore last until the last request
-//! on any of them has left the kernel.
+//! Linux reports a failed write-back once per open file description. Queues that shared one would
+//! share that report: whichever asks first gets it, and the others are told that all is well. So
+//! each queue has a description of its own. They are made when the disk is opened. Each carries the
+//! image's locks, which therefore last until the last request on any of them has left the kernel.
 
 use std::fs::File;
 use std::io;
@@ -31,10 +31,12 @@ impl Handle {
         Arc::new(Self { image, own: None })
     }
 
-    /// The image for each of `queues` queues. Where it can't be opened again they share a description, which is said.
+    /// The image for each of `queues` queues. Where it can't be opened again they share a
+    /// description, which is said.
     pub(super) fn each(image: &Arc<Image>, queues: u16) -> Vec<Arc<Self>> {
         let mut refused = None;
-        // Nobody else has the description that was opened here; one that was handed over others may have, too.
+        // Nobody else has the description that was opened here; one that was handed over others may
+        // have, too.
         let mut first = (!image.handed_over).then(|| Self::first(Arc::clone(image)));
         let mut next = |_| {
             if let Some(first) = first.take() {
@@ -71,7 +73,8 @@ fn reopen(image: &Image) -> io::Result<File> {
     let path = format!("/proc/self/fd/{}", image.file.as_raw_fd());
     let file = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?;
     let file = File::from(file);
-    // The lowest free number is given out, so this is how many are open. The other half is for the rest of the machine.
+    // The lowest free number is given out, so this is how many are open. The other half is for the
+    // rest of the machine.
     let limit = getrlimit(Resource::Nofile).current;
     let most = limit.map_or(u64::MAX, |limit| limit / 2);
     if u64::try_from(file.as_raw_fd()).is_ok_and(|number| number > most) {
@@ -93,7 +96,8 @@ impl Deref for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // As for the image's own: a ring may have the description open a little longer, with nothing in flight.
+        // As for the image's own: a ring may have the description open a little longer, with
+        // nothing in flight.
         if let Some(own) = &self.own {
             lock::release(own);
         }

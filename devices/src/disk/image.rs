@@ -176,7 +176,8 @@ impl Image {
         }
     }
 
-    /// Asks the host for the size again and takes it over, cut to whole blocks, the guest's and the host's.
+    /// Asks the host for the size again and takes it over, cut to whole blocks, the guest's and the
+    /// host's.
     pub(super) fn rescan(&self) -> Result<Geometry, DiskError> {
         // Block devices have no size in their metadata; seeking works on both, and nobody uses the file position.
         let size = (&self.file)
@@ -246,12 +247,14 @@ impl Image {
         u64::from(self.blocks.host)
     }
 
-    /// Whether sectors may be smaller than the blocks that can be written, so that blocks are patched.
+    /// Whether sectors may be smaller than the blocks that can be written, so that blocks are
+    /// patched.
     fn is_patched(&self) -> bool {
         self.direct && u64::from(self.align.offset) > SECTOR
     }
 
-    /// Keeps patches away from whole blocks that are going to be written; blocks until none is under way.
+    /// Keeps patches away from whole blocks that are going to be written; blocks until none is
+    /// under way.
     pub(super) fn share(&self, span: Range<u64>) -> Option<spans::Guard> {
         self.is_patched()
             .then(|| self.spans.lock(span, Lock::Shared))
@@ -333,8 +336,9 @@ impl Image {
         self.flushes.admit_since(mark)
     }
 
-    /// Takes note that a flush, or a write with RWF_DSYNC, ended with this fault, which may be the report of a failed
-    /// write-back. Around the page cache the next one still reports what the device lost.
+    /// Takes note that a flush, or a write with RWF_DSYNC, ended with this fault, which may be the
+    /// report of a failed write-back. Around the page cache the next one still reports what the
+    /// device lost.
     pub(super) fn sync_failed(&self, fault: IoFault) {
         let begun = match fault {
             // Given up before it began, or refused before anything was written.
@@ -382,8 +386,9 @@ impl Image {
 }
 
 impl Blocks {
-    /// What `limits` of a block device, the alignment for O_DIRECT and the image's partition table say. The guest's
-    /// block may be smaller than the host's: through the page cache the kernel patches larger ones, around it `bounce`.
+    /// What `limits` of a block device, the alignment for O_DIRECT and the image's partition table
+    /// say. The guest's block may be smaller than the host's: through the page cache the kernel
+    /// patches larger ones, around it `bounce`.
     fn new(
         config: &DiskConfig,
         file: &File,
@@ -487,9 +492,11 @@ fn direct_alignment(file: &File, device_block: Option<u64>) -> io::Result<Align>
     Err(io::Error::from_raw_os_error(libc::EINVAL))
 }
 
-/// Whether a block device zeroes ranges by itself, and so may free them. Where it can't, the kernel writes zeroes.
+/// Whether a block device zeroes ranges by itself, and so may free them. Where it can't, the kernel
+/// writes zeroes.
 ///
-/// `write_zeroes_unmap_max_hw_bytes`, since Linux 6.17, is no help: a loop device says 0 there and frees all the same.
+/// `write_zeroes_unmap_max_hw_bytes`, since Linux 6.17, is no help: a loop device says 0 there and
+/// frees all the same.
 fn unmaps_zeroes(limits: impl Fn(&str) -> Option<u64>) -> bool {
     limits("write_zeroes_max_bytes").is_some_and(|max| max > 0)
 }

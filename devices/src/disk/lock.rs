@@ -45,7 +45,8 @@ pub(super) fn acquire(file: &File, intent: Use) -> Result<(), Refused> {
     result
 }
 
-/// Takes the same locks on another open file of the same user. Whether others contradict it was looked at before.
+/// Takes the same locks on another open file of the same user. Whether others contradict it was
+/// looked at before.
 pub(super) fn join(file: &File, intent: Use) -> io::Result<()> {
     claim(file, intent).map_err(|refused| match refused {
         Refused::Held(by) => io::Error::other(format!("its lock is held {by}")),

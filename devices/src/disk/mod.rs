@@ -83,8 +83,9 @@ pub fn open_with(config: &DiskConfig, queues: u16) -> Result<Arc<dyn Disk>, Disk
     open_as(config, queues, None)
 }
 
-/// As [`open`], for a controller that serves the disk on this many threads through its [`SharedRings`], and not through
-/// streams of the disk's own. A disk with limits has streams all the same, one per thread.
+/// As [`open`], for a controller that serves the disk on this many threads through its
+/// [`SharedRings`], and not through streams of the disk's own. A disk with limits has streams all
+/// the same, one per thread.
 ///
 /// # Errors
 /// As [`open`].
@@ -124,8 +125,8 @@ fn open_as(
     Ok(limited(disk, config))
 }
 
-/// As [`open_with`], for a raw image in `file`, which somebody else opened as `config` says; its path is
-/// a name only.
+/// As [`open_with`], for a raw image in `file`, which somebody else opened as `config` says; its
+/// path is a name only.
 ///
 /// # Errors
 /// As [`open`]; and another format than raw, which has to be opened by its path.
@@ -191,9 +192,10 @@ pub trait Disk: Send + Sync {
 
 /// One stream of requests to a disk, owned by one thread. Dropping it drains it.
 ///
-/// Some requests are carried out on a blocking thread. If that one panics, which is a bug in this program, its requests
-/// fail with [`IoFault::Stuck`], and [`completions`](Self::completions) or [`drain`](Self::drain) go on with the panic
-/// on the caller's thread. A worker reports it, and the machine ends.
+/// Some requests are carried out on a blocking thread. If that one panics, which is a bug in this
+/// program, its requests fail with [`IoFault::Stuck`], and [`completions`](Self::completions) or
+/// [`drain`](Self::drain) go on with the panic on the caller's thread. A worker reports it, and the
+/// machine ends.
 pub trait DiskQueue: Send {
     /// Whether one more request may be submitted now. If not, because `depth` requests are in flight or a rate
     /// limit is reached, one of [`events`](Self::events) becomes readable when this may have changed.
@@ -240,8 +242,9 @@ pub trait DiskQueue: Send {
     fn drain(&mut self, out: &mut Vec<Completion>);
 }
 
-/// A request. A disk answers one that it does not know with [`IoFault::Unsupported`]. Ranges are not necessarily multiples of a block: a front end checks what its guest may ask for, and
-/// ranges past the end fail with [`IoFault::OutOfRange`] without any effect.
+/// A request. A disk answers one that it does not know with [`IoFault::Unsupported`]. Ranges are
+/// not necessarily multiples of a block: a front end checks what its guest may ask for, and ranges
+/// past the end fail with [`IoFault::OutOfRange`] without any effect.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum DiskOp<'a> {
@@ -264,8 +267,8 @@ pub enum DiskOp<'a> {
     /// Makes all completed writes, discards and zeroes stable.
     Flush,
     /// Tells the host that the range is not needed any more. Reads of it return zeroes where
-    /// [`Geometry::discard_zeroes`] says so and are undefined elsewhere. Where the host can't discard it is no error.
-    /// Never writes to the range instead.
+    /// [`Geometry::discard_zeroes`] says so and are undefined elsewhere. Where the host can't
+    /// discard it is no error. Never writes to the range instead.
     Discard {
         /// First byte on the disk.
         offset: u64,
@@ -359,17 +362,19 @@ pub struct Geometry {
     pub write_cache: bool,
     /// What discards free; `None` if the host can't discard.
     pub discard: Option<RangeLimits>,
-    /// Ranges that a discard freed read as zeroes, guaranteed. Holes in regular files do; block devices promise
-    /// nothing, whatever they return. `false` where the host can't discard.
+    /// Ranges that a discard freed read as zeroes, guaranteed. Holes in regular files do; block
+    /// devices promise nothing, whatever they return. `false` where the host can't discard.
     pub discard_zeroes: bool,
-    /// `WriteZeroes` with `may_unmap` can free the range. Otherwise zeroes are written, at the cost of a write.
+    /// `WriteZeroes` with `may_unmap` can free the range. Otherwise zeroes are written, at the cost
+    /// of a write.
     pub zeroes_unmap: bool,
     /// How `WriteZeroes` likes its ranges; it always works.
     pub zeroes: RangeLimits,
 }
 
 impl Geometry {
-    /// A writable disk of `capacity` bytes with blocks of 512, that has a write cache and discards nothing.
+    /// A writable disk of `capacity` bytes with blocks of 512, that has a write cache and discards
+    /// nothing.
     #[must_use]
     pub const fn new(capacity: u64) -> Self {
         Self {

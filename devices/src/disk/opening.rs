@@ -94,9 +94,9 @@ fn not_a_disk(kind: &fs::FileType) -> Option<&'static str> {
 
 /// Takes the lock for the life of the open file.
 ///
-/// A ring keeps the file open until the kernel has finished its requests, which after a kill may be a little later than
-/// the end of the process; the lock must not go earlier, and a successor waits for it. `false` if the file system has no
-/// locks and the operator lets others share the image.
+/// A ring keeps the file open until the kernel has finished its requests, which after a kill may be
+/// a little later than the end of the process; the lock must not go earlier, and a successor waits
+/// for it. `false` if the file system has no locks and the operator lets others share the image.
 pub(super) fn take_lock(file: &File, path: &Path, intent: Use) -> Result<bool, DiskError> {
     let mut result = lock::acquire(file, intent);
     for _ in 0..LOCK_TRIES {

@@ -1,4 +1,5 @@
-//! Which block size an image was partitioned with: its partition table says so, since its places are numbers of blocks.
+//! Which block size an image was partitioned with: its partition table says so, since its places
+//! are numbers of blocks.
 
 /// What a GPT header begins with, in block 1 (UEFI 2.10, section 5.3.2).
 const SIGNATURE: &[u8] = b"EFI PART";
@@ -7,10 +8,11 @@ const MY_LBA: usize = 24;
 /// Bytes of an image that tell.
 pub(super) const HEAD: usize = 8192;
 
-/// The size of the blocks that the GPT in the first bytes of an image counts in; `None` if there is none.
+/// The size of the blocks that the GPT in the first bytes of an image counts in; `None` if there is
+/// none.
 pub(super) fn block_size(head: &[u8]) -> Option<u32> {
-    // A table of small blocks overwrites a header at 4096 with its entries, but not the other way round: of two headers
-    // the one at 512 is left over.
+    // A table of small blocks overwrites a header at 4096 with its entries, but not the other way
+    // round: of two headers the one at 512 is left over.
     [4096_u32, 512].into_iter().find(|block| {
         let at = usize::try_from(*block).unwrap_or(usize::MAX);
         head.get(at..).is_some_and(is_header)

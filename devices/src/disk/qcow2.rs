@@ -47,8 +47,9 @@ opaque_debug! { Qcow2Disk |it| { path: it.shared.path, geometry: it.geometry } }
 struct Shared {
     path: PathBuf,
     flushes: Flushes,
-    /// Held over a flush. The image is open once for all queues, so of two that ran at once the host would tell only
-    /// one that data was lost, and the other could end before that is remembered.
+    /// Held over a flush. The image is open once for all queues, so of two that ran at once the
+    /// host would tell only one that data was lost, and the other could end before that is
+    /// remembered.
     flushing: Mutex<()>,
     /// Locked exclusively only for discards, which move what others may be reading.
     image: RwLock<Layer>,

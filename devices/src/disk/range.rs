@@ -37,7 +37,8 @@ pub(super) enum Task {
 }
 
 impl Task {
-    /// A zeroing, which unmaps only where the operator lets the guest free blocks and the host is known to do it.
+    /// A zeroing, which unmaps only where the operator lets the guest free blocks and the host is
+    /// known to do it.
     pub(super) fn zero(image: &Image, may_unmap: bool) -> Self {
         Self::Zero {
             may_unmap: may_unmap
@@ -90,7 +91,8 @@ pub(super) fn fits(image: &Image, offset: u64, len: u64) -> bool {
     !image.block_device || (offset.is_multiple_of(block) && len.is_multiple_of(block))
 }
 
-/// Zeroes the whole blocks of a range as `task` says, and writes zeroes to what is in front and behind.
+/// Zeroes the whole blocks of a range as `task` says, and writes zeroes to what is in front and
+/// behind.
 fn zero_around_blocks(
     image: &Handle,
     reach: &Reach,
@@ -131,7 +133,8 @@ pub(super) fn refused(errno: i32) -> bool {
         .any(|known| known.raw_os_error() == errno)
 }
 
-/// Remembers what need not be tried again: what the host can't do at all, rather than not with this range (EINVAL).
+/// Remembers what need not be tried again: what the host can't do at all, rather than not with this
+/// range (EINVAL).
 pub(super) fn note_refusal(image: &Image, task: Task, errno: i32) {
     if errno == Errno::INVAL.raw_os_error() {
         return;

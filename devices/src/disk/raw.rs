@@ -106,8 +106,9 @@ impl RawDisk {
         })
     }
 
-    /// The same disk, for a controller that serves its requests on this many threads of its own by way of
-    /// [`SharedRings`](super::SharedRings): each thread gets the image with an open file description of its own.
+    /// The same disk, for a controller that serves its requests on this many threads of its own by
+    /// way of [`SharedRings`](super::SharedRings): each thread gets the image with an open file
+    /// description of its own.
     #[must_use]
     pub fn shared_by(mut self, threads: u16) -> Self {
         self.handles = Handle::each(&self.image, threads);
@@ -120,8 +121,8 @@ impl RawDisk {
         own.unwrap_or_else(|| Handle::first(Arc::clone(&self.image)))
     }
 
-    /// A queue of blocking calls: on a thread of its own, so that a slow medium holds up no other device; on the caller's
-    /// where none of them waits.
+    /// A queue of blocking calls: on a thread of its own, so that a slow medium holds up no other
+    /// device; on the caller's where none of them waits.
     fn open_plain(
         &self,
         ram: Ram,

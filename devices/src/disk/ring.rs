@@ -1,11 +1,11 @@
 //! Requests through an io_uring, of one disk or shared by many.
 //!
-//! The ring is made when the disk is opened, restricted to registered files and to the operations below, and stays
-//! disabled until the queue's thread binds it at its first request (see `bind`). Where that thread can't have it, a
-//! blocking thread does everything. A batch costs one
-//! io_uring_enter; what completes within it is picked up without a signal; the eventfd is armed only while something
-//! is with the kernel and nobody looks. Files sit in numbered seats: a disk's own ring has one, taken for good; in a
-//! shared ring disks come and go (see `share`).
+//! The ring is made when the disk is opened, restricted to registered files and to the operations
+//! below, and stays disabled until the queue's thread binds it at its first request (see `bind`).
+//! Where that thread can't have it, a blocking thread does everything. A batch costs one
+//! io_uring_enter; what completes within it is picked up without a signal; the eventfd is armed
+//! only while something is with the kernel and nobody looks. Files sit in numbered seats: a disk's
+//! own ring has one, taken for good; in a shared ring disks come and go (see `share`).
 #![expect(
     unsafe_code,
     reason = "submission entries hold raw pointers that stay valid until their completion"
@@ -154,7 +154,8 @@ impl RingQueue {
         })
     }
 
-    /// Makes the ring this thread's, at the first request. A queue that is only dropped never gets here.
+    /// Makes the ring this thread's, at the first request. A queue that is only dropped never gets
+    /// here.
     fn bind(&mut self) {
         if let Hold::Waiting(_) = &self.ring
             && let Hold::Waiting(ring) =
@@ -191,7 +192,8 @@ impl RingQueue {
         }
     }
 
-    /// Puts a slot into the submission queue, or hands it to the blocking thread where there is none.
+    /// Puts a slot into the submission queue, or hands it to the blocking thread where there is
+    /// none.
     fn push(&mut self, index: u16) {
         let Some(slot) = self.slots.get(usize::from(index)) else {
             return;
@@ -337,7 +339,8 @@ impl RingQueue {
         }
     }
 
-    /// The ring failed for good: what the kernel has not taken goes to the blocking thread, and so does all that follows.
+    /// The ring failed for good: what the kernel has not taken goes to the blocking thread, and so
+    /// does all that follows.
     fn give_up(&mut self, errno: i32) {
         log::error!(
             self.throttle,
@@ -449,7 +452,8 @@ impl RingQueue {
         } else {
             io.completion().disable_eventfd();
         }
-        // What completes from here on signals; what completed before is seen by the look that follows.
+        // What completes from here on signals; what completed before is seen by the look that
+        // follows.
         fence(Ordering::SeqCst);
         self.armed = on;
     }

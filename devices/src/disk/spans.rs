@@ -1,9 +1,10 @@
 //! Locks on spans of bytes of an image.
 //!
-//! Where O_DIRECT takes larger blocks than the guest writes, a block is read, patched and written again. Whatever else
-//! writes that block meanwhile would be undone, though the guest never wrote the same sector twice. So a patch has its
-//! blocks for itself, and everything that writes whole blocks of such an image shares what it writes. Whoever comes
-//! first goes first: nobody waits for one that came later, so there is no circle to wait in.
+//! Where O_DIRECT takes larger blocks than the guest writes, a block is read, patched and written
+//! again. Whatever else writes that block meanwhile would be undone, though the guest never wrote
+//! the same sector twice. So a patch has its blocks for itself, and everything that writes whole
+//! blocks of such an image shares what it writes. Whoever comes first goes first: nobody waits for
+//! one that came later, so there is no circle to wait in.
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,5 +1,5 @@
-//! Storage of this machine made for one test: file systems and loop devices. It takes root and the programs for it;
-//! where they are missing a test is skipped.
+//! Storage of this machine made for one test: file systems and loop devices. It takes root and the
+//! programs for it; where they are missing a test is skipped.
 
 mod fuse;
 
@@ -113,7 +113,8 @@ impl Drop for Loop {
     }
 }
 
-/// A block device that has no room for new data while it is full: what is cached above it can't be written back then.
+/// A block device that has no room for new data while it is full: what is cached above it can't be
+/// written back then.
 pub(in crate::disk) struct Medium {
     device: Loop,
     mounted: Mounted,
@@ -144,7 +145,8 @@ impl Medium {
         while filler.write(&[0; 4096]).is_ok() {}
     }
 
-    /// Has what is cached written back, by somebody with a description of his own. Whether that went well.
+    /// Has what is cached written back, by somebody with a description of his own. Whether that
+    /// went well.
     pub(in crate::disk) fn write_back(&self) -> bool {
         let file = File::options().write(true).open(self.path());
         file.expect("the device").sync_data().is_ok()

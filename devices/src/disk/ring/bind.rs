@@ -1,9 +1,10 @@
-//! Whose a ring is. A ring that was made or given back belongs to no queue's thread yet and can't reach the kernel; only
-//! binding it makes one that can.
+//! Whose a ring is. A ring that was made or given back belongs to no queue's thread yet and can't
+//! reach the kernel; only binding it makes one that can.
 //!
-//! The kernel takes entries for a ring from the thread alone that enabled it (IORING_SETUP_SINGLE_ISSUER). So it is
-//! enabled when a queue is used for the first time, by the thread that uses it, and never by one that only drops it. A
-//! ring stays its thread's when it is given back: a later queue of the same thread binds it again.
+//! The kernel takes entries for a ring from the thread alone that enabled it
+//! (IORING_SETUP_SINGLE_ISSUER). So it is enabled when a queue is used for the first time, by the
+//! thread that uses it, and never by one that only drops it. A ring stays its thread's when it is
+//! given back: a later queue of the same thread binds it again.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,7 +20,8 @@ use crate::throttle::Throttle;
 /// A ring that nobody submits to. It may be moved to and dropped on any thread.
 pub(in crate::disk) struct Unbound(Lease<Ring>);
 
-/// A ring of the thread that bound it. It moves to another thread only to be dropped, with nothing in flight.
+/// A ring of the thread that bound it. It moves to another thread only to be dropped, with nothing
+/// in flight.
 pub(super) struct Bound(Lease<Ring>);
 
 /// Why a ring can't be bound.

@@ -1,5 +1,5 @@
-//! What a ring can't do, or everything where there is no ring: it goes to a blocking thread, which is made when it is
-//! first needed.
+//! What a ring can't do, or everything where there is no ring: it goes to a blocking thread, which
+//! is made when it is first needed.
 
 use std::sync::Arc;
 use std::time::Duration;

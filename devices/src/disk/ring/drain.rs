@@ -126,7 +126,8 @@ impl RingQueue {
                 });
             }
         }
-        // What hangs on the blocking thread has all it may touch itself, and the ring nothing of it.
+        // What hangs on the blocking thread has all it may touch itself, and the ring nothing of
+        // it.
         if in_ring {
             let images = std::mem::take(&mut self.images);
             std::mem::forget((self.lose(), slots, self.reach.clone(), images));

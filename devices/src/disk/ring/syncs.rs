@@ -1,7 +1,8 @@
 //! Which requests of a queue make cached data stable, and which of them overlapped.
 //!
-//! When a write-back failed, the kernel tells the first of those that ask on one description, and the others end well.
-//! So one that ended well is answered only after all that ran at that moment. If one of them was told, it knows.
+//! When a write-back failed, the kernel tells the first of those that ask on one description, and
+//! the others end well. So one that ended well is answered only after all that ran at that moment.
+//! If one of them was told, it knows.
 
 /// The syncs of one queue. Requests are known by their slot.
 #[derive(Debug, Default)]

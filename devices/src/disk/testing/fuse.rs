@@ -1,7 +1,7 @@
 //! A file whose host is this test: a FUSE file system of that one file, served by a thread.
 //!
-//! It knows as much of the protocol (linux/fuse.h, version 7.31) as a disk image takes: reads return zeroes, writes are
-//! forgotten, and one kind of request hangs if the test wants that.
+//! It knows as much of the protocol (linux/fuse.h, version 7.31) as a disk image takes: reads
+//! return zeroes, writes are forgotten, and one kind of request hangs if the test wants that.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -90,7 +90,8 @@ impl FuseFile {
         &self.path
     }
 
-    /// Requests of this kind hang from now on, until the kernel interrupts them or [`Self::recover`] is called.
+    /// Requests of this kind hang from now on, until the kernel interrupts them or
+    /// [`Self::recover`] is called.
     pub(in crate::disk) fn hang(&self, opcode: u32) {
         self.state.hangs.store(opcode, Ordering::Release);
     }
@@ -111,7 +112,8 @@ impl FuseFile {
 
 impl Drop for FuseFile {
     fn drop(&mut self) {
-        // By force, which ends what hangs: a file left open would be flushed at the end of this process, by whom?
+        // By force, which ends what hangs: a file left open would be flushed at the end of this
+        // process, by whom?
         let mut umount = Command::new("umount");
         drop(umount.args(["-f", "-l"]).arg(&self.path).status());
     }

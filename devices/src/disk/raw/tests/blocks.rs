@@ -1,4 +1,5 @@
-//! Blocks of the guest's that are not the host's: whose they are, and that neither loses what the other writes.
+//! Blocks of the guest's that are not the host's: whose they are, and that neither loses what the
+//! other writes.
 
 use super::*;
 use crate::disk::spans;

@@ -1,4 +1,5 @@
-//! The limit on file sizes (RLIMIT_FSIZE): a write beyond it sends SIGXFSZ, whose default is to kill the process.
+//! The limit on file sizes (RLIMIT_FSIZE): a write beyond it sends SIGXFSZ, whose default is to
+//! kill the process.
 
 use std::process::Command;
 

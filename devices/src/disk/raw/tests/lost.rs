@@ -1,12 +1,13 @@
-//! A medium that can't take what the host's page cache has. The kernel reports that once per open file description and
-//! takes the lost pages for clean, so whoever was told has to remember it.
+//! A medium that can't take what the host's page cache has. The kernel reports that once per open
+//! file description and takes the lost pages for clean, so whoever was told has to remember it.
 
 use super::*;
 use crate::disk::testing::Medium;
 
 const BYTES: u64 = 4 << 20;
 
-/// Runs a test on such a medium with every backend that caches, once with one queue and once with four.
+/// Runs a test on such a medium with every backend that caches, once with one queue and once with
+/// four.
 fn everywhere_cached(mut test: impl FnMut(&Medium, &RawDisk)) {
     for aio in [Aio::Plain, Aio::Ring] {
         for queues in [1, 4] {
@@ -89,7 +90,8 @@ fn of_requests_that_make_data_stable_at_the_same_time_none_succeeds_when_one_is_
         }
         stream.queue.commit();
         for done in stream.wait(usize::from(DEPTH)) {
-            // Those that run one after the other are told apart: a write of its own is stable after the first.
+            // Those that run one after the other are told apart: a write of its own is stable after
+            // the first.
             let later = disk.image.in_memory || !disk.uses_ring();
             let fine = done.result == Ok(64 << 10) && later;
             assert!(fine || done.result.is_err(), "{done:?}");
