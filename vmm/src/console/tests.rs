@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use splitring_devices::bus::BusDevice;
+use splitring_devices::eventfd::eventfd;
 use splitring_devices::serial::Serial;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Console, RoomWaiter};
 
@@ -35,7 +35,7 @@ struct Guest {
 
 impl Guest {
     fn new(console: &Console) -> Self {
-        let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("eventfd");
+        let line = eventfd().expect("eventfd");
         let uart = Arc::new(Serial::new(line, console.output()).expect("a UART"));
         console.attach(Arc::clone(&uart)).expect("attach");
         Self {
