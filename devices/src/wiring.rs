@@ -4,32 +4,37 @@
 //! It doesn't know virtio or PCI; a message-signalled interrupt is an address, a value and a requester.
 
 use std::io;
+use std::sync::Arc;
 
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-/// What a device may ask of the hypervisor. Nothing here is on the data path.
+/// What a device may ask of the hypervisor. Nothing here is on the data path, and nothing takes a descriptor of its
+/// own: a guest asks for these things, and must not fail for want of one.
 pub trait Wiring: Send + Sync {
     /// From now on a guest write of any width to the guest-physical address `addr` signals `fd`, without an
     /// exit to user space.
-    fn bind_notify(&self, addr: u64, fd: &EventFd) -> Result<(), WiringError>;
+    fn bind_notify(&self, addr: u64, fd: &Arc<EventFd>) -> Result<(), WiringError>;
 
     /// Undoes [`Wiring::bind_notify`] with the same address and descriptor.
-    fn unbind_notify(&self, addr: u64, fd: &EventFd) -> Result<(), WiringError>;
+    fn unbind_notify(&self, addr: u64, fd: &Arc<EventFd>) -> Result<(), WiringError>;
 
-    /// A new message-signalled interrupt line; it goes away with the returned value.
-    fn msi(&self) -> Result<Box<dyn MsiLine>, WiringError>;
+    /// A new message-signalled interrupt line: writing to `trigger` sends the message last routed. It goes away with
+    /// the returned value.
+    fn msi(&self, trigger: &Arc<EventFd>) -> Result<Box<dyn MsiLine>, WiringError>;
 
     /// A level-triggered line: `trigger` asserts `gsi`; the guest's end of interrupt deasserts it and signals
     /// `resample`, whose listener asserts it again if its reason persists. Several devices may share a line.
-    fn intx(&self, gsi: u32, trigger: &EventFd, resample: &EventFd) -> Result<(), WiringError>;
+    fn intx(
+        &self,
+        gsi: u32,
+        trigger: &Arc<EventFd>,
+        resample: &Arc<EventFd>,
+    ) -> Result<(), WiringError>;
 }
 
 /// One message-signalled interrupt.
 pub trait MsiLine: Send + Sync {
-    /// Writing to it sends the message last routed.
-    fn trigger(&self) -> &EventFd;
-
     /// Sets the message to send from now on.
     fn route(&self, message: MsiMessage) -> Result<(), WiringError>;
 }

@@ -113,7 +113,7 @@ pub struct NewTask {
     /// For messages: the device's id.
     pub label: String,
     /// The queues, each with the eventfd that its doorbell signals.
-    pub queues: Vec<(TaskQueue, EventFd)>,
+    pub queues: Vec<(TaskQueue, Arc<EventFd>)>,
     /// Who serves them.
     pub handler: Box<dyn QueueHandler>,
     /// Where interrupts go.
@@ -228,7 +228,7 @@ impl Worker {
     pub fn watch(
         &self,
         label: &str,
-        fd: EventFd,
+        fd: Arc<EventFd>,
         action: Box<dyn FnMut() + Send>,
     ) -> Result<TaskId, WorkerError> {
         let label = label.to_owned();

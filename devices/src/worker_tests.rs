@@ -26,7 +26,7 @@ struct Bench {
 /// One task's guest side.
 struct Side {
     ring: GuestRing,
-    kick: EventFd,
+    kick: Arc<EventFd>,
     sink: Arc<Sink>,
     id: TaskId,
 }
@@ -47,11 +47,11 @@ impl Bench {
         let ring = GuestRing::new(&self.ram, index, 256);
         let features = RingFeatures::from_bits(features);
         let queue = ring.config().activate(self.ram.clone(), features).unwrap();
-        let kick = eventfd().unwrap();
+        let kick = Arc::new(eventfd().unwrap());
         let sink = Arc::new(Sink::default());
         let task = NewTask {
             label: format!("task{index}"),
-            queues: vec![(TaskQueue { index, queue }, kick.try_clone().unwrap())],
+            queues: vec![(TaskQueue { index, queue }, Arc::clone(&kick))],
             handler: Box::new(handler),
             sink: sink.clone(),
         };
@@ -202,7 +202,7 @@ fn a_guest_that_refills_for_ever_starves_nobody() {
     ring.offer(&[(0x1000, 1, true)]);
     let task = NewTask {
         label: "greedy".to_owned(),
-        queues: vec![(TaskQueue { index: 0, queue }, eventfd().unwrap())],
+        queues: vec![(TaskQueue { index: 0, queue }, Arc::new(eventfd().unwrap()))],
         handler: Box::new(Refilling(Arc::clone(&done), Mutex::new(ring))),
         sink: Arc::new(Sink::default()),
     };
@@ -380,16 +380,13 @@ fn a_broken_device_is_not_run_again_even_if_its_backend_stays_ready() {
 #[test]
 fn a_watch_calls_its_action_until_it_is_stopped() {
     let bench = Bench::new();
-    let fd = eventfd().unwrap();
+    let fd = Arc::new(eventfd().unwrap());
     let count = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&count);
     let action = Box::new(move || {
         counter.fetch_add(1, Ordering::SeqCst);
     });
-    let id = bench
-        .worker
-        .watch("line", fd.try_clone().unwrap(), action)
-        .unwrap();
+    let id = bench.worker.watch("line", Arc::clone(&fd), action).unwrap();
     fd.write(1).unwrap();
     wait_until("it is called", || count.load(Ordering::SeqCst) == 1);
     assert!(bench.worker.stop(id).unwrap().is_none());
@@ -417,10 +414,10 @@ fn a_descriptor_that_cannot_be_waited_for_is_an_error_and_leaves_nothing() {
         .config()
         .activate(bench.ram.clone(), RingFeatures::default())
         .unwrap();
-    let kick = eventfd().unwrap();
+    let kick = Arc::new(eventfd().unwrap());
     let task = NewTask {
         label: "disk0".to_owned(),
-        queues: vec![(TaskQueue { index: 0, queue }, kick.try_clone().unwrap())],
+        queues: vec![(TaskQueue { index: 0, queue }, Arc::clone(&kick))],
         handler: Box::new(OnFile(tempfile::tempfile().unwrap())),
         sink: Arc::new(Sink::default()),
     };

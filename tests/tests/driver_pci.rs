@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use splitring_devices::blk::Blk as Device;
 use splitring_devices::bus::Bus;
 use splitring_devices::disk::doubles::MemoryDisk;
-use splitring_devices::eventfd::eventfd;
 use splitring_devices::events::EventSink;
 use splitring_devices::pci::root::{PciPlan, PciRoot};
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
@@ -39,52 +38,49 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What the hypervisor would hold: eventfds at addresses, and what they send.
 #[derive(Default)]
 struct Board {
-    doorbells: Mutex<Vec<(u64, EventFd)>>,
-    messages: Mutex<Vec<(EventFd, Arc<Mutex<MsiMessage>>)>>,
-    line: Mutex<Option<(EventFd, EventFd)>>,
+    doorbells: Mutex<Vec<(u64, Arc<EventFd>)>>,
+    messages: Mutex<Vec<(Arc<EventFd>, Message)>>,
+    line: Mutex<Option<(Arc<EventFd>, Arc<EventFd>)>>,
 }
 
-struct Line {
-    trigger: EventFd,
-    message: Arc<Mutex<MsiMessage>>,
-}
+type Message = Arc<Mutex<MsiMessage>>;
+
+struct Line(Message);
 
 impl MsiLine for Line {
-    fn trigger(&self) -> &EventFd {
-        &self.trigger
-    }
-
     fn route(&self, message: MsiMessage) -> Result<(), WiringError> {
-        *self.message.lock().unwrap() = message;
+        *self.0.lock().unwrap() = message;
         Ok(())
     }
 }
 
 impl Wiring for Board {
-    fn bind_notify(&self, addr: u64, fd: &EventFd) -> Result<(), WiringError> {
-        let fd = fd.try_clone().unwrap();
+    fn bind_notify(&self, addr: u64, fd: &Arc<EventFd>) -> Result<(), WiringError> {
+        let fd = Arc::clone(fd);
         self.doorbells.lock().unwrap().push((addr, fd));
         Ok(())
     }
 
-    fn unbind_notify(&self, addr: u64, _fd: &EventFd) -> Result<(), WiringError> {
+    fn unbind_notify(&self, addr: u64, _fd: &Arc<EventFd>) -> Result<(), WiringError> {
         self.doorbells.lock().unwrap().retain(|(at, _)| *at != addr);
         Ok(())
     }
 
-    fn msi(&self) -> Result<Box<dyn MsiLine>, WiringError> {
-        let line = Line {
-            trigger: eventfd().unwrap(),
-            message: Arc::default(),
-        };
-        let seen = (line.trigger.try_clone().unwrap(), line.message.clone());
+    fn msi(&self, trigger: &Arc<EventFd>) -> Result<Box<dyn MsiLine>, WiringError> {
+        let message = Message::default();
+        let seen = (Arc::clone(trigger), Arc::clone(&message));
         self.messages.lock().unwrap().push(seen);
-        Ok(Box::new(line))
+        Ok(Box::new(Line(message)))
     }
 
-    fn intx(&self, gsi: u32, trigger: &EventFd, resample: &EventFd) -> Result<(), WiringError> {
+    fn intx(
+        &self,
+        gsi: u32,
+        trigger: &Arc<EventFd>,
+        resample: &Arc<EventFd>,
+    ) -> Result<(), WiringError> {
         assert_eq!(gsi, LINE);
-        let pair = (trigger.try_clone().unwrap(), resample.try_clone().unwrap());
+        let pair = (Arc::clone(trigger), Arc::clone(resample));
         *self.line.lock().unwrap() = Some(pair);
         Ok(())
     }

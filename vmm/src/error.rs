@@ -146,7 +146,7 @@ pub(crate) enum BuildError {
     #[error("cannot create an event descriptor: {0}; raise the limit on open files")]
     Event(std::io::Error),
     /// No thread.
-    #[error("cannot start the thread of {what}: {error}; raise the limit on processes")]
+    #[error("cannot start the thread of {what}: {error}; {remedy}", remedy = thread_remedy(error))]
     Thread {
         /// Whose.
         what: String,
@@ -219,5 +219,14 @@ impl BuildError {
             Self::Ended(_) => ErrorKind::Ended,
             Self::Drain(_) => ErrorKind::Timeout,
         }
+    }
+}
+
+/// What may help where a thread, or what it works with, is not to be had.
+fn thread_remedy(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files (`ulimit -n`)",
+        Some(_) => "raise the limit on processes (`ulimit -u`)",
+        None => "raise the limit on processes (`ulimit -u`) or on open files (`ulimit -n`)",
     }
 }

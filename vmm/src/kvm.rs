@@ -283,23 +283,22 @@ fn unwired(operation: String) -> impl FnOnce(kvm_ioctls::Error) -> WiringError {
 }
 
 impl Wiring for Vm {
-    fn bind_notify(&self, address: u64, fd: &EventFd) -> Result<(), WiringError> {
+    fn bind_notify(&self, address: u64, fd: &Arc<EventFd>) -> Result<(), WiringError> {
         self.0
             .fd
             .register_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
             .map_err(unwired(format!("bind notify address {address:#x}")))
     }
 
-    fn unbind_notify(&self, address: u64, fd: &EventFd) -> Result<(), WiringError> {
+    fn unbind_notify(&self, address: u64, fd: &Arc<EventFd>) -> Result<(), WiringError> {
         self.0
             .fd
             .unregister_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
             .map_err(unwired(format!("unbind notify address {address:#x}")))
     }
 
-    fn msi(&self) -> Result<Box<dyn MsiLine>, WiringError> {
+    fn msi(&self, trigger: &Arc<EventFd>) -> Result<Box<dyn MsiLine>, WiringError> {
         let what = || "create a message interrupt";
-        let event = eventfd().map_err(|error| WiringError::new(what(), error))?;
         let gsi = self.0.interrupts().gsis.allocate_id().map_err(|_| {
             let full = format!("all {LAST_GSI} interrupt lines are in use; give the machine fewer devices or queues");
             WiringError::new(what(), io::Error::other(full))
@@ -307,7 +306,7 @@ impl Wiring for Vm {
         let line = MessageLine {
             vm: Arc::clone(&self.0),
             gsi,
-            event,
+            event: Arc::clone(trigger),
         };
         line.vm
             .fd
@@ -316,7 +315,12 @@ impl Wiring for Vm {
         Ok(Box::new(line))
     }
 
-    fn intx(&self, gsi: u32, trigger: &EventFd, resample: &EventFd) -> Result<(), WiringError> {
+    fn intx(
+        &self,
+        gsi: u32,
+        trigger: &Arc<EventFd>,
+        resample: &Arc<EventFd>,
+    ) -> Result<(), WiringError> {
         self.0
             .fd
             .register_irqfd_with_resample(trigger, resample, gsi)
@@ -328,14 +332,10 @@ impl Wiring for Vm {
 struct MessageLine {
     vm: Arc<Shared>,
     gsi: u32,
-    event: EventFd,
+    event: Arc<EventFd>,
 }
 
 impl MsiLine for MessageLine {
-    fn trigger(&self) -> &EventFd {
-        &self.event
-    }
-
     /// The table goes to KVM only if the message is news to it.
     fn route(&self, message: MsiMessage) -> Result<(), WiringError> {
         let mut interrupts = self.vm.interrupts();

@@ -29,8 +29,8 @@ pub(super) struct Interrupts {
     isr: AtomicU8,
     /// Its command register says whether the line may be asserted, its status register shows that it would.
     page: ConfigPage,
-    line: EventFd,
-    resample: EventFd,
+    line: Arc<EventFd>,
+    resample: Arc<EventFd>,
     line_bound: AtomicBool,
     needs_reset: AtomicBool,
     driver_ok: AtomicBool,
@@ -63,8 +63,8 @@ impl Interrupts {
             config_vector: AtomicU16::new(NO_VECTOR),
             isr: AtomicU8::new(0),
             page,
-            line: eventfd()?,
-            resample: eventfd()?,
+            line: Arc::new(eventfd()?),
+            resample: Arc::new(eventfd()?),
             line_bound: AtomicBool::new(false),
             needs_reset: AtomicBool::new(false),
             driver_ok: AtomicBool::new(false),
@@ -83,17 +83,13 @@ impl Interrupts {
         &self,
         wiring: &dyn Wiring,
         gsi: u32,
-    ) -> Result<Option<EventFd>, WiringError> {
+    ) -> Result<Option<Arc<EventFd>>, WiringError> {
         if self.msix.enabled() || self.line_bound.load(Ordering::SeqCst) {
             return Ok(None);
         }
-        let listener = self
-            .resample
-            .try_clone()
-            .map_err(|error| WiringError::new("duplicate an eventfd", error))?;
         wiring.intx(gsi, &self.line, &self.resample)?;
         self.line_is_bound();
-        Ok(Some(listener))
+        Ok(Some(Arc::clone(&self.resample)))
     }
 
     /// Lets the line be asserted from now on, and asserts it for a reason that came before.

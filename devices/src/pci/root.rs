@@ -63,7 +63,7 @@ pub enum PciError {
         size: u64,
     },
     /// The host refused.
-    #[error("cannot {operation} for PCI slot {slot}: {source}")]
+    #[error("cannot {operation} for PCI slot {slot}: {source}{remedy}", remedy = remedy(source))]
     Host {
         /// The slot.
         slot: u8,
@@ -72,6 +72,15 @@ pub enum PciError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// What may help against a refusal of the host's, behind it.
+fn remedy(refusal: &io::Error) -> &'static str {
+    match refusal.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => "; raise the limit on open files (`ulimit -n`)",
+        Some(libc::ENOMEM) => "; free memory on the host",
+        _ => "",
+    }
 }
 
 /// What the machine decides about its PCI bus.

@@ -89,7 +89,7 @@ pub struct VirtioPci {
     gsi: u32,
     interrupts: Shared,
     /// A doorbell a queue.
-    kicks: Vec<EventFd>,
+    kicks: Vec<Arc<EventFd>>,
     state: Mutex<State>,
 }
 
@@ -134,8 +134,9 @@ impl VirtioPci {
         let id = parts.device.id().to_owned();
         let requester = u16::from(slot) << 3;
         let msix = Msix::new(vectors, requester, Arc::clone(&parts.wiring), id.clone());
+        let msix = msix.map_err(host("create an eventfd"))?;
         let interrupts = Interrupts::new(id, msix, sizes.len(), page, parts.events);
-        let kicks = sizes.iter().map(|_| eventfd());
+        let kicks = sizes.iter().map(|_| eventfd().map(Arc::new));
         let kicks: Result<Vec<_>, _> = kicks.collect();
         let (features, rules) = (parts.device.features(), parts.device.feature_rules());
         let transport = Transport::new(features, parts.mask, rules, sizes);

@@ -2,15 +2,19 @@
 //!
 //! What can fail at a start is mostly a descriptor that the process may not have: eventfds, epoll instances, timers,
 //! copies. [`every_start_that_fails_leaves_nothing_behind`] gives a start none, then one, then two of them and so on
-//! until it succeeds. After each failure the driver resets the device, starts it again and does I/O. The limit is the
-//! process's, so the test runs in one of its own.
+//! until it succeeds. After each failure the driver resets the device, starts it again and does I/O.
+//! [`a_running_device_needs_no_descriptor`] is for devices whose start needs none. The limit is the process's, so the
+//! tests run in one of their own.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use splitring_virtio::spec::pci::common as reg;
 use splitring_virtio::spec::status;
 
 use super::pci::{Guest, wait_until};
@@ -18,6 +22,8 @@ use crate::blk::Blk;
 use crate::device::VirtioDevice;
 use crate::disk::RawDisk;
 use crate::disk::config::{Aio, DiskConfig};
+use crate::net::passt::Passt;
+use crate::net::{MacAddress, Net, NetConfig};
 
 /// Set in the process that a test has for itself.
 const ALONE: &str = "SPLITRING_TEST_ALONE";
@@ -31,13 +37,7 @@ pub(crate) fn every_start_that_fails_leaves_nothing_behind(
     make: impl FnOnce() -> Arc<dyn VirtioDevice>,
     mut io: impl FnMut(&mut Guest),
 ) {
-    if std::env::var_os(ALONE).is_none() {
-        let mut alone = Command::new(std::env::current_exe().unwrap());
-        let status = alone
-            .args([test, "--exact", "--nocapture", "--test-threads=2"])
-            .env(ALONE, "1")
-            .status();
-        assert!(status.unwrap().success(), "in a process of its own");
+    if !alone(test) {
         return;
     }
     let mut guest = Guest::new(make());
@@ -47,15 +47,7 @@ pub(crate) fn every_start_that_fails_leaves_nothing_behind(
     io(&mut guest);
     guest.set_status(0);
     let before = resources();
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: Some(highest_descriptor() + ROOM),
-            ..limit
-        },
-    )
-    .unwrap();
+    limit_descriptors();
     let mut failures = 0;
     for allowed in 0.. {
         start_with(&mut guest, allowed);
@@ -77,10 +69,76 @@ pub(crate) fn every_start_that_fails_leaves_nothing_behind(
     assert_eq!(*guest.failures.lock().unwrap(), []);
 }
 
+/// Runs the device that `make` makes with no descriptor left to the process, from the moment it is plugged in: started,
+/// with its interrupt line and with messages, reset and started again, its BAR moved. `io` and `test` are as above.
+pub(crate) fn a_running_device_needs_no_descriptor(
+    test: &str,
+    make: impl FnOnce() -> Arc<dyn VirtioDevice>,
+    mut io: impl FnMut(&mut Guest),
+) {
+    if !alone(test) {
+        return;
+    }
+    let mut guest = Guest::new(make());
+    guest.decode_memory();
+    limit_descriptors();
+    let null = File::open("/dev/null").unwrap();
+    let fillers: Vec<File> = std::iter::from_fn(|| null.try_clone().ok()).collect();
+    assert!(!fillers.is_empty());
+    for _ in 0..3 {
+        guest.restart();
+        io(&mut guest);
+        wait_until("the line is asserted", || guest.wiring.line_asserted());
+        guest.set_status(0);
+    }
+    guest.enable_msix();
+    for turn in 0..3 {
+        guest.negotiate();
+        let queues = guest.common16(reg::NUM_QUEUES);
+        guest.rings = (0..queues)
+            .map(|index| {
+                let ring = guest.enable_queue(index);
+                guest.set16(reg::QUEUE_MSIX_VECTOR, index);
+                ring
+            })
+            .collect();
+        guest.add_status(status::DRIVER_OK);
+        let moved = guest.bar() + 0x1_0000;
+        guest.config_write(0x10, &moved.to_le_bytes());
+        io(&mut guest);
+        wait_until("a message is sent", || !guest.wiring.messages().is_empty());
+        assert_eq!(guest.status() & status::NEEDS_RESET, 0, "{turn}");
+    }
+    assert_eq!(*guest.failures.lock().unwrap(), []);
+}
+
+/// Whether this is the process that `test` has for itself. If not, it is run in one, and must pass there.
+fn alone(test: &str) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let mut alone = Command::new(std::env::current_exe().unwrap());
+    let status = alone
+        .args([test, "--exact", "--nocapture", "--test-threads=2"])
+        .env(ALONE, "1")
+        .status();
+    assert!(status.unwrap().success(), "in a process of its own");
+    false
+}
+
+fn limit_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let limit = Rlimit {
+        current: Some(highest_descriptor() + ROOM),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, limit).unwrap();
+}
+
 /// DRIVER_OK, with `allowed` descriptors left to the process.
 fn start_with(guest: &mut Guest, allowed: usize) {
     guest.negotiate();
-    let queues = guest.common16(splitring_virtio::spec::pci::common::NUM_QUEUES);
+    let queues = guest.common16(reg::NUM_QUEUES);
     guest.rings = (0..queues).map(|index| guest.enable_queue(index)).collect();
     let null = File::open("/dev/null").unwrap();
     let mut fillers: Vec<File> = std::iter::from_fn(|| null.try_clone().ok()).collect();
@@ -103,9 +161,9 @@ fn highest_descriptor() -> u64 {
 }
 
 #[test]
-fn a_random_generator_survives_every_start_that_fails() {
-    every_start_that_fails_leaves_nothing_behind(
-        "testing::faults::a_random_generator_survives_every_start_that_fails",
+fn a_random_generator_needs_no_descriptor_once_it_is_plugged_in() {
+    a_running_device_needs_no_descriptor(
+        "testing::faults::a_random_generator_needs_no_descriptor_once_it_is_plugged_in",
         || Arc::new(crate::rng::Rng::new("rng0")),
         |guest| {
             guest.offer(0, &[(0x1_0000, 64, true)]);
@@ -116,7 +174,7 @@ fn a_random_generator_survives_every_start_that_fails() {
 }
 
 #[test]
-fn a_block_device_and_its_rings_survive_every_start_that_fails() {
+fn a_block_device_with_rings_needs_no_descriptor_once_it_is_plugged_in() {
     const HEADER: u64 = 0x1_0000;
     const DATA: u64 = 0x2_0000;
     const STATUS: u64 = 0x3_0000;
@@ -126,8 +184,8 @@ fn a_block_device_and_its_rings_survive_every_start_that_fails() {
         aio: Aio::Ring,
         ..DiskConfig::new(file.path())
     };
-    every_start_that_fails_leaves_nothing_behind(
-        "testing::faults::a_block_device_and_its_rings_survive_every_start_that_fails",
+    a_running_device_needs_no_descriptor(
+        "testing::faults::a_block_device_with_rings_needs_no_descriptor_once_it_is_plugged_in",
         || {
             let disk = RawDisk::open(&config, 2, 64).unwrap();
             Arc::new(Blk::new("disk0", Arc::new(disk), 2, 64, ""))
@@ -147,6 +205,34 @@ fn a_block_device_and_its_rings_survive_every_start_that_fails() {
                 assert_eq!(guest.peek(STATUS, 1), [0]);
                 assert_eq!(guest.peek(DATA, 512), [0x5a; 512]);
             }
+        },
+    );
+}
+
+#[test]
+fn a_network_card_needs_no_descriptor_once_it_is_plugged_in() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let config = NetConfig {
+        passt: true,
+        // Limits have timers.
+        packets: Some(1_000_000),
+        ..NetConfig::default()
+    };
+    a_running_device_needs_no_descriptor(
+        "testing::faults::a_network_card_needs_no_descriptor_once_it_is_plugged_in",
+        || {
+            let passt = Arc::new(Passt::from_fd(ours.into()).unwrap());
+            let mac = MacAddress([2, 0, 0, 0, 0, 1]);
+            Arc::new(Net::new("net0", mac, &config, passt).unwrap())
+        },
+        |guest| {
+            // A header and the shortest frame, from the transmit queue.
+            guest.poke(0x1_0000, &[0; 72]);
+            guest.offer(1, &[(0x1_0000, 72, false)]);
+            guest.kick(1);
+            guest.wait_used(1, 1);
+            let mut frame = [0; 4 + 60];
+            theirs.read_exact(&mut frame).unwrap();
         },
     );
 }

@@ -4,13 +4,12 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::eventfd::eventfd;
 use crate::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
 
 /// See the module.
 #[derive(Default)]
 pub(crate) struct FakeWiring {
-    doorbells: Mutex<Vec<(u64, EventFd)>>,
+    doorbells: Mutex<Vec<(u64, Arc<EventFd>)>>,
     lines: Mutex<Vec<Arc<FakeLine>>>,
     intx: Mutex<Option<Intx>>,
     /// Refuse everything.
@@ -19,21 +18,18 @@ pub(crate) struct FakeWiring {
 
 struct Intx {
     gsi: u32,
-    trigger: EventFd,
-    resample: EventFd,
+    trigger: Arc<EventFd>,
+    resample: Arc<EventFd>,
 }
 
 struct FakeLine {
-    fd: EventFd,
+    fd: Arc<EventFd>,
     route: Mutex<Option<MsiMessage>>,
 }
 
 struct Handle(Arc<FakeLine>);
 
 impl MsiLine for Handle {
-    fn trigger(&self) -> &EventFd {
-        &self.0.fd
-    }
     fn route(&self, message: MsiMessage) -> Result<(), WiringError> {
         *self.0.route.lock().unwrap() = Some(message);
         Ok(())
@@ -93,21 +89,16 @@ impl FakeWiring {
     }
 }
 
-fn copy(operation: &str, fd: &EventFd) -> Result<EventFd, WiringError> {
-    fd.try_clone()
-        .map_err(|error| WiringError::new(operation, error))
-}
-
 impl Wiring for FakeWiring {
-    fn bind_notify(&self, addr: u64, fd: &EventFd) -> Result<(), WiringError> {
+    fn bind_notify(&self, addr: u64, fd: &Arc<EventFd>) -> Result<(), WiringError> {
         self.check("bind a doorbell")?;
         let mut doorbells = self.doorbells.lock().unwrap();
         assert!(doorbells.iter().all(|(at, _)| *at != addr), "bound twice");
-        doorbells.push((addr, copy("bind a doorbell", fd)?));
+        doorbells.push((addr, Arc::clone(fd)));
         Ok(())
     }
 
-    fn unbind_notify(&self, addr: u64, _fd: &EventFd) -> Result<(), WiringError> {
+    fn unbind_notify(&self, addr: u64, _fd: &Arc<EventFd>) -> Result<(), WiringError> {
         self.check("unbind a doorbell")?;
         let mut doorbells = self.doorbells.lock().unwrap();
         let at = doorbells.iter().position(|(at, _)| *at == addr);
@@ -115,24 +106,29 @@ impl Wiring for FakeWiring {
         Ok(())
     }
 
-    fn msi(&self) -> Result<Box<dyn MsiLine>, WiringError> {
+    fn msi(&self, trigger: &Arc<EventFd>) -> Result<Box<dyn MsiLine>, WiringError> {
         self.check("make an interrupt")?;
         let line = Arc::new(FakeLine {
-            fd: eventfd().map_err(|error| WiringError::new("make an interrupt", error))?,
+            fd: Arc::clone(trigger),
             route: Mutex::new(None),
         });
         self.lines.lock().unwrap().push(Arc::clone(&line));
         Ok(Box::new(Handle(line)))
     }
 
-    fn intx(&self, gsi: u32, trigger: &EventFd, resample: &EventFd) -> Result<(), WiringError> {
+    fn intx(
+        &self,
+        gsi: u32,
+        trigger: &Arc<EventFd>,
+        resample: &Arc<EventFd>,
+    ) -> Result<(), WiringError> {
         self.check("bind a line")?;
         let mut intx = self.intx.lock().unwrap();
         assert!(intx.is_none(), "bound twice");
         *intx = Some(Intx {
             gsi,
-            trigger: copy("bind a line", trigger)?,
-            resample: copy("bind a line", resample)?,
+            trigger: Arc::clone(trigger),
+            resample: Arc::clone(resample),
         });
         Ok(())
     }

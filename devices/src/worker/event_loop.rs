@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::{
@@ -190,7 +191,7 @@ pub(super) enum Entry {
 
 pub(super) struct Watcher {
     pub(super) label: String,
-    pub(super) fd: EventFd,
+    pub(super) fd: Arc<EventFd>,
     pub(super) action: Box<dyn FnMut() + Send>,
 }
 

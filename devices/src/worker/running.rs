@@ -29,7 +29,7 @@ pub(super) struct Running {
     sink: Arc<dyn InterruptSink>,
     pub(super) watches: Vec<Watch>,
     /// Kept open while they are watched.
-    _kicks: Vec<EventFd>,
+    _kicks: Vec<Arc<EventFd>>,
     depth: Depth,
     /// The device needs a reset; nothing runs until then.
     pub(super) halted: bool,
@@ -324,7 +324,7 @@ mod tests {
         let sink = Arc::new(Sink::default());
         let task = NewTask {
             label: "task".to_owned(),
-            queues: vec![(TaskQueue { index: 0, queue }, eventfd().unwrap())],
+            queues: vec![(TaskQueue { index: 0, queue }, Arc::new(eventfd().unwrap()))],
             handler: Box::new(Backend {
                 keeps,
                 kept: Vec::new(),

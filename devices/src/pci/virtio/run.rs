@@ -71,7 +71,7 @@ impl VirtioPci {
         let tasks = self.device.start(start).map_err(Broken::device)?;
         for task in tasks {
             let worker = self.worker_of(&task)?;
-            let task = self.equip(task, &mut queues).map_err(Broken::device)?;
+            let task = self.equip(task, &mut queues);
             let id = worker.add(task).map_err(Broken::device)?;
             running.tasks.push((Arc::clone(worker), id));
         }
@@ -104,22 +104,22 @@ impl VirtioPci {
     }
 
     /// Gives a task its queues, each with its doorbell.
-    fn equip(&self, task: Task, queues: &mut Vec<TaskQueue>) -> std::io::Result<NewTask> {
+    fn equip(&self, task: Task, queues: &mut Vec<TaskQueue>) -> NewTask {
         let mut own = Vec::with_capacity(task.queues.len());
         for index in task.queues {
             let Some(at) = queues.iter().position(|slot| slot.index == index) else {
                 continue;
             };
             if let Some(kick) = self.kick(index) {
-                own.push((queues.swap_remove(at), kick.try_clone()?));
+                own.push((queues.swap_remove(at), Arc::clone(kick)));
             }
         }
-        Ok(NewTask {
+        NewTask {
             label: self.device.id().to_owned(),
             queues: own,
             handler: task.handler,
             sink: self.interrupts.clone(),
-        })
+        }
     }
 
     /// Connects the interrupt line if the driver does without MSI-X.
@@ -243,7 +243,7 @@ impl VirtioPci {
         &self.interrupts.throttle
     }
 
-    fn kick(&self, index: u16) -> Option<&EventFd> {
+    fn kick(&self, index: u16) -> Option<&Arc<EventFd>> {
         self.kicks.get(usize::from(index))
     }
 

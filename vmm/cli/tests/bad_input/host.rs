@@ -258,6 +258,37 @@ fn huge_pages_that_are_not_there_are_refused_shared_or_not_and_those_that_are_th
     }
 }
 
+/// At each number of open files a machine is refused, and the message says why, or it runs without a word.
+#[test]
+fn a_machine_with_too_few_descriptors_is_refused_or_runs() {
+    let files = Files::new();
+    if !needs::kvm() {
+        return;
+    }
+    files.write("unit", vec![0; 4096]);
+    let words = ["--any-kvm", "--serial", "null", "--kernel", "@kernel"];
+    let devices = ["--disk", "@disk", "--disk", "@unit,bus=scsi", "--cpus", "2"];
+    let words: Vec<_> = words.into_iter().chain(devices).collect();
+    for (refused, limit) in (8..256).enumerate() {
+        let output = Command::new("prlimit")
+            .arg(format!("--nofile={limit}:{limit}"))
+            .args([PROGRAM, "run", "--kernel-cache", "off"])
+            .args(words.iter().map(|word| files.named(word)))
+            .output()
+            .expect("run prlimit");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() == Some(REBOOT) {
+            assert_eq!(stderr, "", "{limit} open files");
+            assert!(refused > 10, "{limit} open files are enough");
+            return;
+        }
+        assert_eq!(output.status.code(), Some(FAILURE), "{limit}: {stderr}");
+        assert!(stderr.contains("Too many open files"), "{limit}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{limit}: {stderr}");
+    }
+    panic!("255 open files are not enough");
+}
+
 #[test]
 fn a_stock_kernel_is_refused_where_kvm_has_no_hardware() {
     let files = Files::new();
