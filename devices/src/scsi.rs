@@ -2,7 +2,7 @@
 //!
 //! A controller offers one control, one event and several request queues. Behind it are logical units, each on a
 //! [`Disk`]; they come and go while the guest runs ([`ScsiHandle`]). The way of a command: `requests` takes it from
-//! the ring, `request` takes its frame apart, `cdb` and `table` make it a typed command, `exec` decides and answers
+//! the ring, `request` takes its frame apart, `parse` and `table` make it a typed command, `exec` decides and answers
 //! it or makes a `job`, `backend` brings the job's requests to the disk. Knows no PCI, no threads and no paths.
 
 mod address;
@@ -24,6 +24,7 @@ mod luns;
 mod mode;
 mod opcodes;
 mod opened;
+mod parse;
 mod plan;
 mod request;
 mod requests;

@@ -1,8 +1,9 @@
 //! Whether a command may run: unit attention, reservation, fields, medium, protection, range, in that order
 //! (SAM-5 §5.3.1, SPC-4 §5.13, SBC-3 §4.5). What it then does is `exec`'s business.
 
-use super::cdb::{self, Cdb, Command, Extent};
+use super::cdb::{Cdb, Command, Extent};
 use super::identity::{MAX_TRANSFER_BLOCKS, MAX_WRITE_SAME_BLOCKS};
+use super::parse;
 use super::sense::{Sense, Status};
 use super::table::{Access, Entry, op};
 use super::unit::Nexus;
@@ -17,11 +18,11 @@ pub(crate) fn admit(nexus: &Nexus, cdb: &Cdb) -> Result<Command, Status> {
         return Err(sense.into());
     }
     let profile = nexus.facts.profile;
-    let entry = cdb::lookup(cdb, profile)?;
+    let entry = parse::lookup(cdb, profile)?;
     if nexus.unit.conflicts(nexus.port, entry.access) {
         return Err(Status::ReservationConflict);
     }
-    let command = cdb::parse(entry, cdb, profile)?;
+    let command = parse::parse(entry, cdb, profile)?;
     if let Some(access) = own_access(&command)
         && nexus.unit.conflicts(nexus.port, access)
     {

@@ -1,9 +1,10 @@
 //! REPORT LUNS, its well-known unit, and unit numbers with nothing behind them (SPC-4 §5.10, §6.33, §8).
 
 use super::address;
-use super::cdb::{self, Cdb, Command, Kind, Profile};
+use super::cdb::{Cdb, Command, Kind, Profile};
 use super::exec::cut;
 use super::identity;
+use super::parse;
 use super::sense::{Sense, Status};
 use super::wire::{self, Bytes};
 
@@ -16,7 +17,7 @@ const WELL_KNOWN: Profile = Profile {
 /// A command to the REPORT LUNS well-known unit; `luns` are the addresses it lists.
 pub(crate) fn well_known(cdb: &Cdb, luns: &[[u8; 8]]) -> Result<Vec<u8>, Status> {
     let command =
-        cdb::lookup(cdb, WELL_KNOWN).and_then(|entry| cdb::parse(entry, cdb, WELL_KNOWN))?;
+        parse::lookup(cdb, WELL_KNOWN).and_then(|entry| parse::parse(entry, cdb, WELL_KNOWN))?;
     let data = match command {
         Command::Inquiry { page: None, .. } => identity::standard(Kind::ReportLuns, false),
         // The list of pages is the only page.
@@ -31,7 +32,8 @@ pub(crate) fn well_known(cdb: &Cdb, luns: &[[u8; 8]]) -> Result<Vec<u8>, Status>
 
 /// A command to a unit number with nothing behind it, on a target that exists (SPC-4 §5.10).
 pub(crate) fn absent(cdb: &Cdb, luns: &[[u8; 8]]) -> Result<Vec<u8>, Status> {
-    let command = cdb::lookup(cdb, WELL_KNOWN).and_then(|entry| cdb::parse(entry, cdb, WELL_KNOWN));
+    let command =
+        parse::lookup(cdb, WELL_KNOWN).and_then(|entry| parse::parse(entry, cdb, WELL_KNOWN));
     let Ok(command) = command else {
         return Err(Sense::LUN_NOT_SUPPORTED.into());
     };

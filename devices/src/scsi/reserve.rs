@@ -17,6 +17,9 @@ pub(crate) struct Port(pub(crate) u64);
 /// Most registrations one unit keeps; the store's slots are sized by it.
 pub(crate) const MAX_REGISTRATIONS: usize = 256;
 
+/// Where the parameter list of REGISTER AND MOVE names the destination (SPC-4 §6.16.4).
+const MOVE_HEADER: usize = 24;
+
 /// Types of persistent reservation (SPC-4 table 65).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -261,7 +264,7 @@ impl Reservations {
             return Err(Sense::list_field(8).into());
         }
         let Some(to) = request.to.filter(|to| *to != port) else {
-            return Err(Sense::list_field(data::MOVE_HEADER).into());
+            return Err(Sense::list_field(MOVE_HEADER).into());
         };
         let known = self.key_of(to).is_some();
         if !known && !request.unregister && self.registrations.len() >= MAX_REGISTRATIONS {

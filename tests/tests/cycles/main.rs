@@ -113,8 +113,6 @@ const KNOWN: &[(&str, &[&str])] = &[
             "scsi.rs",
         ],
     ),
-    ("devices/src", &["scsi/cdb.rs", "scsi/table.rs"]),
-    ("devices/src", &["scsi/reserve/data.rs", "scsi/reserve.rs"]),
     (
         "devices/src",
         &[

@@ -1,13 +1,12 @@
 //! Parameter data of PERSISTENT RESERVE IN and the parameter list of PERSISTENT RESERVE OUT (SPC-4 §6.15, §6.16).
 
-use super::{Action, Port, Registration, Request, Reservations};
+use super::{Action, MOVE_HEADER, Port, Registration, Request, Reservations};
 use crate::scsi::sense::{Sense, Status};
 use crate::scsi::wire::{self, Bytes};
 
 /// Length of the basic parameter list, the only one there is without SPEC_I_PT but for REGISTER AND MOVE.
 pub(crate) const LIST_LENGTH: u32 = 24;
-/// REGISTER AND MOVE names its destination behind this much, by a TransportID of at least so many bytes.
-pub(crate) const MOVE_HEADER: usize = 24;
+/// The shortest TransportID, by which REGISTER AND MOVE names its destination.
 const SHORTEST_ID: usize = 24;
 
 /// Relative target port identifier: a controller has one port.

@@ -5,6 +5,7 @@
 )]
 
 use super::*;
+use crate::scsi::cdb::Kind;
 use crate::scsi::sense::Code;
 
 const DISK: Profile = Profile {
