@@ -17,9 +17,8 @@
 //! # Ok::<(), splitring::config::ConfigError>(())
 //! ```
 
-mod text;
-
 mod serial;
+mod text;
 
 use std::path::PathBuf;
 
@@ -265,7 +264,7 @@ impl VmConfig {
         cmdline: some into String;
         cpus: u32;
         on_reboot: OnReboot;
-        serial: SerialConfig;
+        serial: into SerialConfig;
         rng: bool;
         pci_ports: bool;
         kernel_cache: bool;

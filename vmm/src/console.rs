@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use splitring_devices::serial::Serial;
 
 use crate::config::{SerialConfig, SerialPolicy, SerialTarget};
+use crate::error::ErrorKind;
 use crate::kick::{self, KickError, Kicks};
 use input::Input;
 use output::Output;
@@ -92,6 +93,22 @@ pub enum ConsoleError {
     /// The signal that calls the thread out of a system call.
     #[error(transparent)]
     Kick(#[from] KickError),
+}
+
+impl ConsoleError {
+    /// Returns what kind of failure this is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Descriptor(_) | Self::Thread(_) => ErrorKind::Limit,
+            Self::Kick(error) => error.kind(),
+            Self::File { .. }
+            | Self::Pty { .. }
+            | Self::SocketInUse(_)
+            | Self::NotASocket(_)
+            | Self::Socket { .. } => ErrorKind::Device,
+        }
+    }
 }
 
 /// The other end of a machine's serial port: a value that is opened once, before the machine is assembled, and outlives

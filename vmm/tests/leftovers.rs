@@ -4,7 +4,7 @@ mod tiny;
 
 use std::fs;
 
-use splitring::config::SerialConfig;
+use splitring::config::SerialTarget;
 use splitring::{ExitReason, Machine, Resources, VmConfig};
 use tiny::{SPIN, config, directory};
 
@@ -19,7 +19,7 @@ fn start(config: VmConfig) -> Machine {
 #[test]
 fn machines_live_side_by_side_and_leave_nothing_behind() {
     let Some(dir) = directory() else { return };
-    let spin = config(dir.path(), SPIN).cpus(2).serial(SerialConfig::off());
+    let spin = config(dir.path(), SPIN).cpus(2).serial(SerialTarget::Off);
     let ended = start(spin.clone());
     drop(ended);
     let before = (entries("/proc/self/fd"), mappings());

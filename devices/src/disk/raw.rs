@@ -28,7 +28,7 @@ pub struct RawDisk {
     depth: u16,
 }
 
-opaque_debug! { RawDisk |it| { path: it.image.path } }
+opaque_debug! { RawDisk |it| { path: it.image.path, depth: it.depth } }
 
 impl RawDisk {
     /// Opens and locks the image, with `queues` streams of up to `depth` requests each; none for a disk that is

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Once;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use splitring_devices::kind::ErrorKind;
 
 /// What the serial port's output goes to and its input comes from, and what happens when the output is not taken.
 ///
@@ -86,10 +87,9 @@ impl SerialConfig {
         Self::new(SerialTarget::Off)
     }
 
-    /// Returns the same port with another policy.
-    #[must_use]
-    pub fn with_policy(self, policy: SerialPolicy) -> Self {
-        Self { policy, ..self }
+    splitring_devices::setters! {
+        target: SerialTarget;
+        policy: SerialPolicy;
     }
 
     /// Reads the textual form. Unlike [`FromStr`], it takes paths that are not UTF-8.
@@ -113,6 +113,20 @@ impl SerialConfig {
             };
         }
         Ok(config)
+    }
+}
+
+impl From<SerialTarget> for SerialConfig {
+    fn from(target: SerialTarget) -> Self {
+        Self::new(target)
+    }
+}
+
+impl SerialConfigError {
+    /// Returns [`ErrorKind::Config`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Config
     }
 }
 

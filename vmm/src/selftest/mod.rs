@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use splitring_arch::layout;
 
-use crate::config::{Bus, Bytes, DiskConfig, NetConfig, SerialConfig, VmConfig};
+use crate::config::{Bus, Bytes, DiskConfig, NetConfig, SerialTarget, VmConfig};
 use crate::host::{self, Virtualisation};
 use crate::{Error, ErrorKind, ExitReason, Machine, ResourceOptions, Resources};
 
@@ -217,7 +217,7 @@ impl Files {
         VmConfig::default()
             .cmdline(cmdline)
             .kernel_cache(false)
-            .serial(SerialConfig::off())
+            .serial(SerialTarget::Off)
             .rng(false)
             .memory(MEMORY)
             .disk(disk("report", Bus::Virtio))
