@@ -166,13 +166,14 @@ impl Worker {
             on_failure: Arc::clone(&on_failure),
         };
         let (started, thread_id) = sync_channel(1);
+        let span = tracing::Span::current();
         let thread = thread::Builder::new()
             .name(name.chars().take(15).collect())
             .spawn(move || {
                 block_file_size_signal();
                 // Whoever spawned it waits for this.
                 let _ = started.send(rustix::thread::gettid().as_raw_nonzero().get());
-                serve(manager, subscriber, calls, &reporter);
+                span.in_scope(|| serve(manager, subscriber, calls, &reporter));
             })?;
         let thread_id = thread_id.recv().map_err(io::Error::other)?;
         let worker = Worker {

@@ -83,6 +83,19 @@ pub struct Place {
     pub slot: u8,
 }
 
+impl Place {
+    /// Returns its PCI address as Linux writes it: bus, device and function, such as `00:03.0`.
+    #[must_use]
+    pub fn address(&self) -> String {
+        address(self.slot)
+    }
+}
+
+/// The address of function 0 in a slot of bus 0.
+fn address(slot: u8) -> String {
+    format!("00:{slot:02x}.0")
+}
+
 /// What devices are attached to.
 pub(crate) struct Bay<'a> {
     pub(crate) root: &'a PciRoot,
@@ -190,7 +203,7 @@ impl Bay<'_> {
         };
         match VirtioPci::plug(self.root, slot, parts) {
             Ok(_) => {
-                tracing::debug!(id, slot, "attached");
+                tracing::debug!(id, address = address(slot), "attached");
                 self.places.push(Place { id, slot });
                 Ok(())
             }
@@ -213,6 +226,16 @@ fn in_turn(workers: &[Arc<Worker>], plugged: usize) -> Vec<Arc<Worker>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_is_shown_as_linux_shows_it() {
+        let place = |slot| Place {
+            id: "disk0".to_owned(),
+            slot,
+        };
+        assert_eq!(place(3).address(), "00:03.0");
+        assert_eq!(place(31).address(), "00:1f.0");
+    }
 
     #[test]
     fn devices_take_turns_at_the_workers_and_get_the_same_ones_again() {

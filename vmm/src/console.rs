@@ -20,8 +20,8 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -144,6 +144,8 @@ struct Shared {
     wake: Arc<Event>,
     closing: AtomicBool,
     kicks: Kicks,
+    /// That of the machine, once it has one: a console is older than its machine.
+    span: OnceLock<tracing::Span>,
     /// The thread's id, for tests that look what it does.
     #[cfg(test)]
     tid: std::sync::atomic::AtomicI32,
@@ -173,6 +175,7 @@ impl Shared {
             wake,
             closing: AtomicBool::new(false),
             kicks: Kicks::default(),
+            span: OnceLock::new(),
             #[cfg(test)]
             tid: 0.into(),
         }
@@ -284,6 +287,11 @@ impl Console {
     #[must_use]
     pub fn off() -> Self {
         Self::without_thread(Kind::Off)
+    }
+
+    /// What is logged about it from now on carries the machine's span; the first one stays.
+    pub(crate) fn log_within(&self, span: &tracing::Span) {
+        let _ = self.0.shared.span.set(span.clone());
     }
 
     /// Returns the console with another policy, for all of its clones.
@@ -490,6 +498,7 @@ impl Drop for Handle {
             // Panics are caught inside.
             let _ = thread.join();
         } else {
+            let _in_span = self.shared.span.get().map(tracing::Span::enter);
             tracing::warn!("serial console: its target blocks for ever; the thread is left behind");
         }
     }

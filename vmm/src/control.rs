@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 
@@ -52,6 +52,8 @@ struct State {
     end: Option<ExitReason>,
     /// By vCPU.
     jobs: Vec<VecDeque<Job>>,
+    /// The kernel's ids of the threads, by vCPU; 0 for one that has not begun or has ended.
+    thread_ids: Vec<i32>,
 }
 
 /// One set of vCPUs, seen from outside and from its threads.
@@ -82,6 +84,7 @@ impl Control {
             parked: 0,
             end: None,
             jobs: (0..cpus).map(|_| VecDeque::new()).collect(),
+            thread_ids: (0..cpus).map(|_| 0).collect(),
         };
         Self {
             state: Mutex::new(state),
@@ -153,6 +156,48 @@ impl Control {
     pub(crate) fn leave(&self) {
         self.state().alive -= 1;
         self.changed.notify_all();
+    }
+
+    /// Notes that the calling thread is that of vCPU `index`, from now on or no longer.
+    pub(crate) fn note_thread(&self, index: u32, here: bool) {
+        let id = if here {
+            rustix::thread::gettid().as_raw_nonzero().get()
+        } else {
+            0
+        };
+        let mut state = self.state();
+        if let Some(noted) = usize::try_from(index)
+            .ok()
+            .and_then(|index| state.thread_ids.get_mut(index))
+        {
+            *noted = id;
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Returns the kernel's ids of the vCPU threads, in the order of the vCPUs. Waits for those that were
+    /// counted in and have not begun.
+    pub(crate) fn threads(&self) -> Vec<i32> {
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        let mut state = self.state();
+        loop {
+            let known: Vec<i32> = state
+                .thread_ids
+                .iter()
+                .copied()
+                .filter(|id| *id != 0)
+                .collect();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if known.len() >= state.alive || state.end.is_some() || left.is_zero() {
+                return known;
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
     }
 
     /// Whether a vCPU thread has to ask for its turn before it enters the guest again.

@@ -486,7 +486,9 @@ fn spawn_vcpu(
     thread::Builder::new()
         .name(thread_name("vcpu", index, machine))
         .spawn(move || {
+            control.note_thread(index, true);
             span.in_scope(|| vcpu.run(&control));
+            control.note_thread(index, false);
             control.leave();
         })
         .map_err(|error| {

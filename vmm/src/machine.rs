@@ -21,7 +21,7 @@ use crate::events::{EventHub, Events};
 use crate::host;
 use crate::lifecycle::{self, Command, Lifecycle, Message, Shared};
 use crate::registers::Registers;
-use crate::resources::Resources;
+use crate::resources::{self, Resources};
 use crate::state::{ExitReason, MachineState, ShutdownOutcome};
 use crate::vcpu::ExitCounts;
 
@@ -93,8 +93,7 @@ impl Machine {
     /// What is wrong with the configuration, the host or a device, by name. Nothing is left behind.
     pub fn new(config: VmConfig, resources: Resources) -> Result<Self, Error> {
         let name = config.name.clone();
-        let span = tracing::error_span!("machine", name = name.as_deref().unwrap_or("-"));
-        let _in_span = name.is_some().then(|| span.enter());
+        let _in_span = resources::machine_span(&config).entered();
         crate::kick::ensure_installed()?;
         let any_kvm = resources.any_kvm;
         let (sender, inbox) = channel();
@@ -306,7 +305,21 @@ impl Machine {
         &self.0.shared.console
     }
 
-    /// Returns the devices on the PCI bus and their slots.
+    /// Returns the kernel's ids of the vCPUs' threads (gettid(2)), in the order of the vCPUs: for pinning them and for
+    /// their control groups. Empty unless the machine runs or is paused; a reboot makes new threads.
+    #[must_use]
+    pub fn vcpu_threads(&self) -> Vec<i32> {
+        self.0.generation().control.threads()
+    }
+
+    /// Returns the kernel's ids of the threads that serve the devices, as many as the configuration's `workers`. They
+    /// are the same over reboots, until the machine ends.
+    #[must_use]
+    pub fn worker_threads(&self) -> Vec<i32> {
+        self.0.shared.worker_threads.clone()
+    }
+
+    /// Returns the devices on the PCI bus and their addresses.
     #[must_use]
     pub fn places(&self) -> Vec<Place> {
         self.0.generation().places.clone()

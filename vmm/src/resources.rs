@@ -22,6 +22,14 @@ use crate::console::Console;
 use crate::error::{BuildError, Error};
 use crate::kvm::Host;
 
+/// The span of what is logged about a machine: its name, if it has one.
+pub(crate) fn machine_span(config: &VmConfig) -> tracing::Span {
+    match &config.name {
+        Some(name) => tracing::error_span!("machine", name),
+        None => tracing::Span::none(),
+    }
+}
+
 /// An initial ramdisk, opened.
 pub(crate) struct InitrdFile {
     pub(crate) path: PathBuf,
@@ -201,6 +209,8 @@ impl ResourceOptions {
         if self.kernel.is_none() && config.kernel.is_none() {
             return Err(ConfigError::NoKernel.into());
         }
+        let span = machine_span(config);
+        let _in_span = span.enter();
         config.validate_for(&|id| self.nets.contains_key(id))?;
         let host = match self.kvm.take() {
             Some(kvm) => Host::from_fd(kvm)?,
@@ -212,6 +222,8 @@ impl ResourceOptions {
         let disks = open_disks(config, &mut given)?;
         let controllers = open_controllers(config, &mut given)?;
         let nets = self.open_nets(config)?;
+        let console = self.console.unwrap_or_else(Console::null);
+        console.log_within(&span);
         Ok(Resources {
             host,
             kernel,
@@ -219,7 +231,7 @@ impl ResourceOptions {
             disks,
             controllers,
             nets,
-            console: self.console.unwrap_or_else(Console::null),
+            console,
             any_kvm: self.any_kvm,
         })
     }

@@ -359,3 +359,43 @@ fn a_kernel_and_kvm_that_are_handed_over_need_no_path() {
     machine.start().expect("starts");
     assert_eq!(machine.wait(), ExitReason::PowerOff);
 }
+
+/// The processors that a thread may run on.
+fn processors(thread: i32) -> rustix::thread::CpuSet {
+    let pid = rustix::thread::Pid::from_raw(thread).expect("a thread's id");
+    rustix::thread::sched_getaffinity(Some(pid)).expect("its processors")
+}
+
+#[test]
+fn every_thread_of_a_machine_can_be_pinned() {
+    let Some(dir) = directory() else { return };
+    let machine = build(config(dir.path(), COUNT).cpus(3).workers(2));
+    assert!(machine.vcpu_threads().is_empty(), "they have not begun");
+    machine.start().expect("starts");
+    let vcpus = machine.vcpu_threads();
+    let workers = machine.worker_threads();
+    assert_eq!((vcpus.len(), workers.len()), (3, 2));
+    let mut distinct = [vcpus.clone(), workers.clone()].concat();
+    distinct.sort_unstable();
+    distinct.dedup();
+    assert_eq!(distinct.len(), 5, "each is a thread of its own");
+    let mut first = rustix::thread::CpuSet::new();
+    let allowed = processors(rustix::thread::gettid().as_raw_nonzero().get());
+    let one = (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu));
+    first.set(one.expect("a processor"));
+    for (number, thread) in vcpus.iter().enumerate() {
+        let name = fs::read_to_string(format!("/proc/self/task/{thread}/comm")).expect("a name");
+        assert_eq!(name.trim(), format!("vcpu{number}"));
+    }
+    for thread in distinct {
+        let pid = rustix::thread::Pid::from_raw(thread).expect("a thread's id");
+        rustix::thread::sched_setaffinity(Some(pid), &first).expect("pinned");
+        assert_eq!(processors(thread), first);
+    }
+    let before = count(&machine);
+    until("it goes on there", || count(&machine) > before);
+    machine.pause().expect("pauses");
+    assert_eq!(machine.vcpu_threads(), vcpus, "a pause keeps them");
+    machine.stop();
+    assert!(machine.vcpu_threads().is_empty(), "they have ended");
+}

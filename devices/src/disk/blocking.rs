@@ -43,10 +43,12 @@ impl<J: Send + 'static, R: Send + 'static> BlockingThread<J, R> {
         let (answer, results) = channel();
         let given_up = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&given_up);
+        let span = tracing::Span::current();
         thread::Builder::new()
             .name("disk-blocking".into())
             .spawn(move || {
                 block_file_size_signal();
+                let _in_span = span.entered();
                 for job in orders {
                     let given_up = told.load(Ordering::Acquire);
                     // Nothing of what it was at is used again.

@@ -1,13 +1,12 @@
 //! Disks made of calls that return when the request is done: the call for one request, and the queue in front of it.
 
-use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::blocking::BlockingQueue;
 use super::{Completion, DiskOp, DiskQueue, Full, IoFault};
 
 /// Carries out the requests of one stream, one after the other: all that a [`DiskQueue`] has to do where a call returns
-/// when the request is done. [`queue_of`] and [`queue_on_thread`] make a queue of it.
+/// when the request is done. [`queue_of`](super::queue_of) and [`queue_on_thread`](super::queue_on_thread) make a queue
+/// of it.
 pub trait Perform: Send {
     /// Does all of a request and returns the bytes transferred: all that were asked for, and 0 for requests without
     /// data. [`Memory`](super::Memory) gives access to its data.
@@ -18,25 +17,6 @@ pub trait Perform: Send {
 
     /// Gives back the buffer of the request performed last, if its data was [`Data::Host`](super::Data::Host).
     fn release(&mut self) -> Option<Vec<u8>>;
-}
-
-/// Returns a queue that carries out each request within [`DiskQueue::submit`], on the device's thread. `performer` must
-/// not wait for anything: every device of that thread would wait, too.
-#[must_use]
-pub fn queue_of(performer: impl Perform + 'static, depth: u16) -> Box<dyn DiskQueue> {
-    ImmediateQueue::open(performer, depth)
-}
-
-/// Returns a queue that carries out the requests one after the other on a thread of its own, where `performer` may
-/// block.
-///
-/// # Errors
-/// The process has reached its limit on threads or descriptors.
-pub fn queue_on_thread(
-    performer: impl Perform + 'static,
-    depth: u16,
-) -> io::Result<Box<dyn DiskQueue>> {
-    Ok(Box::new(BlockingQueue::start(performer, depth)?))
 }
 
 /// The queue in front of a [`Perform`].

@@ -26,10 +26,10 @@ mod image;
 mod immediate;
 mod limits;
 mod lock;
-mod memory;
 pub mod metrics;
 mod null;
 mod opening;
+mod own;
 mod partition;
 #[cfg(test)]
 pub(crate) mod piped;
@@ -52,10 +52,10 @@ use std::sync::Arc;
 use splitring_virtio::mem::Segment;
 
 pub use error::{DiskError, IoFault};
-pub use immediate::{Perform, queue_of, queue_on_thread};
+pub use immediate::Perform;
 pub use limits::LimitedDisk;
-pub use memory::Memory;
 pub use null::NullDisk;
+pub use own::{Memory, queue_of, queue_on_thread};
 #[cfg(feature = "qcow2")]
 pub use qcow2::Qcow2Disk;
 pub use raw::RawDisk;

@@ -50,11 +50,11 @@ pub enum PciError {
     #[error("PCI slot {0} does not exist; give one from 1 to 31")]
     NoSlot(u8),
     /// Somebody else is there.
-    #[error("PCI slot {0} is taken already; give each device a slot of its own")]
+    #[error("PCI address 00:{0:02x}.0 is taken already; give each device one of its own")]
     SlotTaken(u8),
     /// The BAR is larger than the room a slot has.
     #[error(
-        "the device in PCI slot {slot} needs {size:#x} bytes of registers, a slot has room for {BAR_STRIDE:#x}"
+        "the device at 00:{slot:02x}.0 needs {size:#x} bytes of registers, a slot has room for {BAR_STRIDE:#x}"
     )]
     BarSize {
         /// The slot.
@@ -63,7 +63,7 @@ pub enum PciError {
         size: u64,
     },
     /// The host refused.
-    #[error("cannot {operation} for PCI slot {slot}: {source}{remedy}", remedy = remedy(source))]
+    #[error("cannot {operation} for the device at 00:{slot:02x}.0: {source}{remedy}", remedy = remedy(source))]
     Host {
         /// The slot.
         slot: u8,

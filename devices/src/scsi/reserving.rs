@@ -127,7 +127,9 @@ fn save(nexus: &Arc<Nexus>, turn: Held, next: Box<Next>, waiter: &Arc<Mailbox>) 
         outcome: Err(Sense::INTERNAL_FAILURE.into()),
     };
     let path = Arc::clone(nexus);
+    let span = tracing::Span::current();
     let work = move || {
+        let _in_span = span.entered();
         let outcome = keep(&path, *next);
         // Whoever is told that the command has ended finds nothing of it left.
         drop((path, turn));

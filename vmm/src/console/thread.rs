@@ -21,6 +21,7 @@ pub(super) fn run(shared: &Shared, target: Box<dyn Target>) {
     );
     let registered = shared.kicks.enter_thread();
     if catch_unwind(AssertUnwindSafe(|| serve(shared, target))).is_err() {
+        let _in_span = shared.span.get().map(tracing::Span::enter);
         tracing::error!("serial console: its thread has failed; output is dropped from now on");
     }
     // Nobody takes anything any more; nobody must wait for it.
@@ -32,6 +33,7 @@ fn serve(shared: &Shared, mut target: Box<dyn Target>) {
     let mut wrote = false;
     while !shared.closing.load(Ordering::Acquire) {
         let turn = shared.output.turn(wrote);
+        let _in_span = shared.span.get().map(tracing::Span::enter);
         let pass = Pass {
             output: &shared.output,
             input: &shared.input,

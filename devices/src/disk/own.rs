@@ -1,7 +1,12 @@
-//! A request's memory for disks that are implemented outside of this crate: bytes are copied, nobody gets a pointer.
+//! For disks that are implemented outside of this crate: a request's memory, from and to which bytes are copied without a
+//! pointer, and queues in front of a call per request.
 
+use std::io;
+
+use super::blocking::BlockingQueue;
+use super::immediate::{ImmediateQueue, Perform};
 use super::transfer::{Reach, Transfer};
-use super::{Data, IoFault};
+use super::{Data, DiskQueue, IoFault};
 use crate::ram::Ram;
 
 /// Copies between the data of a request and buffers of one's own.
@@ -49,6 +54,25 @@ impl Memory {
     pub fn release(&mut self) -> Option<Vec<u8>> {
         self.transfer.clear()
     }
+}
+
+/// Returns a queue that carries out each request within [`DiskQueue::submit`], on the device's thread. `performer` must
+/// not wait for anything: every device of that thread would wait, too.
+#[must_use]
+pub fn queue_of(performer: impl Perform + 'static, depth: u16) -> Box<dyn DiskQueue> {
+    ImmediateQueue::open(performer, depth)
+}
+
+/// Returns a queue that carries out the requests one after the other on a thread of its own, where `performer` may
+/// block.
+///
+/// # Errors
+/// The process has reached its limit on threads or descriptors.
+pub fn queue_on_thread(
+    performer: impl Perform + 'static,
+    depth: u16,
+) -> io::Result<Box<dyn DiskQueue>> {
+    Ok(Box::new(BlockingQueue::start(performer, depth)?))
 }
 
 #[cfg(test)]
