@@ -50,12 +50,12 @@ fn worker_and_blocking_thread_log_within_the_span_they_were_started_in() {
     });
 
     let (done, waits) = channel();
-    let fd = eventfd().unwrap();
+    let fd = std::sync::Arc::new(eventfd().unwrap());
     let action = move || {
         tracing::info!("a signal");
         done.send(()).unwrap();
     };
-    let watch = worker.watch("a watch", fd.try_clone().unwrap(), Box::new(action));
+    let watch = worker.watch("a watch", std::sync::Arc::clone(&fd), Box::new(action));
     fd.write(1).unwrap();
     waits.recv().unwrap();
     worker.stop(watch.unwrap()).unwrap();
