@@ -28,7 +28,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         .context(CANNOT_START)
         .map_err(Failure::Usage)?;
     let signals = Signals::take().context("cannot take over the termination signals")?;
-    let serial = config.serial.target.clone();
+    let serial = config.serial.clone();
     let console = Console::open(&config.serial).context(CANNOT_START)?;
     if let Some(path) = console.pty_path() {
         say(&format!("serial console: {}\n", path.display()));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::stdio::stdin;
-use splitring::config::SerialTarget;
+use splitring::config::{SerialConfig, SerialPolicy, SerialTarget};
 use splitring::{Console, ExitReason, Machine};
 
 use crate::Failure;
@@ -14,8 +14,8 @@ use crate::signals::{self, Request, Signals};
 use crate::streams::say;
 use crate::terminal::RawMode;
 
-/// How long the console's target may take for what is left of a machine that was stopped.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long a console's target that is not waited for may take for what is left.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// While a target takes what a machine that ended by itself has left, how often signals and keys are looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// What a terminal shows once when the guest has not read a lot of what was typed.
@@ -43,6 +43,10 @@ pub(crate) struct Session<'a> {
     shutdown_timeout: Duration,
     /// When a guest that was asked to power off is stopped.
     deadline: Option<Instant>,
+    /// Somebody wants it to end now.
+    stopped: bool,
+    /// A target that takes no output is not waited for.
+    impatient: bool,
 }
 
 impl<'a> Session<'a> {
@@ -53,11 +57,11 @@ impl<'a> Session<'a> {
     pub(crate) fn new(
         machine: &'a Machine,
         console: &'a Console,
-        serial: &SerialTarget,
+        serial: &SerialConfig,
         signals: Signals,
         shutdown_timeout: Duration,
     ) -> io::Result<Self> {
-        let connected = *serial == SerialTarget::Tty;
+        let connected = serial.target == SerialTarget::Tty;
         let raw = if connected { RawMode::enter()? } else { None };
         if raw.is_some() {
             signals.take_job_control()?;
@@ -76,6 +80,8 @@ impl<'a> Session<'a> {
             raw,
             shutdown_timeout,
             deadline: None,
+            stopped: false,
+            impatient: serial.policy == SerialPolicy::Drop,
         })
     }
 
@@ -91,23 +97,25 @@ impl<'a> Session<'a> {
             self.wait()?;
             self.look();
         };
-        self.finish(&end);
+        self.finish();
         Ok(end)
     }
 
     /// Lets the last output out: all of it, unless somebody stops the program or had set it a time.
-    fn finish(&mut self, end: &ExitReason) {
-        if *end == ExitReason::Stopped {
-            self.console.finish_within(LAST_WORDS, LAST_WORDS);
-            return;
-        }
-        let until = self.deadline.take();
+    fn finish(&mut self) {
+        let until = match self.deadline.take() {
+            None if self.impatient => Some(Instant::now() + LAST_WORDS),
+            until => until,
+        };
         // There is no guest to be asked any more.
         self.shutdown_timeout = Duration::ZERO;
-        while self.console.finish_within(LOOK, LOOK) > 0 {
-            if self.look() || until.is_some_and(|at| at <= Instant::now()) {
-                break;
-            }
+        // Whoever stopped it may have met a guest that had just ended by itself.
+        while !self.stopped && self.console.finish_within(LOOK, LOOK) > 0 {
+            self.look();
+            self.stopped |= until.is_some_and(|at| at <= Instant::now());
+        }
+        if self.stopped {
+            self.console.finish_within(LAST_WORDS, LAST_WORDS);
         }
     }
 
@@ -137,8 +145,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Does what signals, keys and time ask for, without waiting. Returns whether that includes the machine's stop.
-    fn look(&mut self) -> bool {
+    /// Does what signals, keys and time ask for, without waiting.
+    fn look(&mut self) {
         let mut stop = self.deadline.is_some_and(|at| at <= Instant::now());
         if stop {
             tracing::warn!(
@@ -160,9 +168,9 @@ impl<'a> Session<'a> {
             stop |= input.serve(self.console, self.machine);
         }
         if stop {
+            self.stopped = true;
             self.machine.stop();
         }
-        stop
     }
 
     /// Asks the guest to power off; returns whether it is to be stopped instead.
