@@ -1,7 +1,8 @@
 //! What can be typed, and how it becomes a `VmConfig`: the file first, flags over it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -29,7 +30,8 @@ What is connected to the serial port
   null         nothing
   off          there is no serial port
   policy=drop  when the target does not take the output, the oldest is
-               dropped and counted; policy=wait: the guest waits [wait]";
+               dropped and counted; policy=wait: the guest waits [wait]
+  (a comma in a path is written twice, as in a,,b)";
 
 /// Runs virtual machines.
 #[derive(Debug, Parser)]
@@ -100,11 +102,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
     #[arg(long, value_name = "SIZE[,KEY=VALUE…]", help = keys("Guest memory", MemoryConfig::KEYS))]
-    memory: Option<String>,
-    #[arg(long, value_name = "path=FILE[,KEY=VALUE…]", help = keys("A disk; may be repeated. One with the id of a disk in the file replaces it", DISK_KEYS))]
-    disk: Vec<String>,
-    #[arg(long, value_name = "tap=NAME|passt[,KEY=VALUE…]", help = keys("A network card; may be repeated. One with the id of a card in the file replaces it", NET_KEYS))]
-    net: Vec<String>,
+    memory: Option<OsString>,
+    #[arg(long, value_name = "path=FILE[,KEY=VALUE…]", help = keys("A disk; may be repeated. One with the id of a disk in the file replaces it. A comma in a value is written twice, as in a,,b", DISK_KEYS))]
+    disk: Vec<OsString>,
+    #[arg(long, value_name = "tap=NAME|passt[,KEY=VALUE…]", help = keys("A network card; may be repeated. One with the id of a card in the file replaces it. A comma in a value is written twice, as in a,,b", NET_KEYS))]
+    net: Vec<OsString>,
     /// Name of the machine; network addresses are derived from it
     #[arg(long)]
     name: Option<String>,
@@ -194,7 +196,7 @@ impl RunArgs {
         );
         if let Some(text) = &self.serial {
             config.serial = SerialConfig::from_os_str(text)
-                .map_err(|error| usage("--serial", &text.to_string_lossy(), &error.to_string()))?;
+                .map_err(|error| usage("--serial", text, &error.to_string()))?;
         }
         if let Some(text) = &self.memory {
             let flags: Memory = keyvalue::parse(text, Some("size"))
@@ -204,13 +206,17 @@ impl RunArgs {
             set(&mut config.memory.hugepages, flags.hugepages);
         }
         for text in &self.disk {
-            let disk: DiskConfig = keyvalue::parse(text, Some("path"))
-                .map_err(|error| usage("--disk", text, &error))?;
+            let (mut disk, path): (DiskConfig, _) =
+                keyvalue::parse_with_path(text, Some("path"), Some("path"))
+                    .map_err(|error| usage("--disk", text, &error))?;
+            set(&mut disk.path, path.map(PathBuf::from));
             put(&mut config.disk, disk, |disk| disk.id.as_deref());
         }
         for text in &self.net {
-            let net: NetConfig = keyvalue::parse(&passt_on(text), None)
-                .map_err(|error| usage("--net", text, &error))?;
+            let (mut net, socket): (NetConfig, _) =
+                keyvalue::parse_with_path(&passt_on(text), None, Some("socket"))
+                    .map_err(|error| usage("--net", text, &error))?;
+            set(&mut net.socket, socket.map(|path| Some(path.into())));
             put(&mut config.net, net, |net| net.id.as_deref());
         }
         Ok(config)
@@ -218,9 +224,11 @@ impl RunArgs {
 }
 
 /// `--net passt,…` reads better than `--net passt=on,…`.
-fn passt_on(text: &str) -> String {
-    match text.strip_prefix("passt") {
-        Some(rest) if rest.is_empty() || rest.starts_with(',') => format!("passt=on{rest}"),
+fn passt_on(text: &OsStr) -> OsString {
+    match text.as_bytes().strip_prefix(b"passt") {
+        Some(rest) if rest.is_empty() || rest.starts_with(b",") => {
+            OsString::from_vec([b"passt=on", rest].concat())
+        }
         _ => text.to_owned(),
     }
 }
@@ -272,7 +280,8 @@ fn is_on(switch: Switch) -> bool {
     switch == Switch::On
 }
 
-fn usage(flag: &str, text: &str, error: &str) -> Failure {
+fn usage(flag: &str, text: &OsStr, error: &str) -> Failure {
+    let text = text.to_string_lossy();
     Failure::Usage(
         anyhow!("{error}; see `splitring run --help`")
             .context(format!("{flag} {text} is not valid")),

@@ -2,39 +2,82 @@
 //!
 //! Knows nothing of any particular option: names, types and refusals of unknown keys are the target type's. A comma inside a value is written twice.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
 use serde::de::value::{Error, MapDeserializer};
 use serde::de::{self, DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
+
+/// For whoever did not mean the comma as the end of a value.
+const COMMA_RULE: &str = "a comma in a value is written twice, as in a,,b";
 
 /// Reads `text` as the fields of `T`. `shorthand` is the key a leading word without `=` stands for.
 ///
 /// # Errors
 /// A key without value, a key given twice, and everything `T` refuses, as one line.
-pub(crate) fn parse<T: DeserializeOwned>(text: &str, shorthand: Option<&str>) -> Result<T, String> {
+pub(crate) fn parse<T: DeserializeOwned>(
+    text: &OsStr,
+    shorthand: Option<&str>,
+) -> Result<T, String> {
+    parse_with_path(text, shorthand, None).map(|(value, _)| value)
+}
+
+/// The same, where the value of the key `path` need not be UTF-8: it is returned beside, since no serde type takes it.
+///
+/// # Errors
+/// As [`parse`].
+pub(crate) fn parse_with_path<T: DeserializeOwned>(
+    text: &OsStr,
+    shorthand: Option<&str>,
+    path: Option<&str>,
+) -> Result<(T, Option<OsString>), String> {
     let mut pairs: Vec<(String, Word)> = Vec::new();
-    for (index, item) in split(text).into_iter().enumerate() {
-        let (key, value) = match (item.split_once('='), shorthand) {
-            (Some((key, value)), _) => (key.trim().to_owned(), value.to_owned()),
-            (None, Some(key)) if index == 0 && !item.is_empty() => (key.to_owned(), item),
-            (None, _) => return Err(format!("`{item}` is not key=value")),
-        };
+    let mut given = None;
+    for (index, item) in split(text.as_bytes()).into_iter().enumerate() {
+        let (key, value) = pair(&item, shorthand.filter(|_| index == 0))?;
         if pairs.iter().any(|(known, _)| *known == key) {
             return Err(format!("key `{key}` is given twice"));
         }
-        pairs.push((key, Word(value)));
+        let word = match String::from_utf8(value) {
+            Ok(word) => word,
+            Err(error) if path == Some(key.as_str()) => {
+                let shown = String::from_utf8_lossy(error.as_bytes()).into_owned();
+                given = Some(OsString::from_vec(error.into_bytes()));
+                shown
+            }
+            Err(_) => return Err(format!("the value of `{key}` is not UTF-8")),
+        };
+        pairs.push((key, Word(word)));
     }
-    T::deserialize(MapDeserializer::<_, Error>::new(pairs.into_iter()))
-        .map_err(|error| error.to_string())
+    let value = T::deserialize(MapDeserializer::<_, Error>::new(pairs.into_iter()))
+        .map_err(|error| error.to_string())?;
+    Ok((value, given))
+}
+
+/// Key and value of one item; without a key it is the `shorthand`'s value.
+fn pair(item: &[u8], shorthand: Option<&str>) -> Result<(String, Vec<u8>), String> {
+    let shown = || String::from_utf8_lossy(item).into_owned();
+    match (item.iter().position(|byte| *byte == b'='), shorthand) {
+        (Some(at), _) => {
+            let (key, value) = item.split_at(at);
+            let key =
+                std::str::from_utf8(key).map_err(|_| format!("`{}` is not UTF-8", shown()))?;
+            Ok((key.trim().to_owned(), value[1..].to_vec()))
+        }
+        (None, Some(key)) if !item.is_empty() => Ok((key.to_owned(), item.to_vec())),
+        (None, _) => Err(format!("`{}` is not key=value; {COMMA_RULE}", shown())),
+    }
 }
 
 /// Splits at single commas; a doubled one stands for itself.
-fn split(text: &str) -> Vec<String> {
-    let mut items = vec![String::new()];
-    let mut chars = text.chars().peekable();
-    while let Some(character) = chars.next() {
-        if character == ',' && chars.next_if_eq(&',').is_none() {
-            items.push(String::new());
+fn split(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut items = vec![Vec::new()];
+    let mut bytes = text.iter().peekable();
+    while let Some(&byte) = bytes.next() {
+        if byte == b',' && bytes.next_if_eq(&&b',').is_none() {
+            items.push(Vec::new());
         } else if let Some(last) = items.last_mut() {
-            last.push(character);
+            last.push(byte);
         }
     }
     items
@@ -159,8 +202,11 @@ mod tests {
 
     #[test]
     fn typed_fields_are_read_from_words() {
-        let target: Target =
-            parse("path=a,,b=c,read-only=on,queues=4,colour=blue", None).expect("valid");
+        let target: Target = parse(
+            "path=a,,b=c,read-only=on,queues=4,colour=blue".as_ref(),
+            None,
+        )
+        .expect("valid");
         let expected = Target {
             path: "a,b=c".into(),
             read_only: true,
@@ -172,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_leading_word_stands_for_the_shorthand_key() {
-        let target: Target = parse("123,queues=1", Some("path")).expect("valid");
+        let target: Target = parse("123,queues=1".as_ref(), Some("path")).expect("valid");
         assert_eq!((target.path.as_str(), target.queues), ("123", Some(1)));
     }
 
@@ -186,9 +232,24 @@ mod tests {
             ("path=a,colour=green", "unknown variant `green`"),
             ("queues=1", "missing field `path`"),
             ("path=a,", "not key=value"),
+            ("path=a,b", "a comma in a value is written twice"),
         ] {
-            let error = parse::<Target>(text, None).expect_err(text);
+            let error = parse::<Target>(text.as_ref(), None).expect_err(text);
             assert!(error.contains(wanted), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_path_need_not_be_utf_8_and_anything_else_must() {
+        let text = OsStr::from_bytes(b"a,,\xff,queues=1");
+        let (target, path) =
+            parse_with_path::<Target>(text, Some("path"), Some("path")).expect("valid");
+        assert_eq!(path.as_deref(), Some(OsStr::from_bytes(b"a,\xff")));
+        assert_eq!(target.queues, Some(1));
+        let refused = parse::<Target>(text, Some("path")).expect_err("not UTF-8");
+        assert!(refused.contains("`path` is not UTF-8"), "{refused}");
+        let text = OsStr::from_bytes(b"path=a,\xff=1");
+        let refused = parse_with_path::<Target>(text, None, Some("path")).expect_err("key");
+        assert!(refused.contains("is not UTF-8"), "{refused}");
     }
 }

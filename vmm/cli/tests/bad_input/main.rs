@@ -4,6 +4,7 @@
 mod files;
 mod host;
 mod images;
+mod paths;
 mod table;
 #[path = "../../../tests/tiny/mod.rs"]
 mod tiny;
