@@ -21,17 +21,29 @@ Exit codes of `splitring run`:
   1  failure; the reason is said    4  triple fault
   2  usage                          5  stopped from outside (Ctrl-A x, SIGTERM)";
 
-const SERIAL: &str = "\
-What is connected to the serial port
-  tty          this terminal, or standard input and output [default]
-  file=PATH    output to a file, which is created or truncated
-  pty          a new pseudo-terminal, whose path is printed
-  socket=PATH  a Unix socket: several clients read, the first one writes
-  null         nothing
-  off          there is no serial port
-  policy=drop  when the target does not take the output, the oldest is
-               dropped and counted; policy=wait: the guest waits [wait]
-  (a comma in a path is written twice, as in a,,b)";
+/// What `--serial` takes, with a line of help each.
+const SERIAL: &[(&str, &str)] = &[
+    (
+        "tty",
+        "this terminal, or standard input and output [default]",
+    ),
+    (
+        "file=PATH",
+        "output to a file, which is created or truncated",
+    ),
+    ("pty", "a new pseudo-terminal, whose path is printed"),
+    (
+        "socket=PATH",
+        "a Unix socket: several clients read, the first one writes",
+    ),
+    ("null", "nothing"),
+    ("off", "there is no serial port"),
+    (
+        "policy=drop",
+        "behind the target: where it does not take the output, the oldest is dropped and counted; with policy=wait \
+         the guest waits [wait]",
+    ),
+];
 
 /// Runs virtual machines.
 #[derive(Debug, Parser)]
@@ -119,7 +131,7 @@ pub(crate) struct RunArgs {
     /// What a reboot by the guest does [default: exit]
     #[arg(long, value_name = "WHAT")]
     on_reboot: Option<Reboot>,
-    #[arg(long, value_name = "TARGET[,policy=drop]", help = SERIAL)]
+    #[arg(long, value_name = "TARGET[,policy=drop]", help = keys("What is connected to the serial port. A comma in a path is written twice, as in a,,b", SERIAL))]
     serial: Option<OsString>,
     /// Seconds a guest has to power off after SIGTERM before it is stopped; 0 stops it at once, as a second SIGTERM does
     #[arg(long, value_name = "N", default_value_t = 30)]
