@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -21,6 +22,8 @@ const CAPACITY: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
+    /// The serial console is a pseudo-terminal at this path. Precedes [`Event::Started`].
+    ConsolePty(PathBuf),
     /// The guest runs for the first time.
     Started,
     /// Its vCPUs stand still and nothing writes its memory.

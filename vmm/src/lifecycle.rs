@@ -240,6 +240,9 @@ impl Lifecycle {
         let generation = self.generation();
         self.run(&generation)?;
         self.shared.status.set(MachineState::Running);
+        if let Some(path) = self.shared.console.pty_path() {
+            self.shared.events.send(&Event::ConsolePty(path.into()));
+        }
         self.shared.events.send(&Event::Started);
         Ok(())
     }

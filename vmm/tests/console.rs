@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use splitring::config::{OnReboot, SerialConfig, SerialPolicy};
-use splitring::{Console, ExitReason, Machine, Resources, VmConfig};
+use splitring::{Console, Event, ExitReason, Machine, Resources, VmConfig};
 use tiny::{ECHO, FLOOD, PRINT, RESET, config, directory, print_lines, printed_lines};
 
 const LINES: u32 = 100_000;
@@ -165,6 +165,27 @@ fn a_console_outlives_reboots() {
         assert_eq!(&text, b"AAA");
         machine.stop();
     });
+}
+
+#[test]
+fn the_path_of_a_pseudo_terminal_is_an_event() {
+    let Some(dir) = directory() else { return };
+    let console = Console::pty().expect("a console");
+    let config = config(dir.path(), PRINT);
+    let options = Resources::options().any_kvm(true).console(console.clone());
+    let resources = options.open(&config).expect("opens");
+    let machine = Machine::new(config, resources).expect("builds");
+    let events = machine.events().expect("events");
+    machine.start().expect("starts");
+    let path = console.pty_path().expect("a path").to_owned();
+    assert_eq!(events.try_next(), Some(Event::ConsolePty(path)));
+    assert_eq!(events.try_next(), Some(Event::Started));
+}
+
+#[test]
+fn a_console_can_be_shared_between_threads() {
+    fn is_shared<T: Clone + std::fmt::Debug + Send + Sync + 'static>(_: &T) {}
+    is_shared(&Console::null());
 }
 
 #[test]
