@@ -150,7 +150,7 @@ pub(crate) fn attach(
             config.name.as_deref(),
         )?;
         device.report_to(bay.events.clone());
-        bay.nets.push(NetHandle::new(&device));
+        bay.nets.push(device.handle());
         bay.plug(slot, device)?;
     }
     Ok(())

@@ -399,7 +399,7 @@ impl NetConfig {
 /// An Ethernet address as operators write it: six hexadecimal bytes with colons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct MacAddress(pub Mac);
+pub struct MacAddress(pub [u8; 6]);
 
 impl MacAddress {
     /// Whether a card may have it.

@@ -14,8 +14,7 @@ opaque_debug! { NetHandle |it| { id: it.id() } }
 
 impl NetHandle {
     /// A handle on `card`, which it does not keep.
-    #[must_use]
-    pub fn new(card: &Arc<Net>) -> Self {
+    pub(super) fn new(card: &Arc<Net>) -> Self {
         Self(Arc::downgrade(card))
     }
 

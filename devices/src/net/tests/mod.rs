@@ -490,7 +490,7 @@ fn each_change_of_the_link_is_reported() {
     let card = Card::new(0);
     let (sink, seen) = observed();
     card.bench.device.report_to(sink);
-    let handle = NetHandle::new(&card.bench.device);
+    let handle = card.bench.device.handle();
     for up in [true, false, false, true] {
         handle.set_link(up).unwrap();
     }
