@@ -86,6 +86,8 @@ pub(crate) struct Shared {
     /// `stop` was called: whatever takes long is to be cut short.
     pub(crate) stopping: AtomicBool,
     pub(crate) console: Console,
+    /// What is logged about the machine carries its name.
+    pub(crate) span: tracing::Span,
     /// Kernel thread ids of the device threads.
     pub(crate) worker_threads: Vec<i32>,
 }
@@ -134,6 +136,7 @@ impl Lifecycle {
             current: Mutex::new(Arc::new(generation)),
             stopping: AtomicBool::new(false),
             console: resources.console.clone(),
+            span: tracing::Span::current(),
             worker_threads: workers.iter().map(|worker| worker.thread_id()).collect(),
         });
         Ok(Self {

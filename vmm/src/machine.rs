@@ -51,6 +51,7 @@ impl fmt::Debug for Machine {
 
 impl Drop for Owner {
     fn drop(&mut self) {
+        let _in_span = self.shared.span.enter();
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.generation().control.end(ExitReason::Stopped);
         // A thread that is gone has ended the machine.
@@ -167,6 +168,7 @@ impl Machine {
     /// Ends the machine now, as if its power had been cut. Blocks until its vCPUs have ended, and returns
     /// why it ended: something else may have come first.
     pub fn stop(&self) -> ExitReason {
+        let _in_span = self.0.shared.span.enter();
         self.0.shared.stopping.store(true, Ordering::SeqCst);
         // At once, whatever the life-cycle thread is doing.
         self.0.generation().control.end(ExitReason::Stopped);
