@@ -13,6 +13,8 @@ pub(crate) const POWEROFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0
 pub(crate) const RESET: &[u8] = &[0x66, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4];
 /// jmp to itself.
 pub(crate) const SPIN: &[u8] = &[0xeb, 0xfe];
+/// hlt; jmp back: sleeps for ever.
+pub(crate) const SLEEP: &[u8] = &[0xf4, 0xeb, 0xfd];
 /// inc rax; jmp back: how far it came can be read from outside.
 pub(crate) const COUNT: &[u8] = &[0x48, 0xff, 0xc0, 0xeb, 0xfb];
 /// ud2 without an interrupt table.
