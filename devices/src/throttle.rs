@@ -1,4 +1,4 @@
-//! A limit on how often something happens, for log lines that a guest can cause (see [`crate::log`]).
+//! A limit on how often something happens, for log lines that a guest can cause (see `log.rs`).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
