@@ -32,9 +32,11 @@ mod reserve;
 mod reserving;
 mod sense;
 mod slot;
+mod sync;
 mod table;
 mod unit;
 mod wire;
+mod workers;
 
 use std::sync::{Arc, Mutex};
 
@@ -51,14 +53,14 @@ use crate::events::EventSink;
 use control::Control;
 use events::Wanted;
 use hub::Hub;
-use request::Sizes;
+use request::{CDB_SIZES, SENSE_SIZES, Sizes};
 use requests::Requests;
 use sense::attention;
-use unit::lock;
+use sync::lock;
 
 pub use config::{ScsiConfig, ScsiError, UnitConfig, open_reservations};
-pub use handle::{ScsiHandle, UnitInfo};
-pub use opened::OpenController;
+pub use handle::ScsiHandle;
+pub use opened::{OpenController, UnitInfo};
 pub use plan::open_controllers;
 
 /// Descriptors of the control and of the event queue.
@@ -67,14 +69,6 @@ const SMALL_QUEUE: u16 = 64;
 const MAX_SECTORS: u32 = identity::MAX_TRANSFER_BLOCKS;
 /// Commands a unit takes at a time, unless the queue is smaller.
 const COMMANDS_PER_UNIT: u32 = 128;
-
-/// Most request queues of a controller.
-const MAX_QUEUES: u16 = 1024;
-
-/// Bounds of the sizes a driver may set. Sense data is 18 bytes at least and 252 at most (SPC-4 §4.5), CDBs are 16
-/// bytes at least here and 260 at most (SPC-4 §4.2.3).
-const SENSE_SIZES: std::ops::RangeInclusive<u32> = 18..=252;
-const CDB_SIZES: std::ops::RangeInclusive<u32> = 16..=260;
 
 /// A SCSI host adapter.
 pub struct Scsi {
@@ -171,6 +165,28 @@ impl Scsi {
                 .sense
                 .clamp(*SENSE_SIZES.start(), *SENSE_SIZES.end()),
         }
+    }
+}
+
+impl OpenController {
+    /// Makes the controller as it is after power-on. Opens nothing and cannot fail.
+    ///
+    /// The controller that was built before must have been dropped, with its tasks stopped. Rings are bound to the
+    /// thread that used them first, so every controller must run its queues on the same workers as the first one.
+    ///
+    /// Mode pages, reservations that were not made to persist through a power loss and the prevention of medium
+    /// removal are as after power-on, unless another machine of this process has the same image at work. Registrations
+    /// and reservations that persist, and whether there is a medium, stay as they are.
+    #[must_use]
+    pub fn build(&self) -> Scsi {
+        let current = self.0.next();
+        let hub = Hub::new(&self.0, *current);
+        for disk in self.0.disks().iter() {
+            disk.unit.power_on(self.0.port);
+            hub.plug(disk.clone());
+        }
+        drop(current);
+        Scsi::with_hub(hub)
     }
 }
 

@@ -9,10 +9,10 @@ use super::config::{ScsiError, UnitConfig};
 use super::hub::Hub;
 use super::identity::{Facts, Identity};
 use super::mode::Modes;
-use super::opened::{Attached, Opened};
+use super::opened::Opened;
 use super::reserve::store::Store;
 use super::sense::attention;
-use super::unit::{NewNexus, NewUnit, Nexus, Unit};
+use super::unit::{Attached, NewNexus, NewUnit, Nexus, Unit};
 use crate::disk::config::Media;
 use crate::disk::{Disk, Geometry, ImageId};
 
@@ -41,14 +41,14 @@ impl Hub {
         unit: UnitConfig,
         disk: Arc<dyn Disk>,
     ) -> Result<Arc<Nexus>, ScsiError> {
-        let _one_at_a_time = self.opened.changes_of(self)?;
+        let _one_at_a_time = self.opened.changes_of(self.generation)?;
         let attached = self.opened.attach(unit, disk)?;
         Ok(self.plug(attached))
     }
 
     /// Takes a unit off this controller and those built after it, without telling the guest.
     pub(super) fn detach(self: &Arc<Self>, id: &str) -> Result<Arc<Nexus>, ScsiError> {
-        let _one_at_a_time = self.opened.changes_of(self)?;
+        let _one_at_a_time = self.opened.changes_of(self.generation)?;
         let nexus = self.named(id)?;
         self.opened.disks().retain(|disk| disk.id != id);
         self.change(|map| map.remove(nexus.place));
@@ -61,7 +61,8 @@ impl Hub {
             attached,
             slot: self.slots.lease(),
             port: self.opened.port,
-            hub: Arc::downgrade(self),
+            workers: Arc::clone(&self.workers),
+            events: Arc::clone(&self.events),
             queues: self.opened.config.queues,
         });
         self.change(|map| map.insert(Arc::clone(&nexus)));

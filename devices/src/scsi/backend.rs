@@ -294,8 +294,8 @@ impl Backend {
     }
 
     /// Closes a disk that has nothing in flight here.
-    pub(crate) fn detach(&mut self, nexus: &Nexus) {
-        let open = self.ways.get_mut(nexus.slot.number());
+    pub(crate) fn detach(&mut self, slot: &Slot) {
+        let open = self.ways.get_mut(slot.number());
         match open.and_then(Option::take).map(|open| open.way) {
             Some(Way::Seat(seat)) => {
                 if let Some(ring) = self.ring.as_mut() {

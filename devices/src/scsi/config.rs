@@ -10,6 +10,9 @@ use super::reserve::store::Store;
 use crate::disk::config::{MAX_LUN, Media};
 use crate::kind::ErrorKind;
 
+/// Most request queues of a controller.
+pub(super) const MAX_QUEUES: u16 = 1024;
+
 /// A controller.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -49,7 +52,7 @@ impl ScsiConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), ScsiError> {
-        if self.queues == 0 || self.queues > super::MAX_QUEUES {
+        if self.queues == 0 || self.queues > MAX_QUEUES {
             return Err(ScsiError::Queues {
                 controller: self.id.clone(),
                 queues: self.queues,

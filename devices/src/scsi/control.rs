@@ -15,9 +15,10 @@ use zerocopy::IntoBytes;
 
 use super::address::{self, Address, Place};
 use super::events::{Listening, Wanted};
-use super::hub::{Filter, Hub, Map, Order, Sweep, Waiter};
+use super::hub::{Hub, Map};
 use super::sense::attention;
 use super::unit::Nexus;
+use super::workers::{Order, Sweep, Target, Waiter};
 use crate::device::{Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, Source};
 
 const MAIL: u32 = 0;
@@ -51,7 +52,7 @@ impl Control {
     pub(crate) fn new(hub: &Arc<Hub>, wanted: Wanted) -> std::io::Result<Self> {
         Ok(Self {
             hub: Arc::clone(hub),
-            listening: Listening::new(hub, wanted)?,
+            listening: Listening::new(&hub.events, wanted)?,
             pending: Vec::new(),
         })
     }
@@ -123,12 +124,12 @@ impl Control {
             Some(Address::Unit(place)) => find(&map, place).map(|nexus| (place, nexus)),
         };
         let plan = plan.and_then(|(place, nexus)| plan_of(order, &map, place, &nexus));
-        let (what, filters, after) = match plan {
+        let (what, targets, after) = match plan {
             Ok(plan) => plan,
             Err(code) => return answer(queue, chain, &[code]),
         };
         let waiter = Waiter::Mailbox(Arc::clone(self.listening.mailbox()));
-        let sweep = Sweep::start(what, filters, waiter);
+        let sweep = Sweep::start(what, targets, waiter);
         self.pending.push(Pending {
             chain,
             sweep,
@@ -190,10 +191,11 @@ fn plan_of(
     map: &Map,
     place: Place,
     nexus: &Arc<Nexus>,
-) -> Result<(Order, Vec<Filter>, After), u8> {
-    let task = || vec![Filter::Task(Arc::clone(nexus), order.id.get())];
-    let own = || vec![Filter::Nexus(Arc::clone(nexus))];
-    let everybody = || nexus.unit.paths().into_iter().map(Filter::Nexus).collect();
+) -> Result<(Order, Vec<Target>, After), u8> {
+    let task = || vec![nexus.command(order.id.get())];
+    let own = || vec![nexus.commands()];
+    let all = |paths: &[Arc<Nexus>]| paths.iter().map(|path| path.commands()).collect();
+    let everybody = || all(&nexus.unit.paths());
     let abort = Order::End(response::ABORTED);
     let reset = Order::End(response::RESET);
     Ok(match order.subtype.get() {
@@ -207,8 +209,7 @@ fn plan_of(
                 .filter(|unit| unit.place.target == place.target)
                 .cloned()
                 .collect();
-            let filters = units.iter().cloned().map(Filter::Nexus).collect();
-            (reset, filters, After::ResetNexus(units))
+            (reset, all(&units), After::ResetNexus(units))
         }
         control::QUERY_TASK => (Order::Query, task(), After::Report),
         control::QUERY_TASK_SET => (Order::Query, own(), After::Report),

@@ -11,9 +11,9 @@ use splitring_virtio::spec::scsi::{Event, event};
 use zerocopy::little_endian::U32;
 
 use super::address::Place;
-use super::hub::{Hub, Mail, Mailbox};
 use super::sense::Code;
-use super::unit::lock;
+use super::sync::lock;
+use super::workers::{Mail, Mailbox};
 
 /// Most events that wait.
 const MAX_WAITING: usize = 64;
@@ -76,17 +76,17 @@ pub(crate) struct Wanted {
 /// The driver listens. Dropping it ends that: what waited is of no interest to the next driver, which looks at
 /// everything anyway.
 pub(crate) struct Listening {
-    hub: Arc<Hub>,
+    events: Arc<Events>,
     mailbox: Arc<Mailbox>,
 }
 
 impl Listening {
-    /// The driver of `hub` starts: from now on there is somebody to tell.
-    pub(crate) fn new(hub: &Arc<Hub>, wanted: Wanted) -> io::Result<Self> {
+    /// The driver starts: from now on there is somebody to tell.
+    pub(crate) fn new(events: &Arc<Events>, wanted: Wanted) -> io::Result<Self> {
         let mailbox = Mailbox::new()?;
-        hub.events.listen(&mailbox, wanted);
+        events.listen(&mailbox, wanted);
         Ok(Self {
-            hub: Arc::clone(hub),
+            events: Arc::clone(events),
             mailbox,
         })
     }
@@ -98,7 +98,7 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        self.hub.events.deafen(&self.mailbox);
+        self.events.deafen(&self.mailbox);
     }
 }
 

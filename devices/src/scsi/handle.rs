@@ -7,9 +7,11 @@ use splitring_virtio::spec::scsi::response;
 
 use super::config::{ScsiConfig, ScsiError, UnitConfig};
 use super::events::Notice;
-use super::hub::{Filter, Hub, Order, Sweep, Waiter};
+use super::hub::Hub;
+use super::opened::UnitInfo;
 use super::sense::attention;
 use super::unit::Nexus;
+use super::workers::{Order, Sweep, Waiter};
 use crate::disk::Disk;
 use crate::disk::metrics::DiskTotals;
 use crate::events::DeviceEvent;
@@ -26,20 +28,6 @@ const REMOVE_LIMITS: [Duration; 2] = match cfg!(test) {
 pub struct ScsiHandle {
     id: String,
     hub: Weak<Hub>,
-}
-
-/// One unit of a controller.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct UnitInfo {
-    /// Its name.
-    pub id: String,
-    /// Its target.
-    pub target: u8,
-    /// Its logical unit number.
-    pub lun: u16,
-    /// Its size in bytes.
-    pub capacity: u64,
 }
 
 impl ScsiHandle {
@@ -125,10 +113,7 @@ impl ScsiHandle {
         let nexus = hub.detach(id)?;
         hub.tell_of_luns(&nexus);
         hub.events.push(Notice::Removed(nexus.place));
-        let order = |order| {
-            let filters = vec![Filter::Nexus(Arc::clone(&nexus))];
-            Sweep::start(order, filters, Waiter::thread())
-        };
+        let order = |order| Sweep::start(order, vec![nexus.commands()], Waiter::thread());
         let [patience, limit] = REMOVE_LIMITS;
         let detached = order(Order::Detach);
         let done = detached.wait(patience) || {
@@ -161,10 +146,8 @@ impl ScsiHandle {
             })?;
             if path.measure() != before {
                 path.attend(attention::CAPACITY_CHANGED);
-                if let Some(hub) = path.hub.upgrade() {
-                    hub.events
-                        .push(Notice::Changed(path.place, attention::CAPACITY_CHANGED));
-                }
+                path.events
+                    .push(Notice::Changed(path.place, attention::CAPACITY_CHANGED));
             }
         }
         Ok(info(&nexus).capacity)

@@ -9,8 +9,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::hub::{Mail, Mailbox};
-use super::unit::lock;
+use super::sync::lock;
+use super::workers::{Mail, Mailbox};
 
 /// The ranges in use, and who waits for any of them to become free.
 #[derive(Debug, Default)]

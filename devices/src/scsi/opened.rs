@@ -5,33 +5,21 @@
 //! are entered here, so that the next controller has them as well.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::Scsi;
-use super::address::Place;
 use super::config::{ScsiConfig, ScsiError, UnitConfig};
-use super::handle::UnitInfo;
-use super::hub::Hub;
-use super::identity::{self, Facts};
+use super::identity;
 use super::reserve::Port;
-use super::unit::{Unit, lock};
+use super::sync::lock;
+use super::unit::{Attached, Scope};
 use crate::disk::{Disk, SharedRings};
 
 /// Disks a shared ring has seats for; what a process may have open by default bounds it.
 const SEATS: u64 = 1024;
 
-/// Number of a machine in this process. Units that are not shared belong to one machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Scope(u64);
-
-impl Scope {
-    /// One that nobody else has.
-    pub(crate) fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-}
+/// Number of a controller among those built from one [`Opened`].
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Generation(u64);
 
 /// The disks, reservation files and io_uring instances of one controller, from which [`build`](Self::build) makes the
 /// controller. Clones share them.
@@ -40,7 +28,7 @@ impl Scope {
 /// are gone. A disk that [`ScsiHandle::add`](super::ScsiHandle::add) adds is kept here, one that is removed is not, so
 /// that a controller which is built later has the disks of the one before.
 #[derive(Clone)]
-pub struct OpenController(Arc<Opened>);
+pub struct OpenController(pub(super) Arc<Opened>);
 
 /// The insides of an [`OpenController`].
 pub(crate) struct Opened {
@@ -50,19 +38,22 @@ pub(crate) struct Opened {
     pub(crate) rings: Option<SharedRings>,
     scope: Scope,
     /// The controller built last. The lock serialises changes of the list of disks.
-    current: Mutex<Weak<Hub>>,
+    current: Mutex<Generation>,
     disks: Mutex<Vec<Attached>>,
 }
 
-/// A disk of a controller, without anything that belongs to one start of the machine.
-#[derive(Clone)]
-pub(crate) struct Attached {
-    /// The operator's name for it.
-    pub(crate) id: String,
-    pub(crate) place: Place,
-    pub(crate) unit: Arc<Unit>,
-    pub(crate) disk: Arc<dyn Disk>,
-    pub(crate) facts: Facts,
+/// One unit of a controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnitInfo {
+    /// Its name.
+    pub id: String,
+    /// Its target.
+    pub target: u8,
+    /// Its logical unit number.
+    pub lun: u16,
+    /// Its size in bytes.
+    pub capacity: u64,
 }
 
 impl OpenController {
@@ -90,7 +81,7 @@ impl OpenController {
             port: Port(identity::local_name(&name)),
             rings: shared_rings(config),
             scope,
-            current: Mutex::new(Weak::new()),
+            current: Mutex::default(),
             disks: Mutex::default(),
         };
         for (unit, disk) in units {
@@ -122,27 +113,6 @@ impl OpenController {
         units.sort_unstable_by_key(|unit| (unit.target, unit.lun));
         units
     }
-
-    /// Makes the controller as it is after power-on. Opens nothing and cannot fail.
-    ///
-    /// The controller that was built before must have been dropped, with its tasks stopped. Rings are bound to the
-    /// thread that used them first, so every controller must run its queues on the same workers as the first one.
-    ///
-    /// Mode pages, reservations that were not made to persist through a power loss and the prevention of medium
-    /// removal are as after power-on, unless another machine of this process has the same image at work. Registrations
-    /// and reservations that persist, and whether there is a medium, stay as they are.
-    #[must_use]
-    pub fn build(&self) -> Scsi {
-        let mut current = self.0.changes();
-        let hub = Hub::new(&self.0);
-        for disk in self.0.disks().iter() {
-            disk.unit.power_on(self.0.port);
-            hub.plug(disk.clone());
-        }
-        *current = Arc::downgrade(&hub);
-        drop(current);
-        Scsi::with_hub(hub)
-    }
 }
 
 impl fmt::Debug for OpenController {
@@ -161,20 +131,27 @@ impl Opened {
     }
 
     /// The lock that serialises changes of the list with all that has to happen before the next one.
-    fn changes(&self) -> MutexGuard<'_, Weak<Hub>> {
+    fn changes(&self) -> MutexGuard<'_, Generation> {
         lock(&self.current)
     }
 
-    /// The same lock for a change that `hub` makes.
+    /// The same lock for the next controller, which is the present one from now on.
+    pub(super) fn next(&self) -> MutexGuard<'_, Generation> {
+        let mut current = self.changes();
+        current.0 = current.0.wrapping_add(1);
+        current
+    }
+
+    /// The same lock for a change that the controller of this generation makes.
     ///
     /// # Errors
     /// Another controller was built meanwhile.
     pub(super) fn changes_of(
         &self,
-        hub: &Arc<Hub>,
-    ) -> Result<MutexGuard<'_, Weak<Hub>>, ScsiError> {
+        generation: Generation,
+    ) -> Result<MutexGuard<'_, Generation>, ScsiError> {
         let current = self.changes();
-        if std::ptr::eq(current.as_ptr(), Arc::as_ptr(hub)) {
+        if *current == generation {
             Ok(current)
         } else {
             Err(ScsiError::Gone {

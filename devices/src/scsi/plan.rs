@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
-use super::config::{ScsiConfig, ScsiError, UnitConfig, open_reservations};
-use super::opened::{OpenController, Scope};
-use super::{MAX_QUEUES, ScsiHandle, UnitInfo};
+use super::config::{MAX_QUEUES, ScsiConfig, ScsiError, UnitConfig, open_reservations};
+use super::handle::ScsiHandle;
+use super::opened::{OpenController, UnitInfo};
+use super::unit::Scope;
 use crate::disk::config::{Bus, DiskConfig};
 use crate::disk::{self, Disk, RawDisk};
 

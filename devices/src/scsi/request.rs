@@ -8,11 +8,15 @@ use splitring_virtio::spec::scsi::{RequestHeader, ResponseHeader, response};
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::SENSE_SIZES;
 use super::cdb::{Cdb, MAX_CDB};
 use super::job::DataOut;
 use super::sense::Status;
 use crate::device::{Chain, Queue};
+
+/// Bounds of the sizes a driver may set. Sense data is 18 bytes at least and 252 at most (SPC-4 §4.5), CDBs are 16
+/// bytes at least here and 260 at most (SPC-4 §4.2.3).
+pub(crate) const SENSE_SIZES: std::ops::RangeInclusive<u32> = 18..=252;
+pub(crate) const CDB_SIZES: std::ops::RangeInclusive<u32> = 16..=260;
 
 const HEADER: usize = size_of::<RequestHeader>();
 const RESPONSE: usize = size_of::<ResponseHeader>();

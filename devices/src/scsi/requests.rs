@@ -18,12 +18,14 @@ use super::admit;
 use super::backend::{Backend, QUEUES};
 use super::cdb::Command;
 use super::exec::{self, Next};
-use super::hub::{Enlistment, Hub, Mail, Map, Reply};
+use super::hub::{Hub, Map};
 use super::job::{Done, Job, Step};
 use super::luns;
 use super::request::{Answer, Request, Sizes};
 use super::sense::{Sense, Status, attention};
+use super::slot::Slot;
 use super::unit::Nexus;
+use super::workers::{Enlistment, Mail, Reply};
 use crate::device::{
     Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, SHOW_AFTER, Source,
 };
@@ -46,7 +48,7 @@ pub(crate) struct Requests {
     backend: Backend,
     tasks: Vec<Option<Task>>,
     /// Units to let go of when they have nothing in flight here.
-    detaching: Vec<(Arc<Nexus>, Reply)>,
+    detaching: Vec<(Arc<Slot>, Reply)>,
     /// Messages that have come, each with how many chains are taken by the time it is handled at the latest.
     inbox: VecDeque<(u64, Mail)>,
     enlistment: Enlistment,
@@ -81,7 +83,7 @@ impl Requests {
             tasks: Vec::new(),
             detaching: Vec::new(),
             inbox: VecDeque::new(),
-            enlistment: hub.enlist()?,
+            enlistment: hub.workers.enlist()?,
             taken: 0,
             hub: Arc::clone(hub),
             index,

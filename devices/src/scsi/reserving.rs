@@ -6,11 +6,12 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::hub::{Mail, Mailbox};
 use super::lock::Held;
 use super::reserve::{Effects, Port, Request, Reservations};
 use super::sense::{Sense, Status};
-use super::unit::{Nexus, State, lock};
+use super::sync::lock;
+use super::unit::{Nexus, State};
+use super::workers::{Mail, Mailbox};
 use crate::log;
 
 /// A command that changes reservations.

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use super::unit::lock;
+use super::sync::lock;
 
 /// The numbers of one controller that are in use.
 #[derive(Debug, Default)]

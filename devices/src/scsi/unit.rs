@@ -7,28 +7,36 @@
 //! path to a unit: the image as that controller opened it, and the unit attentions waiting for that initiator.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::address::Place;
 use super::cdrom::TrayEvent;
-use super::hub::{Hub, Mailbox};
+use super::events::Events;
 use super::identity::{Facts, Identity};
 use super::lock::{Held, Locks};
 use super::mode::Modes;
-use super::opened::{Attached, Scope};
 use super::reserve::store::Store;
 use super::reserve::{Port, Reservations};
 use super::sense::{Code, Sense, Status, attention};
 use super::slot::Slot;
+use super::sync::lock;
 use super::table::Access;
+use super::workers::{Filter, Mailbox, Target, Workers};
 use crate::disk::faults::Faults;
 use crate::disk::metrics::DiskMetrics;
 use crate::disk::{Disk, ImageId};
 use crate::throttle::Throttle;
 
-/// Locks a mutex whose data is valid whatever happened to its last holder.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Number of a machine in this process. Units that are not shared belong to one machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Scope(u64);
+
+impl Scope {
+    /// One that nobody else has.
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 /// What commands change of a unit, all of it behind one lock.
@@ -239,6 +247,17 @@ fn flags_of(state: &State) -> u8 {
         | bit(state.modes.descriptor_sense, flag::DESCRIPTORS)
 }
 
+/// A disk of a controller, without anything that belongs to one start of the machine.
+#[derive(Clone)]
+pub(crate) struct Attached {
+    /// The operator's name for it.
+    pub(crate) id: String,
+    pub(crate) place: Place,
+    pub(crate) unit: Arc<Unit>,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) facts: Facts,
+}
+
 /// One controller's path to a unit.
 pub(crate) struct Nexus {
     /// The operator's name for it.
@@ -250,7 +269,10 @@ pub(crate) struct Nexus {
     pub(crate) unit: Arc<Unit>,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) facts: Facts,
-    pub(crate) hub: Weak<Hub>,
+    /// The threads of its controller.
+    workers: Arc<Workers>,
+    /// Where what its driver should know goes.
+    pub(crate) events: Arc<Events>,
     pub(crate) metrics: DiskMetrics,
     /// For lines about it that its guest can cause.
     pub(crate) throttle: Throttle,
@@ -268,7 +290,8 @@ pub(crate) struct NewNexus {
     pub(crate) attached: Attached,
     pub(crate) slot: Arc<Slot>,
     pub(crate) port: Port,
-    pub(crate) hub: Weak<Hub>,
+    pub(crate) workers: Arc<Workers>,
+    pub(crate) events: Arc<Events>,
     /// Request queues, each with counters of its own.
     pub(crate) queues: u16,
 }
@@ -280,7 +303,8 @@ impl Nexus {
             attached,
             slot,
             port,
-            hub,
+            workers,
+            events,
             queues,
         } = new;
         let Attached {
@@ -298,7 +322,8 @@ impl Nexus {
             unit,
             disk,
             facts,
-            hub,
+            workers,
+            events,
             metrics: DiskMetrics::new(queues),
             throttle: Throttle::default(),
             faults: Faults::default(),
@@ -309,6 +334,23 @@ impl Nexus {
         nexus.measure();
         lock(&nexus.unit.paths).push(Arc::downgrade(&nexus));
         nexus
+    }
+
+    /// All its commands, wherever they are.
+    pub(crate) fn commands(&self) -> Target {
+        self.target(Filter::Path(Arc::clone(&self.slot)))
+    }
+
+    /// The command with this identifier, wherever it is.
+    pub(crate) fn command(&self, id: u64) -> Target {
+        self.target(Filter::Task(Arc::clone(&self.slot), id))
+    }
+
+    fn target(&self, filter: Filter) -> Target {
+        Target {
+            workers: Arc::clone(&self.workers),
+            filter,
+        }
     }
 
     /// Takes over the disk's present capacity and returns it, in blocks.

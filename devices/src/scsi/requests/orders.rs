@@ -5,23 +5,23 @@ use std::sync::Arc;
 use super::Requests;
 use super::task::{Task, Work};
 use crate::device::Queue;
-use crate::scsi::hub::{Filter, Mail, Order, Reply};
 use crate::scsi::sense::Status;
-use crate::scsi::unit::Nexus;
+use crate::scsi::slot::Slot;
+use crate::scsi::workers::{Filter, Mail, Order, Reply};
 
 impl Requests {
     /// Lets go of removed units that have nothing in flight any more.
     pub(super) fn detach(&mut self) {
         let (tasks, backend) = (&self.tasks, &mut self.backend);
-        let busy = |nexus: &Arc<Nexus>| {
+        let busy = |slot: &Arc<Slot>| {
             let mut tasks = tasks.iter().flatten();
-            tasks.any(|task| Arc::ptr_eq(&task.nexus, nexus))
+            tasks.any(|task| Arc::ptr_eq(&task.nexus.slot, slot))
         };
-        let gone = self.detaching.extract_if(.., |(nexus, _)| !busy(nexus));
-        for (nexus, reply) in gone {
-            backend.detach(&nexus);
+        let gone = self.detaching.extract_if(.., |(slot, _)| !busy(slot));
+        for (slot, reply) in gone {
+            backend.detach(&slot);
             // Whoever waits for the reply finds the image closed.
-            drop((nexus, reply));
+            drop((slot, reply));
         }
     }
 
@@ -75,7 +75,7 @@ impl Requests {
 
     /// An order from another thread, or this one, about the commands here.
     fn sweep(&mut self, queue: &mut Queue, filter: Filter, reply: Reply) {
-        let tags = self.tags_where(|task| filter.matches(&task.nexus, task.request.id));
+        let tags = self.tags_where(|task| filter.matches(&task.nexus.slot, task.request.id));
         match reply.sweep().order {
             Order::Query => {
                 if !tags.is_empty() {
@@ -88,7 +88,7 @@ impl Requests {
                 }
             }
             Order::Detach => {
-                self.detaching.push((filter.into_nexus(), reply));
+                self.detaching.push((filter.into_slot(), reply));
                 self.detach();
             }
         }

@@ -7,10 +7,10 @@ use splitring_virtio::spec::scsi::response;
 use super::Requests;
 use super::task::Work;
 use crate::device::Queue;
-use crate::scsi::hub::{Filter, Order, Sweep, Waiter};
 use crate::scsi::reserve::Port;
 use crate::scsi::reserving::{self, Outcome, Progress};
 use crate::scsi::sense::Status;
+use crate::scsi::workers::{Order, Sweep, Waiter};
 
 impl Requests {
     /// Makes the change of a command, unless another one is being made.
@@ -46,12 +46,12 @@ impl Requests {
             return;
         };
         let paths = task.nexus.unit.paths().into_iter();
-        let filters = paths
+        let targets = paths
             .filter(|path| ports.contains(&path.port))
-            .map(Filter::Nexus)
+            .map(|path| path.commands())
             .collect();
         let waiter = Waiter::Mailbox(Arc::clone(self.enlistment.mailbox()));
-        let sweep = Sweep::start(Order::End(response::ABORTED), filters, waiter);
+        let sweep = Sweep::start(Order::End(response::ABORTED), targets, waiter);
         task.work = Work::Aborting(sweep);
     }
 

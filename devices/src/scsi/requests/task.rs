@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::scsi::hub::{Reply, Sweep};
 use crate::scsi::job::{Job, Op};
 use crate::scsi::lock::Held;
 use crate::scsi::request::Request;
 use crate::scsi::reserving::{Change, Saving};
 use crate::scsi::unit::Nexus;
+use crate::scsi::workers::{Reply, Sweep};
 
 /// A command at work.
 pub(super) struct Task {

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
 use super::{Held, Kind, MAX_REGISTRATIONS, Port, Registration, Reservations};
-use crate::scsi::unit::lock;
+use crate::scsi::sync::lock;
 use crate::scsi::wire::{self, Bytes};
 
 const MAGIC: u64 = u64::from_be_bytes(*b"SplRsv\x00\x01");
