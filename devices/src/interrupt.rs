@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::debug::opaque_debug;
-use crate::device::Broken;
+use crate::fault::Broken;
 
 /// The transport's end of a device's interrupts. Callable from any thread; takes no lock.
 pub trait InterruptSink: Send + Sync {

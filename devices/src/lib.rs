@@ -23,6 +23,7 @@ pub mod device;
 pub mod disk;
 pub mod eventfd;
 pub mod events;
+mod fault;
 pub mod interrupt;
 pub mod kind;
 mod limits;
