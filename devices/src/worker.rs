@@ -7,6 +7,7 @@
 mod calls;
 mod depth;
 mod drain;
+mod error;
 mod event_loop;
 mod habit;
 mod pause;
@@ -14,6 +15,7 @@ mod polling;
 mod precedence;
 mod processor;
 mod running;
+mod serve;
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -24,21 +26,21 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberId};
-use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::debug::opaque_debug;
-use crate::device::{QueueHandler, TaskQueue};
-use crate::interrupt::InterruptSink;
 use crate::signals::block_file_size_signal;
 
 use calls::{Caller, calls};
-use event_loop::{Entry, Loop, Ops, Reporter, Watcher, add_loop, events_of, loop_of, serve};
+use event_loop::{Entry, Loop, Ops, Watcher, events_of, loop_of};
 use pause::{Asker, Reached};
 use processor::Processor;
 use running::Running;
+use serve::{Reporter, add_loop, serve};
 
+pub use error::{Failure, OnFailure, WorkerError};
 pub use pause::{PauseError, Unfinished};
+pub use running::{NewTask, Stopped};
 
 /// How long a caller waits for the loop. Handlers stop in far less; longer means that one hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -55,89 +57,14 @@ const TRIPS: usize = 4;
 const WINDOW_RANGE: RangeInclusive<Duration> =
     Duration::from_micros(16)..=Duration::from_micros(1000);
 
-/// Called once when a worker can't go on; the machine has to end.
-pub type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
-
-/// Why a worker can't go on.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Failure {
-    /// A handler panicked: a bug in this program.
-    #[error("device thread {worker} panicked: {message}")]
-    Panic {
-        /// The worker's name.
-        worker: String,
-        /// What the panic said.
-        message: String,
-    },
-    /// The loop doesn't answer: a backend hangs.
-    #[error("device thread {worker} does not answer, a backend must be hanging")]
-    Stuck {
-        /// The worker's name.
-        worker: String,
-    },
-    /// The event loop failed.
-    #[error("device thread {worker} cannot wait for events: {message}")]
-    Loop {
-        /// The worker's name.
-        worker: String,
-        /// What the loop said.
-        message: String,
-    },
-}
-
-/// A request to a worker failed.
-#[derive(Debug, Error)]
-pub enum WorkerError {
-    /// The worker has failed; see [`OnFailure`].
-    #[error("device thread {0} has ended")]
-    Gone(String),
-    /// A descriptor can't be waited for.
-    #[error("cannot wait for a descriptor of {task}: {message}")]
-    Watch {
-        /// The task's label.
-        task: String,
-        /// What the kernel said.
-        message: String,
-    },
-    /// No task has this identifier.
-    #[error("no such task")]
-    NoTask,
-}
-
 /// Names a task of one worker until it is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskId(u16);
 
-/// What [`Worker::add`] takes in.
-pub struct NewTask {
-    /// For messages: the device's id.
-    pub label: String,
-    /// The queues, each with the eventfd that its doorbell signals.
-    pub queues: Vec<(TaskQueue, Arc<EventFd>)>,
-    /// Who serves them.
-    pub handler: Box<dyn QueueHandler>,
-    /// Where interrupts go.
-    pub sink: Arc<dyn InterruptSink>,
-}
-
-opaque_debug! { NewTask |it| { label: it.label } }
-
-/// What [`Worker::stop`] gives back.
-pub struct Stopped {
-    /// The handler, stopped.
-    pub handler: Box<dyn QueueHandler>,
-    /// The queues as they are now.
-    pub queues: Vec<TaskQueue>,
-    /// Chains that were taken from the queues and not completed. The handler's stop leaves none.
-    pub in_flight: u32,
-}
-
-opaque_debug! { Stopped |it| { in_flight: it.in_flight } }
-
 /// A handle on a worker's thread. The thread ends with the last handle.
 pub struct Worker {
     name: String,
-    caller: Caller,
+    caller: Caller<Loop>,
     subscriber: SubscriberId,
     processor: Processor,
     thread: Mutex<Option<JoinHandle<()>>>,

@@ -7,8 +7,9 @@ use splitring_virtio::device::queue::RingFeatures;
 use splitring_virtio::spec::feature;
 
 use super::*;
-use crate::device::{Broken, Cause, Outcome, QueueSet, Source};
+use crate::device::{Broken, Cause, Outcome, QueueHandler, QueueSet, Source, TaskQueue};
 use crate::eventfd::eventfd;
+use crate::interrupt::InterruptSink;
 use crate::ram::Ram;
 use crate::testing::pci::{PATIENCE, wait_until};
 use crate::testing::probe::{Handler, Manner, Record};

@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 
 use event_manager::SubscriberId;
 
-use super::WorkerError;
+use super::error::WorkerError;
 use super::event_loop::{Entry, Loop, Ops, Phase, events_of, loop_of, unwatch_fd};
 use super::pause::{Drain, Unfinished};
 

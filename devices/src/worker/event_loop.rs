@@ -1,31 +1,25 @@
-//! The worker's thread: waits for events, runs the tasks they belong to, and those that asked to go on.
+//! The event loop's state: the tasks in their slots, those that are ready, those whose rings are polled.
 //!
-//! It knows slots and descriptors; what a pass over a task does is `running`'s.
+//! It knows slots and descriptors; what a pass over a task does is `running`'s, what a turn of the loop is, `serve`'s.
 
-use std::any::Any;
 use std::collections::{BTreeSet, VecDeque};
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use event_manager::{
-    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
-};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::calls::Calls;
-use super::drain;
+use super::calls;
+use super::error::WorkerError;
 use super::pause::Drain;
 use super::polling::{Polling, Turn};
 use super::precedence::Precedence;
 use super::processor::Processor;
 use super::running::{KICK_EVENTS, Manner, Next, Running};
-use super::{Failure, OnFailure, WorkerError};
 use crate::device::Cause;
 
-pub(super) type Ops<'a> = dyn SubscriberOps<Subscriber = Loop> + 'a;
+pub(super) type Ops<'a> = calls::Ops<'a, Loop>;
 
 pub(super) fn loop_of<'a>(
     ops: &'a mut Ops<'_>,
@@ -41,129 +35,18 @@ pub(super) fn events_of<'a>(
     ops.event_ops(id).map_err(|_| WorkerError::NoTask)
 }
 
-pub(super) struct Reporter {
-    pub(super) worker: String,
-    pub(super) on_failure: OnFailure,
-}
-
-impl Reporter {
-    fn panic(&self, payload: &(dyn Any + Send)) {
-        let message = payload
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| payload.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "no message".to_owned());
-        let worker = self.worker.clone();
-        (self.on_failure)(Failure::Panic { worker, message });
-    }
-}
-
-/// The thread. A panic in a handler, or in dropping it, is reported and goes no further.
-pub(super) fn serve(
-    mut manager: EventManager<Loop>,
-    subscriber: SubscriberId,
-    calls: Calls,
-    reporter: &Reporter,
-) {
-    let ended = catch_unwind(AssertUnwindSafe(|| turn(&mut manager, subscriber, &calls)));
-    match ended {
-        Ok(Ok(())) => {}
-        Ok(Err(message)) => (reporter.on_failure)(Failure::Loop {
-            worker: reporter.worker.clone(),
-            message,
-        }),
-        Err(payload) => reporter.panic(payload.as_ref()),
-    }
-    let dropped = catch_unwind(AssertUnwindSafe(move || {
-        if let Ok(state) = manager.subscriber_mut(subscriber) {
-            state.stop_all();
-        }
-        drop(manager);
-        // Those that came too late may hold a handler.
-        drop(calls);
-    }));
-    if let Err(payload) = dropped {
-        reporter.panic(payload.as_ref());
-    }
-}
-
-/// Adds the loop's one subscriber, which listens for `calls`.
-pub(super) fn add_loop(
-    manager: &mut EventManager<Loop>,
-    state: Loop,
-    calls: &Calls,
-) -> io::Result<SubscriberId> {
-    let subscriber = manager.add_subscriber(state);
-    let wake = Events::with_data_raw(calls.wake(), CALLS, KICK_EVENTS);
-    let mut events = manager.event_ops(subscriber).map_err(other)?;
-    events.add(wake).map_err(other)?;
-    Ok(subscriber)
-}
-
-fn other(error: event_manager::Error) -> io::Error {
-    io::Error::other(error.to_string())
-}
-
-fn turn(
-    manager: &mut EventManager<Loop>,
-    subscriber: SubscriberId,
-    calls: &Calls,
-) -> Result<(), String> {
-    let mut wait = -1;
-    loop {
-        manager
-            .run_with_timeout(wait)
-            .map_err(|error| error.to_string())?;
-        let state = loop_state(manager, subscriber)?;
-        if std::mem::take(&mut state.called) {
-            calls.run(manager);
-        }
-        let state = loop_state(manager, subscriber)?;
-        if state.quit {
-            return Ok(());
-        }
-        if wait < 0 {
-            state.polling.woke(Instant::now());
-        }
-        // Only what was ready before this round: a task that asks for more waits for the others' events.
-        let round = state.ready.len();
-        let mut halted = state.run_ready(round);
-        state.poll(&mut halted);
-        let pausing = state.is_pausing();
-        for (slot, fd) in halted {
-            let mut events = manager
-                .event_ops(subscriber)
-                .map_err(|error| error.to_string())?;
-            unwatch_fd(&mut events, fd, slot);
-        }
-        if pausing {
-            drain::step(manager, subscriber).map_err(|error| error.to_string())?;
-        }
-        wait = loop_state(manager, subscriber)?.wait();
-    }
-}
-
-fn loop_state(
-    manager: &mut EventManager<Loop>,
-    subscriber: SubscriberId,
-) -> Result<&mut Loop, String> {
-    manager
-        .subscriber_mut(subscriber)
-        .map_err(|error| error.to_string())
-}
-
 /// The data of the event that says that calls came in; no slot has this number.
-const CALLS: u32 = u32::MAX;
+pub(super) const CALLS: u32 = u32::MAX;
 
 /// The state of the event loop: its one subscriber.
 pub(super) struct Loop {
     slots: Vec<Option<Entry>>,
     /// Slots of tasks to run again.
-    ready: VecDeque<u16>,
-    polling: Polling,
+    pub(super) ready: VecDeque<u16>,
+    pub(super) polling: Polling,
     precedence: Precedence,
     /// Calls came in.
-    called: bool,
+    pub(super) called: bool,
     pub(super) phase: Phase,
     /// Pauses that were asked for and have not begun.
     pub(super) asked: Vec<Drain>,
@@ -334,7 +217,7 @@ impl Loop {
     }
 
     /// How long to wait for events, in milliseconds; -1 is for ever.
-    fn wait(&self) -> i32 {
+    pub(super) fn wait(&self) -> i32 {
         if self.has_ready() || !self.polling.is_empty() || !self.asked.is_empty() {
             return 0;
         }
@@ -349,7 +232,7 @@ impl Loop {
     }
 
     /// Runs up to `round` ready tasks; returns the descriptors of those that must run no more.
-    fn run_ready(&mut self, round: usize) -> Vec<(u16, RawFd)> {
+    pub(super) fn run_ready(&mut self, round: usize) -> Vec<(u16, RawFd)> {
         let mut halted = Vec::new();
         for _ in 0..round {
             if !self.runs() {
@@ -372,7 +255,7 @@ impl Loop {
 
     /// Looks at the rings of the tasks that ran out of work, until the window is over, or descriptors or tasks that
     /// have more to do want their turn.
-    fn poll(&mut self, halted: &mut Vec<(u16, RawFd)>) {
+    pub(super) fn poll(&mut self, halted: &mut Vec<(u16, RawFd)>) {
         if self.polling.is_empty() {
             return;
         }
@@ -452,7 +335,7 @@ impl Loop {
         self.polling.settled();
     }
 
-    fn stop_all(&mut self) {
+    pub(super) fn stop_all(&mut self) {
         for entry in self.slots.drain(..).flatten() {
             if let Entry::Task(running) = entry {
                 running.stop();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::WorkerError;
+use super::error::WorkerError;
 
 /// How often an asker that waits looks whether it is to go on waiting.
 const LOOK: Duration = Duration::from_millis(10);

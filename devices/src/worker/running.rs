@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::depth::Depth;
 use super::processor::Processor;
-use super::{NewTask, Stopped};
+use crate::debug::opaque_debug;
 use crate::device::{
     Broken, Cause, Interest, Outcome, QueueHandler, QueueSet, Source, TaskQueue, Trigger,
 };
@@ -20,6 +20,32 @@ pub(super) const KICK_EVENTS: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGG
 
 /// Chains a pass may take from each queue before it is the others' turn: a full queue of the usual size.
 const BUDGET: u16 = 256;
+
+/// What [`Worker::add`](super::Worker::add) takes in.
+pub struct NewTask {
+    /// For messages: the device's id.
+    pub label: String,
+    /// The queues, each with the eventfd that its doorbell signals.
+    pub queues: Vec<(TaskQueue, Arc<EventFd>)>,
+    /// Who serves them.
+    pub handler: Box<dyn QueueHandler>,
+    /// Where interrupts go.
+    pub sink: Arc<dyn InterruptSink>,
+}
+
+opaque_debug! { NewTask |it| { label: it.label } }
+
+/// What [`Worker::stop`](super::Worker::stop) gives back.
+pub struct Stopped {
+    /// The handler, stopped.
+    pub handler: Box<dyn QueueHandler>,
+    /// The queues as they are now.
+    pub queues: Vec<TaskQueue>,
+    /// Chains that were taken from the queues and not completed. The handler's stop leaves none.
+    pub in_flight: u32,
+}
+
+opaque_debug! { Stopped |it| { in_flight: it.in_flight } }
 
 /// A task on its worker.
 pub(super) struct Running {

@@ -44,7 +44,6 @@ const KNOWN: &[(&str, &[&str])] = &[
         ],
     ),
     ("devices/src", &["blk/queue.rs", "blk.rs"]),
-    ("devices/src", &["device.rs", "interrupt.rs"]),
     (
         "devices/src",
         &[
@@ -85,17 +84,6 @@ const KNOWN: &[(&str, &[&str])] = &[
     (
         "devices/src",
         &["pci/virtio/run.rs", "pci/virtio/window.rs", "pci/virtio.rs"],
-    ),
-    (
-        "devices/src",
-        &[
-            "worker/calls.rs",
-            "worker/drain.rs",
-            "worker/event_loop.rs",
-            "worker/pause.rs",
-            "worker/running.rs",
-            "worker.rs",
-        ],
     ),
     ("arch/src", &["x86_64/acpi/dsdt.rs", "x86_64/acpi/mod.rs"]),
     (
