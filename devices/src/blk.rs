@@ -6,6 +6,7 @@
 
 mod queue;
 mod request;
+mod shared;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -24,6 +25,7 @@ use crate::events::EventSink;
 use crate::interrupt::ConfigNotifier;
 use queue::{BlkQueue, CacheMode};
 use request::{Limits, MAX_RANGES};
+use shared::Shared;
 
 /// Most segments of a request that are worth offering: what one system call takes, with header and status.
 const SEGMENTS: u16 = 1022;
@@ -65,19 +67,6 @@ impl BlkHandle {
     pub fn rescan(&self) -> Option<Result<u64, DiskError>> {
         self.0.upgrade().map(|blk| blk.rescan())
     }
-}
-
-/// What the configuration side and the queues share.
-struct Shared {
-    id: String,
-    /// Bytes; what requests are checked against.
-    capacity: AtomicU64,
-    /// The `writeback` field of the configuration space.
-    writeback: AtomicBool,
-    serial: [u8; ID_BYTES],
-    metrics: DiskMetrics,
-    faults: Faults,
-    events: OnceLock<EventSink>,
 }
 
 impl Blk {

@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 
 use splitring_virtio::spec::blk::{ID_BYTES, status};
 
-use super::Shared;
 use super::request::{HEADER, Limits, NoStatus, Piece, Verdict, parse};
+use super::shared::Shared;
 use crate::device::{
     Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, SHOW_AFTER, Source,
 };

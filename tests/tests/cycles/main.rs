@@ -43,7 +43,6 @@ const KNOWN: &[(&str, &[&str])] = &[
             "driver/queue.rs",
         ],
     ),
-    ("devices/src", &["blk/queue.rs", "blk.rs"]),
     (
         "devices/src",
         &[
