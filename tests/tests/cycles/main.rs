@@ -80,10 +80,6 @@ const KNOWN: &[(&str, &[&str])] = &[
         ],
     ),
     ("devices/src", &["net/tap/error.rs", "net/tap.rs"]),
-    (
-        "devices/src",
-        &["pci/virtio/run.rs", "pci/virtio/window.rs", "pci/virtio.rs"],
-    ),
     ("arch/src", &["x86_64/acpi/dsdt.rs", "x86_64/acpi/mod.rs"]),
     (
         "arch/src",

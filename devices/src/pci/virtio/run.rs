@@ -5,26 +5,16 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{NOTIFY, NOTIFY_STRIDE, State, VirtioPci};
+use super::layout::{NOTIFY, NOTIFY_STRIDE};
+use super::{RunningDevice, State, VirtioPci};
 use crate::device::{Broken, Queue, ReadyQueue, Start, Task, TaskQueue};
 use crate::interrupt::{ConfigNotifier, InterruptSink};
 use crate::log;
 use crate::throttle::Throttle;
-use crate::worker::{NewTask, TaskId, Worker};
+use crate::worker::{NewTask, Worker};
 
 /// How long requests may take that are in flight when bus mastering is turned off.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
-
-/// What a started device has running.
-pub(super) struct RunningDevice {
-    tasks: Vec<(Arc<Worker>, TaskId)>,
-    /// The queues that have a doorbell.
-    queues: Vec<u16>,
-    /// Where the BAR was when they were last bound.
-    bound_at: Option<u64>,
-    /// Those that are: address and queue.
-    bound: Vec<(u64, u16)>,
-}
 
 impl VirtioPci {
     /// DRIVER_OK. What goes wrong is the driver's to learn: the device needs a reset.

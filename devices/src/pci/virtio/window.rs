@@ -4,15 +4,11 @@
 //! Its data field is not memory: reading it reads the BAR. So the first use of the capability ends direct reads
 //! of configuration space.
 
-use super::{BAR_SIZE, VirtioPci};
+use super::VirtioPci;
+use super::layout::BAR_SIZE;
 use crate::bus::BusDevice;
 use crate::pci::root::PciFunction;
 
-/// Bytes of the capability that the driver writes: `bar`, `offset`, `length` and the data.
-pub(super) const WRITABLE: [u8; 20] = [
-    0, 0, 0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-    0xff,
-];
 /// Offsets in the capability.
 const BAR: u16 = 4;
 const OFFSET: u16 = 8;
