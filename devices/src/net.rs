@@ -6,6 +6,7 @@ mod backend;
 mod buffers;
 mod config;
 mod control;
+mod features;
 mod filter;
 mod flood;
 mod gate;
@@ -42,6 +43,7 @@ use crate::interrupt::ConfigNotifier;
 use crate::limits::Limits;
 use crate::log;
 use control::GUEST_OFFLOADS;
+use features::{OFFLOADS, RULES, guest_offloads, with_dependents};
 use filter::Filter;
 use flood::Flood;
 use gate::Gate;
@@ -55,35 +57,6 @@ const CONTROL_QUEUE_SIZE: u16 = 64;
 /// Speed reported, in Mbit/s; a guess that nothing depends on but bonding and monitoring tools.
 const SPEED: u32 = 10_000;
 const FULL_DUPLEX: u8 = 1;
-
-/// What a feature needs (section 5.1.3.1).
-const RULES: &[FeatureRule] = &[
-    rule(feature::GUEST_TSO4, feature::GUEST_CSUM),
-    rule(feature::GUEST_TSO6, feature::GUEST_CSUM),
-    rule(
-        feature::GUEST_ECN,
-        feature::GUEST_TSO4 | feature::GUEST_TSO6,
-    ),
-    rule(feature::GUEST_UFO, feature::GUEST_CSUM),
-    rule(feature::GUEST_USO4, feature::GUEST_CSUM),
-    rule(feature::GUEST_USO6, feature::GUEST_CSUM),
-    rule(feature::HOST_TSO4, feature::CSUM),
-    rule(feature::HOST_TSO6, feature::CSUM),
-    rule(feature::HOST_ECN, feature::HOST_TSO4 | feature::HOST_TSO6),
-    rule(feature::HOST_UFO, feature::CSUM),
-    rule(feature::HOST_USO, feature::CSUM),
-    rule(feature::CTRL_RX, feature::CTRL_VQ),
-    rule(feature::CTRL_RX_EXTRA, feature::CTRL_VQ),
-    rule(feature::CTRL_VLAN, feature::CTRL_VQ),
-    rule(feature::GUEST_ANNOUNCE, feature::CTRL_VQ),
-    rule(feature::MQ, feature::CTRL_VQ),
-    rule(feature::CTRL_MAC_ADDR, feature::CTRL_VQ),
-    rule(feature::CTRL_GUEST_OFFLOADS, feature::CTRL_VQ),
-];
-
-const fn rule(feature: u64, needs_any: u64) -> FeatureRule {
-    FeatureRule { feature, needs_any }
-}
 
 /// A network card.
 pub struct Net {
@@ -364,20 +337,6 @@ impl VirtioDevice for Net {
     }
 }
 
-/// An offload and the features that offer it: what the device takes, what the driver takes.
-const OFFLOADS: [(Offloads, u64, u64); 6] = [
-    (Offloads::CSUM, feature::CSUM, feature::GUEST_CSUM),
-    (Offloads::TSO4, feature::HOST_TSO4, feature::GUEST_TSO4),
-    (Offloads::TSO6, feature::HOST_TSO6, feature::GUEST_TSO6),
-    (Offloads::ECN, feature::HOST_ECN, feature::GUEST_ECN),
-    (Offloads::UFO, feature::HOST_UFO, feature::GUEST_UFO),
-    (
-        Offloads::USO,
-        feature::HOST_USO,
-        feature::GUEST_USO4 | feature::GUEST_USO6,
-    ),
-];
-
 /// The limits that the keys ask for: one for each direction, shared by all pairs.
 fn gates(config: &NetConfig, pairs: u16) -> io::Result<Vec<[Arc<Gate>; 2]>> {
     let bytes = config.bandwidth.map(|bytes| bytes.0);
@@ -390,27 +349,6 @@ fn gates(config: &NetConfig, pairs: u16) -> io::Result<Vec<[Arc<Gate>; 2]>> {
     (0..pairs)
         .map(|_| Ok([gate(&receive)?, gate(&transmit)?]))
         .collect()
-}
-
-/// `hidden` and every feature that is nothing without them.
-fn with_dependents(hidden: u64) -> u64 {
-    let lost = |hidden: u64| {
-        let dependents = RULES.iter().filter(|rule| rule.needs_any & !hidden == 0);
-        dependents.fold(hidden, |all, rule| all | rule.feature)
-    };
-    // Two steps is as deep as the rules go: a checksum, its segmentation, ECN.
-    lost(lost(hidden))
-}
-
-/// What the host may leave to a driver with these features.
-fn guest_offloads(features: u64) -> Offloads {
-    let taken = OFFLOADS.iter().filter(|row| features & row.2 == row.2);
-    taken.fold(Offloads::empty(), |all, row| all | row.0)
-}
-
-/// A length as it is counted on the wire.
-fn wire_len(bytes: usize) -> u64 {
-    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

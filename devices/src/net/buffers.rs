@@ -17,6 +17,11 @@ use splitring_virtio::mem::Segment;
 /// Segments one system call takes beside a buffer of ours (`IOV_MAX` is 1024); longer lists are joined first.
 pub(super) const MAX_SEGMENTS: usize = 1023;
 
+/// A length as it is counted on the wire.
+pub(super) fn wire_len(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
 /// A list for the kernel, reused from frame to frame.
 #[derive(Default)]
 pub(super) struct Vectors(Vec<iovec>);

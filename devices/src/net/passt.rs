@@ -18,10 +18,9 @@ use rustix::net::{SocketType, getpeername, sockopt};
 use splitring_virtio::spec::net::{HEADER_SIZE, Header};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::buffers::GuestBuffers;
+use super::buffers::{GuestBuffers, wire_len};
 use super::header::MAX_FRAME;
 use super::port::{FramePort, NetBackend, Offloads};
-use super::wire_len;
 
 /// How long a passt we started may take to end after its socket closed, before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(2);

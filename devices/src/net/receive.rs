@@ -15,13 +15,13 @@ use splitring_virtio::device::queue::ChainError;
 use splitring_virtio::mem::Segment;
 use splitring_virtio::spec::net::{HEADER_SIZE, feature};
 
+use super::buffers::{self, wire_len};
 use super::filter::Filter;
 use super::gate::Gate;
 use super::header::MAX_FRAME;
 use super::metrics::{Counters, Drop};
 use super::port::FramePort;
 use super::state::State;
-use super::{buffers, wire_len};
 use crate::device::{Chain, Outcome, Queue};
 use crate::log;
 

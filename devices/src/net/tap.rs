@@ -21,15 +21,12 @@ use rustix::fs::{Mode, OFlags};
 
 use splitring_virtio::spec::net::HEADER_SIZE;
 
-pub use error::TapError;
+pub use error::{MAX_NAME, TapError};
 
 use super::port::{FramePort, NetBackend, Offloads};
 use crate::pool::Pool;
 use error::{failed, refusal};
 use port::{Gear, TapPort};
-
-/// Name bytes an interface has at the most, without the closing zero (`IFNAMSIZ - 1`).
-pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 
 const TUN_DEVICE: &CStr = c"/dev/net/tun";
 

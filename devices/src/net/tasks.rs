@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use splitring_virtio::spec::net::ctrl;
 
+use super::buffers::wire_len;
 use super::control::{Command, MAX_ANSWER, MAX_COMMAND};
+use super::features::guest_offloads;
 use super::flood::Flood;
 use super::gate::Gate;
 use super::metrics::PairMetrics;
@@ -13,7 +15,6 @@ use super::port::{FramePort, NetBackend};
 use super::receive::{Receiver, Side};
 use super::state::State;
 use super::transmit::Transmitter;
-use super::{guest_offloads, wire_len};
 use crate::device::{Broken, Cause, Chain, Interest, Outcome, QueueHandler, QueueSet, Source};
 use crate::interrupt::ConfigNotifier;
 use crate::log;

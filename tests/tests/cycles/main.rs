@@ -68,18 +68,6 @@ const KNOWN: &[(&str, &[&str])] = &[
             "disk/transfer.rs",
         ],
     ),
-    (
-        "devices/src",
-        &[
-            "net/backend.rs",
-            "net/passt.rs",
-            "net/receive.rs",
-            "net/tasks.rs",
-            "net/transmit.rs",
-            "net.rs",
-        ],
-    ),
-    ("devices/src", &["net/tap/error.rs", "net/tap.rs"]),
     ("arch/src", &["x86_64/acpi/dsdt.rs", "x86_64/acpi/mod.rs"]),
     (
         "arch/src",

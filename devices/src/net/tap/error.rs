@@ -4,8 +4,10 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use super::MAX_NAME;
 use crate::kind::ErrorKind;
+
+/// Name bytes an interface has at the most, without the closing zero (`IFNAMSIZ - 1`).
+pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 
 /// Why a TAP interface can't be used. The messages say what to do about it.
 #[derive(Debug, thiserror::Error)]
