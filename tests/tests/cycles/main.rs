@@ -68,17 +68,6 @@ const KNOWN: &[(&str, &[&str])] = &[
             "disk/transfer.rs",
         ],
     ),
-    ("arch/src", &["x86_64/acpi/dsdt.rs", "x86_64/acpi/mod.rs"]),
-    (
-        "arch/src",
-        &[
-            "x86_64/kernel/elf.rs",
-            "x86_64/kernel/flat.rs",
-            "x86_64/kernel/mod.rs",
-            "x86_64/kernel/plan.rs",
-            "x86_64/kernel/unsaved.rs",
-        ],
-    ),
     (
         "vmm/src",
         &[

@@ -16,7 +16,8 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
-use super::{OEM, OEM_REVISION, OEM_TABLE, PciHost, Platform, SerialPort, bytes};
+use super::platform::{PciHost, Platform, SerialPort};
+use super::table::{OEM, OEM_REVISION, OEM_TABLE, bytes};
 use crate::layout;
 
 /// Bytes of a table's header.

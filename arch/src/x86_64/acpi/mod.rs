@@ -7,6 +7,8 @@
 //! [`crate::layout`], and a kernel that reads the FADT's flags probes neither PIT nor PIC, CMOS clock, 8042 or VGA.
 
 mod dsdt;
+mod platform;
+mod table;
 
 use std::ops::Range;
 
@@ -21,11 +23,10 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::layout;
+pub use platform::{IntxRoute, PciHost, Platform, SerialPort};
 
-const OEM: [u8; 6] = *b"SPLITR";
-const OEM_TABLE: [u8; 8] = *b"SPLITRIN";
-const OEM_REVISION: u32 = 1;
+use crate::layout;
+use table::{OEM, OEM_REVISION, OEM_TABLE, bytes};
 
 /// `IAPC_BOOT_ARCH` (table 5.10): no VGA, no ASPM, no CMOS clock; and by bits that are 0: no legacy devices, no 8042, MSI works.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 4 | 1 << 5;
@@ -36,56 +37,6 @@ const ALIGN: usize = 64;
 /// Device numbers of bus 0, and pins of a device.
 const PCI_DEVICES: u8 = 32;
 const PCI_PINS: u8 = 4;
-
-/// Everything that the tables describe.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Platform {
-    /// vCPUs; their APIC ids are 0..vcpus.
-    pub vcpus: u32,
-    /// The PCI host bridge.
-    pub pci: Option<PciHost>,
-    /// 16550 serial ports, COM1 first.
-    pub serial: Vec<SerialPort>,
-    /// Whether there is a pvpanic device at [`layout::PVPANIC`].
-    pub pvpanic: bool,
-}
-
-/// The PCI host bridge with bus 0.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PciHost {
-    /// Configuration space (ECAM) of bus 0.
-    pub ecam: Range<u64>,
-    /// 32-bit memory window.
-    pub mmio32: Range<u64>,
-    /// 64-bit memory window.
-    pub mmio64: Range<u64>,
-    /// Port window.
-    pub io: Range<u16>,
-    /// Whether the CF8/CFC configuration ports are there.
-    pub cf8: bool,
-    /// Interrupt lines of the devices' INTx pins.
-    pub intx: Vec<IntxRoute>,
-}
-
-/// Where a PCI device's INTx pin arrives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IntxRoute {
-    /// Device number on bus 0, 0..=31.
-    pub device: u8,
-    /// Pin: 0 is INTA, 3 is INTD.
-    pub pin: u8,
-    /// Interrupt line, level-triggered.
-    pub gsi: u32,
-}
-
-/// A 16550 in port space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SerialPort {
-    /// First of its eight ports.
-    pub port: u16,
-    /// Interrupt line, edge-triggered.
-    pub gsi: u32,
-}
 
 /// Tables that can't be built: a mistake of the caller, not of the guest or the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -257,12 +208,6 @@ fn mcfg(pci: &PciHost) -> MCFG {
     let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
     mcfg.add_ecam(pci.ecam.start, 0, 0, 0);
     mcfg
-}
-
-fn bytes(table: &dyn Aml) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    table.to_aml_bytes(&mut bytes);
-    bytes
 }
 
 /// Tables one behind the other, with room for the RSDP in front.

@@ -10,7 +10,7 @@ use linux_loader::elf::{
 };
 use vm_memory::ByteValued;
 
-use super::Entry;
+use super::entry::Entry;
 use super::plan::Source;
 use crate::layout::HIGH_MEMORY;
 

@@ -1,8 +1,10 @@
 //! Why a kernel or initrd can't be loaded, for operators: object, operation, cause, remedy.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::bzimage::BzImageError;
+use super::elf::ElfError;
 use super::unpack::Format;
 
 /// Why a kernel or initrd can't be loaded.
@@ -101,5 +103,52 @@ fn remedy(source: &io::Error) -> &'static str {
             "; have its owner let this user read it (chmod, chgrp), or copy it to where it may be read"
         }
         _ => "",
+    }
+}
+
+impl ElfError {
+    /// The same of the file at `path`, which has `len` bytes.
+    pub(super) fn at(self, path: &Path, len: u64) -> KernelError {
+        let path = path.to_owned();
+        match self {
+            Self::Elf32 => KernelError::Elf32 { path },
+            Self::WrongMachine(machine) => KernelError::WrongMachine { path, machine },
+            Self::Truncated { what, needed } => KernelError::Truncated {
+                path,
+                what,
+                needed,
+                len,
+            },
+            Self::Malformed(reason) => KernelError::Malformed {
+                path,
+                what: "ELF file",
+                reason,
+            },
+            Self::Unreadable => KernelError::Malformed {
+                path,
+                what: "ELF file",
+                reason: "it changed while it was read",
+            },
+        }
+    }
+}
+
+impl BzImageError {
+    /// The same of the file at `path`, which has `len` bytes.
+    pub(super) fn at(self, path: &Path, len: u64) -> KernelError {
+        let path = path.to_owned();
+        match self {
+            Self::Truncated { what, needed } => KernelError::Truncated {
+                path,
+                what,
+                needed,
+                len,
+            },
+            Self::Malformed(reason) => KernelError::Malformed {
+                path,
+                what: "bzImage",
+                reason,
+            },
+        }
     }
 }

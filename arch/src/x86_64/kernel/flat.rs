@@ -6,11 +6,11 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::cache::{Cache, Cached, Content, Part, Stamp};
-use super::{Entry, Image, ImageFile, Kernel, LoadPlan, Piece, Source};
+use super::entry::Entry;
+use super::plan::{ImageFile, LoadPlan, Piece, Source};
 use crate::layout::{HIGH_MEMORY, MIB, PAGE};
 
 /// Gaps up to the size of the segments and this are kept as holes; a sparser kernel is not cached.
@@ -89,8 +89,16 @@ impl Note {
     }
 }
 
+/// Where the bytes of a kernel go, and how it is entered.
+pub(super) struct Placement {
+    pub(super) plan: LoadPlan,
+    pub(super) entry: Entry,
+    /// First address that the kernel uses, and the one behind the last.
+    pub(super) range: Range<u64>,
+}
+
 /// A kernel from its cached image; `None` if the record is about something else.
-pub(super) fn from_cache(path: &Path, cached: Cached) -> Option<Kernel> {
+pub(super) fn from_cache(cached: Cached) -> Option<Placement> {
     let note = Note::decode(&cached.note)?;
     if cached.file.metadata().ok()?.len() != note.len() {
         return None;
@@ -105,14 +113,10 @@ pub(super) fn from_cache(path: &Path, cached: Cached) -> Option<Kernel> {
     let plan = LoadPlan {
         pieces: note.spans.iter().map(piece).collect(),
     };
-    Some(Kernel {
-        path: path.to_owned(),
-        image: Image::Flat,
+    Some(Placement {
         plan,
         entry: note.entry,
         range: note.range,
-        unsaved: None,
-        packed: None,
     })
 }
 
@@ -127,9 +131,14 @@ pub(super) struct Flat {
 }
 
 impl Flat {
-    /// An ELF kernel's; `None` if it is too sparse for that.
-    pub(super) fn of(kernel: &Kernel) -> io::Result<Option<Self>> {
-        let pieces = &kernel.plan.pieces;
+    /// An ELF kernel's, which `plan` says where to load; `None` if it is too sparse for that.
+    pub(super) fn of(
+        elf: &Source,
+        plan: &LoadPlan,
+        entry: Entry,
+        range: &Range<u64>,
+    ) -> io::Result<Option<Self>> {
+        let pieces = &plan.pieces;
         let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
             return Ok(None);
         };
@@ -137,14 +146,14 @@ impl Flat {
         if last.guest + last.len - first.guest > 2 * stored + MAX_GAPS {
             return Ok(None);
         }
-        let bytes = read_whole(&kernel.image)?;
+        let bytes = read_whole(elf)?;
         let content: Vec<_> = pieces
             .iter()
             .map(|piece| (piece.guest, &bytes[piece_range(piece)]))
             .collect();
         let note = Note {
-            entry: kernel.entry,
-            range: kernel.range.clone(),
+            entry,
+            range: range.clone(),
             spans: spans(&content),
         };
         let source = Source::Bytes(Arc::clone(&bytes));
@@ -161,17 +170,13 @@ impl Flat {
     }
 
     /// The kernel that it is an image of.
-    pub(super) fn kernel(&self, path: &Path) -> Kernel {
-        Kernel {
-            path: path.to_owned(),
-            image: Image::Flat,
+    pub(super) fn placement(&self) -> Placement {
+        Placement {
             plan: LoadPlan {
                 pieces: self.pieces.clone(),
             },
             entry: self.note.entry,
             range: self.note.range.clone(),
-            unsaved: None,
-            packed: None,
         }
     }
 
@@ -251,16 +256,13 @@ fn piece_range(piece: &Piece) -> Range<usize> {
 }
 
 /// The whole ELF file; the plan's pieces were checked against its length.
-fn read_whole(image: &Image) -> io::Result<Arc<Vec<u8>>> {
-    match image {
-        Image::Elf(Source::Bytes(bytes)) => Ok(bytes.clone()),
-        Image::Elf(source @ Source::File(file)) => {
+fn read_whole(elf: &Source) -> io::Result<Arc<Vec<u8>>> {
+    match elf {
+        Source::Bytes(bytes) => Ok(bytes.clone()),
+        Source::File(file) => {
             let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(usize::MAX)];
-            source.read_exact_at(&mut bytes, 0)?;
+            elf.read_exact_at(&mut bytes, 0)?;
             Ok(Arc::new(bytes))
-        }
-        Image::Wrapper(..) | Image::Flat | Image::Released => {
-            Err(io::ErrorKind::InvalidInput.into())
         }
     }
 }

@@ -14,6 +14,7 @@
 mod bzimage;
 mod cache;
 mod elf;
+mod entry;
 mod error;
 mod flat;
 mod initrd;
@@ -33,28 +34,20 @@ use linux_loader::loader::{BzImage as BzImageLoader, Elf as ElfLoader, KernelLoa
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 pub use cache::CachePolicy;
+pub use entry::Entry;
 pub use error::KernelError;
 pub use initrd::Initrd;
 pub use unpack::Format;
 pub use unsaved::Unsaved;
 
 use crate::layout::{Layout, MIB};
-use bzimage::{BzImage, BzImageError};
+use bzimage::BzImage;
 use cache::{Cache, Content, Stamp};
-use elf::{ElfError, ElfImage};
-use flat::Flat;
-use plan::{ImageFile, LoadPlan, Piece, Source, with_reader};
+use elf::ElfImage;
+use flat::{Flat, Placement};
+use plan::{AnyError, ImageFile, LoadPlan, Piece, Source, with_reader};
 use unpack::UnpackError;
 use unsaved::Original;
-
-/// How the first vCPU enters the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
-    /// 32-bit protected mode without paging, `ebx` = `hvm_start_info` (Xen PVH, `XEN_ELFNOTE_PHYS32_ENTRY`).
-    Pvh(u32),
-    /// Long mode with identity page tables, `rsi` = zero page (Linux boot protocol, 64-bit entry).
-    Linux64(u64),
-}
 
 /// A kernel file, opened, recognised and ready to be loaded.
 #[derive(Debug)]
@@ -96,9 +89,9 @@ impl Kernel {
         let cache = Cache::open(cache);
         let opened = Opened::new(file, path)?;
         if let Some(cached) = cache.as_ref().and_then(|cache| cache.find(&opened.stamp))
-            && let Some(kernel) = flat::from_cache(path, cached)
+            && let Some(placement) = flat::from_cache(cached)
         {
-            return Ok(kernel);
+            return Ok(Self::flat(path, placement));
         }
         let len = opened.len;
         let mut head = [0; HEAD];
@@ -231,6 +224,28 @@ impl Kernel {
         }
     }
 
+    fn flat(path: &Path, placement: Placement) -> Self {
+        Self {
+            path: path.to_owned(),
+            image: Image::Flat,
+            plan: placement.plan,
+            entry: placement.entry,
+            range: placement.range,
+            unsaved: None,
+            packed: None,
+        }
+    }
+
+    /// An ELF kernel as a flat image; `None` if it is too sparse for that.
+    fn flatten(&self) -> io::Result<Option<Flat>> {
+        match &self.image {
+            Image::Elf(source) => Flat::of(source, &self.plan, self.entry, &self.range),
+            Image::Wrapper(..) | Image::Flat | Image::Released => {
+                Err(io::ErrorKind::InvalidInput.into())
+            }
+        }
+    }
+
     fn bzimage(path: &Path, wrapper: &BzImage, source: Source, range: Range<u64>) -> Self {
         let (offset, len) = (
             wrapper.protected.start,
@@ -257,8 +272,6 @@ impl Kernel {
         }
     }
 }
-
-type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 fn load_with<L: KernelLoader, M: GuestMemoryBackend>(
     source: &Source,
@@ -309,7 +322,7 @@ impl<'a> Opened<'a> {
         let reason = match self.payload(wrapper, &bytes)? {
             Ok(kernel) => {
                 let file = self.file.try_clone();
-                let mut kernel = match Flat::of(&kernel) {
+                let mut kernel = match kernel.flatten() {
                     Ok(Some(flat)) => self.flat(flat, missing),
                     _ => kernel,
                 };
@@ -381,13 +394,14 @@ impl<'a> Opened<'a> {
         let content = Content::of(bytes);
         cache
             .find_content(&content, &self.file, &self.stamp)
-            .and_then(|cached| flat::from_cache(self.path, cached))
+            .and_then(flat::from_cache)
+            .map(|placement| Kernel::flat(self.path, placement))
             .ok_or((cache, Original::Hashed(content)))
     }
 
     /// The kernel in `flat`, to be saved in the cache that has been asked for it.
     fn flat(self, flat: Flat, missing: Option<(Cache, Original)>) -> Kernel {
-        let mut kernel = flat.kernel(self.path);
+        let mut kernel = Kernel::flat(self.path, flat.placement());
         kernel.unsaved = missing.map(|(cache, original)| Unsaved {
             path: self.path.to_owned(),
             file: self.file,
@@ -404,51 +418,6 @@ impl<'a> Opened<'a> {
         std::os::unix::fs::FileExt::read_exact_at(&self.file, &mut bytes, 0)
             .map_err(|source| io_error(self.path, "read", source))?;
         Ok(bytes)
-    }
-}
-
-impl ElfError {
-    fn at(self, path: &Path, len: u64) -> KernelError {
-        let path = path.to_owned();
-        match self {
-            Self::Elf32 => KernelError::Elf32 { path },
-            Self::WrongMachine(machine) => KernelError::WrongMachine { path, machine },
-            Self::Truncated { what, needed } => KernelError::Truncated {
-                path,
-                what,
-                needed,
-                len,
-            },
-            Self::Malformed(reason) => KernelError::Malformed {
-                path,
-                what: "ELF file",
-                reason,
-            },
-            Self::Unreadable => KernelError::Malformed {
-                path,
-                what: "ELF file",
-                reason: "it changed while it was read",
-            },
-        }
-    }
-}
-
-impl BzImageError {
-    fn at(self, path: &Path, len: u64) -> KernelError {
-        let path = path.to_owned();
-        match self {
-            Self::Truncated { what, needed } => KernelError::Truncated {
-                path,
-                what,
-                needed,
-                len,
-            },
-            Self::Malformed(reason) => KernelError::Malformed {
-                path,
-                what: "bzImage",
-                reason,
-            },
-        }
     }
 }
 

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use super::AnyError;
+/// Whatever a loader or a file says.
+pub(super) type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A file opened read-only, whose cursor is moved by one loader at a time.
 #[derive(Debug)]

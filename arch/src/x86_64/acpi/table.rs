@@ -1,0 +1,13 @@
+//! What all tables have in common: who made them, and how one becomes bytes.
+
+use acpi_tables::Aml;
+
+pub(super) const OEM: [u8; 6] = *b"SPLITR";
+pub(super) const OEM_TABLE: [u8; 8] = *b"SPLITRIN";
+pub(super) const OEM_REVISION: u32 = 1;
+
+pub(super) fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
