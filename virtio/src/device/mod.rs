@@ -4,6 +4,7 @@
 pub mod chain;
 mod config;
 pub mod queue;
+mod state;
 pub mod transport;
 mod walk;
 

@@ -14,9 +14,8 @@ use core::mem;
 use thiserror::Error;
 
 use super::chain::{Chain, Latch, Slot};
-pub use super::config::{
-    ActivateError, InFlight, Part, QueueConfig, QueueState, RestoreError, RingFeatures,
-};
+pub use super::config::{QueueConfig, RestoreError};
+pub use super::state::{ActivateError, InFlight, Part, QueueState, RingFeatures};
 pub use super::walk::ChainFault;
 use super::walk::{self, Rules};
 use crate::mem::{Desc, DeviceRing, GuestRam, Translator};

@@ -10,9 +10,12 @@
 mod passed_on;
 
 pub mod blk;
+mod books;
 mod engine;
+mod error;
 pub mod net;
 mod open;
+mod options;
 pub mod pci;
 pub mod piecewise;
 pub mod queue;

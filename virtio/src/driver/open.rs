@@ -3,8 +3,8 @@
 
 use core::ops::Range;
 
-use super::engine::{Books, Closed, table_records, unmap};
-use super::piecewise::{AddError, Refusal};
+use super::books::{Books, Closed, table_records, unmap};
+use super::error::{AddError, Refusal};
 use crate::mem::dma::{Direction, DmaBuf, DmaMap, DmaRegion, Mappings};
 use crate::mem::driver_ring::{Cell, Cells, DriverRing, Tail};
 use crate::scatterlist::{Ended, ScatterList};

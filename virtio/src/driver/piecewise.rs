@@ -83,61 +83,13 @@
 use core::marker::PhantomData;
 use core::ops::Range;
 
-use super::engine::{Closed, Core};
+use super::books::Closed;
+use super::engine::Core;
+pub use super::error::{AddError, Refusal, Refused};
 use super::open::Open;
-use super::queue::{Book, Broken, Queue, Ticket};
-use crate::mem::dma::{Direction, DmaBuf, DmaMap, MapError};
+use super::queue::{Book, Queue, Ticket};
+use crate::mem::dma::{Direction, DmaBuf, DmaMap};
 use crate::scatterlist::ScatterList;
-
-/// Why a buffer was not accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// There are not enough free slots now. Publish, and pop what the device has used.
-    #[error("the queue has not enough free slots")]
-    Full,
-    /// It has no segment.
-    #[error("the buffer has no segment")]
-    Empty,
-    /// It has more segments than the queue can ever hold in one buffer.
-    #[error("the buffer has more segments than the queue takes")]
-    TooLong,
-    /// The queue is out of use.
-    #[error("the queue is broken: {0}")]
-    Broken(Broken),
-    /// A part of it could not be added.
-    #[error(transparent)]
-    Add(#[from] AddError),
-}
-
-/// Why a list could not be added. The buffer can only be abandoned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AddError {
-    /// More segments or lists than `start_buf` was told of.
-    #[error("more segments or lists than were announced")]
-    OverReserved,
-    /// A segment without bytes.
-    #[error("a segment has no byte")]
-    EmptySegment,
-    /// A list is shorter than the caller says, or a range outside its memory.
-    #[error("a list or a piece of memory is shorter than asked for")]
-    TooShort,
-    /// More than 2^32 bytes in the buffer, or 2^32 or more in a segment or the writable part.
-    #[error("more bytes than one buffer can have")]
-    TooLong,
-    /// The device can't be shown the memory.
-    #[error(transparent)]
-    Map(#[from] MapError),
-}
-
-/// A buffer that was not accepted, and its token.
-#[derive(Debug, thiserror::Error)]
-#[error("buffer refused: {why}")]
-pub struct Refused<T> {
-    /// What would have gone in.
-    pub token: T,
-    /// Why it did not.
-    pub why: Refusal,
-}
 
 /// State of a [`Builder`]: lists that are added are for the device to read.
 #[derive(Debug)]

@@ -15,85 +15,14 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 
-use super::engine::{Closed, Core};
+use super::books::Closed;
+use super::engine::Core;
+pub use super::error::{Broken, NotProven};
+pub use super::options::{IndirectPolicy, QueueOptions};
 use crate::mem::dma::{DmaBytes, DmaMap, Identity};
-use crate::mem::driver_ring::{DriverRing, QueueMemoryError, memory_len};
+use crate::mem::driver_ring::{DriverRing, QueueMemoryError};
 use crate::mem::reset::{DeviceId, ResetProof, SetUp};
 use crate::ring;
-use crate::spec::feature;
-
-/// When a buffer's segments go into an indirect table rather than into the ring (section 2.7.5.3).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum IndirectPolicy {
-    /// Never.
-    Never,
-    /// Whenever there is more than one segment; what does not fit into a table is refused.
-    Always,
-    /// As the RFC kept it from `virtqueue_add_buf`: more than one segment and a free slot; what
-    /// does not fit into a table goes into the ring.
-    Rfc,
-    /// Short chains into the ring while it has room to spare, everything else as `Rfc`.
-    #[default]
-    Auto,
-}
-
-/// What a queue is to be.
-#[derive(Clone, Copy, Debug)]
-pub struct QueueOptions {
-    size: u16,
-    table_entries: u16,
-    policy: IndirectPolicy,
-    event_idx: bool,
-    indirect: bool,
-    clamp_lengths: bool,
-}
-
-impl QueueOptions {
-    /// A queue of `size` slots, a power of two, as far as `features`, the negotiated ones, allow.
-    pub const fn new(size: u16, features: u64) -> Self {
-        Self {
-            size,
-            table_entries: 0,
-            policy: IndirectPolicy::Auto,
-            event_idx: features & feature::EVENT_IDX != 0,
-            indirect: features & feature::INDIRECT_DESC != 0,
-            clamp_lengths: false,
-        }
-    }
-
-    /// Cuts used lengths to what the buffer has room for, where otherwise one that is too long
-    /// breaks the queue. QEMU's virtio-scsi needs it: it counts the data it has read as well.
-    pub const fn clamp_lengths(mut self) -> Self {
-        self.clamp_lengths = true;
-        self
-    }
-
-    /// Sets `entries` indirect descriptors aside for every slot, at most as many as the queue has
-    /// slots (a longer chain is never legal). Without `INDIRECT_DESC` there are none.
-    pub const fn tables(mut self, entries: u16) -> Self {
-        self.table_entries = entries;
-        self
-    }
-
-    /// When to use them; [`IndirectPolicy::Auto`] if nothing is said.
-    pub const fn policy(mut self, policy: IndirectPolicy) -> Self {
-        self.policy = policy;
-        self
-    }
-
-    const fn entries(&self) -> u16 {
-        match self.indirect {
-            true if self.table_entries > self.size => self.size,
-            true => self.table_entries,
-            false => 0,
-        }
-    }
-
-    /// Bytes of shared memory the queue needs, starting at a multiple of 64.
-    pub fn memory_len(&self) -> usize {
-        memory_len(self.size, self.entries())
-    }
-}
 
 /// Where the three parts of a queue are, in the device's addresses: what a transport tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,40 +64,6 @@ impl Kick {
         }
     }
 }
-
-/// What a device did that no device may do. The queue is out of use until it is reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
-    /// A used entry names a slot the queue does not have.
-    #[error("the device used slot {0}, which the queue does not have")]
-    NoSuchSlot(u32),
-    /// A used entry names no buffer in flight: never made available, or completed twice.
-    #[error("the device used slot {0}, where no buffer is in flight")]
-    NotInFlight(u16),
-    /// A used entry claims more bytes than the buffer has room for.
-    #[error("the device claims {claimed} bytes in the {writable} of slot {slot}")]
-    TooLong {
-        /// Head of the buffer.
-        slot: u16,
-        /// Bytes claimed.
-        claimed: u32,
-        /// Bytes that may be written.
-        writable: u32,
-    },
-    /// The used index is further ahead than there are buffers in flight.
-    #[error("the device moved its index by {moved} with {in_flight} buffers in flight")]
-    IndexJump {
-        /// Entries it claims.
-        moved: u16,
-        /// Buffers it could have used.
-        in_flight: u16,
-    },
-}
-
-/// The proof is of another device, or of a reset before the queue was set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the reset is not one that ended this queue")]
-pub struct NotProven;
 
 /// Names a buffer in flight; the same slot's next buffer has another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
