@@ -76,17 +76,6 @@ const KNOWN: &[(&str, &[&str])] = &[
     ),
     ("vmm/src", &["host.rs", "kvm.rs"]),
     ("vmm/src", &["selftest/mod.rs", "selftest/peer.rs"]),
-    (
-        "vmm/cli/src",
-        &[
-            "args.rs",
-            "check.rs",
-            "console.rs",
-            "main.rs",
-            "run.rs",
-            "selftest.rs",
-        ],
-    ),
 ];
 
 /// The sets of two or more files that all import one another, directly or not.

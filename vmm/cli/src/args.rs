@@ -13,7 +13,8 @@ use splitring::config::{
     VmConfig,
 };
 
-use crate::{Failure, keyvalue};
+use crate::exit::Failure;
+use crate::keyvalue;
 
 const EXIT_CODES: &str = "\
 Exit codes of `splitring run`:

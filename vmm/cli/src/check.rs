@@ -5,8 +5,8 @@ use std::fmt::Write;
 use anyhow::Context;
 use splitring::host::{self, Outcome};
 
-use crate::Failure;
 use crate::args::{self, CheckArgs};
+use crate::exit::Failure;
 use crate::streams::print;
 
 /// Exit code 0 if a stock kernel can run here and the configuration, if given, is valid and its files can be opened.

@@ -8,6 +8,7 @@ mod args;
 mod check;
 mod crash;
 mod descriptors;
+mod exit;
 mod keyboard;
 mod keyvalue;
 mod run;
@@ -22,36 +23,10 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use splitring::ExitReason;
 
 use args::{Cli, Command};
+use exit::Failure;
 use streams::{Stderr, say};
-
-/// Why a command did not do what it was asked.
-pub(crate) enum Failure {
-    /// What was typed makes no sense: exit code 2.
-    Usage(anyhow::Error),
-    /// It made sense and went wrong: exit code 1.
-    Failed(anyhow::Error),
-}
-
-impl<E: Into<anyhow::Error>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self::Failed(error.into())
-    }
-}
-
-/// Exit codes of `splitring run`, in `--help` too.
-pub(crate) fn exit_code(reason: &ExitReason) -> u8 {
-    match reason {
-        ExitReason::PowerOff => 0,
-        ExitReason::Reboot => 3,
-        ExitReason::TripleFault { .. } => 4,
-        ExitReason::Stopped => 5,
-        // What the library may add: a failure until it has a code of its own.
-        _ => 1,
-    }
-}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

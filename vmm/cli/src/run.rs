@@ -10,10 +10,11 @@ use splitring::scsi::ScsiHandle;
 use splitring::{Console, Error, ErrorKind, ExitReason, Machine, Resources};
 
 use crate::args::RunArgs;
+use crate::descriptors;
+use crate::exit::{Failure, exit_code};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::streams::{print, say};
-use crate::{Failure, descriptors, exit_code};
 
 const CANNOT_START: &str = "cannot start the virtual machine";
 

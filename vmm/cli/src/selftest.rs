@@ -11,7 +11,7 @@ use clap::Args;
 use splitring::host::{self, Virtualisation};
 use splitring::selftest::{self, Line, Options, Outcome, Report, Test};
 
-use crate::Failure;
+use crate::exit::Failure;
 use crate::streams::{print, say};
 
 /// What can be asked of the self-test.

@@ -8,7 +8,7 @@ use rustix::stdio::stdin;
 use splitring::config::{SerialConfig, SerialPolicy, SerialTarget};
 use splitring::{Console, ExitReason, Machine};
 
-use crate::Failure;
+use crate::exit::Failure;
 use crate::keyboard::{KEYS, Key, Keyboard};
 use crate::signals::{self, Request, Signals};
 use crate::streams::say;

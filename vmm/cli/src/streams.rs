@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::SendFlags;
 
-use crate::Failure;
+use crate::exit::Failure;
 
 /// How long a line for standard error may wait for whoever reads it.
 const PATIENCE: Timespec = Timespec {
