@@ -122,7 +122,9 @@ impl RawDisk {
     }
 
     /// A queue of blocking calls: on a thread of its own, so that a slow medium holds up no other
-    /// device; on the caller's where none of them waits.
+    /// device; on the caller's where none of them waits. On the caller's, too, for a disk without
+    /// streams: it is perhaps one of hundreds of SCSI disks on a host that refuses io_uring, and a
+    /// thread for each costs more than the waiting.
     fn open_plain(
         &self,
         ram: Ram,
@@ -130,7 +132,7 @@ impl RawDisk {
         depth: u16,
     ) -> Result<Box<dyn DiskQueue>, DiskError> {
         let plain = Plain::new(self.handle(index), ram);
-        if self.image.in_memory {
+        if self.image.in_memory || self.handles.is_empty() {
             return Ok(ImmediateQueue::open(plain, depth));
         }
         let queue = BlockingQueue::start(plain, depth).map_err(|source| DiskError::Host {
