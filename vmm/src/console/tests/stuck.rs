@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, channel};
 use super::*;
 use crate::config::SerialPolicy;
 use crate::console::Shared;
-use crate::console::output::LIMIT;
+use crate::console::output::{CHUNK, LIMIT, Output};
+use crate::console::wake::Event;
 
 /// A file of the console's thread in /proc.
 fn thread_file(console: &Console, name: &str) -> String {
@@ -189,6 +190,21 @@ fn the_policy_to_drop_never_waits_and_counts_exactly() {
         &text[text.len() - LIMIT..],
         "the newest",
     );
+}
+
+#[test]
+fn bytes_that_were_being_written_when_they_were_given_up_count_as_written() {
+    let output = Output::new(Arc::new(Event::unused()), 0, SerialPolicy::Drop);
+    let reader = output.add_reader();
+    output.push(&[b'x'; CHUNK]);
+    let (at, len) = output.peek(reader, &mut [0; CHUNK]);
+    assert_eq!((at, len), (0, CHUNK));
+    output.push(&vec![b'y'; LIMIT + 100]);
+    assert_eq!(output.dropped(), CHUNK as u64 + 100);
+    output.advance(reader, at, len);
+    assert_eq!(output.dropped(), 100);
+    let (next, _) = output.peek(reader, &mut [0; CHUNK]);
+    assert_eq!(next, CHUNK as u64 + 100);
 }
 
 #[test]
