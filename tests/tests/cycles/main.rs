@@ -39,6 +39,7 @@ const KNOWN: &[(&str, &[&str])] = &[
             "disk/blocking/queue.rs",
             "disk/bounce.rs",
             "disk/cached.rs",
+            "disk/calls.rs",
             "disk/handle.rs",
             "disk/image.rs",
             "disk/immediate.rs",
