@@ -83,7 +83,7 @@ pub(crate) struct Generation {
     buses: Buses,
     // Last: KVM uses the memory until its descriptors are closed, which the fields above hold.
     _vm: Vm,
-    _memory: Arc<GuestMemory>,
+    pub(crate) memory: Arc<GuestMemory>,
 }
 
 impl Generation {
@@ -193,7 +193,7 @@ pub(crate) fn assemble(
 
     let fds = vcpus::create(&vm, config.cpus)?;
     let exits: Vec<Arc<Exits>> = fds.iter().map(|_| Arc::default()).collect();
-    let vcpus = vcpus::set_up(fds, &supported, &vm, kernel.entry(), &buses, &exits)?;
+    let vcpus = vcpus::set_up(fds, &supported, kernel.entry(), &buses, &exits)?;
     Ok(Generation {
         control,
         vcpus: Mutex::new(vcpus),
@@ -207,7 +207,7 @@ pub(crate) fn assemble(
         nets,
         buses,
         _vm: vm,
-        _memory: memory,
+        memory,
     })
 }
 

@@ -41,7 +41,7 @@ const MAX_POLL_US: u32 = 1000;
 /// The name of the random number generator.
 pub(crate) const RNG_ID: &str = "rng";
 /// The least memory a Linux kernel and its tables fit in.
-const MIN_MEMORY: u64 = 16 << 20;
+const MIN_MEMORY: u64 = splitring_arch::layout::MIN_MEMORY;
 /// Guest memory ends below the 46-bit address space every x86-64 processor has, with room for 64-bit windows above.
 const MAX_MEMORY: u64 = 1 << 45;
 
@@ -52,7 +52,8 @@ const MAX_MEMORY: u64 = 1 << 45;
 pub struct MemoryConfig {
     /// Bytes of guest memory; a multiple of 4096.
     pub size: Bytes,
-    /// Backed by a file descriptor that other processes can be given (vhost-user).
+    /// Backed by a file descriptor that other processes can be given:
+    /// [`Machine::shared_memory`](crate::Machine::shared_memory).
     pub shared: bool,
     /// Backed by reserved 2 MiB pages.
     pub hugepages: bool,
@@ -98,7 +99,7 @@ impl MemoryConfig {
         ),
         (
             "shared",
-            "on or off: in a descriptor that other processes can map [off]",
+            "on or off: memory that the library can hand to other processes [off]",
         ),
         ("hugepages", "on or off: on reserved 2 MiB pages [off]"),
     ];

@@ -263,11 +263,6 @@ impl Vm {
             .map_err(refused(format!("create vCPU {index}")))
     }
 
-    /// Whether KVM has the capability for this machine.
-    pub(crate) fn check_extension(&self, cap: Cap) -> bool {
-        self.0.fd.check_extension(cap)
-    }
-
     /// Makes writes to `fd` pulse pin `gsi` of the I/O APIC (edge).
     pub(crate) fn bind_edge(&self, gsi: u32, fd: &EventFd) -> Result<(), KvmError> {
         self.0

@@ -80,6 +80,7 @@ pub use error::{Error, ErrorKind};
 pub use events::{Event, Events};
 pub use kick::{KickError, set_kick_signal};
 pub use machine::Machine;
+pub use memory::SharedMemory;
 pub use registers::Registers;
 pub use resources::{ResourceOptions, Resources, check_files};
 pub use state::{ExitReason, MachineState, ShutdownOutcome};

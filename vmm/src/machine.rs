@@ -20,6 +20,7 @@ use crate::error::{BuildError, Error};
 use crate::events::{EventHub, Events};
 use crate::host;
 use crate::lifecycle::{self, Command, Lifecycle, Message, Shared};
+use crate::memory::{self, SharedMemory};
 use crate::registers::Registers;
 use crate::resources::{self, Resources};
 use crate::state::{ExitReason, MachineState, ShutdownOutcome};
@@ -182,6 +183,7 @@ impl Machine {
     /// # Errors
     /// The machine does not run.
     pub fn power_button(&self) -> Result<(), Error> {
+        let _in_span = self.0.shared.span.enter();
         self.require_running("press the power button")?;
         let pressed = self.0.generation().power.press_button();
         Ok(pressed.map_err(BuildError::PowerButton)?)
@@ -206,6 +208,7 @@ impl Machine {
     /// # Errors
     /// The machine does not run, or a vCPU does not take it.
     pub fn nmi(&self) -> Result<(), Error> {
+        let _in_span = self.0.shared.span.enter();
         self.require_running("inject an NMI")?;
         let control = Arc::clone(&self.0.generation().control);
         for cpu in self.cpus() {
@@ -325,6 +328,16 @@ impl Machine {
     #[must_use]
     pub fn places(&self) -> Vec<Place> {
         self.0.generation().places.clone()
+    }
+
+    /// Returns the guest's memory, if the configuration has it shared: for processes that read or serve it. A restart
+    /// makes it anew. Empty if the memory is not shared.
+    ///
+    /// # Errors
+    /// No descriptor can be had.
+    pub fn shared_memory(&self) -> Result<Vec<SharedMemory>, Error> {
+        let shared = memory::shared(&self.0.generation().memory);
+        Ok(shared.map_err(BuildError::Event)?)
     }
 
     /// Returns the virtio disks, in the order of the configuration: what they did, and their size to be

@@ -10,7 +10,10 @@ use std::sync::Arc;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
 
 use crate::config::MemoryConfig;
 
@@ -18,6 +21,34 @@ use crate::config::MemoryConfig;
 pub(crate) type GuestMemory = GuestMemoryMmap<Option<AtomicBitmap>>;
 
 const HUGE_PAGE: u64 = 2 << 20;
+
+/// Guest memory that other processes can map, such as a device's backend of its own.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SharedMemory {
+    /// Guest-physical address of the first byte.
+    pub guest: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The memory, as a file.
+    pub file: OwnedFd,
+    /// Where it begins in the file.
+    pub offset: u64,
+}
+
+/// The ranges of `memory` that have a file behind them.
+pub(crate) fn shared(memory: &GuestMemory) -> io::Result<Vec<SharedMemory>> {
+    let ranges = memory.iter().filter_map(|region| {
+        let file = region.file_offset()?;
+        Some(file.file().try_clone().map(|copy| SharedMemory {
+            guest: region.start_addr().0,
+            size: region.len(),
+            file: copy.into(),
+            offset: file.start(),
+        }))
+    });
+    ranges.collect()
+}
 
 /// Why guest memory can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -187,8 +218,6 @@ fn shared_file(total: u64, hugepages: bool) -> Result<File, MemoryError> {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-
     use super::*;
 
     #[test]

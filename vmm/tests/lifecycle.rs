@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use splitring::config::{DiskConfig, OnReboot};
+use splitring::config::{Bytes, DiskConfig, MemoryConfig, OnReboot};
 use splitring::{
     Console, ErrorKind, Event, Events, ExitReason, Machine, MachineState, Resources,
     ShutdownOutcome, VmConfig,
@@ -398,4 +398,26 @@ fn every_thread_of_a_machine_can_be_pinned() {
     assert_eq!(machine.vcpu_threads(), vcpus, "a pause keeps them");
     machine.stop();
     assert!(machine.vcpu_threads().is_empty(), "they have ended");
+}
+
+#[test]
+fn shared_memory_can_be_read_by_whoever_has_its_descriptor() {
+    let Some(dir) = directory() else { return };
+    let config = config(dir.path(), COUNT);
+    assert!(
+        start(config.clone())
+            .shared_memory()
+            .expect("no error")
+            .is_empty()
+    );
+    let memory = MemoryConfig::new(Bytes::mib(32)).shared(true);
+    let machine = start(config.memory(memory));
+    let shared = machine.shared_memory().expect("descriptors");
+    let [range] = shared.as_slice() else {
+        panic!("{shared:?}")
+    };
+    assert_eq!((range.guest, range.size, range.offset), (0, 32 << 20, 0));
+    let mut code = [0; COUNT.len()];
+    rustix::io::pread(&range.file, &mut code, tiny::LOAD_AT).expect("read");
+    assert_eq!(code, COUNT);
 }

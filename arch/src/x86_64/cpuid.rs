@@ -18,12 +18,8 @@ pub const MAX_VCPUS: u32 = 32;
 pub struct CpuFeatures {
     /// vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
-    /// `KVM_CAP_TSC_DEADLINE_TIMER`; KVM does not report the bit by itself.
-    pub tsc_deadline: bool,
     /// TSC frequency (`KVM_GET_TSC_KHZ`): with it the guest calibrates nothing.
     pub tsc_khz: Option<u32>,
-    /// Whether the guest may run virtual machines itself (VMX, SVM), if KVM offers that.
-    pub nested: bool,
     /// The processor's name, padded with zeros: [`host_brand`], or one of your own.
     pub brand: [u8; BRAND],
 }
@@ -48,7 +44,8 @@ pub fn host_brand() -> [u8; BRAND] {
     brand
 }
 
-/// Leaf 1 ECX.
+/// Leaf 1 ECX. VMX and, below, SVM are hidden: a guest does not run virtual machines itself. The deadline timer is a
+/// capability of KVM's that it does not report as a bit, and that `vmm` insists on.
 const VMX: u32 = 1 << 5;
 const X2APIC: u32 = 1 << 21;
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -85,7 +82,7 @@ pub fn vcpu_cpuid(
         id: index,
     };
     let mut leaves = Leaves(supported.to_vec());
-    leaves.features(features, &topology);
+    leaves.features(&topology);
     leaves.extended_topology(&topology);
     leaves.brand(&features.brand);
     if leaves.is_amd() {
@@ -167,16 +164,10 @@ impl Leaves {
     }
 
     /// Leaves 1, 7 and 0x8000_0001: identity and feature bits.
-    fn features(&mut self, features: &CpuFeatures, topology: &Topology) {
-        let hidden = if features.nested { (0, 0) } else { (VMX, SVM) };
+    fn features(&mut self, topology: &Topology) {
         self.edit(1, |entry| {
             entry.ebx = entry.ebx & 0xffff | (topology.last_id() + 1) << 16 | topology.id << 24;
-            entry.ecx = (entry.ecx | HYPERVISOR | X2APIC) & !hidden.0;
-            entry.ecx = if features.tsc_deadline {
-                entry.ecx | TSC_DEADLINE
-            } else {
-                entry.ecx & !TSC_DEADLINE
-            };
+            entry.ecx = (entry.ecx | HYPERVISOR | X2APIC | TSC_DEADLINE) & !VMX;
             entry.edx = if topology.cores > 1 {
                 entry.edx | HTT
             } else {
@@ -187,7 +178,7 @@ impl Leaves {
             entry.ebx &= !SGX;
             entry.ecx &= !SGX_LAUNCH;
         });
-        self.edit(0x8000_0001, |entry| entry.ecx &= !hidden.1);
+        self.edit(0x8000_0001, |entry| entry.ecx &= !SVM);
         self.replace(0x12, []);
     }
 

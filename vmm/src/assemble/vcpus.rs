@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvm_bindings::{CpuId, Msrs};
-use kvm_ioctls::{Cap, VcpuFd};
+use kvm_ioctls::VcpuFd;
 use splitring_arch::cpuid::{self, CpuFeatures};
 use splitring_arch::kernel::Entry;
 use splitring_arch::{msr, regs};
@@ -22,16 +22,13 @@ pub(super) fn create(vm: &Vm, cpus: u32) -> Result<Vec<VcpuFd>, BuildError> {
 pub(super) fn set_up(
     fds: Vec<VcpuFd>,
     supported: &CpuId,
-    vm: &Vm,
     entry: Entry,
     buses: &Buses,
     exits: &[Arc<Exits>],
 ) -> Result<Vec<Vcpu>, BuildError> {
     let features = CpuFeatures {
         vcpus: u32::try_from(fds.len()).unwrap_or(u32::MAX),
-        tsc_deadline: vm.check_extension(Cap::TscDeadlineTimer),
         tsc_khz: fds.first().and_then(|fd| fd.get_tsc_khz().ok()),
-        nested: false,
         brand: cpuid::host_brand(),
     };
     let mut vcpus = Vec::new();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use splitring::VmConfig;
 
-const LOAD_AT: u64 = 0x20_0000;
+pub(crate) const LOAD_AT: u64 = 0x20_0000;
 /// mov dx, 0x600; mov al, 0x34; out dx, al; hlt: ACPI soft-off.
 pub(crate) const POWEROFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4];
 /// mov dx, 0x602; mov al, 1; out dx, al; hlt: reset.

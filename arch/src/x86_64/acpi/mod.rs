@@ -12,6 +12,7 @@ mod table;
 
 use std::ops::Range;
 
+use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{
@@ -20,18 +21,15 @@ use acpi_tables::madt::{
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, AmlSink};
-use zerocopy::{Immutable, IntoBytes};
 
 pub use platform::{IntxRoute, PciHost, Platform, SerialPort};
 
+use crate::cpuid::MAX_VCPUS;
 use crate::layout;
 use table::{OEM, OEM_REVISION, OEM_TABLE, bytes};
 
 /// `IAPC_BOOT_ARCH` (table 5.10): no VGA, no ASPM, no CMOS clock; and by bits that are 0: no legacy devices, no 8042, MSI works.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 4 | 1 << 5;
-/// APIC ids from here on need the x2APIC structure.
-const FIRST_X2APIC_ID: u32 = 255;
 /// Tables start at multiples of this.
 const ALIGN: usize = 64;
 /// Device numbers of bus 0, and pins of a device.
@@ -87,6 +85,9 @@ impl Platform {
 
     fn check(&self) -> Result<(), AcpiError> {
         let fail = |what: String| Err(AcpiError::Claim { what });
+        if self.vcpus > MAX_VCPUS {
+            return fail(format!("{} vCPUs", self.vcpus));
+        }
         for port in &self.serial {
             if port.port.checked_add(7).is_none() || self.serial.len() > 4 {
                 return fail(format!(
@@ -128,51 +129,11 @@ impl Platform {
             OEM_REVISION,
             LocalInterruptController::Address(local_apic),
         );
-        for id in 0..self.vcpus {
-            match u8::try_from(id) {
-                Ok(short) if id < FIRST_X2APIC_ID => {
-                    madt.add_structure(ProcessorLocalApic::new(
-                        short,
-                        short,
-                        EnabledStatus::Enabled,
-                    ));
-                }
-                _ => madt.add_structure(LocalX2Apic::new(id)),
-            }
+        for id in 0..u8::try_from(self.vcpus).unwrap_or(u8::MAX) {
+            madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
         }
         madt.add_structure(IoApic::new(0, io_apic, 0));
         madt
-    }
-}
-
-/// Processor Local x2APIC structure (5.2.12.12), which the table crate lacks.
-#[derive(Clone, Copy, IntoBytes, Immutable)]
-#[repr(C)]
-struct LocalX2Apic {
-    kind: u8,
-    length: u8,
-    reserved: u16,
-    id: u32,
-    flags: u32,
-    uid: u32,
-}
-
-impl LocalX2Apic {
-    fn new(id: u32) -> Self {
-        Self {
-            kind: 9,
-            length: 16,
-            reserved: 0,
-            id: id.to_le(),
-            flags: 1u32.to_le(),
-            uid: id.to_le(),
-        }
-    }
-}
-
-impl Aml for LocalX2Apic {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(self.as_bytes());
     }
 }
 
