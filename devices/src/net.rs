@@ -137,12 +137,6 @@ impl Net {
         }
     }
 
-    /// A handle for run-time changes that does not keep the card.
-    #[must_use]
-    pub fn handle(self: &Arc<Self>) -> NetHandle {
-        NetHandle::new(self)
-    }
-
     /// What has been counted so far.
     pub fn metrics(&self) -> &NetMetrics {
         &self.state.metrics

@@ -4,9 +4,11 @@
 //! a vCPU never waits in a system call of somebody else's making, and holds no lock while it waits for room. Input goes
 //! through a bounded queue to the UART. Knows no machine.
 
+mod error;
 mod input;
 mod output;
 mod pty;
+mod shared;
 mod socket;
 mod target;
 #[cfg(test)]
@@ -20,22 +22,21 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use splitring_devices::serial::Serial;
 
 use crate::config::{SerialConfig, SerialPolicy, SerialTarget};
-use crate::error::ErrorKind;
-use crate::kick::{self, KickError, Kicks};
-use input::Input;
+use crate::kick;
+pub use error::ConsoleError;
 use output::Output;
 use pty::Pty;
+use shared::Shared;
 use socket::Socket;
 use target::{Descriptor, Target, Writer};
-use wake::Event;
 
 /// The last output that is kept for who opens a pseudo-terminal or connects to a socket later.
 const HISTORY: usize = 64 << 10;
@@ -45,71 +46,6 @@ const LAST_LIMIT: Duration = Duration::from_millis(500);
 /// How long the thread may take to end, and how often it is called out of a system call meanwhile.
 const END_LIMIT: Duration = Duration::from_millis(400);
 const KICK_EVERY: Duration = Duration::from_millis(5);
-
-/// Why a console can't be opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConsoleError {
-    /// The file of [`SerialTarget::File`].
-    #[error("serial: cannot open {}: {error}; {remedy}", path.display())]
-    File {
-        /// As given.
-        path: PathBuf,
-        /// Of the system.
-        error: io::Error,
-        /// What to do.
-        remedy: &'static str,
-    },
-    /// No pseudo-terminal.
-    #[error("serial: cannot make a pseudo-terminal: {error}; {remedy}")]
-    Pty {
-        /// Of the system.
-        error: io::Error,
-        /// What to do.
-        remedy: &'static str,
-    },
-    /// Somebody listens at the path of [`SerialTarget::Socket`].
-    #[error("serial: another process listens at {}; stop it, or give another path", .0.display())]
-    SocketInUse(PathBuf),
-    /// The path of [`SerialTarget::Socket`] is something else's.
-    #[error("serial: {} exists and is not a socket; remove it, or give another path", .0.display())]
-    NotASocket(PathBuf),
-    /// The socket can't be made.
-    #[error("serial: cannot make the socket {}: {error}; {remedy}", path.display())]
-    Socket {
-        /// Its path.
-        path: PathBuf,
-        /// Of the system.
-        error: io::Error,
-        /// What to do.
-        remedy: &'static str,
-    },
-    /// No descriptor.
-    #[error("serial: cannot have another descriptor: {0}; raise the limit on open files")]
-    Descriptor(io::Error),
-    /// No thread.
-    #[error("serial: cannot start the console's thread: {0}; raise the limit on processes")]
-    Thread(io::Error),
-    /// The signal that calls the thread out of a system call.
-    #[error(transparent)]
-    Kick(#[from] KickError),
-}
-
-impl ConsoleError {
-    /// Returns what kind of failure this is.
-    #[must_use]
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Descriptor(_) | Self::Thread(_) => ErrorKind::Limit,
-            Self::Kick(error) => error.kind(),
-            Self::File { .. }
-            | Self::Pty { .. }
-            | Self::SocketInUse(_)
-            | Self::NotASocket(_)
-            | Self::Socket { .. } => ErrorKind::Device,
-        }
-    }
-}
 
 /// The other end of a machine's serial port: a value that is opened once, before the machine is assembled, and outlives
 /// its reboots. Clones are the same console.
@@ -134,52 +70,6 @@ enum Kind {
     Null,
     /// No port.
     Off,
-}
-
-/// What the console shares with its thread, with the UART and with vCPUs.
-#[derive(Debug)]
-struct Shared {
-    output: Output,
-    input: Input,
-    wake: Arc<Event>,
-    closing: AtomicBool,
-    kicks: Kicks,
-    /// That of the machine, once it has one: a console is older than its machine.
-    span: OnceLock<tracing::Span>,
-    /// The thread's id, for tests that look what it does.
-    #[cfg(test)]
-    tid: std::sync::atomic::AtomicI32,
-}
-
-impl Shared {
-    /// With a thread that `wake` wakes.
-    fn new(history: usize) -> Result<Self, ConsoleError> {
-        let event = || Event::new().map_err(ConsoleError::Descriptor);
-        Ok(Self::with(
-            event()?,
-            history,
-            Input::new(input::LIMIT, event()?),
-        ))
-    }
-
-    /// Without a thread: nothing is kept, in either direction.
-    fn idle() -> Self {
-        Self::with(Event::unused(), 0, Input::new(0, Event::unused()))
-    }
-
-    fn with(wake: Event, history: usize, input: Input) -> Self {
-        let wake = Arc::new(wake);
-        Self {
-            output: Output::new(Arc::clone(&wake), history, SerialPolicy::default()),
-            input,
-            wake,
-            closing: AtomicBool::new(false),
-            kicks: Kicks::default(),
-            span: OnceLock::new(),
-            #[cfg(test)]
-            tid: 0.into(),
-        }
-    }
 }
 
 impl Console {

@@ -12,6 +12,14 @@ pub struct NetHandle(Weak<Net>);
 
 opaque_debug! { NetHandle |it| { id: it.id() } }
 
+impl Net {
+    /// A handle for run-time changes that does not keep the card.
+    #[must_use]
+    pub fn handle(self: &Arc<Self>) -> NetHandle {
+        NetHandle::new(self)
+    }
+}
+
 impl NetHandle {
     /// A handle on `card`, which it does not keep.
     pub(super) fn new(card: &Arc<Net>) -> Self {

@@ -7,8 +7,6 @@ use std::mem::zeroed;
 use std::ptr;
 use std::sync::OnceLock;
 
-use crate::terminal;
-
 const SIGNALS: [i32; 5] = [
     libc::SIGSEGV,
     libc::SIGBUS,
@@ -20,11 +18,15 @@ const SIGNALS: [i32; 5] = [
 /// What was there before.
 static BEFORE: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
 
-/// Installs the handlers, once.
+/// Puts the terminal back; async-signal-safe.
+static RESTORE: OnceLock<fn()> = OnceLock::new();
+
+/// Installs the handlers, once; each crash calls `restore`, which must be async-signal-safe.
 ///
 /// # Errors
 /// Sigaction's own.
-pub(crate) fn restore_terminal_at_crashes() -> io::Result<()> {
+pub(crate) fn call_at_crashes(restore: fn()) -> io::Result<()> {
+    RESTORE.get_or_init(|| restore);
     if BEFORE.get().is_some() {
         return Ok(());
     }
@@ -57,7 +59,9 @@ fn check(result: i32) -> io::Result<()> {
 }
 
 extern "C" fn on_crash(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    terminal::restore();
+    if let Some(restore) = RESTORE.get() {
+        restore();
+    }
     let at = SIGNALS.iter().position(|known| *known == signal);
     let before = BEFORE.get().zip(at).and_then(|(before, at)| before.get(at));
     // SAFETY: the kernel gave the information. sigaction, signal and raise are async-signal-safe.

@@ -29,7 +29,7 @@ impl RawMode {
         }
         let before = tcgetattr(stdin())?;
         SAVED.get_or_init(|| before);
-        crate::crash::restore_terminal_at_crashes()?;
+        crate::crash::call_at_crashes(restore)?;
         restore_at_panic();
         set_raw()?;
         Ok(Some(Self(())))
@@ -70,7 +70,7 @@ fn set_raw() -> io::Result<()> {
 }
 
 /// Puts the terminal back, once. Safe to call from a signal handler: atomics and three system calls.
-pub(crate) fn restore() {
+fn restore() {
     if RAW.swap(false, Ordering::SeqCst)
         && let Some(saved) = SAVED.get()
         && !in_background()

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::ConsoleError;
+use super::error::ConsoleError;
 use super::output::{CHUNK, ReaderId};
 use super::target::{Pass, Target, Written, transfer};
 use bind::SocketFile;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::Shared;
+use super::shared::Shared;
 use super::target::{Pass, Target};
 use crate::kick;
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use crate::console::ConsoleError;
+use crate::console::error::ConsoleError;
 
 /// The name of a socket in the file system, until dropped.
 pub(super) struct SocketFile {

@@ -1,0 +1,57 @@
+//! What a console, its thread, the UART and vCPUs have in common.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+
+use super::error::ConsoleError;
+use super::input::{self, Input};
+use super::output::Output;
+use super::wake::Event;
+use crate::config::SerialPolicy;
+use crate::kick::Kicks;
+
+/// What the console shares with its thread, with the UART and with vCPUs.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) output: Output,
+    pub(super) input: Input,
+    pub(super) wake: Arc<Event>,
+    pub(super) closing: AtomicBool,
+    pub(super) kicks: Kicks,
+    /// That of the machine, once it has one: a console is older than its machine.
+    pub(super) span: OnceLock<tracing::Span>,
+    /// The thread's id, for tests that look what it does.
+    #[cfg(test)]
+    pub(super) tid: std::sync::atomic::AtomicI32,
+}
+
+impl Shared {
+    /// With a thread that `wake` wakes.
+    pub(super) fn new(history: usize) -> Result<Self, ConsoleError> {
+        let event = || Event::new().map_err(ConsoleError::Descriptor);
+        Ok(Self::with(
+            event()?,
+            history,
+            Input::new(input::LIMIT, event()?),
+        ))
+    }
+
+    /// Without a thread: nothing is kept, in either direction.
+    pub(super) fn idle() -> Self {
+        Self::with(Event::unused(), 0, Input::new(0, Event::unused()))
+    }
+
+    fn with(wake: Event, history: usize, input: Input) -> Self {
+        let wake = Arc::new(wake);
+        Self {
+            output: Output::new(Arc::clone(&wake), history, SerialPolicy::default()),
+            input,
+            wake,
+            closing: AtomicBool::new(false),
+            kicks: Kicks::default(),
+            span: OnceLock::new(),
+            #[cfg(test)]
+            tid: 0.into(),
+        }
+    }
+}
