@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use linux_loader::bootparam::setup_header;
-use linux_loader::loader::{BzImage as BzImageLoader, Elf as ElfLoader, KernelLoader};
+use linux_loader::loader::{BzImage as BzImageLoader, KernelLoader};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 pub use cache::CachePolicy;
@@ -166,8 +166,9 @@ impl Kernel {
     pub fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), KernelError> {
         let result = match &self.image {
             Image::Released => return self.unpack_again()?.copy_into(memory),
-            Image::Flat => self.plan.copy_into(memory),
-            Image::Elf(source) => load_with::<ElfLoader, _>(source, memory, None),
+            // What was checked is what is copied: linux-loader would read the headers again, by
+            // rules of its own.
+            Image::Flat | Image::Elf(_) => self.plan.copy_into(memory),
             Image::Wrapper(source, _) => {
                 load_with::<BzImageLoader, _>(source, memory, Some(GuestAddress(self.range.start)))
             }
