@@ -2,12 +2,13 @@
 //!
 //! Quick: formatting, lints, documentation, unit and in-process tests. Plain: also the model checker
 //! and the end-to-end tests, on the host's KVM where that can run a stock kernel, else all in one run
-//! of the lab. Soak: the long matrices in full, and AddressSanitizer. A step that fails does not keep
-//! the others from running.
+//! of the lab. Soak: the long matrices in full, AddressSanitizer, and whether the library keeps what it
+//! promised. A step that fails does not keep the others from running.
 
 mod board;
 mod e2e;
 mod engine;
+mod semver;
 mod skipped;
 
 use std::fs::File;
@@ -88,6 +89,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if tier == Tier::Soak && only.is_none() {
         step("long model runs and corpus", &mut engine::long);
         step("rings under AddressSanitizer", &mut engine::sanitized);
+        step("the library's promised interface", &mut semver::check);
     }
     if tier != Tier::Quick {
         step("end-to-end tests", &mut || {

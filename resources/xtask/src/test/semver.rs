@@ -1,0 +1,82 @@
+//! Whether the library still has the interface that was promised, by cargo-semver-checks.
+//!
+//! The promise is the interface at the last commit that changed [`BASELINE`], so a clone with its history is enough, and a
+//! commit may be rebased. The tool looks at one crate: what is re-exported from the crates behind the facade is compared,
+//! word by word and in every tier, by `vmm/tests/public_api.rs`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::succeed;
+use crate::assets::Cache;
+use crate::vmm::{cargo, workspace};
+
+const TOOL: &str = "cargo-semver-checks";
+/// It has to read the JSON of the pinned toolchain's rustdoc.
+const VERSION: &str = "0.51.0";
+/// The file that a release, or a change that is meant to break, changes.
+const BASELINE: &str = "vmm/semver-baseline";
+
+/// Compares the library with its baseline. Additions are allowed.
+pub(super) fn check() -> Result<()> {
+    let baseline = baseline()?;
+    let mut command = Command::new(tool()?);
+    command
+        .current_dir(workspace())
+        .args([
+            "semver-checks",
+            "--package",
+            "splitring",
+            "--default-features",
+        ])
+        .args(["--release-type", "minor", "--baseline-rev", &baseline]);
+    succeed(command).with_context(|| {
+        format!(
+            "the interface is not compatible with that of {baseline}; if that is meant, give Cargo.toml a new version, \
+             note the change in CHANGELOG.md, and put the version into {BASELINE}"
+        )
+    })
+}
+
+/// The last commit that changed the file.
+fn baseline() -> Result<String> {
+    // There the oldest commit seems to have made every file.
+    ensure!(
+        git(&["rev-parse", "--is-shallow-repository"])? == "false",
+        "the history is not complete, so the baseline cannot be found; git fetch --unshallow"
+    );
+    let commit = git(&["log", "-1", "--format=%H", "--", BASELINE])?;
+    ensure!(!commit.is_empty(), "{BASELINE} is in no commit; commit it");
+    Ok(commit)
+}
+
+fn git(arguments: &[&str]) -> Result<String> {
+    let output = Command::new("git")
+        .current_dir(workspace())
+        .args(arguments)
+        .output()
+        .context("cannot run git")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "git {arguments:?}: {}",
+        errors.trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The program, built once and kept in the cache.
+fn tool() -> Result<PathBuf> {
+    let what = format!("building {TOOL} {VERSION}, some minutes once");
+    let place = Cache::open()?.versioned(TOOL, VERSION, &what, |into| {
+        let mut install = cargo();
+        install
+            .args(["install", "--quiet", "--locked", "--version", VERSION, TOOL])
+            .arg("--root")
+            .arg(into);
+        succeed(install)
+    })?;
+    Ok(place.join("bin").join(TOOL))
+}
