@@ -5,13 +5,12 @@
 //! that a guest writes in part is read, patched and written here, with a lock on it that keeps all
 //! other writers away (`spans`).
 
-use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use super::aligned::Aligned;
 use super::handle::Handle;
-use super::image::{Align, Image};
+use super::image::Image;
 use super::spans::Access;
 use super::transfer::Transfer;
 use super::{IoFault, SECTOR};
@@ -43,7 +42,7 @@ fn blocks_around(image: &Image, span: Range<u64>) -> Range<u64> {
 
 /// Reads what `fits` refused.
 pub(super) fn read(image: &Handle, transfer: &mut Transfer, offset: u64) -> Result<(), IoFault> {
-    let mut buffer = Aligned::new(image);
+    let mut buffer = Aligned::new(image.align, CHUNK);
     let mut at = transfer.position(offset);
     while transfer.left() > 0 {
         let window = Window::at(image, at, transfer.left());
@@ -73,7 +72,7 @@ pub(super) fn write(
                 .lock(blocks_around(image, span), Access::Exclusive),
         )
     };
-    let mut buffer = Aligned::new(image);
+    let mut buffer = Aligned::new(image.align, CHUNK);
     let mut at = transfer.position(offset);
     while transfer.left() > 0 {
         let window = Window::at(image, at, transfer.left());
@@ -92,18 +91,6 @@ pub(super) fn write(
         image.file().sync_data()?;
     }
     Ok(())
-}
-
-/// Reads whole blocks from the start of a file, `len` bytes of them or what the file has.
-pub(super) fn read_head(file: &File, align: Align, len: usize) -> io::Result<Vec<u8>> {
-    let len = u64::try_from(len).unwrap_or(u64::MAX);
-    let blocks = len.checked_next_multiple_of(u64::from(align.offset));
-    let blocks = blocks.ok_or(io::ErrorKind::InvalidInput)?;
-    let mut buffer = Aligned::with(align.memory.max(align.offset), blocks);
-    let count = file.read_at(buffer.get(blocks), 0)?;
-    let mut head = buffer.get(blocks).to_vec();
-    head.truncate(count);
-    Ok(head)
 }
 
 /// The whole blocks around the next piece of a transfer.
@@ -139,41 +126,5 @@ impl Window {
 
     fn bytes(&self) -> u64 {
         self.end.saturating_sub(self.start)
-    }
-}
-
-/// A zeroed buffer whose first byte is aligned.
-struct Aligned {
-    bytes: Vec<u8>,
-    first: usize,
-}
-
-impl Aligned {
-    fn new(image: &Image) -> Self {
-        let block = u64::from(image.align.offset);
-        Self::with(
-            image.align.memory.max(image.align.offset),
-            CHUNK.saturating_add(block),
-        )
-    }
-
-    fn with(align: u32, len: u64) -> Self {
-        let align = usize::try_from(align).unwrap_or(usize::MAX);
-        let len = usize::try_from(len).unwrap_or(0);
-        let bytes = vec![0; len.saturating_add(align)];
-        let first = bytes.as_ptr().align_offset(align);
-        Self { bytes, first }
-    }
-
-    fn get(&mut self, len: u64) -> &mut [u8] {
-        self.part(0, len)
-    }
-
-    fn part(&mut self, skip: u64, len: u64) -> &mut [u8] {
-        let place = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-        let from = self.first.saturating_add(place(skip));
-        self.bytes
-            .get_mut(from..from.saturating_add(place(len)))
-            .unwrap_or_default()
     }
 }

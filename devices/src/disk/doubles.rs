@@ -8,7 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::blocking::BlockingQueue;
-use super::immediate::{ImmediateQueue, Perform};
+use super::immediate::ImmediateQueue;
+use super::immediate::Perform;
 use super::transfer::{Reach, Transfer};
 use super::{Completion, Disk, DiskError, DiskOp, DiskQueue, Full, Geometry, IoFault, RangeLimits};
 use crate::debug::opaque_debug;

@@ -16,6 +16,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::image::Image;
 use super::lock;
+use crate::debug::opaque_debug;
 
 /// The image, and the description that this queue's requests go to.
 #[derive(Debug)]
@@ -84,6 +85,19 @@ fn reopen(image: &Image) -> io::Result<File> {
         lock::join(&file, image.intent)?;
     }
     Ok(file)
+}
+
+/// A disk as a [`RingShare`](super::RingShare) sees it, from [`Disk::member`](super::Disk::member).
+#[derive(Clone)]
+pub struct Member(pub(super) Arc<[Arc<Handle>]>);
+
+opaque_debug! { Member |it| {} }
+
+impl Member {
+    /// The image as ring number `index` is to use it.
+    pub(super) fn handle(&self, index: u16) -> Option<&Arc<Handle>> {
+        self.0.get(usize::from(index)).or(self.0.first())
+    }
 }
 
 impl Deref for Handle {

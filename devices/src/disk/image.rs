@@ -14,12 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 use rustix::process::{Resource, getrlimit};
 
+use super::aligned::{Align, read_head};
 use super::config::{Cache, DiskConfig};
 use super::flush::{Flushes, Mark};
 use super::lock::{self, Use};
 use super::opening::{self, Access};
 use super::partition;
-use super::range::Refused;
+use super::refused::Refused;
 use super::spans::{self, Access as Lock, Spans};
 use super::{DiskError, Extent, Geometry, ImageId, IoFault, RangeLimits, SECTOR};
 
@@ -63,15 +64,6 @@ pub(super) struct Image {
     pub(super) refused: Refused,
     /// Held over writes of blocks that may be written in part, see `bounce`.
     pub(super) spans: Arc<Spans>,
-}
-
-/// What the host asks of transfers; 1 where it asks nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Align {
-    /// Of addresses and lengths in memory.
-    pub(super) memory: u32,
-    /// Of offsets and lengths in the file.
-    pub(super) offset: u32,
 }
 
 /// Block sizes to report, in bytes.
@@ -440,7 +432,7 @@ impl Blocks {
 
 /// The block size of the image's partition table, if it has one.
 fn partitioned_with(config: &DiskConfig, file: &File, align: Align) -> Option<u32> {
-    match super::bounce::read_head(file, align, partition::HEAD) {
+    match read_head(file, align, partition::HEAD) {
         Ok(head) => partition::block_size(&head),
         // The guest may still be able to save what is behind.
         Err(error) => {
@@ -483,7 +475,7 @@ fn direct_alignment(file: &File, device_block: Option<u64>) -> io::Result<Align>
             offset: bytes,
         };
         // One block.
-        match super::bounce::read_head(file, align, 1) {
+        match read_head(file, align, 1) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(error) => return Err(error),
             Ok(_) => return Ok(align),

@@ -1,7 +1,8 @@
 //! A disk that moves no data, to measure what everything around it costs: reads leave guest memory as it is, writes
 //! are forgotten, and each request is done when it is submitted.
 
-use super::immediate::{ImmediateQueue, Perform};
+use super::immediate::ImmediateQueue;
+use super::immediate::Perform;
 use super::{Data, Disk, DiskError, DiskOp, DiskQueue, Geometry, IoFault};
 use crate::ram::Ram;
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -46,17 +46,6 @@ impl Task {
                 && !image.refused.zero_unmap.load(Ordering::Relaxed),
         }
     }
-}
-
-/// What the host turned out not to do for an image. It is not asked again.
-#[derive(Debug, Default)]
-pub(super) struct Refused {
-    /// Zeroing ranges of a file while keeping them allocated.
-    pub(super) zero_range: AtomicBool,
-    /// Zeroing ranges while freeing them.
-    pub(super) zero_unmap: AtomicBool,
-    /// Discarding.
-    pub(super) discard: AtomicBool,
 }
 
 /// Does it, blocking.

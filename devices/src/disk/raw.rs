@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use super::blocking::BlockingQueue;
 use super::config::{Aio, DiskConfig};
-use super::handle::Handle;
+use super::handle::{Handle, Member};
 use super::image::Image;
 use super::immediate::ImmediateQueue;
 use super::plain::Plain;
 use super::ring::{Ring, RingQueue, Unbound};
-use super::share::Member;
 use super::{Disk, DiskError, DiskQueue, Extent, Geometry, ImageId, IoFault};
 use crate::debug::opaque_debug;
 use crate::pool::Pool;

@@ -14,8 +14,10 @@
 mod bind;
 mod blocking;
 mod drain;
+mod job;
 mod prepare;
 mod setup;
+mod slot;
 mod syncs;
 
 use std::io;
@@ -29,8 +31,7 @@ use super::blocking::BlockingThread;
 use super::cached::Cached;
 use super::flush::Mark;
 use super::handle::Handle;
-use super::range::{self, Task};
-use super::spans::Guard;
+use super::range;
 use super::transfer::{Reach, Transfer};
 use super::{Completion, DiskOp, DiskQueue, Full, IoFault};
 use crate::log;
@@ -38,48 +39,14 @@ use crate::ram::Ram;
 use crate::throttle::Throttle;
 pub(super) use bind::Unbound;
 use bind::{Bound, Refusal};
-use blocking::{Finished, Job, What};
-use prepare::Next;
+use job::{Finished, Job, Step, What};
 use setup::NO_FILE;
 pub(super) use setup::Ring;
+use slot::{Next, Slot, seated};
 use syncs::Syncs;
 
 /// How often a request the host was too busy for is tried again.
 const BUSY_LIMIT: u8 = 100;
-
-/// What a slot's request is doing.
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Read,
-    Write { fua: bool },
-    Flush,
-    Range { task: Task, len: u64, fua: bool },
-}
-
-impl Step {
-    /// Whether it makes data stable, and so may be told of a failed write-back.
-    fn syncs(self) -> bool {
-        matches!(self, Self::Flush | Self::Write { fua: true })
-    }
-}
-
-#[derive(Debug)]
-struct Slot {
-    tag: u64,
-    seat: u16,
-    step: Step,
-    offset: u64,
-    transfer: Transfer,
-    busy: u8,
-    /// It is not to be taken up again: somebody asked for it to be given up.
-    cancelled: bool,
-    /// When it began.
-    mark: Mark,
-    /// The blocking thread has it.
-    offloaded: bool,
-    /// Keeps others from patching the blocks that it writes.
-    lock: Option<Guard>,
-}
 
 pub(super) struct RingQueue {
     /// Whose file sits in which seat of the ring.
@@ -462,11 +429,6 @@ impl RingQueue {
     fn work_deferred(&mut self) -> bool {
         self.usable().is_some_and(|io| io.submission().taskrun())
     }
-}
-
-/// Whose file sits there.
-fn seated(images: &[Option<Arc<Handle>>], seat: u16) -> Option<&Arc<Handle>> {
-    images.get(usize::from(seat))?.as_ref()
 }
 
 impl DiskQueue for RingQueue {

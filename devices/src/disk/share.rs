@@ -7,25 +7,12 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::handle::Handle;
+use super::handle::Member;
 use super::ring::{Ring, RingQueue, Unbound};
 use super::{Completion, DiskOp, DiskQueue, Full};
 use crate::debug::opaque_debug;
 use crate::pool::Pool;
 use crate::ram::Ram;
-
-/// A disk as a [`RingShare`] sees it, from [`Disk::member`](super::Disk::member).
-#[derive(Clone)]
-pub struct Member(pub(super) Arc<[Arc<Handle>]>);
-
-opaque_debug! { Member |it| {} }
-
-impl Member {
-    /// The image as ring number `index` is to use it.
-    fn handle(&self, index: u16) -> Option<&Arc<Handle>> {
-        self.0.get(usize::from(index)).or(self.0.first())
-    }
-}
 
 /// A disk's place in a [`RingShare`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +136,7 @@ impl RingShare {
 mod tests {
     use super::*;
     use crate::disk::config::{Aio, DiskConfig};
+    use crate::disk::handle::Handle;
     use crate::disk::image::Image;
     use crate::disk::{Data, Disk, RawDisk};
     use crate::ram::Mapping;

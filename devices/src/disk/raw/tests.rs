@@ -18,8 +18,8 @@ use splitring_needs as needs;
 use splitring_virtio::mem::{Access, GuestRam, Segment};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::super::aligned::Align;
 use super::super::bounce;
-use super::super::image::Align;
 use super::super::range::{self, Task};
 use super::super::transfer::{Reach, Transfer};
 use super::*;

@@ -9,7 +9,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::{self, ThreadId};
+use std::thread;
 
 use io_uring::IoUring;
 
@@ -91,6 +91,3 @@ impl Bound {
         self.0.get_mut()?.io.take()
     }
 }
-
-/// Who may submit to a ring.
-pub(super) type Owner = Option<ThreadId>;

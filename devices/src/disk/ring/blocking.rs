@@ -4,72 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{RingQueue, Step, seated};
+use super::RingQueue;
+use super::job::{Finished, Job, Step, What};
+use super::slot::seated;
+use crate::disk::IoFault;
 use crate::disk::blocking::BlockingThread;
-use crate::disk::handle::Handle;
-use crate::disk::range::{self, Task};
-use crate::disk::transfer::{Reach, Transfer};
-use crate::disk::{IoFault, calls};
 use crate::log;
-
-/// A request with all it may touch: it may outlive the queue.
-pub(in crate::disk) struct Job {
-    index: u16,
-    image: Arc<Handle>,
-    reach: Reach,
-    transfer: Transfer,
-    offset: u64,
-    what: What,
-}
-
-/// What to do by blocking calls.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum What {
-    /// What the request is at. Bounced where O_DIRECT would refuse it.
-    Step(Step),
-    /// What fallocate(2) has refused or can't do.
-    Instead { task: Task, len: u64 },
-}
-
-/// A job that is done.
-pub(in crate::disk) struct Finished {
-    index: u16,
-    transfer: Transfer,
-    result: Result<u64, IoFault>,
-}
-
-impl Job {
-    fn run(mut self, given_up: bool) -> Finished {
-        let result = match given_up {
-            true => Err(IoFault::Cancelled),
-            false => self.perform(),
-        };
-        self.end(result)
-    }
-
-    fn end(self, result: Result<u64, IoFault>) -> Finished {
-        Finished {
-            index: self.index,
-            transfer: self.transfer,
-            result,
-        }
-    }
-
-    fn perform(&mut self) -> Result<u64, IoFault> {
-        let (image, transfer) = (&*self.image, &mut self.transfer);
-        let at = self.offset;
-        match self.what {
-            What::Step(Step::Read) => calls::read(image, transfer, at)?,
-            What::Step(Step::Write { fua }) => calls::write(image, transfer, at, fua)?,
-            What::Step(Step::Flush) => calls::flush(image)?,
-            What::Step(Step::Range { task, len, .. }) => {
-                range::run(image, &self.reach, task, at, len)?;
-            }
-            What::Instead { task, len } => range::instead(image, &self.reach, task, at, len)?,
-        }
-        Ok(transfer.len())
-    }
-}
 
 impl RingQueue {
     /// Hands a slot's request to the blocking thread; does it here where no thread is to be had.

@@ -3,20 +3,11 @@
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{opcode, squeue};
 
-use super::blocking::What;
-use super::{RingQueue, Slot, Step, seated};
+use super::RingQueue;
+use super::job::{Step, What};
+use super::slot::{Next, Slot, seated};
 use crate::disk::range::{self, Task};
 use crate::disk::{DiskOp, IoFault, bounce};
-
-/// What comes next for a request that was taken.
-pub(super) enum Next {
-    /// It is answered.
-    Done(Result<u64, IoFault>),
-    /// The ring gets it.
-    Ring,
-    /// It would block.
-    Blocking(What),
-}
 
 impl RingQueue {
     /// Checks a request and fills a slot with it.

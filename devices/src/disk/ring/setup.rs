@@ -3,12 +3,12 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::thread::ThreadId;
 
 use io_uring::register::{Probe, Restriction};
 use io_uring::{IoUring, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::bind::Owner;
 use crate::disk::handle::Handle;
 use crate::throttle::Throttle;
 
@@ -35,7 +35,7 @@ pub(in crate::disk) struct Ring {
     /// The kernel takes entries from its owner alone.
     pub(super) single_issuer: bool,
     /// The thread that enabled it.
-    pub(super) owner: Owner,
+    pub(super) owner: Option<ThreadId>,
     /// For log lines about it that a guest can cause.
     pub(super) throttle: Arc<Throttle>,
 }
