@@ -21,7 +21,7 @@ pub struct Geometry {
     pub opt_io: u32,
     /// Alignment of memory below which the host's transfers are bounced (1 with the page cache).
     pub memory_alignment: u32,
-    /// Writes, discards and zeroes fail with [`IoFault::ReadOnly`].
+    /// Writes, discards and zeroes fail with [`IoFault::ReadOnly`](crate::disk::IoFault::ReadOnly).
     pub read_only: bool,
     /// `false` if every completed write is stable already, because the disk was opened as writethrough.
     pub write_cache: bool,
