@@ -5,6 +5,7 @@
 //! process may be confined. Each step is a function that fits a screen; what a step needs to know about a
 //! device is the device's own business.
 
+mod buses;
 mod vcpus;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +44,7 @@ use crate::memory::{self, GuestMemory};
 use crate::resources::{InitrdFile, Resources};
 use crate::state::ExitReason;
 use crate::vcpu::{Exits, Vcpu};
+use buses::Buses;
 
 // The tables and the device must mean the same registers.
 const _: () = {
@@ -117,20 +119,6 @@ impl Drop for Generation {
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Port and memory-mapped I/O.
-#[derive(Clone)]
-struct Buses {
-    ports: Arc<Bus>,
-    mmio: Arc<Bus>,
-}
-
-impl Buses {
-    fn clear(&self) {
-        self.ports.clear();
-        self.mmio.clear();
-    }
 }
 
 /// Builds the machine; its vCPUs do what `control` says once their threads run, its devices are served

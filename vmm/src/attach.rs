@@ -6,19 +6,20 @@ use std::sync::Arc;
 
 use splitring_devices::blk::{Blk, BlkHandle};
 use splitring_devices::device::VirtioDevice;
-use splitring_devices::disk::config::{Bus as DiskBus, DiskConfig};
-use splitring_devices::disk::{Disk, DiskError};
+use splitring_devices::disk::Disk;
+use splitring_devices::disk::config::DiskConfig;
 use splitring_devices::events::EventSink;
-use splitring_devices::net::{MacAddress, Net, NetBackend, NetConfig, NetError, NetHandle};
-use splitring_devices::pci::root::{PciError, PciRoot};
+use splitring_devices::net::{MacAddress, Net, NetBackend, NetConfig, NetHandle};
+use splitring_devices::pci::root::PciRoot;
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
 use splitring_devices::ram::Ram;
 use splitring_devices::rng::Rng;
-use splitring_devices::scsi::{ScsiError, ScsiHandle};
+use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::wiring::Wiring;
 use splitring_devices::worker::Worker;
 
 use crate::config::{RNG_ID, VmConfig};
+use crate::error::AttachError;
 use crate::resources::Resources;
 
 /// Slots by kind, so that a device more of one kind moves no device of another: the generator, the first SCSI controller and
@@ -28,50 +29,6 @@ const SCSI_SLOT: u8 = 2;
 const MORE_SCSI_SLOTS: u8 = 16;
 const FIRST_DISK_SLOT: u8 = 3;
 const LAST_SLOT: u8 = 31;
-
-/// Why a device can't be attached.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum AttachError {
-    /// The image.
-    #[error("{id}: {error}")]
-    Disk {
-        /// The disk.
-        id: String,
-        /// What is wrong with it.
-        error: DiskError,
-    },
-    /// A SCSI controller or a disk of it.
-    #[error(transparent)]
-    Scsi(#[from] ScsiError),
-    /// The network's other end.
-    #[error("{id}: {error}")]
-    Net {
-        /// The card.
-        id: String,
-        /// What is wrong.
-        error: NetError,
-    },
-    /// The bus.
-    #[error("{id}: {error}")]
-    Pci {
-        /// The device.
-        id: String,
-        /// Why it has no place.
-        error: PciError,
-    },
-    /// The resources are those of another configuration.
-    #[error("{id}: nothing was opened for it; open the resources for the same configuration")]
-    NotOpened {
-        /// The device.
-        id: String,
-    },
-    /// More devices than slots.
-    #[error("{id}: all 31 PCI slots are taken; give the machine fewer devices")]
-    Full {
-        /// The first without a slot.
-        id: String,
-    },
-}
 
 /// Where a device is; recorded, so that the guest finds it there again.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -119,7 +76,7 @@ pub(crate) fn attach(
     if config.rng {
         bay.plug(RNG_SLOT, Arc::new(Rng::new(RNG_ID)))?;
     }
-    for ((id, disk), slot) in virtio_disks(config).zip(FIRST_DISK_SLOT..) {
+    for ((id, disk), slot) in config.virtio_disks().zip(FIRST_DISK_SLOT..) {
         let Some(image) = resources.disks.get(&id) else {
             return Err(AttachError::NotOpened { id });
         };
@@ -154,13 +111,6 @@ pub(crate) fn attach(
         bay.plug(slot, device)?;
     }
     Ok(())
-}
-
-/// The virtio disks of `config` with their ids.
-pub(crate) fn virtio_disks(config: &VmConfig) -> impl Iterator<Item = (String, &DiskConfig)> {
-    config
-        .disks()
-        .filter(|(_, disk)| disk.bus == DiskBus::Virtio)
 }
 
 fn build_disk(id: &str, config: &DiskConfig, image: Arc<dyn Disk>) -> Arc<Blk> {

@@ -340,6 +340,11 @@ impl VmConfig {
         })
     }
 
+    /// Every disk on the virtio-blk bus with its name.
+    pub(crate) fn virtio_disks(&self) -> impl Iterator<Item = (String, &DiskConfig)> {
+        self.disks().filter(|(_, disk)| disk.bus == Bus::Virtio)
+    }
+
     /// Every network card with its name: the given one, or `net` and its number.
     pub fn nets(&self) -> impl Iterator<Item = (String, &NetConfig)> {
         self.net.iter().enumerate().map(|(number, net)| {

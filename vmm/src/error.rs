@@ -6,13 +6,14 @@ use splitring_arch::boot::BootError;
 use splitring_arch::kernel::KernelError;
 use splitring_arch::layout::LayoutError;
 use splitring_devices::bus::BusError;
+use splitring_devices::disk::DiskError;
 pub use splitring_devices::kind::ErrorKind;
+use splitring_devices::net::NetError;
 use splitring_devices::pci::root::PciError;
 use splitring_devices::scsi::ScsiError;
 use splitring_devices::wiring::WiringError;
 use splitring_devices::worker::PauseError;
 
-use crate::attach::AttachError;
 use crate::config::ConfigError;
 use crate::host::SoftwareKvm;
 use crate::kick::KickError;
@@ -91,6 +92,50 @@ impl From<KickError> for Error {
     fn from(error: KickError) -> Self {
         BuildError::from(error).into()
     }
+}
+
+/// Why a device can't be attached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttachError {
+    /// The image.
+    #[error("{id}: {error}")]
+    Disk {
+        /// The disk.
+        id: String,
+        /// What is wrong with it.
+        error: DiskError,
+    },
+    /// A SCSI controller or a disk of it.
+    #[error(transparent)]
+    Scsi(#[from] ScsiError),
+    /// The network's other end.
+    #[error("{id}: {error}")]
+    Net {
+        /// The card.
+        id: String,
+        /// What is wrong.
+        error: NetError,
+    },
+    /// The bus.
+    #[error("{id}: {error}")]
+    Pci {
+        /// The device.
+        id: String,
+        /// Why it has no place.
+        error: PciError,
+    },
+    /// The resources are those of another configuration.
+    #[error("{id}: nothing was opened for it; open the resources for the same configuration")]
+    NotOpened {
+        /// The device.
+        id: String,
+    },
+    /// More devices than slots.
+    #[error("{id}: all 31 PCI slots are taken; give the machine fewer devices")]
+    Full {
+        /// The first without a slot.
+        id: String,
+    },
 }
 
 /// Everything that can go wrong, each step in its own words.

@@ -131,7 +131,7 @@ impl Lifecycle {
         let saving = resources.kernel.take_unsaved().and_then(save);
         resources.kernel.release_memory();
         let shared = Arc::new(Shared {
-            status: Status::new()?,
+            status: Status::new().map_err(BuildError::Event)?,
             events,
             current: Mutex::new(Arc::new(generation)),
             stopping: AtomicBool::new(false),

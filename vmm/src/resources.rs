@@ -16,10 +16,9 @@ use splitring_devices::disk::{self, Disk, DiskError};
 use splitring_devices::net::{self, NetBackend};
 use splitring_devices::scsi::{self, OpenController};
 
-use crate::attach::{AttachError, virtio_disks};
 use crate::config::{ConfigError, VmConfig};
 use crate::console::Console;
-use crate::error::{BuildError, Error};
+use crate::error::{AttachError, BuildError, Error};
 use crate::kvm::Host;
 
 /// The span of what is logged about a machine: its name, if it has one.
@@ -321,7 +320,7 @@ type Disks = BTreeMap<String, Arc<dyn Disk>>;
 /// The image of every virtio disk: one of `given`, or opened.
 fn open_disks(config: &VmConfig, given: &mut Disks) -> Result<Disks, BuildError> {
     let mut disks = BTreeMap::new();
-    for (id, disk) in virtio_disks(config) {
+    for (id, disk) in config.virtio_disks() {
         let opened = match given.remove(&id) {
             Some(given) => given,
             None => disk::open(disk).map_err(in_disk(&id))?,

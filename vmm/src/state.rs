@@ -3,11 +3,10 @@
 //! Knows no threads and no devices: the life-cycle thread writes here, everybody else reads and waits.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use crate::error::BuildError;
 
 /// What a machine is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -109,9 +108,9 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    pub(crate) fn new() -> Result<Self, BuildError> {
+    pub(crate) fn new() -> io::Result<Self> {
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
-        let ended = rustix::event::eventfd(0, flags).map_err(|e| BuildError::Event(e.into()))?;
+        let ended = rustix::event::eventfd(0, flags)?;
         Ok(Self {
             now: Mutex::new(Now {
                 state: MachineState::Created,

@@ -8,7 +8,7 @@ use splitring_arch::cpuid::{self, CpuFeatures};
 use splitring_arch::kernel::Entry;
 use splitring_arch::{msr, regs};
 
-use super::Buses;
+use super::buses::Buses;
 use crate::error::BuildError;
 use crate::kvm::{KvmError, Vm};
 use crate::vcpu::{Exits, Vcpu};

@@ -113,7 +113,7 @@ impl Default for Options {
 /// The guest did not get to its end. Tests that fail are in the report.
 pub fn run(options: Options, mut progress: impl FnMut(&Line)) -> Result<Report, SelftestError> {
     let files = Files::new(options.guest)?;
-    let (ours, theirs) = peer::pair()?;
+    let (ours, theirs) = peer::pair().map_err(|e| prepare("make a socket pair", e))?;
     let config = Files::config(options);
     let resources = files.resources(theirs)?.any_kvm(true).open(&config)?;
     let machine = Machine::new(config, resources)?;

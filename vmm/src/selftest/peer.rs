@@ -7,13 +7,11 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use super::{SelftestError, prepare};
-
 const BUFFER: usize = 256 << 10;
 
 /// A connection: the peer's end, and the card's.
-pub(super) fn pair() -> Result<(UnixStream, OwnedFd), SelftestError> {
-    let (ours, theirs) = UnixStream::pair().map_err(|e| prepare("make a socket pair", e))?;
+pub(super) fn pair() -> io::Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair()?;
     Ok((ours, theirs.into()))
 }
 
