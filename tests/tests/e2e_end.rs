@@ -124,19 +124,18 @@ fn the_power_button_reaches_the_guest_as_a_key() {
     guest.power_off();
 }
 
-/// Time passes for the guest while its process is stopped, three times what makes its watchdog complain.
+/// Time passes for the guest while its process is stopped, more than twice what makes its watchdog complain. The limit
+/// is 8 s: a busy lab can hold a vCPU up for some seconds, which the watchdog rightly reports.
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn a_process_that_was_stopped_and_continued_is_no_soft_lockup() {
     let mut guest = launch().cpus(2).boot();
-    guest.succeed("echo 1 >/proc/sys/kernel/watchdog_thresh");
-    for _ in 0..2 {
-        guest.signal("STOP");
-        std::thread::sleep(std::time::Duration::from_secs(6));
-        guest.signal("CONT");
-        // Whoever is late complains within two periods.
-        guest.succeed("sleep 3");
-    }
+    guest.succeed("echo 4 >/proc/sys/kernel/watchdog_thresh");
+    guest.signal("STOP");
+    std::thread::sleep(std::time::Duration::from_secs(20));
+    guest.signal("CONT");
+    // Whoever is late complains within a period of the watchdog's timer.
+    guest.succeed("sleep 4");
     let log = guest.succeed("dmesg");
     assert!(!log.contains("soft lockup"), "{log}");
     guest.power_off();
