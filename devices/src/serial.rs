@@ -1,7 +1,8 @@
 //! A 16550A serial port in eight port addresses.
 //!
-//! The registers are `vm-superio`'s; this adds the interrupt as an eventfd, a writer the embedder chooses, and input that waits until the guest has room for it.
-//! It doesn't know what it is connected to.
+//! The registers are `vm-superio`'s; this adds the interrupt as an eventfd, a writer the embedder
+//! chooses, and input that waits until the guest has room for it. It doesn't know what it is
+//! connected to.
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -82,7 +83,8 @@ impl std::fmt::Debug for Serial {
 }
 
 impl Serial {
-    /// A port that raises its (edge-triggered) interrupt by writing `line` and sends what the guest writes to `output`, byte by byte, on the vCPU's thread.
+    /// A port that raises its (edge-triggered) interrupt by writing `line` and sends what the guest
+    /// writes to `output`, byte by byte, on the vCPU's thread.
     ///
     /// # Errors
     /// No eventfd to be had.
@@ -104,7 +106,9 @@ impl Serial {
 
     /// One register's value.
     ///
-    /// Received data is a cause as long as some is left, and the first in order: `vm-superio` forgets it with the first look at IIR, and Linux leaves the FIFO after 256 bytes to look there whether there is more.
+    /// Received data is a cause as long as some is left, and the first in order: `vm-superio`
+    /// forgets it with the first look at IIR, and Linux leaves the FIFO after 256 bytes to look
+    /// there whether there is more.
     fn register(&self, offset: u8) -> u8 {
         let mut uart = self.uart();
         let left = offset == IIR
@@ -116,8 +120,8 @@ impl Serial {
         uart.read(offset)
     }
 
-    /// Puts as much of `bytes` into the receive FIFO (64 bytes) as fits and returns how much did. The rest is to be
-    /// offered again when [`Serial::room`] is readable.
+    /// Puts as much of `bytes` into the receive FIFO (64 bytes) as fits and returns how much did.
+    /// The rest is to be offered again when [`Serial::room`] is readable.
     pub fn input(&self, bytes: &[u8]) -> usize {
         let mut uart = self.uart();
         let taken = if uart.fifo_capacity() == 0 {
@@ -137,8 +141,8 @@ impl Serial {
         taken
     }
 
-    /// Returns an eventfd that becomes readable when [`Serial::input`] took less than it was given and the guest has
-    /// emptied the receive FIFO since. The listener reads it.
+    /// Returns an eventfd that becomes readable when [`Serial::input`] took less than it was given
+    /// and the guest has emptied the receive FIFO since. The listener reads it.
     ///
     /// # Errors
     /// The process has no more descriptors.

@@ -1,8 +1,9 @@
 //! The other end of a machine's serial port.
 //!
-//! The guest's output goes through a bounded buffer to a thread of the console's own, which alone writes to the target:
-//! a vCPU never waits in a system call of somebody else's making, and holds no lock while it waits for room. Input goes
-//! through a bounded queue to the UART. Knows no machine.
+//! The guest's output goes through a bounded buffer to the console's own thread, the only one that
+//! writes to the target. A vCPU therefore never blocks in a write to the target, and holds no lock
+//! while it waits for room in the buffer. Input goes through a bounded queue to the UART. This
+//! module does not know the machine.
 
 mod error;
 mod input;
@@ -38,20 +39,23 @@ use shared::Shared;
 use socket::Socket;
 use target::{Descriptor, Target, Writer};
 
-/// The last output that is kept for who opens a pseudo-terminal or connects to a socket later.
+/// How much of the last output is kept for programs that open the pseudo-terminal or connect to the
+/// socket later.
 const HISTORY: usize = 64 << 10;
-/// At the end of a console: how long a target may make no progress with what is left, and how long it may take.
+/// When the last clone is dropped: how long the target may make no progress with the remaining
+/// output, and how long it may take in total.
 const LAST_GRACE: Duration = Duration::from_millis(100);
 const LAST_LIMIT: Duration = Duration::from_millis(500);
-/// How long the thread may take to end, and how often it is called out of a system call meanwhile.
+/// How long the thread may take to end, and how often it is kicked out of a system call meanwhile.
 const END_LIMIT: Duration = Duration::from_millis(400);
 const KICK_EVERY: Duration = Duration::from_millis(5);
 
-/// The other end of a machine's serial port: a value that is opened once, before the machine is assembled, and outlives
-/// its reboots. Clones are the same console.
+/// The other end of a machine's serial port. It is opened once, before the machine is built, and
+/// outlives its reboots. Clones are handles to the same console.
 ///
-/// Output goes to the target through a buffer of 64 KiB; what happens when that is full is the [`SerialPolicy`]. Dropping
-/// the last clone gives the target half a second to take what is left, and ends the console's thread.
+/// Output goes to the target through a buffer of 64 KiB; [`SerialPolicy`] decides what happens when
+/// the buffer is full. Dropping the last clone gives the target up to half a second to take the
+/// remaining output, and ends the console's thread.
 #[derive(Clone)]
 pub struct Console(Arc<Handle>);
 
@@ -66,7 +70,7 @@ struct Handle {
 enum Kind {
     /// There is a target, and a thread that serves it.
     Open,
-    /// Nobody listens.
+    /// A port without a target.
     Null,
     /// No port.
     Off,
@@ -76,7 +80,8 @@ impl Console {
     /// Opens what `config` names. Nothing is opened later.
     ///
     /// # Errors
-    /// The file, socket or pseudo-terminal can't be had, or the process has no more descriptors or threads.
+    /// The file, socket or pseudo-terminal can't be had, or the process has no more descriptors or
+    /// threads.
     pub fn open(config: &SerialConfig) -> Result<Self, ConsoleError> {
         let console = match &config.target {
             SerialTarget::Tty => Self::stdout(),
@@ -89,8 +94,8 @@ impl Console {
         Ok(console.with_policy(config.policy))
     }
 
-    /// Output goes to `writer`, on the console's thread. A writer that blocks for ever keeps that thread for ever, and
-    /// nothing else.
+    /// Creates a console whose output goes to `writer`, which is called on the console's thread. A
+    /// writer that blocks for ever keeps that thread, and blocks nothing else.
     ///
     /// # Errors
     /// The process has no more descriptors or threads.
@@ -98,7 +103,8 @@ impl Console {
         Self::start(0, None, |output| Box::new(Writer::new(writer, output)))
     }
 
-    /// Output goes to an open file, pipe, socket or terminal. The flags of its description are left alone.
+    /// Creates a console whose output goes to an open file, pipe, socket or terminal. The status
+    /// flags of the open file description are not changed.
     ///
     /// # Errors
     /// The process has no more descriptors or threads.
@@ -106,7 +112,8 @@ impl Console {
         Self::named(fd, "the descriptor".to_owned())
     }
 
-    /// Output goes to the process's standard output. Input is the embedder's to bring, by [`Console::input`].
+    /// Creates a console whose output goes to the process's standard output. The embedder passes
+    /// input by [`Console::input`].
     ///
     /// # Errors
     /// The process has no more descriptors or threads.
@@ -118,13 +125,15 @@ impl Console {
         Self::named(fd, "standard output".to_owned())
     }
 
-    /// Output goes to a file, which is created or truncated, or to a device or a pipe.
+    /// Creates a console whose output goes to a file, which is created or truncated, or to a device
+    /// or a named pipe.
     ///
     /// # Errors
     /// The file can't be opened for writing, or as for [`Console::writer`].
     pub fn file(path: impl AsRef<Path>) -> Result<Self, ConsoleError> {
         let path = path.as_ref();
-        // Appending goes with tools that truncate logs. Non-blocking: a pipe without a reader is refused, not waited for.
+        // O_APPEND: log rotation may truncate the file. O_NONBLOCK: opening a named pipe without a
+        // reader fails instead of blocking.
         let flags = libc::O_APPEND | libc::O_NONBLOCK | libc::O_NOCTTY;
         let file = OpenOptions::new()
             .write(true)
@@ -136,8 +145,9 @@ impl Console {
         Self::named(file.into(), path.display().to_string())
     }
 
-    /// Makes a pseudo-terminal, whose path is [`Console::pty_path`]. What the guest prints while nobody has it open is
-    /// kept, up to 64 KiB, and shown to who opens it; what is typed there is the guest's input.
+    /// Creates a pseudo-terminal; [`Console::pty_path`] returns its path. A program that opens it
+    /// reads the last 64 KiB of output first, then what follows; what it writes is the guest's
+    /// input. While no program has it open, the guest does not wait.
     ///
     /// # Errors
     /// The system has no more pseudo-terminals or inotify instances, or as for [`Console::writer`].
@@ -156,24 +166,28 @@ impl Console {
         Self::start(HISTORY, Some(path), |_| Box::new(pty))
     }
 
-    /// Makes a Unix stream socket at `path`. Every client reads: first the last 64 KiB, then what follows. The input of
-    /// the client that connected first is the guest's; when it leaves, the next one's is. What others send meanwhile is
-    /// discarded. A socket that a dead process left at `path` is replaced. The file is removed with the console.
+    /// Creates a Unix stream socket at `path`. Every client reads the last 64 KiB of output first,
+    /// then what follows. The guest's input comes from the client that connected first; when that
+    /// one disconnects or ends its input, from the next one. Input of the others is discarded. A
+    /// socket file that a dead process left at `path` is replaced. The file is removed when the
+    /// last clone is dropped.
     ///
     /// # Errors
-    /// There is a live socket or another kind of file at `path`, it can't be made there, or as for [`Console::writer`].
+    /// There is a live socket or another kind of file at `path`, it can't be made there, or as for
+    /// [`Console::writer`].
     pub fn socket(path: impl Into<PathBuf>) -> Result<Self, ConsoleError> {
         let socket = Socket::bind(path.into())?;
         Self::start(HISTORY, None, |_| Box::new(socket))
     }
 
-    /// A port that nothing is connected to: output is discarded, and input waits in the UART only.
+    /// Creates a console that is not connected to anything: output is discarded, and input is kept
+    /// in the UART only.
     #[must_use]
     pub fn null() -> Self {
         Self::without_thread(Kind::Null)
     }
 
-    /// No port. Input is discarded.
+    /// Creates the console of a machine without a serial port. Input is discarded.
     #[must_use]
     pub fn off() -> Self {
         Self::without_thread(Kind::Off)
@@ -184,21 +198,21 @@ impl Console {
         let _ = self.0.shared.span.set(span.clone());
     }
 
-    /// Returns the console with another policy, for all of its clones.
+    /// Sets the policy, for all clones.
     #[must_use]
     pub fn with_policy(self, policy: SerialPolicy) -> Self {
         self.0.shared.output.set_policy(policy);
         self
     }
 
-    /// The path at which the pseudo-terminal of [`Console::pty`] can be opened.
+    /// Returns the path at which the pseudo-terminal of [`Console::pty`] can be opened.
     #[must_use]
     pub fn pty_path(&self) -> Option<&Path> {
         self.0.pty.as_deref()
     }
 
-    /// Offers input to the guest; returns how many bytes were accepted. They are kept until the guest reads them: more
-    /// than 2 MiB are not. Nothing is kept by [`Console::null`]. Never blocks.
+    /// Passes input to the guest; returns how many bytes were accepted. Up to 2 MiB are kept until
+    /// the guest reads them ([`Console::null`] keeps nothing). Never blocks.
     #[must_use]
     pub fn input(&self, bytes: &[u8]) -> usize {
         if self.0.kind == Kind::Off {
@@ -209,33 +223,36 @@ impl Console {
         taken
     }
 
-    /// A descriptor that is readable when [`Console::input`] accepted less than it was given and can accept more since.
-    /// It is not to be read. None for a console that keeps no input.
+    /// Returns a descriptor that becomes readable when [`Console::input`] can accept more, after it
+    /// accepted less than it was given. The caller only polls it. `None` for a console that keeps
+    /// no input.
     #[must_use]
     pub fn input_room(&self) -> Option<BorrowedFd<'_>> {
         self.0.shared.input.room()
     }
 
-    /// Number of bytes of output that were dropped: the policy is to drop them, or the target failed. What several
-    /// readers missed counts several times.
+    /// Returns how many bytes of output were dropped, because of the policy or because the target
+    /// failed. A byte that several readers missed counts once for each.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.0.shared.output.dropped()
     }
 
-    /// Blocks until the target has taken all output so far, or has made no progress for `grace`. Returns how many bytes
-    /// are left. The console goes on with them; they are lost if it is dropped now.
+    /// Blocks until the target has taken all output so far, or has made no progress for `grace`.
+    /// Returns how many bytes are left. The console's thread continues to write them; they are lost
+    /// if the last clone is dropped before that.
     pub fn finish(&self, grace: Duration) -> u64 {
         self.finish_within(grace, Duration::MAX)
     }
 
-    /// As [`Console::finish`], and blocks no longer than `limit`, whatever the progress.
+    /// As [`Console::finish`], but blocks for at most `limit`.
     pub fn finish_within(&self, grace: Duration, limit: Duration) -> u64 {
         self.0.shared.output.finish(grace, limit)
     }
 
-    /// Cuts short every [`RoomWaiter::wait_for_room`]: those under way, and for each waiter the next one. To be called
-    /// after the state that vCPU threads look at was changed, where they are kicked.
+    /// Cuts short every [`RoomWaiter::wait_for_room`]: those under way, and for each waiter the
+    /// next one. To be called after the state that vCPU threads look at was changed, where they are
+    /// kicked.
     pub(crate) fn interrupt(&self) {
         self.0.shared.output.interrupt();
     }
@@ -359,9 +376,10 @@ pub(crate) struct RoomWaiter {
 }
 
 impl RoomWaiter {
-    /// Blocks while the buffer is full and the policy is to wait, unless [`Console::interrupt`] was called since this
-    /// returned last. To be called after a port write, with no lock held, and before the thread looks whether it has to
-    /// pause or end: what is wanted before the return is seen there, what is wanted later cuts the next wait short.
+    /// Blocks while the buffer is full and the policy is to wait, unless [`Console::interrupt`] was
+    /// called since this returned last. To be called after a port write, with no lock held, and
+    /// before the thread looks whether it has to pause or end: what is wanted before the return is
+    /// seen there, what is wanted later cuts the next wait short.
     pub(crate) fn wait_for_room(&mut self) {
         self.seen = self.shared.output.wait_for_room(self.seen);
     }
@@ -369,7 +387,7 @@ impl RoomWaiter {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // A port that is still connected refers to what refers to it.
+        // A port that is still connected and the shared state keep one another alive.
         self.shared.input.disconnect();
         let Some(thread) = self.thread.take() else {
             return;
@@ -380,7 +398,7 @@ impl Drop for Handle {
         let start = Instant::now();
         let mut ended = self.shared.output.wait_closed(KICK_EVERY);
         while !ended && start.elapsed() < END_LIMIT {
-            // It was about to write when the last kick came.
+            // A kick that arrives just before a system call does not interrupt it: repeat.
             self.shared.kicks.kick_all();
             ended = self.shared.output.wait_closed(KICK_EVERY);
         }

@@ -91,9 +91,10 @@ pub(crate) fn ensure_installed() -> Result<(), KickError> {
     }
 }
 
-/// Leaves the calling thread to the kick signal, to SIGTTOU and to faults: the process's other signals go to other
-/// threads, and a write to a closed pipe or beyond a limit is an error here, whatever the process does with
-/// SIGPIPE and SIGXFSZ. SIGTTOU stops a background job whose terminal asks for that (`stty tostop`).
+/// Blocks every signal on the calling thread except the kick signal and SIGTTOU. The process's
+/// other signals go to other threads, and a write to a closed pipe or beyond a limit is an error
+/// here, whatever the process does with SIGPIPE and SIGXFSZ. SIGTTOU stops a background job whose
+/// terminal asks for that (`stty tostop`).
 pub(crate) fn accept_kicks_only() {
     let kick = SIGRTMIN() + INSTALLED.get().copied().unwrap_or(0);
     // SAFETY: the set is filled before it is used; every signal number exists.

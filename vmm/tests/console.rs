@@ -1,4 +1,5 @@
-//! Consoles of running machines, on small guests: nothing is lost, and nobody who does not read holds a machine up.
+//! Consoles of running machines, on small guests: nothing is lost, and nobody who does not read
+//! holds a machine up.
 //!
 //! Without /dev/kvm the tests say so and pass.
 

@@ -1,6 +1,6 @@
 #![expect(unsafe_code, reason = "handlers of crash signals")]
-//! A crash puts the terminal back and is a crash otherwise: the handlers that were there, such as Rust's for a stack
-//! overflow, run afterwards.
+//! A crash puts the terminal back and is a crash otherwise: the handlers that were there, such as
+//! Rust's for a stack overflow, run afterwards.
 
 use std::io;
 use std::mem::zeroed;
@@ -39,8 +39,9 @@ pub(crate) fn call_at_crashes(restore: fn()) -> io::Result<()> {
     // A handler finds them complete.
     BEFORE.get_or_init(|| before);
     for signal in SIGNALS {
-        // SAFETY: the handler is async-signal-safe and has the signature that SA_SIGINFO asks for. It runs on the
-        // alternate stack that Rust's threads have, since theirs may be what is used up.
+        // SAFETY: the handler is async-signal-safe and has the signature that SA_SIGINFO asks for.
+        // It runs on the alternate stack that Rust's threads have, since theirs may be what is used
+        // up.
         check(unsafe {
             let mut action: libc::sigaction = zeroed();
             action.sa_sigaction = on_crash as *const () as usize;
@@ -66,8 +67,8 @@ extern "C" fn on_crash(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_
     let before = BEFORE.get().zip(at).and_then(|(before, at)| before.get(at));
     // SAFETY: the kernel gave the information. sigaction, signal and raise are async-signal-safe.
     unsafe {
-        // Positive: a fault, which happens again behind this handler's back. Otherwise somebody sent it, and it is sent
-        // again, to end the process as it would have.
+        // Positive: a fault, which happens again behind this handler's back. Otherwise somebody
+        // sent it, and it is sent again, to end the process as it would have.
         match before {
             Some(before) if (*info).si_code > 0 => {
                 libc::sigaction(signal, before, ptr::null_mut());

@@ -1,6 +1,7 @@
 //! `key=value,key=value` on the command line, read through the same serde types as the file.
 //!
-//! Knows nothing of any particular option: names, types and refusals of unknown keys are the target type's. A comma inside a value is written twice.
+//! Knows nothing of any particular option: names, types and refusals of unknown keys are the target
+//! type's. A comma inside a value is written twice.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -22,7 +23,8 @@ pub(crate) fn parse<T: DeserializeOwned>(
     parse_with_path(text, shorthand, None).map(|(value, _)| value)
 }
 
-/// The same, where the value of the key `path` need not be UTF-8: it is returned beside, since no serde type takes it.
+/// The same, where the value of the key `path` need not be UTF-8: it is returned beside, since no
+/// serde type takes it.
 ///
 /// # Errors
 /// As [`parse`].

@@ -1,4 +1,5 @@
-//! The main thread while a machine runs: keys to the guest, signals and keys for us, until the machine ends.
+//! The main thread while a machine runs: keys to the guest, signals and keys for us, until the
+//! machine ends.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -16,7 +17,8 @@ use crate::terminal::RawMode;
 
 /// How long a console's target that is not waited for may take for what is left.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// While a target takes what a machine that ended by itself has left, how often signals and keys are looked at.
+/// While a target takes what a machine that ended by itself has left, how often signals and keys
+/// are looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// What a terminal shows once when the guest has not read a lot of what was typed.
 const NOT_READ: &str =
@@ -26,7 +28,8 @@ const NOT_READ: &str =
 struct Input {
     /// Its escape keys, on a terminal only: piped input is all the guest's.
     keyboard: Option<Keyboard>,
-    /// What was read and not accepted yet, not on a terminal: that is always read, for its escape keys.
+    /// What was read and not accepted yet, not on a terminal: that is always read, for its escape
+    /// keys.
     pending: Vec<u8>,
     open: bool,
     /// That input is lost was shown.

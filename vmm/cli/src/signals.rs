@@ -1,6 +1,6 @@
 #![expect(unsafe_code, reason = "reads the disposition of signals")]
-//! Signals as a readable descriptor. Those that whoever started the program ignores stay ignored (nohup, background jobs
-//! of a shell without job control).
+//! Signals as a readable descriptor. Those that whoever started the program ignores stay ignored
+//! (nohup, background jobs of a shell without job control).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -43,7 +43,8 @@ impl Signals {
         SignalDelivery::with_pipe(read, write, SignalOnly, taken).map(Self)
     }
 
-    /// Takes over SIGTSTP and SIGCONT too: the terminal is in a mode that others must not find it in.
+    /// Takes over SIGTSTP and SIGCONT too: the terminal is in a mode that others must not find it
+    /// in.
     ///
     /// # Errors
     /// Sigaction's own.

@@ -1,5 +1,5 @@
-//! Standard output and standard error: a reader that has gone ends nothing with a panic, and one that does not read
-//! holds nothing up for long.
+//! Standard output and standard error: a reader that has gone ends nothing with a panic, and one
+//! that does not read holds nothing up for long.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -46,8 +46,8 @@ pub(crate) fn say(text: &str) {
     let _ = Stderr.write(text.as_bytes());
 }
 
-/// Standard error for lines that must not hold up who writes them: log lines come from every thread of a machine. What
-/// is not taken in time is lost.
+/// Standard error for lines that must not hold up who writes them: log lines come from every thread
+/// of a machine. What is not taken in time is lost.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stderr;
 

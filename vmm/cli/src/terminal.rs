@@ -1,7 +1,7 @@
 //! The terminal under the guest's console: raw mode, and putting everything back on every way out.
 //!
-//! Belongs to the binary: the library touches no terminal. Restored on return, panic, termination signals (which arrive
-//! as events), suspension, and crash signals (`crash.rs`).
+//! Belongs to the binary: the library touches no terminal. Restored on return, panic, termination
+//! signals (which arrive as events), suspension, and crash signals (`crash.rs`).
 
 use std::io::{self, IsTerminal};
 use std::sync::OnceLock;
@@ -18,8 +18,9 @@ static RAW: AtomicBool = AtomicBool::new(false);
 pub(crate) struct RawMode(());
 
 impl RawMode {
-    /// Switches standard input to raw mode, wherever standard output goes. None if it is not a terminal. A background
-    /// job is stopped here until it is in the foreground, as every program is that sets a terminal's modes.
+    /// Switches standard input to raw mode, wherever standard output goes. None if it is not a
+    /// terminal. A background job is stopped here until it is in the foreground, as every program
+    /// is that sets a terminal's modes.
     ///
     /// # Errors
     /// The terminal's own.
@@ -61,15 +62,16 @@ fn set_raw() -> io::Result<()> {
     };
     let mut raw = saved.clone();
     raw.make_raw();
-    // Output keeps its newline translation: our own messages stay readable beside the guest's, whose CR LF it doesn't
-    // change.
+    // Output keeps its newline translation: our own messages stay readable beside the guest's,
+    // whose CR LF it doesn't change.
     raw.output_modes |= OutputModes::OPOST | OutputModes::ONLCR;
     RAW.store(true, Ordering::SeqCst);
     // Now: a terminal that takes no output must not hold this up.
     Ok(tcsetattr(stdin(), OptionalActions::Now, &raw)?)
 }
 
-/// Puts the terminal back, once. Safe to call from a signal handler: atomics and three system calls.
+/// Puts the terminal back, once. Safe to call from a signal handler: atomics and three system
+/// calls.
 fn restore() {
     if RAW.swap(false, Ordering::SeqCst)
         && let Some(saved) = SAVED.get()

@@ -1,4 +1,5 @@
-//! The serial console on the command line: its targets, and how a machine ends whose console nobody reads.
+//! The serial console on the command line: its targets, and how a machine ends whose console nobody
+//! reads.
 
 mod session;
 #[path = "../../tests/tiny/mod.rs"]

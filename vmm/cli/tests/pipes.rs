@@ -1,4 +1,5 @@
-//! Pipes that nobody reads, or that nobody reads any more: no panic, no abort, no program that hangs.
+//! Pipes that nobody reads, or that nobody reads any more: no panic, no abort, no program that
+//! hangs.
 
 mod session;
 #[path = "../../tests/tiny/mod.rs"]

@@ -1,4 +1,5 @@
-//! The terminal: raw while the guest has it, its escape keys always at work, and as it was, whatever way the program goes.
+//! The terminal: raw while the guest has it, its escape keys always at work, and as it was,
+//! whatever way the program goes.
 
 mod session;
 #[path = "../../tests/tiny/mod.rs"]

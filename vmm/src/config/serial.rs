@@ -10,10 +10,11 @@ use std::sync::Once;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use splitring_devices::kind::ErrorKind;
 
-/// What the serial port's output goes to and its input comes from, and what happens when the output is not taken.
+/// What the serial port's output goes to and its input comes from, and what happens when the output
+/// is not taken.
 ///
-/// As text: `tty`, `file=PATH`, `pty`, `socket=PATH`, `null` or `off`, followed by `,policy=drop` or nothing. A comma in
-/// a path is written twice.
+/// As text: `tty`, `file=PATH`, `pty`, `socket=PATH`, `null` or `off`, followed by `,policy=drop`
+/// or nothing. A comma in a path is written twice.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SerialConfig {

@@ -9,9 +9,9 @@ use splitring_devices::serial::Serial;
 
 use super::wake::Event;
 
-/// Input that waits at most: as much as somebody pastes in one go, from a terminal that can't be asked to wait.
+/// The most input that is queued: enough for a long paste on a terminal, which has no flow control.
 pub(super) const LIMIT: usize = 2 << 20;
-/// What a pseudo-terminal or a socket may have waiting here: theirs can wait in the kernel.
+/// The most input that is queued from a pseudo-terminal or a socket, which have flow control.
 const SOURCE_LIMIT: usize = 64 << 10;
 
 #[derive(Debug)]
@@ -76,8 +76,8 @@ impl Input {
         drop(port);
     }
 
-    /// Accepts input: as much as the port takes at once if nothing waits before it, then as much as the queue has room
-    /// for. Returns how much that is.
+    /// Accepts input: as much as the port takes at once if nothing waits before it, then as much as
+    /// the queue has room for. Returns how much that is.
     pub(super) fn accept(&self, bytes: &[u8]) -> usize {
         let mut state = self.state();
         let mut taken = 0;
@@ -98,7 +98,8 @@ impl Input {
         taken + queued
     }
 
-    /// Moves what waits to the port, as far as it takes it. Returns whether something is left for a port to take.
+    /// Moves what waits to the port, as far as it takes it. Returns whether something is left for a
+    /// port to take.
     pub(super) fn offer(&self) -> bool {
         let mut state = self.state();
         let State {
@@ -113,7 +114,7 @@ impl Input {
         if pending.is_empty() {
             return false;
         }
-        // Whatever it said, the answer follows.
+        // The attempt that follows answers it.
         let _ = rustix::io::read(&port.room, &mut [0; 8]);
         loop {
             let (first, _) = pending.as_slices();
@@ -132,7 +133,7 @@ impl Input {
             self.room.signal();
         }
         if pending.is_empty() {
-            // A paste was long and is over.
+            // Free the memory after a long paste.
             pending.shrink_to(SOURCE_LIMIT);
         }
         !pending.is_empty()

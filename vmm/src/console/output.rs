@@ -1,4 +1,5 @@
-//! The guest's output on its way to a console's target: a bounded buffer with one position per reader.
+//! The guest's output on its way to a console's target: a bounded buffer with one position per
+//! reader.
 //!
 //! The UART pushes and returns at once; the console's thread takes. Knows neither.
 
@@ -10,17 +11,19 @@ use std::time::{Duration, Instant};
 use super::wake::Event;
 use crate::config::SerialPolicy;
 
-/// Unread output at which a guest begins to wait, or to lose it.
+/// The amount of unread output at which a guest has to wait, or output is dropped.
 pub(super) const LIMIT: usize = 64 << 10;
-/// A guest that waits goes on below this: once per half a buffer, not once per write.
+/// A guest that waits continues below this, so that it is woken once per half a buffer and not once
+/// per write.
 const LOW: usize = LIMIT / 2;
-/// Room above the limit for what is written after a wait was cut short: each interruption lets a vCPU execute one more
-/// instruction.
+/// Room above the limit for output after interrupted waits: each interruption lets a vCPU execute
+/// one more instruction.
 const SLACK: usize = LIMIT;
 /// The most that is written to a target in one call.
 pub(super) const CHUNK: usize = 4096;
-/// After everything was written, how long further output is gathered: a guest that prints byte by byte costs a wake-up per
-/// millisecond instead of one per byte. What comes after a silence is written at once.
+/// How long output is gathered after everything was written. A guest that prints byte by byte then
+/// costs one wake-up per millisecond instead of one per byte. The first byte after a pause is
+/// written at once.
 const GATHER: Duration = Duration::from_millis(1);
 
 /// A reader of the output: a target, or one client of it.
@@ -72,7 +75,7 @@ struct State {
     /// Bytes taken by readers, as a measure of progress.
     taken: u64,
     dropped: u64,
-    /// Nobody takes anything any more.
+    /// The thread has ended.
     closed: bool,
 }
 
@@ -98,7 +101,8 @@ pub(super) struct Turn {
 }
 
 impl Output {
-    /// Returns an empty buffer without readers, that wakes its thread by `wake` and keeps `history` bytes.
+    /// Returns an empty buffer without readers, that wakes its thread by `wake` and keeps `history`
+    /// bytes.
     pub(super) fn new(wake: Arc<Event>, history: usize, policy: SerialPolicy) -> Self {
         let state = State {
             ring: VecDeque::new(),
@@ -194,8 +198,8 @@ impl Output {
         self.interruptions()
     }
 
-    /// Blocks until readers have got everything, there was no progress for `grace`, or `limit` is over. Returns how
-    /// many bytes are left.
+    /// Blocks until readers have got everything, there was no progress for `grace`, or `limit` is
+    /// over. Returns how many bytes are left.
     pub(super) fn finish(&self, grace: Duration, limit: Duration) -> u64 {
         let mut state = self.state();
         state.finishing += 1;
@@ -239,7 +243,7 @@ impl Output {
         self.state().dropped
     }
 
-    /// Everything left and everything to come is dropped: there is no thread any more.
+    /// Drops all remaining and all future output: the thread has ended.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
@@ -311,7 +315,7 @@ impl Output {
         let Some(reader) = state.readers.iter_mut().find(|reader| reader.id == id) else {
             return;
         };
-        // Bytes that were given up while they were being written.
+        // Bytes that were counted as dropped while they were being written.
         let early = reader.at.min(until).saturating_sub(at);
         reader.at = reader.at.max(until);
         state.dropped -= early;
@@ -363,7 +367,8 @@ impl Output {
                 )
             }
             _ => {
-                // The thread waits for readers that have something to take. Output for another one wakes it.
+                // The thread waits for readers that have something to take. Output for another one
+                // wakes it.
                 let all = state.readers.iter().all(|reader| reader.at < state.end);
                 let thread = if unread > 0 && all {
                     Thread::Busy

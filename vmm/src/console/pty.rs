@@ -1,4 +1,5 @@
-//! A pseudo-terminal as a console's target: output is kept while nobody has it open, and shown to who opens it.
+//! A pseudo-terminal as a console's target. Output is kept while no program has it open, and sent
+//! to the next one that opens it.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,12 +23,12 @@ const OPEN: OpenptFlags = OpenptFlags::RDWR
 /// See the module.
 pub(super) struct Pty {
     master: OwnedFd,
-    /// Says when somebody opens the other end: the master does not.
+    /// An inotify instance that reports when the other end is opened, which the master does not.
     watch: OwnedFd,
     path: PathBuf,
-    /// Somebody may have it open.
+    /// A program may have the other end open.
     connected: bool,
-    /// Whoever had it open has closed it; what was typed may still wait.
+    /// The other end was closed; input from it may still be unread.
     hung_up: bool,
     reader: Option<ReaderId>,
     /// The events of the master that are waited for.
@@ -35,18 +36,18 @@ pub(super) struct Pty {
 }
 
 impl Pty {
-    /// Makes a pseudo-terminal in raw mode that nobody has open.
+    /// Creates a pseudo-terminal in raw mode whose other end is closed.
     pub(super) fn open() -> Result<Self, Errno> {
         let master = openpt(OPEN)?;
         grantpt(&master)?;
         unlockpt(&master)?;
-        // The description is this one's own.
+        // The open file description is not shared with anybody.
         rustix::io::ioctl_fionbio(&master, true)?;
         let path = PathBuf::from(OsString::from_vec(
             ptsname(&master, Vec::new())?.into_bytes(),
         ));
         make_raw(&master)?;
-        // It reports a hang-up only after it was closed once.
+        // The master reports a hang-up only after the other end was open once.
         drop(ioctl_tiocgptpeer(&master, OPEN)?);
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let watch = inotify::init(flags)?;
@@ -69,7 +70,7 @@ impl Pty {
 
     fn read_watch(&self) {
         let mut events = [0; 1024];
-        // Only that somebody opened it matters. The queue is short: equal events are one.
+        // What the events say does not matter. The queue stays short: equal events are merged.
         while rustix::io::read(&self.watch, &mut events).is_ok() {}
     }
 
@@ -94,10 +95,12 @@ impl Pty {
         self.hung_up = false;
     }
 
-    /// Empties the buffers of the other end: what was not read comes again, from the history.
+    /// Empties the buffers of the other end. What was not read is part of the history, which the
+    /// next reader gets.
     fn forget_unread(&self) {
         let _ = tcflush(&self.master, QueueSelector::OFlush);
-        // The other end has a buffer of its own. That it is opened here is reported, too, and found out to be nothing.
+        // The line discipline of the other end has a second buffer. Opening it here causes an
+        // inotify event, too, after which the hang-up is found again.
         if let Ok(other) = ioctl_tiocgptpeer(&self.master, OPEN) {
             let _ = tcflush(&other, QueueSelector::IFlush);
         }
@@ -130,7 +133,7 @@ fn make_raw(terminal: impl AsFd) -> Result<(), Errno> {
 impl Target for Pty {
     fn prepare(&mut self, pass: Pass<'_>) -> Option<Duration> {
         let room = pass.input.space() > 0;
-        // A hang-up is reported as long as it lasts: nothing else can be waited for meanwhile.
+        // poll reports a hang-up as long as it lasts, so a closed master is polled only to be read.
         self.polled = (self.connected && (room || !self.hung_up)).then(|| {
             let mut events = PollFlags::empty();
             events.set(PollFlags::IN, room);
@@ -140,7 +143,7 @@ impl Target for Pty {
             );
             events
         });
-        // Whether who opened it still has it open, a look at the master says.
+        // Poll the master at once to see whether the other end is still open.
         let unsettled = self.connected && self.reader.is_none() && !self.hung_up;
         unsettled.then_some(Duration::ZERO)
     }
@@ -155,7 +158,8 @@ impl Target for Pty {
     fn serve(&mut self, pass: Pass<'_>, ready: &[PollFlags]) -> bool {
         if ready.first().is_some_and(|events| !events.is_empty()) {
             self.read_watch();
-            // Whoever had it before may have left it in another mode, in which the output would come back as input.
+            // The last program may have left it in another mode, in which output would be echoed
+            // back as input.
             let _ = make_raw(&self.master);
             self.connected = true;
         }

@@ -21,7 +21,7 @@ const REFUSED: Duration = Duration::from_secs(1);
 
 struct Client {
     stream: UnixStream,
-    /// None: it no longer reads.
+    /// `None` after it has disconnected or stopped reading.
     reader: Option<ReaderId>,
     /// It has not ended its input.
     writes: bool,
@@ -30,7 +30,7 @@ struct Client {
 }
 
 impl Client {
-    /// Gone, and everything that it sent was read.
+    /// Whether it has disconnected and all of its input was read.
     fn is_gone(&self) -> bool {
         self.reader.is_none() && !self.writes
     }
@@ -158,7 +158,8 @@ impl Target for Socket {
         let room = pass.input.space() > 0;
         for (index, client) in self.clients.iter_mut().enumerate() {
             let reads = client.writes && (room || writer != Some(index));
-            // A hang-up is reported as long as it lasts: who has hung up is waited for only to be read to the end.
+            // poll reports a hang-up as long as it lasts, so a client that has hung up is polled
+            // only to read its remaining input.
             client.polled = (reads || client.reader.is_some()).then(|| {
                 let mut events = PollFlags::empty();
                 events.set(PollFlags::IN, reads);

@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::input::Input;
 use super::output::{CHUNK, Output, ReaderId};
 
-/// How long a target is left alone that is not ready although nothing says when it will be.
+/// How long to wait before the next attempt when a target is not ready and no event will tell.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// The two buffers of a console, and whether output is to be written in this pass.
@@ -35,8 +35,8 @@ pub(super) trait Target: Send {
     /// Adds the descriptors to wait for.
     fn add_fds<'a>(&'a self, fds: &mut Vec<PollFd<'a>>);
 
-    /// Does what is possible without waiting; `ready` has the events of the descriptors that `add_fds` added, in their
-    /// order. Returns whether something was written.
+    /// Does what is possible without waiting; `ready` has the events of the descriptors that
+    /// `add_fds` added, in their order. Returns whether something was written.
     fn serve(&mut self, pass: Pass<'_>, ready: &[PollFlags]) -> bool;
 }
 
@@ -70,7 +70,7 @@ pub(super) fn transfer(
             Written::Some
         }
         Err(error) => match error.kind() {
-            // A kick: the thread looks what is wanted and tries again.
+            // A kick: the thread checks whether it has to end, and tries again.
             io::ErrorKind::Interrupted => Written::Some,
             io::ErrorKind::WouldBlock => Written::NotReady,
             _ => Written::Failed(error),
@@ -165,8 +165,9 @@ impl<W: Write + Send> Target for Writer<W> {
     }
 }
 
-/// An open file, pipe or terminal. It may be shared with other processes, so it is never switched to non-blocking:
-/// a write that blocks although the descriptor was ready is interrupted by a kick.
+/// An open file, pipe or terminal. Other processes may share the open file description, so it is
+/// not made non-blocking. A write that blocks although the descriptor was ready is interrupted by a
+/// kick.
 pub(super) struct Descriptor {
     fd: OwnedFd,
     plain: Plain,

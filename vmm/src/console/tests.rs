@@ -1,4 +1,5 @@
-//! Consoles between a real UART and real pipes, terminals, sockets and files; the test is the guest.
+//! Consoles between a real UART and real pipes, terminals, sockets and files; the test is the
+//! guest.
 
 mod clients;
 mod stuck;

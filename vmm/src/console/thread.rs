@@ -1,4 +1,5 @@
-//! The console's thread: waits for targets, clients, room in the UART and commands, and moves bytes.
+//! The console's thread: waits for targets, clients, room in the UART and commands, and moves
+//! bytes.
 
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -54,7 +55,8 @@ fn shortest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> 
     }
 }
 
-/// Waits; returns the events of the target's descriptors. `input`: input waits for room in the port.
+/// Waits; returns the events of the target's descriptors. `input`: input waits for room in the
+/// port.
 fn wait(
     shared: &Shared,
     target: &dyn Target,

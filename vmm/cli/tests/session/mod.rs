@@ -108,7 +108,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Starts a guest of these instructions on a terminal and waits until the program has taken that over.
+    /// Starts a guest of these instructions on a terminal and waits until the program has taken
+    /// that over.
     pub(crate) fn start(dir: &Path, code: &[u8], words: &[&str]) -> Self {
         let terminal = Terminal::new();
         let program = on_terminal(guest(dir, code, words), &terminal);
@@ -169,7 +170,8 @@ pub(crate) fn on_pipes(mut command: Command) -> Child {
         .expect("start the program")
 }
 
-/// The same command with the terminal as the one that its signals come from, in a session of its own.
+/// The same command with the terminal as the one that its signals come from, in a session of its
+/// own.
 pub(crate) fn in_session(command: &Command) -> Command {
     let mut session = Command::new("setsid");
     session
@@ -208,7 +210,8 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until the program has taken its signals over, which it does before it opens anything of the machine.
+/// Waits until the program has taken its signals over, which it does before it opens anything of
+/// the machine.
 pub(crate) fn wait_until_it_runs(program: &Child) {
     wait_until("a vCPU", || {
         let tasks = fs::read_dir(format!("/proc/{}/task", program.id()));

@@ -1,4 +1,5 @@
-//! A socket's file: made where nothing is or where a dead process left one, removed at the end.
+//! The file of a socket: created where there is none or a dead process left one, removed at the
+//! end.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -35,7 +36,8 @@ impl Drop for SocketFile {
 /// Listens at `path`. A socket that nobody listens at any more is replaced.
 pub(super) fn bind(path: PathBuf) -> Result<(UnixListener, SocketFile), ConsoleError> {
     let path = std::path::absolute(&path).map_err(|error| failed(&path, error))?;
-    // Two machines that start at the same time must not replace each other's. The lock goes with the descriptor.
+    // Two machines that start at the same time must not replace each other's socket. Closing the
+    // descriptor releases the lock.
     let directory = path
         .parent()
         .and_then(|directory| File::open(directory).ok());
@@ -60,7 +62,7 @@ pub(super) fn bind(path: PathBuf) -> Result<(UnixListener, SocketFile), ConsoleE
 fn remove_stale(path: &Path) -> Result<(), ConsoleError> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
-        // Whatever it is, bind says it.
+        // If it is anything but "not found", bind reports it.
         Err(_) => return Ok(()),
     };
     if !found.file_type().is_socket() {
@@ -70,7 +72,7 @@ fn remove_stale(path: &Path) -> Result<(), ConsoleError> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(|error| failed(path, error))
         }
-        // Its backlog is full, it is of another type: it is alive.
+        // Also with a full backlog or of another socket type it is alive.
         _ => Err(ConsoleError::SocketInUse(path.to_owned())),
     }
 }

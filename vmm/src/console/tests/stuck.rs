@@ -24,8 +24,8 @@ fn fill(pipe: &io::PipeWriter) {
     rustix::io::ioctl_fionbio(pipe, false).expect("blocking");
 }
 
-/// The guest prints until it stands still, and is called out of the wait by what the life cycle calls. Returns what
-/// the console's thread shared, if that is still there.
+/// The guest prints until it stands still, and is called out of the wait by what the life cycle
+/// calls. Returns what the console's thread shared, if that is still there.
 fn stops_promptly(what: &str, console: Console) -> Weak<Shared> {
     let flood = Flood::start(Guest::new(&console));
     wait_until("the buffer is full", || console.0.shared.output.is_full());
@@ -105,7 +105,8 @@ fn a_writer_that_blocks_for_ever_holds_up_its_own_thread_only() {
 
 #[test]
 fn a_thread_in_a_blocking_write_is_called_out_of_it() {
-    // Ready for the first byte, and then not for the rest: another process fills the pipe in between.
+    // Ready for the first byte, and then not for the rest: another process fills the pipe in
+    // between.
     let (mut reader, writer) = io::pipe().expect("a pipe");
     fill(&writer);
     reader.read_exact(&mut [0; 4096]).expect("make room");
