@@ -186,7 +186,7 @@ impl RingQueue {
                 self.syncs.begin(index, seat);
             }
         } else {
-            self.finish(index, Err(IoFault::Host(libc::EBUSY)));
+            self.ended(index, Err(IoFault::Host(libc::EBUSY)));
         }
     }
 
