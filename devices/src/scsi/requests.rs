@@ -462,9 +462,11 @@ impl QueueHandler for Requests {
         let Some(queue) = queues.get(self.index) else {
             return;
         };
-        let late = self.enlistment.end();
-        let mail: Vec<_> = self.inbox.drain(..).map(|(_, mail)| mail).collect();
-        for mail in mail.into_iter().chain(late) {
+        // It has the disks, too, and no command is taken any more.
+        (self.map, self.version) = (Arc::default(), 0);
+        let inbox = self.inbox.drain(..).map(|(_, mail)| mail);
+        let mail: Vec<_> = inbox.chain(self.enlistment.mailbox().collect()).collect();
+        for mail in mail {
             self.mail(queue, mail);
         }
         let mut completions = Vec::new();
@@ -496,8 +498,11 @@ impl QueueHandler for Requests {
             }
             self.finish(queue, tag, Status::Good);
         }
+        // Only now, when it has no disk open any more: whoever removes a disk waits for the threads
+        // that are enlisted, and from here on nobody tells this one what is removed.
+        for mail in self.enlistment.end() {
+            self.mail(queue, mail);
+        }
         self.detach();
-        // From here on nobody tells this thread what is removed.
-        (self.map, self.version) = (Arc::default(), 0);
     }
 }
