@@ -181,7 +181,7 @@ impl Lifecycle {
                 }
                 Some(Message::GuestEnded) => self.guest_ended(),
                 Some(Message::DeviceFailed(what)) => self.end(ExitReason::Failed(what)),
-                None => self.restart(),
+                None => self.rebuild(),
                 Some(Message::Abandoned) => break,
             }
         }
@@ -220,7 +220,6 @@ impl Lifecycle {
             (Command::Pause, Running) => self.pause(),
             (Command::Resume, Paused) => self.resume(),
             (Command::Reset, Running | Paused) => {
-                self.generation().control.end(ExitReason::Reboot);
                 self.rebuild();
                 match self.shared.status.state() {
                     Ended => Err(self.ended()),
@@ -363,11 +362,6 @@ impl Lifecycle {
         self.restart_at = Some(Instant::now() + wait);
     }
 
-    fn restart(&mut self) {
-        self.restart_at = None;
-        self.rebuild();
-    }
-
     /// Builds the machine again from the same configuration and resources, in the state it is in.
     fn rebuild(&mut self) {
         let paused = self.shared.status.state() == MachineState::Paused;
@@ -381,7 +375,11 @@ impl Lifecycle {
     }
 
     fn try_rebuild(&mut self, paused: bool) -> Answer {
+        // A reset may come while a restart waits for its time.
+        self.restart_at = None;
         let old = self.generation();
+        // Ended already, unless this is a reset.
+        old.control.end(ExitReason::Reboot);
         old.join_vcpus();
         old.release();
         let control = new_control(&self.config, &self.resources, paused, &self.sender);

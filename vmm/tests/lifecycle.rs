@@ -13,7 +13,7 @@ use splitring::{
     Console, ErrorKind, Event, Events, ExitReason, Machine, MachineState, Resources,
     ShutdownOutcome, VmConfig,
 };
-use tiny::{COUNT, POWEROFF, PRINT, RESET, SPIN, TRIPLE_FAULT, config, directory};
+use tiny::{COUNT, POWEROFF, PRINT, RESET, RESET_AT_INPUT, SPIN, TRIPLE_FAULT, config, directory};
 
 /// Longer than anything here takes, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -240,6 +240,30 @@ fn a_reset_builds_the_machine_again_in_its_state() {
         assert_eq!(next(&events), event);
     }
     assert_eq!(events.try_next(), None);
+}
+
+/// A guest that reboots again and again waits longer each time; a reset is that restart, and not one besides.
+#[test]
+fn a_reset_takes_the_place_of_a_restart_that_waits() {
+    let Some(dir) = directory() else { return };
+    let machine = start(config(dir.path(), RESET_AT_INPUT).on_reboot(OnReboot::Restart));
+    let events = machine.events().expect("events");
+    let reboot = || assert_eq!(machine.input(b"r"), 1, "the guest's port takes it");
+    for _ in 0..10 {
+        reboot();
+        assert_eq!(next(&events), Event::Rebooted);
+    }
+    reboot();
+    // It has written its reset by now, and waits for some 600 ms.
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(events.try_next(), None, "it waits");
+    machine.reset().expect("resets");
+    assert_eq!(next(&events), Event::Rebooted);
+    thread::sleep(Duration::from_millis(1200));
+    assert_eq!(events.try_next(), None, "it was built once");
+    machine.pause().expect("pauses");
+    machine.resume().expect("resumes");
+    assert_eq!(machine.stop(), ExitReason::Stopped);
 }
 
 /// Without an interrupt table nobody survives one.

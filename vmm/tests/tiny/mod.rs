@@ -40,6 +40,13 @@ pub(crate) const BUTTON: &[u8] = &[
     0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4,
 ];
 
+/// Waits until the UART has received something, and resets.
+pub(crate) const RESET_AT_INPUT: &[u8] = &[
+    0x66, 0xba, 0xfd, 0x03, // mov dx, 0x3fd
+    0xec, 0xa8, 0x01, 0x74, 0xfb, // in al, dx; test al, 1; jz to the in
+    0x66, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4, // as RESET
+];
+
 /// A guest that prints so many lines of one character each, and powers off.
 pub(crate) fn print_lines(count: u32) -> Vec<u8> {
     let mut code = vec![0xb9]; // mov ecx, count
