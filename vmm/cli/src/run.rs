@@ -1,6 +1,7 @@
 //! `splitring run`: build, start, serve the console, report.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,13 +29,15 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         .validate()
         .context(CANNOT_START)
         .map_err(Failure::Usage)?;
+    // Before this program opens anything that could have a number which the operator has mistaken.
+    let nets = descriptors::of_nets(&config).context(CANNOT_START)?;
     let signals = Signals::take().context("cannot take over the termination signals")?;
     let serial = config.serial.clone();
     let console = Console::open(&config.serial).context(CANNOT_START)?;
     if let Some(path) = console.pty_path() {
         say(&format!("serial console: {}\n", path.display()));
     }
-    let machine = start(config, console.clone(), args.any_kvm)?;
+    let machine = start(config, console.clone(), nets, args.any_kvm)?;
     let timeout = Duration::from_secs(args.shutdown_timeout.into());
     let end = Session::new(&machine, &console, &serial, signals, timeout)
         .context("cannot switch the terminal to raw mode")?
@@ -69,12 +72,17 @@ fn print_metrics(machine: &Machine, console: &Console) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start(config: VmConfig, console: Console, any_kvm: bool) -> Result<Machine, Failure> {
+fn start(
+    config: VmConfig,
+    console: Console,
+    nets: BTreeMap<String, Vec<OwnedFd>>,
+    any_kvm: bool,
+) -> Result<Machine, Failure> {
     let mut options = Resources::options().any_kvm(any_kvm).console(console);
     if let Some(directory) = kernel_cache() {
         options = options.kernel_cache(directory);
     }
-    for (id, fds) in descriptors::of_nets(&config).context(CANNOT_START)? {
+    for (id, fds) in nets {
         options = options.net_fds(&id, fds);
     }
     let resources = options.open(&config).map_err(refused)?;

@@ -135,3 +135,36 @@ fn a_number_that_is_nothing_of_the_kind_is_named() {
         assert!(stderr.contains(says), "{words}: {stderr}");
     }
 }
+
+/// What the program opens for itself has the next free numbers, and is not the card's.
+#[test]
+fn a_number_that_nobody_opened_is_not_the_programs_own_by_then() {
+    let Some(dir) = tiny::directory() else { return };
+    let kernel = tiny::config(dir.path(), tiny::RESET)
+        .kernel
+        .expect("a kernel");
+    for number in 3..=9 {
+        let closed = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec \"$@\"";
+        let output = Command::new("sh")
+            .args([
+                "-c",
+                closed,
+                "sh",
+                env!("CARGO_BIN_EXE_splitring"),
+                "run",
+                "--any-kvm",
+            ])
+            .args(net(&format!("fd={number}")))
+            .arg("--kernel")
+            .arg(&kernel)
+            .stdin(Stdio::null())
+            .output()
+            .expect("run");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), FAILURE, "{stderr}");
+        assert!(
+            stderr.contains("not an open descriptor"),
+            "{number}: {stderr}"
+        );
+    }
+}
