@@ -5,6 +5,7 @@
 //! while it waits for room in the buffer. Input goes through a bounded queue to the UART. This
 //! module does not know the machine.
 
+mod check;
 mod error;
 mod input;
 mod output;
@@ -94,6 +95,14 @@ impl Console {
         Ok(console.with_policy(config.policy))
     }
 
+    /// Checks what `config` names without opening it, which would truncate a file or create a socket.
+    ///
+    /// # Errors
+    /// As far as that shows in advance, what [`Console::open`] would return.
+    pub fn check(config: &SerialConfig) -> Result<(), ConsoleError> {
+        check::check(config)
+    }
+
     /// Creates a console whose output goes to `writer`, which is called on the console's thread. A
     /// writer that blocks for ever keeps that thread, and blocks nothing else.
     ///
@@ -141,7 +150,7 @@ impl Console {
             .truncate(true)
             .custom_flags(flags)
             .open(path)
-            .map_err(|error| cannot_open(path, error))?;
+            .map_err(|error| ConsoleError::file(path, error))?;
         Self::named(file.into(), path.display().to_string())
     }
 
@@ -324,23 +333,6 @@ impl Console {
             kind: Kind::Open,
             pty,
         })))
-    }
-}
-
-fn cannot_open(path: &Path, error: io::Error) -> ConsoleError {
-    let remedy = match error.kind() {
-        io::ErrorKind::NotFound => "create its directory first",
-        io::ErrorKind::PermissionDenied => "check its permissions",
-        io::ErrorKind::IsADirectory => "name a file in it",
-        _ if error.raw_os_error() == Some(libc::ENXIO) => {
-            "start what reads the pipe first; for a socket use serial=socket=PATH"
-        }
-        _ => "give another path",
-    };
-    ConsoleError::File {
-        path: path.to_owned(),
-        error,
-        remedy,
     }
 }
 

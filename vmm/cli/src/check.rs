@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Context;
+use splitring::Console;
 use splitring::host::{self, Outcome};
 
 use crate::args::{self, CheckArgs};
@@ -18,6 +19,8 @@ pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
             .with_context(|| format!("the configuration {} is not valid", path.display()))
             .map_err(Failure::Usage)?;
         splitring::check_files(&config)
+            .with_context(|| format!("{} can't be started", path.display()))?;
+        Console::check(&config.serial)
             .with_context(|| format!("{} can't be started", path.display()))?;
     }
     let report = host::report();

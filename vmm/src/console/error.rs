@@ -1,7 +1,7 @@
 //! Why a console cannot be opened.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[cfg(doc)]
 use crate::config::SerialTarget;
@@ -69,6 +69,24 @@ impl ConsoleError {
             | Self::SocketInUse(_)
             | Self::NotASocket(_)
             | Self::Socket { .. } => ErrorKind::Device,
+        }
+    }
+
+    /// The file at `path` cannot be opened.
+    pub(super) fn file(path: &Path, error: io::Error) -> Self {
+        let remedy = match error.kind() {
+            io::ErrorKind::NotFound => "create its directory first",
+            io::ErrorKind::PermissionDenied => "check its permissions",
+            io::ErrorKind::IsADirectory => "name a file in it",
+            _ if error.raw_os_error() == Some(libc::ENXIO) => {
+                "start what reads the pipe first; for a socket use serial=socket=PATH"
+            }
+            _ => "give another path",
+        };
+        Self::File {
+            path: path.to_owned(),
+            error,
+            remedy,
         }
     }
 }

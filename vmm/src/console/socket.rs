@@ -1,6 +1,6 @@
 //! A Unix socket as a console's target: every client reads, the first one writes.
 
-mod bind;
+pub(super) mod bind;
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

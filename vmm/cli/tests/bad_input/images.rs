@@ -1,6 +1,6 @@
 //! Disk images that somebody else has, and configuration files.
 
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::files::{FAILURE, Files, PROGRAM, REBOOT, USAGE, check, run};
@@ -53,23 +53,57 @@ fn a_disk_of_a_running_machine_is_busy_until_that_ends() {
 fn a_check_of_a_configuration_tries_its_files() {
     let files = Files::new();
     let path = |name: &str| files.path(name).display().to_string();
+    files.write("log", "of an earlier run");
     let cases = [
-        ("absent", "disk", &["absent", "No such file"]),
-        ("text", "disk", &["text", "not a kernel"]),
-        ("kernel", "directory", &["disk0", "directory"]),
+        ("absent", "disk", "null", &["absent", "No such file"]),
+        ("text", "disk", "null", &["text", "not a kernel"]),
+        ("kernel", "directory", "null", &["disk0", "directory"]),
+        (
+            "kernel",
+            "disk",
+            "file=@directory",
+            &["serial", "directory"],
+        ),
+        (
+            "kernel",
+            "disk",
+            "file=@nowhere/log",
+            &["serial", "create its directory"],
+        ),
+        (
+            "kernel",
+            "disk",
+            "socket=@nowhere/socket",
+            &["serial", "create its directory"],
+        ),
+        ("kernel", "disk", "socket=@log", &["log", "not a socket"]),
     ];
-    for (kernel, disk, says) in cases {
-        let (kernel, disk) = (path(kernel), path(disk));
-        let text = format!("kernel = \"{kernel}\"\n[[disk]]\npath = \"{disk}\"\n");
+    for (kernel, disk, serial, says) in cases {
+        let (kernel, disk, serial) = (path(kernel), path(disk), files.named(serial));
+        let text =
+            format!("kernel = \"{kernel}\"\nserial = \"{serial}\"\n[[disk]]\npath = \"{disk}\"\n");
         files.write("vm.toml", text);
-        let output = Command::new(PROGRAM)
-            .arg("check")
-            .arg(files.path("vm.toml"))
-            .env("XDG_CACHE_HOME", files.path("cache"))
-            .output()
-            .expect("run the program");
-        check(&kernel, &output, FAILURE, says);
+        check(&kernel, &check_file(&files), FAILURE, says);
     }
+    let (kernel, log) = (path("kernel"), path("log"));
+    let text = format!("kernel = \"{kernel}\"\nserial = \"file={log}\"\n");
+    files.write("vm.toml", text);
+    // Whether a stock kernel runs here is another matter.
+    let output = check_file(&files);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("serial"), "{said}");
+    let log = std::fs::read_to_string(files.path("log")).expect("the log");
+    assert_eq!(log, "of an earlier run");
+}
+
+/// `splitring check` with the configuration `vm.toml`.
+fn check_file(files: &Files) -> Output {
+    Command::new(PROGRAM)
+        .arg("check")
+        .arg(files.path("vm.toml"))
+        .env("XDG_CACHE_HOME", files.path("cache"))
+        .output()
+        .expect("run the program")
 }
 
 #[test]

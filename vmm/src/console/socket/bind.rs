@@ -60,24 +60,35 @@ pub(super) fn bind(path: PathBuf) -> Result<(UnixListener, SocketFile), ConsoleE
 }
 
 fn remove_stale(path: &Path) -> Result<(), ConsoleError> {
+    if is_stale(path)? {
+        fs::remove_file(path).map_err(|error| failed(path, error))?;
+    }
+    Ok(())
+}
+
+/// Returns an error if something else is at `path` than a socket that nobody listens at any more.
+pub(in crate::console) fn check_free(path: &Path) -> Result<(), ConsoleError> {
+    is_stale(path).map(drop)
+}
+
+/// Whether a dead process left a socket at `path`.
+fn is_stale(path: &Path) -> Result<bool, ConsoleError> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         // If it is anything but "not found", bind reports it.
-        Err(_) => return Ok(()),
+        Err(_) => return Ok(false),
     };
     if !found.file_type().is_socket() {
         return Err(ConsoleError::NotASocket(path.to_owned()));
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|error| failed(path, error))
-        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
         // Also with a full backlog or of another socket type it is alive.
         _ => Err(ConsoleError::SocketInUse(path.to_owned())),
     }
 }
 
-fn failed(path: &Path, error: io::Error) -> ConsoleError {
+pub(in crate::console) fn failed(path: &Path, error: io::Error) -> ConsoleError {
     let remedy = match error.kind() {
         io::ErrorKind::NotFound => "create its directory first",
         io::ErrorKind::PermissionDenied => "give a directory that you may write to",
