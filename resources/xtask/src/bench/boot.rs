@@ -46,6 +46,9 @@ pub(crate) struct Options {
     /// Runs of each subject
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
+    /// Measure this program, which is linked statically, instead of building one: an older one to compare with, say
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
     /// The inner half: measure the binary at this path, here and now
     #[arg(long, hide = true, value_name = "PATH", requires = "kernel")]
     splitring: Option<PathBuf>,
@@ -69,7 +72,10 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
     let cache = Cache::open()?;
     let files = cache.scratch("bench-")?;
     prepare(&cache, files.path())?;
-    let splitring = vmm::build_static()?;
+    let (splitring, dynamic) = match &options.program {
+        Some(program) => (program.clone(), program.clone()),
+        None => (vmm::build_static()?, vmm::build()?),
+    };
     let lab = lab::Options {
         icount: true,
         timeout: LIMIT,
@@ -84,7 +90,7 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
         "--splitring".into(),
         splitring.into(),
         "--dynamic".into(),
-        vmm::build()?.into(),
+        dynamic.into(),
         "--kernel".into(),
         files.path().into(),
     ];
