@@ -22,7 +22,7 @@ fn build(config: &VmConfig) -> Machine {
 
 fn main() {
     let Some(dir) = tiny::directory() else { return };
-    let mut config = tiny::config(dir.path(), tiny::SPIN);
+    let mut config = tiny::config(dir.path(), tiny::SLEEP);
     config.memory.size.0 = 16 << 20;
     at_once(&config);
     cycles(&config);
@@ -31,7 +31,7 @@ fn main() {
 fn at_once(config: &VmConfig) {
     // What the first machine of a process sets up is no other's.
     drop(build(config));
-    let before = private_kib();
+    let before = private_kib(config);
     let machines: Vec<_> = timed("build", AT_ONCE, || {
         (0..AT_ONCE).map(|_| build(config)).collect()
     });
@@ -40,11 +40,12 @@ fn at_once(config: &VmConfig) {
             .iter()
             .for_each(|machine| machine.start().expect("starts"));
     });
-    let guest = machines.len() as u64 * guest_kib(config);
-    let each = (private_kib() - before) / u64::from(AT_ONCE);
+    let after = private_kib(config);
+    let each = |part: usize| (after[part] - before[part]) / u64::from(AT_ONCE);
     println!(
-        "{AT_ONCE} at once: {each} KiB of private memory for each, of {} KiB the guest may touch",
-        guest / u64::from(AT_ONCE)
+        "{AT_ONCE} at once: {} KiB of private memory each, and {} KiB of guest memory",
+        each(0),
+        each(1)
     );
     timed("pause", AT_ONCE, || {
         machines
@@ -86,18 +87,23 @@ fn timed<T>(what: &str, times: u32, work: impl FnOnce() -> T) -> T {
     result
 }
 
-fn guest_kib(config: &VmConfig) -> u64 {
-    config.memory.size.0 >> 10
-}
-
-/// Anonymous memory that is resident, in KiB.
-fn private_kib() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("status");
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    let number = line.and_then(|line| line.trim().split(' ').next());
-    number.expect("a line").parse().expect("a number")
+/// Anonymous memory that is resident, in KiB: the process's own and the guests'. Guests' mappings are as large as their
+/// memory, or larger where several lie side by side.
+fn private_kib(config: &VmConfig) -> [u64; 2] {
+    let smaps = fs::read_to_string("/proc/self/smaps").expect("smaps");
+    let kib = |line: &str, key: &str| {
+        let value = line.strip_prefix(key)?.trim().strip_suffix(" kB")?;
+        value.parse::<u64>().ok()
+    };
+    let (mut of_guest, mut sum) = (false, [0; 2]);
+    for line in smaps.lines() {
+        if let Some(size) = kib(line, "Size:") {
+            of_guest = size >= config.memory.size.0 >> 10;
+        } else if let Some(size) = kib(line, "Anonymous:") {
+            sum[usize::from(of_guest)] += size;
+        }
+    }
+    sum
 }
 
 /// Descriptors, threads and mappings of this process.
