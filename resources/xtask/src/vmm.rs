@@ -29,7 +29,10 @@ pub(crate) fn build() -> Result<PathBuf> {
 /// The same with everything in one static file.
 pub(crate) fn build_static() -> Result<PathBuf> {
     const HOST: &str = "x86_64-unknown-linux-gnu";
-    let flags = format!("target.{HOST}.rustflags=[\"-Ctarget-feature=+crt-static\"]");
+    // A static program that may lie anywhere relocates itself: packed, that takes 160 KiB less.
+    const FLAGS: &str =
+        r#""-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,-z,pack-relative-relocs""#;
+    let flags = format!("target.{HOST}.rustflags=[{FLAGS}]");
     // With a target named, the flags don't reach macros and build scripts, which are dynamic.
     build_with(&["--target", HOST, "--config", &flags])
 }
