@@ -4,7 +4,6 @@
 //! runs it, a data side ([`QueueHandler`], owned by one worker). Neither knows PCI, KVM or threads.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
 
 use splitring_virtio::device::queue::ActiveQueue;
 use thiserror::Error;
@@ -15,6 +14,7 @@ use crate::interrupt::ConfigNotifier;
 use crate::ram::Ram;
 
 pub use crate::fault::Broken;
+pub use crate::sources::{Interest, Registry, Source, Trigger};
 
 /// A running queue over the machine's memory.
 pub type Queue = ActiveQueue<Ram>;
@@ -113,7 +113,8 @@ opaque_debug! { Task |it| { queues: it.queues } }
 
 /// The data side of a device. It runs on one worker's thread and takes no lock between kick and interrupt.
 pub trait QueueHandler: Send {
-    /// The backend's descriptors to wait for. Asked once, before the first [`QueueHandler::run`].
+    /// The backend's descriptors to wait for from the start. Asked once, before the first [`QueueHandler::run`]; a
+    /// [`Registry`] changes them later.
     fn sources(&self) -> Vec<Source<'_>> {
         Vec::new()
     }
@@ -122,7 +123,7 @@ pub trait QueueHandler: Send {
     /// afterwards, once per pass. The worker limits how many chains a pass gets from each queue and runs the
     /// handler again after other events if there may be more, so popping until `None` is right. A queue popped
     /// until it was empty is notified again at the next buffer; one left with buffers is not, and the handler
-    /// must be waiting for a source or return [`Outcome::More`].
+    /// must be waiting for a source or a timer, or return [`Outcome::More`].
     fn run(&mut self, queues: &mut QueueSet<'_>, cause: Cause) -> Result<Outcome, Broken>;
 
     /// Whether the backend has something for the next run, told without a system call. `None` if only its sources
@@ -166,8 +167,10 @@ pub trait QueueHandler: Send {
 pub enum Cause {
     /// The driver made buffers available in this queue, or may have.
     Kick(u16),
-    /// A source is ready; its token.
+    /// A source is ready, or may be; its token.
     Source(u32),
+    /// A timer went off; its token. It is not set any more.
+    Timer(u32),
     /// The first run, the first after a pause, or the continuation of [`Outcome::More`]: look at everything.
     Resume,
 }
@@ -175,64 +178,10 @@ pub enum Cause {
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing left to do until a kick or a source.
+    /// Nothing left to do until a kick, a source or a timer.
     Idle,
     /// There is more to do: run again after the worker's other events.
     More,
-}
-
-/// A descriptor a handler waits for. The handler keeps it open until it is dropped.
-#[derive(Debug, Clone, Copy)]
-pub struct Source<'a> {
-    /// What to wait for.
-    pub fd: BorrowedFd<'a>,
-    /// Comes back in [`Cause::Source`].
-    pub token: u32,
-    /// Readable, or writable too.
-    pub interest: Interest,
-    /// Whether an event repeats until its reason is gone.
-    pub trigger: Trigger,
-}
-
-/// What to wait for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interest {
-    /// Something to read.
-    Read,
-    /// Room to write.
-    Write,
-    /// Either.
-    Both,
-}
-
-/// When to report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trigger {
-    /// As long as it is ready; the handler must consume the reason.
-    Level,
-    /// Each time something arrives. An eventfd waited for so need never be read.
-    Edge,
-}
-
-impl<'a> Source<'a> {
-    /// Waits for `fd` to become readable, edge-triggered: right for eventfds and for handlers that read until
-    /// there is no more.
-    pub fn edge(fd: BorrowedFd<'a>, token: u32) -> Self {
-        Self {
-            fd,
-            token,
-            interest: Interest::Read,
-            trigger: Trigger::Edge,
-        }
-    }
-
-    /// Waits for `fd` as long as it is readable.
-    pub fn level(fd: BorrowedFd<'a>, token: u32) -> Self {
-        Self {
-            trigger: Trigger::Level,
-            ..Self::edge(fd, token)
-        }
-    }
 }
 
 /// After how many requests of a batch those that are done already are shown to the driver (`ActiveQueue::show`): what
@@ -249,17 +198,18 @@ pub struct TaskQueue {
 
 opaque_debug! { TaskQueue |it| { index: it.index } }
 
-/// The queues of a task, lent to its handler for one run.
+/// What a handler is lent for one call: the queues of its task, and what the task waits for.
 pub struct QueueSet<'a> {
     queues: &'a mut [TaskQueue],
+    registry: &'a mut Registry,
 }
 
 opaque_debug! { QueueSet<'_> |it| { queues: it.queues } }
 
 impl<'a> QueueSet<'a> {
-    /// Lends `queues`.
-    pub fn new(queues: &'a mut [TaskQueue]) -> Self {
-        Self { queues }
+    /// Lends `queues`; what the handler wants changed of what it waits for is to be found in `registry` afterwards.
+    pub fn new(queues: &'a mut [TaskQueue], registry: &'a mut Registry) -> Self {
+        Self { queues, registry }
     }
 
     /// Queue `index`, if it belongs to this task.
@@ -275,6 +225,11 @@ impl<'a> QueueSet<'a> {
         self.queues
             .iter_mut()
             .map(|slot| (slot.index, &mut slot.queue))
+    }
+
+    /// Where descriptors and timers are added and removed.
+    pub fn registry(&mut self) -> &mut Registry {
+        self.registry
     }
 }
 

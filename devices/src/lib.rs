@@ -39,6 +39,7 @@ pub mod scsi;
 pub mod serial;
 mod setters;
 mod signals;
+mod sources;
 #[cfg(test)]
 mod testing;
 pub mod throttle;

@@ -1,20 +1,10 @@
-//! Rate limits: units and bytes a second, and the timer a queue over its limit waits for.
+//! Rate limits: units and bytes a second.
 //!
 //! Each limit is one number, the time at which everything admitted so far would be paid for (the generic cell rate
 //! algorithm); something is admitted while that lies less than a burst ahead. Queues update it without a lock. It
 //! doesn't know what is limited.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
-
-use crate::log;
-use crate::throttle::Throttle;
 
 const SECOND: u64 = 1_000_000_000;
 /// How far ahead a limit may be spent: a tenth of a second's worth comes through at once after a pause.
@@ -88,45 +78,6 @@ impl Limits {
         if let Some(rate) = &self.bytes {
             rate.charge(now, bytes);
         }
-    }
-}
-
-/// A timer that becomes readable once a limit lets something through again.
-#[derive(Debug)]
-pub(crate) struct Alarm {
-    timer: OwnedFd,
-    throttle: Throttle,
-}
-
-impl Alarm {
-    /// An alarm that is not set.
-    pub(crate) fn new() -> io::Result<Self> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        Ok(Self {
-            timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
-            throttle: Throttle::default(),
-        })
-    }
-
-    /// Goes off in `wait` nanoseconds, whatever it was set to before.
-    pub(crate) fn set(&self, wait: u64) {
-        let in_range = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let alarm = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value: Timespec {
-                tv_sec: in_range(wait.wrapping_div(SECOND)),
-                tv_nsec: in_range(wait.wrapping_rem(SECOND)),
-            },
-        };
-        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &alarm) {
-            log::error!(self.throttle, %error, "a rate limit cannot set its timer");
-        }
-    }
-}
-
-impl AsFd for Alarm {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.timer.as_fd()
     }
 }
 

@@ -21,7 +21,6 @@ pub mod tap;
 mod tasks;
 mod transmit;
 
-use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use splitring_virtio::spec::net::{Config, feature, status};
@@ -69,8 +68,8 @@ pub struct Net {
     queue_sizes: Vec<u16>,
     backend: Arc<dyn NetBackend>,
     state: Arc<State>,
-    /// Each pair's, by direction; none without limits. Made with the card, so that a start makes no timer.
-    gates: Vec<[Arc<Gate>; 2]>,
+    /// By direction, shared by all pairs; none if the keys ask for none.
+    limits: Option<[Arc<Limits>; 2]>,
     mask: u64,
     /// While the driver runs the card.
     notifier: Mutex<Option<ConfigNotifier>>,
@@ -81,20 +80,18 @@ opaque_debug! { Net |it| { id: it.state.id, pairs: it.pairs } }
 
 impl Net {
     /// A card called `id` with address `mac` where the configuration names none. `config` has been validated.
-    ///
-    /// # Errors
-    /// No timer for the limits.
+    #[must_use]
     pub fn new(
         id: &str,
         mac: MacAddress,
         config: &NetConfig,
         backend: Arc<dyn NetBackend>,
-    ) -> Result<Self, NetError> {
+    ) -> Self {
         let MacAddress(mac) = config.mac.unwrap_or(mac);
         let pairs = config.pairs().min(backend.max_pairs()).max(1);
         let mut queue_sizes = vec![config.queue_len(); usize::from(pairs).saturating_mul(2)];
         queue_sizes.push(CONTROL_QUEUE_SIZE);
-        Ok(Self {
+        Self {
             mac,
             mtu: config.mtu,
             only_from: config.mac_filter.then_some(mac),
@@ -103,11 +100,11 @@ impl Net {
             queue_sizes,
             backend,
             state: Arc::new(State::new(id, mac, pairs)),
-            gates: gates(config, pairs).map_err(NetError::Timer)?,
+            limits: limits(config),
             mask: !with_dependents(config.hidden_features()),
             notifier: Mutex::new(None),
             events: OnceLock::new(),
-        })
+        }
     }
 
     /// Sends the card's events to `sink` from now on. Only the first call counts.
@@ -190,8 +187,10 @@ impl Net {
         let port = port.map_err(|e| {
             StartError::new(format_args!("{}: queue pair {pair}: {e}", self.state.id))
         })?;
-        let gates = self.gates.get(usize::from(pair)).cloned();
-        let [receive_gate, transmit_gate] = gates.map_or([None, None], |gates| gates.map(Some));
+        let limits = self.limits.clone();
+        let [receive_gate, transmit_gate] = limits.map_or([None, None], |limits| {
+            limits.map(|one| Some(Gate::new(one)))
+        });
         let handler = Box::new(PairHandler {
             state: Arc::clone(&self.state),
             port,
@@ -331,18 +330,11 @@ impl VirtioDevice for Net {
     }
 }
 
-/// The limits that the keys ask for: one for each direction, shared by all pairs.
-fn gates(config: &NetConfig, pairs: u16) -> io::Result<Vec<[Arc<Gate>; 2]>> {
+/// The limits that the keys ask for: one for each direction.
+fn limits(config: &NetConfig) -> Option<[Arc<Limits>; 2]> {
     let bytes = config.bandwidth.map(|bytes| bytes.0);
-    if config.packets.is_none() && bytes.is_none() {
-        return Ok(Vec::new());
-    }
-    let limits = || Arc::new(Limits::new(config.packets, bytes));
-    let (receive, transmit) = (limits(), limits());
-    let gate = |limits| Gate::new(Arc::clone(limits)).map(Arc::new);
-    (0..pairs)
-        .map(|_| Ok([gate(&receive)?, gate(&transmit)?]))
-        .collect()
+    let limited = config.packets.is_some() || bytes.is_some();
+    limited.then(|| [(); 2].map(|()| Arc::new(Limits::new(config.packets, bytes))))
 }
 
 #[cfg(test)]

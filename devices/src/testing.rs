@@ -22,7 +22,8 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
 
 use crate::device::{
-    Broken, Cause, Outcome, QueueHandler, QueueSet, ReadyQueue, Start, TaskQueue, VirtioDevice,
+    Broken, Cause, Outcome, QueueHandler, QueueSet, ReadyQueue, Registry, Start, TaskQueue,
+    VirtioDevice,
 };
 use crate::events::{DeviceEvent, EventSink};
 use crate::interrupt::{ConfigGate, ConfigNotifier};
@@ -165,9 +166,10 @@ impl<D: VirtioDevice> Bench<D> {
     pub(crate) fn run(&mut self, queue: u16, cause: Cause) -> Result<Outcome, Broken> {
         let has = |task: &&mut Running| task.queues.iter().any(|slot| slot.index == queue);
         let task = self.tasks.iter_mut().find(has).unwrap();
-        let result = task
-            .handler
-            .run(&mut QueueSet::new(&mut task.queues), cause);
+        let result = task.handler.run(
+            &mut QueueSet::new(&mut task.queues, &mut Registry::default()),
+            cause,
+        );
         for slot in &mut task.queues {
             let _: Interrupt = slot.queue.publish();
         }
@@ -178,7 +180,9 @@ impl<D: VirtioDevice> Bench<D> {
     pub(crate) fn stop(&mut self) -> u32 {
         let mut left = 0;
         for mut task in self.tasks.drain(..) {
-            task.handler.stop(&mut QueueSet::new(&mut task.queues));
+            let mut registry = Registry::default();
+            let mut set = QueueSet::new(&mut task.queues, &mut registry);
+            task.handler.stop(&mut set);
             left += task
                 .queues
                 .iter()

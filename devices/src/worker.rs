@@ -16,6 +16,8 @@ mod precedence;
 mod processor;
 mod running;
 mod serve;
+mod timers;
+mod watches;
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -37,6 +39,7 @@ use pause::{Asker, Reached};
 use processor::Processor;
 use running::Running;
 use serve::{Reporter, add_loop, serve};
+use timers::Timers;
 
 pub use error::{Failure, OnFailure, WorkerError};
 pub use pause::{PauseError, Unfinished};
@@ -86,7 +89,7 @@ impl Worker {
         let poll_window = poll_window.or(processor.window());
         let mut manager = EventManager::new().map_err(|e| io::Error::other(e.to_string()))?;
         let (caller, calls) = calls()?;
-        let state = Loop::new(poll_window.unwrap_or_default(), processor);
+        let state = Loop::new(poll_window.unwrap_or_default(), processor, Timers::new()?);
         let subscriber = add_loop(&mut manager, state, &calls)?;
         let reporter = Reporter {
             worker: name.to_owned(),
@@ -149,7 +152,8 @@ impl Worker {
 
     /// Takes a task in and runs it for the first time.
     pub fn add(&self, task: NewTask) -> Result<TaskId, WorkerError> {
-        self.add_entry(Entry::Task(Running::new(task, self.processor)))
+        let processor = self.processor;
+        self.add_entry(move || Entry::Task(Running::new(task, processor)))
     }
 
     /// Calls `action` on the loop's thread whenever `fd` is signalled. Stop it like a task.
@@ -160,21 +164,23 @@ impl Worker {
         action: Box<dyn FnMut() + Send>,
     ) -> Result<TaskId, WorkerError> {
         let label = label.to_owned();
-        self.add_entry(Entry::Watch(Watcher { label, fd, action }))
+        self.add_entry(move || Entry::Watch(Watcher { label, fd, action }))
     }
 
-    fn add_entry(&self, entry: Entry) -> Result<TaskId, WorkerError> {
+    fn add_entry(
+        &self,
+        make: impl FnOnce() -> Entry + Send + 'static,
+    ) -> Result<TaskId, WorkerError> {
         self.ask(move |ops, subscriber| {
-            let mut entry = Some(entry);
             let state = loop_of(ops, subscriber)?;
             let slot = state.free_slot().ok_or(WorkerError::NoTask)?;
             let runs = state.runs();
-            if let Some(entry) = entry.as_ref().filter(|_| runs) {
-                let mut events = events_of(ops, subscriber)?;
-                entry.watch(slot, &mut events)?;
+            let entry = make();
+            if runs {
+                entry.watch(slot, &mut events_of(ops, subscriber)?)?;
             }
             let state = loop_of(ops, subscriber)?;
-            state.put(slot, entry.take());
+            state.put(slot, Some(entry));
             if !runs {
                 state.parked.insert(slot);
             }
@@ -188,9 +194,9 @@ impl Worker {
     /// A watch returns no [`Stopped`].
     pub fn stop(&self, id: TaskId) -> Result<Option<Stopped>, WorkerError> {
         self.ask(move |ops, subscriber| {
-            let entry = loop_of(ops, subscriber)?
-                .take(id.0)
-                .ok_or(WorkerError::NoTask)?;
+            let state = loop_of(ops, subscriber)?;
+            let entry = state.take(id.0).ok_or(WorkerError::NoTask)?;
+            state.timers.remove(id.0);
             entry.unwatch(&mut events_of(ops, subscriber)?);
             Ok(match entry {
                 Entry::Task(running) => Some(running.stop()),

@@ -17,6 +17,8 @@ use crate::testing::{GuestRing, Sink, memory};
 
 #[path = "worker_pause_tests.rs"]
 mod pause;
+#[path = "worker_sources_tests.rs"]
+mod sources;
 
 struct Bench {
     worker: Arc<Worker>,
@@ -133,7 +135,7 @@ fn the_thread_gives_way_as_long_as_a_task_is_flooded() {
     let side = bench.add(1, feature::VERSION_1, Flooded);
     bench.settle();
     assert_eq!(policy(), libc::SCHED_BATCH);
-    drop(bench.worker.stop(side.id).unwrap());
+    assert!(bench.worker.stop(side.id).unwrap().is_some());
     assert_eq!(policy(), libc::SCHED_OTHER);
 }
 
@@ -233,8 +235,6 @@ fn stop_gives_back_handler_and_queues_with_nothing_in_flight() {
     wait_until("they are held", || record.held.load(Ordering::SeqCst) == 7);
     let stopped = bench.worker.stop(side.id).unwrap().unwrap();
     assert_eq!(stopped.in_flight, 0);
-    assert_eq!(stopped.queues.len(), 1);
-    assert_eq!(stopped.queues[0].index, 4);
     assert_eq!(side.ring.used().len(), 7, "what was completed is shown");
     assert!(matches!(
         bench.worker.stop(side.id),
@@ -427,6 +427,35 @@ fn a_descriptor_that_cannot_be_waited_for_is_an_error_and_leaves_nothing() {
     kick.write(1).unwrap();
     bench.settle();
     assert!(bench.failures.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_task_that_never_ran_is_only_dropped_and_one_on_a_worker_is_stopped_however_it_goes() {
+    let bench = Bench::new();
+    let task = || {
+        let (handler, record) = probe(Manner::Hold);
+        let ring = GuestRing::new(&bench.ram, 0, 256);
+        let queue = ring
+            .config()
+            .activate(bench.ram.clone(), RingFeatures::default())
+            .unwrap();
+        let task = NewTask {
+            label: "task".to_owned(),
+            queues: vec![(TaskQueue { index: 0, queue }, Arc::new(eventfd().unwrap()))],
+            handler: Box::new(handler),
+            sink: Arc::new(Sink::default()),
+        };
+        (task, record)
+    };
+    let (new, record) = task();
+    drop(new);
+    assert_eq!(record.stops.load(Ordering::SeqCst), 0);
+    let (new, record) = task();
+    drop(Running::new(new, Processor::Own));
+    assert_eq!(record.stops.load(Ordering::SeqCst), 1);
+    let (new, record) = task();
+    Running::new(new, Processor::Own).stop();
+    assert_eq!(record.stops.load(Ordering::SeqCst), 1, "once");
 }
 
 #[test]

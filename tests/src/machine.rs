@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use splitring_devices::device::{
-    Cause, QueueHandler, QueueSet, ReadyQueue, Start, TaskQueue, VirtioDevice,
+    Cause, QueueHandler, QueueSet, ReadyQueue, Registry, Start, TaskQueue, VirtioDevice,
 };
 use splitring_devices::interrupt::{ConfigGate, ConfigNotifier};
 use splitring_devices::ram::{Mapping, Ram};
@@ -171,7 +171,7 @@ impl Machine {
     pub fn reset(&mut self) -> u32 {
         let mut left = 0;
         for (mut handler, mut queues) in self.tasks.drain(..) {
-            handler.stop(&mut QueueSet::new(&mut queues));
+            handler.stop(&mut QueueSet::new(&mut queues, &mut Registry::default()));
             for slot in &mut queues {
                 let _ = slot.queue.publish();
                 left += u32::from(slot.queue.in_flight());
@@ -184,7 +184,10 @@ impl Machine {
 
 fn pass(handler: &mut dyn QueueHandler, queues: &mut [TaskQueue]) {
     handler
-        .run(&mut QueueSet::new(queues), Cause::Resume)
+        .run(
+            &mut QueueSet::new(queues, &mut Registry::default()),
+            Cause::Resume,
+        )
         .expect("no broken queue");
     for slot in queues {
         let _ = slot.queue.publish();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use arena::{Board, BouncingHal, Wire, device_ram};
 use splitring_devices::device::{
-    Cause, QueueHandler, QueueSet, ReadyQueue, Start, TaskQueue, VirtioDevice,
+    Cause, QueueHandler, QueueSet, ReadyQueue, Registry, Start, TaskQueue, VirtioDevice,
 };
 use splitring_devices::interrupt::{ConfigGate, ConfigNotifier};
 use splitring_devices::net::passt::Passt;
@@ -75,7 +75,9 @@ impl Running {
 
     fn run(&mut self, cause: Cause) {
         for (queues, handler) in &mut self.tasks {
-            handler.run(&mut QueueSet::new(queues), cause).unwrap();
+            let mut registry = Registry::default();
+            let mut set = QueueSet::new(queues, &mut registry);
+            handler.run(&mut set, cause).unwrap();
             for slot in queues {
                 let _: Interrupt = slot.queue.publish();
                 let _ = slot.queue.enable_notification();
@@ -90,7 +92,7 @@ fn echo(offered: u64) -> Wire {
     far.set_nonblocking(true).unwrap();
     let passt = Passt::from_fd(OwnedFd::from(ours)).unwrap();
     let config = NetConfig::passt();
-    let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(passt)).unwrap();
+    let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(passt));
     let mut space = vec![0; 32];
     card.read_config(0, &mut space);
     let offered = offered | VERSION_1 | card.features();

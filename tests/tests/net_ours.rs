@@ -37,8 +37,7 @@ impl Guest {
         far.set_nonblocking(true).unwrap();
         let passt = Passt::from_fd(OwnedFd::from(ours)).unwrap();
         let config = NetConfig::passt();
-        let mut machine =
-            Machine::new(Net::new("net0", MacAddress(MAC), &config, Arc::new(passt)).unwrap());
+        let mut machine = Machine::new(Net::new("net0", MacAddress(MAC), &config, Arc::new(passt)));
         let merge = if mode == ReceiveMode::Mergeable {
             feature::MRG_RXBUF
         } else {

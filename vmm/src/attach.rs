@@ -105,7 +105,7 @@ pub(crate) fn attach(
             net,
             Arc::clone(backend),
             config.name.as_deref(),
-        )?;
+        );
         device.report_to(bay.events.clone());
         bay.nets.push(device.handle());
         bay.plug(slot, device)?;
@@ -126,15 +126,11 @@ fn build_net(
     config: &NetConfig,
     backend: Arc<dyn NetBackend>,
     machine: Option<&str>,
-) -> Result<Arc<Net>, AttachError> {
+) -> Arc<Net> {
     // Two machines on one bridge must differ: by name, or else by the TAP each has for itself.
     let owner = machine.or(backend.interface()).unwrap_or_default();
     let mac = MacAddress::stable(owner, number);
-    let card = Net::new(id, mac, config, backend).map_err(|error| AttachError::Net {
-        id: id.to_owned(),
-        error,
-    })?;
-    Ok(Arc::new(card))
+    Arc::new(Net::new(id, mac, config, backend))
 }
 
 impl Bay<'_> {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use splitring_virtio::spec::blk::{ID_BYTES, status};
 
@@ -16,6 +17,9 @@ use crate::device::{
 use crate::disk::metrics::{self, RequestKind};
 use crate::disk::{Completion, Data, DiskOp, DiskQueue, IoFault};
 use crate::events::NO_EVENTS;
+
+/// Timer: a rate limit lets the next request through.
+const LIMIT: u32 = 0;
 
 /// What the driver negotiated about caching (section 5.2.6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,8 @@ pub(super) struct BlkQueue {
     free: Vec<u16>,
     /// Taken from the ring while the disk had no room or a rate limit held it back.
     held: Option<Chain>,
+    /// When the disk is to be asked again, if a rate limit holds a request back.
+    ready_at: Option<Instant>,
     /// Completions under way; kept for its room.
     done: Vec<Completion>,
 }
@@ -74,6 +80,7 @@ impl BlkQueue {
             requests: (0..size).map(|_| Request::idle()).collect(),
             free: (0..size).rev().collect(),
             held: None,
+            ready_at: None,
             done: Vec::with_capacity(usize::from(size)),
         }
     }
@@ -95,6 +102,7 @@ impl BlkQueue {
             // Held rather than left in the ring: a ring that was popped empty would be announced again at once.
             if !self.disk.ready() {
                 self.held = Some(chain);
+                self.ready_at = self.disk.ready_at();
                 break;
             }
             let Some(tag) = self.free.pop() else {
@@ -357,9 +365,13 @@ impl QueueHandler for BlkQueue {
             let answered = self.reap(queue, DiskQueue::completions);
             // What was answered may have brought the driver to add more; the worker's grant bounds this.
             if !taken? && !answered {
-                return Ok(Outcome::Idle);
+                break;
             }
         }
+        if let Some(at) = self.ready_at.take() {
+            queues.registry().set_timer(LIMIT, at);
+        }
+        Ok(Outcome::Idle)
     }
 
     fn poll(&mut self) -> Option<bool> {

@@ -12,6 +12,7 @@
 //! - guest memory is not touched after the completion of its request, nor after [`DiskQueue::drain`] returned.
 
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 use splitring_virtio::mem::Segment;
 
@@ -67,9 +68,16 @@ pub trait Disk: Send + Sync {
 /// [`drain`](Self::drain) go on with the panic on the caller's thread. A worker reports it, and the
 /// machine ends.
 pub trait DiskQueue: Send {
-    /// Whether one more request may be submitted now. If not, because `depth` requests are in flight or a rate
-    /// limit is reached, one of [`events`](Self::events) becomes readable when this may have changed.
+    /// Whether one more request may be submitted now. If not, because `depth` requests are in flight or a rate limit is
+    /// reached, one of [`events`](Self::events) becomes readable when this may have changed, or
+    /// [`ready_at`](Self::ready_at) says when to ask again.
     fn ready(&mut self) -> bool;
+
+    /// When [`ready`](Self::ready), which was `false`, is to be asked again although no event becomes readable; `None`
+    /// if one does. The worker's timers serve a rate limit so, without a descriptor of its own.
+    fn ready_at(&self) -> Option<Instant> {
+        None
+    }
 
     /// Takes a request. `tag` is the caller's and comes back with the completion.
     ///
@@ -95,7 +103,7 @@ pub trait DiskQueue: Send {
 
     /// Descriptors that become readable when completions wait or [`ready`](Self::ready) may have turned true. They
     /// are to be watched edge-triggered: nobody reads them. None at all means that everything completes within
-    /// `commit` and no limit is set.
+    /// `commit`.
     fn events(&self) -> Vec<BorrowedFd<'_>>;
 
     /// Requests submitted and not yet returned by [`completions`](Self::completions).

@@ -460,6 +460,10 @@ impl DiskQueue for FaultyQueue {
         self.inner.ready()
     }
 
+    fn ready_at(&self) -> Option<std::time::Instant> {
+        self.inner.ready_at()
+    }
+
     fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
         let (fate, careless) = {
             let mut script = lock(&self.script);

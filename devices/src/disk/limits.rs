@@ -2,15 +2,16 @@
 //!
 //! It works around any disk and knows nothing of what is behind.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::{
     Completion, Data, Disk, DiskError, DiskOp, DiskQueue, Extent, Full, Geometry, ImageId, IoFault,
 };
 use crate::clock::now;
 use crate::debug::opaque_debug;
-use crate::limits::{Alarm, Limits};
+use crate::limits::Limits;
 use crate::ram::Ram;
 
 /// A disk with limits in front of it.
@@ -43,16 +44,11 @@ impl Disk for LimitedDisk {
         index: u16,
         depth: u16,
     ) -> Result<Box<dyn DiskQueue>, DiskError> {
-        let timer = Alarm::new().map_err(|source| DiskError::Host {
-            operation: "make a timer for",
-            path: "a limited disk".into(),
-            source,
-        })?;
         let inner = self.inner.open_queue(ram, index, depth)?;
         Ok(Box::new(LimitedQueue {
             inner,
             limits: Arc::clone(&self.limits),
-            timer,
+            ready_at: None,
         }))
     }
 
@@ -72,18 +68,23 @@ impl Disk for LimitedDisk {
 struct LimitedQueue {
     inner: Box<dyn DiskQueue>,
     limits: Arc<Limits>,
-    timer: Alarm,
+    /// While the limit is reached.
+    ready_at: Option<Instant>,
 }
 
 impl DiskQueue for LimitedQueue {
     fn ready(&mut self) -> bool {
-        match self.limits.wait(now()) {
-            0 => self.inner.ready(),
-            wait => {
-                self.timer.set(wait);
-                false
-            }
+        let wait = self.limits.wait(now());
+        if wait == 0 {
+            self.ready_at = None;
+            return self.inner.ready();
         }
+        self.ready_at = Instant::now().checked_add(Duration::from_nanos(wait));
+        false
+    }
+
+    fn ready_at(&self) -> Option<Instant> {
+        self.ready_at.or(self.inner.ready_at())
     }
 
     fn submit(&mut self, tag: u64, op: DiskOp<'_>) -> Result<(), Full> {
@@ -113,9 +114,7 @@ impl DiskQueue for LimitedQueue {
     }
 
     fn events(&self) -> Vec<BorrowedFd<'_>> {
-        let mut events = self.inner.events();
-        events.push(self.timer.as_fd());
-        events
+        self.inner.events()
     }
 
     fn in_flight(&self) -> usize {
@@ -146,10 +145,9 @@ mod tests {
     use super::*;
     use crate::disk::doubles::MemoryDisk;
     use crate::testing::memory;
-    use rustix::event::{PollFd, PollFlags, poll};
 
     #[test]
-    fn a_queue_over_its_limit_is_not_ready_until_its_event() {
+    fn a_queue_over_its_limit_says_when_it_is_ready_again() {
         let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(1 << 20));
         let limited = LimitedDisk::new(disk, None, Some(1 << 20));
         let mut queue = limited.open_queue(memory(), 0, 4).expect("queue");
@@ -165,14 +163,11 @@ mod tests {
         queue.completions(&mut done);
         assert_eq!(done.len(), 1);
         assert!(!queue.ready());
-        let start = std::time::Instant::now();
-        let events = queue.events();
-        let mut fds: Vec<_> = events
-            .iter()
-            .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
-            .collect();
-        assert_eq!(poll(&mut fds, None).expect("poll"), 1);
-        assert!(start.elapsed().as_millis() >= 30, "{:?}", start.elapsed());
+        let at = queue.ready_at().expect("a time");
+        let wait = at.saturating_duration_since(Instant::now());
+        assert!((30..=60).contains(&wait.as_millis()), "{wait:?}");
+        std::thread::sleep(wait);
         assert!(queue.ready());
+        assert_eq!(queue.ready_at(), None);
     }
 }

@@ -1,6 +1,5 @@
 //! Opens what a network card's keys name.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -31,11 +30,6 @@ pub enum NetError {
     /// Not one socket.
     #[error("{0} descriptors for passt; give one connected stream socket")]
     Sockets(usize),
-    /// A rate limit needs a timer.
-    #[error(
-        "cannot create a timer for the rate limits: {0}; raise the limit on open files (`ulimit -n`)"
-    )]
-    Timer(#[source] io::Error),
 }
 
 impl NetError {
@@ -45,7 +39,6 @@ impl NetError {
         match self {
             Self::Config(_) | Self::Numbers | Self::Sockets(_) => ErrorKind::Config,
             Self::Tap(_) | Self::Passt(_) => ErrorKind::Network,
-            Self::Timer(_) => ErrorKind::Limit,
         }
     }
 }

@@ -1,46 +1,42 @@
 //! A card's rate limits, as one direction of one queue pair meets them.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::clock::now;
-use crate::limits::{Alarm, Limits};
+use crate::limits::Limits;
 
 /// Lets frames through as fast as the limit of its direction allows; the limit is shared by all pairs.
 #[derive(Debug)]
 pub(super) struct Gate {
     limits: Arc<Limits>,
-    alarm: Alarm,
+    opens: Option<Instant>,
 }
 
 impl Gate {
-    pub(super) fn new(limits: Arc<Limits>) -> io::Result<Self> {
-        Ok(Self {
+    pub(super) fn new(limits: Arc<Limits>) -> Self {
+        Self {
             limits,
-            alarm: Alarm::new()?,
-        })
+            opens: None,
+        }
     }
 
-    /// Whether a frame may pass now; if not, the descriptor becomes readable when one may.
-    pub(super) fn open(&self) -> bool {
-        match self.limits.wait(now()) {
-            0 => true,
-            wait => {
-                self.alarm.set(wait);
-                false
-            }
+    /// Whether a frame may pass now; if not, [`opens`](Self::opens) says when one may.
+    pub(super) fn open(&mut self) -> bool {
+        let wait = self.limits.wait(now());
+        if wait > 0 {
+            self.opens = Instant::now().checked_add(Duration::from_nanos(wait));
         }
+        wait == 0
+    }
+
+    /// Takes when it is to be asked again, if it was found closed.
+    pub(super) fn opens(&mut self) -> Option<Instant> {
+        self.opens.take()
     }
 
     /// Counts a frame that passed.
     pub(super) fn charge(&self, bytes: u64) {
         self.limits.charge(now(), bytes);
-    }
-}
-
-impl AsFd for Gate {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.alarm.as_fd()
     }
 }

@@ -46,7 +46,7 @@ pub(super) struct Side<'a> {
     pub(super) port: &'a mut dyn FramePort,
     pub(super) state: &'a State,
     pub(super) counters: &'a Counters,
-    pub(super) gate: Option<&'a Gate>,
+    pub(super) gate: Option<&'a mut Gate>,
 }
 
 /// One pair's receiving side.
@@ -141,7 +141,7 @@ impl Receiver {
         queue: &mut Queue,
         side: &mut Side<'_>,
     ) -> Result<Option<u64>, ReceiveFault> {
-        if side.gate.is_some_and(|gate| !gate.open()) {
+        if side.gate.as_mut().is_some_and(|gate| !gate.open()) {
             return Ok(None);
         }
         self.renew_filter(side.state);
@@ -242,7 +242,7 @@ impl Receiver {
     fn deliver(&mut self, queue: &mut Queue, side: &Side<'_>, len: u64) {
         let frame = len.saturating_sub(wire_len(HEADER_SIZE));
         side.counters.deliver(frame);
-        if let Some(gate) = side.gate {
+        if let Some(gate) = &side.gate {
             gate.charge(frame);
         }
         let count = self.buffers_for(len);

@@ -1,6 +1,5 @@
 //! What runs on a worker: a queue pair, and the control queue.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use splitring_virtio::spec::net::ctrl;
@@ -21,7 +20,7 @@ use crate::log;
 
 /// The port has frames, or room.
 const PORT: u32 = 0;
-/// A limit lets frames through again, in either direction.
+/// Timers: a limit lets frames through again, in either direction.
 const RECEIVE_GATE: u32 = 1;
 const TRANSMIT_GATE: u32 = 2;
 
@@ -36,8 +35,8 @@ pub(super) struct PairHandler {
     pub(super) transmitter: Transmitter,
     pub(super) metrics: Arc<PairMetrics>,
     pub(super) flood: Flood,
-    pub(super) receive_gate: Option<Arc<Gate>>,
-    pub(super) transmit_gate: Option<Arc<Gate>>,
+    pub(super) receive_gate: Option<Gate>,
+    pub(super) transmit_gate: Option<Gate>,
 }
 
 impl PairHandler {
@@ -61,7 +60,7 @@ impl PairHandler {
             port: self.port.as_mut(),
             state: &self.state,
             counters: &self.metrics.received,
-            gate: self.receive_gate.as_deref(),
+            gate: self.receive_gate.as_mut(),
         };
         let done = self.receiver.run(queue, &mut side);
         done.map_err(|fault| Broken::new(self.receive, fault))
@@ -75,7 +74,7 @@ impl PairHandler {
             port: self.port.as_mut(),
             state: &self.state,
             counters: &self.metrics.sent,
-            gate: self.transmit_gate.as_deref(),
+            gate: self.transmit_gate.as_mut(),
         };
         let done = self.transmitter.run(queue, &mut side);
         done.map_err(|fault| Broken::new(self.transmit, fault))
@@ -83,27 +82,20 @@ impl PairHandler {
 }
 
 impl QueueHandler for PairHandler {
-    fn sources<'a>(&'a self) -> Vec<Source<'a>> {
+    fn sources(&self) -> Vec<Source<'_>> {
         let port = Source {
             interest: Interest::Both,
             ..Source::edge(self.port.fd(), PORT)
         };
-        let gate = |gate: &'a Option<Arc<Gate>>, token| {
-            let gate = gate.as_deref();
-            gate.map(|gate| Source::edge(gate.as_fd(), token))
-        };
-        std::iter::once(port)
-            .chain(gate(&self.receive_gate, RECEIVE_GATE))
-            .chain(gate(&self.transmit_gate, TRANSMIT_GATE))
-            .collect()
+        vec![port]
     }
 
     fn run(&mut self, queues: &mut QueueSet<'_>, cause: Cause) -> Result<Outcome, Broken> {
         let (receive, transmit) = match cause {
             // Asked for only when the ring was emptied, so frames may be waiting.
             Cause::Kick(queue) if queue == self.receive => (true, false),
-            Cause::Kick(_) | Cause::Source(TRANSMIT_GATE) => (false, true),
-            Cause::Source(RECEIVE_GATE) => (true, false),
+            Cause::Kick(_) | Cause::Timer(TRANSMIT_GATE) => (false, true),
+            Cause::Timer(_) => (true, false),
             Cause::Source(_) => {
                 self.flush();
                 (true, self.transmitter.blocked())
@@ -120,6 +112,14 @@ impl QueueHandler for PairHandler {
         } else {
             Outcome::Idle
         };
+        for (gate, token) in [
+            (&mut self.receive_gate, RECEIVE_GATE),
+            (&mut self.transmit_gate, TRANSMIT_GATE),
+        ] {
+            if let Some(at) = gate.as_mut().and_then(Gate::opens) {
+                queues.registry().set_timer(token, at);
+            }
+        }
         let (frames, bytes) = self.metrics.moved();
         self.flood.pass(frames, bytes);
         let more = sent == Outcome::More || received == Outcome::More;

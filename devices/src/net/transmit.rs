@@ -73,7 +73,7 @@ impl Transmitter {
 
     fn take(&mut self, queue: &mut Queue, side: &mut Side<'_>) -> Result<Outcome, ChainError> {
         for _ in 0..BUDGET {
-            if side.gate.is_some_and(|gate| !gate.open()) {
+            if side.gate.as_mut().is_some_and(|gate| !gate.open()) {
                 return Ok(Outcome::Idle);
             }
             let chain = match self.pending.take() {
@@ -130,7 +130,7 @@ impl Transmitter {
         let bytes = GuestBuffers::new(&self.segments);
         match side.port.send(&header, bytes) {
             Ok(true) => {
-                if let Some(gate) = side.gate {
+                if let Some(gate) = &side.gate {
                     gate.charge(frame);
                 }
                 Sent::Taken(frame)

@@ -4,26 +4,24 @@
 //! completions come back in one list; what a disk will not take now waits here in order.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-
-use rustix::event::epoll;
 
 use super::hub::Hub;
 use super::job::Op;
 use super::request::Request;
 use super::slot::Slot;
 use super::unit::Nexus;
-use crate::device::Source;
+use crate::device::{Interest, Registry, Source, Trigger};
 use crate::disk::{Completion, Data, DiskOp, DiskQueue, IoFault, RingShare, Seat};
 use crate::log;
 use crate::ram::Ram;
 
-/// Tokens of the sources.
+/// Token of the shared ring.
 const RING: u32 = 1;
-pub(crate) const QUEUES: u32 = 2;
-/// Ready queues taken from the kernel at a time.
-const READY: usize = 32;
+/// Token of the queue in slot 0, of its events and of its timer; those of the others follow.
+const QUEUES: u32 = 2;
 
 /// How this thread reaches one disk.
 enum Way {
@@ -48,41 +46,51 @@ pub(crate) struct Backend {
     depth: u16,
     ring: Option<RingShare>,
     ways: Vec<Option<Open>>,
-    /// Watches the events of queues, which come and go while the thread runs.
-    epoll: OwnedFd,
+    /// What is to be waited for from now on, or no more: queues come and go while the thread runs.
+    registry: Registry,
     /// Queues that were given something since the last commit.
     touched: Vec<usize>,
     failed: Vec<Completion>,
 }
 
 impl Backend {
-    pub(crate) fn new(hub: &Arc<Hub>, ram: Ram, index: u16, depth: u16) -> std::io::Result<Self> {
+    pub(crate) fn new(hub: &Arc<Hub>, ram: Ram, index: u16, depth: u16) -> Self {
         let ring = hub
             .opened
             .rings
             .as_ref()
             .and_then(|rings| rings.take(index, ram.clone()));
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self {
+        Self {
             ram,
             index,
             depth,
             ring,
             ways: Vec::new(),
-            epoll,
+            registry: Registry::default(),
             touched: Vec::new(),
             failed: Vec::new(),
-        })
+        }
     }
 
     pub(crate) fn sources(&self) -> Vec<Source<'_>> {
-        let ring = self
-            .ring
-            .iter()
-            .flat_map(RingShare::events)
-            .map(|fd| Source::edge(fd, RING));
-        ring.chain([Source::level(self.epoll.as_fd(), QUEUES)])
-            .collect()
+        let events = self.ring.iter().flat_map(RingShare::events);
+        events.map(|fd| Source::edge(fd, RING)).collect()
+    }
+
+    /// Tells `registry` which queues have come and gone, and when those over a rate limit are to be asked again.
+    pub(crate) fn register(&mut self, registry: &mut Registry) {
+        for (slot, open) in self.ways.iter().enumerate() {
+            if let Some(Open {
+                way: Way::Queue { queue, waiting, .. },
+                ..
+            }) = open
+                && !waiting.is_empty()
+                && let Some(at) = queue.ready_at()
+            {
+                self.registry.set_timer(token_of(slot), at);
+            }
+        }
+        registry.append(&mut self.registry);
     }
 
     /// Whether the shared ring has something; of disks with queues of their own, the sources tell.
@@ -132,12 +140,19 @@ impl Backend {
             log::error!(nexus.throttle, "{}: {error}", nexus.id);
             IoFault::Host(libc::ENODEV)
         })?;
-        let slot =
-            epoll::EventData::new_u64(u64::try_from(nexus.slot.number()).unwrap_or(u64::MAX));
-        for event in queue.events() {
-            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-            epoll::add(&self.epoll, event, slot, flags)
-                .map_err(|error| IoFault::from_errno(error.raw_os_error()))?;
+        let events: io::Result<Vec<OwnedFd>> = queue
+            .events()
+            .iter()
+            .map(|event| event.try_clone_to_owned())
+            .collect();
+        let events = events.map_err(|error| {
+            log::error!(nexus.throttle, "{}: cannot wait for it: {error}", nexus.id);
+            IoFault::from_errno(error.raw_os_error().unwrap_or(libc::EIO))
+        })?;
+        let token = token_of(nexus.slot.number());
+        for event in events {
+            self.registry
+                .add(event, token, Interest::Read, Trigger::Edge);
         }
         Ok(Way::Queue {
             queue,
@@ -268,29 +283,16 @@ impl Backend {
         out.append(&mut self.failed);
     }
 
-    /// Looks at the queues whose events fired.
-    pub(crate) fn look(&mut self) {
-        let mut ready = Vec::with_capacity(READY);
-        let none = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        loop {
-            ready.clear();
-            let waited = epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut ready),
-                Some(&none),
-            );
-            for event in &ready {
-                if let Ok(slot) = usize::try_from(event.data.u64()) {
-                    self.touched.push(slot);
-                }
-            }
-            if !matches!(waited, Ok(count) if count == READY) {
-                break;
-            }
+    /// The next exchange asks the queue whose event or timer has this token.
+    pub(crate) fn touch(&mut self, token: u32) {
+        if let Some(slot) = slot_of(token) {
+            self.touched.push(slot);
         }
+    }
+
+    /// The next exchange asks all queues.
+    pub(crate) fn touch_all(&mut self) {
+        self.touched.extend(0..self.ways.len());
     }
 
     /// Closes a disk that has nothing in flight here.
@@ -302,11 +304,10 @@ impl Backend {
                     ring.leave(seat);
                 }
             }
-            Some(Way::Queue { queue, .. }) => {
-                for event in queue.events() {
-                    // An event that is not watched need not be taken out.
-                    let _ = epoll::delete(&self.epoll, event);
-                }
+            Some(Way::Queue { .. }) => {
+                let token = token_of(slot.number());
+                self.registry.remove(token);
+                self.registry.stop_timer(token);
             }
             None => {}
         }
@@ -331,6 +332,16 @@ impl Drop for Backend {
     fn drop(&mut self) {
         self.drain(&mut Vec::new());
     }
+}
+
+/// The token of the queue in `slot`.
+fn token_of(slot: usize) -> u32 {
+    u32::try_from(slot).map_or(u32::MAX, |slot| slot.saturating_add(QUEUES))
+}
+
+/// The slot whose queue has this token.
+fn slot_of(token: u32) -> Option<usize> {
+    usize::try_from(token.checked_sub(QUEUES)?).ok()
 }
 
 /// The request as the disk takes it, with the guest's memory filled in.

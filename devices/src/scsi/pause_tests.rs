@@ -146,6 +146,21 @@ fn a_pause_waits_for_a_read_of_a_disk_with_a_queue_of_its_own() {
     );
 }
 
+/// Nothing becomes readable for them: a timer of the worker runs the queue again.
+#[test]
+fn commands_over_a_rate_limit_are_answered_when_it_lets_them_through() {
+    let memory: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_LEN));
+    let limited = crate::disk::LimitedDisk::new(memory, Some(50), None);
+    let (mut guest, _handle) = machine(Arc::new(limited), u64::MAX);
+    for place in 0..12 {
+        read(&mut guest, place);
+    }
+    guest.wait_used(usize::from(REQUESTS), 12);
+    for place in 0..12 {
+        assert_eq!(answer(&guest, place), GOOD);
+    }
+}
+
 #[test]
 fn a_command_that_hangs_in_the_host_fails_the_pause_until_it_is_aborted() {
     let memory: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_LEN));

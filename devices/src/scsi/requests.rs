@@ -15,7 +15,7 @@ use splitring_virtio::spec::scsi::response;
 
 use super::address::{self, Address, Place};
 use super::admit;
-use super::backend::{Backend, QUEUES};
+use super::backend::Backend;
 use super::cdb::Command;
 use super::exec::{self, Next};
 use super::hub::{Hub, Map};
@@ -79,7 +79,7 @@ impl Requests {
         sizes: Sizes,
     ) -> std::io::Result<Self> {
         Ok(Self {
-            backend: Backend::new(hub, ram, ring, size)?,
+            backend: Backend::new(hub, ram, ring, size),
             tasks: Vec::new(),
             detaching: Vec::new(),
             inbox: VecDeque::new(),
@@ -396,8 +396,10 @@ impl Requests {
         if matches!(cause, Cause::Source(MAIL) | Cause::Resume) {
             self.collect_messages(queue.size());
         }
-        if matches!(cause, Cause::Source(QUEUES) | Cause::Resume) {
-            self.backend.look();
+        match cause {
+            Cause::Source(token) | Cause::Timer(token) => self.backend.touch(token),
+            Cause::Resume => self.backend.touch_all(),
+            Cause::Kick(_) => {}
         }
         for _ in 0..ROUNDS {
             self.take_all(queue)?;
@@ -427,10 +429,12 @@ impl QueueHandler for Requests {
     }
 
     fn run(&mut self, queues: &mut QueueSet<'_>, cause: Cause) -> Result<Outcome, Broken> {
-        match queues.get(self.index) {
-            Some(queue) => self.pass(queue, cause),
-            None => Ok(Outcome::Idle),
-        }
+        let Some(queue) = queues.get(self.index) else {
+            return Ok(Outcome::Idle);
+        };
+        let outcome = self.pass(queue, cause);
+        self.backend.register(queues.registry());
+        outcome
     }
 
     fn poll(&mut self) -> Option<bool> {
@@ -439,8 +443,7 @@ impl QueueHandler for Requests {
 
     fn quiesce(&mut self, queues: &mut QueueSet<'_>) -> usize {
         if let Some(queue) = queues.get(self.index) {
-            // Events of disks with queues of their own may have been taken note of already.
-            self.backend.look();
+            self.backend.touch_all();
             for _ in 0..ROUNDS {
                 if !self.settle(queue, Backend::exchange) {
                     break;

@@ -214,7 +214,6 @@ fn a_network_card_needs_no_descriptor_once_it_is_plugged_in() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let config = NetConfig {
         passt: true,
-        // Limits have timers.
         packets: Some(1_000_000),
         ..NetConfig::default()
     };
@@ -223,7 +222,7 @@ fn a_network_card_needs_no_descriptor_once_it_is_plugged_in() {
         || {
             let passt = Arc::new(Passt::from_fd(ours.into()).unwrap());
             let mac = MacAddress([2, 0, 0, 0, 0, 1]);
-            Arc::new(Net::new("net0", mac, &config, passt).unwrap())
+            Arc::new(Net::new("net0", mac, &config, passt))
         },
         |guest| {
             // A header and the shortest frame, from the transmit queue.

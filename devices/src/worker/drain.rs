@@ -63,6 +63,8 @@ impl Loop {
                 None => unfinished.push(Unfinished { device, in_flight }),
             }
         }
+        let slots: Vec<u16> = self.entries().map(|(slot, _)| slot).collect();
+        slots.into_iter().for_each(|slot| self.note_changes(slot));
         self.parked = done;
         self.parked.extend(parked.iter().map(|(slot, _)| *slot));
         (parked, unfinished)
@@ -126,6 +128,7 @@ pub(super) fn resume(ops: &mut Ops<'_>, subscriber: SubscriberId) -> Result<(), 
 fn run_again(ops: &mut Ops<'_>, subscriber: SubscriberId) -> Result<(), WorkerError> {
     let state = loop_of(ops, subscriber)?;
     state.phase = Phase::Running;
+    state.timers.repeat();
     let mut result = Ok(());
     for slot in state.live_slots() {
         let state = loop_of(ops, subscriber)?;

@@ -16,8 +16,10 @@ use super::pause::Drain;
 use super::polling::{Polling, Turn};
 use super::precedence::Precedence;
 use super::processor::Processor;
-use super::running::{KICK_EVENTS, Manner, Next, Running};
-use crate::device::Cause;
+use super::running::{Manner, Next, Running};
+use super::timers::Timers;
+use super::watches::KICK_EVENTS;
+use crate::device::{Broken, Cause};
 
 pub(super) type Ops<'a> = calls::Ops<'a, Loop>;
 
@@ -37,6 +39,8 @@ pub(super) fn events_of<'a>(
 
 /// The data of the event that says that calls came in; no slot has this number.
 pub(super) const CALLS: u32 = u32::MAX;
+/// The data of the event that says that a timer ran out; likewise.
+pub(super) const TIMERS: u32 = u32::MAX - 1;
 
 /// The state of the event loop: its one subscriber.
 pub(super) struct Loop {
@@ -52,6 +56,9 @@ pub(super) struct Loop {
     pub(super) asked: Vec<Drain>,
     /// Slots that nothing is watched for, since they have paused.
     pub(super) parked: BTreeSet<u16>,
+    pub(super) timers: Timers,
+    /// Slots of tasks that have descriptors or timers to be told of.
+    changed: Vec<u16>,
     pub(super) quit: bool,
 }
 
@@ -90,6 +97,9 @@ impl MutEventSubscriber for Loop {
             // Only tasks with requests in flight are watched now, and a step of the drain looks at all of them.
             return;
         }
+        if events.data() == TIMERS {
+            return self.go_off(ops);
+        }
         let (slot, watch) = unpack(events.data());
         let Some(Some(entry)) = self.slots.get_mut(usize::from(slot)) else {
             return;
@@ -109,7 +119,7 @@ impl MutEventSubscriber for Loop {
 }
 
 impl Loop {
-    pub(super) fn new(poll_window: Duration, processor: Processor) -> Self {
+    pub(super) fn new(poll_window: Duration, processor: Processor, timers: Timers) -> Self {
         Self {
             slots: Vec::new(),
             ready: VecDeque::new(),
@@ -119,6 +129,8 @@ impl Loop {
             phase: Phase::Running,
             asked: Vec::new(),
             parked: BTreeSet::new(),
+            timers,
+            changed: Vec::new(),
             quit: false,
         }
     }
@@ -153,6 +165,36 @@ impl Loop {
         self.slots.get_mut(usize::from(slot))?.take()
     }
 
+    /// Runs the tasks whose timers have run out.
+    fn go_off(&mut self, ops: &mut EventOps) {
+        for (slot, token) in self.timers.expired(Instant::now()) {
+            let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
+                continue;
+            };
+            let next = running.pass(Cause::Timer(token), manner(&self.polling));
+            if next == Next::Halted {
+                running
+                    .descriptors()
+                    .for_each(|fd| unwatch_fd(ops, fd, slot));
+            }
+            self.after(slot, next);
+        }
+    }
+
+    /// Whether there is something for [`apply_changes`].
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// Notes that the task in `slot` may have changed what it waits for.
+    pub(super) fn note_changes(&mut self, slot: u16) {
+        if let Some(Some(Entry::Task(running))) = self.slots.get(usize::from(slot))
+            && running.changed()
+        {
+            self.changed.push(slot);
+        }
+    }
+
     pub(super) fn live_slots(&self) -> Vec<u16> {
         (0..=u16::MAX)
             .zip(&self.slots)
@@ -182,6 +224,7 @@ impl Loop {
 
     /// Arranges what a pass of the task in `slot` left to do.
     fn after(&mut self, slot: u16, next: Next) {
+        self.note_changes(slot);
         if let Some(Some(Entry::Task(running))) = self.slots.get(usize::from(slot)) {
             self.precedence.told(slot, running.flooded());
         }
@@ -199,10 +242,12 @@ impl Loop {
     /// it still has.
     pub(super) fn finish(&mut self, slot: u16) -> Option<usize> {
         self.polling.remove(slot);
-        match self.slots.get_mut(usize::from(slot))? {
-            Some(Entry::Task(running)) => Some(running.quiesce()),
-            _ => None,
-        }
+        let left = match self.slots.get_mut(usize::from(slot))? {
+            Some(Entry::Task(running)) => running.quiesce(),
+            _ => return None,
+        };
+        self.note_changes(slot);
+        Some(left)
     }
 
     /// Has the task in `slot` look at everything.
@@ -368,12 +413,12 @@ impl Entry {
     }
 
     pub(super) fn watch(&self, slot: u16, ops: &mut EventOps) -> Result<(), WorkerError> {
-        let wanted: Vec<(RawFd, EventSet)> = match self {
+        let wanted: Vec<(u16, RawFd, EventSet)> = match self {
             Entry::Task(running) if running.halted => Vec::new(),
-            Entry::Task(running) => running.watches.iter().map(|w| (w.fd, w.events)).collect(),
-            Entry::Watch(watcher) => vec![(watcher.fd.as_raw_fd(), KICK_EVENTS)],
+            Entry::Task(running) => running.watches.wanted().collect(),
+            Entry::Watch(watcher) => vec![(0, watcher.fd.as_raw_fd(), KICK_EVENTS)],
         };
-        for (index, &(fd, events)) in (0..).zip(&wanted) {
+        for (index, fd, events) in wanted {
             let added = ops.add(Events::with_data_raw(fd, pack(slot, index), events));
             if let Err(error) = added {
                 self.unwatch(ops);
@@ -396,6 +441,45 @@ impl Entry {
 pub(super) fn unwatch_fd(ops: &mut EventOps, fd: RawFd, slot: u16) {
     // Fails only for a descriptor that is not watched, which is what is wanted.
     let _ = ops.remove(Events::with_data_raw(fd, pack(slot, 0), EventSet::empty()));
+}
+
+/// Brings what tasks have changed of what they wait for to the event loop. To be called before the loop waits, and before
+/// a task is taken out.
+pub(super) fn apply_changes(
+    ops: &mut Ops<'_>,
+    subscriber: SubscriberId,
+) -> Result<(), WorkerError> {
+    let state = loop_of(ops, subscriber)?;
+    for slot in std::mem::take(&mut state.changed) {
+        let state = loop_of(ops, subscriber)?;
+        let parked = state.parked.contains(&slot);
+        let Some(Some(Entry::Task(mut running))) =
+            state.slots.get_mut(usize::from(slot)).map(Option::take)
+        else {
+            continue;
+        };
+        for (token, at) in running.take_timers() {
+            state.timers.set(slot, token, at);
+        }
+        let mut events = events_of(ops, subscriber)?;
+        if parked || running.halted {
+            running.watches.settled();
+        } else if let Err(error) = running
+            .watches
+            .apply(&mut events, |index| pack(slot, index))
+        {
+            let why = format_args!("the worker cannot wait for one of its descriptors: {error}");
+            running.halt(&Broken::device(why));
+            running
+                .descriptors()
+                .for_each(|fd| unwatch_fd(&mut events, fd, slot));
+        }
+        let state = loop_of(ops, subscriber)?;
+        if let Some(place) = state.slots.get_mut(usize::from(slot)) {
+            *place = Some(Entry::Task(running));
+        }
+    }
+    Ok(())
 }
 
 /// Which slot and which of its watches, as the 32 bits that come back with an event.

@@ -2,26 +2,23 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
-use event_manager::EventSet;
 use splitring_virtio::device::queue::Interrupt;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::depth::Depth;
 use super::processor::Processor;
+use super::watches::Watches;
 use crate::debug::opaque_debug;
-use crate::device::{
-    Broken, Cause, Interest, Outcome, QueueHandler, QueueSet, Source, TaskQueue, Trigger,
-};
+use crate::device::{Broken, Cause, Outcome, QueueHandler, QueueSet, Registry, TaskQueue};
 use crate::interrupt::InterruptSink;
-
-/// Edge-triggered: each signal of an eventfd is an event of its own, so it never has to be read.
-pub(super) const KICK_EVENTS: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGGERED);
 
 /// Chains a pass may take from each queue before it is the others' turn: a full queue of the usual size.
 const BUDGET: u16 = 256;
 
-/// What [`Worker::add`](super::Worker::add) takes in.
+/// What [`Worker::add`](super::Worker::add) takes in: a task that has not run. It may be made and dropped on any thread,
+/// which gives back what its handler has reserved and does no more.
 pub struct NewTask {
     /// For messages: the device's id.
     pub label: String,
@@ -35,30 +32,30 @@ pub struct NewTask {
 
 opaque_debug! { NewTask |it| { label: it.label } }
 
-/// What [`Worker::stop`](super::Worker::stop) gives back.
+/// What [`Worker::stop`](super::Worker::stop) says of a task. Its handler was dropped on the worker's thread.
+#[derive(Debug)]
 pub struct Stopped {
-    /// The handler, stopped.
-    pub handler: Box<dyn QueueHandler>,
-    /// The queues as they are now.
-    pub queues: Vec<TaskQueue>,
     /// Chains that were taken from the queues and not completed. The handler's stop leaves none.
     pub in_flight: u32,
 }
 
-opaque_debug! { Stopped |it| { in_flight: it.in_flight } }
-
-/// A task on its worker.
+/// A task on its worker: made on the loop's thread, and dropping it stops it.
 pub(super) struct Running {
     pub(super) label: String,
     queues: Vec<TaskQueue>,
     handler: Box<dyn QueueHandler>,
     sink: Arc<dyn InterruptSink>,
-    pub(super) watches: Vec<Watch>,
+    pub(super) watches: Watches,
+    /// Lent to the handler.
+    registry: Registry,
+    /// Timers that the event loop has not been told of yet.
+    timers: Vec<(u32, Option<Instant>)>,
     /// Kept open while they are watched.
     _kicks: Vec<Arc<EventFd>>,
     depth: Depth,
     /// The device needs a reset; nothing runs until then.
     pub(super) halted: bool,
+    stopped: bool,
 }
 
 /// What a worker does about tasks that run out of work.
@@ -70,13 +67,6 @@ pub(super) struct Manner {
     pub(super) owe: bool,
     /// What they owe took long to answer.
     pub(super) slow: bool,
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct Watch {
-    pub(super) fd: RawFd,
-    pub(super) events: EventSet,
-    cause: Cause,
 }
 
 /// What a pass leaves to do.
@@ -95,34 +85,34 @@ pub(super) enum Next {
 impl Running {
     pub(super) fn new(task: NewTask, processor: Processor) -> Self {
         let (queues, kicks): (Vec<_>, Vec<_>) = task.queues.into_iter().unzip();
-        let mut watches: Vec<Watch> = queues
-            .iter()
-            .zip(&kicks)
-            .map(|(slot, kick)| Watch {
-                fd: kick.as_raw_fd(),
-                events: KICK_EVENTS,
-                cause: Cause::Kick(slot.index),
-            })
-            .collect();
-        watches.extend(task.handler.sources().iter().map(Watch::of_source));
+        let mut watches = Watches::default();
+        for (slot, kick) in queues.iter().zip(&kicks) {
+            watches.add_kick(kick.as_raw_fd(), slot.index);
+        }
+        for source in task.handler.sources() {
+            watches.add_source(&source);
+        }
         Self {
             label: task.label,
             queues,
             handler: task.handler,
             sink: task.sink,
             watches,
+            registry: Registry::default(),
+            timers: Vec::new(),
             _kicks: kicks,
             depth: Depth::new(processor),
             halted: false,
+            stopped: false,
         }
     }
 
     pub(super) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        self.watches.iter().map(|watch| watch.fd)
+        self.watches.descriptors()
     }
 
     pub(super) fn event(&mut self, watch: usize, manner: Manner) -> Next {
-        match self.watches.get(watch).map(|watch| watch.cause) {
+        match self.watches.cause(watch) {
             Some(cause) => self.pass(cause, manner),
             None => Next::Idle,
         }
@@ -143,9 +133,13 @@ impl Running {
             slot.queue.disable_notification();
             slot.queue.grant(budget);
         }
-        let outcome = self
-            .handler
-            .run(&mut QueueSet::new(&mut self.queues), cause);
+        let mut set = QueueSet::new(&mut self.queues, &mut self.registry);
+        let outcome = self.handler.run(&mut set, cause);
+        if !self.registry.is_empty()
+            && let Err(broken) = self.register()
+        {
+            return self.halt(&broken);
+        }
         let spent = self.queues.iter().any(|slot| slot.queue.spent());
         let idle = matches!(outcome, Ok(Outcome::Idle)) && !spent;
         let poll = idle && manner.poll && self.handler.poll().is_some();
@@ -200,8 +194,10 @@ impl Running {
         for slot in &mut self.queues {
             slot.queue.grant(0);
         }
-        let left = self.handler.quiesce(&mut QueueSet::new(&mut self.queues));
-        if let Err(broken) = self.publish()
+        let mut set = QueueSet::new(&mut self.queues, &mut self.registry);
+        let left = self.handler.quiesce(&mut set);
+        let registered = self.register();
+        if let Err(broken) = self.publish().and(registered)
             && !self.halted
         {
             self.halt(&broken);
@@ -209,14 +205,31 @@ impl Running {
         left
     }
 
-    fn halt(&mut self, broken: &Broken) -> Next {
+    /// Takes over what the handler wants changed of what it waits for.
+    fn register(&mut self) -> Result<(), Broken> {
+        let taken = self.watches.take(&mut self.registry, &mut self.timers);
+        taken.map_err(Broken::device)
+    }
+
+    /// Whether the event loop has to be told of a descriptor or a timer.
+    pub(super) fn changed(&self) -> bool {
+        self.watches.changed() || !self.timers.is_empty()
+    }
+
+    /// Takes the timers that have changed: tokens, and when each goes off.
+    pub(super) fn take_timers(&mut self) -> Vec<(u32, Option<Instant>)> {
+        std::mem::take(&mut self.timers)
+    }
+
+    pub(super) fn halt(&mut self, broken: &Broken) -> Next {
         self.sink.broken(broken);
         self.set_halted()
     }
 
     fn set_halted(&mut self) -> Next {
         if !std::mem::replace(&mut self.halted, true) {
-            self.handler.halted(&mut QueueSet::new(&mut self.queues));
+            let mut set = QueueSet::new(&mut self.queues, &mut self.registry);
+            self.handler.halted(&mut set);
         }
         Next::Halted
     }
@@ -258,8 +271,15 @@ impl Running {
         next
     }
 
+    /// Ends it; nothing of it is in flight afterwards.
     pub(super) fn stop(mut self) -> Stopped {
-        self.handler.stop(&mut QueueSet::new(&mut self.queues));
+        self.end()
+    }
+
+    fn end(&mut self) -> Stopped {
+        self.stopped = true;
+        let mut set = QueueSet::new(&mut self.queues, &mut self.registry);
+        self.handler.stop(&mut set);
         // A ring found broken here ends with the reset that stops it.
         let _ = self.publish();
         let in_flight = self
@@ -267,28 +287,15 @@ impl Running {
             .iter()
             .map(|slot| u32::from(slot.queue.in_flight()))
             .sum();
-        Stopped {
-            handler: self.handler,
-            queues: self.queues,
-            in_flight,
-        }
+        Stopped { in_flight }
     }
 }
 
-impl Watch {
-    fn of_source(source: &Source<'_>) -> Self {
-        let mut events = match source.interest {
-            Interest::Read => EventSet::IN,
-            Interest::Write => EventSet::OUT,
-            Interest::Both => EventSet::IN.union(EventSet::OUT),
-        };
-        if source.trigger == Trigger::Edge {
-            events = events.union(EventSet::EDGE_TRIGGERED);
-        }
-        Self {
-            fd: source.fd.as_raw_fd(),
-            events,
-            cause: Cause::Source(source.token),
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Where a handler has panicked, no other code of a device is trusted on the way out.
+        if !self.stopped && !std::thread::panicking() {
+            self.end();
         }
     }
 }
@@ -304,6 +311,7 @@ mod tests {
     use crate::testing::{GuestRing, Sink, memory};
     use crate::worker::depth;
     use crate::worker::event_loop::{Entry, Loop};
+    use crate::worker::timers::Timers;
 
     const OWING: Manner = Manner {
         poll: true,
@@ -438,7 +446,8 @@ mod tests {
             (running, sink)
         };
         let (running, sink) = owing();
-        let mut state = Loop::new(Duration::from_micros(32), Processor::Own);
+        let timers = Timers::new().unwrap();
+        let mut state = Loop::new(Duration::from_micros(32), Processor::Own, timers);
         state.put_owing(3, Entry::Task(running));
         state.stop_polling();
         assert_eq!(sink.interrupts(), 1);

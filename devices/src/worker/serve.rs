@@ -10,8 +10,8 @@ use event_manager::{EventManager, Events, SubscriberId, SubscriberOps};
 use super::calls::Calls;
 use super::drain;
 use super::error::{Failure, OnFailure};
-use super::event_loop::{CALLS, Loop, unwatch_fd};
-use super::running::KICK_EVENTS;
+use super::event_loop::{CALLS, Loop, TIMERS, apply_changes, unwatch_fd};
+use super::watches::KICK_EVENTS;
 
 pub(super) struct Reporter {
     pub(super) worker: String,
@@ -59,16 +59,18 @@ pub(super) fn serve(
     }
 }
 
-/// Adds the loop's one subscriber, which listens for `calls`.
+/// Adds the loop's one subscriber, which listens for `calls` and for its timers.
 pub(super) fn add_loop(
     manager: &mut EventManager<Loop>,
     state: Loop,
     calls: &Calls<Loop>,
 ) -> io::Result<SubscriberId> {
-    let subscriber = manager.add_subscriber(state);
+    let timers = Events::with_data_raw(state.timers.descriptor(), TIMERS, KICK_EVENTS);
     let wake = Events::with_data_raw(calls.wake(), CALLS, KICK_EVENTS);
+    let subscriber = manager.add_subscriber(state);
     let mut events = manager.event_ops(subscriber).map_err(other)?;
     events.add(wake).map_err(other)?;
+    events.add(timers).map_err(other)?;
     Ok(subscriber)
 }
 
@@ -87,7 +89,11 @@ fn turn(
             .run_with_timeout(wait)
             .map_err(|error| error.to_string())?;
         let state = loop_state(manager, subscriber)?;
-        if std::mem::take(&mut state.called) {
+        let called = std::mem::take(&mut state.called);
+        if state.has_changes() {
+            apply_changes(manager, subscriber).map_err(|error| error.to_string())?;
+        }
+        if called {
             calls.run(manager);
         }
         let state = loop_state(manager, subscriber)?;
@@ -111,7 +117,13 @@ fn turn(
         if pausing {
             drain::step(manager, subscriber).map_err(|error| error.to_string())?;
         }
-        wait = loop_state(manager, subscriber)?.wait();
+        if loop_state(manager, subscriber)?.has_changes() {
+            apply_changes(manager, subscriber).map_err(|error| error.to_string())?;
+        }
+        let state = loop_state(manager, subscriber)?;
+        let armed = state.timers.arm(Instant::now());
+        armed.map_err(|error| format!("cannot set its timer: {error}"))?;
+        wait = state.wait();
     }
 }
 

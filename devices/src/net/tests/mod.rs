@@ -166,7 +166,7 @@ impl Card {
 
     fn sized(features: u64, size: u16, config: NetConfig) -> Self {
         let (backend, host) = lists(config.pairs());
-        let card = Net::new("net0", MacAddress(MAC), &config, backend).unwrap();
+        let card = Net::new("net0", MacAddress(MAC), &config, backend);
         Self {
             bench: Bench::start(Arc::new(card), features | VERSION_1, size),
             host,
@@ -312,9 +312,9 @@ fn frames_above_the_limit_wait_for_the_timer_in_both_directions() {
     card.bench.kick(TX).unwrap();
     assert_eq!((card.used(RX).len(), card.used(TX).len()), (0, 0));
     std::thread::sleep(std::time::Duration::from_millis(150));
-    card.bench.run(RX, Cause::Source(1)).unwrap();
+    card.bench.run(RX, Cause::Timer(1)).unwrap();
     assert!(card.used(TX).is_empty() && !card.used(RX).is_empty());
-    card.bench.run(RX, Cause::Source(2)).unwrap();
+    card.bench.run(RX, Cause::Timer(2)).unwrap();
     assert!(!card.used(TX).is_empty());
 }
 
@@ -381,7 +381,7 @@ fn the_filter_follows_the_control_queue() {
 fn an_address_that_the_driver_sets_is_in_the_configuration_space_until_the_reset() {
     const NEW: Mac = [2, 0x11, 0x22, 0x33, 0x44, 0x55];
     let (backend, host) = lists(1);
-    let card = Net::new("net0", MacAddress(MAC), &NetConfig::default(), backend).unwrap();
+    let card = Net::new("net0", MacAddress(MAC), &NetConfig::default(), backend);
     let mut guest = Guest::started(Arc::new(card));
     let generation = |guest: &Guest| guest.common::<1>(reg::CONFIG_GENERATION);
     let before = generation(&guest);

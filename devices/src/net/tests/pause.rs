@@ -24,7 +24,7 @@ impl Machine {
     fn new(config: NetConfig, wants: u64) -> Self {
         let (host, card) = UnixStream::pair().unwrap();
         let backend = Arc::new(Passt::from_fd(OwnedFd::from(card)).unwrap());
-        let card = Net::new("net0", MacAddress(MAC), &config, backend).unwrap();
+        let card = Net::new("net0", MacAddress(MAC), &config, backend);
         let mut guest = Guest::new(Arc::new(card));
         guest.wants = wants;
         guest.decode_memory();
