@@ -1,9 +1,10 @@
 //! Starts that fail half-way, one after each step.
 //!
-//! What can fail at a start is mostly a descriptor that the process may not have: eventfds, epoll instances, timers,
-//! copies. [`every_start_that_fails_leaves_nothing_behind`] gives a start none, then one, then two of them and so on
-//! until it succeeds. After each failure the driver resets the device, starts it again and does I/O.
-//! [`a_running_device_needs_no_descriptor`] is for devices whose start needs none. The limit is the process's, so the
+//! What can fail at a start is mostly a descriptor that the process may not have: eventfds, copies.
+//! [`every_start_that_fails_leaves_nothing_behind`] gives a start none, then one, then two of them and so on until it
+//! succeeds. After each failure the driver resets the device, starts it again and does I/O.
+//! [`every_step_that_fails_leaves_nothing_behind`] does the same with a backend that fails at the step that the test
+//! says. [`a_running_device_needs_no_descriptor`] is for devices whose start needs none. The limit is the process's, so the
 //! tests run in one of their own.
 
 use std::fs::File;
@@ -46,18 +47,52 @@ pub(crate) fn every_start_that_fails_leaves_nothing_behind(
     guest.restart();
     io(&mut guest);
     guest.set_status(0);
-    let before = resources();
     limit_descriptors();
+    fail_at_each_step(&mut guest, start_with, &mut io);
+}
+
+/// The same for a device whose backend fails at the step whose number, from 0, `fail_at` is called with before a start,
+/// and at none after `fail_at(usize::MAX)`.
+pub(crate) fn every_step_that_fails_leaves_nothing_behind(
+    test: &str,
+    make: impl FnOnce() -> Arc<dyn VirtioDevice>,
+    fail_at: impl Fn(usize),
+    mut io: impl FnMut(&mut Guest),
+) {
+    if !alone(test) {
+        return;
+    }
+    let mut guest = Guest::new(make());
+    guest.decode_memory();
+    guest.restart();
+    io(&mut guest);
+    guest.set_status(0);
+    let start = |guest: &mut Guest, step| {
+        prepare(guest);
+        fail_at(step);
+        guest.add_status(status::DRIVER_OK);
+        fail_at(usize::MAX);
+    };
+    fail_at_each_step(&mut guest, start, &mut io);
+}
+
+/// Has `start` fail at each step until it succeeds, of a device that was reset.
+fn fail_at_each_step(
+    guest: &mut Guest,
+    start: impl Fn(&mut Guest, usize),
+    io: &mut impl FnMut(&mut Guest),
+) {
+    let before = resources();
     let mut failures = 0;
-    for allowed in 0.. {
-        start_with(&mut guest, allowed);
+    for step in 0.. {
+        start(guest, step);
         let failed = guest.status() & status::NEEDS_RESET != 0;
         if failed {
             failures += 1;
             guest.restart();
         }
         assert_eq!(guest.status() & status::NEEDS_RESET, 0);
-        io(&mut guest);
+        io(guest);
         guest.set_status(0);
         wait_until("everything has been given back", || resources() == before);
         if !failed {
@@ -65,7 +100,7 @@ pub(crate) fn every_start_that_fails_leaves_nothing_behind(
         }
     }
     println!("{failures} starts failed");
-    assert!(failures > 0, "no step of the start needs a descriptor");
+    assert!(failures > 0, "no step of the start can fail");
     assert_eq!(*guest.failures.lock().unwrap(), []);
 }
 
@@ -135,11 +170,16 @@ fn limit_descriptors() {
     setrlimit(Resource::Nofile, limit).unwrap();
 }
 
-/// DRIVER_OK, with `allowed` descriptors left to the process.
-fn start_with(guest: &mut Guest, allowed: usize) {
+/// Everything up to DRIVER_OK.
+fn prepare(guest: &mut Guest) {
     guest.negotiate();
     let queues = guest.common16(reg::NUM_QUEUES);
     guest.rings = (0..queues).map(|index| guest.enable_queue(index)).collect();
+}
+
+/// DRIVER_OK, with `allowed` descriptors left to the process.
+fn start_with(guest: &mut Guest, allowed: usize) {
+    prepare(guest);
     let null = File::open("/dev/null").unwrap();
     let mut fillers: Vec<File> = std::iter::from_fn(|| null.try_clone().ok()).collect();
     assert!(fillers.len() > allowed, "every start fails");
