@@ -488,5 +488,4 @@ fn check_regular(path: &Path, metadata: &std::fs::Metadata) -> Result<(), Kernel
 }
 
 #[cfg(test)]
-#[path = "tests/mod.rs"]
 pub(crate) mod tests;

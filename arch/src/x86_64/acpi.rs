@@ -214,5 +214,4 @@ impl Area {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;
