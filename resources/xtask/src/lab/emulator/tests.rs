@@ -1,0 +1,40 @@
+use anyhow::anyhow;
+
+use super::*;
+
+#[test]
+fn versions_are_read_as_qemu_prints_them() {
+    let text = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright";
+    assert_eq!(Version::parse(text), Some(Version(10, 0, 2)));
+    let text = "QEMU emulator version 11.0\n";
+    assert_eq!(Version::parse(text), Some(Version(11, 0, 0)));
+    assert_eq!(Version::parse("QEMU"), None);
+    assert!(Version(7, 2, 22) < STEADY);
+}
+
+#[test]
+fn the_steady_emulator_is_used_where_there_is_one() {
+    let beside = || Ok(((), Version(10, 0, 2), "bookworm-backports".to_owned()));
+    let none = || -> Result<((), Version, String)> { Err(anyhow!("no network\nat all")) };
+    let old = || Ok(Version(7, 2, 22));
+    assert_eq!(
+        choose(old(), beside),
+        (
+            Some(()),
+            "QEMU 10.0.2 (beside, bookworm-backports)".to_owned()
+        )
+    );
+    assert_eq!(
+        choose(old(), none),
+        (
+            None,
+            "QEMU 7.2.22 (installed; no newer one: no network; at all)".to_owned()
+        )
+    );
+    // Nothing is fetched beside one that is new enough.
+    let untouched = || -> Result<((), Version, String)> { unreachable!() };
+    assert_eq!(
+        choose(Ok(Version(10, 0, 13)), untouched),
+        (None, "QEMU 10.0.13 (installed)".to_owned())
+    );
+}
