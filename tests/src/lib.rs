@@ -6,7 +6,9 @@
 //! with the console's last lines.
 
 pub mod acpi;
+pub mod arena;
 pub mod assets;
+pub mod counting;
 pub mod dmesg;
 pub mod fuzz;
 pub mod guest;

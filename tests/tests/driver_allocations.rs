@@ -1,13 +1,12 @@
 //! The driver's end allocates at set-up and never again: buffers of every framing, block requests,
 //! commands and packets, counted. Tier: quick.
 
-#[path = "../support/arena.rs"]
-mod arena;
-#[path = "../support/counting.rs"]
-mod counting;
+use splitring_tests::arena::{ArenaRam, arena};
+use splitring_tests::counting::{CountingAllocator, allocations};
 
-use arena::{ArenaRam, arena};
-use counting::allocations;
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
 use splitring_virtio::device::queue::{ActiveQueue, QueueConfig, RingFeatures};
 use splitring_virtio::driver::blk::{Bio, Blk, Info, Transfer, Work};
 use splitring_virtio::driver::net::{self, ReceiveMode, Receiver, Transmitter};

@@ -1,20 +1,17 @@
 //! The network driver of `virtio-drivers` with our whole card on a stream like passt's, in one process. Tier: quick.
 
-#[path = "../support/arena.rs"]
-mod arena;
-
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use arena::{Board, BouncingHal, Wire, device_ram};
 use splitring_devices::device::{
     Cause, QueueHandler, QueueSet, ReadyQueue, Registry, Start, TaskQueue, VirtioDevice,
 };
 use splitring_devices::interrupt::{ConfigGate, ConfigNotifier};
 use splitring_devices::net::passt::Passt;
 use splitring_devices::net::{MacAddress, Net, NetConfig};
+use splitring_tests::arena::{BouncingHal, PeerTransport, SharedDevice, device_ram};
 use splitring_virtio::device::queue::{Interrupt, QueueConfig, RingFeatures};
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use virtio_drivers::device::net::{VirtIONet, VirtIONetRaw};
@@ -39,16 +36,16 @@ struct Running {
 }
 
 impl Running {
-    fn start(card: &Net, board: &Board) -> Self {
+    fn start(card: &Net, peer: &SharedDevice) -> Self {
         let ram = device_ram();
-        let mut queues = board.queues.clone();
+        let mut queues = peer.queues.clone();
         queues.sort_by_key(|queue| queue.0);
         let ready = queues.iter().map(|(index, areas)| ReadyQueue {
             index: *index,
             size: areas.size,
         });
         let start = Start {
-            features: board.accepted,
+            features: peer.accepted,
             ram: ram.clone(),
             queues: ready.collect(),
             config: ConfigNotifier::new(Arc::new(NoGate)),
@@ -60,7 +57,7 @@ impl Running {
             config.set_avail(areas.driver);
             config.set_used(areas.device);
             config.set_ready(true);
-            let features = RingFeatures::from_bits(board.accepted);
+            let features = RingFeatures::from_bits(peer.accepted);
             let queue = config.activate(ram.clone(), features).unwrap();
             TaskQueue { index, queue }
         };
@@ -87,7 +84,7 @@ impl Running {
 }
 
 /// Our card behind the peer's transport; what it sends comes back to it.
-fn echo(offered: u64) -> Wire {
+fn echo(offered: u64) -> PeerTransport {
     let (ours, mut far) = UnixStream::pair().unwrap();
     far.set_nonblocking(true).unwrap();
     let passt = Passt::from_fd(OwnedFd::from(ours)).unwrap();
@@ -96,11 +93,11 @@ fn echo(offered: u64) -> Wire {
     let mut space = vec![0; 32];
     card.read_config(0, &mut space);
     let offered = offered | VERSION_1 | card.features();
-    let board = Board::new(DeviceType::Network, offered, space).shared();
-    let mut wire = Wire::new(&board);
+    let peer = SharedDevice::new(DeviceType::Network, offered, space).shared();
+    let mut transport = PeerTransport::new(&peer);
     let mut running = None;
-    wire.bell = Box::new(move |queue| {
-        let running = running.get_or_insert_with(|| Running::start(&card, &board.borrow()));
+    transport.doorbell = Box::new(move |queue| {
+        let running = running.get_or_insert_with(|| Running::start(&card, &peer.borrow()));
         running.run(Cause::Kick(queue));
         let mut stream = vec![0; 1 << 20];
         match far.read(&mut stream) {
@@ -109,7 +106,7 @@ fn echo(offered: u64) -> Wire {
         }
         running.run(PORT);
     });
-    wire
+    transport
 }
 
 /// A frame from the card's own address to itself, `len` bytes with the header.

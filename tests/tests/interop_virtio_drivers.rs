@@ -1,13 +1,13 @@
 //! The drivers of `virtio-drivers` with our device's end, in one process: its queue with every
 //! framing up to a bound, its block and its network driver. Tier: quick.
 
-#[path = "../support/arena.rs"]
-mod arena;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use arena::{Areas, ArenaRam, Board, BouncingHal, Wire, arena, peer_add, peer_reap};
+use splitring_tests::arena::{
+    self, ArenaRam, BouncingHal, PeerTransport, QueueAddresses, SharedDevice, arena, peer_add,
+    peer_pop,
+};
 use splitring_virtio::device::chain::Chain;
 use splitring_virtio::device::queue::{ActiveQueue, QueueConfig, RingFeatures};
 use splitring_virtio::spec::blk::{self, RequestHeader};
@@ -20,7 +20,7 @@ use virtio_drivers::transport::DeviceType;
 
 type OurDevice = ActiveQueue<ArenaRam>;
 
-fn activate(areas: &Areas, features: u64) -> OurDevice {
+fn activate(areas: &QueueAddresses, features: u64) -> OurDevice {
     let mut config = QueueConfig::new(areas.size);
     config.set_desc(areas.descriptors);
     config.set_avail(areas.driver);
@@ -51,16 +51,16 @@ fn read(chain: &Chain<ArenaRam>) -> Vec<u8> {
 fn every_framing_its_queue_makes_is_understood() {
     const SIZE: usize = 8;
     for (indirect, event_idx) in [(false, false), (false, true), (true, false), (true, true)] {
-        let board = Board::new(DeviceType::Block, 0, Vec::new()).shared();
-        let mut wire = Wire::new(&board);
+        let peer = SharedDevice::new(DeviceType::Block, 0, Vec::new()).shared();
+        let mut transport = PeerTransport::new(&peer);
         let mut queue: VirtQueue<BouncingHal, SIZE> =
-            VirtQueue::new(&mut wire, 0, indirect, event_idx).unwrap();
+            VirtQueue::new(&mut transport, 0, indirect, event_idx).unwrap();
         let features = [(indirect, INDIRECT_DESC), (event_idx, EVENT_IDX)];
         let features = features
             .iter()
             .filter(|it| it.0)
             .fold(0, |all, it| all | it.1);
-        let mut device = activate(&board.borrow().queues[0].1, features);
+        let mut device = activate(&peer.borrow().queues[0].1, features);
         for round in 0..40 {
             for out in 0..=SIZE {
                 for ins in usize::from(out == 0)..=SIZE - out {
@@ -104,7 +104,7 @@ fn exchange<const SIZE: usize>(
         });
         assert_eq!(queue.peek_used(), Some(token));
         let total = writable.iter().map(|it| it.len()).sum::<usize>();
-        let written = peer_reap(queue, token, &readable, writable).unwrap();
+        let written = peer_pop(queue, token, &readable, writable).unwrap();
         assert_eq!(usize::try_from(written).unwrap(), total);
         assert!(
             writable
@@ -115,21 +115,21 @@ fn exchange<const SIZE: usize>(
 }
 
 /// A disk of 64 sectors, each filled with its number, behind our device's end.
-fn disk(offered: u64) -> (Wire, Rc<RefCell<Vec<u8>>>) {
+fn disk(offered: u64) -> (PeerTransport, Rc<RefCell<Vec<u8>>>) {
     let disk = Rc::new(RefCell::new(
         (0..64u8).flat_map(|n| [n; 512]).collect::<Vec<u8>>(),
     ));
     let config = [64u64.to_le_bytes().to_vec(), vec![0; 56]].concat();
-    let board = Board::new(DeviceType::Block, offered | VERSION_1, config).shared();
-    let mut wire = Wire::new(&board);
+    let peer = SharedDevice::new(DeviceType::Block, offered | VERSION_1, config).shared();
+    let mut transport = PeerTransport::new(&peer);
     let bytes = Rc::clone(&disk);
     let mut device = None;
-    wire.bell = Box::new(move |_| {
-        let board = board.borrow();
-        let device = device.get_or_insert_with(|| activate(&board.queues[0].1, board.accepted));
+    transport.doorbell = Box::new(move |_| {
+        let peer = peer.borrow();
+        let device = device.get_or_insert_with(|| activate(&peer.queues[0].1, peer.accepted));
         serve(device, |chain| block(chain, &mut bytes.borrow_mut()));
     });
-    (wire, disk)
+    (transport, disk)
 }
 
 fn block(chain: &mut Chain<ArenaRam>, disk: &mut [u8]) -> u32 {
@@ -164,8 +164,8 @@ fn block(chain: &mut Chain<ArenaRam>, disk: &mut [u8]) -> u32 {
 #[test]
 fn its_block_driver_reads_writes_flushes_and_identifies() {
     for offered in [0, INDIRECT_DESC, EVENT_IDX, INDIRECT_DESC | EVENT_IDX] {
-        let (wire, disk) = disk(offered | blk::feature::FLUSH);
-        let mut driver = VirtIOBlk::<BouncingHal, _>::new(wire).unwrap();
+        let (transport, disk) = disk(offered | blk::feature::FLUSH);
+        let mut driver = VirtIOBlk::<BouncingHal, _>::new(transport).unwrap();
         assert_eq!((driver.capacity(), driver.readonly()), (64, false));
         for sector in 0..60 {
             let mut bytes = [0xff; 2048];
@@ -192,8 +192,8 @@ fn its_block_driver_reads_writes_flushes_and_identifies() {
 
 #[test]
 fn requests_of_its_block_driver_are_in_flight_together() {
-    let (wire, _disk) = disk(EVENT_IDX | INDIRECT_DESC);
-    let mut driver = VirtIOBlk::<BouncingHal, _>::new(wire).unwrap();
+    let (transport, _disk) = disk(EVENT_IDX | INDIRECT_DESC);
+    let mut driver = VirtIOBlk::<BouncingHal, _>::new(transport).unwrap();
     let mut requests: Vec<_> = (0..8).map(|_| BlkReq::default()).collect();
     let mut responses: Vec<_> = (0..8).map(|_| BlkResp::default()).collect();
     let mut data: Vec<&'static mut [u8]> = (0..8).map(|_| arena().slice(512)).collect();
@@ -215,19 +215,19 @@ fn requests_of_its_block_driver_are_in_flight_together() {
 }
 
 /// A network card that answers every packet with itself, once there is a buffer for it.
-fn echo(offered: u64) -> Wire {
+fn echo(offered: u64) -> PeerTransport {
     let config = [[2, 0, 0, 0, 0, 9].to_vec(), vec![1, 0, 1, 0, 0xdc, 5]].concat();
     let offered = offered | VERSION_1 | net::feature::MAC | net::feature::STATUS;
-    let board = Board::new(DeviceType::Network, offered, config).shared();
-    let mut wire = Wire::new(&board);
+    let peer = SharedDevice::new(DeviceType::Network, offered, config).shared();
+    let mut transport = PeerTransport::new(&peer);
     let mut queues: Option<[OurDevice; 2]> = None;
     let mut waiting: Vec<Vec<u8>> = Vec::new();
-    wire.bell = Box::new(move |_| {
-        let board = board.borrow();
+    transport.doorbell = Box::new(move |_| {
+        let peer = peer.borrow();
         let [receive, transmit] = queues.get_or_insert_with(|| {
             [0, 1].map(|index| {
-                let found = board.queues.iter().find(|it| it.0 == index).unwrap();
-                activate(&found.1, board.accepted)
+                let found = peer.queues.iter().find(|it| it.0 == index).unwrap();
+                activate(&found.1, peer.accepted)
             })
         });
         serve(transmit, |chain| {
@@ -245,7 +245,7 @@ fn echo(offered: u64) -> Wire {
         let _ = receive.publish();
         let _ = receive.enable_notification();
     });
-    wire
+    transport
 }
 
 #[test]

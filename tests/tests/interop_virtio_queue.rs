@@ -2,10 +2,7 @@
 //! bound, in the ring and in tables, with both ways of notifying, over several turns of the indices.
 //! Tier: quick.
 
-#[path = "../support/arena.rs"]
-mod arena;
-
-use arena::arena;
+use splitring_tests::arena::arena;
 use splitring_virtio::driver::{DeviceId, Identity, IndirectPolicy, Kick, Queue, QueueOptions};
 use splitring_virtio::scatterlist::ScatterList;
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC};

@@ -18,10 +18,11 @@ use virtio_drivers::transport::DeviceType;
 use virtio_queue::{Queue as PeerDevice, QueueT};
 use vm_memory::GuestMemoryBackend;
 
-use crate::arena::{
-    Areas, ArenaRam, Board, PeerHal, Wire, arena, load16, peer_add, peer_reap, store_used, store16,
-};
 use crate::{Case, Row, Table};
+use splitring_tests::arena::{
+    ArenaRam, PeerHal, PeerTransport, QueueAddresses, SharedDevice, arena, load16, peer_add,
+    peer_pop, store_used, store16,
+};
 
 const SIZE: u16 = 256;
 const LEN: usize = 512;
@@ -97,9 +98,9 @@ fn our_queue(shape: &Shape) -> OurQueue {
     Queue::new(options, memory, Identity, &DeviceId::new()).expect("sound memory")
 }
 
-fn our_areas(queue: &OurQueue) -> Areas {
+fn our_areas(queue: &OurQueue) -> QueueAddresses {
     let areas = queue.areas();
-    Areas {
+    QueueAddresses {
         size: areas.size,
         descriptors: areas.descriptors,
         driver: areas.driver,
@@ -162,14 +163,14 @@ impl Ours {
 
 /// A device that uses everything at once.
 struct Copier {
-    areas: Areas,
+    areas: QueueAddresses,
     idx: u16,
 }
 
 impl Copier {
     #[inline]
     fn run(&mut self) {
-        let Areas {
+        let QueueAddresses {
             size,
             driver,
             device,
@@ -204,7 +205,7 @@ fn ours(label: String, shape: Shape) -> Case {
 /// The driver's half of a batch, the peer's.
 struct Peer {
     queue: VirtQueue<PeerHal, { SIZE as usize }>,
-    areas: Areas,
+    areas: QueueAddresses,
     readable: Vec<Vec<&'static [u8]>>,
     writable: Vec<Vec<&'static mut [u8]>>,
     /// Which of them is in flight under a token.
@@ -213,10 +214,10 @@ struct Peer {
 
 impl Peer {
     fn new(shape: Shape) -> Self {
-        let board = Board::new(DeviceType::Block, 0, Vec::new()).shared();
-        let mut wire = Wire::new(&board);
-        let queue = VirtQueue::new(&mut wire, 0, shape.indirect, true).expect("a queue");
-        let areas = board.borrow().queues[0].1;
+        let peer = SharedDevice::new(DeviceType::Block, 0, Vec::new()).shared();
+        let mut transport = PeerTransport::new(&peer);
+        let queue = VirtQueue::new(&mut transport, 0, shape.indirect, true).expect("a queue");
+        let areas = peer.borrow().queues[0].1;
         let slice = || arena().slice(LEN);
         Self {
             queue,
@@ -249,7 +250,7 @@ impl Peer {
             reaped += 1;
             let at = self.holds[usize::from(token)];
             let (readable, writable) = (&self.readable[at], &mut self.writable[at]);
-            peer_reap(&mut self.queue, token, readable, writable).expect("an honest device");
+            peer_pop(&mut self.queue, token, readable, writable).expect("an honest device");
         }
         reaped
     }
@@ -285,7 +286,7 @@ pub(crate) fn alone() -> Table {
     }
 }
 
-fn our_device(areas: Areas, features: u64) -> ActiveQueue<ArenaRam> {
+fn our_device(areas: QueueAddresses, features: u64) -> ActiveQueue<ArenaRam> {
     let mut config = QueueConfig::new(areas.size);
     config.set_desc(areas.descriptors);
     config.set_avail(areas.driver);
@@ -315,7 +316,7 @@ fn our_round_trip(label: String, shape: Shape) -> Case {
     })
 }
 
-fn peer_device(areas: Areas) -> PeerDevice {
+fn peer_device(areas: QueueAddresses) -> PeerDevice {
     let mut device = PeerDevice::new(SIZE).expect("a sound size");
     let halves = |addr: u64| {
         let low = u32::try_from(addr & 0xffff_ffff).expect("masked");

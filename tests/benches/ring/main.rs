@@ -5,8 +5,6 @@
 //! `ring --count LABEL ROUNDS` runs one case so many times and nothing else: what the instruction
 //! counter is put on.
 
-#[path = "../../support/arena.rs"]
-mod arena;
 mod device;
 mod driver;
 mod lines;

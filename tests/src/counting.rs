@@ -8,10 +8,12 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-struct Counting;
+/// Counts the allocations of each thread. A test binary makes it its `#[global_allocator]`.
+#[derive(Debug)]
+pub struct CountingAllocator;
 
 // SAFETY: everything is the system allocator's.
-unsafe impl GlobalAlloc for Counting {
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
         // SAFETY: passed on.
@@ -30,11 +32,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 /// Allocations this thread made while `work` ran.
-pub(crate) fn allocations(work: impl FnOnce()) -> u64 {
+pub fn allocations(work: impl FnOnce()) -> u64 {
     let before = ALLOCATIONS.get();
     work();
     ALLOCATIONS.get() - before

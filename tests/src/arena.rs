@@ -1,9 +1,11 @@
-//! Memory that two drivers and two devices share in one process, each in its own view: this crate's
-//! ends, `virtio-drivers` (as its `Hal` and `Transport`) and `virtio-queue` (as `vm-memory`).
+//! Memory that several virtio implementations share in one process: both ends of `splitring-virtio`,
+//! `virtio-drivers` (through its `Hal` and `Transport`) and `virtio-queue` (through `vm-memory`).
 //!
-//! Addresses are the same everywhere: a guest address is the pointer.
-#![expect(unsafe_code, reason = "vouches for one mapping to four engines")]
-#![allow(dead_code, reason = "each of its users needs another part of it")]
+//! A guest address is the pointer's value, so that all of them use the same addresses.
+#![expect(
+    unsafe_code,
+    reason = "one mapping is guest memory for four implementations"
+)]
 
 use std::cell::RefCell;
 use std::ptr::NonNull;
@@ -24,19 +26,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 const LEN: usize = 256 << 20;
 
-/// The one mapping: handed out piece by piece, never taken back.
-pub(crate) struct Arena {
-    /// As `virtio-queue` wants it.
-    pub(crate) mapping: Arc<GuestMemoryMmap<()>>,
+/// The process's one mapping. Its memory is allocated once and never freed.
+pub struct Arena {
+    /// The mapping in the form that `virtio-queue` takes.
+    pub mapping: Arc<GuestMemoryMmap<()>>,
     start: usize,
     next: AtomicUsize,
 }
 
-/// The mapping all of a process's tests share.
-pub(crate) fn arena() -> &'static Arena {
+/// Returns the mapping that all tests of the process share.
+pub fn arena() -> &'static Arena {
     static ARENA: OnceLock<Arena> = OnceLock::new();
     ARENA.get_or_init(|| {
-        // Before there is a mapping that it might be taken together with.
+        // Looked up before the mapping exists: the kernel may merge adjacent mappings into one line.
         let heap = heap();
         let region = MmapRegion::new(LEN).expect("256 MiB can be mapped");
         let start = region.as_ptr().addr();
@@ -59,12 +61,12 @@ pub(crate) fn arena() -> &'static Arena {
     })
 }
 
-/// Where the heap of whoever asks first starts: the peer puts its indirect tables there, and its `Hal`
-/// may leave them.
+/// Returns the start of the calling thread's heap. `virtio-drivers` allocates its indirect tables
+/// there, and a `Hal` that shares buffers in place leaves them there.
 fn heap() -> Option<usize> {
-    // By what lies in it, since its name is missing where an instruction counter lends the heap.
-    let lies_in_it = Box::new(0u8);
-    let address = (&raw const *lies_in_it).addr();
+    // Found by an allocation, because valgrind's heap is not named `[heap]`.
+    let allocation = Box::new(0u8);
+    let address = (&raw const *allocation).addr();
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let mut ranges = maps.lines().filter_map(|line| {
         let (start, end) = line.split_once(' ')?.0.split_once('-')?;
@@ -74,20 +76,20 @@ fn heap() -> Option<usize> {
     Some(ranges.find(|range| range.contains(&address))?.start)
 }
 
-/// The heap, and room for it to grow, short of `mapping`.
+/// Returns a region for the heap with room to grow, which ends before `mapping`.
 fn heap_region(start: usize, mapping: usize) -> Option<MmapRegion<()>> {
     const ROOM: usize = 1 << 30;
     let room = mapping
         .checked_sub(start)
         .map_or(ROOM, |room| room.min(ROOM));
     let ptr = std::ptr::with_exposed_provenance_mut(start);
-    // SAFETY: what lies in the heap is reached only by the addresses of live allocations.
+    // SAFETY: the region is accessed only at addresses of live allocations.
     unsafe { MmapRegion::build_raw(ptr, room, libc::PROT_READ | libc::PROT_WRITE, 0) }.ok()
 }
 
 impl Arena {
-    /// The next `len` bytes, at a multiple of `align`.
-    fn carve(&self, len: usize, align: usize) -> NonNull<u8> {
+    /// Allocates `len` bytes, aligned to `align`.
+    fn allocate(&self, len: usize, align: usize) -> NonNull<u8> {
         let step = len.next_multiple_of(align) + align;
         let at = self
             .next
@@ -102,38 +104,38 @@ impl Arena {
         std::ptr::with_exposed_provenance_mut(self.start)
     }
 
-    /// Bytes for a driver's end of ours.
-    pub(crate) fn bytes(&self, len: usize) -> DmaBytes {
-        let ptr = self.carve(len, 64);
-        // SAFETY: inside the mapping, which is never unmapped, and handed out once.
+    /// Allocates `len` bytes for a driver of `splitring-virtio`.
+    pub fn bytes(&self, len: usize) -> DmaBytes {
+        let ptr = self.allocate(len, 64);
+        // SAFETY: inside the mapping, which is never unmapped, and allocated once.
         unsafe { DmaBytes::from_raw(ptr, len) }
     }
 
-    /// Bytes for a driver that takes slices.
-    pub(crate) fn slice(&self, len: usize) -> &'static mut [u8] {
-        let ptr = self.carve(len, 64);
+    /// Allocates `len` bytes for a driver that takes slices.
+    pub fn slice(&self, len: usize) -> &'static mut [u8] {
+        let ptr = self.allocate(len, 64);
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(ptr.as_ptr(), len) }
     }
 }
 
-/// A 16-bit word of a ring, as a device of a few lines uses it.
+/// Reads a 16-bit word of a ring, for devices of a few lines.
 #[inline]
-pub(crate) fn load16(addr: u64) -> u16 {
+pub fn load16(addr: u64) -> u16 {
     // SAFETY: tests pass addresses of rings they set up, inside the mapping and aligned.
     unsafe { pointer::<u16>(addr).read_volatile() }
 }
 
-/// See [`load16`].
+/// Writes a 16-bit word of a ring, for devices of a few lines.
 #[inline]
-pub(crate) fn store16(addr: u64, value: u16) {
+pub fn store16(addr: u64, value: u16) {
     // SAFETY: as above.
     unsafe { pointer::<u16>(addr).write_volatile(value) }
 }
 
-/// Writes a used entry.
+/// Writes an entry of a used ring.
 #[inline]
-pub(crate) fn store_used(addr: u64, id: u16, len: u32) {
+pub fn store_used(addr: u64, id: u16, len: u32) {
     // SAFETY: as above.
     unsafe { pointer::<u64>(addr).write_unaligned(u64::from(id) | u64::from(len) << 32) }
 }
@@ -143,9 +145,9 @@ fn pointer<T>(addr: u64) -> *mut T {
     std::ptr::with_exposed_provenance_mut(usize::try_from(addr).expect("64 bits"))
 }
 
-/// The mapping as our device's end sees it.
+/// The mapping as guest memory for the device end of `splitring-virtio`.
 #[derive(Clone, Copy)]
-pub(crate) struct ArenaRam;
+pub struct ArenaRam;
 
 // SAFETY: the one region is never unmapped.
 unsafe impl GuestRam for ArenaRam {
@@ -158,8 +160,8 @@ unsafe impl GuestRam for ArenaRam {
     }
 }
 
-/// The mapping as a whole device of ours sees it.
-pub(crate) fn device_ram() -> Ram {
+/// Returns the mapping as guest memory for a device of `splitring-devices`.
+pub fn device_ram() -> Ram {
     let arena = arena();
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the region is never unmapped.
@@ -178,13 +180,13 @@ pub(crate) fn device_ram() -> Ram {
     ))
 }
 
-/// The mapping as `virtio-drivers` sees it. Buffers are shared where they are.
-pub(crate) struct PeerHal;
+/// The mapping for `virtio-drivers`. Buffers are shared in place.
+pub struct PeerHal;
 
-// SAFETY: pages come from the mapping, zero and once; addresses are pointers.
+// SAFETY: pages come from the mapping, are zero and allocated once; addresses are pointers.
 unsafe impl Hal for PeerHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
-        let ptr = arena().carve(pages * PAGE_SIZE, PAGE_SIZE);
+        let ptr = arena().allocate(pages * PAGE_SIZE, PAGE_SIZE);
         (address(ptr), ptr)
     }
 
@@ -210,16 +212,16 @@ fn address(ptr: NonNull<u8>) -> u64 {
     ptr.as_ptr().expose_provenance() as u64
 }
 
-/// The mapping as `virtio-drivers` sees it, with copies of all that lies elsewhere: on stacks, and
-/// on the heaps of test threads.
-pub(crate) struct BouncingHal;
+/// The mapping for `virtio-drivers`, with bounce buffers for memory outside of it: stacks, and the
+/// heaps of test threads.
+pub struct BouncingHal;
 
 thread_local! {
-    /// Copies that are free, by length.
-    static COPIES: RefCell<Vec<NonNull<[u8]>>> = const { RefCell::new(Vec::new()) };
+    /// Free bounce buffers.
+    static FREE_BOUNCE_BUFFERS: RefCell<Vec<NonNull<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-// SAFETY: as for `PeerHal`; a copy is used by one buffer until it is unshared.
+// SAFETY: as for `PeerHal`; a bounce buffer serves one buffer until that is unshared.
 unsafe impl Hal for BouncingHal {
     fn dma_alloc(pages: usize, direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         PeerHal::dma_alloc(pages, direction)
@@ -234,12 +236,12 @@ unsafe impl Hal for BouncingHal {
     }
 
     unsafe fn share(buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
-        let copy = COPIES.with_borrow_mut(|free| {
+        let copy = FREE_BOUNCE_BUFFERS.with_borrow_mut(|free| {
             let found = free.iter().position(|copy| copy.len() == buffer.len());
             found.map(|at| free.swap_remove(at))
         });
-        let copy = copy.map_or_else(|| arena().carve(buffer.len(), 16), NonNull::cast);
-        // SAFETY: both are valid for the buffer's length, and the copy is nobody else's.
+        let copy = copy.map_or_else(|| arena().allocate(buffer.len(), 16), NonNull::cast);
+        // SAFETY: both are valid for the buffer's length, and nothing else uses the copy.
         unsafe {
             buffer
                 .cast::<u8>()
@@ -249,38 +251,49 @@ unsafe impl Hal for BouncingHal {
     }
 
     unsafe fn unshare(paddr: PhysAddr, buffer: NonNull<[u8]>, direction: BufferDirection) {
-        let copy = NonNull::new(pointer::<u8>(paddr)).expect("an address share answered");
+        let copy = NonNull::new(pointer::<u8>(paddr)).expect("an address that share returned");
         if direction != BufferDirection::DriverToDevice {
             // SAFETY: as in `share`.
             unsafe { copy.copy_to_nonoverlapping(buffer.cast(), buffer.len()) };
         }
         let copy = NonNull::slice_from_raw_parts(copy, buffer.len());
-        COPIES.with_borrow_mut(|free| free.push(copy));
+        FREE_BOUNCE_BUFFERS.with_borrow_mut(|free| free.push(copy));
     }
 }
 
-/// Where a driver put a queue.
+/// The size and the addresses of a queue, as the driver configured them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Areas {
-    pub(crate) size: u16,
-    pub(crate) descriptors: u64,
-    pub(crate) driver: u64,
-    pub(crate) device: u64,
+pub struct QueueAddresses {
+    /// Number of descriptors.
+    pub size: u16,
+    /// Address of the descriptor table.
+    pub descriptors: u64,
+    /// Address of the available ring.
+    pub driver: u64,
+    /// Address of the used ring.
+    pub device: u64,
 }
 
-/// A device as `virtio-drivers` reaches it: what it offers, and what rings its bell.
-pub(crate) struct Board {
-    pub(crate) kind: DeviceType,
-    pub(crate) offered: u64,
-    pub(crate) config: Vec<u8>,
-    pub(crate) max: u32,
-    pub(crate) accepted: u64,
-    pub(crate) queues: Vec<(u16, Areas)>,
+/// What `virtio-drivers` sees of a device, and what it has configured.
+pub struct SharedDevice {
+    /// The device's type.
+    pub kind: DeviceType,
+    /// Feature bits that the device offers.
+    pub offered: u64,
+    /// The device's configuration space.
+    pub config: Vec<u8>,
+    /// The largest size of a queue.
+    pub max: u32,
+    /// Feature bits that the driver has accepted.
+    pub accepted: u64,
+    /// The queues that the driver has enabled, by their index.
+    pub queues: Vec<(u16, QueueAddresses)>,
     status: DeviceStatus,
 }
 
-impl Board {
-    pub(crate) fn new(kind: DeviceType, offered: u64, config: Vec<u8>) -> Self {
+impl SharedDevice {
+    /// Returns a device that is reset, with queues of up to 256 descriptors.
+    pub fn new(kind: DeviceType, offered: u64, config: Vec<u8>) -> Self {
         Self {
             kind,
             offered,
@@ -292,81 +305,84 @@ impl Board {
         }
     }
 
-    pub(crate) fn shared(self) -> Rc<RefCell<Self>> {
+    /// Returns the device in the form that [`PeerTransport`] shares with the test.
+    pub fn shared(self) -> Rc<RefCell<Self>> {
         Rc::new(RefCell::new(self))
     }
 }
 
-/// Adds a buffer to a queue of the peer's.
+/// Adds a buffer to a queue of `virtio-drivers`.
 #[inline]
-pub(crate) fn peer_add<'a, 'b, H: Hal, const SIZE: usize>(
+pub fn peer_add<'a, 'b, H: Hal, const SIZE: usize>(
     queue: &mut VirtQueue<H, SIZE>,
     readable: &'a [&'b [u8]],
     writable: &'a mut [&'b mut [u8]],
 ) -> virtio_drivers::Result<u16> {
-    // SAFETY: the slices are the arena's, there for good, and not looked at until they are reaped.
+    // SAFETY: the slices are the arena's, never freed, and not accessed until they are popped.
     unsafe { queue.add(readable, writable) }
 }
 
-/// Takes a buffer back from a queue of the peer's, the next one used.
+/// Takes the next used buffer back from a queue of `virtio-drivers`.
 #[inline]
-pub(crate) fn peer_reap<H: Hal, const SIZE: usize>(
+pub fn peer_pop<H: Hal, const SIZE: usize>(
     queue: &mut VirtQueue<H, SIZE>,
     token: u16,
     readable: &[&'static [u8]],
     writable: &mut [&'static mut [u8]],
 ) -> virtio_drivers::Result<u32> {
-    // SAFETY: the signature asks that the slices live no longer than the list of them, which their
-    // being 'static forbids to say; it does not keep them.
+    // SAFETY: `pop_used` asks for slices with the lifetime of the list, which slices that are
+    // 'static can't have; it does not keep them.
     #[expect(clippy::unnecessary_cast, reason = "it changes the lifetime")]
     let writable = unsafe { &mut *(&raw mut *writable as *mut [&mut [u8]]) };
     // SAFETY: the same slices as were added under this token.
     unsafe { queue.pop_used(token, readable, writable) }
 }
 
-/// The transport: shares the board with the test, and runs the device when it is notified.
-pub(crate) struct Wire {
-    pub(crate) board: Rc<RefCell<Board>>,
-    pub(crate) bell: Box<dyn FnMut(u16)>,
+/// A transport for `virtio-drivers` that shares the device with the test and runs it when notified.
+pub struct PeerTransport {
+    /// The device behind this transport.
+    pub device: Rc<RefCell<SharedDevice>>,
+    /// Called with the queue's index when the driver notifies the device.
+    pub doorbell: Box<dyn FnMut(u16)>,
 }
 
-impl Wire {
-    /// A transport whose device is not run by notifications.
-    pub(crate) fn new(board: &Rc<RefCell<Board>>) -> Self {
+impl PeerTransport {
+    /// Returns a transport that ignores notifications.
+    pub fn new(device: &Rc<RefCell<SharedDevice>>) -> Self {
         Self {
-            board: Rc::clone(board),
-            bell: Box::new(|_| ()),
+            device: Rc::clone(device),
+            doorbell: Box::new(|_| ()),
         }
     }
 }
 
-impl Transport for Wire {
+impl Transport for PeerTransport {
     fn device_type(&self) -> DeviceType {
-        self.board.borrow().kind
+        self.device.borrow().kind
     }
 
     fn read_device_features(&mut self) -> u64 {
-        self.board.borrow().offered
+        self.device.borrow().offered
     }
 
     fn write_driver_features(&mut self, driver_features: u64) {
-        self.board.borrow_mut().accepted = driver_features;
+        self.device.borrow_mut().accepted = driver_features;
     }
 
     fn max_queue_size(&mut self, _queue: u16) -> u32 {
-        self.board.borrow().max
+        self.device.borrow().max
     }
 
     fn notify(&mut self, queue: u16) {
-        (self.bell)(queue);
+        (self.doorbell)(queue);
     }
 
     fn get_status(&self) -> DeviceStatus {
-        self.board.borrow().status
+        self.device.borrow().status
     }
 
     fn set_status(&mut self, status: DeviceStatus) {
-        self.board.borrow_mut().status = status;
+        self.device.borrow_mut().status = status;
     }
 
     fn set_guest_page_size(&mut self, _guest_page_size: u32) {}
@@ -384,24 +400,24 @@ impl Transport for Wire {
         device: PhysAddr,
     ) {
         let size = u16::try_from(size).expect("a sound size");
-        let areas = Areas {
+        let areas = QueueAddresses {
             size,
             descriptors,
             driver,
             device,
         };
-        self.board.borrow_mut().queues.push((queue, areas));
+        self.device.borrow_mut().queues.push((queue, areas));
     }
 
     fn queue_unset(&mut self, queue: u16) {
-        self.board
+        self.device
             .borrow_mut()
             .queues
             .retain(|(index, _)| *index != queue);
     }
 
     fn queue_used(&mut self, queue: u16) -> bool {
-        self.board
+        self.device
             .borrow()
             .queues
             .iter()
@@ -420,8 +436,8 @@ impl Transport for Wire {
         &self,
         offset: usize,
     ) -> virtio_drivers::Result<T> {
-        let board = self.board.borrow();
-        let field = board
+        let device = self.device.borrow();
+        let field = device
             .config
             .get(offset..)
             .and_then(|rest| T::read_from_prefix(rest).ok());
@@ -439,9 +455,9 @@ impl Transport for Wire {
     }
 }
 
-/// Starts reading one sector by the peer's block driver.
-pub(crate) fn read_begin(
-    driver: &mut VirtIOBlk<BouncingHal, Wire>,
+/// Starts a read of one sector by the block driver of `virtio-drivers`.
+pub fn read_begin(
+    driver: &mut VirtIOBlk<BouncingHal, PeerTransport>,
     sector: usize,
     request: &mut BlkReq,
     data: &mut [u8],
@@ -451,14 +467,14 @@ pub(crate) fn read_begin(
     unsafe { driver.read_blocks_nb(sector, request, data, response) }
 }
 
-/// Completes what [`read_begin`] started.
-pub(crate) fn read_complete(
-    driver: &mut VirtIOBlk<BouncingHal, Wire>,
+/// Completes the request that [`read_begin`] started.
+pub fn read_complete(
+    driver: &mut VirtIOBlk<BouncingHal, PeerTransport>,
     token: u16,
     request: &BlkReq,
     data: &mut [u8],
     response: &mut BlkResp,
 ) -> virtio_drivers::Result<()> {
-    // SAFETY: the same buffers as at the start.
+    // SAFETY: the same buffers as in `read_begin`.
     unsafe { driver.complete_read_blocks(token, request, data, response) }
 }
