@@ -1,10 +1,11 @@
 //! The end-to-end tests: built here, run where a stock kernel runs, by a few workers.
 //!
-//! They are the ignored tests of the `e2e_…` targets, so that nothing runs them by accident; those
-//! called `soak_…` run in the soak tier only. A worker is one lab (or one process, where the host's
-//! KVM does); workers share a list and claim one test after the other. If a lab is lost, its test is
-//! tried again in a new one, twice at most; a run that loses more than one lab fails. A soak remembers what has passed and goes on where it was; everything else is
-//! a run's own, so that two at once don't disturb each other.
+//! They are the ignored tests of the target `e2e`, so that nothing else runs them by accident. Those
+//! below a module named `soak` run in the soak tier only. A worker is one lab, or one process where
+//! the host's KVM can run a stock kernel. Workers share a list and claim one test after the other. If
+//! a lab is lost, its test runs again in a new one, twice at most; a run that loses more than one lab
+//! fails. A soak run remembers which tests have passed and continues after an interruption. All other
+//! state belongs to one run, so that two runs at the same time don't disturb each other.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,10 @@ const MODULES: [&str; 8] = [
     // A disk with sectors that can go bad, in blocks of 4 KiB below sectors of 512, that discards.
     "scsi_debug dev_size_mb=16 physblk_exp=3 lbpu=1 delay=0",
 ];
+/// The target of the end-to-end tests: `tests/tests/e2e`.
+const TARGET: &str = "e2e";
+/// A module with this name holds tests of the soak tier.
+const SOAK: &str = "soak";
 /// More than all of it takes on a slow machine: what hangs is found sooner, by the limits of tests and labs.
 const PLAIN_LIMIT: Duration = Duration::from_secs(60 * 60);
 const SOAK_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -112,7 +117,7 @@ pub(crate) fn run(tier: Tier, part: &str, force_lab: bool, yes: bool) -> Result<
     Ok(board.report())
 }
 
-/// The `e2e_…` test executables.
+/// The test executables of [`TARGET`].
 fn binaries() -> Result<Vec<(String, PathBuf)>> {
     let mut targets = vmm::executables(&[
         "test",
@@ -124,7 +129,7 @@ fn binaries() -> Result<Vec<(String, PathBuf)>> {
     targets.sort();
     Ok(targets
         .into_iter()
-        .filter(|(name, _)| name.starts_with("e2e_"))
+        .filter(|(name, _)| name == TARGET)
         .collect())
 }
 
@@ -138,10 +143,7 @@ fn list(binaries: &[(String, PathBuf)], tier: Tier) -> Result<Vec<Test>> {
             .with_context(|| format!("cannot run {}", binary.display()))?;
         let names = String::from_utf8(output.stdout).context("a test's name is not UTF-8")?;
         for name in names.lines().filter_map(|line| line.strip_suffix(": test")) {
-            let long = name
-                .rsplit("::")
-                .next()
-                .is_some_and(|last| last.starts_with("soak_"));
+            let long = name.split("::").any(|module| module == SOAK);
             if tier == Tier::Soak || !long {
                 tests.push(Test {
                     binary: binary.clone(),

@@ -3,7 +3,7 @@
 
 use splitring_tests::guest::Guest;
 
-use crate::ends::{Net, PING};
+use crate::net::ends::{Net, PING};
 
 const OFFLOADS: [&str; 5] = ["rx", "tx", "tso", "gso", "gro"];
 const UNDER_LOAD: usize = 4 << 20;
@@ -39,18 +39,6 @@ fn offloads(net: &Net, combinations: impl Iterator<Item = u32>) {
     });
 }
 
-#[test]
-#[ignore = "needs a guest: cargo xtask test"]
-fn soak_transfers_arrive_whole_while_offloads_are_switched() {
-    offloads(&Net::number(1), [0b00000, 0b11111, 0b00110].into_iter());
-}
-
-#[test]
-#[ignore = "needs a guest: cargo xtask test"]
-fn soak_transfers_arrive_whole_under_every_combination_of_offloads() {
-    offloads(&Net::number(1), 0..1 << OFFLOADS.len());
-}
-
 /// Transfers over some of four queue pairs, and whatever is to be done after that.
 fn four_queue_pairs(net: &Net, then: impl FnOnce(&mut Guest)) {
     net.with_guest(4, ",queues=4", |guest, _, _| {
@@ -59,20 +47,6 @@ fn four_queue_pairs(net: &Net, then: impl FnOnce(&mut Guest)) {
             net.transfer(guest);
         }
         then(guest);
-    });
-}
-
-#[test]
-#[ignore = "needs a guest: cargo xtask test"]
-fn soak_four_queue_pairs_work_and_are_switched_under_load() {
-    let net = Net::number(2);
-    let switches: String = [1, 4, 2, 4]
-        .iter()
-        .map(|pairs| format!("sleep 0.2; ethtool -L eth0 combined {pairs} || exit 1; "))
-        .collect();
-    four_queue_pairs(&net, |guest| {
-        net.transfer_under(guest, UNDER_LOAD, &switches);
-        guest.succeed(&format!("{PING} -q -f -c 500 {}", net.host));
     });
 }
 
@@ -131,17 +105,47 @@ fn a_driver_without_mergeable_buffers_and_segmentation_receives_into_small_ones(
     receive(6, "mrg-rxbuf:guest-tso", &[MRG_RXBUF, GUEST_TSO4]);
 }
 
-#[test]
-#[ignore = "needs a guest: cargo xtask test"]
-fn soak_every_kind_of_ring_and_checksum_is_received_whole() {
-    receive(7, "event-idx", &[]);
-    receive(7, "indirect-desc:event-idx", &[]);
-    receive(7, "guest-csum", &[GUEST_TSO4]);
-    receive(7, "csum:ctrl-guest-offloads", &[]);
-    receive(7, "ctrl-vq", &[]);
-    receive(
-        7,
-        "mrg-rxbuf:guest-csum:event-idx",
-        &[MRG_RXBUF, GUEST_TSO4],
-    );
+mod soak {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a guest: cargo xtask test"]
+    fn transfers_arrive_whole_while_offloads_are_switched() {
+        offloads(&Net::number(1), [0b00000, 0b11111, 0b00110].into_iter());
+    }
+
+    #[test]
+    #[ignore = "needs a guest: cargo xtask test"]
+    fn transfers_arrive_whole_under_every_combination_of_offloads() {
+        offloads(&Net::number(1), 0..1 << OFFLOADS.len());
+    }
+
+    #[test]
+    #[ignore = "needs a guest: cargo xtask test"]
+    fn four_queue_pairs_work_and_are_switched_under_load() {
+        let net = Net::number(2);
+        let switches: String = [1, 4, 2, 4]
+            .iter()
+            .map(|pairs| format!("sleep 0.2; ethtool -L eth0 combined {pairs} || exit 1; "))
+            .collect();
+        four_queue_pairs(&net, |guest| {
+            net.transfer_under(guest, UNDER_LOAD, &switches);
+            guest.succeed(&format!("{PING} -q -f -c 500 {}", net.host));
+        });
+    }
+
+    #[test]
+    #[ignore = "needs a guest: cargo xtask test"]
+    fn every_kind_of_ring_and_checksum_is_received_whole() {
+        receive(7, "event-idx", &[]);
+        receive(7, "indirect-desc:event-idx", &[]);
+        receive(7, "guest-csum", &[GUEST_TSO4]);
+        receive(7, "csum:ctrl-guest-offloads", &[]);
+        receive(7, "ctrl-vq", &[]);
+        receive(
+            7,
+            "mrg-rxbuf:guest-csum:event-idx",
+            &[MRG_RXBUF, GUEST_TSO4],
+        );
+    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use splitring::config::NetConfig;
 use splitring_tests::live::Live;
 
-use crate::ends::{Host, Net, PING};
+use crate::net::ends::{Host, Net, PING};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use splitring_tests::assets::{self, Image, Kernel};
 use splitring_tests::user::{UID, User};
 
-use crate::ends::Host;
-use crate::live::until;
+use crate::net::ends::Host;
+use crate::net::live::until;
 
 const USAGE: i32 = 2;
 const FAILURE: i32 = 1;

@@ -12,7 +12,7 @@ use splitring_tests::network::{Daemon, Namespace, collect, content, serve};
 use splitring_tests::resolver::{self, Answers};
 use splitring_tests::user::User;
 
-use crate::ends::{Host, check_log};
+use crate::net::ends::{Host, check_log};
 
 /// The user's own host, its gateway, which passt makes stand for the host itself, and what is behind that.
 const NEAR4: &str = "192.0.2.2";
@@ -175,60 +175,6 @@ impl World {
     }
 }
 
-#[test]
-#[ignore = "needs a guest: cargo xtask test"]
-fn soak_passt_started_by_us_gives_an_ordinary_user_all_of_a_network() {
-    let Some(world) = World::new() else { return };
-    let root = Disk::copy_of("tools");
-    let (host, inside) = FORWARDED;
-    let net = format!("passt,tcp={host}:{inside},udp={host}:{inside}");
-    let mut guest = world.boot(&root, &net);
-    assert!(
-        guest.succeed("busybox id -u").starts_with('0'),
-        "in the guest one is root"
-    );
-    guest.succeed(&format!("/usr/bin/ping -q -c 2 -w 30 {FAR4}"));
-    world.transfer(&mut guest, FAR4, FAR4);
-    world.transfer(&mut guest, FAR6, FAR6);
-    let names = guest.succeed(&format!("getent ahostsv4 {NAME}; getent ahostsv6 {NAME}"));
-    assert!(names.contains(FAR4) && names.contains(FAR6), "{names}");
-    assert_ne!(
-        guest.run("getent hosts near.test").status,
-        0,
-        "a name nobody has"
-    );
-    // Whichever of its addresses the guest takes.
-    world.transfer(&mut guest, "::", NAME);
-    world.forwarded_tcp(&mut guest);
-    world.forwarded_udp(&mut guest);
-    check_log(&mut guest);
-    assert_eq!(passts().len(), 1);
-    guest.power_off();
-    assert!(passts().is_empty(), "passt outlives the machine");
-}
-
-#[test]
-#[ignore = "needs a guest: cargo xtask test"]
-fn soak_a_running_passt_is_used_by_its_socket() {
-    let Some(world) = World::new() else { return };
-    let socket = world.user.path("passt.socket");
-    let _passt = start_passt(&world, &socket);
-    let root = Disk::copy_of("tools");
-    let mut guest = world.boot(&root, &format!("passt,socket={}", socket.display()));
-    world.transfer(&mut guest, FAR4, FAR4);
-    world.transfer(&mut guest, FAR6, FAR6);
-    world.forwarded_tcp(&mut guest);
-    // The driver starts the card anew: neither stream loses its place.
-    guest.succeed("ip link set eth0 down && ip link set eth0 up");
-    guest.succeed(
-        "cd /sys/bus/virtio/drivers/virtio_net && for d in virtio*; do echo $d >unbind && echo $d >bind; done; cd /root",
-    );
-    guest.succeed("ip link set eth0 up && busybox udhcpc -q -n -t 20 -i eth0 -s /tmp/lease");
-    world.transfer(&mut guest, FAR4, FAR4);
-    check_log(&mut guest);
-    guest.power_off();
-}
-
 fn start_passt(world: &World, socket: &Path) -> Daemon {
     let mut words = world.user.prefix(&world.near.path());
     let (host, inside) = FORWARDED;
@@ -257,4 +203,62 @@ fn passts() -> Vec<String> {
         entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("comm")).ok());
     let is_passt = |name: &String| matches!(name.trim(), "passt" | "passt.avx2");
     names.filter(is_passt).collect()
+}
+
+mod soak {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a guest: cargo xtask test"]
+    fn passt_started_by_us_gives_an_ordinary_user_all_of_a_network() {
+        let Some(world) = World::new() else { return };
+        let root = Disk::copy_of("tools");
+        let (host, inside) = FORWARDED;
+        let net = format!("passt,tcp={host}:{inside},udp={host}:{inside}");
+        let mut guest = world.boot(&root, &net);
+        assert!(
+            guest.succeed("busybox id -u").starts_with('0'),
+            "in the guest one is root"
+        );
+        guest.succeed(&format!("/usr/bin/ping -q -c 2 -w 30 {FAR4}"));
+        world.transfer(&mut guest, FAR4, FAR4);
+        world.transfer(&mut guest, FAR6, FAR6);
+        let names = guest.succeed(&format!("getent ahostsv4 {NAME}; getent ahostsv6 {NAME}"));
+        assert!(names.contains(FAR4) && names.contains(FAR6), "{names}");
+        assert_ne!(
+            guest.run("getent hosts near.test").status,
+            0,
+            "a name nobody has"
+        );
+        // Whichever of its addresses the guest takes.
+        world.transfer(&mut guest, "::", NAME);
+        world.forwarded_tcp(&mut guest);
+        world.forwarded_udp(&mut guest);
+        check_log(&mut guest);
+        assert_eq!(passts().len(), 1);
+        guest.power_off();
+        assert!(passts().is_empty(), "passt outlives the machine");
+    }
+
+    #[test]
+    #[ignore = "needs a guest: cargo xtask test"]
+    fn a_running_passt_is_used_by_its_socket() {
+        let Some(world) = World::new() else { return };
+        let socket = world.user.path("passt.socket");
+        let _passt = start_passt(&world, &socket);
+        let root = Disk::copy_of("tools");
+        let mut guest = world.boot(&root, &format!("passt,socket={}", socket.display()));
+        world.transfer(&mut guest, FAR4, FAR4);
+        world.transfer(&mut guest, FAR6, FAR6);
+        world.forwarded_tcp(&mut guest);
+        // The driver starts the card anew: neither stream loses its place.
+        guest.succeed("ip link set eth0 down && ip link set eth0 up");
+        guest.succeed(
+            "cd /sys/bus/virtio/drivers/virtio_net && for d in virtio*; do echo $d >unbind && echo $d >bind; done; cd /root",
+        );
+        guest.succeed("ip link set eth0 up && busybox udhcpc -q -n -t 20 -i eth0 -s /tmp/lease");
+        world.transfer(&mut guest, FAR4, FAR4);
+        check_log(&mut guest);
+        guest.power_off();
+    }
 }

@@ -20,7 +20,7 @@ fn scsi(path: &Path) -> DiskConfig {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn scsi_disks_come_grow_and_go_under_load_without_a_rescan() {
+fn disks_come_grow_and_go_under_load_without_a_rescan() {
     let (first, second) = (Disk::empty(64 << 20), Disk::empty(64 << 20));
     let mut live = Live::boot("live", vec![scsi(first.path())]);
     let controller = live.machine.scsi().remove(0);
@@ -92,7 +92,7 @@ fn reads(disk: &FaultyDisk, count: usize) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn scsi_a_reset_by_the_guest_and_a_removal_end_what_hangs_in_the_host() {
+fn a_reset_by_the_guest_and_a_removal_end_what_hangs_in_the_host() {
     const HANGING: usize = 4;
     let first = Disk::empty(16 << 20);
     let mut live = Live::boot("reset", vec![scsi(first.path())]);
@@ -122,36 +122,40 @@ fn scsi_a_reset_by_the_guest_and_a_removal_end_what_hangs_in_the_host() {
     live.machine.stop();
 }
 
-#[test]
-#[ignore = "needs a stock guest"]
-fn soak_scsi_two_machines_share_an_image_under_reservations() {
-    let disk = Disk::empty(64 << 20);
-    let shared = scsi(disk.path()).share(true);
-    let mut first = Live::boot("first", vec![shared.clone()]);
-    let mut second = Live::boot("second", vec![shared]);
-    let write = "dd if=/dev/zero of=/dev/sda bs=4k count=1 oflag=direct";
-    let read = "dd if=/dev/sda of=/dev/null bs=4k count=1 iflag=direct";
-    first.succeed("sg_persist --out --register --param-sark=a1 /dev/sda");
-    second.succeed("sg_persist --out --register --param-sark=b2 /dev/sda");
-    assert!(
-        second
-            .succeed("sg_persist --in --read-keys /dev/sda")
-            .contains("0xa1")
-    );
-    first.succeed("sg_persist --out --reserve --param-rk=a1 --prout-type=5 /dev/sda");
-    for machine in [&mut first, &mut second] {
-        machine.succeed(write);
+mod soak {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a stock guest"]
+    fn two_machines_share_an_image_under_reservations() {
+        let disk = Disk::empty(64 << 20);
+        let shared = scsi(disk.path()).share(true);
+        let mut first = Live::boot("first", vec![shared.clone()]);
+        let mut second = Live::boot("second", vec![shared]);
+        let write = "dd if=/dev/zero of=/dev/sda bs=4k count=1 oflag=direct";
+        let read = "dd if=/dev/sda of=/dev/null bs=4k count=1 iflag=direct";
+        first.succeed("sg_persist --out --register --param-sark=a1 /dev/sda");
+        second.succeed("sg_persist --out --register --param-sark=b2 /dev/sda");
+        assert!(
+            second
+                .succeed("sg_persist --in --read-keys /dev/sda")
+                .contains("0xa1")
+        );
+        first.succeed("sg_persist --out --reserve --param-rk=a1 --prout-type=5 /dev/sda");
+        for machine in [&mut first, &mut second] {
+            machine.succeed(write);
+        }
+        second.succeed("sg_persist --out --register --param-rk=b2 --param-sark=0 /dev/sda");
+        second.succeed(read);
+        assert_ne!(second.run(write).1, 0, "no registrant any more");
+        second.succeed("sg_persist --out --register --param-sark=b3 /dev/sda");
+        second.succeed(
+            "sg_persist --out --preempt-abort --param-rk=b3 --param-sark=a1 --prout-type=3 /dev/sda",
+        );
+        first.succeed("sg_turs /dev/sda; true");
+        assert_ne!(first.run(read).1, 0, "fenced");
+        second.succeed(write);
+        first.machine.stop();
+        second.machine.stop();
     }
-    second.succeed("sg_persist --out --register --param-rk=b2 --param-sark=0 /dev/sda");
-    second.succeed(read);
-    assert_ne!(second.run(write).1, 0, "no registrant any more");
-    second.succeed("sg_persist --out --register --param-sark=b3 /dev/sda");
-    second.succeed(
-        "sg_persist --out --preempt-abort --param-rk=b3 --param-sark=a1 --prout-type=3 /dev/sda",
-    );
-    first.succeed("sg_turs /dev/sda; true");
-    assert_ne!(first.run(read).1, 0, "fenced");
-    second.succeed(write);
-    first.machine.stop();
-    second.machine.stop();
 }

@@ -8,7 +8,7 @@ use splitring_tests::assets::Disk;
 use splitring_tests::dmesg;
 use splitring_tests::guest::Guest;
 
-use crate::{boot, launch};
+use crate::scsi::{boot, launch};
 
 const DISKS: usize = 256;
 /// What they may take of the process's memory.
@@ -98,7 +98,7 @@ fn stays_asleep(guest: &Guest) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn scsi_hundreds_of_disks_are_found_and_cost_little_memory_and_nothing_while_idle() {
+fn hundreds_of_disks_are_found_and_cost_little_memory_and_nothing_while_idle() {
     let alone = {
         let (_disks, _root, guest) = guest_of(1);
         own_memory(&guest)

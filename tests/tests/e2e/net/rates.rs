@@ -4,7 +4,7 @@
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
 
-use crate::ends::{Host, IP, Net, check_log};
+use crate::net::ends::{Host, IP, Net, check_log};
 
 /// One run; what the receiving end got, in bytes a second.
 fn run(guest: &mut Guest, address: &str, port: u16, options: &str) -> f64 {
@@ -45,35 +45,39 @@ fn matrix(number: u8, runs: &[(u8, &str, bool)]) {
     guest.power_off();
 }
 
-#[test]
-#[ignore = "needs a guest: cargo xtask test"]
-fn soak_iperf3_gets_through_over_one_pair_and_over_four() {
-    matrix(
-        9,
-        &[
-            (1, "-R", true),
-            (4, "-P 4", false),
-            (4, "-u -b 50M", true),
-            (1, "-u -b 50M -R", false),
-        ],
-    );
-}
+mod soak {
+    use super::*;
 
-#[test]
-#[ignore = "needs a guest: cargo xtask test"]
-fn soak_iperf3_gets_through_in_every_way() {
-    let mut runs = Vec::new();
-    for pairs in [1, 4] {
-        for options in [
-            "-P 4",
-            "-P 4 -R",
-            "-u -b 50M -P 2",
-            "-u -b 50M -P 2 -R",
-            "",
-            "-R",
-        ] {
-            runs.extend([(pairs, options, false), (pairs, options, true)]);
-        }
+    #[test]
+    #[ignore = "needs a guest: cargo xtask test"]
+    fn iperf3_gets_through_over_one_pair_and_over_four() {
+        matrix(
+            9,
+            &[
+                (1, "-R", true),
+                (4, "-P 4", false),
+                (4, "-u -b 50M", true),
+                (1, "-u -b 50M -R", false),
+            ],
+        );
     }
-    matrix(10, &runs);
+
+    #[test]
+    #[ignore = "needs a guest: cargo xtask test"]
+    fn iperf3_gets_through_in_every_way() {
+        let mut runs = Vec::new();
+        for pairs in [1, 4] {
+            for options in [
+                "-P 4",
+                "-P 4 -R",
+                "-u -b 50M -P 2",
+                "-u -b 50M -P 2 -R",
+                "",
+                "-R",
+            ] {
+                runs.extend([(pairs, options, false), (pairs, options, true)]);
+            }
+        }
+        matrix(10, &runs);
+    }
 }

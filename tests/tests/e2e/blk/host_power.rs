@@ -11,10 +11,10 @@ use splitring_needs as needs;
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
 
-use crate::block::Loop;
-use crate::disks::{MIB, device, guest};
-use crate::mapped::Mapped;
-use crate::power::{check, wait_for_all, writer};
+use crate::blk::block::Loop;
+use crate::blk::disks::{MIB, device, guest};
+use crate::blk::mapped::Mapped;
+use crate::blk::power::{check, wait_for_all, writer};
 
 const BYTES: u64 = 24 * MIB;
 /// Room for all that a round writes.
@@ -277,9 +277,13 @@ fn what_was_made_stable_survives_a_host_that_loses_its_page_cache() {
     rounds(1..4);
 }
 
-soak!(
-    soak_host_power_cuts_100 100, soak_host_power_cuts_110 110, soak_host_power_cuts_120 120,
-    soak_host_power_cuts_130 130, soak_host_power_cuts_140 140, soak_host_power_cuts_150 150,
-    soak_host_power_cuts_160 160, soak_host_power_cuts_170 170, soak_host_power_cuts_180 180,
-    soak_host_power_cuts_190 190
-);
+mod soak {
+    use super::*;
+
+    tens!(
+        host_power_cuts_100 100, host_power_cuts_110 110, host_power_cuts_120 120,
+        host_power_cuts_130 130, host_power_cuts_140 140, host_power_cuts_150 150,
+        host_power_cuts_160 160, host_power_cuts_170 170, host_power_cuts_180 180,
+        host_power_cuts_190 190
+    );
+}

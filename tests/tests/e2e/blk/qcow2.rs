@@ -8,8 +8,8 @@ use splitring::config::DiskConfig;
 use splitring_devices::disk::config::Format;
 use splitring_tests::live::Live;
 
-use crate::block::run;
-use crate::disks::MIB;
+use crate::blk::block::run;
+use crate::blk::disks::MIB;
 
 fn qemu_img(dir: &Path, words: &str) -> String {
     let script = format!("cd {} && qemu-img {words}", dir.display());

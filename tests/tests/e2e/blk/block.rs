@@ -14,7 +14,7 @@ use splitring_needs::{self as needs, Capability};
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Launch;
 
-use crate::disks::{MIB, guest};
+use crate::blk::disks::{MIB, guest};
 
 /// Runs a program of this machine, which must succeed.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {

@@ -6,7 +6,7 @@ use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
 use splitring_tests::pairs;
 
-use crate::disks::{MIB, device, guest_of};
+use crate::blk::disks::{MIB, device, guest_of};
 
 const RINGS: [u16; 5] = [4, 16, 64, 256, 1024];
 const QUEUES: [u16; 2] = [1, 4];
@@ -253,7 +253,10 @@ fn run(ring: u16, event_idx: bool, indirect: bool) {
     end(guest);
 }
 
-macro_rules! tests {
+mod soak {
+    use super::*;
+
+    macro_rules! tests {
     ($($name:ident $ring:literal $event_idx:literal $indirect:literal),* $(,)?) => {
         $(
             #[test]
@@ -265,25 +268,26 @@ macro_rules! tests {
     };
 }
 
-tests!(
-    soak_ring_of_4 4 true true,
-    soak_ring_of_4_without_event_idx 4 false true,
-    soak_ring_of_4_without_indirect 4 true false,
-    soak_ring_of_4_without_both 4 false false,
-    soak_ring_of_16 16 true true,
-    soak_ring_of_16_without_event_idx 16 false true,
-    soak_ring_of_16_without_indirect 16 true false,
-    soak_ring_of_16_without_both 16 false false,
-    soak_ring_of_64 64 true true,
-    soak_ring_of_64_without_event_idx 64 false true,
-    soak_ring_of_64_without_indirect 64 true false,
-    soak_ring_of_64_without_both 64 false false,
-    soak_ring_of_256 256 true true,
-    soak_ring_of_256_without_event_idx 256 false true,
-    soak_ring_of_256_without_indirect 256 true false,
-    soak_ring_of_256_without_both 256 false false,
-    soak_ring_of_1024 1024 true true,
-    soak_ring_of_1024_without_event_idx 1024 false true,
-    soak_ring_of_1024_without_indirect 1024 true false,
-    soak_ring_of_1024_without_both 1024 false false,
-);
+    tests!(
+            ring_of_4 4 true true,
+            ring_of_4_without_event_idx 4 false true,
+            ring_of_4_without_indirect 4 true false,
+            ring_of_4_without_both 4 false false,
+            ring_of_16 16 true true,
+            ring_of_16_without_event_idx 16 false true,
+            ring_of_16_without_indirect 16 true false,
+            ring_of_16_without_both 16 false false,
+            ring_of_64 64 true true,
+            ring_of_64_without_event_idx 64 false true,
+            ring_of_64_without_indirect 64 true false,
+            ring_of_64_without_both 64 false false,
+            ring_of_256 256 true true,
+            ring_of_256_without_event_idx 256 false true,
+            ring_of_256_without_indirect 256 true false,
+            ring_of_256_without_both 256 false false,
+            ring_of_1024 1024 true true,
+            ring_of_1024_without_event_idx 1024 false true,
+            ring_of_1024_without_indirect 1024 true false,
+            ring_of_1024_without_both 1024 false false,
+    );
+}

@@ -2,11 +2,11 @@
 
 use splitring_tests::assets::Disk;
 
-use crate::guest;
+use crate::scsi::guest;
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn scsi_sg3_utils_find_what_they_look_for() {
+fn sg3_utils_find_what_they_look_for() {
     let disk = Disk::empty(8 << 40);
     let (_root, mut guest) = guest(&[(&disk, ",serial=S1,wwn=0x5000c50015ea71ac,lun=300")]);
     let mut expect = |line: &str, words: &[&str]| {

@@ -3,7 +3,7 @@
 use splitring_tests::assets::{Disk, Image, Kernel};
 use splitring_tests::guest::{Guest, Launch};
 
-use crate::ends::{Host, IP, Net, PING, check_log};
+use crate::net::ends::{Host, IP, Net, PING, check_log};
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
@@ -30,32 +30,6 @@ fn small_and_large_frames_pass_and_ipv6_too() {
         host.tools
             .sh(&format!("ip addr add fd77::1/64 dev {} nodad", net.tap));
         guest.succeed(&format!("{PING} -q -c 3 -s 1400 -w 30 fd77::1"));
-    });
-}
-
-#[test]
-#[ignore = "needs a guest: cargo xtask test"]
-fn soak_every_size_from_68_to_9000_passes_whole() {
-    let net = Net::number(8);
-    net.with_guest(1, ",mtu=9000", |guest, tap, _| {
-        // Every power of two and its neighbours, and a few between.
-        let sizes = [
-            68, 69, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1279, 1280,
-            1281, 1499, 1500, 1501, 2047, 2048, 2049, 4095, 4096, 4097, 8191, 8192, 8193, 8999,
-            9000,
-        ];
-        for mtu in sizes {
-            tap.set_mtu(mtu);
-            guest.succeed(&format!("{IP} link set eth0 mtu {mtu}"));
-            let payload = mtu - 28;
-            guest.succeed(&format!(
-                "{PING} -q -c 2 -M do -s {payload} -w 30 {}",
-                net.host
-            ));
-            if mtu >= 552 {
-                net.transfer_under(guest, 1 << 20, "");
-            }
-        }
     });
 }
 
@@ -133,4 +107,34 @@ fn promiscuity_multicast_and_a_changed_address_work() {
     ));
     net.transfer(guest);
     });
+}
+
+mod soak {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a guest: cargo xtask test"]
+    fn every_size_from_68_to_9000_passes_whole() {
+        let net = Net::number(8);
+        net.with_guest(1, ",mtu=9000", |guest, tap, _| {
+            // Every power of two and its neighbours, and a few between.
+            let sizes = [
+                68, 69, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1279, 1280,
+                1281, 1499, 1500, 1501, 2047, 2048, 2049, 4095, 4096, 4097, 8191, 8192, 8193, 8999,
+                9000,
+            ];
+            for mtu in sizes {
+                tap.set_mtu(mtu);
+                guest.succeed(&format!("{IP} link set eth0 mtu {mtu}"));
+                let payload = mtu - 28;
+                guest.succeed(&format!(
+                    "{PING} -q -c 2 -M do -s {payload} -w 30 {}",
+                    net.host
+                ));
+                if mtu >= 552 {
+                    net.transfer_under(guest, 1 << 20, "");
+                }
+            }
+        });
+    }
 }

@@ -208,8 +208,12 @@ fn what_was_made_stable_survives_power_cuts() {
     rounds(1..4);
 }
 
-soak!(
-    soak_power_cuts_100 100, soak_power_cuts_110 110, soak_power_cuts_120 120, soak_power_cuts_130 130,
-    soak_power_cuts_140 140, soak_power_cuts_150 150, soak_power_cuts_160 160, soak_power_cuts_170 170,
-    soak_power_cuts_180 180, soak_power_cuts_190 190
-);
+mod soak {
+    use super::*;
+
+    tens!(
+        power_cuts_100 100, power_cuts_110 110, power_cuts_120 120, power_cuts_130 130,
+        power_cuts_140 140, power_cuts_150 150, power_cuts_160 160, power_cuts_170 170,
+        power_cuts_180 180, power_cuts_190 190
+    );
+}

@@ -2,11 +2,11 @@
 
 use splitring_tests::assets::Disk;
 
-use crate::guest;
+use crate::scsi::guest;
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn scsi_two_controllers_share_an_image_under_reservations() {
+fn two_controllers_share_an_image_under_reservations() {
     let disk = Disk::empty(64 << 20);
     let disks = [
         (&disk, ",controller=0,share=on"),

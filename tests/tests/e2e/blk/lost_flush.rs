@@ -8,9 +8,9 @@ use splitring_devices::disk::config::{Aio, Format};
 use splitring_needs as needs;
 use splitring_tests::live::Live;
 
-use crate::block::{Loop, run};
-use crate::disks::{MIB, device};
-use crate::mapped::Mapped;
+use crate::blk::block::{Loop, run};
+use crate::blk::disks::{MIB, device};
+use crate::blk::mapped::Mapped;
 
 const BYTES: u64 = 16 * MIB;
 const SECTORS: u64 = BYTES / 512;

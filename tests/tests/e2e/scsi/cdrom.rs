@@ -10,7 +10,7 @@ use splitring_tests::dmesg;
 use splitring_tests::network::content;
 use tempfile::TempDir;
 
-use crate::{boot, launch};
+use crate::scsi::{boot, launch};
 
 /// Files of sizes around the blocks of a CD-ROM, of which the last is read in many long requests.
 const SIZES: [usize; 6] = [0, 1, 2047, 2048, 2049, 5_000_001];
@@ -60,7 +60,7 @@ fn burn(image: &Path) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn scsi_a_cdrom_is_mounted_and_all_on_it_is_what_was_burnt() {
+fn a_cdrom_is_mounted_and_all_on_it_is_what_was_burnt() {
     let (disc, modules) = (Disk::empty(0), Kernel::named("6.12-cloud").extra_modules());
     burn(disc.path());
     let (_root, launch) = launch();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::block::run;
+use crate::blk::block::run;
 
 const DMSETUP: &str = "/usr/sbin/dmsetup";
 

@@ -1,8 +1,7 @@
-//! Disks under stock kernels. Run by `cargo xtask test`, which knows where a stock kernel can run; one part by itself
-//! with `--only disks::`, `--only power::` and so on.
+//! Disks under stock kernels.
 
 /// A hundred cuts, in tests of ten each, so that a soak that was interrupted goes on in the middle.
-macro_rules! soak {
+macro_rules! tens {
     ($($name:ident $first:literal),*) => {
         $(
             #[test]

@@ -7,8 +7,8 @@ use splitring_devices::disk::config::DiskConfig;
 use splitring_tests::assets::Kernel;
 use splitring_tests::live::Live;
 
-use crate::ends::{Host, IP, Net, PING};
-use crate::live::{card, until};
+use crate::net::ends::{Host, IP, Net, PING};
+use crate::net::live::{card, until};
 
 /// What each place has counted so far.
 #[derive(Debug, Clone, Copy)]
@@ -151,8 +151,12 @@ fn ten_thousand_packets_each_way_are_all_accounted_for() {
     flood(13, 10_000);
 }
 
-#[test]
-#[ignore = "needs a guest: cargo xtask test"]
-fn soak_a_million_packets_each_way_are_all_accounted_for() {
-    flood(14, 1_000_000);
+mod soak {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a guest: cargo xtask test"]
+    fn a_million_packets_each_way_are_all_accounted_for() {
+        flood(14, 1_000_000);
+    }
 }

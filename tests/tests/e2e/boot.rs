@@ -119,44 +119,6 @@ fn generic_6_12_boots_from_vmlinux_with_one_cpu_and_256_mib() {
     boot("6.12-generic", Image::Vmlinux, 1, "256M");
 }
 
-/// The full matrix, a test a shape, so that an interrupted soak can go on where it was.
-macro_rules! soak_boot {
-    ($($name:ident: $kernel:literal, $image:ident, $cpus:literal, $memory:literal;)*) => {$(
-        #[test]
-        #[ignore = "needs a guest: cargo xtask test --soak"]
-        fn $name() {
-            boot($kernel, Image::$image, $cpus, $memory);
-        }
-    )*};
-}
-
-soak_boot! {
-    soak_6_12_cloud_vmlinuz_1_cpus_256m: "6.12-cloud", Vmlinuz, 1, "256M";
-    soak_6_12_cloud_vmlinuz_1_cpus_6g: "6.12-cloud", Vmlinuz, 1, "6G";
-    soak_6_12_cloud_vmlinuz_4_cpus_256m: "6.12-cloud", Vmlinuz, 4, "256M";
-    soak_6_12_cloud_vmlinuz_4_cpus_6g: "6.12-cloud", Vmlinuz, 4, "6G";
-    soak_6_12_cloud_vmlinux_1_cpus_256m: "6.12-cloud", Vmlinux, 1, "256M";
-    soak_6_12_cloud_vmlinux_1_cpus_6g: "6.12-cloud", Vmlinux, 1, "6G";
-    soak_6_12_cloud_vmlinux_4_cpus_256m: "6.12-cloud", Vmlinux, 4, "256M";
-    soak_6_12_cloud_vmlinux_4_cpus_6g: "6.12-cloud", Vmlinux, 4, "6G";
-    soak_6_1_cloud_vmlinuz_1_cpus_256m: "6.1-cloud", Vmlinuz, 1, "256M";
-    soak_6_1_cloud_vmlinuz_1_cpus_6g: "6.1-cloud", Vmlinuz, 1, "6G";
-    soak_6_1_cloud_vmlinuz_4_cpus_256m: "6.1-cloud", Vmlinuz, 4, "256M";
-    soak_6_1_cloud_vmlinuz_4_cpus_6g: "6.1-cloud", Vmlinuz, 4, "6G";
-    soak_6_1_cloud_vmlinux_1_cpus_256m: "6.1-cloud", Vmlinux, 1, "256M";
-    soak_6_1_cloud_vmlinux_1_cpus_6g: "6.1-cloud", Vmlinux, 1, "6G";
-    soak_6_1_cloud_vmlinux_4_cpus_256m: "6.1-cloud", Vmlinux, 4, "256M";
-    soak_6_1_cloud_vmlinux_4_cpus_6g: "6.1-cloud", Vmlinux, 4, "6G";
-    soak_6_12_generic_vmlinuz_1_cpus_256m: "6.12-generic", Vmlinuz, 1, "256M";
-    soak_6_12_generic_vmlinuz_1_cpus_6g: "6.12-generic", Vmlinuz, 1, "6G";
-    soak_6_12_generic_vmlinuz_4_cpus_256m: "6.12-generic", Vmlinuz, 4, "256M";
-    soak_6_12_generic_vmlinuz_4_cpus_6g: "6.12-generic", Vmlinuz, 4, "6G";
-    soak_6_12_generic_vmlinux_1_cpus_256m: "6.12-generic", Vmlinux, 1, "256M";
-    soak_6_12_generic_vmlinux_1_cpus_6g: "6.12-generic", Vmlinux, 1, "6G";
-    soak_6_12_generic_vmlinux_4_cpus_256m: "6.12-generic", Vmlinux, 4, "256M";
-    soak_6_12_generic_vmlinux_4_cpus_6g: "6.12-generic", Vmlinux, 4, "6G";
-}
-
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn root_disk_keeps_what_was_written_over_a_reboot() {
@@ -220,12 +182,6 @@ fn a_kernel_whose_payload_is_out_of_reach_unpacks_itself() {
 }
 
 #[test]
-#[ignore = "needs a guest: cargo xtask test --soak"]
-fn soak_thirty_two_cpus_are_cores_of_one_processor() {
-    boot("6.12-cloud", Image::Vmlinux, 32, "6G");
-}
-
-#[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn iasl_finds_no_error_in_the_tables_a_guest_sees() {
     let kernel = Kernel::named("6.12-cloud");
@@ -245,4 +201,52 @@ fn iasl_finds_no_error_in_the_tables_a_guest_sees() {
         assert!(!complains, "{}: {}", table.name, table.verdict);
     }
     guest.power_off();
+}
+
+mod soak {
+    use super::*;
+
+    /// The full matrix, a test a shape, so that an interrupted soak can go on where it was.
+    macro_rules! matrix {
+        ($($name:ident: $kernel:literal, $image:ident, $cpus:literal, $memory:literal;)*) => {$(
+            #[test]
+            #[ignore = "needs a guest: cargo xtask test --soak"]
+            fn $name() {
+                boot($kernel, Image::$image, $cpus, $memory);
+            }
+        )*};
+    }
+
+    matrix! {
+        kernel_6_12_cloud_vmlinuz_1_cpus_256m: "6.12-cloud", Vmlinuz, 1, "256M";
+        kernel_6_12_cloud_vmlinuz_1_cpus_6g: "6.12-cloud", Vmlinuz, 1, "6G";
+        kernel_6_12_cloud_vmlinuz_4_cpus_256m: "6.12-cloud", Vmlinuz, 4, "256M";
+        kernel_6_12_cloud_vmlinuz_4_cpus_6g: "6.12-cloud", Vmlinuz, 4, "6G";
+        kernel_6_12_cloud_vmlinux_1_cpus_256m: "6.12-cloud", Vmlinux, 1, "256M";
+        kernel_6_12_cloud_vmlinux_1_cpus_6g: "6.12-cloud", Vmlinux, 1, "6G";
+        kernel_6_12_cloud_vmlinux_4_cpus_256m: "6.12-cloud", Vmlinux, 4, "256M";
+        kernel_6_12_cloud_vmlinux_4_cpus_6g: "6.12-cloud", Vmlinux, 4, "6G";
+        kernel_6_1_cloud_vmlinuz_1_cpus_256m: "6.1-cloud", Vmlinuz, 1, "256M";
+        kernel_6_1_cloud_vmlinuz_1_cpus_6g: "6.1-cloud", Vmlinuz, 1, "6G";
+        kernel_6_1_cloud_vmlinuz_4_cpus_256m: "6.1-cloud", Vmlinuz, 4, "256M";
+        kernel_6_1_cloud_vmlinuz_4_cpus_6g: "6.1-cloud", Vmlinuz, 4, "6G";
+        kernel_6_1_cloud_vmlinux_1_cpus_256m: "6.1-cloud", Vmlinux, 1, "256M";
+        kernel_6_1_cloud_vmlinux_1_cpus_6g: "6.1-cloud", Vmlinux, 1, "6G";
+        kernel_6_1_cloud_vmlinux_4_cpus_256m: "6.1-cloud", Vmlinux, 4, "256M";
+        kernel_6_1_cloud_vmlinux_4_cpus_6g: "6.1-cloud", Vmlinux, 4, "6G";
+        kernel_6_12_generic_vmlinuz_1_cpus_256m: "6.12-generic", Vmlinuz, 1, "256M";
+        kernel_6_12_generic_vmlinuz_1_cpus_6g: "6.12-generic", Vmlinuz, 1, "6G";
+        kernel_6_12_generic_vmlinuz_4_cpus_256m: "6.12-generic", Vmlinuz, 4, "256M";
+        kernel_6_12_generic_vmlinuz_4_cpus_6g: "6.12-generic", Vmlinuz, 4, "6G";
+        kernel_6_12_generic_vmlinux_1_cpus_256m: "6.12-generic", Vmlinux, 1, "256M";
+        kernel_6_12_generic_vmlinux_1_cpus_6g: "6.12-generic", Vmlinux, 1, "6G";
+        kernel_6_12_generic_vmlinux_4_cpus_256m: "6.12-generic", Vmlinux, 4, "256M";
+        kernel_6_12_generic_vmlinux_4_cpus_6g: "6.12-generic", Vmlinux, 4, "6G";
+    }
+
+    #[test]
+    #[ignore = "needs a guest: cargo xtask test --soak"]
+    fn thirty_two_cpus_are_cores_of_one_processor() {
+        boot("6.12-cloud", Image::Vmlinux, 32, "6G");
+    }
 }

@@ -3,8 +3,8 @@
 use splitring_tests::assets::{Disk, Kernel};
 use splitring_tests::guest::Guest;
 
-use crate::suite::{self, Family};
-use crate::{boot, guest, launch};
+use crate::scsi::suite::{self, Family};
+use crate::scsi::{boot, guest, launch};
 
 /// With several logical blocks a physical one this test asks for the status of one block and expects the descriptor of
 /// another, which SBC-3 §5.6 does not allow; with one it passes.
@@ -47,7 +47,7 @@ fn scsi_debug(guest: &mut Guest, options: &str, disk: &str) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn scsi_conformance_of_a_disk_with_blocks_of_512() {
+fn conformance_of_a_disk_with_blocks_of_512() {
     let disk = Disk::empty(1 << 30);
     let (_root, mut guest) = guest(&[(&disk, ",serial=S1,removable=on")]);
     linux(&[UNMAP_SINGLE]).passes(&mut guest);
@@ -66,40 +66,6 @@ const WITHOUT_SMALLER_BLOCKS: &[&str] = &[
     "WriteSame16.InvalidDataOutSize",
     "WriteAtomic16.*",
 ];
-
-/// What is excused is so only as long as the kernel's own target fails it too, being asked the same way.
-#[test]
-#[ignore = "needs a stock guest"]
-fn soak_scsi_what_is_excused_fails_on_two_targets_of_the_same_geometry() {
-    let (disk, modules) = (
-        Disk::empty(64 << 20),
-        Kernel::named("6.12-cloud").extra_modules(),
-    );
-    let (_root, launch) = launch();
-    let launch = launch.memory("512M").disk(&modules, ",readonly=on");
-    let mut guest = boot(launch, &[(&disk, "")]);
-    scsi_debug(&mut guest, "physblk_exp=3", "/dev/sdb");
-    guest.succeed("sg_inq /dev/sdb | grep scsi_debug");
-    for device in ["/dev/sda", "/dev/sdb"] {
-        let geometry = guest.succeed(&format!("sg_readcap -l {device}"));
-        assert!(geometry.contains("exponent=3"), "{geometry}");
-        let verdict = suite::run(&mut guest, &format!("LINUX.{UNMAP_SINGLE}"), device);
-        println!("{device}: {verdict:?}");
-        assert_eq!(verdict.failed, [UNMAP_SINGLE], "{device}");
-    }
-}
-
-#[test]
-#[ignore = "needs a stock guest"]
-fn soak_scsi_conformance_of_a_disk_with_blocks_of_4096() {
-    let disk = Disk::empty(1 << 30);
-    let (_root, mut guest) = guest(&[(&disk, ",serial=S1,block-size=4096,queue-size=1024")]);
-    let family = Family {
-        skipped: WITHOUT_SMALLER_BLOCKS,
-        ..linux(&[])
-    };
-    family.passes(&mut guest);
-}
 
 /// Two initiators, lost sessions and resets of the suite's own: it can do these over iSCSI sessions only. In process
 /// they are tested by `tests/scsi/{reservations,management}.rs`.
@@ -162,7 +128,7 @@ const SANITIZE: [&str; 10] = [
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn scsi_conformance_of_the_other_families() {
+fn conformance_of_the_other_families() {
     let [disk, readonly, shared] = [(); 3].map(|()| Disk::empty(1 << 30));
     let disks = [
         (&disk, ",serial=S1,removable=on"),
@@ -185,5 +151,43 @@ fn scsi_conformance_of_the_other_families() {
         let verdict = suite::run(&mut guest, &family, "/dev/disk-0:0:0:0");
         assert_eq!((verdict.run, &verdict.failed[..]), (1, &[][..]), "{family}");
         println!("{family}: {:?}", verdict.skipped);
+    }
+}
+
+mod soak {
+    use super::*;
+
+    /// What is excused is so only as long as the kernel's own target fails it too, being asked the same way.
+    #[test]
+    #[ignore = "needs a stock guest"]
+    fn what_is_excused_fails_on_two_targets_of_the_same_geometry() {
+        let (disk, modules) = (
+            Disk::empty(64 << 20),
+            Kernel::named("6.12-cloud").extra_modules(),
+        );
+        let (_root, launch) = launch();
+        let launch = launch.memory("512M").disk(&modules, ",readonly=on");
+        let mut guest = boot(launch, &[(&disk, "")]);
+        scsi_debug(&mut guest, "physblk_exp=3", "/dev/sdb");
+        guest.succeed("sg_inq /dev/sdb | grep scsi_debug");
+        for device in ["/dev/sda", "/dev/sdb"] {
+            let geometry = guest.succeed(&format!("sg_readcap -l {device}"));
+            assert!(geometry.contains("exponent=3"), "{geometry}");
+            let verdict = suite::run(&mut guest, &format!("LINUX.{UNMAP_SINGLE}"), device);
+            println!("{device}: {verdict:?}");
+            assert_eq!(verdict.failed, [UNMAP_SINGLE], "{device}");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a stock guest"]
+    fn conformance_of_a_disk_with_blocks_of_4096() {
+        let disk = Disk::empty(1 << 30);
+        let (_root, mut guest) = guest(&[(&disk, ",serial=S1,block-size=4096,queue-size=1024")]);
+        let family = Family {
+            skipped: WITHOUT_SMALLER_BLOCKS,
+            ..linux(&[])
+        };
+        family.passes(&mut guest);
     }
 }
