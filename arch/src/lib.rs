@@ -1,7 +1,8 @@
 //! x86_64 boot protocols, ACPI, CPUID, MSRs and registers, as plain data.
 //!
-//! Nothing in here issues an ioctl or knows a device's insides: `vmm` feeds addresses and interrupt numbers in and gets bytes, register
-//! files and load plans out. That keeps everything a guest sees before its first instruction testable without `/dev/kvm`.
+//! Nothing in this crate issues an ioctl or knows the insides of a device. `vmm` passes addresses
+//! and interrupt numbers in, and gets bytes, register values and load plans back. So everything
+//! that a guest sees before its first instruction can be tested without `/dev/kvm`.
 
 #![warn(missing_debug_implementations)]
 

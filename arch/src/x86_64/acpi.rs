@@ -1,10 +1,11 @@
-//! ACPI tables of a hardware-reduced machine, built from what devices claim.
+//! ACPI tables of a hardware-reduced machine, built from the resources that its devices claim.
 //!
-//! It knows ACPI 6.5 and the PCI firmware specification 3.3 (MCFG); it does not know what the devices do: `vmm` fills a [`Platform`] from
-//! their claims. The byte code is in `dsdt`.
+//! Sources: ACPI 6.5 and the PCI firmware specification 3.3 (MCFG). This module does not know what
+//! the devices do: `vmm` fills a [`Platform`] from their claims. The AML is in `dsdt`.
 //!
-//! Hardware-reduced (4.1) means no PM timer, no SCI, no fixed events: sleep, reset and the power button go through the registers of
-//! [`crate::layout`], and a kernel that reads the FADT's flags probes neither PIT nor PIC, CMOS clock, 8042 or VGA.
+//! A hardware-reduced platform (4.1) has no PM timer, no SCI and no fixed events. Sleep, reset and
+//! the power button use the registers of [`crate::layout`]. A kernel that reads the FADT's flags
+//! doesn't probe for a PIT, a PIC, a CMOS clock, an 8042 or VGA.
 
 mod dsdt;
 mod platform;
@@ -27,47 +28,52 @@ use crate::cpuid::MAX_VCPUS;
 use crate::layout;
 use table::{OEM, OEM_REVISION, OEM_TABLE, bytes};
 
-/// `IAPC_BOOT_ARCH` (table 5.10): no VGA, no ASPM, no CMOS clock; and by bits that are 0: no legacy devices, no 8042, MSI works.
+/// `IAPC_BOOT_ARCH` (table 5.10): no VGA, no ASPM, no CMOS clock. The bits that are 0 say: no
+/// legacy devices, no 8042, MSI is supported.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 4 | 1 << 5;
-/// Tables start at multiples of this.
+/// Alignment of each table.
 const ALIGN: usize = 64;
-/// Device numbers of bus 0, and pins of a device.
+/// Device numbers of bus 0, and pins per device.
 const PCI_DEVICES: u8 = 32;
 const PCI_PINS: u8 = 4;
 
-/// Tables that can't be built: a mistake of the caller, not of the guest or the operator.
+/// Tables that can't be built: an error of the caller, not of the guest or the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AcpiError {
-    /// The tables don't fit the BIOS area.
+    /// The tables don't fit into the BIOS area.
     #[error("the ACPI tables take {len} bytes; the BIOS area holds {room}")]
     TooLarge {
         /// Bytes of tables.
         len: usize,
-        /// Bytes there are.
+        /// Bytes of the BIOS area.
         room: u64,
     },
-    /// An address, device, pin or line that the tables can't express.
+    /// An address, device, pin or interrupt line that the tables can't express.
     #[error("ACPI can't describe {what}")]
     Claim {
-        /// What was claimed.
+        /// The claim.
         what: String,
     },
 }
 
-/// Finished tables.
+/// The encoded tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tables {
     /// Guest address of the first byte, which is the RSDP.
     pub rsdp: u64,
-    /// All tables, to be written at [`Tables::rsdp`].
+    /// All tables, to be written to [`Tables::rsdp`].
     pub bytes: Vec<u8>,
-    /// Signature and place in `bytes` of each table but the RSDP, for dumping them.
+    /// Signature and range in `bytes` of each table except the RSDP, for dumps.
     pub index: Vec<([u8; 4], Range<usize>)>,
 }
 
 impl Platform {
     /// Builds the tables for the BIOS area ([`layout::ACPI`]).
+    ///
+    /// # Errors
+    ///
+    /// The tables are too large, or a claim can't be expressed.
     pub fn build(&self) -> Result<Tables, AcpiError> {
         self.check()?;
         let mut area = Area::new(layout::ACPI.start);
@@ -151,7 +157,7 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
         .preferred_pm_profile(PmProfile::EnterpriseServer)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        // No fixed buttons: the power button is a device of its own.
+        // No fixed buttons: the power button is a device.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::ResetRegSup)
@@ -170,7 +176,7 @@ fn mcfg(pci: &PciHost) -> MCFG {
     mcfg
 }
 
-/// Tables one behind the other, with room for the RSDP in front.
+/// Tables one after the other, with space for the RSDP in front.
 struct Area {
     base: u64,
     bytes: Vec<u8>,
@@ -186,7 +192,7 @@ impl Area {
         }
     }
 
-    /// Appends a table and answers its guest address.
+    /// Appends a table and returns its guest address.
     fn push(&mut self, signature: [u8; 4], table: &[u8]) -> u64 {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(table);

@@ -1,7 +1,8 @@
-//! Boot parameters in guest memory: PVH `hvm_start_info` or the Linux zero page, and the command line.
+//! Boot parameters in guest memory: PVH `hvm_start_info` or the Linux zero page, and the command
+//! line.
 //!
-//! It knows both boot protocols' structures (Xen `docs/misc/pvh.pandoc`; Linux `Documentation/arch/x86/boot.rst`); it does not know files or
-//! devices.
+//! Sources: Xen `docs/misc/pvh.pandoc` and Linux `Documentation/arch/x86/boot.rst`. This module
+//! does not know files or devices.
 
 use std::ops::Range;
 
@@ -25,17 +26,19 @@ use crate::regs;
 const PVH_MAGIC: u32 = 0x336e_c578;
 /// The first version with a memory map.
 const PVH_VERSION: u32 = 1;
-/// `type_of_loader` of loaders without a registered number.
+/// `type_of_loader` of boot loaders without a registered number.
 const LOADER_UNDEFINED: u8 = 0xff;
-/// Setup header of kernels that have none: magic, boot flag and the protocol version with all the fields we set.
+/// Setup header for kernels that have none: magic, boot flag, and the protocol version that has all
+/// the fields that are set here.
 const SETUP_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 const SETUP_BOOT_FLAG: u16 = 0xaa55;
 const SETUP_VERSION: u16 = 0x20f;
 
-/// All the firmware there is, at the reset vector, in real mode: mov dx, RESET; mov al, RESET_VALUE; out dx, al; hlt; and again.
+/// The whole firmware, at the reset vector, in real mode:
+/// `mov dx, RESET; mov al, RESET_VALUE; out dx, al; hlt`, in a loop.
 ///
-/// Linux jumps there to reboot a hardware-reduced machine: it prefers EFI to ACPI on those, and falls back to the BIOS without EFI
-/// (`arch/x86/kernel/reboot.c`, `efi_reboot_required`).
+/// Linux jumps there to reboot a hardware-reduced machine: it prefers EFI to ACPI on those, and
+/// falls back to the BIOS without EFI (`arch/x86/kernel/reboot.c`, `efi_reboot_required`).
 const RESET_STUB: [u8; 9] = {
     let [low, high] = RESET.to_le_bytes();
     [0xba, low, high, 0xb0, RESET_VALUE, 0xee, 0xf4, 0xeb, 0xf7]
@@ -45,28 +48,29 @@ const RESET_STUB: [u8; 9] = {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BootError {
-    /// Linux would cut it off.
+    /// Linux would truncate the command line.
     #[error("the kernel command line is {len} bytes long, the kernel keeps {max}; shorten it", max = CMDLINE_MAX - 1)]
     CommandLineTooLong {
-        /// Its length in bytes, the defaults included.
+        /// Length in bytes, including the defaults.
         len: usize,
     },
-    /// A control character would end or garble it, and what is beyond ASCII means nothing to the kernel.
+    /// A control character would end or corrupt the command line, and the kernel does not interpret
+    /// characters beyond ASCII.
     #[error(
         "the kernel command line has {found:?} at byte {at}; use printable ASCII characters only"
     )]
     CommandLineCharacter {
         /// The character.
         found: char,
-        /// Where it is.
+        /// Its byte offset.
         at: usize,
     },
-    /// Memory is smaller than the structures, or they don't fit one another.
+    /// Guest memory is smaller than the structures, or they overlap.
     #[error("cannot write the boot parameters into guest memory: {0}")]
     Write(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// What the kernel is told.
+/// The parameters that the kernel receives.
 #[derive(Debug, Clone)]
 pub struct BootParameters<'a> {
     /// The address map.
@@ -80,8 +84,13 @@ pub struct BootParameters<'a> {
 }
 
 impl BootParameters<'_> {
-    /// Writes what `kernel`'s entry expects into `memory`: start_info or zero page, the memory map in it, the command line, the GDT, and for
-    /// the 64-bit entry page tables.
+    /// Writes everything that `kernel`'s entry point expects into `memory`: start_info or zero page
+    /// with the memory map, the command line, the GDT, and page tables for the 64-bit entry.
+    ///
+    /// # Errors
+    ///
+    /// The command line is too long or has characters that the kernel can't read, or `memory` is
+    /// too small.
     pub fn write<M: GuestMemoryBackend>(
         &self,
         kernel: &Kernel,
@@ -181,7 +190,7 @@ impl BootParameters<'_> {
     }
 }
 
-/// The low 32 bits.
+/// Returns the low 32 bits.
 fn low_half(value: u64) -> u32 {
     let [a, b, c, d, ..] = value.to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
@@ -203,21 +212,25 @@ fn checked(line: &str) -> Result<Cmdline, BootError> {
 
 /// Console on the first serial port.
 const DEFAULT_CONSOLE: &str = "console=ttyS0";
-/// A panic restarts at once: the machine ends (or starts again) instead of standing still.
+/// After a panic the kernel resets at once, so that the machine ends (or restarts) instead of
+/// hanging.
 const DEFAULT_PANIC: &str = "panic=-1";
-/// Reboots go to the ACPI reset register. By itself Linux takes hardware-reduced tables for a machine with EFI, finds no
-/// EFI services, and jumps to a BIOS that is not there.
+/// Reboots use the ACPI reset register. By default Linux assumes EFI on a machine with
+/// hardware-reduced tables, finds no EFI services, and jumps to a BIOS that does not exist.
 const DEFAULT_REBOOT: &str = "reboot=acpi";
 
-/// There is one serial port. Linux looks for three more at their old addresses, an exit for each register it tries.
+/// There is one serial port. Linux probes for three more at their legacy addresses, with one exit
+/// per register.
 const DEFAULT_PORTS: &str = "8250.nr_uarts=1";
-/// Early in the boot Linux searches bus 0 for chipsets with errata through ports 0xcf8 and 0xcfc, some 120 exits. There is none here,
-/// nor are these ports, unless asked for.
+/// Early in the boot Linux searches bus 0 for chipsets with errata through ports 0xcf8 and 0xcfc,
+/// with about 120 exits. The machine has no such chipset, and these ports only if enabled.
 const DEFAULT_PCI: &str = "pci=noearly";
 
-/// The command line: our defaults, then what the user gave, which wins. A default that the user sets is left out.
+/// Returns the command line: the defaults, then `user`, which takes precedence. A default that
+/// `user` sets is left out.
 ///
-/// The ACPI tables say that there is no 8042, CMOS clock, PIT or VGA; only what they can't say is said here.
+/// The ACPI tables say that there is no 8042, CMOS clock, PIT or VGA. The defaults say what the
+/// tables can't.
 #[must_use]
 pub fn command_line(user: Option<&str>) -> String {
     let user = user.unwrap_or_default().trim();

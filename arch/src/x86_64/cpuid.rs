@@ -1,35 +1,38 @@
-//! CPUID of each vCPU: what KVM supports, with this machine's topology, timers and paravirtual features.
+//! CPUID of each vCPU: what KVM supports, with this machine's topology, timers and paravirtual
+//! features.
 //!
-//! Pure data: entries in, entries out. It knows Intel's leaves (SDM vol. 2A, CPUID), AMD's (APM vol. 3, appendix E) and KVM's (Linux
-//! `Documentation/virt/kvm/x86/cpuid.rst`); it does not know the host: whatever `KVM_GET_SUPPORTED_CPUID` did not offer stays absent. The
-//! one exception is the processor's name, which KVM leaves out.
+//! Sources: Intel's leaves (SDM vol. 2A, CPUID), AMD's (APM vol. 3, appendix E) and KVM's (Linux
+//! `Documentation/virt/kvm/x86/cpuid.rst`). The functions map entries to entries and don't look at
+//! the host: a feature that `KVM_GET_SUPPORTED_CPUID` does not report stays absent. The one
+//! exception is the processor's brand string, which KVM leaves out.
 //!
-//! The topology is one package with a core for each vCPU and one thread a core; the APIC id is the vCPU's index.
+//! The topology is one package with one core per vCPU and one thread per core. The APIC ID is the
+//! vCPU's index.
 
 use std::arch::x86_64::__cpuid;
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
-/// Most vCPUs of a machine.
+/// Maximum number of vCPUs of a machine.
 pub const MAX_VCPUS: u32 = 32;
 
-/// What vCPUs get beyond what `KVM_GET_SUPPORTED_CPUID` answers.
+/// What vCPUs get in addition to `KVM_GET_SUPPORTED_CPUID`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuFeatures {
-    /// vCPUs, 1 to [`MAX_VCPUS`].
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
-    /// TSC frequency (`KVM_GET_TSC_KHZ`): with it the guest calibrates nothing.
+    /// TSC frequency (`KVM_GET_TSC_KHZ`). With it the guest needs no calibration.
     pub tsc_khz: Option<u32>,
-    /// The processor's name, padded with zeros: [`host_brand`], or one of your own.
+    /// The processor's brand string, padded with zeros: [`host_brand`], or another one.
     pub brand: [u8; BRAND],
 }
 
-/// Bytes of a processor's name.
+/// Length of a brand string in bytes.
 pub const BRAND: usize = 48;
-/// The three leaves that spell it.
+/// The three leaves that hold the brand string.
 const BRAND_LEAVES: [u32; 3] = [0x8000_0002, 0x8000_0003, 0x8000_0004];
 
-/// The name of the processor that this runs on; zeros if it has none.
+/// Returns the brand string of the host's processor; zeros if it has none.
 #[must_use]
 pub fn host_brand() -> [u8; BRAND] {
     let mut brand = [0; BRAND];
@@ -44,15 +47,15 @@ pub fn host_brand() -> [u8; BRAND] {
     brand
 }
 
-/// Leaf 1 ECX. VMX and, below, SVM are hidden: a guest does not run virtual machines itself. The deadline timer is a
-/// capability of KVM's that it does not report as a bit, and that `vmm` insists on.
+/// Leaf 1 ECX. VMX and, below, SVM are hidden, because nested virtualisation is not supported. KVM
+/// reports the TSC deadline timer as a capability instead of a bit; `vmm` requires it.
 const VMX: u32 = 1 << 5;
 const X2APIC: u32 = 1 << 21;
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 EDX.
 const HTT: u32 = 1 << 28;
-/// Leaf 7 EBX and ECX. Enclaves need EPC memory in the address map, which is not there.
+/// Leaf 7 EBX and ECX. Enclaves need EPC memory, which the address map does not have.
 const SGX: u32 = 1 << 2;
 const SGX_LAUNCH: u32 = 1 << 30;
 /// Leaf 0x8000_0001 ECX.
@@ -62,15 +65,16 @@ const TOPOEXT: u32 = 1 << 22;
 
 /// Cache levels in leaves 4 and 0x8000_001d, EAX bits 5..=7.
 const LAST_LEVEL: u32 = 3;
-/// KVM's local APIC timer counts at this rate, in kHz.
+/// Frequency of KVM's local APIC timer in kHz.
 const APIC_BUS_KHZ: u32 = 1_000_000;
-/// Hypervisor leaves: signature, and (TSC, APIC bus) frequencies in kHz as VMware defined it.
+/// Hypervisor leaves: signature, and the frequencies of TSC and APIC bus in kHz, as defined by
+/// VMware.
 const HYPERVISOR_BASE: u32 = 0x4000_0000;
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
-/// Physical address bits of processors without leaf 0x8000_0008.
+/// Physical address bits of processors that lack leaf 0x8000_0008.
 const DEFAULT_PHYSICAL_BITS: u8 = 36;
 
-/// The CPUID of vCPU `index`, made from `supported` (`KVM_GET_SUPPORTED_CPUID`).
+/// Returns the CPUID of vCPU `index`, made from `supported` (`KVM_GET_SUPPORTED_CPUID`).
 #[must_use]
 pub fn vcpu_cpuid(
     supported: &[kvm_cpuid_entry2],
@@ -96,7 +100,7 @@ pub fn vcpu_cpuid(
     leaves.0
 }
 
-/// Physical address bits in `cpuid` (leaf 0x8000_0008).
+/// Returns the number of physical address bits in `cpuid` (leaf 0x8000_0008).
 #[must_use]
 pub fn physical_bits(cpuid: &[kvm_cpuid_entry2]) -> u8 {
     let leaf = cpuid.iter().find(|entry| entry.function == 0x8000_0008);
@@ -114,12 +118,12 @@ struct Topology {
 }
 
 impl Topology {
-    /// Bits of the APIC id that number cores.
+    /// Number of APIC ID bits that number the cores.
     fn shift(&self) -> u32 {
         self.cores.next_power_of_two().trailing_zeros()
     }
 
-    /// APIC ids that the package reserves, less one.
+    /// Number of APIC IDs that the package reserves, minus one.
     fn last_id(&self) -> u32 {
         self.cores.next_power_of_two() - 1
     }
@@ -138,7 +142,7 @@ impl Leaves {
         }
     }
 
-    /// Replaces all of a function's entries.
+    /// Replaces all entries of a function.
     fn replace(&mut self, function: u32, entries: impl IntoIterator<Item = kvm_cpuid_entry2>) {
         self.0.retain(|entry| entry.function != function);
         self.0.extend(
@@ -148,7 +152,7 @@ impl Leaves {
         );
     }
 
-    /// The last leaf of the range that `base` starts.
+    /// Returns the last leaf of the range that `base` starts.
     fn last(&self, base: u32) -> u32 {
         self.get(base).map_or(0, |entry| entry.eax)
     }
@@ -182,7 +186,7 @@ impl Leaves {
         self.replace(0x12, []);
     }
 
-    /// Leaves 0xb and 0x1f, where the processor has them: threads, cores, end.
+    /// Leaves 0xb and 0x1f, if the processor has them: threads, cores, end.
     fn extended_topology(&mut self, topology: &Topology) {
         const THREAD: u32 = 1;
         const CORE: u32 = 2;
@@ -206,7 +210,8 @@ impl Leaves {
         }
     }
 
-    /// Leaf 4 (Intel) and 0x8000_001d (AMD): inner caches belong to a core, the last level to the package.
+    /// Leaves 4 (Intel) and 0x8000_001d (AMD): inner caches belong to a core, the last level to the
+    /// package.
     fn caches(&mut self, function: u32, topology: &Topology) {
         for entry in self
             .0
@@ -219,7 +224,7 @@ impl Leaves {
             } else {
                 0
             };
-            // Leaf 4 also counts cores, in bits that AMD reserves.
+            // Leaf 4 also has the number of cores, in bits that AMD reserves.
             let cores = if function == 4 { topology.last_id() } else { 0 };
             entry.eax = entry.eax & 0x3fff | sharers << 14 | cores << 26;
         }
@@ -252,7 +257,7 @@ impl Leaves {
         let more = topology.cores > 1;
         let mut topoext = false;
         self.edit(0x8000_0001, |entry| {
-            // Without it Linux takes the cores of leaf 1 for threads of one core.
+            // Without this bit Linux reads leaf 1's cores as threads of one core.
             entry.ecx = if more {
                 entry.ecx | CMP_LEGACY
             } else {
@@ -274,7 +279,8 @@ impl Leaves {
         self.caches(0x8000_001d, topology);
     }
 
-    /// Frequencies: the hypervisor's leaf for all, leaves 0x15 and 0x16 for Intel processors that have them.
+    /// Frequencies: the hypervisor's leaf for all processors, leaves 0x15 and 0x16 for Intel
+    /// processors that have them.
     fn timing(&mut self, tsc_khz: u32) {
         if self.last(HYPERVISOR_BASE) >= HYPERVISOR_BASE {
             self.edit(HYPERVISOR_BASE, |entry| {
@@ -293,8 +299,8 @@ impl Leaves {
         if self.is_amd() || last < 0x16 || tsc_khz == 0 {
             return;
         }
-        // TSC = crystal × ebx / eax, and the crystal also drives the local APIC's timer. Linux multiplies in 32 bits: no leaf is better
-        // than one that overflows there.
+        // TSC = crystal × ebx / eax, and the crystal also drives the local APIC's timer. Linux
+        // multiplies in 32 bits: no leaf is better than one that overflows there.
         let divisor = gcd(tsc_khz, APIC_BUS_KHZ);
         let (numerator, denominator) = (tsc_khz / divisor, APIC_BUS_KHZ / divisor);
         if APIC_BUS_KHZ.checked_mul(numerator).is_some() {

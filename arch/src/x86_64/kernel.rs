@@ -1,15 +1,17 @@
-//! A kernel file from path to guest memory: sniff, unpack, plan, load.
+//! A kernel file on its path into guest memory: recognise, unpack, plan, load.
 //!
-//! It knows file formats and guest addresses; it does not know boot parameters (see [`crate::boot`]) or how memory is made.
+//! This module knows file formats and guest addresses. It does not know boot parameters (see
+//! [`crate::boot`]) or how guest memory is made.
 //!
 //! ```text
-//! vmlinux ─ its segments                                                         (entry: PVH, or Linux's 64-bit entry)
-//! vmlinuz ─ payload ─ unpack ─ flatten ─ cache ─ image of guest memory             (entry: PVH)
-//!         └ as it is, when the payload can't be unpacked or has no PVH note        (entry: 64-bit, unpacks itself)
+//! vmlinux ─ its segments                                       (entry: PVH or 64-bit)
+//! vmlinuz ─ payload ─ unpack ─ flatten ─ cache ─ flat image    (entry: PVH)
+//!         └ the bzImage itself, if the payload can't be unpacked or has no PVH note
+//!                                                  (entry: 64-bit; decompresses itself)
 //! ```
 //!
-//! An ELF file is loaded from where it is: a copy of it in the cache would save nothing.
-//! Direct boot of the ELF file loads it where it was linked: the guest gives up KASLR.
+//! An ELF file is loaded from its own file: a copy in the cache would save nothing. Booting an ELF
+//! file loads it at its link address, so that the guest gives up KASLR.
 
 mod bzimage;
 mod cache;
@@ -49,7 +51,7 @@ use plan::{AnyError, ImageFile, LoadPlan, Piece, Source, with_reader};
 use unpack::UnpackError;
 use unsaved::Original;
 
-/// A kernel file, opened, recognised and ready to be loaded.
+/// A kernel file that is open, recognised and ready to be loaded.
 #[derive(Debug)]
 pub struct Kernel {
     path: PathBuf,
@@ -58,33 +60,42 @@ pub struct Kernel {
     entry: Entry,
     range: Range<u64>,
     unsaved: Option<Unsaved>,
-    /// The file that was opened, if the image was unpacked from it into this process's memory.
+    /// The opened file, if the image was unpacked from it into this process's memory.
     packed: Option<File>,
 }
 
-/// What the source of the plan's pieces is.
+/// The source of the plan's pieces.
 #[derive(Debug)]
 enum Image {
-    /// An ELF file, as it is.
+    /// An ELF file.
     Elf(Source),
-    /// A bzImage, as it is.
+    /// A bzImage that is booted as such.
     Wrapper(Source, Box<setup_header>),
-    /// An image of guest memory, of which the plan has all pieces.
+    /// An image of guest memory. The plan has all of its pieces.
     Flat,
-    /// Unpacked before and released since, see [`Kernel::release_memory`].
+    /// An image that was unpacked and released; see [`Kernel::release_memory`].
     Released,
 }
 
-/// Bytes that tell formats apart and hold the whole setup header.
+/// The bytes that identify a format and hold the whole setup header.
 const HEAD: usize = 1024;
 
 impl Kernel {
-    /// Opens and recognises the kernel at `path`; a bzImage's payload is unpacked, or found unpacked in the cache.
+    /// Opens and recognises the kernel at `path`. The payload of a bzImage is unpacked, or taken
+    /// from the cache if that has it.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or is not a kernel that can be booted.
     pub fn open(path: &Path, cache: &CachePolicy) -> Result<Self, KernelError> {
         Self::from_file(open_regular(path)?, path, cache)
     }
 
-    /// [`Kernel::open`] for a file that is open already; `path` is for messages only.
+    /// Like [`Kernel::open`], for a file that is already open; `path` is used in messages only.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or is not a kernel that can be booted.
     pub fn from_file(file: File, path: &Path, cache: &CachePolicy) -> Result<Self, KernelError> {
         let cache = Cache::open(cache);
         let opened = Opened::new(file, path)?;
@@ -119,24 +130,25 @@ impl Kernel {
         opened.unwrap_bzimage(&wrapper, source, cache)
     }
 
-    /// Where execution starts.
+    /// Returns the entry point.
     #[must_use]
     pub fn entry(&self) -> Entry {
         self.entry
     }
 
-    /// Guest addresses it occupies, its zero-initialised data (and for a bzImage the room to unpack itself) included.
+    /// Returns the guest addresses that the kernel occupies, including its zero-initialised data
+    /// and, for a bzImage, the space for decompression.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
         self.range.clone()
     }
 
-    /// Takes what is left to do for the next start to find it in the cache.
+    /// Takes the kernel that is still to be saved in the cache, if there is one.
     pub fn take_unsaved(&mut self) -> Option<Unsaved> {
         self.unsaved.take()
     }
 
-    /// The setup header of a bzImage that is booted by its own 64-bit entry.
+    /// Returns the setup header of a bzImage that is booted by its own 64-bit entry.
     #[must_use]
     pub fn setup_header(&self) -> Option<&setup_header> {
         match &self.image {
@@ -145,7 +157,11 @@ impl Kernel {
         }
     }
 
-    /// Whether it lies within `layout`'s RAM below the 32-bit hole.
+    /// Checks that the kernel lies in `layout`'s RAM below the 32-bit hole.
+    ///
+    /// # Errors
+    ///
+    /// RAM is too small.
     pub fn check_fits(&self, layout: &Layout) -> Result<(), KernelError> {
         if self.range.end <= layout.low_end() {
             return Ok(());
@@ -158,16 +174,17 @@ impl Kernel {
         })
     }
 
-    /// Copies the kernel into fresh `memory`. Opens nothing; unpacks the opened file again if its
+    /// Copies the kernel into fresh `memory`. Opens no file; unpacks the opened file again if its
     /// memory was released.
     ///
     /// # Errors
-    /// The file cannot be read, or is not what it was when it was opened.
+    ///
+    /// The file can't be read, or has changed since it was opened.
     pub fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), KernelError> {
         let result = match &self.image {
             Image::Released => return self.unpack_again()?.copy_into(memory),
-            // What was checked is what is copied: linux-loader would read the headers again, by
-            // rules of its own.
+            // The plan was checked, so it is what is copied: linux-loader would parse the headers
+            // again, by its own rules.
             Image::Flat | Image::Elf(_) => self.plan.copy_into(memory),
             Image::Wrapper(source, _) => {
                 load_with::<BzImageLoader, _>(source, memory, Some(GuestAddress(self.range.start)))
@@ -179,8 +196,8 @@ impl Kernel {
         })
     }
 
-    /// Gives back the memory of an image that was unpacked into this process: tens of megabytes
-    /// that are of no use until the machine is built again.
+    /// Frees the memory of an image that was unpacked into this process: tens of megabytes that are
+    /// not needed until the machine is built again.
     pub fn release_memory(&mut self) {
         if self.packed.is_some() {
             self.image = Image::Released;
@@ -237,7 +254,7 @@ impl Kernel {
         }
     }
 
-    /// An ELF kernel as a flat image; `None` if it is too sparse for that.
+    /// Returns an ELF kernel as a flat image, or `None` if it is too sparse.
     fn flatten(&self) -> io::Result<Option<Flat>> {
         match &self.image {
             Image::Elf(source) => Flat::of(source, &self.plan, self.entry, &self.range),
@@ -284,7 +301,7 @@ fn load_with<L: KernelLoader, M: GuestMemoryBackend>(
     Ok(())
 }
 
-/// A kernel file on its way to being recognised.
+/// A kernel file that is not yet recognised.
 struct Opened<'a> {
     path: &'a Path,
     file: File,
@@ -307,7 +324,7 @@ impl<'a> Opened<'a> {
         })
     }
 
-    /// Boots a bzImage's payload if that can be done, else the bzImage.
+    /// Returns the payload of a bzImage if it can be booted directly, otherwise the bzImage itself.
     fn unwrap_bzimage(
         self,
         wrapper: &BzImage,
@@ -327,13 +344,14 @@ impl<'a> Opened<'a> {
                     Ok(Some(flat)) => self.flat(flat, missing),
                     _ => kernel,
                 };
-                // Without a second descriptor the image stays in memory.
+                // Without a second descriptor the image can't be unpacked again: it stays in
+                // memory.
                 kernel.packed = file.ok();
                 return Ok(kernel);
             }
             Err(reason) => reason,
         };
-        tracing::warn!(kernel = %self.path.display(), reason, "the kernel unpacks itself, which takes longer");
+        tracing::warn!(kernel = %self.path.display(), reason, "the kernel decompresses itself, which takes longer");
         let Some(range) = wrapper.range() else {
             let [minor, major] = wrapper.header.version.to_le_bytes();
             return Err(KernelError::NoEntry {
@@ -346,7 +364,7 @@ impl<'a> Opened<'a> {
         Ok(Kernel::bzimage(self.path, wrapper, source, range))
     }
 
-    /// The kernel in the payload; the inner error says why it can't be booted directly.
+    /// Returns the kernel in the payload. The inner error says why it can't be booted directly.
     fn payload(
         &self,
         wrapper: &BzImage,
@@ -377,7 +395,8 @@ impl<'a> Opened<'a> {
         }
         let len = unpacked.len() as u64;
         let source = Source::Bytes(Arc::new(unpacked));
-        // Relocations for the decompressor may follow the ELF file; nothing in its headers points at them.
+        // Relocations for the decompressor may follow the ELF file; its headers don't refer to
+        // them.
         match ElfImage::parse(&source, len) {
             Ok(image) if matches!(image.entry, Entry::Pvh(_)) => {
                 Ok(Ok(Kernel::elf(self.path, &image, source)))
@@ -387,7 +406,8 @@ impl<'a> Opened<'a> {
         }
     }
 
-    /// The kernel that was made from another file with these bytes; else the cache that has none.
+    /// Returns the kernel that was made from another file with the same bytes; otherwise the cache
+    /// that does not have it.
     fn find_copy(&self, cache: Cache, bytes: &Arc<Vec<u8>>) -> Result<Kernel, (Cache, Original)> {
         if !cache.may_hold(self.len) {
             return Err((cache, Original::Bytes(Arc::clone(bytes))));
@@ -400,7 +420,8 @@ impl<'a> Opened<'a> {
             .ok_or((cache, Original::Hashed(content)))
     }
 
-    /// The kernel in `flat`, to be saved in the cache that has been asked for it.
+    /// Returns the kernel in `flat`. It is to be saved in `missing`, the cache that does not have
+    /// it.
     fn flat(self, flat: Flat, missing: Option<(Cache, Original)>) -> Kernel {
         let mut kernel = Kernel::flat(self.path, flat.placement());
         kernel.unsaved = missing.map(|(cache, original)| Unsaved {
@@ -422,7 +443,7 @@ impl<'a> Opened<'a> {
     }
 }
 
-/// What a file that is no kernel seems to be.
+/// Returns a guess at what a file is that is not a kernel.
 fn describe(head: &[u8]) -> &'static str {
     const KNOWN: [(&[u8], &str); 7] = [
         (
@@ -456,7 +477,7 @@ fn io_error(path: &Path, operation: &'static str, source: io::Error) -> KernelEr
     }
 }
 
-/// Opens a regular file without waiting for whoever is at the other end of a pipe.
+/// Opens a regular file. Does not wait for a writer if it is a FIFO.
 fn open_regular(path: &Path) -> Result<File, KernelError> {
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new()

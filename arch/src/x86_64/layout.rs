@@ -1,22 +1,25 @@
 //! The guest's physical address map.
 //!
-//! It knows addresses and sizes; it does not know what the devices behind them do.
+//! This module knows addresses and sizes. It does not know what the devices at them do.
 //!
 //! ```text
-//! 0x0000_0000_0000  RAM (low)         0x0500 GDT · 0x6000 PVH start_info, modules · 0x6800 PVH memory map · 0x8000 zero page
-//!                                     0x9000 page tables (6 pages) · 0x2_0000 command line
-//! 0x0000_0009_fc00  reserved          BIOS area: ACPI tables from 0xe_0000 (the RSDP first, where kernels scan for it)
-//! 0x0000_0010_0000  RAM               up to 3 GiB
-//! 0x0000_c000_0000  32-bit hole       MMIO window, 512 MiB
-//! 0x0000_e000_0000                    ECAM, 1 MiB: bus 0
-//! 0x0000_fec0_0000                    I/O APIC
-//! 0x0000_fee0_0000                    local APICs and MSI
-//! 0x0000_feff_c000                    KVM identity map (1 page) and TSS (3 pages)
-//! 0x0001_0000_0000  RAM (high)        what did not fit below the hole
-//! top of RAM, 1 GiB aligned           64-bit MMIO window, up to the physical address width
+//! 0x0000_0000_0000  RAM (low)      0x0500 GDT · 0x6000 PVH start_info, modules
+//!                                  0x6800 PVH memory map · 0x8000 zero page
+//!                                  0x9000 page tables (6 pages) · 0x2_0000 command line
+//! 0x0000_0009_fc00  reserved       BIOS area: ACPI tables from 0xe_0000
+//!                                  (the RSDP first, where kernels scan for it)
+//! 0x0000_0010_0000  RAM            up to 3 GiB
+//! 0x0000_c000_0000  32-bit hole    MMIO window, 512 MiB
+//! 0x0000_e000_0000                 ECAM, 1 MiB: bus 0
+//! 0x0000_fec0_0000                 I/O APIC
+//! 0x0000_fee0_0000                 local APICs and MSI
+//! 0x0000_feff_c000                 KVM identity map (1 page) and TSS (3 pages)
+//! 0x0001_0000_0000  RAM (high)     what did not fit below the hole
+//! top of RAM, 1 GiB aligned        64-bit MMIO window, up to the physical address width
 //! ```
 //!
-//! I/O ports: COM1 at 0x3f8, pvpanic at 0x505, the power block (sleep, reset, event) at 0x600, PCI windows from 0x1000, CF8/CFC where enabled.
+//! I/O ports: COM1 at 0x3f8, pvpanic at 0x505, the power registers (sleep, reset, event) at 0x600,
+//! PCI windows from 0x1000, CF8/CFC if enabled.
 
 use std::ops::Range;
 
@@ -33,7 +36,7 @@ pub const GDT: u64 = 0x500;
 pub const PVH_START_INFO: u64 = 0x6000;
 /// PVH module list; one entry, the initrd.
 pub const PVH_MODULES: u64 = 0x6100;
-/// PVH memory map; room for 64 entries up to the zero page.
+/// PVH memory map; space for 64 entries up to the zero page.
 pub const PVH_MEMMAP: u64 = 0x6800;
 /// Linux `boot_params`, one page.
 pub const ZERO_PAGE: u64 = 0x8000;
@@ -47,16 +50,17 @@ pub const CMDLINE_MAX: usize = 2048;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables; the RSDP is the first, on a 16-byte boundary in the area that kernels scan.
 pub const ACPI: Range<u64> = 0xe_0000..0xf_f000;
-/// Where a processor continues after a reset in real mode, and where kernels jump that want the firmware to reset the machine.
+/// Where a processor starts in real mode after a reset, and where kernels jump that want the
+/// firmware to reset the machine.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
-/// RAM above the BIOS area; kernels live from here on.
+/// Start of the RAM above the BIOS area, where kernels are loaded.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
-/// Where RAM stops below 4 GiB.
+/// The gap in RAM below 4 GiB.
 pub const HOLE: Range<u64> = 0xc000_0000..0x1_0000_0000;
 /// 32-bit PCI memory window.
 pub const MMIO32: Range<u64> = 0xc000_0000..0xe000_0000;
-/// PCI configuration space of bus 0 (ECAM), 4 KiB a function.
+/// PCI configuration space of bus 0 (ECAM), 4 KiB per function.
 pub const ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
 /// I/O APIC registers.
 pub const IOAPIC: u64 = 0xfec0_0000;
@@ -75,64 +79,66 @@ pub const COM1: u16 = 0x3f8;
 pub const COM1_GSI: u32 = 4;
 /// ACPI sleep control register, one byte (FADT `SLEEP_CONTROL_REG`).
 pub const SLEEP_CONTROL: u16 = 0x600;
-/// `SLP_TYP` of S5, soft off, as the tables name it.
+/// `SLP_TYP` of S5 (soft off), as the tables declare it.
 pub const SLEEP_TYPE_S5: u8 = 5;
-/// What the guest writes to [`SLEEP_CONTROL`] to turn itself off: the sleep type in bits 2..=4, and `SLP_EN`.
+/// The value that the guest writes to [`SLEEP_CONTROL`] to power off: the sleep type in bits 2..=4,
+/// and `SLP_EN`.
 pub const SLEEP_CONTROL_S5: u8 = SLEEP_TYPE_S5 << 2 | 1 << 5;
 /// ACPI sleep status register, one byte (FADT `SLEEP_STATUS_REG`).
 pub const SLEEP_STATUS: u16 = 0x601;
 /// ACPI reset register, one byte (FADT `RESET_REG`).
 pub const RESET: u16 = 0x602;
-/// What the guest must write to [`RESET`].
+/// The value that the guest writes to [`RESET`].
 pub const RESET_VALUE: u8 = 1;
-/// Pending events of the generic event device, one byte, cleared by reading: see [`GED_POWER_BUTTON`].
+/// Pending events of the generic event device, one byte, cleared by a read: see
+/// [`GED_POWER_BUTTON`].
 pub const GED_EVENTS: u16 = 0x604;
 /// Bit in [`GED_EVENTS`]: the power button was pressed.
 pub const GED_POWER_BUTTON: u8 = 1;
 /// Interrupt line of the generic event device (edge-triggered).
 pub const GED_GSI: u32 = 5;
-/// Ports of the power block above.
+/// Ports of the power registers above.
 pub const POWER_PORTS: Range<u16> = 0x600..0x608;
 /// Port of the pvpanic device, one byte: QEMU's choice, where some guests look without ACPI.
 pub const PVPANIC: u16 = 0x505;
-/// PCI configuration address and data ports, where enabled.
+/// PCI configuration address and data ports, if enabled.
 pub const CF8: Range<u16> = 0xcf8..0xd00;
 /// I/O ports that PCI functions may claim.
 pub const PCI_IO: Range<u16> = 0x1000..0xf000;
-/// Interrupt lines for PCI INTx, level-triggered, outside the range that old PICs know.
+/// Interrupt lines for PCI INTx, level-triggered, above those of the legacy PICs.
 pub const PCI_INTX_GSI: Range<u32> = 16..24;
 
-/// Least memory of a machine: the boot structures, and a small Linux kernel.
+/// Minimum memory of a machine: the boot structures, and a small Linux kernel.
 pub const MIN_MEMORY: u64 = 16 * MIB;
-/// Widest 64-bit MMIO window; wider ones only cost the guest page tables.
+/// Maximum size of the 64-bit MMIO window. A larger one only costs the guest page tables.
 const MMIO64_MAX: u64 = 64 * GIB;
-/// Narrowest 64-bit MMIO window that is worth declaring.
+/// Minimum size of the 64-bit MMIO window.
 const MMIO64_MIN: u64 = GIB;
 
-/// A memory size that makes no machine.
+/// An unusable memory size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    /// RAM and the 64-bit MMIO window do not fit the guest's physical addresses.
+    /// RAM and the 64-bit MMIO window don't fit into the guest's physical address space.
     #[error(
         "memory size {size} exceeds what {bits} physical address bits can hold; give at most {max} bytes"
     )]
     TooLarge {
-        /// Bytes asked for.
+        /// Requested bytes.
         size: u64,
         /// Physical address bits of the vCPUs.
         bits: u8,
-        /// Most bytes that fit.
+        /// The maximum that fits, in bytes.
         max: u64,
     },
 }
 
-/// What an address range is, in the firmware's memory map.
+/// The type of an address range in the firmware's memory map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum MemoryKind {
     /// Usable RAM.
     Ram = 1,
-    /// Not to be touched as RAM.
+    /// Not usable as RAM.
     Reserved = 2,
 }
 
@@ -141,7 +147,7 @@ pub enum MemoryKind {
 pub struct MemoryMapEntry {
     /// Guest-physical addresses.
     pub range: Range<u64>,
-    /// What they are.
+    /// Their type.
     pub kind: MemoryKind,
 }
 
@@ -153,7 +159,12 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lays `memory` bytes of RAM, whole pages and at least [`MIN_MEMORY`], out for vCPUs with `physical_bits` address bits (CPUID 0x8000_0008 EAX).
+    /// Lays out `memory` bytes of RAM (whole pages, at least [`MIN_MEMORY`]) for vCPUs with
+    /// `physical_bits` address bits (CPUID 0x8000_0008 EAX).
+    ///
+    /// # Errors
+    ///
+    /// The memory doesn't fit into that address space.
     pub fn new(memory: u64, physical_bits: u8) -> Result<Self, LayoutError> {
         let limit = 1u64 << physical_bits.clamp(33, 52);
         let low = memory.min(HOLE.start);
@@ -173,7 +184,8 @@ impl Layout {
         if limit.checked_sub(top).is_none_or(|room| room < MMIO64_MIN) {
             return Err(too_large);
         }
-        // The IOMMU-less host bridge decodes whole powers of two well only when aligned; a GiB is enough for BARs of up to that size.
+        // The host bridge decodes power-of-two ranges well only if they are aligned; 1 GiB is
+        // enough for BARs of up to that size.
         let mmio64 = top..limit.min(top + MMIO64_MAX);
         let ram = [0..low, HOLE.end..HOLE.end + high]
             .into_iter()
@@ -182,31 +194,33 @@ impl Layout {
         Ok(Self { ram, mmio64 })
     }
 
-    /// RAM as the guest's memory slots: one range, or two with the 32-bit hole between them. The first one starts at 0 and holds the BIOS area.
+    /// Returns RAM as the guest's memory slots: one range, or two with the 32-bit hole between
+    /// them. The first starts at 0 and includes the BIOS area.
     #[must_use]
     pub fn ram(&self) -> &[Range<u64>] {
         &self.ram
     }
 
-    /// Bytes of RAM.
+    /// Returns the size of RAM in bytes.
     #[must_use]
     pub fn memory(&self) -> u64 {
         self.ram.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// End of the RAM below 4 GiB.
+    /// Returns the end of the RAM below 4 GiB.
     #[must_use]
     pub fn low_end(&self) -> u64 {
         self.ram.first().map_or(0, |range| range.end)
     }
 
-    /// 64-bit PCI memory window; at least a GiB, above all RAM.
+    /// Returns the 64-bit PCI memory window: at least 1 GiB, above all RAM.
     #[must_use]
     pub fn mmio64(&self) -> Range<u64> {
         self.mmio64.clone()
     }
 
-    /// The firmware memory map (E820): usable RAM, and the reserved ranges that Linux must find there (ECAM is ignored otherwise).
+    /// Returns the firmware memory map (E820): usable RAM, and the reserved ranges that Linux must
+    /// find there (otherwise it ignores ECAM).
     #[must_use]
     pub fn memory_map(&self) -> Vec<MemoryMapEntry> {
         use MemoryKind::{Ram, Reserved};

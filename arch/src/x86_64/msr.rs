@@ -1,7 +1,7 @@
-//! Model-specific registers that a vCPU starts with.
+//! Model-specific registers (MSRs) that a vCPU starts with.
 //!
-//! Pure data. KVM's reset values are good for most (the APIC base stays KVM's own); what Linux looks at early and firmware would have set
-//! is here.
+//! Most registers keep KVM's reset values, and the APIC base stays KVM's own. Set here are those
+//! that Linux reads early and that firmware would have set.
 
 use kvm_bindings::kvm_msr_entry;
 
@@ -12,7 +12,7 @@ pub const MISC_ENABLE: u32 = 0x1a0;
 /// `IA32_MTRR_DEF_TYPE`.
 pub const MTRR_DEF_TYPE: u32 = 0x2ff;
 
-/// Fast strings: without the bit Linux clears `rep_good` and `erms` on Intel.
+/// Fast strings: without this bit Linux clears `rep_good` and `erms` on Intel.
 const MISC_ENABLE_FAST_STRINGS: u64 = 1;
 /// MTRRs enabled, write-back by default.
 const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
@@ -27,7 +27,7 @@ pub struct BootMsr {
 }
 
 impl BootMsr {
-    /// As KVM takes it.
+    /// Returns the register in KVM's format.
     #[must_use]
     pub fn entry(&self) -> kvm_msr_entry {
         kvm_msr_entry {
@@ -38,8 +38,8 @@ impl BootMsr {
     }
 }
 
-/// Registers to set on each vCPU. All of them are improvements, none is needed to run: `KVM_SET_MSRS` stops at the first one it refuses
-/// (KVM-PVM refuses some), and the caller goes on behind it.
+/// Returns the registers to set on each vCPU. All of them are optional. `KVM_SET_MSRS` stops at the
+/// first one that it refuses (KVM-PVM refuses some); the caller then continues with the next.
 #[must_use]
 pub fn boot_msrs() -> Vec<BootMsr> {
     vec![

@@ -1,14 +1,16 @@
-//! Registers that the first vCPU starts with, and the GDT and page tables they point at.
+//! Registers that the first vCPU starts with, and the GDT and page tables that they point to.
 //!
-//! Two entries: PVH (32-bit protected mode, no paging; Xen PVH ABI) and Linux's 64-bit entry (long mode, identity-mapped first 4 GiB;
-//! Linux `Documentation/arch/x86/boot.rst`, "64-bit boot protocol"). The other vCPUs wait for INIT/SIPI as KVM resets them.
+//! There are two entries: PVH (32-bit protected mode, no paging; Xen PVH ABI) and Linux's 64-bit
+//! entry (long mode, first 4 GiB identity-mapped; Linux `Documentation/arch/x86/boot.rst`, "64-bit
+//! boot protocol"). The other vCPUs wait for INIT/SIPI in KVM's reset state.
 
 use kvm_bindings::{kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
 
 use crate::kernel::Entry;
 use crate::layout::{GDT, GIB, PAGE, PAGE_TABLES, PVH_START_INFO, ZERO_PAGE};
 
-/// Selectors of the flat segments: Linux's `__BOOT_CS`, `__BOOT_DS`, and a TSS that VMX insists on.
+/// Selectors of the flat segments: Linux's `__BOOT_CS` and `__BOOT_DS`, and a TSS, which VMX
+/// requires.
 const CODE: u16 = 0x10;
 const DATA: u16 = 0x18;
 const TSS: u16 = 0x20;
@@ -26,12 +28,13 @@ const PTE_WRITABLE: u64 = 1 << 1;
 const PDE_LARGE: u64 = 1 << 7;
 const LARGE_PAGE: u64 = 2 << 20;
 
-/// Segment types (Intel SDM vol. 3, 3.4.5.1): accessed already, so that no CPU writes to the GDT.
+/// Segment types (Intel SDM vol. 3, 3.4.5.1), with the accessed bit set, so that no CPU writes to
+/// the GDT.
 const TYPE_CODE: u8 = 0xb;
 const TYPE_DATA: u8 = 0x3;
 const TYPE_TSS_BUSY: u8 = 0xb;
 
-/// General registers at `entry`.
+/// Returns the general registers for `entry`.
 #[must_use]
 pub fn general(entry: Entry) -> kvm_regs {
     let mut regs = kvm_regs {
@@ -51,7 +54,8 @@ pub fn general(entry: Entry) -> kvm_regs {
     regs
 }
 
-/// Special registers at `entry`, from what `KVM_GET_SREGS` answered: the APIC base stays as KVM has it.
+/// Returns the special registers for `entry`, based on those of `KVM_GET_SREGS`. The APIC base is
+/// not changed.
 #[must_use]
 pub fn special(mut sregs: kvm_sregs, entry: Entry) -> kvm_sregs {
     let long = matches!(entry, Entry::Linux64(_));
@@ -84,7 +88,7 @@ pub fn special(mut sregs: kvm_sregs, entry: Entry) -> kvm_sregs {
     sregs
 }
 
-/// FPU state after reset: all exceptions masked.
+/// Returns the FPU state after reset: all exceptions masked.
 #[must_use]
 pub fn fpu() -> kvm_fpu {
     kvm_fpu {
@@ -94,7 +98,7 @@ pub fn fpu() -> kvm_fpu {
     }
 }
 
-/// Memory that the registers point at, as (guest address, bytes).
+/// Returns the memory that the registers point to, as (guest address, bytes).
 #[must_use]
 pub fn tables(entry: Entry) -> Vec<(u64, Vec<u8>)> {
     let code = if matches!(entry, Entry::Linux64(_)) {
@@ -145,7 +149,8 @@ fn segment(selector: u16, type_: u8, flat: Flat) -> kvm_segment {
     }
 }
 
-/// Packs a segment as the eight bytes in a GDT (Intel SDM vol. 3, figure 3-8). All bases are 0.
+/// Encodes a segment as a GDT descriptor of eight bytes (Intel SDM vol. 3, figure 3-8). All bases
+/// are 0.
 fn descriptor(segment: &kvm_segment) -> u64 {
     let limit = u64::from(if segment.g == 1 {
         segment.limit >> 12
@@ -158,7 +163,8 @@ fn descriptor(segment: &kvm_segment) -> u64 {
     limit & 0xffff | access << 40 | (limit >> 16 & 0xf) << 48 | flags << 52
 }
 
-/// Identity map of the first 4 GiB by 2 MiB pages: PML4, PDPT, four page directories, one after the other.
+/// Returns an identity map of the first 4 GiB with 2 MiB pages: PML4, PDPT and four page
+/// directories, in this order.
 fn page_tables() -> Vec<u8> {
     const ENTRIES: u64 = 512;
     const DIRECTORIES: u64 = 4 * GIB / (ENTRIES * LARGE_PAGE);

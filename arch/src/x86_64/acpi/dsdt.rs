@@ -1,9 +1,9 @@
-//! The differentiated system description table: devices that can't be discovered, as AML.
+//! The differentiated system description table (DSDT): devices that can't be discovered, as AML.
 //!
 //! ```text
-//! \_SB.PC00  PNP0A08  host bridge: _CRS, _PRT        \_SB.GED0  ACPI0013  generic events → Notify(PWRB)
-//! \_SB.RES0  PNP0C02  ECAM and the power block       \_SB.PWRB  PNP0C0C   power button
-//! \_SB.COMx  PNP0501  16550                          \_S5                 soft off
+//! \_SB.PC00  PNP0A08  host bridge: _CRS, _PRT     \_SB.GED0  ACPI0013  events → Notify(PWRB)
+//! \_SB.RES0  PNP0C02  ECAM and power registers    \_SB.PWRB  PNP0C0C   power button
+//! \_SB.COMx  PNP0501  16550                       \_S5                 soft off
 //! \_SB.PEVT  QEMU0001 pvpanic
 //! ```
 
@@ -20,16 +20,16 @@ use super::platform::{PciHost, Platform, SerialPort};
 use super::table::{OEM, OEM_REVISION, OEM_TABLE, bytes};
 use crate::layout;
 
-/// Bytes of a table's header.
+/// Bytes of a table header.
 const HEADER: u32 = 36;
-/// Revision from which integers have 64 bits.
+/// The table revision from which integers have 64 bits.
 const REVISION: u8 = 2;
-/// `Notify` value of a pressed button (5.6.6).
+/// `Notify` value for a pressed button (5.6.6).
 const BUTTON_PRESSED: u8 = 0x80;
-/// `_STA` (6.3.7): present, enabled, shown, working.
+/// `_STA` (6.3.7): present, enabled, visible, functioning.
 const PRESENT: u8 = 0x0f;
 
-/// AML that is finished already.
+/// AML that is already encoded.
 struct Raw(Vec<u8>);
 
 impl Aml for Raw {
@@ -115,7 +115,7 @@ fn host_bridge(pci: &PciHost) -> Raw {
     )
 }
 
-/// `_PRT` (6.2.13): (address, pin, 0, line) for each device.
+/// `_PRT` (6.2.13): (address, pin, 0, interrupt line) for each device.
 fn routing(pci: &PciHost) -> Name {
     let mut table = PackageBuilder::new();
     for route in &pci.intx {
@@ -125,7 +125,8 @@ fn routing(pci: &PciHost) -> Name {
     Name::new("_PRT".into(), &table)
 }
 
-/// Addresses that nothing else may get. Linux takes ECAM for broken firmware unless it is here as well as in the memory map.
+/// Addresses that no other device may get. Linux ignores ECAM as a firmware bug unless it is listed
+/// here as well as in the memory map.
 fn reserved(pci: Option<&PciHost>) -> Raw {
     let ports = &layout::POWER_PORTS;
     let power = IO::new(
@@ -153,7 +154,8 @@ fn power_button() -> Raw {
     device("PWRB", vec![&hardware_id("PNP0C0C"), &unique_id(0)])
 }
 
-/// The generic event device (5.6.9.1): its line says that [`layout::GED_EVENTS`] has something.
+/// The generic event device (5.6.9.1). Its interrupt line signals that [`layout::GED_EVENTS`] is
+/// not 0.
 fn generic_events() -> Raw {
     let event = Path::new("EVTS");
     let read = Store::new(&Local(0), &event);
@@ -191,7 +193,8 @@ fn generic_events() -> Raw {
     )
 }
 
-/// Where a guest says that it panicked. The methods are QEMU's, for drivers that don't use the port themselves.
+/// The device through which a guest reports a panic. The methods are QEMU's, for drivers that don't
+/// access the port themselves.
 fn pvpanic() -> Raw {
     let port = IO::new(layout::PVPANIC, layout::PVPANIC, 1, 1);
     let register = Path::new("PEPT");

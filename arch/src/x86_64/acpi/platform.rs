@@ -1,11 +1,11 @@
-//! What the tables describe: the machine as its devices claim it.
+//! Input of the tables: the machine as its devices claim it.
 
 use std::ops::Range;
 
 /// Everything that the tables describe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {
-    /// vCPUs; their APIC ids are 0..vcpus.
+    /// Number of vCPUs; their APIC IDs are 0..vcpus.
     pub vcpus: u32,
     /// The PCI host bridge.
     pub pci: Option<PciHost>,
@@ -32,7 +32,7 @@ pub struct PciHost {
     pub intx: Vec<IntxRoute>,
 }
 
-/// Where a PCI device's INTx pin arrives.
+/// The interrupt line of a PCI device's INTx pin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IntxRoute {
     /// Device number on bus 0, 0..=31.
@@ -43,7 +43,7 @@ pub struct IntxRoute {
     pub gsi: u32,
 }
 
-/// A 16550 in port space.
+/// A 16550 UART in port space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SerialPort {
     /// First of its eight ports.

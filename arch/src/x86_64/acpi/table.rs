@@ -1,4 +1,4 @@
-//! What all tables have in common: who made them, and how one becomes bytes.
+//! Common to all tables: their OEM identification and their encoding.
 
 use acpi_tables::Aml;
 

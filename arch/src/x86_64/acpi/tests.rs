@@ -180,7 +180,7 @@ fn iasl_disassembles_and_recompiles_every_table_without_a_complaint() {
     }
 }
 
-/// The driver is found by the identifier and the port alone.
+/// The driver finds the device by the identifier and the port alone.
 #[test]
 fn the_pvpanic_device_is_described_where_there_is_one() {
     let described = |pvpanic| {
@@ -191,7 +191,8 @@ fn the_pvpanic_device_is_described_where_there_is_one() {
         let tables = platform.build().unwrap();
         let dsdt = table(&tables, *b"DSDT").to_vec();
         let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
-        // A string, and an I/O descriptor: 16 bits decoded, from 0x505 to 0x505, aligned to 1, 1 long.
+        // A string, and an I/O descriptor: 16 bits decoded, from 0x505 to 0x505, alignment 1,
+        // length 1.
         (
             has(b"_HID\x0dQEMU0001\0"),
             has(&[0x47, 1, 0x05, 0x05, 0x05, 0x05, 1, 1]),

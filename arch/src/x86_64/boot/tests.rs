@@ -31,7 +31,8 @@ fn read<T: vm_memory::ByteValued>(memory: &Memory, at: u64) -> T {
     memory.read_obj(GuestAddress(at)).unwrap()
 }
 
-/// Linux reboots through it; without it a hardware-reduced machine hung at every reboot.
+/// Linux reboots through the reset vector. Without code there, a hardware-reduced machine hung at
+/// every reboot.
 #[test]
 fn the_reset_vector_asks_for_a_reset_with_either_entry() {
     for kernel in [

@@ -1,4 +1,4 @@
-//! Processors as KVM describes them, and what a guest of so many is told.
+//! Processors as KVM reports them, and the CPUID that guests with several vCPUs get.
 
 use super::*;
 

@@ -1,6 +1,7 @@
 //! The bzImage wrapper: its setup header, its payload, and its own 64-bit entry.
 //!
-//! Source: Linux `Documentation/arch/x86/boot.rst`. Header fields are hostile until compared with the file's length.
+//! Source: Linux `Documentation/arch/x86/boot.rst`. No header field is trusted until it has been
+//! compared with the file's length.
 
 use std::ops::Range;
 
@@ -9,18 +10,20 @@ use vm_memory::ByteValued;
 
 use crate::layout::HIGH_MEMORY;
 
-/// Where the setup header starts in the file and in the zero page.
+/// Offset of the setup header in the file and in the zero page.
 pub(super) const HEADER_OFFSET: usize = 0x1f1;
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 const BOOT_FLAG: u16 = 0xaa55;
 const SECTOR: u64 = 512;
-/// The 64-bit entry lies this far into the protected-mode part.
+/// Offset of the 64-bit entry in the protected-mode part.
 const ENTRY64_OFFSET: u64 = 0x200;
-/// `LOADED_HIGH`: the protected-mode part belongs at 1 MiB or above; without it this is a zImage.
+/// `LOADED_HIGH`: the protected-mode part is loaded at 1 MiB or above. Without this flag the file
+/// is a zImage.
 const LOADED_HIGH: u8 = 1;
 /// `XLF_KERNEL_64`.
 const XLF_KERNEL_64: u16 = 1;
-/// Payload fields exist from this version on; `init_size` from 2.10; `xloadflags` from 2.12.
+/// The version that introduced the payload fields. `init_size` came with 2.10, `xloadflags` with
+/// 2.12.
 const VERSION_PAYLOAD: u16 = 0x208;
 const VERSION_XLOADFLAGS: u16 = 0x20c;
 
@@ -30,24 +33,24 @@ pub(super) struct BzImage {
     pub(super) header: setup_header,
     /// The compressed kernel within the file; empty if the header has none.
     pub(super) payload: Range<u64>,
-    /// Everything behind the real-mode part.
+    /// The protected-mode part: everything after the real-mode part.
     pub(super) protected: Range<u64>,
 }
 
-/// What is wrong with a bzImage.
+/// A defect of a bzImage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BzImageError {
     Truncated { what: &'static str, needed: u64 },
     Malformed(&'static str),
 }
 
-/// Whether a file that starts with `head` has the setup header's magic.
+/// Returns whether a file that starts with `head` has the setup header's magic.
 pub(super) fn recognise(head: &[u8]) -> bool {
     head.get(0x202..0x206) == Some(&HEADER_MAGIC.to_le_bytes())
 }
 
 impl BzImage {
-    /// Reads the header from the first kilobyte `head` of a file of `len` bytes.
+    /// Parses the header in the first kilobyte `head` of a file of `len` bytes.
     pub(super) fn parse(head: &[u8], len: u64) -> Result<Self, BzImageError> {
         let mut header = setup_header::default();
         let size = header.as_slice().len();
@@ -62,7 +65,7 @@ impl BzImage {
                 "no boot flag, or not loaded high (a zImage?)",
             ));
         }
-        // 0 means 4, for kernels older than the field.
+        // 0 means 4, for kernels that predate the field.
         let sectors = if header.setup_sects == 0 {
             4
         } else {
@@ -94,7 +97,8 @@ impl BzImage {
         })
     }
 
-    /// Guest addresses it needs for its own 64-bit entry, decompression included; `None` if it has no such entry.
+    /// Returns the guest addresses that its own 64-bit entry needs, including those for
+    /// decompression; `None` if it has no such entry.
     pub(super) fn range(&self) -> Option<Range<u64>> {
         let header = &self.header;
         if header.version < VERSION_XLOADFLAGS
@@ -107,7 +111,7 @@ impl BzImage {
         Some(header.pref_address..header.pref_address.checked_add(size)?)
     }
 
-    /// The 64-bit entry of an image loaded at `start`.
+    /// Returns the 64-bit entry of an image loaded at `start`.
     pub(super) fn entry(start: u64) -> u64 {
         start + ENTRY64_OFFSET
     }

@@ -1,21 +1,25 @@
-//! Unpacked kernels, kept in a cache directory so that later boots only copy them.
+//! A cache directory of unpacked kernels, so that later boots only copy them.
 //!
-//! It knows files and digests; it does not know kernels: a [`Record`] holds the loader's words about an image.
+//! This module knows files and digests. It does not know kernels: a [`Record`] holds the loader's
+//! note about an image.
 //!
 //! ```text
-//! DIR/lock                     held while an image is added; whoever finds it held goes on without the cache
+//! DIR/lock                     held while an image is added; a process that finds it held skips the cache
 //! DIR/<size>-<digest>.image    whole pages, read-only, never changed
-//! DIR/<size>-<digest>.record   what it is, by size and BLAKE3 digest of the file that it was made from
-//! DIR/<dev-ino-size-mtime-ctime>.record   the same, by the state of the file that it was made from
+//! DIR/<size>-<digest>.record   the record, by size and BLAKE3 digest of the original file
+//! DIR/<dev-ino-size-mtime-ctime>.record   the same record, by the state of the original file
 //! ```
 //!
-//! Reading 12 MB to find a kernel by its digest would cost more than the rest of the start, so the second kind of record answers first: no
-//! file changes its content without a new ctime (a file changed within the last second is not trusted to that). The digest is behind it
-//! for copies of a file, and so that two users of one cache can't be given each other's kernels by a crafted collision. The size in front
-//! of it says without any hashing that a file is no copy.
+//! Reading 12 MB to find a kernel by its digest would cost more than the rest of the start, so the
+//! records of the second kind are looked up first. They are safe because a file can't change its
+//! content without a new ctime; a file that changed within the last second is not looked up that
+//! way. The digest finds copies of a file, and prevents that two users of one cache are given each
+//! other's kernels by a crafted collision. The size in front of it tells without hashing that a
+//! file is not a copy.
 //!
-//! An image is believed if its inode is as it was when the image was finished, within the same boot of the host. After a reboot (a crash
-//! may have lost unwritten pages) or after any change its checksum is compared once, and what fails is removed and made anew.
+//! An image is trusted if its inode has not changed since the image was finished, within the same
+//! boot of the host. After a reboot (a crash may have lost unwritten pages) or any change its
+//! checksum is verified once. An image that fails is removed and made again.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -25,28 +29,28 @@ use std::time::{Duration, SystemTime};
 
 use crate::layout::{MIB, PAGE};
 
-/// Images are dropped, the oldest first, while they are more than this together.
+/// Limit on the total size of all images. The oldest are removed first.
 const MAX_TOTAL: u64 = 2048 * MIB;
-/// Records are a few hundred bytes.
+/// Size limit of a record; records have a few hundred bytes.
 const MAX_RECORD: u64 = 4096;
-/// A change within this time of another may leave the same timestamp.
+/// Two changes within this time may leave the same timestamp.
 const TIMESTAMP_GRAIN: Duration = Duration::from_secs(1);
-/// A temporary file this old was left behind by a process that died.
+/// A temporary file of this age was left behind by a process that died.
 const ABANDONED: Duration = Duration::from_secs(3600);
 const FIRST_LINE: &str = "splitring cache 1";
 const CHUNK: usize = 1 << 20;
 
-/// Whether unpacked kernels are kept.
+/// Where unpacked kernels are cached.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum CachePolicy {
     /// In this directory, which is created if it does not exist.
     Directory(PathBuf),
-    /// Not at all.
+    /// Nowhere.
     #[default]
     Off,
 }
 
-/// The state of a file that changes whenever its content does.
+/// The state of a file. It changes whenever the content does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stamp(String);
 
@@ -67,7 +71,7 @@ impl Stamp {
     }
 }
 
-/// What a file holds.
+/// Size and digest of a file's content.
 #[derive(Debug)]
 pub(super) struct Content {
     len: u64,
@@ -87,12 +91,13 @@ impl Content {
     }
 }
 
-/// What the names of everything made from files of this size start with.
+/// Returns the prefix of the names of everything made from files of this size.
 fn size_prefix(len: u64) -> String {
     format!("{len:x}-")
 }
 
-/// Whether `file` was left alone long enough for its timestamps to tell the next change.
+/// Returns whether `file` has been unchanged for long enough that its timestamps reveal the next
+/// change.
 fn settled(file: &File) -> io::Result<bool> {
     let metadata = file.metadata()?;
     let part = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
@@ -105,14 +110,14 @@ fn settled(file: &File) -> io::Result<bool> {
     Ok(changed.saturating_add(TIMESTAMP_GRAIN) < now)
 }
 
-/// What is known about an image.
+/// The record of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Record {
     image: String,
     stamp: String,
     boot: String,
     checksum: String,
-    /// The loader's own line.
+    /// The loader's note about the image.
     note: String,
 }
 
@@ -145,7 +150,7 @@ impl Record {
     }
 }
 
-/// A part of an image: bytes at an offset. What lies between parts reads as zero.
+/// A part of an image: bytes at an offset. The gaps between parts read as zero.
 pub(super) struct Part<'a> {
     pub(super) offset: u64,
     pub(super) bytes: &'a [u8],
@@ -158,7 +163,7 @@ pub(super) struct Cached {
     pub(super) note: String,
 }
 
-/// An open cache directory of our own.
+/// An open cache directory that belongs to this user.
 #[derive(Debug)]
 pub(super) struct Cache {
     directory: PathBuf,
@@ -166,7 +171,8 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Opens the cache that `policy` names; `None` if there is none or if it can't be trusted, which costs time, not the start.
+    /// Opens the cache that `policy` names. Returns `None` if there is none, or if it can't be
+    /// trusted: a start without a cache is slower, but works.
     pub(super) fn open(policy: &CachePolicy) -> Option<Self> {
         let directory = match policy {
             CachePolicy::Off => return None,
@@ -184,12 +190,13 @@ impl Cache {
         }
     }
 
-    /// The image made from a file in the state `source`.
+    /// Returns the image made from a file in the state `source`.
     pub(super) fn find(&self, source: &Stamp) -> Option<Cached> {
         self.lookup(&source.0)
     }
 
-    /// Whether there may be an image made from a file of this size. If not, [`Cache::find_content`] would find nothing.
+    /// Returns whether there may be an image made from a file of this size. If not,
+    /// [`Cache::find_content`] finds nothing.
     pub(super) fn may_hold(&self, len: u64) -> bool {
         let prefix = size_prefix(len);
         fs::read_dir(&self.directory).is_ok_and(|mut entries| {
@@ -202,7 +209,8 @@ impl Cache {
         })
     }
 
-    /// The image made from a file with this content; `file` in the state `source` is known by its state from now on.
+    /// Returns the image made from a file with this content. From now on `file`, in the state
+    /// `source`, is found by its state.
     pub(super) fn find_content(
         &self,
         content: &Content,
@@ -235,14 +243,14 @@ impl Cache {
         self.revalidate(key, record, file)
     }
 
-    /// Reads the whole image to believe it once more.
+    /// Verifies the checksum of the whole image, so that it is trusted again.
     fn revalidate(&self, key: &str, mut record: Record, file: File) -> Option<Cached> {
         let sound = file.metadata().ok()?.size().is_multiple_of(PAGE)
             && checksum(&file).ok()?.to_string() == record.checksum;
         if !sound {
             tracing::warn!(
                 image = record.image,
-                "cached image is damaged and is made anew"
+                "cached image is damaged and is made again"
             );
             for name in [&record.image, &format!("{key}.record")] {
                 let _ = fs::remove_file(self.directory.join(name));
@@ -263,7 +271,8 @@ impl Cache {
         })
     }
 
-    /// Adds an image of `len` bytes (whole pages) made from `source`, whose content is `content`. An error leaves nothing behind.
+    /// Adds an image of `len` bytes (whole pages), made from `source`, whose content is `content`.
+    /// After an error nothing is left behind.
     pub(super) fn store(
         &self,
         content: &Content,
@@ -296,7 +305,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Lets the next start find `record` by the state of the file, unless that state could still change unseen.
+    /// Adds a record by the state of `file`, unless the file could still change without a new
+    /// state.
     fn remember(&self, record: &Record, file: &File, source: &Stamp) {
         let unchanged = Stamp::of(file).is_ok_and(|now| now == *source);
         if unchanged
@@ -339,7 +349,8 @@ impl Cache {
         temporary.rename(&self.directory.join(format!("{key}.record")))
     }
 
-    /// Makes room for `incoming` bytes: drops abandoned files, the oldest images over the limit, and records without an image.
+    /// Makes space for `incoming` bytes: removes abandoned files, the oldest images above the
+    /// limit, and records without an image.
     fn prune(&self, incoming: u64) -> io::Result<()> {
         let mut images = Vec::new();
         let mut records = Vec::new();
@@ -366,7 +377,7 @@ impl Cache {
             if total <= MAX_TOTAL {
                 break;
             }
-            // Whoever is copying it keeps it until then.
+            // A process that is copying the image keeps it until it has finished.
             fs::remove_file(path)?;
             total -= size;
         }
@@ -383,7 +394,7 @@ impl Cache {
     }
 }
 
-/// A file that vanishes unless it gets its name.
+/// A file that is removed on drop unless it has been renamed.
 struct Temporary {
     file: File,
     path: Option<PathBuf>,
@@ -395,7 +406,7 @@ impl Temporary {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let unique = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!("{}-{unique}.tmp", std::process::id()));
-        // A process of the same number that died may have left one.
+        // A dead process with the same process ID may have left one.
         let _ = fs::remove_file(&path);
         let file = OpenOptions::new()
             .write(true)
@@ -425,7 +436,7 @@ impl Drop for Temporary {
     }
 }
 
-/// Creates the directory, and refuses one that others could put a kernel into.
+/// Creates the directory. Fails if other users could put a kernel into it.
 fn prepare(directory: &Path) -> io::Result<()> {
     DirBuilder::new()
         .recursive(true)
@@ -459,7 +470,8 @@ fn boot_id() -> String {
         .unwrap_or_default()
 }
 
-/// CRC-32 of a whole file. It tells accidents; whoever may write to the directory is its owner.
+/// Returns the CRC-32 of a whole file. It detects accidents only: who may write to the directory
+/// owns it.
 fn checksum(file: &File) -> io::Result<u32> {
     let mut hasher = crc32fast::Hasher::new();
     let mut buffer = vec![0; CHUNK];

@@ -1,7 +1,8 @@
-//! ELF-64 kernels: which bytes belong where, and where to enter.
+//! ELF-64 kernels: segments and entry points.
 //!
-//! Every number in the file is hostile until it was compared with the file's length; nothing is allocated by what a header says beyond
-//! fixed limits. Sources: System V ABI (ELF-64), Xen `docs/misc/pvh.pandoc` and `xen/include/public/elfnote.h`.
+//! No number in the file is trusted until it has been compared with the file's length, and no
+//! allocation is larger than a fixed limit. Sources: System V ABI (ELF-64), Xen
+//! `docs/misc/pvh.pandoc` and `xen/include/public/elfnote.h`.
 
 use std::ops::Range;
 
@@ -14,20 +15,20 @@ use super::entry::Entry;
 use super::plan::Source;
 use crate::layout::HIGH_MEMORY;
 
-/// The first bytes of every ELF file.
+/// The first bytes of an ELF file.
 pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 /// `EM_X86_64`.
 const X86_64: u16 = 62;
-/// A stock vmlinux has five; more than this is not a kernel.
+/// Limit on program headers; a stock vmlinux has five.
 const MAX_PROGRAM_HEADERS: u16 = 128;
-/// Notes are a few hundred bytes.
+/// Limit on the size of the notes, which have a few hundred bytes.
 const MAX_NOTES: u64 = 64 << 10;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`.
 const XEN_PHYS32_ENTRY: u32 = 18;
-/// Name, descriptor: each padded to this.
+/// Alignment of a note's name and of its descriptor.
 const NOTE_ALIGN: usize = 4;
 
-/// A loadable segment, proven to lie within the file and above 1 MiB.
+/// A loadable segment that lies within the file and above 1 MiB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Segment {
     pub(super) guest: u64,
@@ -45,12 +46,12 @@ impl Segment {
 /// An ELF kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ElfImage {
-    /// Sorted, disjoint, at least one.
+    /// Sorted and disjoint; at least one.
     pub(super) segments: Vec<Segment>,
     pub(super) entry: Entry,
 }
 
-/// What is wrong with an ELF file.
+/// A defect of an ELF file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ElfError {
     Elf32,
@@ -61,7 +62,7 @@ pub(super) enum ElfError {
 }
 
 impl ElfImage {
-    /// Reads and checks the headers of an ELF file of `len` bytes.
+    /// Parses and checks the headers of an ELF file of `len` bytes.
     pub(super) fn parse(source: &Source, len: u64) -> Result<Self, ElfError> {
         let header = header(source, len)?;
         let table = program_headers(source, len, &header)?;
@@ -86,7 +87,7 @@ impl ElfImage {
         Ok(Self { segments, entry })
     }
 
-    /// Guest addresses from the first segment to the end of the last.
+    /// Returns the guest addresses from the first segment to the end of the last.
     pub(super) fn range(&self) -> Range<u64> {
         let start = self.segments.first().map_or(0, |segment| segment.guest);
         start
@@ -107,7 +108,7 @@ fn header(source: &Source, len: u64) -> Result<Elf64_Ehdr, ElfError> {
             what: "the ELF header",
             needed: 64,
         })?;
-    // A 32-bit file is told as such even where it is too short for the 64-bit header.
+    // A 32-bit file gets its own error, even where it is too short for the 64-bit header.
     if ident[EI_CLASS] == ELFCLASS32 {
         return Err(ElfError::Elf32);
     }
@@ -147,13 +148,15 @@ fn program_headers(
         || header.e_phoff < size_of::<Elf64_Ehdr>() as u64
     {
         return Err(ElfError::Malformed(
-            "impossible number, size or place of the program headers",
+            "impossible number, size or offset of the program headers",
         ));
     }
     let needed = header
         .e_phoff
         .checked_add(u64::from(header.e_phnum) * SIZE as u64);
-    let needed = needed.ok_or(ElfError::Malformed("the program headers' place overflows"))?;
+    let needed = needed.ok_or(ElfError::Malformed(
+        "the offset of the program headers overflows",
+    ))?;
     if needed > len {
         return Err(ElfError::Truncated {
             what: "the program header table",
@@ -184,7 +187,7 @@ fn segments(table: &[Elf64_Phdr], len: u64) -> Result<Vec<Segment>, ElfError> {
             .p_offset
             .checked_add(entry.p_filesz)
             .ok_or(ElfError::Malformed(
-                "a segment's place in the file overflows",
+                "a segment's offset in the file overflows",
             ))?;
         if end > len {
             return Err(ElfError::Truncated {
@@ -226,13 +229,13 @@ fn segments(table: &[Elf64_Phdr], len: u64) -> Result<Vec<Segment>, ElfError> {
     Ok(segments)
 }
 
-/// The 32-bit entry in a note segment, if it is there.
+/// Returns the 32-bit entry point from a note segment, if there is one.
 fn pvh_entry(source: &Source, len: u64, segment: &Elf64_Phdr) -> Result<Option<u32>, ElfError> {
     let end = segment
         .p_offset
         .checked_add(segment.p_filesz)
         .ok_or(ElfError::Malformed(
-            "the notes' place in the file overflows",
+            "the notes' offset in the file overflows",
         ))?;
     if end > len {
         return Err(ElfError::Truncated {
@@ -249,7 +252,8 @@ fn pvh_entry(source: &Source, len: u64, segment: &Elf64_Phdr) -> Result<Option<u
     let mut rest = notes.as_slice();
     while let Some((note, next)) = split_note(rest) {
         if note.kind == XEN_PHYS32_ENTRY && note.name == b"Xen\0" {
-            // Linux writes 8 bytes on x86-64, others 4; the entry is 32 bits either way.
+            // Linux writes 8 bytes on x86-64, other kernels 4. The entry point has 32 bits in both
+            // cases.
             let entry = note.descriptor.first_chunk().ok_or(ElfError::Malformed(
                 "its PVH note is shorter than an address",
             ))?;
@@ -266,7 +270,7 @@ struct Note<'a> {
     descriptor: &'a [u8],
 }
 
-/// The first note and what follows it; `None` at the end or where the notes stop making sense.
+/// Returns the first note and the rest; `None` at the end or at a malformed note.
 fn split_note(bytes: &[u8]) -> Option<(Note<'_>, &[u8])> {
     let word = |index: usize| Some(u32::from_le_bytes(*bytes.get(index * 4..)?.first_chunk()?));
     let name_len = usize::try_from(word(0)?).ok()?;

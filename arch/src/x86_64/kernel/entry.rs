@@ -1,4 +1,4 @@
-//! Where execution starts.
+//! Entry points.
 
 /// How the first vCPU enters the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Why a kernel or initrd can't be loaded, for operators: object, operation, cause, remedy.
+//! Errors of loading a kernel or an initrd, for operators: object, operation, cause, remedy.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ pub enum KernelError {
     )]
     WrongMachine { path: PathBuf, machine: u16 },
     #[error(
-        "cannot boot {path}: the file is truncated: {what} ends at byte {needed}, the file at byte {len}; copy it anew"
+        "cannot boot {path}: the file is truncated: {what} ends at byte {needed}, the file at byte {len}; copy it again"
     )]
     Truncated {
         path: PathBuf,
@@ -53,7 +53,7 @@ pub enum KernelError {
         reason: &'static str,
     },
     #[error(
-        "cannot boot {path}: its {format} payload can't be unpacked: {reason}; the file is damaged, copy it anew"
+        "cannot boot {path}: its {format} payload can't be unpacked: {reason}; the file is damaged, copy it again"
     )]
     Payload {
         path: PathBuf,
@@ -95,7 +95,7 @@ pub enum KernelError {
     },
 }
 
-/// What to do when the host gives this reason for not opening or reading a file.
+/// Returns the remedy for an I/O error of opening or reading a file.
 fn remedy(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::NotFound => "; check the path",
@@ -107,7 +107,7 @@ fn remedy(source: &io::Error) -> &'static str {
 }
 
 impl ElfError {
-    /// The same of the file at `path`, which has `len` bytes.
+    /// Returns the error for the file at `path`, which has `len` bytes.
     pub(super) fn at(self, path: &Path, len: u64) -> KernelError {
         let path = path.to_owned();
         match self {
@@ -134,7 +134,7 @@ impl ElfError {
 }
 
 impl BzImageError {
-    /// The same of the file at `path`, which has `len` bytes.
+    /// Returns the error for the file at `path`, which has `len` bytes.
     pub(super) fn at(self, path: &Path, len: u64) -> KernelError {
         let path = path.to_owned();
         match self {

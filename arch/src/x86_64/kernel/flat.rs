@@ -1,7 +1,8 @@
-//! Kernels as flat images of guest memory, in our own or in the cache: a few page-aligned pieces to copy.
+//! Kernels as flat images of guest memory, in this process's memory or in the cache: a few
+//! page-aligned pieces to copy.
 //!
-//! A third of a stock kernel's bytes is zero pages (static data, room for the BSS): longer runs of them are holes in the file and no
-//! pieces.
+//! A third of a stock kernel's bytes are zero pages (static data, space for the BSS). Long runs of
+//! them are holes in the file and not pieces.
 
 use std::fs::File;
 use std::io;
@@ -13,19 +14,21 @@ use super::entry::Entry;
 use super::plan::{ImageFile, LoadPlan, Piece, Source};
 use crate::layout::{HIGH_MEMORY, MIB, PAGE};
 
-/// Gaps up to the size of the segments and this are kept as holes; a sparser kernel is not cached.
+/// Gaps of at most the size of the segments plus this are kept as holes. A sparser kernel is not
+/// cached.
 const MAX_GAPS: u64 = 64 * MIB;
-/// Zero runs from this length on are worth another piece, and there are at most so many pieces.
+/// Zero runs of at least this length split a piece in two, up to a maximum number of pieces.
 const MIN_ZERO_RUN: u64 = 16 * PAGE;
 const MAX_SPANS: usize = 64;
 
-/// What the loader writes into a cache record: everything about a kernel but its bytes.
+/// The loader's note in a cache record: everything about a kernel except its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Note {
     entry: Entry,
-    /// First address that the kernel uses, and the one behind the last.
+    /// First address that the kernel uses, and the one after the last.
     range: Range<u64>,
-    /// Guest addresses of what is stored: whole pages, sorted, disjoint, at least one. The first one's start is the file's start.
+    /// Guest addresses of the stored bytes: whole pages, sorted, disjoint, at least one. The file
+    /// starts with the first.
     spans: Vec<Range<u64>>,
 }
 
@@ -83,21 +86,21 @@ impl Note {
         self.spans.first().map_or(0, |span| span.start)
     }
 
-    /// Bytes of the image file.
+    /// Length of the image file in bytes.
     fn len(&self) -> u64 {
         self.spans.last().map_or(0, |span| span.end - self.base())
     }
 }
 
-/// Where the bytes of a kernel go, and how it is entered.
+/// The pieces of a kernel, and its entry point.
 pub(super) struct Placement {
     pub(super) plan: LoadPlan,
     pub(super) entry: Entry,
-    /// First address that the kernel uses, and the one behind the last.
+    /// First address that the kernel uses, and the one after the last.
     pub(super) range: Range<u64>,
 }
 
-/// A kernel from its cached image; `None` if the record is about something else.
+/// Returns the kernel in a cached image; `None` if the record is about something else.
 pub(super) fn from_cache(cached: Cached) -> Option<Placement> {
     let note = Note::decode(&cached.note)?;
     if cached.file.metadata().ok()?.len() != note.len() {
@@ -120,18 +123,18 @@ pub(super) fn from_cache(cached: Cached) -> Option<Placement> {
     })
 }
 
-/// A kernel in our own memory as a flat image.
+/// A kernel as a flat image in this process's memory.
 #[derive(Debug)]
 pub(super) struct Flat {
     note: Note,
     /// The ELF file.
     bytes: Arc<Vec<u8>>,
-    /// What the spans hold of it, sorted.
+    /// The parts of it in the spans, sorted.
     pieces: Vec<Piece>,
 }
 
 impl Flat {
-    /// An ELF kernel's, which `plan` says where to load; `None` if it is too sparse for that.
+    /// Returns the flat image of an ELF kernel that `plan` loads; `None` if it is too sparse.
     pub(super) fn of(
         elf: &Source,
         plan: &LoadPlan,
@@ -169,7 +172,7 @@ impl Flat {
         }))
     }
 
-    /// The kernel that it is an image of.
+    /// Returns the kernel of which this is an image.
     pub(super) fn placement(&self) -> Placement {
         Placement {
             plan: LoadPlan {
@@ -180,7 +183,7 @@ impl Flat {
         }
     }
 
-    /// Adds it to the cache, made from `source` with this content.
+    /// Adds the image to the cache, made from `source` with this content.
     pub(super) fn save(
         &self,
         cache: &Cache,
@@ -199,7 +202,7 @@ impl Flat {
     }
 }
 
-/// Whole pages around all bytes of `content` but long runs of zeros.
+/// Returns whole pages around all bytes of `content` except long runs of zeros.
 fn spans(content: &[(u64, &[u8])]) -> Vec<Range<u64>> {
     let mut gap = MIN_ZERO_RUN;
     loop {
@@ -222,7 +225,7 @@ fn spans(content: &[(u64, &[u8])]) -> Vec<Range<u64>> {
     }
 }
 
-/// Guest addresses of the pages that `bytes` at `guest` make other than zero.
+/// Returns the guest addresses of the pages in which `bytes` at `guest` has a nonzero byte.
 fn nonzero_pages(guest: u64, bytes: &[u8]) -> impl Iterator<Item = u64> {
     const ZEROS: [u8; 4096] = [0; 4096];
     let into_page = guest % PAGE;
@@ -238,7 +241,7 @@ fn nonzero_pages(guest: u64, bytes: &[u8]) -> impl Iterator<Item = u64> {
         .map(|(page, _)| page)
 }
 
-/// The part of `piece` that lies in `span`, to be had from `source`.
+/// Returns the part of `piece` that lies in `span`, with `source` as its source.
 fn cut(piece: &Piece, span: &Range<u64>, source: &Source) -> Option<Piece> {
     let from = piece.guest.max(span.start);
     let to = span.end.min(piece.guest + piece.len);
@@ -255,7 +258,7 @@ fn piece_range(piece: &Piece) -> Range<usize> {
     clamp(piece.offset)..clamp(piece.offset + piece.len)
 }
 
-/// The whole ELF file; the plan's pieces were checked against its length.
+/// Reads the whole ELF file. The plan's pieces were checked against its length.
 fn read_whole(elf: &Source) -> io::Result<Arc<Vec<u8>>> {
     match elf {
         Source::Bytes(bytes) => Ok(bytes.clone()),

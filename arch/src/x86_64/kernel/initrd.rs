@@ -1,4 +1,4 @@
-//! The initial ramdisk's place in guest memory.
+//! The initial ramdisk and its address in guest memory.
 //!
 //! It is read from the opened file at every start.
 
@@ -12,10 +12,10 @@ use super::plan::{ImageFile, LoadPlan, Piece, Source};
 use super::{Kernel, KernelError, check_regular, io_error, open_regular};
 use crate::layout::{Layout, MIB, PAGE};
 
-/// 64-bit kernels have always allowed up to here (`initrd_addr_max` of their setup header, plus one).
+/// Upper limit that all 64-bit kernels accept (`initrd_addr_max` of their setup header, plus one).
 const LIMIT: u64 = 0x8000_0000;
 
-/// An initial ramdisk with its place in guest memory.
+/// An initial ramdisk with its guest addresses.
 #[derive(Debug)]
 pub struct Initrd {
     path: PathBuf,
@@ -27,7 +27,8 @@ impl Initrd {
     /// Opens the initrd at `path`, to be placed by [`Initrd::place`].
     ///
     /// # Errors
-    /// It cannot be opened, or is not a regular file.
+    ///
+    /// The file can't be opened, or is not a regular file.
     pub fn open(path: &Path) -> Result<File, KernelError> {
         let file = open_regular(path)?;
         let metadata = file
@@ -37,11 +38,12 @@ impl Initrd {
         Ok(file)
     }
 
-    /// Places the initrd in `file` as high in `layout`'s low RAM as `kernel` allows. `path` is for
-    /// messages only.
+    /// Places the initrd in `file` as high in `layout`'s low RAM as `kernel` allows. `path` is used
+    /// in messages only.
     ///
     /// # Errors
-    /// It is not a regular file, or does not fit.
+    ///
+    /// The file is not a regular file, or does not fit.
     pub fn place(
         file: File,
         path: &Path,
@@ -82,13 +84,13 @@ impl Initrd {
         })
     }
 
-    /// Guest addresses of its bytes.
+    /// Returns the guest addresses of its bytes.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
         self.range.clone()
     }
 
-    /// Copies it into `memory`.
+    /// Copies the initrd into `memory`.
     pub fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), KernelError> {
         self.plan
             .copy_into(memory)
@@ -99,7 +101,8 @@ impl Initrd {
     }
 }
 
-/// The highest page-aligned place for `size` bytes between `floor` and `limit`, or about how many MiB of memory there should be.
+/// Returns the highest page-aligned range of `size` bytes between `floor` and `limit`, or else the
+/// approximate memory size in MiB that would be enough.
 fn highest_page(size: u64, floor: u64, limit: u64) -> Result<Range<u64>, u64> {
     let start = limit.checked_sub(size).map(|start| start - start % PAGE);
     match start {

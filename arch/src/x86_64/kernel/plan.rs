@@ -1,10 +1,11 @@
-//! What has to be in guest memory for a kernel to run, and how it gets there.
+//! Load plans: the bytes that a kernel needs in guest memory, and how they get there.
 //!
-//! It knows bytes and guest addresses; it does not know what the bytes are.
+//! This module knows bytes and guest addresses. It does not know what the bytes are.
 //!
-//! Pieces are copied. Mapping them over guest memory saves the copy and lets machines share the pages, but the guest then faults them in
-//! one 4 KiB page at a time: measured on a stock 6.12 kernel, 16,800 nested page faults instead of 640 cost 170 ms of the boot where the
-//! copy, on large pages, costs 20. Reading is the copy: going through a mapping of the cached file instead took no less.
+//! Pieces are copied. Mapping them over guest memory would save the copy and let machines share the
+//! pages, but the guest would fault them in by pages of 4 KiB. Measured with a stock 6.12 kernel,
+//! 16,800 nested page faults instead of 640 cost 170 ms of the boot; the copy, on large pages,
+//! costs 20 ms. Copying from a mapping of the cached file instead of reading it took no less.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-/// Whatever a loader or a file says.
+/// An error of a loader or of the file.
 pub(super) type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A file opened read-only, whose cursor is moved by one loader at a time.
@@ -35,7 +36,7 @@ impl ImageFile {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Runs `read` with the cursor at `offset` and nobody else moving it.
+    /// Runs `read` with the cursor at `offset` while no other loader moves it.
     pub(super) fn with_cursor<T>(
         &self,
         offset: u64,
@@ -48,17 +49,17 @@ impl ImageFile {
     }
 }
 
-/// A file is copied in chunks of this size.
+/// The chunk size in which a file is copied.
 const CHUNK: usize = 128 << 10;
-/// So many bytes of a chunk are looked at before it is read.
+/// The number of bytes at the start of a chunk that are checked before the rest is read.
 const PROBE: usize = 4096;
 
-/// Bytes to load from.
+/// Bytes to load.
 #[derive(Debug, Clone)]
 pub(super) enum Source {
     /// A file.
     File(Arc<ImageFile>),
-    /// A file's content, unpacked into our own memory.
+    /// The unpacked content of a file, in this process's memory.
     Bytes(Arc<Vec<u8>>),
 }
 
@@ -93,12 +94,12 @@ impl Source {
     }
 }
 
-/// A run of bytes that belongs at a guest address.
+/// A contiguous run of bytes for a guest address.
 #[derive(Debug, Clone)]
 pub(super) struct Piece {
     /// First guest-physical address.
     pub(super) guest: u64,
-    /// Where the bytes come from.
+    /// The source of the bytes.
     pub(super) source: Source,
     /// Offset in the source.
     pub(super) offset: u64,
@@ -106,7 +107,8 @@ pub(super) struct Piece {
     pub(super) len: u64,
 }
 
-/// What has to be in guest memory for something to run; the rest of its range reads as zero, which fresh memory does.
+/// The pieces that something needs in guest memory. The rest of its range has to read as zero, as
+/// fresh memory does.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LoadPlan {
     /// Bytes to place, sorted by address, disjoint.

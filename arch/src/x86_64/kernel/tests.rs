@@ -1,4 +1,4 @@
-//! Kernels made by hand, real and hostile.
+//! Synthetic kernels, well-formed and hostile.
 
 mod caching;
 mod hostile;
@@ -15,7 +15,7 @@ use crate::layout::{GIB, HIGH_MEMORY};
 
 pub(crate) type Memory = GuestMemoryMmap<()>;
 
-/// A directory with files and, if wanted, a cache in it.
+/// A temporary directory for kernel files, and optionally for a cache.
 pub(crate) struct Bench {
     directory: tempfile::TempDir,
 }
@@ -46,7 +46,7 @@ pub(crate) fn memory() -> Memory {
     Memory::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap()
 }
 
-/// What the kernel's range holds after copying it.
+/// Returns the content of the kernel's range after a copy.
 fn copied(kernel: &Kernel) -> Vec<u8> {
     let memory = memory();
     kernel.copy_into(&memory).unwrap();
@@ -145,7 +145,7 @@ fn an_elf_kernel_without_a_note_is_entered_in_long_mode() {
 #[test]
 fn every_payload_format_boots_the_kernel_inside() {
     let elf = ElfFile::kernel();
-    // Relocations for the decompressor, as a relocatable kernel has them.
+    // Relocations for the decompressor, as in a relocatable kernel.
     let packed = [elf.build(), vec![0x5a; 4096]].concat();
     for format in [
         Format::Gzip,

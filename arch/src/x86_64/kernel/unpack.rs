@@ -1,22 +1,23 @@
-//! Unpacks the compressed kernel in a bzImage.
+//! Decompression of the kernel in a bzImage.
 //!
-//! It knows compression formats; it does not know what comes out. Output is capped; allocation follows the size that the payload declares
-//! only up to that cap. Source: Linux `arch/x86/boot/compressed/Makefile`: every format but gzip is followed by the unpacked size, 32-bit
-//! little-endian, and gzip ends with the same number by itself.
+//! This module knows compression formats. It does not know what they contain. Output is capped;
+//! allocations follow the size that the payload declares only up to that cap. Source: Linux
+//! `arch/x86/boot/compressed/Makefile`: every format except gzip is followed by the unpacked size,
+//! 32-bit little-endian; gzip itself ends with the same number.
 
 use std::fmt;
 use std::io::Read;
 
 use liblzma::stream::{Action, Status, Stream};
 
-/// Most bytes of an unpacked kernel: ten times a stock one.
+/// Maximum size of an unpacked kernel: ten times a stock one.
 pub(super) const MAX_UNPACKED: usize = 512 << 20;
-/// Dictionary memory for xz: kernels are packed with up to 128 MiB.
+/// Memory limit for xz: kernels are compressed with dictionaries of up to 128 MiB.
 const XZ_MEMORY: u64 = 192 << 20;
-/// Bytes of the size behind the payload.
+/// Bytes of the size that follows the payload.
 const TRAILER: usize = 4;
 
-/// How a payload is packed.
+/// Compression format of a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
@@ -26,7 +27,7 @@ pub enum Format {
     Lz4,
     /// RFC 8878.
     Zstd,
-    /// LZMA2, usually behind the x86 branch filter.
+    /// LZMA2, usually with the x86 branch filter.
     Xz,
     /// LZMA alone.
     Lzma,
@@ -51,7 +52,7 @@ impl fmt::Display for Format {
 }
 
 const LZ4_MAGIC: u32 = 0x184c_2102;
-/// Every block of a legacy frame but the last unpacks to this.
+/// Unpacked size of every block of a legacy frame except the last.
 const LZ4_BLOCK: usize = 8 << 20;
 
 const MAGICS: [(&[u8], Format); 7] = [
@@ -72,10 +73,11 @@ pub(super) fn recognise(payload: &[u8]) -> Option<Format> {
         .map(|(_, format)| *format)
 }
 
-/// Why nothing came out.
+/// Why unpacking failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum UnpackError {
-    /// The format, or a feature of it, is not one of ours; the kernel's own decompressor may know it.
+    /// The format, or a feature of it, is not supported here; the kernel's own decompressor may
+    /// support it.
     Unsupported(String),
     /// The bytes are damaged, or unpack to more than they declare or than the cap.
     Corrupt(String),
@@ -87,7 +89,7 @@ impl UnpackError {
     }
 }
 
-/// Unpacks `payload`, which is in `format` and is followed by its unpacked size.
+/// Unpacks `payload`, which has the format `format` and is followed by its unpacked size.
 pub(super) fn unpack(payload: &[u8], format: Format) -> Result<Vec<u8>, UnpackError> {
     let (packed, trailer) = payload
         .split_last_chunk::<TRAILER>()
@@ -124,7 +126,7 @@ fn gzip(packed: &[u8], size: usize) -> Result<Vec<u8>, UnpackError> {
 }
 
 fn zstd(packed: &[u8], size: usize) -> Result<Vec<u8>, UnpackError> {
-    // In one go: the window is the output itself, where streaming would need 128 MiB beside it.
+    // In one call: the output itself is the window, where streaming would need another 128 MiB.
     let mut out = Vec::with_capacity(size);
     let mut decoder = ::zstd::bulk::Decompressor::new().map_err(UnpackError::corrupt)?;
     decoder
@@ -139,14 +141,15 @@ fn lz4(packed: &[u8], size: usize) -> Result<Vec<u8>, UnpackError> {
     let mut rest = packed;
     while let Some((word, after)) = rest.split_first_chunk() {
         let len = u32::from_le_bytes(*word);
-        // Frames may follow one another; each starts with the magic in the place of a block's length.
+        // Frames may follow one another; each starts with the magic in the place of a block's
+        // length.
         if len == LZ4_MAGIC {
             rest = after;
             continue;
         }
         let block = after
             .get(..len as usize)
-            .ok_or_else(|| UnpackError::corrupt("a block ends behind the payload"))?;
+            .ok_or_else(|| UnpackError::corrupt("a block ends after the payload"))?;
         let end = size.min(filled + LZ4_BLOCK);
         filled += lz4_flex::block::decompress_into(block, &mut out[filled..end])
             .map_err(UnpackError::corrupt)?;
@@ -162,7 +165,7 @@ fn lzma(
     stream: Result<Stream, liblzma::stream::Error>,
 ) -> Result<Vec<u8>, UnpackError> {
     let mut stream = stream.map_err(UnpackError::corrupt)?;
-    // One byte more than declared, so that the decoder can see the end without having filled the buffer.
+    // One byte more than declared, so that the decoder can see the end before the buffer is full.
     let mut out = Vec::with_capacity(size + 1);
     loop {
         let consumed = usize::try_from(stream.total_in()).map_err(UnpackError::corrupt)?;

@@ -1,7 +1,7 @@
-//! A kernel that the next start should find in the cache, and what is left to do for that.
+//! A kernel that is still to be saved in the cache, for the next start.
 //!
-//! Hashing, summing and writing cost a fifth of what unpacking did, and nothing in this start needs them: they can wait until the guest
-//! has nothing better to do.
+//! Hashing, checksumming and writing take a fifth of the time that unpacking took, and this start
+//! does not need them. They can wait until the guest is idle.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -11,7 +11,8 @@ use std::sync::Arc;
 use super::cache::{Cache, Content, Stamp};
 use super::flat::Flat;
 
-/// Everything needed to put a kernel into the cache: the kernel itself and the file that it was made from, some 70 MB of them.
+/// Everything needed to save a kernel in the cache: the kernel itself and the file that it was made
+/// from, together about 70 MB.
 #[derive(Debug)]
 pub struct Unsaved {
     pub(super) path: PathBuf,
@@ -22,16 +23,16 @@ pub struct Unsaved {
     pub(super) cache: Cache,
 }
 
-/// What the file held.
+/// The content of the original file.
 #[derive(Debug)]
 pub(super) enum Original {
-    /// Nobody has asked for its digest yet.
+    /// The bytes, whose digest has not been needed yet.
     Bytes(Arc<Vec<u8>>),
     Hashed(Content),
 }
 
 impl Unsaved {
-    /// Puts it there. Where that can't be done, the next start unpacks the kernel again.
+    /// Saves the kernel in the cache. If that fails, the next start unpacks the kernel again.
     pub fn save(self) {
         let content = match self.original {
             Original::Hashed(content) => content,
@@ -40,7 +41,8 @@ impl Unsaved {
         let source = (&self.file, &self.stamp);
         match self.flat.save(&self.cache, &content, source) {
             Ok(()) => {}
-            // Where machines start side by side, one of them saves what they have in common.
+            // If several machines start at the same time, one of them saves what they have in
+            // common.
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 tracing::debug!(kernel = %self.path.display(), "the cache is busy");
             }

@@ -10,7 +10,7 @@ fn long_zero_runs_are_left_out_and_short_ones_are_not() {
     let start = 0x20_0000;
     let at = |pages: u64| start + pages * PAGE;
     assert_eq!(spans(&[(start, &bytes)]), [at(0)..at(11), at(40)..at(41)]);
-    // Not aligned: the page that holds the first byte counts.
+    // The start is not aligned: the page that holds the first byte counts.
     assert_eq!(
         spans(&[(start + 8, &bytes[..1])]),
         std::slice::from_ref(&(at(0)..at(1)))

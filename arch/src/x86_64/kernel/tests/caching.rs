@@ -1,4 +1,4 @@
-//! What the cache keeps, believes and mends.
+//! What the cache keeps, trusts and repairs.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -15,7 +15,7 @@ fn vmlinuz(elf: &ElfFile) -> Vec<u8> {
     .build()
 }
 
-/// Names in the cache that end with `suffix`.
+/// Returns the names in the cache that end with `suffix`.
 fn names(bench: &Bench, suffix: &str) -> Vec<PathBuf> {
     let mut names: Vec<_> = fs::read_dir(bench.cache_directory())
         .unwrap()
@@ -31,7 +31,7 @@ fn image(bench: &Bench) -> PathBuf {
     images.remove(0)
 }
 
-/// Opens a kernel and does what is left to do for the next start.
+/// Opens a kernel and saves it in the cache for the next start.
 fn open_and_save(path: &Path, policy: &CachePolicy) -> Kernel {
     let mut kernel = Kernel::open(path, policy).unwrap();
     if let Some(unsaved) = kernel.take_unsaved() {
@@ -40,7 +40,7 @@ fn open_and_save(path: &Path, policy: &CachePolicy) -> Kernel {
     kernel
 }
 
-/// Opens a kernel that has to be in the cache.
+/// Opens a kernel that must be in the cache.
 fn open_saved(path: &Path, policy: &CachePolicy) -> Kernel {
     let kernel = Kernel::open(path, policy).unwrap();
     assert!(kernel.unsaved.is_none());
@@ -80,7 +80,7 @@ fn a_settled_file_is_found_by_its_state_and_a_changed_one_is_not() {
     assert_eq!(
         names(&bench, ".record").len(),
         1,
-        "a file this young may change unseen"
+        "a file this young may change without a new timestamp"
     );
     std::thread::sleep(Duration::from_millis(1100));
     open_saved(&path, &bench.cache());
@@ -235,7 +235,7 @@ fn an_image_in_use_survives_its_removal() {
     assert_eq!(copied(&kernel), elf.memory());
 }
 
-/// Its first boot would hold the whole image in memory for nothing.
+/// A copy would keep the whole image in memory during the first boot, for nothing.
 #[test]
 fn an_elf_kernel_is_loaded_from_where_it_is() {
     let bench = Bench::new();
@@ -252,7 +252,7 @@ fn a_kernel_whose_memory_was_released_is_unpacked_again() {
     let path = bench.file("vmlinuz", &vmlinuz(&elf));
     let mut kernel = Kernel::open(&path, &CachePolicy::Off).unwrap();
     kernel.release_memory();
-    // The file that was opened counts, not what is at its path now.
+    // The file that was opened counts, not the one that is at its path now.
     fs::remove_file(&path).unwrap();
     for _ in 0..2 {
         assert_eq!(copied(&kernel), elf.memory());

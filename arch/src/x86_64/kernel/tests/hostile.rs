@@ -1,4 +1,4 @@
-//! Files that are no kernels, or lie about what they are.
+//! Files that are not kernels, or that have false headers.
 
 use proptest::prelude::*;
 
@@ -9,14 +9,14 @@ fn open(bytes: &[u8]) -> Result<Kernel, KernelError> {
     Kernel::open(&Bench::new().file("kernel", bytes), &CachePolicy::Off)
 }
 
-/// A sound ELF file with the bytes at an offset replaced.
+/// A well-formed ELF file with the bytes at an offset replaced.
 fn patched(at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut file = ElfFile::kernel().build();
     file[at..at + bytes.len()].copy_from_slice(bytes);
     file
 }
 
-/// Offset of a field in a program header.
+/// Returns the offset of a field in a program header.
 fn in_program_header(index: usize, field: usize) -> usize {
     64 + index * 56 + field
 }
@@ -160,7 +160,7 @@ fn malformed_elf_files_are_refused() {
             patched(in_program_header(2, 8), &max),
         ),
     ] {
-        // "Nothing to load" must clear both segments' types.
+        // "Nothing to load" must clear the types of both segments.
         let mut bytes = bytes;
         if name == "nothing to load" {
             bytes[in_program_header(1, 0)] = 0;
@@ -295,7 +295,7 @@ fn a_bzimage_without_a_64_bit_entry_needs_its_payload() {
     ));
 }
 
-/// A sound file with some bytes of its headers changed at random.
+/// A well-formed file with some bytes of its headers changed at random.
 fn mutated(file: Vec<u8>, header: usize) -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec((0..header, any::<u8>()), 1..12).prop_map(move |changes| {
         let mut bytes = file.clone();
@@ -306,7 +306,7 @@ fn mutated(file: Vec<u8>, header: usize) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Whatever came out of a hostile file lies where kernels may lie, and copying it ends.
+/// Whatever a hostile file leads to lies where kernels may lie, and copying it ends.
 fn check(bytes: &[u8]) {
     let Ok(kernel) = open(bytes) else { return };
     assert!(kernel.range().start >= HIGH_MEMORY && kernel.range().start < kernel.range().end);

@@ -1,4 +1,4 @@
-//! Builds ELF files and bzImages, sound by default, broken where a test says so.
+//! Builds ELF files and bzImages: well-formed by default, broken where a test asks for it.
 
 use std::io::Write;
 use std::ops::Range;
@@ -20,7 +20,8 @@ pub(crate) struct ElfFile {
 }
 
 impl ElfFile {
-    /// A small kernel: code, data with a hole before and zeros inside, and zero-initialised data behind.
+    /// Returns a small kernel: code, data with a hole before it and zeros inside, and
+    /// zero-initialised data at the end.
     pub(crate) fn kernel() -> Self {
         let code = (0..0x2345u32).map(|at| at.to_le_bytes()[0] | 1).collect();
         let mut data = vec![0; 0x4_0000];
@@ -48,7 +49,7 @@ impl ElfFile {
         start..last + len
     }
 
-    /// What the range holds once it is loaded.
+    /// Returns the content of the range after loading.
     pub(crate) fn memory(&self) -> Vec<u8> {
         let range = self.range();
         let mut memory = vec![0; usize::try_from(range.end - range.start).unwrap()];
@@ -63,7 +64,7 @@ impl ElfFile {
         let mut file = vec![0; HEADERS];
         let mut table = Vec::new();
         for (guest, bytes, memory) in &self.segments {
-            // Congruent to the guest address modulo a page, as linkers do it.
+            // Congruent to the guest address modulo the page size, as linkers do it.
             let offset =
                 file.len().next_multiple_of(0x1000) + usize::try_from(guest % 0x1000).unwrap();
             file.resize(offset, 0xee);
@@ -174,7 +175,7 @@ impl BzImageFile {
     const SETUP_SECTORS: u8 = 3;
     const PAYLOAD_OFFSET: u32 = 0x2cc;
 
-    /// Everything behind the real-mode part.
+    /// Returns everything after the real-mode part.
     pub(crate) fn protected(&self) -> Vec<u8> {
         let mut part = vec![0xf4; Self::PAYLOAD_OFFSET as usize];
         part.extend_from_slice(&self.payload);
@@ -212,7 +213,8 @@ impl BzImageFile {
     }
 }
 
-/// Packs as the kernel's build does: the unpacked size behind everything but gzip, which ends with it by itself.
+/// Compresses as the kernel's build does: the unpacked size follows all formats except gzip, which
+/// ends with it.
 pub(crate) fn pack(bytes: &[u8], format: Format) -> Vec<u8> {
     let mut packed = match format {
         Format::Gzip => {
