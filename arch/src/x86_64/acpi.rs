@@ -76,7 +76,7 @@ impl Platform {
     /// The tables are too large, or a claim can't be expressed.
     pub fn build(&self) -> Result<Tables, AcpiError> {
         self.check()?;
-        let mut area = Area::new(layout::ACPI.start);
+        let mut area = TableArea::new(layout::ACPI.start);
         let dsdt = area.push(*b"DSDT", &dsdt::build(self));
         let mut root = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
         root.add_entry(area.push(*b"FACP", &bytes(&fadt(dsdt))));
@@ -177,13 +177,13 @@ fn mcfg(pci: &PciHost) -> MCFG {
 }
 
 /// Tables one after the other, with space for the RSDP in front.
-struct Area {
+struct TableArea {
     base: u64,
     bytes: Vec<u8>,
     index: Vec<([u8; 4], Range<usize>)>,
 }
 
-impl Area {
+impl TableArea {
     fn new(base: u64) -> Self {
         Self {
             base,

@@ -15,7 +15,7 @@ use linux_loader::loader::load_cmdline;
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use crate::kernel::{Entry, Kernel};
+use crate::kernel::{EntryPoint, Kernel};
 use crate::layout::{
     CMDLINE, CMDLINE_MAX, Layout, PVH_MEMMAP, PVH_MODULES, PVH_START_INFO, RESET, RESET_VALUE,
     RESET_VECTOR, ZERO_PAGE,
@@ -99,9 +99,9 @@ impl BootParameters<'_> {
         load_cmdline(memory, GuestAddress(CMDLINE), &checked(self.command_line)?)
             .map_err(write_error)?;
         match kernel.entry() {
-            Entry::Pvh(_) => PvhBootConfigurator::write_bootparams(&self.start_info(), memory)
+            EntryPoint::Pvh(_) => PvhBootConfigurator::write_bootparams(&self.start_info(), memory)
                 .map_err(write_error)?,
-            Entry::Linux64(_) => {
+            EntryPoint::Linux64(_) => {
                 let page = BootParams::new(&self.zero_page(kernel), GuestAddress(ZERO_PAGE));
                 LinuxBootConfigurator::write_bootparams(&page, memory).map_err(write_error)?;
             }

@@ -36,7 +36,7 @@ use linux_loader::loader::{BzImage as BzImageLoader, KernelLoader};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 pub use cache::CachePolicy;
-pub use entry::Entry;
+pub use entry::EntryPoint;
 pub use error::KernelError;
 pub use initrd::Initrd;
 pub use unpack::Format;
@@ -44,20 +44,20 @@ pub use unsaved::Unsaved;
 
 use crate::layout::{Layout, MIB};
 use bzimage::BzImage;
-use cache::{Cache, Content, Stamp};
+use cache::{Cache, FileContent, FileState};
 use elf::ElfImage;
-use flat::{Flat, Placement};
-use plan::{AnyError, ImageFile, LoadPlan, Piece, Source, with_reader};
+use flat::{FlatImage, Placement};
+use plan::{BoxError, ImageFile, LoadPlan, Piece, Source, with_reader};
 use unpack::UnpackError;
-use unsaved::Original;
+use unsaved::OriginalFile;
 
 /// A kernel file that is open, recognised and ready to be loaded.
 #[derive(Debug)]
 pub struct Kernel {
     path: PathBuf,
-    image: Image,
+    image: KernelImage,
     plan: LoadPlan,
-    entry: Entry,
+    entry: EntryPoint,
     range: Range<u64>,
     unsaved: Option<Unsaved>,
     /// The opened file, if the image was unpacked from it into this process's memory.
@@ -66,11 +66,11 @@ pub struct Kernel {
 
 /// The source of the plan's pieces.
 #[derive(Debug)]
-enum Image {
+enum KernelImage {
     /// An ELF file.
     Elf(Source),
     /// A bzImage that is booted as such.
-    Wrapper(Source, Box<setup_header>),
+    BzImage(Source, Box<setup_header>),
     /// An image of guest memory. The plan has all of its pieces.
     Flat,
     /// An image that was unpacked and released; see [`Kernel::release_memory`].
@@ -98,7 +98,7 @@ impl Kernel {
     /// The file can't be read, or is not a kernel that can be booted.
     pub fn from_file(file: File, path: &Path, cache: &CachePolicy) -> Result<Self, KernelError> {
         let cache = Cache::open(cache);
-        let opened = Opened::new(file, path)?;
+        let opened = OpenedFile::new(file, path)?;
         if let Some(cached) = cache.as_ref().and_then(|cache| cache.find(&opened.stamp))
             && let Some(placement) = flat::from_cache(cached)
         {
@@ -132,7 +132,7 @@ impl Kernel {
 
     /// Returns the entry point.
     #[must_use]
-    pub fn entry(&self) -> Entry {
+    pub fn entry(&self) -> EntryPoint {
         self.entry
     }
 
@@ -152,8 +152,8 @@ impl Kernel {
     #[must_use]
     pub fn setup_header(&self) -> Option<&setup_header> {
         match &self.image {
-            Image::Wrapper(_, header) => Some(header),
-            Image::Elf(_) | Image::Flat | Image::Released => None,
+            KernelImage::BzImage(_, header) => Some(header),
+            KernelImage::Elf(_) | KernelImage::Flat | KernelImage::Released => None,
         }
     }
 
@@ -182,11 +182,11 @@ impl Kernel {
     /// The file can't be read, or has changed since it was opened.
     pub fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), KernelError> {
         let result = match &self.image {
-            Image::Released => return self.unpack_again()?.copy_into(memory),
+            KernelImage::Released => return self.unpack_again()?.copy_into(memory),
             // The plan was checked, so it is what is copied: linux-loader would parse the headers
             // again, by its own rules.
-            Image::Flat | Image::Elf(_) => self.plan.copy_into(memory),
-            Image::Wrapper(source, _) => {
+            KernelImage::Flat | KernelImage::Elf(_) => self.plan.copy_into(memory),
+            KernelImage::BzImage(source, _) => {
                 load_with::<BzImageLoader, _>(source, memory, Some(GuestAddress(self.range.start)))
             }
         };
@@ -200,7 +200,7 @@ impl Kernel {
     /// not needed until the machine is built again.
     pub fn release_memory(&mut self) {
         if self.packed.is_some() {
-            self.image = Image::Released;
+            self.image = KernelImage::Released;
             self.plan.pieces.clear();
         }
     }
@@ -233,7 +233,7 @@ impl Kernel {
         }
         Self {
             path: path.to_owned(),
-            image: Image::Elf(source),
+            image: KernelImage::Elf(source),
             plan,
             entry: image.entry,
             range: image.range(),
@@ -245,7 +245,7 @@ impl Kernel {
     fn flat(path: &Path, placement: Placement) -> Self {
         Self {
             path: path.to_owned(),
-            image: Image::Flat,
+            image: KernelImage::Flat,
             plan: placement.plan,
             entry: placement.entry,
             range: placement.range,
@@ -255,10 +255,10 @@ impl Kernel {
     }
 
     /// Returns an ELF kernel as a flat image, or `None` if it is too sparse.
-    fn flatten(&self) -> io::Result<Option<Flat>> {
+    fn flatten(&self) -> io::Result<Option<FlatImage>> {
         match &self.image {
-            Image::Elf(source) => Flat::of(source, &self.plan, self.entry, &self.range),
-            Image::Wrapper(..) | Image::Flat | Image::Released => {
+            KernelImage::Elf(source) => FlatImage::of(source, &self.plan, self.entry, &self.range),
+            KernelImage::BzImage(..) | KernelImage::Flat | KernelImage::Released => {
                 Err(io::ErrorKind::InvalidInput.into())
             }
         }
@@ -278,12 +278,12 @@ impl Kernel {
         let plan = LoadPlan {
             pieces: vec![piece],
         };
-        let image = Image::Wrapper(source, Box::new(wrapper.header));
+        let image = KernelImage::BzImage(source, Box::new(wrapper.header));
         Self {
             path: path.to_owned(),
             image,
             plan,
-            entry: Entry::Linux64(BzImage::entry(range.start)),
+            entry: EntryPoint::Linux64(BzImage::entry(range.start)),
             range,
             unsaved: None,
             packed: None,
@@ -295,27 +295,27 @@ fn load_with<L: KernelLoader, M: GuestMemoryBackend>(
     source: &Source,
     memory: &M,
     at: Option<GuestAddress>,
-) -> Result<(), AnyError> {
+) -> Result<(), BoxError> {
     with_reader!(source, 0, reader => L::load(memory, at, reader, None))
-        .map_err(|error: io::Error| AnyError::from(error))??;
+        .map_err(|error: io::Error| BoxError::from(error))??;
     Ok(())
 }
 
 /// A kernel file that is not yet recognised.
-struct Opened<'a> {
+struct OpenedFile<'a> {
     path: &'a Path,
     file: File,
     len: u64,
-    stamp: Stamp,
+    stamp: FileState,
 }
 
-impl<'a> Opened<'a> {
+impl<'a> OpenedFile<'a> {
     fn new(file: File, path: &'a Path) -> Result<Self, KernelError> {
         let metadata = file
             .metadata()
             .map_err(|source| io_error(path, "read", source))?;
         check_regular(path, &metadata)?;
-        let stamp = Stamp::of(&file).map_err(|source| io_error(path, "read", source))?;
+        let stamp = FileState::of(&file).map_err(|source| io_error(path, "read", source))?;
         Ok(Self {
             path,
             file,
@@ -398,7 +398,7 @@ impl<'a> Opened<'a> {
         // Relocations for the decompressor may follow the ELF file; its headers don't refer to
         // them.
         match ElfImage::parse(&source, len) {
-            Ok(image) if matches!(image.entry, Entry::Pvh(_)) => {
+            Ok(image) if matches!(image.entry, EntryPoint::Pvh(_)) => {
                 Ok(Ok(Kernel::elf(self.path, &image, source)))
             }
             Ok(_) => Ok(Err("it has no PVH entry".to_owned())),
@@ -408,21 +408,25 @@ impl<'a> Opened<'a> {
 
     /// Returns the kernel that was made from another file with the same bytes; otherwise the cache
     /// that does not have it.
-    fn find_copy(&self, cache: Cache, bytes: &Arc<Vec<u8>>) -> Result<Kernel, (Cache, Original)> {
+    fn find_copy(
+        &self,
+        cache: Cache,
+        bytes: &Arc<Vec<u8>>,
+    ) -> Result<Kernel, (Cache, OriginalFile)> {
         if !cache.may_hold(self.len) {
-            return Err((cache, Original::Bytes(Arc::clone(bytes))));
+            return Err((cache, OriginalFile::Bytes(Arc::clone(bytes))));
         }
-        let content = Content::of(bytes);
+        let content = FileContent::of(bytes);
         cache
             .find_content(&content, &self.file, &self.stamp)
             .and_then(flat::from_cache)
             .map(|placement| Kernel::flat(self.path, placement))
-            .ok_or((cache, Original::Hashed(content)))
+            .ok_or((cache, OriginalFile::Hashed(content)))
     }
 
     /// Returns the kernel in `flat`. It is to be saved in `missing`, the cache that does not have
     /// it.
-    fn flat(self, flat: Flat, missing: Option<(Cache, Original)>) -> Kernel {
+    fn flat(self, flat: FlatImage, missing: Option<(Cache, OriginalFile)>) -> Kernel {
         let mut kernel = Kernel::flat(self.path, flat.placement());
         kernel.unsaved = missing.map(|(cache, original)| Unsaved {
             path: self.path.to_owned(),

@@ -6,7 +6,7 @@
 
 use kvm_bindings::{kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
 
-use crate::kernel::Entry;
+use crate::kernel::EntryPoint;
 use crate::layout::{GDT, GIB, PAGE, PAGE_TABLES, PVH_START_INFO, ZERO_PAGE};
 
 /// Selectors of the flat segments: Linux's `__BOOT_CS` and `__BOOT_DS`, and a TSS, which VMX
@@ -36,17 +36,17 @@ const TYPE_TSS_BUSY: u8 = 0xb;
 
 /// Returns the general registers for `entry`.
 #[must_use]
-pub fn general(entry: Entry) -> kvm_regs {
+pub fn general(entry: EntryPoint) -> kvm_regs {
     let mut regs = kvm_regs {
         rflags: RFLAGS_FIXED,
         ..Default::default()
     };
     match entry {
-        Entry::Pvh(address) => {
+        EntryPoint::Pvh(address) => {
             regs.rip = u64::from(address);
             regs.rbx = PVH_START_INFO;
         }
-        Entry::Linux64(address) => {
+        EntryPoint::Linux64(address) => {
             regs.rip = address;
             regs.rsi = ZERO_PAGE;
         }
@@ -57,20 +57,24 @@ pub fn general(entry: Entry) -> kvm_regs {
 /// Returns the special registers for `entry`, based on those of `KVM_GET_SREGS`. The APIC base is
 /// not changed.
 #[must_use]
-pub fn special(mut sregs: kvm_sregs, entry: Entry) -> kvm_sregs {
-    let long = matches!(entry, Entry::Linux64(_));
-    let data = segment(DATA, TYPE_DATA, Flat::Data);
+pub fn special(mut sregs: kvm_sregs, entry: EntryPoint) -> kvm_sregs {
+    let long = matches!(entry, EntryPoint::Linux64(_));
+    let data = segment(DATA, TYPE_DATA, SegmentKind::Data);
     sregs.cs = segment(
         CODE,
         TYPE_CODE,
-        if long { Flat::Code64 } else { Flat::Code32 },
+        if long {
+            SegmentKind::Code64
+        } else {
+            SegmentKind::Code32
+        },
     );
     sregs.ds = data;
     sregs.es = data;
     sregs.ss = data;
     sregs.fs = data;
     sregs.gs = data;
-    sregs.tr = segment(TSS, TYPE_TSS_BUSY, Flat::Tss);
+    sregs.tr = segment(TSS, TYPE_TSS_BUSY, SegmentKind::Tss);
     sregs.gdt.base = GDT;
     sregs.gdt.limit = GDT_LIMIT;
     sregs.idt.base = 0;
@@ -100,22 +104,22 @@ pub fn fpu() -> kvm_fpu {
 
 /// Returns the memory that the registers point to, as (guest address, bytes).
 #[must_use]
-pub fn tables(entry: Entry) -> Vec<(u64, Vec<u8>)> {
-    let code = if matches!(entry, Entry::Linux64(_)) {
-        Flat::Code64
+pub fn tables(entry: EntryPoint) -> Vec<(u64, Vec<u8>)> {
+    let code = if matches!(entry, EntryPoint::Linux64(_)) {
+        SegmentKind::Code64
     } else {
-        Flat::Code32
+        SegmentKind::Code32
     };
     let gdt = [
         0,
         0,
         descriptor(&segment(CODE, TYPE_CODE, code)),
-        descriptor(&segment(DATA, TYPE_DATA, Flat::Data)),
-        descriptor(&segment(TSS, TYPE_TSS_BUSY, Flat::Tss)),
+        descriptor(&segment(DATA, TYPE_DATA, SegmentKind::Data)),
+        descriptor(&segment(TSS, TYPE_TSS_BUSY, SegmentKind::Tss)),
         0,
     ];
     let mut tables = vec![(GDT, words(&gdt))];
-    if matches!(entry, Entry::Linux64(_)) {
+    if matches!(entry, EntryPoint::Linux64(_)) {
         tables.push((PAGE_TABLES, page_tables()));
     }
     tables
@@ -125,15 +129,15 @@ pub fn tables(entry: Entry) -> Vec<(u64, Vec<u8>)> {
 const GDT_LIMIT: u16 = 6 * 8 - 1;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Flat {
+enum SegmentKind {
     Code32,
     Code64,
     Data,
     Tss,
 }
 
-fn segment(selector: u16, type_: u8, flat: Flat) -> kvm_segment {
-    let system = flat == Flat::Tss;
+fn segment(selector: u16, type_: u8, kind: SegmentKind) -> kvm_segment {
+    let system = kind == SegmentKind::Tss;
     kvm_segment {
         base: 0,
         limit: if system { 0x67 } else { u32::MAX },
@@ -141,9 +145,9 @@ fn segment(selector: u16, type_: u8, flat: Flat) -> kvm_segment {
         type_,
         present: 1,
         dpl: 0,
-        db: u8::from(matches!(flat, Flat::Code32 | Flat::Data)),
+        db: u8::from(matches!(kind, SegmentKind::Code32 | SegmentKind::Data)),
         s: u8::from(!system),
-        l: u8::from(flat == Flat::Code64),
+        l: u8::from(kind == SegmentKind::Code64),
         g: u8::from(!system),
         ..Default::default()
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvm_bindings::{CpuId, Msrs};
 use kvm_ioctls::VcpuFd;
 use splitring_arch::cpuid::{self, CpuFeatures};
-use splitring_arch::kernel::Entry;
+use splitring_arch::kernel::EntryPoint;
 use splitring_arch::{msr, regs};
 
 use super::buses::Buses;
@@ -22,7 +22,7 @@ pub(super) fn create(vm: &Vm, cpus: u32) -> Result<Vec<VcpuFd>, BuildError> {
 pub(super) fn set_up(
     fds: Vec<VcpuFd>,
     supported: &CpuId,
-    entry: Entry,
+    entry: EntryPoint,
     buses: &Buses,
     exits: &[Arc<Exits>],
 ) -> Result<Vec<Vcpu>, BuildError> {
@@ -75,7 +75,7 @@ fn set_features(
 }
 
 /// Puts the first vCPU at the kernel's entry; the others wait to be woken by it.
-fn set_entry(fd: &VcpuFd, entry: Entry) -> Result<(), BuildError> {
+fn set_entry(fd: &VcpuFd, entry: EntryPoint) -> Result<(), BuildError> {
     let before = fd
         .get_sregs()
         .map_err(crate::kvm::refused("read the first vCPU's registers"))?;

@@ -1,13 +1,17 @@
 use super::*;
 use crate::kernel::CachePolicy;
 use crate::kernel::tests::images::{BzImageFile, ElfFile};
-use crate::kernel::tests::{Bench, Memory, memory};
+use crate::kernel::tests::{KernelDirectory, Memory, memory};
 use crate::layout::{ECAM, GDT, GIB, MemoryKind, PAGE_TABLES};
 
 const RSDP: u64 = 0xe_0000;
 
 fn open(bytes: &[u8]) -> Kernel {
-    Kernel::open(&Bench::new().file("kernel", bytes), &CachePolicy::Off).unwrap()
+    Kernel::open(
+        &KernelDirectory::new().file("kernel", bytes),
+        &CachePolicy::Off,
+    )
+    .unwrap()
 }
 
 fn write(

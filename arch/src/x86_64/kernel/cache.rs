@@ -1,6 +1,6 @@
 //! A cache directory of unpacked kernels, so that later boots only copy them.
 //!
-//! This module knows files and digests. It does not know kernels: a [`Record`] holds the loader's
+//! This module knows files and digests. It does not know kernels: a [`CacheRecord`] has the loader's
 //! note about an image.
 //!
 //! ```text
@@ -52,9 +52,9 @@ pub enum CachePolicy {
 
 /// The state of a file. It changes whenever the content does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stamp(String);
+pub(super) struct FileState(String);
 
-impl Stamp {
+impl FileState {
     pub(super) fn of(file: &File) -> io::Result<Self> {
         let m = file.metadata()?;
         let (mtime, ctime) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
@@ -73,12 +73,12 @@ impl Stamp {
 
 /// Size and digest of a file's content.
 #[derive(Debug)]
-pub(super) struct Content {
+pub(super) struct FileContent {
     len: u64,
     digest: blake3::Hash,
 }
 
-impl Content {
+impl FileContent {
     pub(super) fn of(bytes: &[u8]) -> Self {
         Self {
             len: bytes.len() as u64,
@@ -112,7 +112,7 @@ fn settled(file: &File) -> io::Result<bool> {
 
 /// The record of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Record {
+struct CacheRecord {
     image: String,
     stamp: String,
     boot: String,
@@ -121,7 +121,7 @@ struct Record {
     note: String,
 }
 
-impl Record {
+impl CacheRecord {
     fn encode(&self) -> String {
         let body = format!(
             "{FIRST_LINE}\n{}\n{}\n{}\n{}\n{}\n",
@@ -151,14 +151,14 @@ impl Record {
 }
 
 /// A part of an image: bytes at an offset. The gaps between parts read as zero.
-pub(super) struct Part<'a> {
+pub(super) struct ImagePart<'a> {
     pub(super) offset: u64,
     pub(super) bytes: &'a [u8],
 }
 
 /// An image in the cache.
 #[derive(Debug)]
-pub(super) struct Cached {
+pub(super) struct CachedImage {
     pub(super) file: File,
     pub(super) note: String,
 }
@@ -191,7 +191,7 @@ impl Cache {
     }
 
     /// Returns the image made from a file in the state `source`.
-    pub(super) fn find(&self, source: &Stamp) -> Option<Cached> {
+    pub(super) fn find(&self, source: &FileState) -> Option<CachedImage> {
         self.lookup(&source.0)
     }
 
@@ -213,10 +213,10 @@ impl Cache {
     /// `source`, is found by its state.
     pub(super) fn find_content(
         &self,
-        content: &Content,
+        content: &FileContent,
         file: &File,
-        source: &Stamp,
-    ) -> Option<Cached> {
+        source: &FileState,
+    ) -> Option<CachedImage> {
         let key = content.key();
         let cached = self.lookup(&key)?;
         if let Some(record) = self.read_record(&key) {
@@ -225,7 +225,7 @@ impl Cache {
         Some(cached)
     }
 
-    fn lookup(&self, key: &str) -> Option<Cached> {
+    fn lookup(&self, key: &str) -> Option<CachedImage> {
         let record = self.read_record(key)?;
         let file = match open_image(&self.directory.join(&record.image)) {
             Ok(file) => file,
@@ -234,8 +234,8 @@ impl Cache {
                 return None;
             }
         };
-        if Stamp::of(&file).ok()?.0 == record.stamp && record.boot == self.boot {
-            return Some(Cached {
+        if FileState::of(&file).ok()?.0 == record.stamp && record.boot == self.boot {
+            return Some(CachedImage {
                 file,
                 note: record.note,
             });
@@ -244,7 +244,7 @@ impl Cache {
     }
 
     /// Verifies the checksum of the whole image, so that it is trusted again.
-    fn revalidate(&self, key: &str, mut record: Record, file: File) -> Option<Cached> {
+    fn revalidate(&self, key: &str, mut record: CacheRecord, file: File) -> Option<CachedImage> {
         let sound = file.metadata().ok()?.size().is_multiple_of(PAGE)
             && checksum(&file).ok()?.to_string() == record.checksum;
         if !sound {
@@ -257,7 +257,7 @@ impl Cache {
             }
             return None;
         }
-        record.stamp = Stamp::of(&file).ok()?.0;
+        record.stamp = FileState::of(&file).ok()?.0;
         record.boot.clone_from(&self.boot);
         let content = record.image.trim_end_matches(".image");
         for name in [key, content] {
@@ -265,7 +265,7 @@ impl Cache {
                 tracing::debug!(%error, "cannot refresh a cache record");
             }
         }
-        Some(Cached {
+        Some(CachedImage {
             file,
             note: record.note,
         })
@@ -275,9 +275,9 @@ impl Cache {
     /// After an error nothing is left behind.
     pub(super) fn store(
         &self,
-        content: &Content,
-        (source_file, source): (&File, &Stamp),
-        parts: &[Part<'_>],
+        content: &FileContent,
+        (source_file, source): (&File, &FileState),
+        parts: &[ImagePart<'_>],
         len: u64,
         note: String,
     ) -> io::Result<()> {
@@ -293,9 +293,9 @@ impl Cache {
         let image = format!("{key}.image");
         let checksum = self.write_image(&image, parts, len)?;
         let file = open_image(&self.directory.join(&image))?;
-        let record = Record {
+        let record = CacheRecord {
             image,
-            stamp: Stamp::of(&file)?.0,
+            stamp: FileState::of(&file)?.0,
             boot: self.boot.clone(),
             checksum: checksum.to_string(),
             note,
@@ -307,8 +307,8 @@ impl Cache {
 
     /// Adds a record by the state of `file`, unless the file could still change without a new
     /// state.
-    fn remember(&self, record: &Record, file: &File, source: &Stamp) {
-        let unchanged = Stamp::of(file).is_ok_and(|now| now == *source);
+    fn remember(&self, record: &CacheRecord, file: &File, source: &FileState) {
+        let unchanged = FileState::of(file).is_ok_and(|now| now == *source);
         if unchanged
             && settled(file).unwrap_or(false)
             && let Err(error) = self.write_record(&source.0, record)
@@ -317,8 +317,8 @@ impl Cache {
         }
     }
 
-    fn write_image(&self, name: &str, parts: &[Part<'_>], len: u64) -> io::Result<u32> {
-        let temporary = Temporary::create(&self.directory)?;
+    fn write_image(&self, name: &str, parts: &[ImagePart<'_>], len: u64) -> io::Result<u32> {
+        let temporary = TemporaryFile::create(&self.directory)?;
         let mut hasher = crc32fast::Hasher::new();
         let mut at = 0;
         for part in parts {
@@ -336,15 +336,15 @@ impl Cache {
         Ok(hasher.finalize())
     }
 
-    fn read_record(&self, key: &str) -> Option<Record> {
+    fn read_record(&self, key: &str) -> Option<CacheRecord> {
         let file = open_image(&self.directory.join(format!("{key}.record"))).ok()?;
         let mut text = String::new();
         file.take(MAX_RECORD).read_to_string(&mut text).ok()?;
-        Record::decode(&text)
+        CacheRecord::decode(&text)
     }
 
-    fn write_record(&self, key: &str, record: &Record) -> io::Result<()> {
-        let temporary = Temporary::create(&self.directory)?;
+    fn write_record(&self, key: &str, record: &CacheRecord) -> io::Result<()> {
+        let temporary = TemporaryFile::create(&self.directory)?;
         (&temporary.file).write_all(record.encode().as_bytes())?;
         temporary.rename(&self.directory.join(format!("{key}.record")))
     }
@@ -395,12 +395,12 @@ impl Cache {
 }
 
 /// A file that is removed on drop unless it has been renamed.
-struct Temporary {
+struct TemporaryFile {
     file: File,
     path: Option<PathBuf>,
 }
 
-impl Temporary {
+impl TemporaryFile {
     fn create(directory: &Path) -> io::Result<Self> {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -428,7 +428,7 @@ impl Temporary {
     }
 }
 
-impl Drop for Temporary {
+impl Drop for TemporaryFile {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
             let _ = fs::remove_file(path);

@@ -11,7 +11,7 @@ use linux_loader::elf::{
 };
 use vm_memory::ByteValued;
 
-use super::entry::Entry;
+use super::entry::EntryPoint;
 use super::plan::Source;
 use crate::layout::HIGH_MEMORY;
 
@@ -48,7 +48,7 @@ impl Segment {
 pub(super) struct ElfImage {
     /// Sorted and disjoint; at least one.
     pub(super) segments: Vec<Segment>,
-    pub(super) entry: Entry,
+    pub(super) entry: EntryPoint,
 }
 
 /// A defect of an ELF file.
@@ -71,10 +71,10 @@ impl ElfImage {
         for note in table.iter().filter(|entry| entry.p_type == PT_NOTE) {
             pvh = pvh.or(pvh_entry(source, len, note)?);
         }
-        let entry = pvh.map_or(Entry::Linux64(header.e_entry), Entry::Pvh);
+        let entry = pvh.map_or(EntryPoint::Linux64(header.e_entry), EntryPoint::Pvh);
         let address = match entry {
-            Entry::Pvh(address) => u64::from(address),
-            Entry::Linux64(address) => address,
+            EntryPoint::Pvh(address) => u64::from(address),
+            EntryPoint::Linux64(address) => address,
         };
         if !segments
             .iter()
@@ -264,14 +264,14 @@ fn pvh_entry(source: &Source, len: u64, segment: &Elf64_Phdr) -> Result<Option<u
     Ok(None)
 }
 
-struct Note<'a> {
+struct ElfNote<'a> {
     name: &'a [u8],
     kind: u32,
     descriptor: &'a [u8],
 }
 
 /// Returns the first note and the rest; `None` at the end or at a malformed note.
-fn split_note(bytes: &[u8]) -> Option<(Note<'_>, &[u8])> {
+fn split_note(bytes: &[u8]) -> Option<(ElfNote<'_>, &[u8])> {
     let word = |index: usize| Some(u32::from_le_bytes(*bytes.get(index * 4..)?.first_chunk()?));
     let name_len = usize::try_from(word(0)?).ok()?;
     let descriptor_len = usize::try_from(word(1)?).ok()?;
@@ -280,7 +280,7 @@ fn split_note(bytes: &[u8]) -> Option<(Note<'_>, &[u8])> {
     let start = name_end.checked_next_multiple_of(NOTE_ALIGN)?;
     let end = start.checked_add(descriptor_len)?;
     let next = end.checked_next_multiple_of(NOTE_ALIGN)?.min(bytes.len());
-    let note = Note {
+    let note = ElfNote {
         name: bytes.get(12..name_end)?,
         kind,
         descriptor: bytes.get(start..end)?,

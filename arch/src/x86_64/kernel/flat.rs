@@ -9,8 +9,8 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::cache::{Cache, Cached, Content, Part, Stamp};
-use super::entry::Entry;
+use super::cache::{Cache, CachedImage, FileContent, FileState, ImagePart};
+use super::entry::EntryPoint;
 use super::plan::{ImageFile, LoadPlan, Piece, Source};
 use crate::layout::{HIGH_MEMORY, MIB, PAGE};
 
@@ -23,8 +23,8 @@ const MAX_SPANS: usize = 64;
 
 /// The loader's note in a cache record: everything about a kernel except its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Note {
-    entry: Entry,
+struct KernelNote {
+    entry: EntryPoint,
     /// First address that the kernel uses, and the one after the last.
     range: Range<u64>,
     /// Guest addresses of the stored bytes: whole pages, sorted, disjoint, at least one. The file
@@ -32,11 +32,11 @@ struct Note {
     spans: Vec<Range<u64>>,
 }
 
-impl Note {
+impl KernelNote {
     fn encode(&self) -> String {
         let (kind, address) = match self.entry {
-            Entry::Pvh(address) => ("pvh", u64::from(address)),
-            Entry::Linux64(address) => ("linux64", address),
+            EntryPoint::Pvh(address) => ("pvh", u64::from(address)),
+            EntryPoint::Linux64(address) => ("linux64", address),
         };
         let spans = self
             .spans
@@ -58,8 +58,8 @@ impl Note {
             .ok()?;
         let (&[address, start, end], spans) = numbers.split_first_chunk()?;
         let entry = match kind {
-            "pvh" => Entry::Pvh(u32::try_from(address).ok()?),
-            "linux64" => Entry::Linux64(address),
+            "pvh" => EntryPoint::Pvh(u32::try_from(address).ok()?),
+            "linux64" => EntryPoint::Linux64(address),
             _ => return None,
         };
         let note = Self {
@@ -95,14 +95,14 @@ impl Note {
 /// The pieces of a kernel, and its entry point.
 pub(super) struct Placement {
     pub(super) plan: LoadPlan,
-    pub(super) entry: Entry,
+    pub(super) entry: EntryPoint,
     /// First address that the kernel uses, and the one after the last.
     pub(super) range: Range<u64>,
 }
 
 /// Returns the kernel in a cached image; `None` if the record is about something else.
-pub(super) fn from_cache(cached: Cached) -> Option<Placement> {
-    let note = Note::decode(&cached.note)?;
+pub(super) fn from_cache(cached: CachedImage) -> Option<Placement> {
+    let note = KernelNote::decode(&cached.note)?;
     if cached.file.metadata().ok()?.len() != note.len() {
         return None;
     }
@@ -125,20 +125,20 @@ pub(super) fn from_cache(cached: Cached) -> Option<Placement> {
 
 /// A kernel as a flat image in this process's memory.
 #[derive(Debug)]
-pub(super) struct Flat {
-    note: Note,
+pub(super) struct FlatImage {
+    note: KernelNote,
     /// The ELF file.
     bytes: Arc<Vec<u8>>,
     /// The parts of it in the spans, sorted.
     pieces: Vec<Piece>,
 }
 
-impl Flat {
+impl FlatImage {
     /// Returns the flat image of an ELF kernel that `plan` loads; `None` if it is too sparse.
     pub(super) fn of(
         elf: &Source,
         plan: &LoadPlan,
-        entry: Entry,
+        entry: EntryPoint,
         range: &Range<u64>,
     ) -> io::Result<Option<Self>> {
         let pieces = &plan.pieces;
@@ -154,7 +154,7 @@ impl Flat {
             .iter()
             .map(|piece| (piece.guest, &bytes[piece_range(piece)]))
             .collect();
-        let note = Note {
+        let note = KernelNote {
             entry,
             range: range.clone(),
             spans: spans(&content),
@@ -187,13 +187,13 @@ impl Flat {
     pub(super) fn save(
         &self,
         cache: &Cache,
-        content: &Content,
-        source: (&File, &Stamp),
+        content: &FileContent,
+        source: (&File, &FileState),
     ) -> io::Result<()> {
         let parts: Vec<_> = self
             .pieces
             .iter()
-            .map(|piece| Part {
+            .map(|piece| ImagePart {
                 offset: piece.guest - self.note.base(),
                 bytes: &self.bytes[piece_range(piece)],
             })

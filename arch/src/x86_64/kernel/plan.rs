@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// An error of a loader or of the file.
-pub(super) type AnyError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A file opened read-only, whose cursor is moved by one loader at a time.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ pub(super) struct LoadPlan {
 
 impl LoadPlan {
     /// Copies all pieces into fresh `memory`.
-    pub(super) fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), AnyError> {
+    pub(super) fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), BoxError> {
         for piece in &self.pieces {
             match &piece.source {
                 Source::File(file) => copy_file(file, piece, memory)?,
@@ -141,7 +141,7 @@ fn copy_file<M: GuestMemoryBackend>(
     file: &ImageFile,
     piece: &Piece,
     memory: &M,
-) -> Result<(), AnyError> {
+) -> Result<(), BoxError> {
     const ZEROS: [u8; CHUNK] = [0; CHUNK];
     let mut buffer = vec![0; CHUNK];
     let mut done = 0;

@@ -16,25 +16,25 @@ use crate::layout::{GIB, HIGH_MEMORY};
 pub(crate) type Memory = GuestMemoryMmap<()>;
 
 /// A temporary directory for kernel files, and optionally for a cache.
-pub(crate) struct Bench {
-    directory: tempfile::TempDir,
+pub(crate) struct KernelDirectory {
+    root: tempfile::TempDir,
 }
 
-impl Bench {
+impl KernelDirectory {
     pub(crate) fn new() -> Self {
         Self {
-            directory: tempfile::tempdir().unwrap(),
+            root: tempfile::tempdir().unwrap(),
         }
     }
 
     pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.directory.path().join(name);
+        let path = self.root.path().join(name);
         File::create(&path).unwrap().write_all(bytes).unwrap();
         path
     }
 
     pub(crate) fn cache_directory(&self) -> PathBuf {
-        self.directory.path().join("cache")
+        self.root.path().join("cache")
     }
 
     pub(crate) fn cache(&self) -> CachePolicy {
@@ -63,10 +63,10 @@ fn content(memory: &Memory, range: Range<u64>) -> Vec<u8> {
 
 #[test]
 fn an_elf_kernel_with_a_pvh_note_is_entered_there() {
-    let bench = Bench::new();
+    let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
-    let kernel = Kernel::open(&bench.file("vmlinux", &elf.build()), &CachePolicy::Off).unwrap();
-    assert_eq!(kernel.entry(), Entry::Pvh(0x100_0010));
+    let kernel = Kernel::open(&directory.file("vmlinux", &elf.build()), &CachePolicy::Off).unwrap();
+    assert_eq!(kernel.entry(), EntryPoint::Pvh(0x100_0010));
     assert_eq!(kernel.range(), elf.range());
     assert!(kernel.setup_header().is_none());
     assert!(kernel.unsaved.is_none());
@@ -86,7 +86,7 @@ fn zeros_of_an_elf_file_are_not_copied_and_everything_else_is() {
     *in_memory = bytes.len() as u64;
     let (start, expected) = (*start, bytes.clone());
     let kernel = Kernel::open(
-        &Bench::new().file("vmlinux", &elf.build()),
+        &KernelDirectory::new().file("vmlinux", &elf.build()),
         &CachePolicy::Off,
     )
     .unwrap();
@@ -120,11 +120,11 @@ fn a_note_of_four_bytes_or_behind_other_notes_is_found() {
             ..ElfFile::kernel()
         };
         let kernel = Kernel::open(
-            &Bench::new().file("vmlinux", &elf.build()),
+            &KernelDirectory::new().file("vmlinux", &elf.build()),
             &CachePolicy::Off,
         )
         .unwrap();
-        assert_eq!(kernel.entry(), Entry::Pvh(0x100_0010));
+        assert_eq!(kernel.entry(), EntryPoint::Pvh(0x100_0010));
     }
 }
 
@@ -135,11 +135,11 @@ fn an_elf_kernel_without_a_note_is_entered_in_long_mode() {
         ..ElfFile::kernel()
     };
     let kernel = Kernel::open(
-        &Bench::new().file("vmlinux", &elf.build()),
+        &KernelDirectory::new().file("vmlinux", &elf.build()),
         &CachePolicy::Off,
     )
     .unwrap();
-    assert_eq!(kernel.entry(), Entry::Linux64(elf.entry));
+    assert_eq!(kernel.entry(), EntryPoint::Linux64(elf.entry));
 }
 
 #[test]
@@ -159,11 +159,11 @@ fn every_payload_format_boots_the_kernel_inside() {
             ..BzImageFile::default()
         };
         let kernel = Kernel::open(
-            &Bench::new().file("vmlinuz", &file.build()),
+            &KernelDirectory::new().file("vmlinuz", &file.build()),
             &CachePolicy::Off,
         )
         .unwrap();
-        assert_eq!(kernel.entry(), Entry::Pvh(0x100_0010), "{format}");
+        assert_eq!(kernel.entry(), EntryPoint::Pvh(0x100_0010), "{format}");
         assert_eq!(copied(&kernel), elf.memory(), "{format}");
     }
 }
@@ -206,9 +206,13 @@ fn a_bzimage_that_cannot_be_unpacked_unpacks_itself() {
             payload,
             ..BzImageFile::default()
         };
-        let bench = Bench::new();
-        let kernel = Kernel::open(&bench.file("vmlinuz", &file.build()), &bench.cache()).unwrap();
-        assert_eq!(kernel.entry(), Entry::Linux64(0x100_0200), "{name}");
+        let directory = KernelDirectory::new();
+        let kernel = Kernel::open(
+            &directory.file("vmlinuz", &file.build()),
+            &directory.cache(),
+        )
+        .unwrap();
+        assert_eq!(kernel.entry(), EntryPoint::Linux64(0x100_0200), "{name}");
         assert_eq!(
             kernel.range(),
             0x100_0000..0x100_0000 + u64::from(file.init_size)
@@ -228,9 +232,9 @@ fn placed(path: &Path, layout: &Layout, kernel: &Kernel) -> Result<Initrd, Kerne
 
 #[test]
 fn a_kernel_or_initrd_that_does_not_fit_says_how_much_would() {
-    let bench = Bench::new();
+    let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
-    let kernel = Kernel::open(&bench.file("vmlinux", &elf.build()), &CachePolicy::Off).unwrap();
+    let kernel = Kernel::open(&directory.file("vmlinux", &elf.build()), &CachePolicy::Off).unwrap();
     let (small, big) = (
         Layout::new(16 * MIB, 40).unwrap(),
         Layout::new(6 * GIB, 40).unwrap(),
@@ -242,7 +246,7 @@ fn a_kernel_or_initrd_that_does_not_fit_says_how_much_would() {
         "{error}"
     );
     assert!(error.to_string().contains("at least 18 MiB"), "{error}");
-    let path = bench.file("initrd", &vec![3; 5 << 20]);
+    let path = directory.file("initrd", &vec![3; 5 << 20]);
     let initrd = placed(&path, &big, &kernel).unwrap();
     assert_eq!(initrd.range(), (2 * GIB - 5 * MIB)..2 * GIB);
     let tight = Layout::new(kernel.range().end + 6 * MIB, 40).unwrap();
@@ -266,7 +270,7 @@ fn a_kernel_or_initrd_that_does_not_fit_says_how_much_would() {
         ),
         "{error}"
     );
-    let error = placed(&bench.file("empty", b""), &big, &kernel).unwrap_err();
+    let error = placed(&directory.file("empty", b""), &big, &kernel).unwrap_err();
     assert!(matches!(error, KernelError::Empty { .. }), "{error}");
 }
 
@@ -275,14 +279,14 @@ fn a_kernel_starts_at_one_mebibyte_at_the_lowest() {
     let mut elf = ElfFile::kernel();
     elf.move_to(HIGH_MEMORY);
     let kernel = Kernel::open(
-        &Bench::new().file("vmlinux", &elf.build()),
+        &KernelDirectory::new().file("vmlinux", &elf.build()),
         &CachePolicy::Off,
     )
     .unwrap();
     assert_eq!(copied(&kernel), elf.memory());
     elf.move_to(HIGH_MEMORY - 1);
     let error = Kernel::open(
-        &Bench::new().file("vmlinux", &elf.build()),
+        &KernelDirectory::new().file("vmlinux", &elf.build()),
         &CachePolicy::Off,
     )
     .unwrap_err();

@@ -8,8 +8,8 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::cache::{Cache, Content, Stamp};
-use super::flat::Flat;
+use super::cache::{Cache, FileContent, FileState};
+use super::flat::FlatImage;
 
 /// Everything needed to save a kernel in the cache: the kernel itself and the file that it was made
 /// from, together about 70 MB.
@@ -17,26 +17,26 @@ use super::flat::Flat;
 pub struct Unsaved {
     pub(super) path: PathBuf,
     pub(super) file: File,
-    pub(super) stamp: Stamp,
-    pub(super) original: Original,
-    pub(super) flat: Flat,
+    pub(super) stamp: FileState,
+    pub(super) original: OriginalFile,
+    pub(super) flat: FlatImage,
     pub(super) cache: Cache,
 }
 
 /// The content of the original file.
 #[derive(Debug)]
-pub(super) enum Original {
+pub(super) enum OriginalFile {
     /// The bytes, whose digest has not been needed yet.
     Bytes(Arc<Vec<u8>>),
-    Hashed(Content),
+    Hashed(FileContent),
 }
 
 impl Unsaved {
     /// Saves the kernel in the cache. If that fails, the next start unpacks the kernel again.
     pub fn save(self) {
         let content = match self.original {
-            Original::Hashed(content) => content,
-            Original::Bytes(bytes) => Content::of(&bytes),
+            OriginalFile::Hashed(content) => content,
+            OriginalFile::Bytes(bytes) => FileContent::of(&bytes),
         };
         let source = (&self.file, &self.stamp);
         match self.flat.save(&self.cache, &content, source) {

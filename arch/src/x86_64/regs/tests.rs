@@ -1,7 +1,7 @@
 use super::*;
 
-const PVH: Entry = Entry::Pvh(0x100_0850);
-const LONG: Entry = Entry::Linux64(0x100_0200);
+const PVH: EntryPoint = EntryPoint::Pvh(0x100_0850);
+const LONG: EntryPoint = EntryPoint::Linux64(0x100_0200);
 
 fn word(tables: &[(u64, Vec<u8>)], address: u64) -> u64 {
     let (start, bytes) = tables

@@ -16,8 +16,8 @@ fn vmlinuz(elf: &ElfFile) -> Vec<u8> {
 }
 
 /// Returns the names in the cache that end with `suffix`.
-fn names(bench: &Bench, suffix: &str) -> Vec<PathBuf> {
-    let mut names: Vec<_> = fs::read_dir(bench.cache_directory())
+fn names(directory: &KernelDirectory, suffix: &str) -> Vec<PathBuf> {
+    let mut names: Vec<_> = fs::read_dir(directory.cache_directory())
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .collect();
@@ -25,8 +25,8 @@ fn names(bench: &Bench, suffix: &str) -> Vec<PathBuf> {
     names
 }
 
-fn image(bench: &Bench) -> PathBuf {
-    let mut images = names(bench, ".image");
+fn image(directory: &KernelDirectory) -> PathBuf {
+    let mut images = names(directory, ".image");
     assert_eq!(images.len(), 1);
     images.remove(0)
 }
@@ -49,14 +49,14 @@ fn open_saved(path: &Path, policy: &CachePolicy) -> Kernel {
 
 #[test]
 fn an_unpacked_kernel_is_kept_whole() {
-    let bench = Bench::new();
+    let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
-    let path = bench.file("kernel", &vmlinuz(&elf));
+    let path = directory.file("kernel", &vmlinuz(&elf));
     for saved in [false, true] {
-        let mut kernel = Kernel::open(&path, &bench.cache()).unwrap();
+        let mut kernel = Kernel::open(&path, &directory.cache()).unwrap();
         assert_eq!(
             (kernel.entry(), kernel.range()),
-            (Entry::Pvh(0x100_0010), elf.range())
+            (EntryPoint::Pvh(0x100_0010), elf.range())
         );
         assert_eq!(copied(&kernel), elf.memory());
         let unsaved = kernel.take_unsaved();
@@ -67,54 +67,54 @@ fn an_unpacked_kernel_is_kept_whole() {
             "the long zero run inside the data is a hole"
         );
     }
-    assert_eq!(names(&bench, ".image").len(), 1);
-    assert!(names(&bench, ".tmp").is_empty());
+    assert_eq!(names(&directory, ".image").len(), 1);
+    assert!(names(&directory, ".tmp").is_empty());
 }
 
 #[test]
 fn a_settled_file_is_found_by_its_state_and_a_changed_one_is_not() {
-    let bench = Bench::new();
+    let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
-    let path = bench.file("vmlinuz", &vmlinuz(&elf));
-    open_and_save(&path, &bench.cache());
+    let path = directory.file("vmlinuz", &vmlinuz(&elf));
+    open_and_save(&path, &directory.cache());
     assert_eq!(
-        names(&bench, ".record").len(),
+        names(&directory, ".record").len(),
         1,
         "a file this young may change without a new timestamp"
     );
     std::thread::sleep(Duration::from_millis(1100));
-    open_saved(&path, &bench.cache());
-    let records = names(&bench, ".record");
+    open_saved(&path, &directory.cache());
+    let records = names(&directory, ".record");
     assert_eq!(records.len(), 2);
     // Only the record by state is left: nothing needs the content's digest any more.
-    let digest = image(&bench).with_extension("record");
+    let digest = image(&directory).with_extension("record");
     fs::remove_file(digest).unwrap();
-    assert_eq!(copied(&open_saved(&path, &bench.cache())), elf.memory());
+    assert_eq!(copied(&open_saved(&path, &directory.cache())), elf.memory());
     let mut other = elf.clone();
     other.segments[0].1[0x100] ^= 0xff;
     fs::write(&path, vmlinuz(&other)).unwrap();
     assert_eq!(
-        copied(&Kernel::open(&path, &bench.cache()).unwrap()),
+        copied(&Kernel::open(&path, &directory.cache()).unwrap()),
         other.memory()
     );
 }
 
 #[test]
 fn copies_of_a_kernel_share_an_image() {
-    let bench = Bench::new();
+    let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
     let inodes: Vec<_> = ["one", "two"]
         .map(|name| {
-            open_and_save(&bench.file(name, &vmlinuz(&elf)), &bench.cache());
-            fs::metadata(image(&bench)).unwrap().ino()
+            open_and_save(&directory.file(name, &vmlinuz(&elf)), &directory.cache());
+            fs::metadata(image(&directory)).unwrap().ino()
         })
         .to_vec();
     assert_eq!(inodes[0], inodes[1]);
     let mut other = elf.clone();
     other.segments[0].1[0x100] ^= 0xff;
     for (name, hashed) in [("three", false), ("four", true)] {
-        let path = bench.file(name, &vmlinuz(&other));
-        let mut kernel = Kernel::open(&path, &bench.cache()).unwrap();
+        let path = directory.file(name, &vmlinuz(&other));
+        let mut kernel = Kernel::open(&path, &directory.cache()).unwrap();
         assert_eq!(kernel.unsaved.is_none(), hashed);
         kernel.take_unsaved().into_iter().for_each(Unsaved::save);
     }
@@ -122,48 +122,52 @@ fn copies_of_a_kernel_share_an_image() {
 
 #[test]
 fn damaged_entries_are_made_anew() {
-    type Damage = fn(&Bench);
+    type Damage = fn(&KernelDirectory);
     let damages: [(&str, Damage); 8] = [
-        ("a flipped byte", |bench| {
-            rewrite(&image(bench), |bytes| bytes[5] ^= 1)
+        ("a flipped byte", |directory| {
+            rewrite(&image(directory), |bytes| bytes[5] ^= 1)
         }),
-        ("cut off", |bench| {
-            rewrite(&image(bench), |bytes| bytes.truncate(4096))
+        ("cut off", |directory| {
+            rewrite(&image(directory), |bytes| bytes.truncate(4096))
         }),
-        ("cut off within a page", |bench| {
-            rewrite(&image(bench), |bytes| bytes.truncate(4095))
+        ("cut off within a page", |directory| {
+            rewrite(&image(directory), |bytes| bytes.truncate(4095))
         }),
-        ("emptied", |bench| rewrite(&image(bench), Vec::clear)),
-        ("deleted", |bench| fs::remove_file(image(bench)).unwrap()),
-        ("a symbolic link", |bench| {
-            let path = image(bench);
-            let aside = bench.directory.path().join("aside");
+        ("emptied", |directory| {
+            rewrite(&image(directory), Vec::clear)
+        }),
+        ("deleted", |directory| {
+            fs::remove_file(image(directory)).unwrap()
+        }),
+        ("a symbolic link", |directory| {
+            let path = image(directory);
+            let aside = directory.root.path().join("aside");
             fs::rename(&path, &aside).unwrap();
             std::os::unix::fs::symlink(aside, path).unwrap();
         }),
-        ("records flipped", |bench| {
-            names(bench, ".record")
+        ("records flipped", |directory| {
+            names(directory, ".record")
                 .iter()
                 .for_each(|path| rewrite(path, |bytes| bytes[100] ^= 1))
         }),
-        ("records emptied", |bench| {
-            names(bench, ".record")
+        ("records emptied", |directory| {
+            names(directory, ".record")
                 .iter()
                 .for_each(|path| rewrite(path, Vec::clear))
         }),
     ];
     for (name, damage) in damages {
-        let bench = Bench::new();
+        let directory = KernelDirectory::new();
         let elf = ElfFile::kernel();
-        let path = bench.file("vmlinuz", &vmlinuz(&elf));
-        open_and_save(&path, &bench.cache());
-        damage(&bench);
-        let kernel = open_and_save(&path, &bench.cache());
+        let path = directory.file("vmlinuz", &vmlinuz(&elf));
+        open_and_save(&path, &directory.cache());
+        damage(&directory);
+        let kernel = open_and_save(&path, &directory.cache());
         assert_eq!(copied(&kernel), elf.memory(), "{name}");
-        let kernel = open_saved(&path, &bench.cache());
+        let kernel = open_saved(&path, &directory.cache());
         assert_eq!(copied(&kernel), elf.memory(), "{name}");
         assert!(
-            fs::symlink_metadata(image(&bench)).unwrap().is_file(),
+            fs::symlink_metadata(image(&directory)).unwrap().is_file(),
             "{name}"
         );
     }
@@ -178,78 +182,78 @@ fn rewrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 
 #[test]
 fn an_image_that_was_only_touched_is_believed_again() {
-    let bench = Bench::new();
-    let path = bench.file("vmlinuz", &vmlinuz(&ElfFile::kernel()));
-    open_and_save(&path, &bench.cache());
-    let before = fs::metadata(image(&bench)).unwrap().ino();
-    rewrite(&image(&bench), |_| {});
-    open_saved(&path, &bench.cache());
-    assert_eq!(fs::metadata(image(&bench)).unwrap().ino(), before);
+    let directory = KernelDirectory::new();
+    let path = directory.file("vmlinuz", &vmlinuz(&ElfFile::kernel()));
+    open_and_save(&path, &directory.cache());
+    let before = fs::metadata(image(&directory)).unwrap().ino();
+    rewrite(&image(&directory), |_| {});
+    open_saved(&path, &directory.cache());
+    assert_eq!(fs::metadata(image(&directory)).unwrap().ino(), before);
 }
 
 #[test]
 fn no_cache_means_no_files_and_an_unusable_one_is_gone_without() {
     let elf = ElfFile::kernel();
-    let bench = Bench::new();
-    let path = bench.file("vmlinuz", &vmlinuz(&elf));
+    let directory = KernelDirectory::new();
+    let path = directory.file("vmlinuz", &vmlinuz(&elf));
     let kernel = Kernel::open(&path, &CachePolicy::Off).unwrap();
-    assert!(!bench.cache_directory().exists());
+    assert!(!directory.cache_directory().exists());
     assert_eq!(copied(&kernel), elf.memory());
     let not_a_directory = CachePolicy::Directory(path.clone());
-    fs::create_dir(bench.cache_directory()).unwrap();
-    fs::set_permissions(bench.cache_directory(), Permissions::from_mode(0o777)).unwrap();
-    for policy in [not_a_directory, bench.cache()] {
+    fs::create_dir(directory.cache_directory()).unwrap();
+    fs::set_permissions(directory.cache_directory(), Permissions::from_mode(0o777)).unwrap();
+    for policy in [not_a_directory, directory.cache()] {
         let kernel = open_saved(&path, &policy);
         assert_eq!(copied(&kernel), elf.memory());
     }
     assert!(
-        names(&bench, "").is_empty(),
+        names(&directory, "").is_empty(),
         "a directory that others may write to is not used"
     );
 }
 
 #[test]
 fn a_busy_cache_is_not_waited_for() {
-    let bench = Bench::new();
+    let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
-    let path = bench.file("vmlinuz", &vmlinuz(&elf));
-    fs::create_dir(bench.cache_directory()).unwrap();
-    let lock = File::create(bench.cache_directory().join("lock")).unwrap();
+    let path = directory.file("vmlinuz", &vmlinuz(&elf));
+    fs::create_dir(directory.cache_directory()).unwrap();
+    let lock = File::create(directory.cache_directory().join("lock")).unwrap();
     lock.lock().unwrap();
-    let kernel = open_and_save(&path, &bench.cache());
+    let kernel = open_and_save(&path, &directory.cache());
     assert_eq!(copied(&kernel), elf.memory());
-    assert!(names(&bench, ".image").is_empty());
+    assert!(names(&directory, ".image").is_empty());
     lock.unlock().unwrap();
-    open_and_save(&path, &bench.cache());
-    open_saved(&path, &bench.cache());
+    open_and_save(&path, &directory.cache());
+    open_saved(&path, &directory.cache());
 }
 
 #[test]
 fn an_image_in_use_survives_its_removal() {
-    let bench = Bench::new();
+    let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
-    let path = bench.file("vmlinuz", &vmlinuz(&elf));
-    open_and_save(&path, &bench.cache());
-    let kernel = open_saved(&path, &bench.cache());
-    fs::remove_dir_all(bench.cache_directory()).unwrap();
+    let path = directory.file("vmlinuz", &vmlinuz(&elf));
+    open_and_save(&path, &directory.cache());
+    let kernel = open_saved(&path, &directory.cache());
+    fs::remove_dir_all(directory.cache_directory()).unwrap();
     assert_eq!(copied(&kernel), elf.memory());
 }
 
 /// A copy would keep the whole image in memory during the first boot, for nothing.
 #[test]
 fn an_elf_kernel_is_loaded_from_where_it_is() {
-    let bench = Bench::new();
+    let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
-    let kernel = open_saved(&bench.file("vmlinux", &elf.build()), &bench.cache());
+    let kernel = open_saved(&directory.file("vmlinux", &elf.build()), &directory.cache());
     assert_eq!(copied(&kernel), elf.memory());
-    assert!(names(&bench, ".image").is_empty());
+    assert!(names(&directory, ".image").is_empty());
 }
 
 #[test]
 fn a_kernel_whose_memory_was_released_is_unpacked_again() {
-    let bench = Bench::new();
+    let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
-    let path = bench.file("vmlinuz", &vmlinuz(&elf));
+    let path = directory.file("vmlinuz", &vmlinuz(&elf));
     let mut kernel = Kernel::open(&path, &CachePolicy::Off).unwrap();
     kernel.release_memory();
     // The file that was opened counts, not the one that is at its path now.
@@ -261,9 +265,9 @@ fn a_kernel_whose_memory_was_released_is_unpacked_again() {
 
 #[test]
 fn a_kernel_that_changed_in_place_is_not_booted_again() {
-    let bench = Bench::new();
+    let directory = KernelDirectory::new();
     let mut elf = ElfFile::kernel();
-    let path = bench.file("vmlinuz", &vmlinuz(&elf));
+    let path = directory.file("vmlinuz", &vmlinuz(&elf));
     let mut kernel = Kernel::open(&path, &CachePolicy::Off).unwrap();
     kernel.release_memory();
     elf.move_to(elf.range().start + (2 << 20));

@@ -6,7 +6,10 @@ use super::images::{BzImageFile, ElfFile, note, pack};
 use super::*;
 
 fn open(bytes: &[u8]) -> Result<Kernel, KernelError> {
-    Kernel::open(&Bench::new().file("kernel", bytes), &CachePolicy::Off)
+    Kernel::open(
+        &KernelDirectory::new().file("kernel", bytes),
+        &CachePolicy::Off,
+    )
 }
 
 /// A well-formed ELF file with the bytes at an offset replaced.
@@ -36,8 +39,8 @@ fn files_that_are_no_kernels_are_named_for_what_they_are() {
         assert!(error.to_string().contains(expected), "{error}");
     }
     assert!(matches!(open(b"").unwrap_err(), KernelError::Empty { .. }));
-    let directory = Bench::new();
-    let error = Kernel::open(directory.directory.path(), &CachePolicy::Off).unwrap_err();
+    let directory = KernelDirectory::new();
+    let error = Kernel::open(directory.root.path(), &CachePolicy::Off).unwrap_err();
     assert!(
         matches!(
             error,
