@@ -1,6 +1,6 @@
-//! The cache of things that come from elsewhere: Debian packages, unpacked, never installed.
+//! The cache of external assets: Debian packages, which are unpacked and never installed.
 //!
-//! An asset is a directory that appears whole, by a rename, or not at all; the second run needs
+//! An asset is a directory that appears complete, by a rename, or not at all. The second run needs
 //! no network.
 
 pub(crate) mod suites;
@@ -17,7 +17,7 @@ use crate::cleanup::Scratch;
 use crate::host;
 use crate::progress::Step;
 
-/// The cache directory, held for one command.
+/// The cache directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Cache {
     dir: PathBuf,
@@ -37,12 +37,13 @@ impl Cache {
         Ok(Self { dir })
     }
 
-    /// A directory for one run's scratch files, on the same file system.
+    /// Creates a scratch directory for one run, on the cache's file system.
     pub(crate) fn scratch(&self, prefix: &str) -> Result<Scratch> {
         Scratch::new(&self.dir.join("run"), prefix)
     }
 
-    /// The asset `name`, built by `build` ("doing `what`") in a directory that then takes its place.
+    /// Returns the directory of the asset `name`. If there is none, `build` makes it in a scratch
+    /// directory, with "`what`" as the progress message.
     pub(crate) fn asset(
         &self,
         name: &str,
@@ -65,17 +66,17 @@ impl Cache {
         let scratch = self.scratch("build-")?;
         let made = scratch.path().join("asset");
         fs::create_dir(&made).context("cannot make a directory in the cache")?;
-        build(&made).with_context(|| format!("failed at {what}"))?;
+        build(&made).with_context(|| format!("{what} failed"))?;
         if let Some(parent) = place.parent() {
             fs::create_dir_all(parent).context("cannot make a directory in the cache")?;
         }
         fs::rename(&made, &place)
-            .with_context(|| format!("cannot put {} in its place", place.display()))?;
+            .with_context(|| format!("cannot move an asset to {}", place.display()))?;
         Ok(place)
     }
 
-    /// The asset `name` in the version `key`; one that is long out of use goes.
-    /// Another working copy of the project may still use another version.
+    /// Returns the asset `name` in the version `key`, and deletes versions that have not been used
+    /// for a long time. Other working copies of the project may still use other versions.
     pub(crate) fn versioned(
         &self,
         name: &str,
@@ -89,7 +90,7 @@ impl Cache {
         if fresh {
             for entry in fs::read_dir(&versions)?.filter_map(Result::ok) {
                 if entry.path() != place && is_old(&entry) {
-                    // Not ours to delete: it only costs space.
+                    // Another user may own it; it only costs space.
                     drop(fs::remove_dir_all(entry.path()));
                 }
             }
@@ -97,7 +98,7 @@ impl Cache {
         Ok(place)
     }
 
-    /// The files of the Debian package `package`, or of the one package it depends on.
+    /// Returns the files of the Debian package `package`, or of the one package that it depends on.
     pub(crate) fn package(&self, package: &str) -> Result<PathBuf> {
         let what = format!("fetching the Debian package {package}");
         self.asset(&format!("packages/{package}"), &what, |into| {
@@ -107,8 +108,9 @@ impl Cache {
         })
     }
 
-    /// Returns the directory `name` with the files of Debian packages from `suite`. The system's own sources need
-    /// not name the suite: it is read from the same mirror, with package lists in the cache.
+    /// Returns the directory `name` with the files of Debian packages from `suite`. The system's
+    /// own sources need not name the suite: it is read from the same mirror, with package lists in
+    /// the cache.
     pub(crate) fn packages_from(
         &self,
         suite: &str,
@@ -138,7 +140,8 @@ impl Cache {
         })
     }
 
-    /// Downloads `package`, with the system's package lists if they do, else with fresh ones.
+    /// Downloads `package`, with the system's package lists if they have it, otherwise with fresh
+    /// ones.
     fn download(&self, package: &str, into: &Path) -> Result<PathBuf> {
         let system = Apt {
             lists: None,
@@ -160,7 +163,7 @@ impl Cache {
     }
 }
 
-/// Whether an asset was made days ago.
+/// Returns whether an asset was made days ago.
 fn is_old(entry: &fs::DirEntry) -> bool {
     const KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
     entry
@@ -169,8 +172,8 @@ fn is_old(entry: &fs::DirEntry) -> bool {
         .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > KEPT))
 }
 
-/// Options for a sources file of our own: no other sources, no installed or pinned packages, and an error soon
-/// if the network is missing.
+/// Options for a separate sources file: no other sources, no installed or pinned packages, and an
+/// early error if the network is missing.
 const OWN_SOURCES: [&str; 7] = [
     "-oDir::Etc::SourceParts=/dev/null",
     "-oDir::State::Status=/dev/null",
@@ -181,8 +184,8 @@ const OWN_SOURCES: [&str; 7] = [
     "-oAcquire::http::Timeout=15",
 ];
 
-/// apt with the system's lists or with own lists, which need no privilege, and with the system's sources or an
-/// own sources file.
+/// apt with the system's package lists or with separate ones, which need no privilege, and with the
+/// system's sources or a separate sources file.
 struct Apt {
     lists: Option<PathBuf>,
     sources: Option<PathBuf>,
@@ -206,13 +209,14 @@ impl Apt {
                 .args(OWN_SOURCES);
         }
         if host::is_root() {
-            // Else apt complains that its own user can't write where we download to.
+            // Otherwise apt warns that its own user can't write to the download directory.
             command.args(["-o", "APT::Sandbox::User=root"]);
         }
         command
     }
 
-    /// A kernel's metapackage holds nothing but a dependency on the image.
+    /// Returns the package to download. A kernel's metapackage contains only a dependency on the
+    /// image.
     fn resolve(&self, package: &str) -> Result<String> {
         if !package.starts_with("linux-image-") {
             return Ok(package.to_owned());
@@ -244,8 +248,8 @@ impl Apt {
     }
 }
 
-/// Unpacks a package. Debian 13 has all programs and libraries below `usr`, and so has the directory then, with links
-/// at the old places.
+/// Unpacks a package. Debian 13 has all programs and libraries below `usr`. The directory gets the
+/// same layout, with links at the old paths.
 fn unpack(archive: &Path, into: &Path) -> Result<()> {
     run(Command::new("dpkg").arg("-x").arg(archive).arg(into))?;
     for name in ["bin", "lib", "sbin"] {
@@ -257,7 +261,7 @@ fn unpack(archive: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs a helper program quietly; its error output becomes the error.
+/// Runs a helper program. Its error output becomes the error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().display().to_string();
     let output = command

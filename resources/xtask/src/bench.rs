@@ -1,7 +1,8 @@
-//! `cargo xtask bench`: figures against peers, in one run, on the same machine.
+//! `cargo xtask bench`: comparisons with other implementations, in one run, on the same machine.
 //!
-//! A bench has an outer half, which prepares and starts the lab, and an inner half, which runs in
-//! the lab (or right here, where the host's KVM will do) and prints.
+//! A benchmark has an outer half, which prepares and starts the lab, and an inner half, which
+//! measures and prints. The inner half runs in the lab, or on the host if its KVM can run a stock
+//! kernel.
 
 pub(crate) mod boot;
 pub(crate) mod devices;
@@ -31,10 +32,10 @@ fn inside(options: &lab::Options, arguments: &[OsString]) -> Result<()> {
     let outcome = if host.runs_stock_kernels() {
         ensure!(
             host::is_root(),
-            "this bench reads the kernel's trace buffer: run it as root"
+            "this benchmark reads the kernel's trace buffer; run it as root"
         );
         say(format!(
-            "{host}: measuring here, in time, not in instructions"
+            "{host}: measuring on the host, in time instead of instructions"
         ));
         lab::run_here(&command, lab::Output::Watch)?
     } else {
@@ -49,12 +50,12 @@ fn inside(options: &lab::Options, arguments: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-/// The ring's own bench needs no guest: cargo runs it.
+/// Runs the ring benchmark, which needs no guest.
 pub(crate) fn ring() -> Result<()> {
     let status = vmm::cargo()
         .args(["bench", "--package", "splitring-tests", "--bench", "ring"])
         .status()
         .context("cannot run cargo")?;
-    ensure!(status.success(), "the bench failed: {status}");
+    ensure!(status.success(), "the benchmark failed: {status}");
     Ok(())
 }

@@ -1,7 +1,8 @@
-//! What must not outlive a command: child processes, scratch directories, a terminal in raw mode.
+//! Cleanup of what must not outlive a command: child processes, scratch directories, a terminal in
+//! raw mode.
 //!
-//! Each is undone by its guard's drop, and by the signal thread when the command is interrupted.
-//! Children also carry a parent-death signal, for the way out that nobody can catch.
+//! Each has a guard, whose drop cleans up. The signal thread does so when the command is
+//! interrupted. Children also have a parent-death signal, in case this process is killed.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// Shells report a death by signal N as 128 + N; so do we.
+/// The exit status after signal N is 128 + N, as in shells.
 const SIGNAL_EXIT_BASE: i32 = 128;
 
 #[derive(Debug)]
@@ -31,13 +32,13 @@ static PENDING: Mutex<Pending> = Mutex::new(Pending {
 });
 
 fn pending() -> std::sync::MutexGuard<'static, Pending> {
-    // A panic elsewhere must not keep us from cleaning up.
+    // A panic elsewhere must not prevent the cleanup.
     PENDING
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Starts the thread that undoes everything when the command is interrupted.
+/// Starts the thread that cleans up when the command is interrupted.
 pub(crate) fn install() -> Result<()> {
     let mut signals =
         Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT]).context("cannot watch for signals")?;
@@ -54,7 +55,7 @@ pub(crate) fn install() -> Result<()> {
 fn undo_all() {
     let mut pending = pending();
     for pid in pending.children.drain(..) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = kill_process(pid, Signal::KILL);
     }
     for dir in pending.dirs.drain(..) {
@@ -65,9 +66,10 @@ fn undo_all() {
     }
 }
 
-/// A command that is killed when this process dies, however it dies.
+/// Returns a command that is killed when this process dies for any reason.
 ///
-/// The parent-death signal belongs to the spawning thread: spawn from one that stays.
+/// The parent-death signal is tied to the spawning thread: spawn from one that lives as long as the
+/// process.
 pub(crate) fn mortal(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
@@ -92,12 +94,12 @@ impl Process {
         Ok(Self { child, pid })
     }
 
-    /// The process's number.
+    /// Returns the process ID.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// The exit status, if it has ended.
+    /// Returns the exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
         self.child
             .try_wait()
@@ -108,7 +110,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         pending().children.retain(|pid| Some(*pid) != self.pid);
-        // Both fail only if it is gone already.
+        // Both fail only if the process has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -119,7 +121,7 @@ impl Drop for Process {
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes a fresh directory under `parent`.
+    /// Creates a directory below `parent`.
     pub(crate) fn new(parent: &Path, prefix: &str) -> Result<Self> {
         std::fs::create_dir_all(parent)
             .with_context(|| format!("cannot make directory {}", parent.display()))?;
@@ -132,7 +134,7 @@ impl Scratch {
         Ok(Self(dir))
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }

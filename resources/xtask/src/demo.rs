@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: a stock Debian kernel on a Debian root disk, from nothing.
+//! `cargo xtask demo`: boots a stock Debian kernel with a Debian root disk; fetches and builds both
+//! if necessary.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -15,12 +16,12 @@ use crate::lab;
 use crate::progress::say;
 use crate::vmm;
 
-/// A whole day for a person at the console.
+/// A day, for an interactive session.
 const INTERACTIVE_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// The session takes about 20 s in the lab.
 const BATCH_LIMIT: Duration = Duration::from_secs(300);
 
-/// Runs the demo; `batch` runs the session even at a terminal.
+/// Runs the demo. `batch` runs the scripted session even on a terminal.
 pub(crate) fn run(batch: bool, yes: bool) -> Result<()> {
     let batch = batch || !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal();
     let host = HostKvm::detect();
@@ -63,7 +64,7 @@ pub(crate) fn run(batch: bool, yes: bool) -> Result<()> {
         kernel.release()
     ));
     if !batch {
-        say("  a shell follows; leave it with \"exit\"; changes to the disk are not kept");
+        say("  a shell follows; leave it with \"exit\"; changes to the disk are discarded");
     }
     let output = start(&command, in_lab, batch, yes)?;
     if batch && !said_ok(&output, kernel.release()) {
@@ -79,7 +80,8 @@ pub(crate) fn run(batch: bool, yes: bool) -> Result<()> {
     Ok(())
 }
 
-/// Runs the VMM here or in the lab, passes its output on, and returns what was kept of it.
+/// Runs the VMM on the host or in the lab, forwards its output, and returns the captured part of
+/// it.
 fn start(command: &[OsString], in_lab: bool, batch: bool, yes: bool) -> Result<Vec<u8>> {
     let (code, output) = if in_lab && !host::in_lab() {
         let options = lab::Options {

@@ -1,7 +1,7 @@
-//! What guests boot from, ready in the cache: kernels with their initramfs, and root disks.
+//! Boot assets of guests in the cache: kernels with their initramfs, and root disks.
 //!
-//! Each is a directory named after a hash of all that went into it, so that a changed script or
-//! module list makes a new one.
+//! Each is a directory named after a hash of its inputs, so that a changed script or module list
+//! makes a new one.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -19,18 +19,19 @@ use crate::tools;
 
 const ROOT_INIT: &str = include_str!("../../rootfs/init");
 const ROOT_SESSION: &str = include_str!("../../rootfs/session");
-/// What the harness of the tests crate reads from the environment: the VMM, and the directory that
+/// Environment variables of the harness in the tests crate: the VMM, and the directory that
 /// [`lay_out`] fills.
 pub(crate) const BINARY: &str = "SPLITRING_BIN";
 pub(crate) const ASSETS: &str = "SPLITRING_ASSETS";
-/// Debian's name for its release 12.
+/// The codename of Debian 12.
 const SUITE: &str = "bookworm";
 
-/// Modules a test may load by itself: a CD-ROM's file system, tagged VLANs, a packet generator, the kernel's own SCSI
-/// target.
+/// Modules that tests load themselves: a CD-ROM's file system, VLANs, a packet generator, the
+/// kernel's own SCSI target.
 const EXTRA_MODULES: &[&str] = &["isofs", "8021q", "pktgen", "scsi_debug"];
 
-/// A kernel ready to boot: `vmlinuz`, `vmlinux`, `initramfs`, `release` and `extra.tar` in one directory.
+/// A kernel ready to boot: a directory with `vmlinuz`, `vmlinux`, `initramfs`, `release` and
+/// `extra.tar`.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestKernel {
     dir: PathBuf,
@@ -38,7 +39,7 @@ pub(crate) struct GuestKernel {
 }
 
 impl GuestKernel {
-    /// Gets and prepares `flavour`.
+    /// Fetches and prepares `flavour`.
     pub(crate) fn get(cache: &Cache, flavour: Flavour) -> Result<Self> {
         let kernel = Kernel::get(cache, flavour)?;
         let busybox = cache.package("busybox-static")?.join("bin/busybox");
@@ -66,23 +67,24 @@ impl GuestKernel {
         })
     }
 
-    /// The directory with the files.
+    /// Returns the directory with the files.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// A file of it.
+    /// Returns the path of one of its files.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// What `uname -r` says.
+    /// Returns the output of `uname -r`.
     pub(crate) fn release(&self) -> &str {
         &self.release
     }
 }
 
-/// Puts the extra modules into `extra.tar`, which a guest reads from a disk; `order` says how they load.
+/// Writes the extra modules to `extra.tar`, which a guest reads from a disk; `order` lists them in
+/// load order.
 fn pack_extra_modules(kernel: &Kernel, into: &Path) -> Result<()> {
     let mut tar = Command::new("tar");
     tar.arg("-cf").arg(into.join("extra.tar"));
@@ -91,7 +93,7 @@ fn pack_extra_modules(kernel: &Kernel, into: &Path) -> Result<()> {
         let (dir, name) = module
             .parent()
             .zip(module.file_name())
-            .context("odd module name")?;
+            .context("unexpected module name")?;
         tar.arg("-C").arg(dir).arg(name);
         order.push_str(&format!("{}\n", name.display()));
     }
@@ -99,7 +101,7 @@ fn pack_extra_modules(kernel: &Kernel, into: &Path) -> Result<()> {
     run(tar.arg("-C").arg(into).arg("order"))
 }
 
-/// A root disk with Debian on it.
+/// A Debian root disk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RootDisk {
     name: &'static str,
@@ -107,29 +109,29 @@ pub(crate) struct RootDisk {
     size: &'static str,
 }
 
-/// The demo's, and for tests that need no tools.
+/// The root disk of the demo, and of tests that need no tools.
 pub(crate) const DEMO_ROOT: RootDisk = RootDisk {
     name: "root",
     packages: "busybox-static",
     size: "512M",
 };
-/// For tests that drive devices hard.
+/// The root disk of tests that need tools.
 pub(crate) const TOOLS_ROOT: RootDisk = RootDisk {
     name: "tools",
     packages: "busybox-static,e2fsprogs,ethtool,fio,iperf3,iproute2,iputils-ping,libiscsi-bin,\
                mount,nftables,sg3-utils,stress-ng,xfsprogs",
     size: "1G",
 };
-/// Both.
+/// All root disks.
 pub(crate) const ROOTS: [RootDisk; 2] = [DEMO_ROOT, TOOLS_ROOT];
 
 impl RootDisk {
-    /// What tests call it.
+    /// The name that tests use.
     pub(crate) fn name(self) -> &'static str {
         self.name
     }
 
-    /// The image file, built if need be. It must be copied before a guest writes to it.
+    /// Returns the image file; builds it if necessary. Copy it before a guest writes to it.
     pub(crate) fn get(self, cache: &Cache, yes: bool) -> Result<PathBuf> {
         let parts = [
             self.packages,
@@ -167,7 +169,8 @@ impl RootDisk {
         fs::write(overlay.join("init"), ROOT_INIT)?;
         fs::write(overlay.join("session"), ROOT_SESSION)?;
         fs::write(overlay.join("console"), initramfs::CONSOLE)?;
-        // In a user namespace an ordinary user's files are root's, as they must be on the disk.
+        // In a user namespace the files of an ordinary user belong to root, as they must on the
+        // disk.
         let mut shell = if host::is_root() {
             Command::new("sh")
         } else {
@@ -182,7 +185,7 @@ impl RootDisk {
     }
 }
 
-/// From `root.tar` and `overlay` to `root.img`; the size is its argument.
+/// Makes `root.img` from `root.tar` and `overlay`; the argument is the size.
 const MAKE_DISK: &str = r#"
 mkdir root
 tar -x -f root.tar -C root --exclude='./dev/*' --no-same-owner
@@ -199,7 +202,7 @@ install -m 644 overlay/session overlay/console root/etc
 rm -rf root root.tar overlay
 "#;
 
-/// A name for everything in `parts`.
+/// Returns a hash of all `parts`.
 fn key(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -213,7 +216,7 @@ fn key(parts: &[&str]) -> String {
         .collect()
 }
 
-/// Copies a disk image for one guest to write to, holes staying holes.
+/// Copies a disk image for one guest to write to. Holes stay holes.
 pub(crate) fn copy_disk(image: &Path, to: &Path) -> Result<()> {
     run(Command::new("cp")
         .args(["--sparse=always", "--reflink=auto"])
@@ -221,7 +224,7 @@ pub(crate) fn copy_disk(image: &Path, to: &Path) -> Result<()> {
         .arg(to))
 }
 
-/// The directory the harness expects: `kernels/NAME/…` and `disks/NAME`.
+/// Fills `dir` as the test harness expects it: `kernels/NAME/…` and `disks/NAME`.
 pub(crate) fn lay_out(cache: &Cache, dir: &Path, yes: bool) -> Result<()> {
     let link = |to: &Path, from: PathBuf| -> Result<()> {
         symlink(to, &from).with_context(|| format!("cannot make {}", from.display()))

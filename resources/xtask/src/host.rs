@@ -1,4 +1,4 @@
-//! What this machine is: whether its KVM can run a stock kernel, and whether we are in the lab.
+//! The host: whether its KVM can run a stock kernel, and whether it is the lab.
 
 #[path = "../../../vmm/src/host/hardware.rs"]
 mod hardware;
@@ -10,7 +10,7 @@ use std::path::Path;
 /// Set in the environment of everything that runs inside the lab.
 pub(crate) const IN_LAB: &str = "SPLITRING_LAB";
 
-/// What the host's KVM is good for.
+/// Capability of the host's KVM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HostKvm {
     /// Hardware virtualisation: a stock kernel runs.
@@ -19,14 +19,14 @@ pub(crate) enum HostKvm {
     Missing,
     /// `/dev/kvm` can't be opened by this user.
     Denied(String),
-    /// KVM-PVM: kernel code is emulated, a stock kernel does not get through.
+    /// KVM-PVM: it emulates privileged code, and a stock kernel does not boot.
     Pvm,
-    /// KVM without VMX or SVM in sight.
+    /// KVM, but the CPU reports neither VMX nor SVM.
     NoExtensions,
 }
 
 impl HostKvm {
-    /// Looks at the machine.
+    /// Detects the capability.
     pub(crate) fn detect() -> Self {
         if !Path::new("/dev/kvm").exists() {
             return Self::Missing;
@@ -42,7 +42,8 @@ impl HostKvm {
         judge(&cpuinfo, hardware::is_loaded)
     }
 
-    /// What this user could do instead of running as root, a sentence to go on with.
+    /// Returns advice for a user who does not want to run as root, as the continuation of a
+    /// message.
     pub(crate) fn hint(&self) -> &'static str {
         match self {
             Self::Denied(_) => {
@@ -53,13 +54,13 @@ impl HostKvm {
         }
     }
 
-    /// Whether a stock kernel can run on it.
+    /// Returns whether a stock kernel can run on it.
     pub(crate) fn runs_stock_kernels(&self) -> bool {
         *self == Self::Hardware
     }
 }
 
-/// The verdict over an opened `/dev/kvm`, by the rule of `splitring check`.
+/// Judges an opened `/dev/kvm` by the same rule as `splitring check`.
 fn judge(cpuinfo: &str, loaded: impl Fn(&str) -> bool) -> HostKvm {
     if hardware::is_hardware(cpuinfo, &loaded) {
         HostKvm::Hardware
@@ -80,17 +81,18 @@ impl fmt::Display for HostKvm {
                 f,
                 "the host's KVM is KVM-PVM, which can't run a stock kernel"
             ),
-            Self::NoExtensions => write!(f, "the host's CPU shows neither VMX nor SVM"),
+            Self::NoExtensions => write!(f, "the host's CPU reports neither VMX nor SVM"),
         }
     }
 }
 
-/// Whether this process runs inside the lab.
+/// Returns whether this process runs inside the lab.
 pub(crate) fn in_lab() -> bool {
     std::env::var_os(IN_LAB).is_some()
 }
 
-/// How many machines of `memory_mib` each fit on this one, at a core each; at least one.
+/// Returns how many machines with `memory_mib` each fit on this host, with one core per machine; at
+/// least one.
 pub(crate) fn slots(memory_mib: u32) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -110,7 +112,7 @@ fn memory_slots(meminfo: &str, memory_mib: u32) -> usize {
     total_kib.checked_div(each_kib).unwrap_or(0)
 }
 
-/// Whether this process may install packages.
+/// Returns whether this process may install packages.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

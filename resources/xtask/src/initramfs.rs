@@ -1,4 +1,5 @@
-//! Writes an initramfs: a cpio archive in the kernel's "newc" format, and what a guest needs in it.
+//! Builds an initramfs: a cpio archive in the kernel's "newc" format with everything that a guest
+//! needs.
 
 use std::fs;
 use std::path::Path;
@@ -9,11 +10,11 @@ use crate::kernel::Kernel;
 
 /// Process 1.
 pub(crate) const INIT: &str = include_str!("../../initramfs/init");
-/// How it serves the console when there is no root disk.
+/// The script that serves the console when there is no root disk.
 pub(crate) const CONSOLE: &str = include_str!("../../rootfs/console");
 
-/// What a guest's devices and root disk need; what a kernel has built in is left out.
-/// The file system's checksum comes under different names: a dependency only by alias.
+/// Modules for a guest's devices and root disk; built-in ones are skipped. The file system's
+/// checksum has several names, because it is a dependency by alias only.
 pub(crate) const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
@@ -31,7 +32,8 @@ pub(crate) const MODULES: &[&str] = &[
     "evdev",
 ];
 
-/// Builds the initramfs for `kernel` around a static busybox, with those of `modules` that it has.
+/// Builds the initramfs for `kernel` with a static busybox and those of `modules` that the kernel
+/// has.
 pub(crate) fn build(kernel: &Kernel, busybox: &Path, modules: &[&str]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for dir in ["bin", "dev", "modules", "proc", "root", "sys", "tmp"] {
@@ -51,7 +53,7 @@ pub(crate) fn build(kernel: &Kernel, busybox: &Path, modules: &[&str]) -> Result
         let name = module
             .file_name()
             .and_then(|name| name.to_str())
-            .context("odd module name")?;
+            .context("unexpected module name")?;
         archive.file(&format!("modules/{name}"), 0o644, &read(&module)?)?;
         order.push_str(name);
         order.push('\n');
@@ -64,7 +66,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// A cpio archive as it grows.
+/// A cpio archive under construction.
 #[derive(Debug, Default)]
 struct Archive {
     bytes: Vec<u8>,
@@ -89,7 +91,7 @@ impl Archive {
         self.entry(name, TYPE_CHARACTER | 0o600, (major, minor), &[])
     }
 
-    /// One header of 8-digit hexadecimal fields, the name, the data, each padded.
+    /// Appends a header of 8-digit hexadecimal fields, the name and the data, each padded.
     fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) -> Result<()> {
         self.entries += 1;
         let size = u32::try_from(data.len()).with_context(|| format!("{name} is too large"))?;

@@ -1,4 +1,4 @@
-//! Debian's stock kernels: the image, and modules in the order in which they load.
+//! Debian's stock kernels: the image, and the modules in load order.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,22 +9,22 @@ use anyhow::{Context, Result, bail};
 
 use crate::assets::{Cache, suites};
 
-/// A stock kernel of Debian 12, or of Debian 13 where that is installed.
+/// A stock kernel of Debian 12, or of Debian 13 if that is installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flavour {
-    /// 6.12, cloud configuration: the demo's and the lab's.
+    /// 6.12, cloud configuration: for the demo and the lab.
     Cloud612,
-    /// 6.1, cloud configuration: Debian 12's own.
+    /// 6.1, cloud configuration: the default of Debian 12.
     Cloud61,
-    /// 6.12, the configuration for all hardware: most of it is modules, ext4 too.
+    /// 6.12, the configuration for all hardware: most drivers and ext4 are modules.
     Generic612,
 }
 
 impl Flavour {
-    /// All of them, the demo's first.
+    /// All of them, starting with the demo's.
     pub(crate) const ALL: [Self; 3] = [Self::Cloud612, Self::Cloud61, Self::Generic612];
 
-    /// Its package in Debian 12's sources.
+    /// The package in Debian 12's sources.
     fn package(self) -> &'static str {
         match self {
             Self::Cloud612 => "linux-image-6.12-cloud-amd64",
@@ -33,8 +33,8 @@ impl Flavour {
         }
     }
 
-    /// Suite and package for another Debian, whose sources name no kernels of Debian 12: 6.12 is
-    /// Debian 13's own.
+    /// Suite and package on a system whose sources have no kernels of Debian 12: 6.12 is the
+    /// default of Debian 13.
     fn elsewhere(self) -> (&'static str, &'static str) {
         match self {
             Self::Cloud612 => ("trixie", "linux-image-cloud-amd64"),
@@ -43,7 +43,7 @@ impl Flavour {
         }
     }
 
-    /// What tests and people call it.
+    /// The name for tests and messages.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Cloud612 => "6.12-cloud",
@@ -62,7 +62,7 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Gets `flavour`, from the network if need be.
+    /// Gets `flavour`; fetches it if necessary.
     pub(crate) fn get(cache: &Cache, flavour: Flavour) -> Result<Self> {
         let root = match suites::release() {
             Some(release) if release.codename != "bookworm" => {
@@ -89,25 +89,25 @@ impl Kernel {
         })
     }
 
-    /// What `uname -r` says.
+    /// Returns the output of `uname -r`.
     pub(crate) fn release(&self) -> &str {
         &self.release
     }
 
-    /// The compressed image as Debian ships it.
+    /// Returns the compressed image as Debian ships it.
     pub(crate) fn vmlinuz(&self) -> PathBuf {
         self.root
             .join("boot")
             .join(format!("vmlinuz-{}", self.release))
     }
 
-    /// Whether `name` is a module of this kernel, rather than built in or absent.
+    /// Returns whether `name` is a module of this kernel, instead of built in or absent.
     pub(crate) fn has_module(&self, name: &str) -> bool {
         self.modules.contains_key(name)
     }
 
-    /// Unpacked `.ko` files in the cache for `names` and all they depend on, dependencies first.
-    /// A name that is built into this kernel must not be asked for (see [`Self::has_module`]).
+    /// Returns unpacked `.ko` files in the cache for `names` and all of their dependencies,
+    /// dependencies first. No name may be built into this kernel (see [`Self::has_module`]).
     pub(crate) fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let mut order = Vec::new();
         for name in names {
@@ -130,7 +130,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Stock kernels ship modules under xz, which a small insmod can't read.
+    /// Unpacks a module. Stock kernels compress modules with xz, which busybox's insmod can't read.
     fn unpack(&self, name: &str) -> Result<PathBuf> {
         let packed = self
             .modules
@@ -150,7 +150,7 @@ impl Kernel {
             liblzma::read::XzDecoder::new(file)
                 .read_to_end(&mut image)
                 .with_context(|| format!("cannot unpack {}", packed.display()))?;
-            // Two labs that start at once may both be here.
+            // Two labs that start at the same time may both do this.
             let dir = plain.parent().unwrap_or(Path::new("."));
             tempfile::NamedTempFile::new_in(dir)
                 .and_then(|mut part| part.write_all(&image).map(|()| part))
@@ -161,15 +161,15 @@ impl Kernel {
     }
 }
 
-/// The ELF image inside a bzImage, found by its setup header (Linux boot protocol 2.08) and
-/// unpacked as Debian packs it: legacy LZ4 frames or zstd.
+/// Extracts the ELF image from a bzImage. It is found by the setup header (Linux boot protocol
+/// 2.08) and compressed as Debian does it: in legacy LZ4 frames or with zstd.
 pub(crate) fn extract_vmlinux(bzimage: &[u8]) -> Result<Vec<u8>> {
     const SECTOR: usize = 512;
     const DEFAULT_SETUP_SECTORS: u8 = 4;
     const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
     const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
     let field = |at: usize| -> Result<usize> {
-        let bytes = bzimage.get(at..at + 4).context("the image is cut short")?;
+        let bytes = bzimage.get(at..at + 4).context("the image is truncated")?;
         Ok(usize::try_from(u32::from_le_bytes(bytes.try_into()?))?)
     };
     if bzimage.get(0x202..0x206) != Some(b"HdrS") {
@@ -183,7 +183,7 @@ pub(crate) fn extract_vmlinux(bzimage: &[u8]) -> Result<Vec<u8>> {
     let start = (usize::from(setup) + 1) * SECTOR + field(0x248)?;
     let payload = bzimage
         .get(start..start + field(0x24c)?)
-        .context("the payload is cut short")?;
+        .context("the payload is truncated")?;
     // The last four bytes are the unpacked size, for the kernel's own decompressor.
     let body = payload
         .get(4..payload.len().saturating_sub(4))
@@ -201,7 +201,7 @@ pub(crate) fn extract_vmlinux(bzimage: &[u8]) -> Result<Vec<u8>> {
     }
 }
 
-/// Blocks of at most 8 MiB unpacked, each behind its packed size.
+/// Unpacks blocks of at most 8 MiB, each preceded by its compressed size.
 fn unpack_lz4(mut blocks: &[u8]) -> Result<Vec<u8>> {
     const BLOCK: usize = 8 << 20;
     let mut image = Vec::new();
@@ -209,14 +209,15 @@ fn unpack_lz4(mut blocks: &[u8]) -> Result<Vec<u8>> {
         let size = usize::try_from(u32::from_le_bytes(*size))?;
         let (block, rest) = rest
             .split_at_checked(size)
-            .context("an LZ4 block is cut short")?;
+            .context("an LZ4 block is truncated")?;
         image.extend(lz4_flex::block::decompress(block, BLOCK)?);
         blocks = rest;
     }
     Ok(image)
 }
 
-/// Files of all modules under `dir`, by module name (with `_` for `-`, as the kernel has it).
+/// Collects the files of all modules below `dir`, by module name (with `_` instead of `-`, as in
+/// the kernel).
 fn collect(dir: &Path, modules: &mut HashMap<String, PathBuf>) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let path = entry?.path();
@@ -242,7 +243,7 @@ fn collect(dir: &Path, modules: &mut HashMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// The `depends=` entry of a module's `.modinfo` section.
+/// Returns the `depends=` entry of a module's `.modinfo` section.
 fn dependencies(image: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(at) = image.windows(KEY.len()).position(|window| window == KEY) else {

@@ -1,8 +1,8 @@
-//! The lab: a level-1 guest under QEMU's software emulation that offers a complete hardware KVM.
+//! The lab: a level-1 guest under QEMU's software emulation that has a complete hardware KVM.
 //!
-//! The host's whole file system is its root, by virtio-fs, so whatever was built here runs there
-//! as it is. A command's output travels over virtio-serial ports, its exit status by a file.
-//! Each takes one core; as many run at a time as the machine has cores and memory for.
+//! Its root is the host's whole file system over virtio-fs, so that programs built on the host run
+//! there unchanged. A command's output is sent over virtio-serial ports, its exit status through a
+//! file. A lab uses one core; as many run at the same time as the machine has cores and memory for.
 
 mod channel;
 mod emulator;
@@ -29,39 +29,41 @@ use channel::Channels;
 use emulator::Emulator;
 
 const MEMORY_MIB: u32 = 8192;
-/// Emulates SVM with nested paging, which Debian's kvm-amd drives. It does not intercept XSETBV, so
-/// that a guest would change the lab's own XSAVE state: there is none, nor what depends on it.
+/// SVM with nested paging, for Debian's kvm-amd. QEMU's emulation does not intercept XSETBV, so
+/// that a guest would change the lab's own XSAVE state. Therefore XSAVE and what depends on it are
+/// disabled.
 const CPU: &str = "EPYC,+svm,+npt,-xsave,-avx,-avx2,-f16c,-fma";
-/// A lab without a sign of life for so long hangs: it gives one every ten seconds.
+/// A lab whose heartbeat stops for this long hangs: it beats every ten seconds.
 const STANDSTILL: Duration = Duration::from_secs(180);
-/// Ten seconds of a clock that counts instructions take 40 on a quiet machine, minutes on a busy one.
+/// Ten seconds on a clock that counts instructions take 40 on an idle machine, minutes on a busy
+/// one.
 const STANDSTILL_ICOUNT: Duration = Duration::from_secs(300);
-/// What `timeout(1)` answers, too.
+/// The exit status of `timeout(1)`.
 const TIMED_OUT: i32 = 124;
-/// For a command that a signal ended.
+/// The exit status of a command that was ended by a signal.
 const KILLED: i32 = 128;
 const TURN_POLL: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(20);
-/// How long the last output may take to arrive once the command has ended.
+/// How long the last output may take to arrive after the command has ended.
 const DRAIN: Duration = Duration::from_secs(10);
 const VIRTIOFSD_START: Duration = Duration::from_secs(10);
 
-/// How a lab is to be.
+/// Configuration of a lab.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     /// One CPU whose clock counts instructions.
     pub(crate) icount: bool,
-    /// Virtual CPUs, unless `icount`. More than one is faster, and now and then wrong under a QEMU before
-    /// 10.0: its emulation keeps a breakpoint instruction that another CPU has patched away again, which
-    /// kvm's static keys do at every guest's start, and the lab dies of it.
+    /// Virtual CPUs, unless `icount`. More than one is faster, but occasionally fails under a QEMU
+    /// before 10.0: its emulation keeps a breakpoint instruction that another CPU has already
+    /// removed again, as kvm's static keys do at each guest's start, and the lab crashes.
     pub(crate) cpus: u32,
-    /// No other lab at the same time, for the sake of measurements.
+    /// Run no other lab at the same time, for measurements.
     pub(crate) alone: bool,
-    /// The whole run is bounded by this.
+    /// Time limit of the whole run.
     pub(crate) timeout: Duration,
-    /// Kernel modules besides KVM's, each with its parameters behind its name, as for modprobe(8).
+    /// Kernel modules in addition to KVM's, each followed by its parameters, as for modprobe(8).
     pub(crate) modules: Vec<String>,
-    /// Install what is missing without asking.
+    /// Install missing packages without asking.
     pub(crate) yes: bool,
 }
 
@@ -78,16 +80,16 @@ impl Default for Options {
     }
 }
 
-/// What becomes of the command's standard output.
+/// What to do with the command's standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Output {
-    /// Passed on; interactive if this is a terminal.
+    /// Forward it; interactive on a terminal.
     Pass,
-    /// Passed on, never interactive.
+    /// Forward it, never interactive.
     Watch,
-    /// Passed on and kept.
+    /// Forward and capture it.
     PassAndKeep,
-    /// Kept only.
+    /// Capture it.
     Keep,
 }
 
@@ -96,11 +98,11 @@ pub(crate) enum Output {
 pub(crate) struct Outcome {
     /// Its exit status; 124 after a timeout.
     pub(crate) code: i32,
-    /// Its standard output, if that was to be kept.
+    /// Its standard output, if captured.
     pub(crate) output: Vec<u8>,
 }
 
-/// What the lab itself is made of.
+/// The programs and files of the lab.
 #[derive(Debug)]
 pub(crate) struct Parts {
     cache: Cache,
@@ -109,17 +111,17 @@ pub(crate) struct Parts {
     emulator: &'static Emulator,
 }
 
-/// Installs the programs of the lab that are missing.
+/// Installs the missing programs of the lab.
 pub(crate) fn ensure_programs(yes: bool) -> Result<()> {
     tools::ensure(&[tools::QEMU, emulator::virtiofsd()], "the lab", yes)
 }
 
-/// Gets what the lab is made of, from the network if need be.
+/// Gets the programs and files of the lab; fetches them if necessary.
 pub(crate) fn prepare(yes: bool) -> Result<Parts> {
     ensure_programs(yes)?;
     if !host::is_root() {
         bail!(
-            "the lab shows the host's files to its guest through virtiofsd, which needs root; run this command as root:\n  \
+            "the lab shares the host's files with its guest through virtiofsd, which needs root; run this command as root:\n  \
              sudo -E env \"PATH=$PATH\" cargo xtask {}{}",
             arguments_shown(std::env::args().skip(1)),
             HostKvm::detect().hint()
@@ -137,7 +139,7 @@ pub(crate) fn prepare(yes: bool) -> Result<Parts> {
     })
 }
 
-/// Arguments as they can be typed again.
+/// Returns arguments in a form that can be typed into a shell.
 fn arguments_shown(arguments: impl Iterator<Item = String>) -> String {
     let shown: Vec<_> = arguments
         .map(|word| {
@@ -150,7 +152,7 @@ fn arguments_shown(arguments: impl Iterator<Item = String>) -> String {
     shown.join(" ")
 }
 
-/// Runs `command` in the lab, or right here if this is the lab already.
+/// Runs `command` in the lab, or as a child process if this is the lab already.
 pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Result<Outcome> {
     if host::in_lab() {
         return run_here(command, output);
@@ -200,7 +202,7 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
         .start(&mut qemu, output)
         .with_context(|| tail(&dir.join("qemu.log")))?;
     if let Err(why) = erratum::mend(qemu.id()) {
-        say(format!("the lab's guests may die now and then: {why:#}"));
+        say(format!("guests in the lab may crash occasionally: {why:#}"));
     }
     let ended = wait(dir, &mut qemu, options);
     let since = Instant::now();
@@ -216,12 +218,12 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
     })
 }
 
-/// Name and parameters of a module.
+/// Splits the name of a module from its parameters.
 fn module(line: &str) -> (&str, &str) {
     line.split_once(' ').unwrap_or((line, ""))
 }
 
-/// Runs `command` on this machine: inside the lab a lab is no more than the command itself.
+/// Runs `command` as a child process on this machine.
 pub(crate) fn run_here(command: &[OsString], output: Output) -> Result<Outcome> {
     let (program, arguments) = command.split_first().context("no command to run")?;
     let mut command = Command::new(program);
@@ -246,14 +248,14 @@ pub(crate) fn run_here(command: &[OsString], output: Output) -> Result<Outcome> 
     })
 }
 
-/// A lab's claim to a part of the machine; held until dropped.
+/// A lab's share of the machine, held until dropped.
 #[derive(Debug)]
 struct Turn {
     _locks: Vec<File>,
 }
 
-/// Waits for a free slot: a lab keeps one core and its memory busy, so there are only so many.
-/// A lab that measures time takes them all, in order, so that two such can't block each other.
+/// Waits for a free slot: a lab keeps one core and its memory busy, so that their number is
+/// limited. A lab for measurements takes all slots, in order, so that two such labs can't deadlock.
 fn take_turn(alone: bool) -> Result<Turn> {
     let locks: Vec<_> = (0..host::slots(MEMORY_MIB))
         .map(|slot| open_lock(&std::env::temp_dir().join(format!("splitring-lab{slot}.lock"))))
@@ -266,7 +268,7 @@ fn take_turn(alone: bool) -> Result<Turn> {
         return Ok(Turn { _locks: locks });
     }
     loop {
-        // Those that stay unlocked are closed with the list.
+        // The files that are not locked are closed with the list.
         if let Some(at) = locks.iter().position(|lock| lock.try_lock().is_ok()) {
             return Ok(Turn {
                 _locks: locks.into_iter().skip(at).take(1).collect(),
@@ -362,8 +364,9 @@ fn arguments(options: &Options, dir: &Path, kernel: &Kernel, channels: &Channels
         &kernel.vmlinuz().display().to_string(),
         "-append",
     ]);
-    // The emulated machine can lose a timer that fires once and then halts for good: a periodic one
-    // wakes it again. Not where instructions are counted, since ticks would be counted too: there it is tried again.
+    // The emulated machine can lose a one-shot timer and then halt forever; a periodic timer wakes
+    // it up. Not when instructions are counted, because ticks would be counted as well: there a run
+    // is retried.
     let ticks = if options.icount {
         ""
     } else {
@@ -377,7 +380,7 @@ fn arguments(options: &Options, dir: &Path, kernel: &Kernel, channels: &Channels
     list
 }
 
-/// Waits for the command's exit status, the lab's end, or the timeout.
+/// Waits for the command's exit status, the end of the lab, or the timeout.
 fn wait(dir: &Path, qemu: &mut Process, options: &Options) -> Result<i32> {
     let timeout = options.timeout;
     let standstill = if options.icount {
@@ -405,7 +408,7 @@ fn wait(dir: &Path, qemu: &mut Process, options: &Options) -> Result<i32> {
         }
         if alive.elapsed() > standstill {
             bail!(
-                "the lab stood still for {} s\n{}",
+                "the lab made no progress for {} s\n{}",
                 standstill.as_secs(),
                 tail(&dir.join("console.log"))
             );
@@ -419,7 +422,7 @@ fn wait(dir: &Path, qemu: &mut Process, options: &Options) -> Result<i32> {
     }
 }
 
-/// The last lines of a log, for an error message.
+/// Returns the last lines of a log, for an error message.
 fn tail(path: &Path) -> String {
     const LINES: usize = 40;
     let text = fs::read(path).unwrap_or_default();

@@ -27,7 +27,7 @@ use clap::{Args, Parser, Subcommand};
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Install what is missing without asking
+    /// Install missing packages without asking
     #[arg(long, global = true)]
     yes: bool,
 }
@@ -36,67 +36,67 @@ struct Cli {
 enum Command {
     /// Boot a stock Debian kernel on a Debian root disk
     Demo {
-        /// Run a short session in the guest and power off, even at a terminal
+        /// Run a short session in the guest and power off, even on a terminal
         #[arg(long)]
         batch: bool,
     },
-    /// Run the tests; all but the longest unless told otherwise
+    /// Run the tests: without options, all except the soak tests
     Test {
-        /// Only what needs no guest: formatting, lints, documentation, unit tests
+        /// Run only what needs no guest: formatting, lints, documentation, unit tests
         #[arg(long, conflicts_with = "soak")]
         quick: bool,
-        /// Everything in full
+        /// Run all tests, including the soak tests
         #[arg(long)]
         soak: bool,
-        /// Only the end-to-end tests, and of those only the ones whose name contains TEXT
+        /// Run only the end-to-end tests whose path contains TEXT
         #[arg(long, value_name = "TEXT", num_args = 0..=1, default_missing_value = "", conflicts_with = "quick")]
         only: Option<String>,
         /// Run the end-to-end tests in the lab, even if the host's KVM can run a stock kernel
         #[arg(long, conflicts_with = "quick")]
         lab: bool,
     },
-    /// Measure against peers
+    /// Measure against other VMMs and virtio implementations
     Bench {
         #[command(subcommand)]
         what: Bench,
     },
-    /// Run a command in the lab: a guest under software emulation whose KVM is complete
+    /// Run a command in the lab: a guest under software emulation with a complete KVM
     Lab(LabArgs),
-    /// Fetch and prepare kernels and root disk, and say where they are
+    /// Fetch and prepare kernels and root disks, and print their paths
     Assets,
 }
 
 #[derive(Debug, Subcommand)]
 enum Bench {
-    /// What a boot costs, against QEMU: instructions, exits, memory
+    /// Cost of a boot, against QEMU: instructions, exits, memory
     Boot(bench::boot::Options),
-    /// The freestanding guest under Splitring and QEMU on the host's own KVM
+    /// The freestanding guest under Splitring and under QEMU, on the host's own KVM
     Native(bench::native::Options),
-    /// The ring alone, in one process, against virtio-queue
+    /// The ring engine alone, in one process, against virtio-queue
     Ring,
     /// fio on virtio-blk in a guest, against QEMU: rates, and instructions per request
     Blk(bench::devices::Options),
-    /// The same on virtio-scsi
+    /// fio on virtio-scsi in a guest, against QEMU: rates, and instructions per request
     Scsi(bench::devices::Options),
-    /// iperf3 and ping over a tap device, against QEMU without and with vhost
+    /// iperf3 and ping over a TAP device, against QEMU with and without vhost
     Net(bench::devices::Options),
 }
 
 #[derive(Debug, Args)]
 struct LabArgs {
-    /// Count instructions: one CPU whose clock repeats, whatever this machine does
+    /// Count instructions: one CPU whose clock is deterministic, whatever the host does
     #[arg(long)]
     icount: bool,
-    /// Run no other lab at the same time: for measurements
+    /// Run no other lab at the same time, for measurements
     #[arg(long)]
     alone: bool,
-    /// Kill the lab after so many seconds
+    /// Kill the lab after this many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     timeout: u64,
-    /// Virtual CPUs of the lab; with more than one it dies now and then under a QEMU before 10.0
+    /// Virtual CPUs of the lab; with more than one it crashes occasionally under a QEMU before 10.0
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
-    /// Load this kernel module too (tun, veth, bridge, vhost_net, loop, …)
+    /// Load this kernel module as well (tun, veth, bridge, vhost_net, loop, …)
     #[arg(long = "module", value_name = "NAME")]
     modules: Vec<String>,
     /// The command and its arguments

@@ -1,13 +1,13 @@
-//! What the commands say while they work: one line for every step that takes more than a second.
+//! Progress messages: one line for each step that takes more than a second.
 //!
-//! Everything goes to standard error, so that a command's own output stays clean.
+//! They go to standard error, so that standard output has the command's own output only.
 
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A step in progress; it reports itself when it is dropped.
+/// A step in progress. It reports its duration when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Step {
     what: String,
@@ -17,7 +17,7 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// Starts to watch a step described by `what` ("building the root disk").
+    /// Starts a step that is described by `what` ("building the root disk").
     pub(crate) fn start(what: impl Into<String>) -> Self {
         let what = what.into();
         let (stop, stopped) = channel::<()>();
@@ -29,7 +29,7 @@ impl Step {
             while stopped.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
                 if terminal {
                     eprint!("\r  {text} … {} s\x1b[K", started.elapsed().as_secs());
-                    // A progress line that can't be shown is no reason to stop.
+                    // A progress line that can't be printed is no reason to stop.
                     drop(std::io::stderr().flush());
                 } else if !announced {
                     eprintln!("  {text} …");
@@ -62,7 +62,7 @@ impl Drop for Step {
     }
 }
 
-/// Says one line about what is going on.
+/// Prints one progress line.
 pub(crate) fn say(line: impl AsRef<str>) {
     eprintln!("{}", line.as_ref());
 }

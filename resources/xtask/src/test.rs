@@ -1,9 +1,12 @@
-//! `cargo xtask test`: everything that must hold, in three tiers.
+//! `cargo xtask test`: all checks of the project, in three tiers.
 //!
-//! Quick: formatting, lints, documentation, unit and in-process tests. Plain: also the model checker
-//! and the end-to-end tests, on the host's KVM where that can run a stock kernel, else all in one run
-//! of the lab. Soak: the long matrices in full, AddressSanitizer, and whether the library keeps what it
-//! promised. A step that fails does not keep the others from running.
+//! - Quick: formatting, lints, documentation, unit and in-process tests.
+//! - Plain: also the model checker and the end-to-end tests, on the host's KVM if that can run a
+//!   stock kernel, otherwise in the lab.
+//! - Soak: also the long matrices, AddressSanitizer, and the compatibility of the library's
+//!   interface.
+//!
+//! A step that fails does not prevent the others from running.
 
 mod board;
 mod e2e;
@@ -24,33 +27,33 @@ use crate::tools;
 use crate::vmm::cargo;
 use skipped::Skipped;
 
-/// How much is tested.
+/// The extent of a test run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tier {
-    /// What needs no guest; at most 5 minutes.
+    /// Everything that needs no guest; at most 5 minutes.
     Quick,
-    /// The README's command; at most half an hour.
+    /// The default; at most half an hour.
     Plain,
-    /// Long matrices in full.
+    /// All tests, including the long matrices.
     Soak,
 }
 
-/// One step's name and how it went.
+/// The name of a step, and its result.
 type Verdict = (String, Result<()>);
 
 /// What to run.
 #[derive(Debug)]
 pub(crate) struct Options<'a> {
     pub(crate) tier: Tier,
-    /// Only the end-to-end tests with this in their name.
+    /// Run only the end-to-end tests whose path contains this text.
     pub(crate) only: Option<&'a str>,
-    /// The end-to-end tests in the lab, even if the host's KVM runs them.
+    /// Run the end-to-end tests in the lab, even if the host's KVM can run them.
     pub(crate) lab: bool,
-    /// Install what is missing without asking.
+    /// Install missing packages without asking.
     pub(crate) yes: bool,
 }
 
-/// Runs the tests, and prints a closing line for each step and one for all.
+/// Runs the tests. Prints a line per step at the end, and one for the run.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let Options {
         tier,
@@ -101,7 +104,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(close(&verdicts, &skipped, end_to_end.lost, started))
 }
 
-/// The embedded guest, on whatever KVM the host has: this one needs no lab.
+/// Runs the embedded guest on the host's KVM. This works on any KVM, so it needs no lab.
 fn run_selftest(tier: Tier, skipped: &Skipped) -> Result<()> {
     if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
         return skipped.note(&format!("self-test on the host's KVM: /dev/kvm: {error}"));
@@ -172,8 +175,9 @@ fn cargo_with_strict_docs(arguments: &[&str]) -> Command {
     command
 }
 
-/// Unit and in-process tests by nextest where there is one, and the documentation's examples. The quick
-/// tier does without programs that are not there; the others get them and let no test leave them out.
+/// Runs unit and in-process tests, with nextest if it is installed, and the documentation's
+/// examples. The quick tier skips tests whose programs are missing; the other tiers install the
+/// programs and require all tests to run.
 fn run_tests(tier: Tier, skipped: &Skipped, yes: bool) -> Result<()> {
     let run_cargo = |arguments: &[&str]| {
         let mut command = cargo_with_strict_docs(arguments);
@@ -183,7 +187,8 @@ fn run_tests(tier: Tier, skipped: &Skipped, yes: bool) -> Result<()> {
     if tier != Tier::Quick {
         tools::ensure(&[tools::IASL, tools::QEMU_IMG, tools::IP], "the tests", yes)?;
         if !HostKvm::detect().runs_stock_kernels() {
-            // The end-to-end tests need them anyway, and a test here looks at what is missing besides.
+            // The end-to-end tests need them anyway, and one of the tests here checks what is
+            // missing besides.
             lab::ensure_programs(yes)?;
         }
     }

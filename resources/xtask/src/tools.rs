@@ -1,7 +1,7 @@
-//! Programs of the host that a command needs, and how they get there.
+//! Programs of the host that a command needs, and their installation.
 //!
-//! On a terminal we ask; with `--yes`, or without a terminal as root, we install and say so; an
-//! ordinary user gets the exact command to run.
+//! On a terminal the user is asked. With `--yes`, or as root without a terminal, packages are
+//! installed with a message. An ordinary user gets the exact command to run.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::host;
 use crate::progress::{Step, say};
 
-/// A program and the Debian package that holds it.
+/// A program and its Debian package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tool {
     program: &'static str,
@@ -24,12 +24,12 @@ pub(crate) const QEMU: Tool = Tool {
     program: "qemu-system-x86_64",
     package: "qemu-system-x86",
 };
-/// The daemon that shows the host's files inside the lab, as Debian 12 has it.
+/// The daemon that shares the host's files with the lab, in Debian 12.
 pub(crate) const QEMU_VIRTIOFSD: Tool = Tool {
     program: "/usr/lib/qemu/virtiofsd",
     package: "qemu-system-common",
 };
-/// Its successor, a program of its own from Debian 13 on.
+/// Its successor, a separate package since Debian 13.
 pub(crate) const VIRTIOFSD: Tool = Tool {
     program: "/usr/libexec/virtiofsd",
     package: "virtiofsd",
@@ -54,22 +54,22 @@ pub(crate) const PASST: Tool = Tool {
     program: "passt",
     package: "passt",
 };
-/// Burns CD-ROMs.
+/// Writes CD-ROM images.
 pub(crate) const GENISOIMAGE: Tool = Tool {
     program: "genisoimage",
     package: "genisoimage",
 };
-/// Makes and judges qcow2 images.
+/// Creates and checks qcow2 images.
 pub(crate) const QEMU_IMG: Tool = Tool {
     program: "qemu-img",
     package: "qemu-utils",
 };
-/// Makes the block devices that write down what is written.
+/// Creates device-mapper devices, among them those that log all writes.
 pub(crate) const DMSETUP: Tool = Tool {
     program: "/usr/sbin/dmsetup",
     package: "dmsetup",
 };
-/// Sets up networks of namespaces.
+/// Configures networks and namespaces.
 pub(crate) const IP: Tool = Tool {
     program: "ip",
     package: "iproute2",
@@ -81,12 +81,12 @@ pub(crate) const IASL: Tool = Tool {
 };
 
 impl Tool {
-    /// Its name, or its path if that is where it has to be.
+    /// Its name, or its path if it is not on the search path.
     pub(crate) fn program(self) -> &'static str {
         self.program
     }
 
-    /// Whether it is there.
+    /// Returns whether it is installed.
     pub(crate) fn present(self) -> bool {
         if self.program.starts_with('/') {
             return Path::new(self.program).exists();
@@ -96,7 +96,7 @@ impl Tool {
     }
 }
 
-/// Sees to it that `tools` are there, for the sake of `purpose` ("the lab").
+/// Makes sure that `tools` are installed for `purpose` ("the lab").
 pub(crate) fn ensure(tools: &[Tool], purpose: &str, yes: bool) -> Result<()> {
     let mut packages: Vec<_> = tools
         .iter()
@@ -117,7 +117,9 @@ pub(crate) fn ensure(tools: &[Tool], purpose: &str, yes: bool) -> Result<()> {
     }
     if !yes && std::io::stdin().is_terminal() && !ask(&format!("{purpose} needs {list}. Install?"))?
     {
-        bail!("{purpose} can't go on without {list}; to install by hand:\n  {by_hand}");
+        bail!(
+            "{purpose} needs the Debian packages {list}; install them and try again:\n  {by_hand}"
+        );
     }
     install(&packages, purpose)
 }
@@ -157,7 +159,7 @@ fn install(packages: &[&str], purpose: &str) -> Result<()> {
         .chain(packages.iter().copied())
         .collect();
     let step = Step::start("apt-get update");
-    // An old list may still do; the installation decides.
+    // An outdated list may be good enough; the installation will tell.
     apt(&["update"])?;
     drop(step);
     let _step = Step::start(format!("apt-get install {}", packages.join(" ")));

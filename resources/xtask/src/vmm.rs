@@ -1,18 +1,18 @@
-//! The VMM under test or on show: built by cargo, found where cargo put it.
+//! Builds the VMM with cargo, and finds the program.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// The cargo that runs us, or the one on the path.
+/// Returns a command for the cargo that runs this program, or else the one on the search path.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
     command
 }
 
-/// The workspace's root: two levels above this crate.
+/// Returns the workspace's root: two levels above this crate.
 pub(crate) fn workspace() -> &'static Path {
     const CRATE: &str = env!("CARGO_MANIFEST_DIR");
     Path::new(CRATE)
@@ -21,19 +21,20 @@ pub(crate) fn workspace() -> &'static Path {
         .unwrap_or(Path::new(CRATE))
 }
 
-/// Builds the VMM for release, the embedded guest included, and says where it is.
+/// Builds the VMM in release mode, with the embedded guest, and returns its path.
 pub(crate) fn build() -> Result<PathBuf> {
     build_with(&[])
 }
 
-/// The same with everything in one static file.
+/// Like [`build`], statically linked.
 pub(crate) fn build_static() -> Result<PathBuf> {
     const HOST: &str = "x86_64-unknown-linux-gnu";
-    // A static program that may lie anywhere relocates itself: packed, that takes 160 KiB less.
+    // A static program relocates itself; packed relocations make it 160 KiB smaller.
     const FLAGS: &str =
         r#""-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,-z,pack-relative-relocs""#;
     let flags = format!("target.{HOST}.rustflags=[{FLAGS}]");
-    // With a target named, the flags don't reach macros and build scripts, which are dynamic.
+    // With an explicit target the flags don't apply to macros and build scripts, which must be
+    // dynamic.
     build_with(&["--target", HOST, "--config", &flags])
 }
 
@@ -56,7 +57,7 @@ fn build_with(arguments: &[&str]) -> Result<PathBuf> {
         .context("cargo built no splitring")
 }
 
-/// Runs a building cargo command and returns the targets' names and executables.
+/// Runs a cargo command that builds, and returns the names of the targets and their executables.
 pub(crate) fn executables(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let output = cargo()
         .args(arguments)

@@ -1,4 +1,4 @@
-//! An ordinary user gets the exact command to type, and nothing is installed or run for them.
+//! An ordinary user gets the exact command to run, and nothing is installed.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -9,7 +9,7 @@ use splitring_needs as needs;
 
 const NOBODY: u32 = 65534;
 
-/// Runs `xtask demo` as nobody with this search path; None where we can't become somebody else.
+/// Runs `xtask demo` as nobody with this search path; `None` if this process can't change its user.
 fn demo(dir: &Path, path: &str) -> Option<Output> {
     let everybodys = |file: fs::Metadata| file.permissions().mode() & 0o002 != 0;
     if !needs::root() {
@@ -19,7 +19,7 @@ fn demo(dir: &Path, path: &str) -> Option<Output> {
         needs::lack("everybody may use /dev/kvm here");
         return None;
     }
-    // The program may lie where only root looks.
+    // The program may be in a directory that only root can read.
     let copy = dir.join("xtask");
     fs::copy(env!("CARGO_BIN_EXE_xtask"), &copy).expect("copy the program");
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("open the directory");
@@ -43,7 +43,7 @@ fn what_is_missing_is_named_with_the_command_that_installs_it() {
     };
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{errors}");
-    // Alone, or beside what else this machine lacks.
+    // Alone, or together with other missing packages.
     let packages = errors
         .lines()
         .find_map(|line| {

@@ -1,4 +1,4 @@
-//! Debian's suites beside the one that is installed, from the mirror that this machine is set up for.
+//! Debian suites other than the installed one, from the mirror that this machine is configured for.
 
 use std::fs;
 use std::path::Path;
@@ -6,19 +6,19 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// Signs every suite of Debian; where it is not installed, apt's trusted keys decide.
+/// The keyring for all Debian suites. If it is not installed, apt's trusted keys apply.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The Debian release that is installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Release {
-    /// Its name, as "bookworm".
+    /// Its name, such as "bookworm".
     pub(crate) codename: String,
-    /// Its number, if it has one already.
+    /// Its number, if it has been released.
     pub(crate) number: Option<u32>,
 }
 
-/// What `/etc/os-release` says; `None` if this is no Debian.
+/// Returns the release in `/etc/os-release`; `None` if this is not Debian.
 pub(crate) fn release() -> Option<Release> {
     parse_release(&fs::read_to_string("/etc/os-release").ok()?)
 }
@@ -35,9 +35,9 @@ fn parse_release(text: &str) -> Option<Release> {
     })
 }
 
-/// A line for apt that reads `suite` from the mirror of the installed release.
+/// Returns a line for apt that reads `suite` from the mirror of the installed release.
 pub(super) fn source(suite: &str) -> Result<String> {
-    let release = release().context("this is no Debian")?;
+    let release = release().context("this is not Debian")?;
     let output = Command::new("apt-get")
         .args(["indextargets", "--format"])
         .arg("$(REPO_URI) $(COMPONENT) $(RELEASE) $(CODENAME)")
@@ -59,7 +59,7 @@ pub(super) fn source(suite: &str) -> Result<String> {
     Ok(format!("deb{signed} {mirror} {suite} main\n"))
 }
 
-/// The address from which the main part of `codename` comes, whatever the sources call it.
+/// Returns the address of the main component of `codename`, whatever name the sources use for it.
 fn mirror<'a>(targets: &'a str, codename: &str) -> Option<&'a str> {
     targets.lines().find_map(|line| {
         let mut words = line.split_whitespace();

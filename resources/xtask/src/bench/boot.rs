@@ -1,8 +1,9 @@
-//! `cargo xtask bench boot`: what it costs to boot a stock kernel, against Debian's QEMU (q35).
+//! `cargo xtask bench boot`: the cost of booting a stock kernel, against Debian's QEMU (q35).
 //!
-//! The whole, in plain runs: from the program's start to the guest's first user-space line; what a VMM puts
-//! off until its guest is idle is not in it. In traced runs: from exec to the first entry into the guest,
-//! and the exits until that line. Under the lab's instruction clock a millisecond is a million instructions.
+//! Plain runs measure from the program's start to the guest's first user-space line; work that a
+//! VMM defers until its guest is idle is not included. Traced runs measure from exec to the first
+//! entry into the guest, and count the exits until that line. Under the lab's instruction clock a
+//! millisecond is a million instructions.
 
 use std::ffi::OsString;
 use std::fs;
@@ -28,31 +29,31 @@ use crate::tools;
 use crate::vmm;
 
 const FIRST_LINE: &str = "initramfs: first line of user space";
-/// The disk's driver.
+/// The driver of the disk.
 const MODULES: [&str; 1] = ["virtio_blk"];
-/// Traced runs count, and counts hardly differ from run to run.
+/// Traced runs count exits, and the counts hardly differ between runs.
 const TRACED_RUNS: usize = 2;
-/// A machine that has been idle for so long has done everything it put off: its kernel is in the
-/// cache.
+/// After this idle time a machine has done all deferred work: its kernel is in the cache.
 const SETTLED: Duration = Duration::from_secs(5);
-/// After the guest's first line, when memory is looked at a second time.
+/// Time between the guest's first line and the second measurement of memory.
 const LATER: Duration = Duration::from_secs(10);
-/// It takes about two minutes on a quiet machine.
+/// It takes about two minutes on an idle machine.
 const LIMIT: Duration = Duration::from_secs(1500);
 
-/// How long and how often.
+/// Number of runs, and what to measure.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Runs of each subject
+    /// Runs per program
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
-    /// Measure this program, which is linked statically, instead of building one: an older one to compare with, say
+    /// Measure this statically linked program instead of building one, for example an older one for
+    /// comparison
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
-    /// The inner half: measure the binary at this path, here and now
+    /// The inner half: measure the binary at this path, without the lab
     #[arg(long, hide = true, value_name = "PATH", requires = "kernel")]
     splitring: Option<PathBuf>,
-    /// The inner half: the same program, linked dynamically
+    /// The inner half: the same program, dynamically linked
     #[arg(long, hide = true, value_name = "PATH", requires = "kernel")]
     dynamic: Option<PathBuf>,
     /// The inner half: the directory with kernel and initramfs
@@ -97,7 +98,8 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
     super::inside(&lab, &arguments)
 }
 
-/// The kernel's files, and an initramfs of no more than these boots need: a larger one costs every VMM the same.
+/// Copies the kernel's files, and makes an initramfs with no more than these boots need: a larger
+/// one costs every VMM the same.
 fn prepare(cache: &Cache, into: &Path) -> Result<()> {
     let guest = GuestKernel::get(cache, Flavour::Cloud612)?;
     for name in ["vmlinux", "vmlinuz"] {
@@ -109,7 +111,7 @@ fn prepare(cache: &Cache, into: &Path) -> Result<()> {
     fs::write(into.join("initramfs"), archive).context("cannot write the initramfs")
 }
 
-/// What traced runs of one subject say.
+/// Results of the traced runs of one program.
 #[derive(Debug, Default)]
 struct Traced {
     first_entry_ms: Sample,
@@ -126,7 +128,8 @@ fn measure(runs: usize, stage: &Stage) -> Result<()> {
     let first = vmlinuz("splitring, vmlinuz first time", runs, stage, true)?;
     let again = vmlinuz("splitring, vmlinuz again", runs, stage, false)?;
     println!("to the first entry, ms; exits until the first line; {TRACED_RUNS} traced runs");
-    // The cache holds the other kernel now, and the first trace of all waits for Linux to get ready for it.
+    // The cache has the other kernel now, and the first trace of all waits until Linux has set up
+    // tracing.
     warm(stage.splitring("vmlinux", "line", false))?;
     trace(stage.splitring("vmlinux", "line", false))?;
     let ours_trace = traced("splitring", &|| stage.splitring("vmlinux", "line", false))?;
@@ -163,7 +166,7 @@ fn measure(runs: usize, stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Boots `runs` times; one boot before them only warms caches.
+/// Boots `runs` times, after one boot that warms the caches.
 fn whole(name: &str, runs: usize, build: &dyn Fn() -> Command) -> Result<Sample> {
     warm(build()).with_context(|| format!("{name} does not boot"))?;
     let mut sample = Sample::default();
@@ -174,7 +177,7 @@ fn whole(name: &str, runs: usize, build: &dyn Fn() -> Command) -> Result<Sample>
     Ok(sample)
 }
 
-/// Boots with the kernel's trace points on.
+/// Boots with the kernel's trace points enabled.
 fn traced(name: &str, build: &dyn Fn() -> Command) -> Result<Traced> {
     let mut figures = Traced::default();
     for _ in 0..TRACED_RUNS {
@@ -190,7 +193,7 @@ fn traced(name: &str, build: &dyn Fn() -> Command) -> Result<Traced> {
     Ok(figures)
 }
 
-/// One boot with the trace points on.
+/// Boots once with the trace points enabled.
 fn trace(command: Command) -> Result<Boot> {
     let program = PathBuf::from(command.get_program());
     let tracer = Tracer::start()?;
@@ -200,7 +203,7 @@ fn trace(command: Command) -> Result<Boot> {
     tracer.finish(&program)
 }
 
-/// The compressed kernel, with or without what an earlier boot left in the cache.
+/// Boots the compressed kernel, with or without the cache of an earlier boot.
 fn vmlinuz(name: &str, runs: usize, stage: &Stage, first: bool) -> Result<Sample> {
     let boot = || stage.splitring("vmlinuz", "line", false);
     if !first {
@@ -209,7 +212,7 @@ fn vmlinuz(name: &str, runs: usize, stage: &Stage, first: bool) -> Result<Sample
     let mut sample = Sample::default();
     for _ in 0..runs {
         if first {
-            // There is none before the first boot.
+            // There is no cache before the first boot.
             drop(fs::remove_dir_all(stage.file("cache")));
         }
         sample.add(time(boot())?);
@@ -218,7 +221,7 @@ fn vmlinuz(name: &str, runs: usize, stage: &Stage, first: bool) -> Result<Sample
     Ok(sample)
 }
 
-/// Boots, and waits until the VMM has done what it puts off until the guest is idle.
+/// Boots, and waits until the VMM has done the work that it defers until the guest is idle.
 fn warm(command: Command) -> Result<()> {
     let machine = Machine::start(command, FIRST_LINE)?;
     std::thread::sleep(SETTLED);
@@ -226,7 +229,7 @@ fn warm(command: Command) -> Result<()> {
     Ok(())
 }
 
-/// Milliseconds from start to the first line.
+/// Returns the milliseconds from start to the first line.
 fn time(command: Command) -> Result<f64> {
     let started = Instant::now();
     let machine = Machine::start(command, FIRST_LINE)?;
@@ -235,7 +238,7 @@ fn time(command: Command) -> Result<f64> {
     Ok(took.as_secs_f64() * 1000.0)
 }
 
-/// Measures memory at the first line and later; returns the first.
+/// Measures memory at the first line and later. Returns the first.
 fn own_memory(name: &str, command: Command) -> Result<memory::Own> {
     let machine = Machine::start(command, FIRST_LINE)?;
     let measure = || memory::measure(machine.0.id(), GUEST_MIB << 20);
@@ -245,13 +248,13 @@ fn own_memory(name: &str, command: Command) -> Result<memory::Own> {
     Ok(own)
 }
 
-/// A VMM whose guest has printed what was waited for; killed on drop.
+/// A VMM whose guest has printed the line that was waited for. It is killed on drop.
 #[derive(Debug)]
 struct Machine(Child);
 
 impl Machine {
     fn start(mut command: Command, line: &str) -> Result<Self> {
-        // Its input stays open: a VMM may take the end of input as a reason to end.
+        // Its input stays open: some VMMs end at the end of their input.
         let child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -283,7 +286,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         drop(self.0.kill());
         drop(self.0.wait());
     }

@@ -1,8 +1,8 @@
 //! `cargo xtask bench blk|scsi|net`: a device in a stock guest, against Debian's QEMU.
 //!
-//! What is measured, and how, is in the tests crate (`benches/devices`); this prepares, and runs it
-//! twice: in interleaved pairs for rates, each in a lab of its own that may be lost without the
-//! others, then under the clock that counts instructions.
+//! The measurements are in the tests crate (`benches/devices`). This module prepares them and runs
+//! them twice: for rates, in interleaved pairs, each in a lab of its own so that a lost lab costs
+//! one pair only; then under the clock that counts instructions.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -18,31 +18,32 @@ use crate::progress::say;
 use crate::tools;
 use crate::vmm;
 
-/// For one pair, and for the counting.
+/// Time limits for one pair, and for counting instructions.
 const PAIR_LIMIT: Duration = Duration::from_secs(600);
 const COUNT_LIMIT: Duration = Duration::from_secs(3600);
 
-/// How much.
+/// What to measure, and how often.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Interleaved pairs of runs
     #[arg(long, value_name = "N", default_value_t = 5)]
     pairs: usize,
-    /// Leave out the runs that count instructions
+    /// Skip the runs that count instructions
     #[arg(long)]
     no_count: bool,
-    /// Leave out the runs in pairs
+    /// Skip the runs in pairs
     #[arg(long, conflicts_with = "no_count")]
     no_pairs: bool,
-    /// CPUs of the lab for the rates: two as most users have, though with them it dies now and then and is tried again
+    /// CPUs of the lab for the rates; with two, as most users have, it crashes occasionally and the
+    /// pair is repeated
     #[arg(long, value_name = "N", default_value_t = 2)]
     cpus: u32,
-    /// Only workloads with this in their name, as "randread", "QD1", "TCP" or "host→guest"
+    /// Only workloads whose name contains TEXT, such as "randread", "QD1", "TCP" or "host→guest"
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
 }
 
-/// Measures `device`, `blk`, `scsi` or `net`, in a lab with these kernel modules.
+/// Measures `device` (`blk`, `scsi` or `net`) in a lab with these kernel modules.
 pub(crate) fn run(device: &str, modules: &[&str], options: &Options, yes: bool) -> Result<()> {
     tools::ensure(&[tools::QEMU], "the comparison", yes)?;
     let host = HostKvm::detect();
@@ -58,7 +59,10 @@ pub(crate) fn run(device: &str, modules: &[&str], options: &Options, yes: bool) 
         "--bench",
         "devices",
     ])?;
-    let (_, bench) = built.into_iter().next().context("cargo built no bench")?;
+    let (_, bench) = built
+        .into_iter()
+        .next()
+        .context("cargo built no benchmark")?;
     let command = |mode: &[&str]| -> Vec<OsString> {
         let mut words: Vec<OsString> = vec![
             "/usr/bin/env".into(),
@@ -93,10 +97,10 @@ pub(crate) fn run(device: &str, modules: &[&str], options: &Options, yes: bool) 
         let output = String::from_utf8_lossy(&outcome.output).into_owned();
         Ok(output.lines().last().unwrap_or_default().to_owned())
     };
-    // The emulated processor loses a guest now and then, or the lab.
+    // The emulated processor occasionally loses a guest or the lab.
     let go = |icount: bool, mode: &[&str]| {
         let again = |error| {
-            say(format!("{error:#}; once more"));
+            say(format!("{error:#}; retrying"));
             measure(in_lab, icount, mode)
         };
         let first = measure(in_lab, icount, mode);

@@ -1,14 +1,14 @@
-//! A VMM's own memory, resident and private: all its mappings without the guest's memory.
+//! A VMM's own memory, resident and private: all of its mappings except the guest's memory.
 
 use std::fmt;
 use std::fs;
 
 use anyhow::{Context, Result};
 
-/// KVM itself runs a thread in every process with a machine.
+/// A thread that KVM itself runs in every process with a VM.
 const KVMS_THREAD: &str = "kvm-nx-lpage-re";
 
-/// An entry of `smaps`: where a mapping is, and how much of it is resident and anonymous.
+/// An entry of `smaps`: the mapping's addresses, and how much of it is resident and anonymous.
 #[derive(Debug, Clone, Copy)]
 struct Mapping {
     start: u64,
@@ -17,14 +17,14 @@ struct Mapping {
     anonymous_kib: u64,
 }
 
-/// What a process holds for itself.
+/// The memory and the threads of a VMM itself.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Own {
-    /// Resident, in KiB, without guest memory.
+    /// Resident set in KiB, without guest memory.
     pub(crate) resident_kib: u64,
-    /// Private, in KiB, without guest memory: what `RssAnon` in a process's status counts.
+    /// Private memory in KiB, without guest memory, as `RssAnon` in a process's status counts it.
     pub(crate) private_kib: u64,
-    /// Its threads but the one that KVM adds.
+    /// Number of threads, without the one that KVM adds.
     pub(crate) threads: usize,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Display for Own {
     }
 }
 
-/// Measures process `pid`, whose guest has `guest_bytes` of memory in one piece.
+/// Measures process `pid`, whose guest has `guest_bytes` of contiguous memory.
 pub(crate) fn measure(pid: u32, guest_bytes: u64) -> Result<Own> {
     let path = format!("/proc/{pid}/smaps");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
@@ -93,8 +93,8 @@ fn parse(smaps: &str) -> Vec<Mapping> {
     mappings
 }
 
-/// Mappings side by side that come to exactly the guest's size: parts of guest memory may be mapped
-/// from files.
+/// Returns the range of adjacent mappings that add up to exactly the guest's size: parts of guest
+/// memory may be mapped from files.
 fn guest_range(mappings: &[Mapping], bytes: u64) -> Option<(u64, u64)> {
     mappings.iter().enumerate().find_map(|(first, from)| {
         let mut end = from.start;

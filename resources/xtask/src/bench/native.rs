@@ -1,7 +1,7 @@
-//! `cargo xtask bench native`: the freestanding guest under Splitring and under QEMU, on the host's own
-//! KVM, whatever that can do, in interleaved pairs on the same files.
+//! `cargo xtask bench native`: the freestanding guest under Splitring and under QEMU, on the host's
+//! own KVM with or without hardware virtualisation, in interleaved pairs on the same files.
 //!
-//! The guest polls, so what is measured is the way of a request from ring to file and back.
+//! The guest polls, so this measures the path of a request from the ring to the file and back.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,14 +18,14 @@ use crate::{tools, vmm};
 
 const DISK_BYTES: usize = 64 << 20;
 const REPORT_BYTES: u64 = 1 << 20;
-/// Where each finds configuration space and free addresses.
+/// Addresses of configuration space and of the free MMIO window in each machine.
 const SPLITRING_PLACES: &str = "ecam=0xe0000000 mmio=0xc0000000";
 const QEMU_PLACES: &str = "ecam=0xb0000000 mmio=0xc0000000";
 
-/// How it is measured.
+/// How to measure.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Interleaved pairs
+    /// Number of interleaved pairs
     #[arg(long, default_value_t = 5)]
     runs: u32,
     /// Length of each timed loop in milliseconds
@@ -33,7 +33,7 @@ pub(crate) struct Options {
     millis: u64,
 }
 
-/// Operations a second of each loop.
+/// Operations per second of each loop.
 type Rates = BTreeMap<String, f64>;
 
 pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
@@ -52,7 +52,7 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
     let mut ratios = ours.clone();
     for run in 1..=options.runs {
         say(format!("pair {run} of {}", options.runs));
-        // Each goes first every other time.
+        // Each goes first every second time.
         let (a, b) = if run % 2 == 1 {
             let a = bench.splitring()?;
             (a, bench.qemu()?)
@@ -81,7 +81,7 @@ fn print(
 ) {
     println!(
         "{:<28} {:>28} {:>28} {:>18}",
-        "operations a second", "Splitring", "QEMU", "ratio of pairs"
+        "operations per second", "Splitring", "QEMU", "ratio of pairs"
     );
     let mut summary = Vec::new();
     for (name, ratio) in ratios {
@@ -107,7 +107,8 @@ struct Bench {
 impl Bench {
     fn prepare(options: &Options) -> Result<Self> {
         let splitring = vmm::build()?;
-        // On a disk, not in memory: io_uring against io_uring. The page cache has it all.
+        // On a disk and not in memory, so that both use io_uring on files. The page cache holds all
+        // of it.
         let dir = tempfile::tempdir_in(vmm::workspace().join("target"))
             .context("cannot make a directory")?;
         for name in ["blk.img", "scsi.img"] {
@@ -122,7 +123,7 @@ impl Bench {
             .status();
         ensure!(
             status.context("cannot run splitring")?.success(),
-            "splitring did not hand out its guest"
+            "splitring did not write its guest image"
         );
         let parameters = format!("tsc-khz={} millis={} tests=off", tsc_khz()?, options.millis);
         let patience = Duration::from_secs(60) + Duration::from_millis(options.millis) * 20;
@@ -196,7 +197,7 @@ impl Bench {
         self.measure(command)
     }
 
-    /// Runs one machine to its end, which is a triple fault, and reads its report.
+    /// Runs one machine until it ends, with a triple fault, and reads its report.
     fn measure(&self, mut command: Command) -> Result<Rates> {
         let report = self.path("report.img");
         let file = fs::File::create(&report).context("cannot make the report")?;
@@ -214,7 +215,7 @@ impl Bench {
             if started.elapsed() > self.patience {
                 child.kill().context("cannot end a machine that hangs")?;
                 child.wait().context("cannot wait")?;
-                bail!("{:?} did not come to its end", command.get_program());
+                bail!("{:?} did not end", command.get_program());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -229,10 +230,10 @@ impl Bench {
 fn read_report(path: &Path) -> Result<Rates> {
     let bytes = fs::read(path).context("cannot read the report")?;
     let text: Vec<u8> = bytes.into_iter().take_while(|byte| *byte != 0).collect();
-    let text = String::from_utf8(text).context("the report is no text")?;
+    let text = String::from_utf8(text).context("the report is not text")?;
     ensure!(
         text.lines().any(|line| line == "end"),
-        "the guest did not get to its end; it said:\n{text}"
+        "the guest did not finish; its report:\n{text}"
     );
     text.lines()
         .filter_map(|line| line.strip_prefix("time "))
@@ -246,12 +247,13 @@ fn rate(line: &str) -> Result<(String, f64)> {
     let (nanoseconds, operations) = (number(), number());
     let (Some(nanoseconds), Some(operations), Some(name)) = (nanoseconds, operations, words.next())
     else {
-        bail!("a timed loop reports {line:?}");
+        bail!("malformed line of a timed loop: {line:?}");
     };
     Ok((name.to_owned(), operations * 1e9 / nanoseconds))
 }
 
-/// Both machines get the same figure, so its accuracy does not touch the ratios.
+/// Returns the TSC frequency. Both machines get the same value, so that its accuracy does not
+/// affect the ratios.
 fn tsc_khz() -> Result<u64> {
     let text = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
     let mhz = text
@@ -261,7 +263,7 @@ fn tsc_khz() -> Result<u64> {
     let (whole, part) = mhz.split_once('.').unwrap_or((mhz, "0"));
     let khz = format!("{whole}{:0<3.3}", part);
     khz.parse()
-        .with_context(|| format!("{mhz} is no frequency"))
+        .with_context(|| format!("{mhz} is not a frequency"))
 }
 
 #[cfg(test)]

@@ -1,15 +1,17 @@
-//! `cargo xtask bench net`: iperf3 and ping over a tap device, against QEMU with and without the kernel's vhost.
+//! `cargo xtask bench net`: iperf3 and ping over a TAP device, against QEMU with and without the
+//! kernel's vhost.
 //!
-//! What is measured is in the tests crate (`benches/devices/network.rs`).
+//! The measurements are in the tests crate (`benches/devices/network.rs`).
 
 use anyhow::Result;
 
 use super::devices::{self, Options};
 
-/// The bench makes a tap device, mounts a disk image for the programs at the host's end, and has QEMU use vhost.
+/// The benchmark creates a TAP device, mounts a disk image with the programs for the host's end,
+/// and lets QEMU use vhost.
 const MODULES: [&str; 3] = ["tun", "loop", "vhost_net"];
 
-/// Measures network cards.
+/// Measures network devices.
 pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
     devices::run("net", &MODULES, options, yes)
 }

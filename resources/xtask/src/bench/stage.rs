@@ -1,7 +1,8 @@
-//! Where everything a boot reads lies: in memory, so that only the VMMs differ.
+//! Copies of all files that a boot reads, in memory, so that only the VMMs differ.
 //!
-//! The lab's own root is a file system over a socket. Its CPU is idle while it waits for an answer, and an idle CPU's
-//! instruction clock jumps to the next timer. So there the stage becomes the root, with QEMU and its libraries in it.
+//! The lab's own root is virtio-fs. Its CPU is idle while it waits for a reply, and the instruction
+//! clock of an idle CPU jumps to the next timer. So in the lab the copies become the root
+//! directory, together with QEMU and its libraries.
 
 use std::fs;
 use std::os::unix::fs::chroot;
@@ -14,26 +15,26 @@ use crate::assets::run;
 use crate::host;
 
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
-/// Where Debian has its firmware.
+/// Debian's directories of QEMU's firmware.
 const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
-/// The program that is linked dynamically.
+/// The dynamically linked program.
 const DYNAMIC: &str = "splitring-dynamic";
 const CMDLINE: &str = "console=ttyS0 quiet";
-/// The guests' memory.
+/// Guest memory.
 pub(super) const GUEST_MIB: u64 = 256;
 const DISK_BYTES: u64 = 64 << 20;
 
-/// Everything a boot reads.
+/// All files that a boot reads.
 #[derive(Debug)]
 pub(super) struct Stage {
-    /// Where the files are, as this process sees it.
+    /// The directory of the files, as this process sees it.
     files: PathBuf,
-    /// Gone with this; a lab's memory goes by itself.
+    /// Removes the directory; in the lab its memory goes with the lab.
     _dir: Option<tempfile::TempDir>,
 }
 
 impl Stage {
-    /// Copies everything, and in the lab leaves everything else behind.
+    /// Copies all files. In the lab their directory becomes the root.
     pub(super) fn set_up(splitring: &Path, dynamic: &Path, kernel: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("bench-")
@@ -60,7 +61,7 @@ impl Stage {
         })
     }
 
-    /// A file of the stage.
+    /// Returns the path of a file.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.files.join(name)
     }
@@ -69,7 +70,7 @@ impl Stage {
         self.file(name).display().to_string()
     }
 
-    /// Splitring on `kernel`, one vCPU.
+    /// Returns a command that boots `kernel` in Splitring, with one vCPU.
     pub(super) fn splitring(&self, kernel: &str, session: &str, disk: bool) -> Command {
         let mut command = Command::new(self.file("splitring"));
         command
@@ -88,7 +89,7 @@ impl Stage {
         command
     }
 
-    /// The same command for the program that is linked dynamically.
+    /// Returns the same command for the dynamically linked program.
     pub(super) fn dynamic(&self, command: Command) -> Command {
         let mut other = Command::new(self.file(DYNAMIC));
         other.args(command.get_args());
@@ -100,7 +101,8 @@ impl Stage {
         other
     }
 
-    /// Debian's QEMU on the extracted kernel, as lean as its q35 gets by options alone.
+    /// Returns a command for Debian's QEMU with the extracted kernel, with as few devices as
+    /// options allow for q35.
     pub(super) fn qemu(&self, session: &str, disk: bool) -> Command {
         let mut command = Command::new(QEMU);
         command
@@ -148,7 +150,7 @@ fn become_root(root: &Path, dynamic: &Path) -> Result<()> {
     copy(Path::new(QEMU), &inside(Path::new(QEMU)))?;
     let output = Command::new("ldd").arg(QEMU).arg(dynamic).output();
     let libraries = String::from_utf8(output.context("cannot run ldd")?.stdout)?;
-    // Each program's list has its name above it.
+    // The list of each program has the program's name above it.
     let libraries = libraries.lines().filter(|line| !line.ends_with(':'));
     let cache = "/etc/ld.so.cache";
     for path in libraries

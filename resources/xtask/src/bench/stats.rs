@@ -1,4 +1,4 @@
-//! Medians and spreads of a few runs.
+//! Medians and ranges of a few runs.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ impl Sample {
         self.0.sort_by(f64::total_cmp);
     }
 
-    /// The median; of an even number of runs the mean of the middle two.
+    /// Returns the median; for an even number of runs the mean of the middle two.
     pub(crate) fn median(&self) -> f64 {
         let middle = self.0.len() / 2;
         let upper = self.0.get(middle).copied().unwrap_or(f64::NAN);
@@ -25,7 +25,7 @@ impl Sample {
     }
 }
 
-/// Median and range, with a digit behind the point only where it says something.
+/// Median and range, with a decimal only where it is significant.
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Some(least), Some(most)) = (self.0.first(), self.0.last()) else {

@@ -1,4 +1,4 @@
-//! What KVM does for one machine, by the kernel's own trace points.
+//! What KVM does for one machine, measured with the kernel's trace points.
 
 use std::fs;
 use std::path::Path;
@@ -12,27 +12,27 @@ const EVENTS: [&str; 4] = [
     "kvm/kvm_exit",
     "kvm/kvm_userspace_exit",
 ];
-/// Room for a boot of the chattiest peer: about 70,000 events.
+/// Enough for a boot of the VMM with the most exits: about 70,000 events.
 const BUFFER_KIB: u32 = 32 * 1024;
 const MARK: &str = "bench: first line";
 
-/// What was seen of one boot.
+/// Results of one traced boot.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Boot {
     /// From the program's exec to the first entry into the guest, in milliseconds.
     pub(crate) first_entry_ms: f64,
-    /// Exits that KVM could not handle itself, until the guest's first line.
+    /// Exits to user space until the guest's first line.
     pub(crate) user_exits: u32,
-    /// All exits until then.
+    /// All exits until the guest's first line.
     pub(crate) exits: u32,
 }
 
-/// The trace buffer, recording until dropped.
+/// The trace buffer, which records until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Tracer(());
 
 impl Tracer {
-    /// Empties the buffer and starts to record.
+    /// Clears the buffer and starts recording.
     pub(crate) fn start() -> Result<Self> {
         write("tracing_on", "0")?;
         write("trace_clock", "mono")?;
@@ -46,12 +46,12 @@ impl Tracer {
         Ok(tracer)
     }
 
-    /// Notes that the guest has printed its first line.
+    /// Marks the time of the guest's first line.
     pub(crate) fn mark(&self) -> Result<()> {
         write("trace_marker", MARK)
     }
 
-    /// Stops and reads what happened since `program` was executed.
+    /// Stops recording and returns what happened since `program` was executed.
     pub(crate) fn finish(self, program: &Path) -> Result<Boot> {
         write("tracing_on", "0")?;
         let path = Path::new(TRACEFS).join("trace");
@@ -64,7 +64,7 @@ impl Tracer {
 impl Drop for Tracer {
     fn drop(&mut self) {
         for event in EVENTS {
-            // Nothing is lost if an event stays on in the lab.
+            // It does no harm if an event stays enabled in the lab.
             drop(write(&format!("events/{event}/enable"), "0"));
         }
     }
@@ -75,7 +75,7 @@ fn write(file: &str, text: &str) -> Result<()> {
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Reads the buffer's text form: `task-pid [cpu] flags seconds: event: details`.
+/// Parses the buffer's text format: `task-pid [cpu] flags seconds: event: details`.
 fn count(text: &str, program: &str) -> Result<Boot> {
     let executed = format!("filename={program} ");
     let mut started = None;
@@ -107,7 +107,7 @@ fn count(text: &str, program: &str) -> Result<Boot> {
     anyhow::bail!("the trace does not hold a whole boot of {program}")
 }
 
-/// The time in front of `event`.
+/// Returns the time in front of `event`.
 fn seconds(line: &str, event: &str) -> Result<f64> {
     line.split(event)
         .next()

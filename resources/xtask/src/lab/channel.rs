@@ -1,6 +1,6 @@
 //! The lab's standard streams: virtio-serial ports, or one console when a terminal is attached.
 //!
-//! QEMU connects to sockets of ours, so nothing is lost between its start and the first byte.
+//! QEMU connects to sockets that exist before it starts, so that no byte is lost.
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, Read, Write};
@@ -19,11 +19,11 @@ use crate::cleanup::Process;
 
 const CHUNK: usize = 64 * 1024;
 const RETRY: Duration = Duration::from_millis(5);
-/// Typed three times in a row it ends an interactive lab: Ctrl-].
+/// Ctrl-]. Typed three times in a row it ends an interactive lab.
 const ESCAPE: u8 = 0x1d;
 const ESCAPES: usize = 3;
 
-/// One stream between the lab and us.
+/// One stream between the lab and this process.
 #[derive(Debug)]
 struct Channel {
     name: &'static str,
@@ -31,7 +31,7 @@ struct Channel {
     listener: UnixListener,
 }
 
-/// All streams, before QEMU has started.
+/// All streams, before QEMU starts.
 #[derive(Debug)]
 pub(crate) struct Channels {
     interactive: bool,
@@ -39,7 +39,7 @@ pub(crate) struct Channels {
 }
 
 impl Channels {
-    /// Makes the sockets in `dir`.
+    /// Creates the sockets in `dir`.
     pub(crate) fn listen(dir: &Path, interactive: bool) -> Result<Self> {
         let names: &[_] = if interactive {
             &["console"]
@@ -65,7 +65,7 @@ impl Channels {
         })
     }
 
-    /// QEMU's arguments for them.
+    /// Returns QEMU's arguments for the streams.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
         let device = if self.interactive {
             "virtconsole"
@@ -82,7 +82,7 @@ impl Channels {
         list
     }
 
-    /// Waits for QEMU to connect and starts to carry bytes.
+    /// Waits until QEMU connects, and starts to copy bytes.
     pub(crate) fn start(self, qemu: &mut Process, output: Output) -> Result<Pumps> {
         let running = Arc::new(AtomicUsize::new(0));
         let kept = Arc::new(Mutex::new(Vec::new()));
@@ -124,7 +124,7 @@ impl Channels {
     }
 }
 
-/// Waits for the connection, as long as QEMU lives.
+/// Waits for the connection as long as QEMU runs.
 fn accept(listener: &UnixListener, qemu: &mut Process) -> Result<UnixStream> {
     listener.set_nonblocking(true)?;
     loop {
@@ -143,7 +143,7 @@ fn accept(listener: &UnixListener, qemu: &mut Process) -> Result<UnixStream> {
     }
 }
 
-/// The threads that carry output.
+/// The threads that copy output.
 #[derive(Debug)]
 pub(crate) struct Pumps {
     running: Arc<AtomicUsize>,
@@ -152,12 +152,12 @@ pub(crate) struct Pumps {
 }
 
 impl Pumps {
-    /// Whether all output has arrived: QEMU has closed its ends.
+    /// Returns whether all output has arrived: QEMU has closed its ends.
     pub(crate) fn finished(&self) -> bool {
         self.running.load(Ordering::Relaxed) == 0
     }
 
-    /// Waits for the rest and returns what was kept; QEMU must be gone.
+    /// Waits for the remaining output and returns what was captured. QEMU must have ended.
     pub(crate) fn join(self) -> Vec<u8> {
         for thread in self.threads {
             // A panic in it has been printed.
@@ -167,7 +167,7 @@ impl Pumps {
     }
 }
 
-/// The command's standard output: passed on, kept, or both.
+/// The command's standard output: forwarded, captured, or both.
 struct Stdout {
     output: Output,
     kept: Arc<Mutex<Vec<u8>>>,
@@ -198,7 +198,7 @@ fn copy(mut from: UnixStream, mut to: impl Write) {
         match from.read(&mut buffer) {
             Ok(0) | Err(_) => return,
             Ok(count) => {
-                // When nobody reads our output any more the lab still runs to its end.
+                // If nobody reads the output any more, the lab still runs to its end.
                 drop(to.write_all(buffer.get(..count).unwrap_or_default()));
                 drop(to.flush());
             }
@@ -206,7 +206,7 @@ fn copy(mut from: UnixStream, mut to: impl Write) {
     }
 }
 
-/// Carries our input into the lab; the thread dies with the process, blocked in a read.
+/// Copies standard input into the lab. The thread is blocked in a read until the process ends.
 fn from_stdin(mut to: UnixStream, escapable: bool) {
     std::thread::spawn(move || {
         let mut buffer = vec![0; CHUNK];

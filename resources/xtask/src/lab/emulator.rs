@@ -1,8 +1,8 @@
-//! The programs that the lab consists of: which QEMU, and which virtiofsd.
+//! The programs of the lab: QEMU and virtiofsd.
 //!
-//! Under QEMU 7.2 a lab with several CPUs is lost now and then, under 10.0 it is not. Debian 12 installs 7.2 and
-//! has 10.0 in its backports, from where it is unpacked into the cache. The installed QEMU is used if it is new enough,
-//! or if no newer one can be had.
+//! Under QEMU 7.2 a lab with several CPUs crashes occasionally, under 10.0 it does not. Debian 12
+//! installs 7.2 and has 10.0 in its backports; that is unpacked into the cache. The installed QEMU
+//! is used if it is new enough, or if no newer one is available.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,28 +15,29 @@ use crate::cleanup::mortal;
 use crate::progress::say;
 use crate::tools::{self, Tool};
 
-/// The first release under which a lab with several CPUs was seen to last.
+/// The first release that runs a lab with several CPUs reliably.
 const STEADY: Version = Version(10, 0, 0);
-/// The emulator and the firmware that fits it.
+/// The emulator and the matching firmware.
 const PACKAGES: [&str; 4] = [
     "qemu-system-x86",
     "qemu-system-common",
     "qemu-system-data",
     "seabios",
 ];
-/// Where those packages have the firmware.
+/// Directories of the firmware in those packages.
 const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
 
 /// The QEMU that runs the lab.
 #[derive(Debug)]
 pub(crate) struct Emulator {
     program: PathBuf,
-    /// Directories with its firmware; none for its own.
+    /// Directories of its firmware; empty for the installed QEMU, which knows its own.
     firmware: Vec<PathBuf>,
 }
 
 impl Emulator {
-    /// Returns the one for this process: chosen at the first call, which may fetch it and prints which it is.
+    /// Returns this process's QEMU. The first call chooses it, which may fetch it, and prints the
+    /// choice.
     pub(crate) fn get(cache: &Cache) -> &'static Self {
         static CHOSEN: OnceLock<Emulator> = OnceLock::new();
         CHOSEN.get_or_init(|| {
@@ -50,13 +51,14 @@ impl Emulator {
         })
     }
 
-    /// Returns the QEMU of the installed release's backports, unpacked in the cache, with its version and suite.
+    /// Returns the QEMU of the installed release's backports, unpacked in the cache, with its
+    /// version and suite.
     ///
     /// # Errors
     ///
-    /// If it cannot be fetched, does not run here, or is not new enough.
+    /// It can't be fetched, does not run on this machine, or is not new enough.
     fn beside(cache: &Cache) -> Result<(Self, Version, String)> {
-        let release = suites::release().context("this is no Debian")?;
+        let release = suites::release().context("this is not Debian")?;
         let suite = format!("{}-backports", release.codename);
         let root = cache.packages_from(&suite, "qemu", &PACKAGES)?;
         let emulator = Self {
@@ -81,10 +83,11 @@ impl Emulator {
             String::from_utf8_lossy(&output.stderr).trim()
         );
         Version::parse(&String::from_utf8_lossy(&output.stdout))
-            .with_context(|| format!("{} does not tell its version", self.program.display()))
+            .with_context(|| format!("{} does not print its version", self.program.display()))
     }
 
-    /// Returns a command that is killed when this process ends; the machine's options are the caller's.
+    /// Returns a command that is killed when this process ends. The caller adds the machine's
+    /// options.
     pub(crate) fn command(&self) -> Command {
         let mut command = mortal(&self.program);
         for dir in &self.firmware {
@@ -94,7 +97,7 @@ impl Emulator {
     }
 }
 
-/// Returns the emulator to use, `None` for the installed one, and its description.
+/// Returns the emulator to use (`None` for the installed one) and its description.
 fn choose<T>(
     installed: Result<Version>,
     beside: impl FnOnce() -> Result<(T, Version, String)>,
@@ -120,7 +123,7 @@ fn choose<T>(
 struct Version(u32, u32, u32);
 
 impl Version {
-    /// From "QEMU emulator version 10.0.2 (Debian …)".
+    /// Parses "QEMU emulator version 10.0.2 (Debian …)".
     fn parse(text: &str) -> Option<Self> {
         let number = text.split_once(" version ")?.1.split_whitespace().next()?;
         let mut parts = number.split('.').map(|part| part.parse().ok());
@@ -135,8 +138,8 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// Returns the daemon that shares the host's files with the lab: the one in C that came with QEMU up to 7.2, or its
-/// successor in Rust.
+/// Returns the daemon that shares the host's files with the lab: the one in C that came with QEMU
+/// up to 7.2, or its successor in Rust.
 pub(crate) fn virtiofsd() -> Tool {
     let newer = suites::release().is_none_or(|release| release.number.is_none_or(|at| at > 12));
     let present = |tool: &Tool| tool.present();

@@ -1,17 +1,18 @@
-//! A fault of QEMU's emulated SVM that kills guests, mended in the running emulator.
+//! A workaround for a bug in QEMU's emulated SVM that crashes guests: patches the running emulator.
 //!
-//! Its `VMRUN` (`helper_vmrun`) delivers an injected interrupt at once, but also stores the vector in `exception_index`,
-//! where it stays until the guest's next exit. If the emulated processor is stopped before, by a timer or by another
-//! thread, the interrupt is delivered again, with interrupts off as well: a double fault behind `SYSCALL`, a deadlock
-//! within an interrupt handler. The store is of no use to anybody, so it becomes a no-op here. As Debian's 7.2 and
-//! the sources of later releases have it.
+//! QEMU's `VMRUN` (`helper_vmrun`) delivers an injected interrupt at once, but also stores the
+//! vector in `exception_index`, where it stays until the guest's next exit. If the emulated
+//! processor stops before that, because of a timer or another thread, the interrupt is delivered
+//! again, even with interrupts disabled: a double fault after `SYSCALL`, or a deadlock in an
+//! interrupt handler. The store has no other use, so this module replaces it with a no-op. The bug
+//! is in Debian's 7.2 and in the sources of later releases.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 
-/// Instructions around the store; `None` for the parts of displacements, which depend on a build's structures.
+/// Instructions around the store; `None` for bytes of displacements, which differ between builds.
 #[rustfmt::skip]
 const INSTRUCTIONS: [Option<u8>; 38] = [
     // movzbl vector, %esi
@@ -25,11 +26,11 @@ const INSTRUCTIONS: [Option<u8>; 38] = [
     // movq $-1, exception_next_eip(%rbx)
     Some(0x48), Some(0xc7), Some(0x83), None, None, None, None, Some(0xff), Some(0xff), Some(0xff), Some(0xff),
 ];
-/// The store among them, and a no-op of its length.
+/// The store's offset in them, and a no-op of its length.
 const STORE: usize = 11;
 const NO_OP: [u8; 6] = [0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00];
 
-/// Mends the emulator that runs as process `id`, before its guest uses SVM.
+/// Patches the emulator that runs as process `id`. Call it before its guest uses SVM.
 pub(crate) fn mend(id: u32) -> Result<()> {
     let map =
         fs::read_to_string(format!("/proc/{id}/maps")).context("cannot read QEMU's memory map")?;
@@ -38,19 +39,18 @@ pub(crate) fn mend(id: u32) -> Result<()> {
         .write(true)
         .open(format!("/proc/{id}/mem"))
         .context("cannot open QEMU's memory")?;
-    let (start, length) = program_text(&map).context("QEMU has no code")?;
+    let (start, length) = program_text(&map).context("QEMU has no executable mapping")?;
     let mut code = vec![0; length];
     memory
         .read_exact_at(&mut code, start)
         .context("cannot read QEMU's code")?;
-    let at =
-        store(&code).context("this QEMU's code for VMRUN is not the one that is mended here")?;
+    let at = store(&code).context("this QEMU's code for VMRUN is not the known one")?;
     memory
         .write_all_at(&NO_OP, start + at as u64)
         .context("cannot change QEMU's code")
 }
 
-/// Address and length of the program's own code: the first that can be executed.
+/// Returns address and length of the program's own code: its first executable mapping.
 fn program_text(map: &str) -> Option<(u64, usize)> {
     let line = map.lines().find(|line| line.contains(" r-xp "))?;
     let (start, end) = line.split_whitespace().next()?.split_once('-')?;
@@ -59,7 +59,7 @@ fn program_text(map: &str) -> Option<(u64, usize)> {
     Some((start, usize::try_from(end.checked_sub(start)?).ok()?))
 }
 
-/// Where in `code` the store is, if it is there exactly once.
+/// Returns the offset of the store in `code`, if it is there exactly once.
 fn store(code: &[u8]) -> Option<usize> {
     let same = |(byte, known): (&u8, &Option<u8>)| known.is_none_or(|known| known == *byte);
     let mut places = code

@@ -1,4 +1,4 @@
-//! What runs as process 1 in the lab: a shell script beside the command it starts.
+//! Process 1 of the lab: a shell script, with the command that it starts.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -11,28 +11,31 @@ use anyhow::{Context, Result};
 
 use crate::host;
 
-/// The script that is process 1.
+/// Returns the path of the script that is process 1.
 pub(crate) fn init(dir: &Path) -> PathBuf {
     dir.join("init")
 }
 
-/// The last sign of life, the lab's time in seconds. A clock that stands still is none: guests wait for it for ever.
+/// Returns the last heartbeat, as the lab's time in seconds. A clock that stands still is no
+/// progress: guests would wait for it forever.
 pub(crate) fn beat(dir: &Path) -> Option<u64> {
     number(&dir.join("beat"))
 }
 
-/// The command's exit status, once it has ended.
+/// Returns the command's exit status, once it has ended.
 pub(crate) fn status(dir: &Path) -> Option<i32> {
     number(&dir.join("status"))
 }
 
-/// What a file says; its newline tells a whole number from a half-written one.
+/// Reads a number from a file. It ends with a newline, so that a partial write is not mistaken for
+/// it.
 fn number<T: FromStr>(path: &Path) -> Option<T> {
     let text = fs::read_to_string(path).ok()?;
     text.strip_suffix('\n')?.parse().ok()
 }
 
-/// Writes process 1 and the command, with this process's environment and directory. Modules come with their parameters.
+/// Writes process 1 and the command, with this process's environment and working directory. Each
+/// module is followed by its parameters.
 pub(crate) fn write(
     dir: &Path,
     busybox: &Path,
@@ -115,8 +118,8 @@ bb poweroff -f
     )
 }
 
-/// The environment, the directory and the command, quoted for the host's own shell: busybox's would
-/// take its applets for the host's programs.
+/// Returns the environment, the working directory and the command, quoted for the host's own shell:
+/// busybox's would run its applets instead of the host's programs.
 fn command_script(command: &[OsString]) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     for (name, value) in std::env::vars_os() {

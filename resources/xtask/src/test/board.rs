@@ -1,4 +1,4 @@
-//! The list of end-to-end tests that workers share: who claimed what, and how it went.
+//! The queue of end-to-end tests that the workers share: claims and results.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,14 +15,14 @@ use crate::guest::{ASSETS, BINARY};
 use crate::lab;
 use crate::progress::say;
 
-/// How often a test is tried whose lab is lost.
+/// How often a test runs if its lab crashes.
 const TRIES: u32 = 3;
-/// How many labs a run may lose: what loses more is a fault, of Splitring's or of the lab's.
+/// How many labs may crash in a run. More are a bug, in Splitring or in the lab.
 const LABS_TO_LOSE: usize = 1;
-/// One test's own limit, in seconds.
+/// Time limit of one test, in seconds.
 const TEST_LIMIT: u32 = 600;
 
-/// One test: where it is, what it is called, and a name for its files that no other test has.
+/// One test: its program, its name, and an identifier for its files.
 #[derive(Debug)]
 pub(super) struct Test {
     pub(super) binary: PathBuf,
@@ -30,41 +30,41 @@ pub(super) struct Test {
     pub(super) id: String,
 }
 
-/// Where the workers of one run meet: the list, who claimed what, how it went. One file or directory per test,
-/// so that a claim is one atomic mkdir, in a lab as on the host.
+/// The queue of tests in a run, with their claims and results. Each is a file or a directory per
+/// test, so that a claim is one atomic mkdir, in a lab as well as on the host.
 #[derive(Debug)]
 pub(super) struct Board {
     dir: PathBuf,
-    /// What has passed in this or another run, a file each.
+    /// One file for each test that has passed in this or another run.
     passed: PathBuf,
     tests: Vec<Test>,
-    /// How many labs have ended before their work.
+    /// How many labs have crashed.
     lost: AtomicUsize,
 }
 
-/// How the tests of a run went.
+/// The results of a run.
 #[derive(Debug, Default)]
 pub(super) struct Sum {
     passed: usize,
     failed: Vec<String>,
-    /// The skipped ones, each with the reason.
+    /// The skipped tests, each with the reason.
     pub(super) skipped: Vec<String>,
-    /// Labs that ended before their work.
+    /// How many labs have crashed.
     pub(super) lost: usize,
 }
 
 impl Sum {
-    /// Returns the closing line that programs read: nothing but numbers of tests, behind one word.
+    /// Returns the closing line for programs: one word, and numbers of tests only.
     fn plain(&self) -> String {
         let (passed, failed, skipped) = (self.passed, self.failed.len(), self.skipped.len());
         format!("end-to-end: {passed} passed, {failed} failed, {skipped} skipped")
     }
 
-    /// Returns whether all is well.
+    /// Checks the results.
     ///
     /// # Errors
     ///
-    /// Names the tests that failed, and tells if more labs were lost than may be.
+    /// Tests failed (the error names them), or too many labs crashed.
     pub(super) fn verdict(&self) -> Result<()> {
         let tests = self.passed + self.failed.len() + self.skipped.len();
         ensure!(
@@ -98,7 +98,7 @@ impl fmt::Display for Sum {
 }
 
 impl Board {
-    /// A new board beside the assets in `dir`; `passed` may hold the results of other runs.
+    /// Creates a queue beside the assets in `dir`. `passed` may have the results of other runs.
     pub(super) fn set_up(
         dir: &Path,
         passed: PathBuf,
@@ -119,7 +119,9 @@ impl Board {
         let list: String = board.tests.iter().map(line).collect();
         let passed = board.tests.len() - board.open();
         if passed > 0 {
-            say(format!("going on where it was: {passed} tests have passed"));
+            say(format!(
+                "continuing an interrupted run: {passed} tests have passed"
+            ));
         }
         let script = WORKER
             .replace("@BOARD@", &board.dir.display().to_string())
@@ -135,7 +137,7 @@ impl Board {
         Ok(board)
     }
 
-    /// Works until nothing is left to claim; a lab that dies gets a successor.
+    /// Runs tests until none is left to claim. A lab that crashes is replaced by a new one.
     pub(super) fn work(&self, worker: usize, lab: Option<&lab::Options>) {
         let command: Vec<OsString> = vec![
             "/bin/sh".into(),
@@ -171,12 +173,12 @@ impl Board {
                 self.give_up(test);
                 continue;
             }
-            say(format!("  the lab ended during {name}; once more"));
+            say(format!("  the lab ended during {name}; retrying"));
             self.release(test);
         }
     }
 
-    /// The test `worker` has claimed without a result.
+    /// Returns the test that `worker` has claimed and that has no result.
     fn unfinished(&self, worker: usize) -> Option<&Test> {
         self.tests.iter().find(|test| {
             let owner = fs::read_to_string(self.place("claims", test).join("worker"));
@@ -185,7 +187,7 @@ impl Board {
         })
     }
 
-    /// How many have not passed.
+    /// Returns how many tests have not passed.
     pub(super) fn open(&self) -> usize {
         let open = |test: &&Test| !self.has_passed(test);
         self.tests.iter().filter(open).count()
@@ -201,13 +203,13 @@ impl Board {
     }
 
     fn release(&self, test: &Test) {
-        // Any of them may not be there.
+        // Any of them may be missing.
         drop(fs::remove_file(self.place("results", test)));
         drop(fs::remove_file(self.place("skipped", test)));
         drop(fs::remove_dir_all(self.place("claims", test)));
     }
 
-    /// Records a test that no lab survived, so that its worker goes on with the others.
+    /// Records that a test's lab crashed each time, so that its worker continues with the others.
     fn give_up(&self, test: &Test) {
         if let Err(error) = fs::write(self.place("results", test), "LOST") {
             say(format!("cannot record the loss of {}: {error}", test.name));
@@ -218,7 +220,7 @@ impl Board {
         self.dir.join(part).join(&test.id)
     }
 
-    /// Prints the logs of what failed and two closing lines, and returns the sum.
+    /// Prints the logs of the failed tests and two closing lines, and returns the results.
     pub(super) fn report(&self) -> Sum {
         let mut sum = Sum {
             lost: self.lost.load(Ordering::Relaxed),
@@ -248,7 +250,7 @@ impl Board {
     }
 }
 
-/// Claims and runs one test after the other; `$1` is the worker's number.
+/// The script of a worker: claims and runs one test after the other. `$1` is the worker's number.
 const WORKER: &str = r#"
 export @BINARY@ @ASSETS@ @REQUIRED@
 # What the VMM caches it caches for this run, in memory.

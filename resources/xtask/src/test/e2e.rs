@@ -25,9 +25,9 @@ use crate::progress::say;
 use crate::tools;
 use crate::vmm;
 
-/// What a worker needs: the largest guest and its surroundings.
+/// Memory of a worker: enough for the largest guest and the lab around it.
 const WORKER_MEMORY_MIB: u32 = 8192;
-/// Kernel modules for tests that make their own networks and block devices.
+/// Kernel modules for tests that create networks and block devices.
 const MODULES: [&str; 8] = [
     "tun",
     "veth",
@@ -36,19 +36,20 @@ const MODULES: [&str; 8] = [
     "8021q",
     "dm_log_writes",
     "sd_mod",
-    // A disk with sectors that can go bad, in blocks of 4 KiB below sectors of 512, that discards.
+    // A disk for tests of bad sectors and discard, with physical blocks of 4 KiB and logical ones
+    // of 512 bytes.
     "scsi_debug dev_size_mb=16 physblk_exp=3 lbpu=1 delay=0",
 ];
 /// The target of the end-to-end tests: `tests/tests/e2e`.
 const TARGET: &str = "e2e";
 /// A module with this name holds tests of the soak tier.
 const SOAK: &str = "soak";
-/// More than all of it takes on a slow machine: what hangs is found sooner, by the limits of tests and labs.
+/// Upper limits for a slow machine. A test or a lab that hangs is found earlier, by its own limit.
 const PLAIN_LIMIT: Duration = Duration::from_secs(60 * 60);
 const SOAK_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
-/// Builds, prepares and runs those with `part` in their name; in the lab if that is forced, or if the host's KVM
-/// can't run them. Prints and returns how they went.
+/// Builds, prepares and runs the tests whose path contains `part`; in the lab if `force_lab`, or if
+/// the host's KVM can't run them. Prints and returns the results.
 pub(crate) fn run(tier: Tier, part: &str, force_lab: bool, yes: bool) -> Result<Sum> {
     let host = HostKvm::detect();
     let in_lab = force_lab || !host.runs_stock_kernels();
@@ -85,7 +86,7 @@ pub(crate) fn run(tier: Tier, part: &str, force_lab: bool, yes: bool) -> Result<
         Tier::Quick | Tier::Plain => scratch.path().join("passed"),
     };
     guest::lay_out(&cache, scratch.path(), yes)?;
-    // A build meanwhile would put other programs under the feet of the running ones.
+    // Running tests keep their programs even if a build replaces the originals.
     let keep = |file: &Path| -> Result<PathBuf> {
         let copy = scratch.path().join(file.file_name().context("no program")?);
         if !copy.exists() {
@@ -133,7 +134,7 @@ fn binaries() -> Result<Vec<(String, PathBuf)>> {
         .collect())
 }
 
-/// The tests in them that belong to `tier`.
+/// Lists the tests in `binaries` that belong to `tier`.
 fn list(binaries: &[(String, PathBuf)], tier: Tier) -> Result<Vec<Test>> {
     let mut tests = Vec::new();
     for (target, binary) in binaries {
@@ -156,7 +157,7 @@ fn list(binaries: &[(String, PathBuf)], tier: Tier) -> Result<Vec<Test>> {
     Ok(tests)
 }
 
-/// Names these very files.
+/// Returns a hash of the files' contents.
 fn key<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<String> {
     let mut hash = Sha256::new();
     for file in files {

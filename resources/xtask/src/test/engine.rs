@@ -1,14 +1,14 @@
-//! Runs of the ring engine's tests that need a build of their own: under the model checker, under
+//! Runs of the ring engine's tests that need separate builds: under the model checker, under
 //! AddressSanitizer, and the long ones.
 //!
-//! Each has its own target folder, so that flags never throw away what the others built.
+//! Each has its own target directory, so that their flags don't invalidate other builds.
 
 use anyhow::Result;
 
 use super::succeed;
 use crate::vmm::cargo;
 
-/// Every interleaving of the two protocols the ends race on.
+/// Checks every interleaving of the two protocols in which the ends race.
 pub(super) fn model_checker() -> Result<()> {
     let mut command = cargo();
     command
@@ -18,7 +18,7 @@ pub(super) fn model_checker() -> Result<()> {
     succeed(command)
 }
 
-/// The engine's unit tests and the fuzz corpus with every access to memory checked.
+/// Runs the engine's unit tests and the fuzz corpus with every memory access checked.
 pub(super) fn sanitized() -> Result<()> {
     for what in [
         ["--package", "splitring-virtio", "--lib", "--tests"].as_slice(),
@@ -27,20 +27,21 @@ pub(super) fn sanitized() -> Result<()> {
         let mut command = cargo();
         command
             .args(["test", "--quiet", "--target-dir", "target/address"])
-            // A target of its own keeps the flags away from build scripts.
+            // With an explicit target the flags don't apply to build scripts.
             .args(["--target", "x86_64-unknown-linux-gnu"])
             .args(what)
-            // Sanitizers are an unstable flag of the pinned stable compiler.
+            // Sanitizers are an unstable flag; this enables it in the pinned stable compiler.
             .env("RUSTC_BOOTSTRAP", "1")
             .env("RUSTFLAGS", "-Zsanitizer=address")
-            // What may be in flight is leaked on purpose.
+            // Memory that may still be in flight is leaked on purpose.
             .env("ASAN_OPTIONS", "detect_leaks=0");
         succeed(command)?;
     }
     Ok(())
 }
 
-/// Longer sequences against the plain models, and a thousand times the mutations of the corpus.
+/// Runs longer sequences against the reference models, and a thousand times as many mutations of
+/// the corpus.
 pub(super) fn long() -> Result<()> {
     for what in [
         [

@@ -1,8 +1,9 @@
-//! Whether the library still has the interface that was promised, by cargo-semver-checks.
+//! Checks the compatibility of the library's interface, with cargo-semver-checks.
 //!
-//! The promise is the interface at the last commit that changed [`BASELINE`], so a clone with its history is enough, and a
-//! commit may be rebased. The tool looks at one crate: what is re-exported from the crates behind the facade is compared,
-//! word by word and in every tier, by `vmm/tests/public_api.rs`.
+//! The baseline is the interface at the last commit that changed [`BASELINE`]. So a clone with its
+//! history is enough, and the commit may be rebased. The tool checks one crate. Items that are
+//! re-exported from the crates behind the facade are compared by `vmm/tests/public_api.rs`, in
+//! every tier.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,9 +15,9 @@ use crate::assets::Cache;
 use crate::vmm::{cargo, workspace};
 
 const TOOL: &str = "cargo-semver-checks";
-/// It has to read the JSON of the pinned toolchain's rustdoc.
+/// This version reads the JSON of the pinned toolchain's rustdoc.
 const VERSION: &str = "0.51.0";
-/// The file that a release, or a change that is meant to break, changes.
+/// The file that changes with a release or an intended break.
 const BASELINE: &str = "vmm/semver-baseline";
 
 /// Compares the library with its baseline. Additions are allowed.
@@ -34,15 +35,15 @@ pub(super) fn check() -> Result<()> {
         .args(["--release-type", "minor", "--baseline-rev", &baseline]);
     succeed(command).with_context(|| {
         format!(
-            "the interface is not compatible with that of {baseline}; if that is meant, give Cargo.toml a new version, \
+            "the interface is not compatible with that of {baseline}; if the break is intended, give Cargo.toml a new version, \
              note the change in CHANGELOG.md, and put the version into {BASELINE}"
         )
     })
 }
 
-/// The last commit that changed the file.
+/// Returns the last commit that changed the file.
 fn baseline() -> Result<String> {
-    // There the oldest commit seems to have made every file.
+    // In a shallow clone the oldest commit seems to have created every file.
     ensure!(
         git(&["rev-parse", "--is-shallow-repository"])? == "false",
         "the history is not complete, so the baseline cannot be found; git fetch --unshallow"
@@ -67,9 +68,9 @@ fn git(arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// The program, built once and kept in the cache.
+/// Returns the program. It is built once and kept in the cache.
 fn tool() -> Result<PathBuf> {
-    let what = format!("building {TOOL} {VERSION}, some minutes once");
+    let what = format!("building {TOOL} {VERSION}, which takes some minutes once");
     let place = Cache::open()?.versioned(TOOL, VERSION, &what, |into| {
         let mut install = cargo();
         install

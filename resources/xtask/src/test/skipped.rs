@@ -1,4 +1,5 @@
-//! Which tests were skipped: each notes itself in a file that the environment names (`tests/needs`).
+//! Records of skipped tests: each test appends to a file that the environment names
+//! (`tests/needs`).
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -12,24 +13,25 @@ use tempfile::NamedTempFile;
 use super::Tier;
 use crate::progress::say;
 
-/// The notes of one run.
+/// The records of one run.
 #[derive(Debug)]
 pub(super) struct Skipped {
     notes: NamedTempFile,
 }
 
 impl Skipped {
-    /// A run without any so far.
+    /// Starts a run without skipped tests.
     pub(super) fn new() -> Result<Self> {
         let notes = tempfile::Builder::new()
-            // Several write to it.
+            // Several processes append to it.
             .append(true)
             .tempfile()
             .context("cannot make a file for the skipped tests")?;
         Ok(Self { notes })
     }
 
-    /// The environment of a program that runs tests: where to note a skipped one, and what none may be skipped for.
+    /// Returns the environment for programs that run tests: the file for skipped ones, and the
+    /// needs for which none may be skipped.
     pub(super) fn environment(&self, tier: Tier) -> Vec<(&'static str, &OsStr)> {
         let mut environment = vec![(SKIPPED, self.notes.path().as_os_str())];
         if kvm_opens() {
@@ -41,20 +43,20 @@ impl Skipped {
         environment
     }
 
-    /// Notes a step that is skipped, as a test notes itself.
+    /// Records a skipped step, in the same way as a test does.
     pub(super) fn note(&self, line: &str) -> Result<()> {
         say(format!("skipped: {line}"));
         let mut file = self.notes.as_file();
         writeln!(file, "{line}").context("cannot note a skipped step")
     }
 
-    /// The skipped tests so far, each with the reason, without repetition.
+    /// Returns the skipped tests with their reasons, without duplicates.
     pub(super) fn lines(&self) -> Vec<String> {
         read(self.notes.path())
     }
 }
 
-/// The lines of a file of notes; none where no test was skipped.
+/// Returns the lines of a file of records; empty if no test was skipped.
 pub(super) fn read(notes: &Path) -> Vec<String> {
     let text = fs::read(notes).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
@@ -64,7 +66,7 @@ pub(super) fn read(notes: &Path) -> Vec<String> {
     lines
 }
 
-/// Whether no test may be skipped for want of KVM.
+/// Returns whether `/dev/kvm` opens, so that no test may be skipped for lack of KVM.
 fn kvm_opens() -> bool {
     File::options()
         .read(true)

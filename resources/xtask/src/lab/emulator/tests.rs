@@ -31,7 +31,7 @@ fn the_steady_emulator_is_used_where_there_is_one() {
             "QEMU 7.2.22 (installed; no newer one: no network; at all)".to_owned()
         )
     );
-    // Nothing is fetched beside one that is new enough.
+    // Nothing is fetched if the installed one is new enough.
     let untouched = || -> Result<((), Version, String)> { unreachable!() };
     assert_eq!(
         choose(Ok(Version(10, 0, 13)), untouched),

@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-/// Stands in for a test executable, whose fourth argument is a test's name.
+/// Replaces a test executable; its fourth argument is a test's name.
 const PROGRAM: &str = r#"#!/bin/sh
     case $4 in
     good) sleep 0.3 ;;
@@ -54,7 +54,7 @@ fn two_soaks_at_once_do_not_disturb_each_other() {
     assert_eq!(later.result(&later.tests[1]).as_deref(), Some("FAILED"));
 }
 
-/// Runs these tests on a board of their own.
+/// Runs these tests in a queue of their own.
 fn run(names: &[&str]) -> Sum {
     let dir = tempfile::tempdir().expect("a directory");
     let board = board(dir.path(), &dir.path().join("passed"), names);
@@ -78,7 +78,7 @@ fn one_lost_lab_is_counted_and_two_fail_the_run() {
     );
     let error = twice.verdict().expect_err("two are too many").to_string();
     assert!(error.contains("2 labs were lost"), "{error}");
-    // A test that never ends well without its lab has failed.
+    // A test whose lab crashes every time has failed.
     let never = run(&["unlucky9"]);
     assert_eq!(
         never.to_string(),
