@@ -5,11 +5,11 @@
 //! kernel.
 
 pub(crate) mod boot;
+mod boot_files;
 pub(crate) mod devices;
 mod memory;
 pub(crate) mod native;
 pub(crate) mod net;
-mod stage;
 mod stats;
 mod trace;
 

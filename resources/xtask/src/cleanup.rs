@@ -44,7 +44,7 @@ pub(crate) fn install() -> Result<()> {
         Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT]).context("cannot watch for signals")?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            undo_all();
+            clean_up();
             std::process::exit(SIGNAL_EXIT_BASE + signal);
         }
     });
@@ -52,7 +52,7 @@ pub(crate) fn install() -> Result<()> {
 }
 
 /// Kills the children, removes the scratch directories, restores the terminal.
-fn undo_all() {
+fn clean_up() {
     let mut pending = pending();
     for pid in pending.children.drain(..) {
         // It may have ended already.
@@ -70,7 +70,7 @@ fn undo_all() {
 ///
 /// The parent-death signal is tied to the spawning thread: spawn from one that lives as long as the
 /// process.
-pub(crate) fn mortal(program: impl AsRef<OsStr>) -> Command {
+pub(crate) fn killed_with_parent(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command

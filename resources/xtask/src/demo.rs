@@ -67,7 +67,7 @@ pub(crate) fn run(batch: bool, yes: bool) -> Result<()> {
         say("  a shell follows; leave it with \"exit\"; changes to the disk are discarded");
     }
     let output = start(&command, in_lab, batch, yes)?;
-    if batch && !said_ok(&output, kernel.release()) {
+    if batch && !session_succeeded(&output, kernel.release()) {
         bail!(
             "the guest's session did not end with \"session: ok {}\"",
             kernel.release()
@@ -129,7 +129,7 @@ fn here(command: &[OsString], batch: bool) -> Result<(Option<i32>, Vec<u8>)> {
     Ok((output.status.code(), output.stdout))
 }
 
-fn said_ok(console: &[u8], release: &str) -> bool {
+fn session_succeeded(console: &[u8], release: &str) -> bool {
     let expected = format!("session: ok {release}");
     String::from_utf8_lossy(console)
         .lines()

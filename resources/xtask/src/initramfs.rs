@@ -35,7 +35,7 @@ pub(crate) const MODULES: &[&str] = &[
 /// Builds the initramfs for `kernel` with a static busybox and those of `modules` that the kernel
 /// has.
 pub(crate) fn build(kernel: &Kernel, busybox: &Path, modules: &[&str]) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
+    let mut archive = CpioArchive::default();
     for dir in ["bin", "dev", "modules", "proc", "root", "sys", "tmp"] {
         archive.directory(dir)?;
     }
@@ -68,7 +68,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// A cpio archive under construction.
 #[derive(Debug, Default)]
-struct Archive {
+struct CpioArchive {
     bytes: Vec<u8>,
     entries: u32,
 }
@@ -78,7 +78,7 @@ const TYPE_FILE: u32 = 0o100_000;
 const TYPE_CHARACTER: u32 = 0o020_000;
 const ALIGNMENT: usize = 4;
 
-impl Archive {
+impl CpioArchive {
     fn directory(&mut self, name: &str) -> Result<()> {
         self.entry(name, TYPE_DIRECTORY | 0o755, (0, 0), &[])
     }

@@ -34,15 +34,15 @@ const MEMORY_MIB: u32 = 8192;
 /// disabled.
 const CPU: &str = "EPYC,+svm,+npt,-xsave,-avx,-avx2,-f16c,-fma";
 /// A lab whose heartbeat stops for this long hangs: it beats every ten seconds.
-const STANDSTILL: Duration = Duration::from_secs(180);
+const HEARTBEAT_LIMIT: Duration = Duration::from_secs(180);
 /// Ten seconds on a clock that counts instructions take 40 on an idle machine, minutes on a busy
 /// one.
-const STANDSTILL_ICOUNT: Duration = Duration::from_secs(300);
+const HEARTBEAT_LIMIT_ICOUNT: Duration = Duration::from_secs(300);
 /// The exit status of `timeout(1)`.
 const TIMED_OUT: i32 = 124;
 /// The exit status of a command that was ended by a signal.
 const KILLED: i32 = 128;
-const TURN_POLL: Duration = Duration::from_millis(200);
+const SLOT_POLL: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(20);
 /// How long the last output may take to arrive after the command has ended.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -104,7 +104,7 @@ pub(crate) struct Outcome {
 
 /// The programs and files of the lab.
 #[derive(Debug)]
-pub(crate) struct Parts {
+pub(crate) struct LabFiles {
     cache: Cache,
     kernel: Kernel,
     busybox: PathBuf,
@@ -117,7 +117,7 @@ pub(crate) fn ensure_programs(yes: bool) -> Result<()> {
 }
 
 /// Gets the programs and files of the lab; fetches them if necessary.
-pub(crate) fn prepare(yes: bool) -> Result<Parts> {
+pub(crate) fn prepare(yes: bool) -> Result<LabFiles> {
     ensure_programs(yes)?;
     if !host::is_root() {
         bail!(
@@ -131,7 +131,7 @@ pub(crate) fn prepare(yes: bool) -> Result<Parts> {
     let kernel = Kernel::get(&cache, Flavour::Cloud612)?;
     let busybox = cache.package("busybox-static")?.join("bin/busybox");
     let emulator = Emulator::get(&cache);
-    Ok(Parts {
+    Ok(LabFiles {
         cache,
         kernel,
         busybox,
@@ -157,7 +157,7 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
     if host::in_lab() {
         return run_here(command, output);
     }
-    let Parts {
+    let LabFiles {
         cache,
         kernel,
         busybox,
@@ -175,7 +175,7 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
         })
         .collect();
 
-    let _turn = take_turn(options.alone)?;
+    let _slot = take_slot(options.alone)?;
     let scratch = cache.scratch("lab-")?;
     let dir = scratch.path();
     let interactive =
@@ -201,7 +201,7 @@ pub(crate) fn run(options: &Options, command: &[OsString], output: Output) -> Re
     let pumps = channels
         .start(&mut qemu, output)
         .with_context(|| tail(&dir.join("qemu.log")))?;
-    if let Err(why) = erratum::mend(qemu.id()) {
+    if let Err(why) = erratum::patch(qemu.id()) {
         say(format!("guests in the lab may crash occasionally: {why:#}"));
     }
     let ended = wait(dir, &mut qemu, options);
@@ -250,13 +250,13 @@ pub(crate) fn run_here(command: &[OsString], output: Output) -> Result<Outcome> 
 
 /// A lab's share of the machine, held until dropped.
 #[derive(Debug)]
-struct Turn {
+struct LabSlot {
     _locks: Vec<File>,
 }
 
 /// Waits for a free slot: a lab keeps one core and its memory busy, so that their number is
 /// limited. A lab for measurements takes all slots, in order, so that two such labs can't deadlock.
-fn take_turn(alone: bool) -> Result<Turn> {
+fn take_slot(alone: bool) -> Result<LabSlot> {
     let locks: Vec<_> = (0..host::slots(MEMORY_MIB))
         .map(|slot| open_lock(&std::env::temp_dir().join(format!("splitring-lab{slot}.lock"))))
         .collect::<Result<_>>()?;
@@ -265,16 +265,16 @@ fn take_turn(alone: bool) -> Result<Turn> {
         for lock in &locks {
             lock.lock().context("cannot wait for the other labs")?;
         }
-        return Ok(Turn { _locks: locks });
+        return Ok(LabSlot { _locks: locks });
     }
     loop {
         // The files that are not locked are closed with the list.
         if let Some(at) = locks.iter().position(|lock| lock.try_lock().is_ok()) {
-            return Ok(Turn {
+            return Ok(LabSlot {
                 _locks: locks.into_iter().skip(at).take(1).collect(),
             });
         }
-        std::thread::sleep(TURN_POLL);
+        std::thread::sleep(SLOT_POLL);
     }
 }
 
@@ -384,9 +384,9 @@ fn arguments(options: &Options, dir: &Path, kernel: &Kernel, channels: &Channels
 fn wait(dir: &Path, qemu: &mut Process, options: &Options) -> Result<i32> {
     let timeout = options.timeout;
     let standstill = if options.icount {
-        STANDSTILL_ICOUNT
+        HEARTBEAT_LIMIT_ICOUNT
     } else {
-        STANDSTILL
+        HEARTBEAT_LIMIT
     };
     let started = Instant::now();
     let (mut beat, mut alive) = (None, started);
@@ -402,7 +402,7 @@ fn wait(dir: &Path, qemu: &mut Process, options: &Options) -> Result<i32> {
                 tail(&dir.join("console.log"))
             );
         }
-        let now = script::beat(dir);
+        let now = script::heartbeat(dir);
         if now.is_some() && now != beat {
             (beat, alive) = (now, Instant::now());
         }

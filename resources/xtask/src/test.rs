@@ -8,9 +8,9 @@
 //!
 //! A step that fails does not prevent the others from running.
 
-mod board;
 mod e2e;
 mod engine;
+mod queue;
 mod semver;
 mod skipped;
 
@@ -63,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     } = *options;
     let started = Instant::now();
     let skipped = Skipped::new()?;
-    let mut end_to_end = board::Sum::default();
+    let mut end_to_end = queue::Summary::default();
     let mut verdicts: Vec<Verdict> = Vec::new();
     let mut step = |name: &str, work: &mut dyn FnMut() -> Result<()>| {
         say(format!("== {name}"));

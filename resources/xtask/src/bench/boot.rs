@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::boot_files::{BootFiles, GUEST_MIB};
 use super::memory;
-use super::stage::{GUEST_MIB, Stage};
 use super::stats::Sample;
-use super::trace::{Boot, Tracer};
+use super::trace::{TracedBoot, Tracer};
 use crate::assets::Cache;
 use crate::guest::GuestKernel;
 use crate::initramfs;
@@ -66,8 +66,8 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
     if let (Some(splitring), Some(dynamic), Some(kernel)) =
         (&options.splitring, &options.dynamic, &options.kernel)
     {
-        let stage = Stage::set_up(splitring, dynamic, kernel)?;
-        return measure(options.runs, &stage);
+        let files = BootFiles::copy_all(splitring, dynamic, kernel)?;
+        return measure(options.runs, &files);
     }
     tools::ensure(&[tools::QEMU], "the comparison", yes)?;
     let cache = Cache::open()?;
@@ -119,33 +119,33 @@ struct Traced {
     exits: Sample,
 }
 
-fn measure(runs: usize, stage: &Stage) -> Result<()> {
+fn measure(runs: usize, files: &BootFiles) -> Result<()> {
     println!("to the guest's first user-space line, ms; medians of {runs} runs, range");
     let ours = whole("splitring", runs, &|| {
-        stage.splitring("vmlinux", "line", false)
+        files.splitring("vmlinux", "line", false)
     })?;
-    let qemu = whole("QEMU q35", runs, &|| stage.qemu("line", false))?;
-    let first = vmlinuz("splitring, vmlinuz first time", runs, stage, true)?;
-    let again = vmlinuz("splitring, vmlinuz again", runs, stage, false)?;
+    let qemu = whole("QEMU q35", runs, &|| files.qemu("line", false))?;
+    let first = vmlinuz("splitring, vmlinuz first time", runs, files, true)?;
+    let again = vmlinuz("splitring, vmlinuz again", runs, files, false)?;
     println!("to the first entry, ms; exits until the first line; {TRACED_RUNS} traced runs");
     // The cache has the other kernel now, and the first trace of all waits until Linux has set up
     // tracing.
-    warm(stage.splitring("vmlinux", "line", false))?;
-    trace(stage.splitring("vmlinux", "line", false))?;
-    let ours_trace = traced("splitring", &|| stage.splitring("vmlinux", "line", false))?;
-    let qemu_trace = traced("QEMU q35", &|| stage.qemu("line", false))?;
+    warm(files.splitring("vmlinux", "line", false))?;
+    trace(files.splitring("vmlinux", "line", false))?;
+    let ours_trace = traced("splitring", &|| files.splitring("vmlinux", "line", false))?;
+    let qemu_trace = traced("QEMU q35", &|| files.qemu("line", false))?;
     let ours_disk = traced("splitring, a disk", &|| {
-        stage.splitring("vmlinux", "line", true)
+        files.splitring("vmlinux", "line", true)
     })?;
-    let qemu_disk = traced("QEMU q35, a disk", &|| stage.qemu("line", true))?;
+    let qemu_disk = traced("QEMU q35, a disk", &|| files.qemu("line", true))?;
     println!(
         "own memory, without the guest's, with a disk: at the guest's first user-space line, and {} s later",
         LATER.as_secs()
     );
-    let build = || stage.splitring("vmlinux", "line", true);
+    let build = || files.splitring("vmlinux", "line", true);
     let own = own_memory("splitring, static", build())?;
-    let dynamic = own_memory("splitring, dynamic", stage.dynamic(build()))?;
-    own_memory("QEMU q35", stage.qemu("line", true))?;
+    let dynamic = own_memory("splitring, dynamic", files.dynamic(build()))?;
+    own_memory("QEMU q35", files.qemu("line", true))?;
     let peer = |ours: &Sample, theirs: &Sample| {
         let ratio = ours.median() / theirs.median();
         format!("{ours} to {theirs} = {ratio:.3}")
@@ -194,18 +194,18 @@ fn traced(name: &str, build: &dyn Fn() -> Command) -> Result<Traced> {
 }
 
 /// Boots once with the trace points enabled.
-fn trace(command: Command) -> Result<Boot> {
+fn trace(command: Command) -> Result<TracedBoot> {
     let program = PathBuf::from(command.get_program());
     let tracer = Tracer::start()?;
-    let machine = Machine::start(command, FIRST_LINE)?;
+    let machine = RunningVmm::start(command, FIRST_LINE)?;
     tracer.mark()?;
     drop(machine);
     tracer.finish(&program)
 }
 
 /// Boots the compressed kernel, with or without the cache of an earlier boot.
-fn vmlinuz(name: &str, runs: usize, stage: &Stage, first: bool) -> Result<Sample> {
-    let boot = || stage.splitring("vmlinuz", "line", false);
+fn vmlinuz(name: &str, runs: usize, files: &BootFiles, first: bool) -> Result<Sample> {
+    let boot = || files.splitring("vmlinuz", "line", false);
     if !first {
         warm(boot())?;
     }
@@ -213,7 +213,7 @@ fn vmlinuz(name: &str, runs: usize, stage: &Stage, first: bool) -> Result<Sample
     for _ in 0..runs {
         if first {
             // There is no cache before the first boot.
-            drop(fs::remove_dir_all(stage.file("cache")));
+            drop(fs::remove_dir_all(files.file("cache")));
         }
         sample.add(time(boot())?);
     }
@@ -223,7 +223,7 @@ fn vmlinuz(name: &str, runs: usize, stage: &Stage, first: bool) -> Result<Sample
 
 /// Boots, and waits until the VMM has done the work that it defers until the guest is idle.
 fn warm(command: Command) -> Result<()> {
-    let machine = Machine::start(command, FIRST_LINE)?;
+    let machine = RunningVmm::start(command, FIRST_LINE)?;
     std::thread::sleep(SETTLED);
     drop(machine);
     Ok(())
@@ -232,15 +232,15 @@ fn warm(command: Command) -> Result<()> {
 /// Returns the milliseconds from start to the first line.
 fn time(command: Command) -> Result<f64> {
     let started = Instant::now();
-    let machine = Machine::start(command, FIRST_LINE)?;
+    let machine = RunningVmm::start(command, FIRST_LINE)?;
     let took = started.elapsed();
     drop(machine);
     Ok(took.as_secs_f64() * 1000.0)
 }
 
 /// Measures memory at the first line and later. Returns the first.
-fn own_memory(name: &str, command: Command) -> Result<memory::Own> {
-    let machine = Machine::start(command, FIRST_LINE)?;
+fn own_memory(name: &str, command: Command) -> Result<memory::OwnMemory> {
+    let machine = RunningVmm::start(command, FIRST_LINE)?;
     let measure = || memory::measure(machine.0.id(), GUEST_MIB << 20);
     let own = measure()?;
     std::thread::sleep(LATER);
@@ -250,9 +250,9 @@ fn own_memory(name: &str, command: Command) -> Result<memory::Own> {
 
 /// A VMM whose guest has printed the line that was waited for. It is killed on drop.
 #[derive(Debug)]
-struct Machine(Child);
+struct RunningVmm(Child);
 
-impl Machine {
+impl RunningVmm {
     fn start(mut command: Command, line: &str) -> Result<Self> {
         // Its input stays open: some VMMs end at the end of their input.
         let child = command
@@ -284,7 +284,7 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl Drop for RunningVmm {
     fn drop(&mut self) {
         // It may have ended already.
         drop(self.0.kill());

@@ -19,7 +19,7 @@ struct Mapping {
 
 /// The memory and the threads of a VMM itself.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Own {
+pub(crate) struct OwnMemory {
     /// Resident set in KiB, without guest memory.
     pub(crate) resident_kib: u64,
     /// Private memory in KiB, without guest memory, as `RssAnon` in a process's status counts it.
@@ -28,7 +28,7 @@ pub(crate) struct Own {
     pub(crate) threads: usize,
 }
 
-impl fmt::Display for Own {
+impl fmt::Display for OwnMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -39,7 +39,7 @@ impl fmt::Display for Own {
 }
 
 /// Measures process `pid`, whose guest has `guest_bytes` of contiguous memory.
-pub(crate) fn measure(pid: u32, guest_bytes: u64) -> Result<Own> {
+pub(crate) fn measure(pid: u32, guest_bytes: u64) -> Result<OwnMemory> {
     let path = format!("/proc/{pid}/smaps");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     let mappings = parse(&text);
@@ -57,7 +57,7 @@ pub(crate) fn measure(pid: u32, guest_bytes: u64) -> Result<Own> {
         .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
         .filter(|name| name.trim_end() != KVMS_THREAD)
         .count();
-    Ok(Own {
+    Ok(OwnMemory {
         resident_kib,
         private_kib,
         threads,

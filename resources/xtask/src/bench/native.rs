@@ -19,8 +19,8 @@ use crate::{tools, vmm};
 const DISK_BYTES: usize = 64 << 20;
 const REPORT_BYTES: u64 = 1 << 20;
 /// Addresses of configuration space and of the free MMIO window in each machine.
-const SPLITRING_PLACES: &str = "ecam=0xe0000000 mmio=0xc0000000";
-const QEMU_PLACES: &str = "ecam=0xb0000000 mmio=0xc0000000";
+const SPLITRING_ADDRESSES: &str = "ecam=0xe0000000 mmio=0xc0000000";
+const QEMU_ADDRESSES: &str = "ecam=0xb0000000 mmio=0xc0000000";
 
 /// How to measure.
 #[derive(Debug, Args)]
@@ -46,7 +46,7 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
             .is_ok(),
         "cannot open /dev/kvm: this comparison runs on the host's own KVM; `splitring check` says what is missing"
     );
-    let bench = Bench::prepare(options)?;
+    let bench = NativeBench::prepare(options)?;
     let mut ours: BTreeMap<String, Sample> = BTreeMap::new();
     let mut theirs = ours.clone();
     let mut ratios = ours.clone();
@@ -97,14 +97,14 @@ fn print(
     println!("ratios: {}", summary.join(", "));
 }
 
-struct Bench {
+struct NativeBench {
     splitring: PathBuf,
     dir: tempfile::TempDir,
     parameters: String,
     patience: Duration,
 }
 
-impl Bench {
+impl NativeBench {
     fn prepare(options: &Options) -> Result<Self> {
         let splitring = vmm::build()?;
         // On a disk and not in memory, so that both use io_uring on files. The page cache holds all
@@ -145,7 +145,7 @@ impl Bench {
         command.arg("--kernel").arg(self.path("guest.elf"));
         command.args([
             "--cmdline",
-            &format!("{SPLITRING_PLACES} {}", self.parameters),
+            &format!("{SPLITRING_ADDRESSES} {}", self.parameters),
         ]);
         for (file, keys) in [
             ("report.img", "serial=report"),
@@ -173,7 +173,7 @@ impl Bench {
         ]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         command.arg("-kernel").arg(self.path("guest.elf"));
-        command.args(["-append", &format!("{QEMU_PLACES} {}", self.parameters)]);
+        command.args(["-append", &format!("{QEMU_ADDRESSES} {}", self.parameters)]);
         for (id, file) in [
             ("report", "report.img"),
             ("blk", "blk.img"),

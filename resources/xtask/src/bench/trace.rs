@@ -18,7 +18,7 @@ const MARK: &str = "bench: first line";
 
 /// Results of one traced boot.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Boot {
+pub(crate) struct TracedBoot {
     /// From the program's exec to the first entry into the guest, in milliseconds.
     pub(crate) first_entry_ms: f64,
     /// Exits to user space until the guest's first line.
@@ -52,7 +52,7 @@ impl Tracer {
     }
 
     /// Stops recording and returns what happened since `program` was executed.
-    pub(crate) fn finish(self, program: &Path) -> Result<Boot> {
+    pub(crate) fn finish(self, program: &Path) -> Result<TracedBoot> {
         write("tracing_on", "0")?;
         let path = Path::new(TRACEFS).join("trace");
         let text =
@@ -76,7 +76,7 @@ fn write(file: &str, text: &str) -> Result<()> {
 }
 
 /// Parses the buffer's text format: `task-pid [cpu] flags seconds: event: details`.
-fn count(text: &str, program: &str) -> Result<Boot> {
+fn count(text: &str, program: &str) -> Result<TracedBoot> {
     let executed = format!("filename={program} ");
     let mut started = None;
     let mut first_entry = None;
@@ -97,7 +97,7 @@ fn count(text: &str, program: &str) -> Result<Boot> {
         } else if line.contains(MARK) {
             let started = started.context("the program's exec was not traced")?;
             let entered = first_entry.context("the guest was never entered")?;
-            return Ok(Boot {
+            return Ok(TracedBoot {
                 first_entry_ms: (entered - started) * 1000.0,
                 user_exits,
                 exits,

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn what_splitring_run_refuses_is_not_tried_on_the_hosts_kvm() {
+fn a_kvm_that_splitring_run_refuses_is_not_used() {
     let flags = "flags\t\t: fpu svm npt\n";
     assert_eq!(judge(flags, |_| false), HostKvm::Hardware);
     assert_eq!(judge(flags, |module| module == "kvm_pvm"), HostKvm::Pvm);

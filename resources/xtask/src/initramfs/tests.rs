@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn an_entry_is_a_header_a_name_and_data_each_padded_to_four() {
-    let mut archive = Archive::default();
+    let mut archive = CpioArchive::default();
     archive.file("a", 0o644, b"12345").expect("small");
     let text = String::from_utf8(archive.bytes).expect("ASCII");
     assert_eq!(&text[..6], "070701");
@@ -18,7 +18,7 @@ fn an_entry_is_a_header_a_name_and_data_each_padded_to_four() {
 
 #[test]
 fn an_archive_ends_with_its_trailer() {
-    let bytes = Archive::default().finish().expect("small");
+    let bytes = CpioArchive::default().finish().expect("small");
     assert!(bytes.windows(10).any(|window| window == b"TRAILER!!!"));
     assert_eq!(bytes.len() % ALIGNMENT, 0);
 }

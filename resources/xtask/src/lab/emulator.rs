@@ -11,12 +11,12 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, ensure};
 
 use crate::assets::{Cache, suites};
-use crate::cleanup::mortal;
+use crate::cleanup::killed_with_parent;
 use crate::progress::say;
 use crate::tools::{self, Tool};
 
 /// The first release that runs a lab with several CPUs reliably.
-const STEADY: Version = Version(10, 0, 0);
+const RELIABLE: Version = Version(10, 0, 0);
 /// The emulator and the matching firmware.
 const PACKAGES: [&str; 4] = [
     "qemu-system-x86",
@@ -45,7 +45,7 @@ impl Emulator {
                 program: tools::QEMU.program().into(),
                 firmware: Vec::new(),
             };
-            let (chosen, name) = choose(installed.version(), || Self::beside(cache));
+            let (chosen, name) = choose(installed.version(), || Self::from_backports(cache));
             say(format!("lab: {name}"));
             chosen.unwrap_or(installed)
         })
@@ -57,7 +57,7 @@ impl Emulator {
     /// # Errors
     ///
     /// It can't be fetched, does not run on this machine, or is not new enough.
-    fn beside(cache: &Cache) -> Result<(Self, Version, String)> {
+    fn from_backports(cache: &Cache) -> Result<(Self, Version, String)> {
         let release = suites::release().context("this is not Debian")?;
         let suite = format!("{}-backports", release.codename);
         let root = cache.packages_from(&suite, "qemu", &PACKAGES)?;
@@ -66,7 +66,10 @@ impl Emulator {
             firmware: FIRMWARE.map(|dir| root.join(dir)).into(),
         };
         let version = emulator.version()?;
-        ensure!(version >= STEADY, "{suite} has no newer one than {version}");
+        ensure!(
+            version >= RELIABLE,
+            "{suite} has no newer one than {version}"
+        );
         Ok((emulator, version, suite))
     }
 
@@ -89,7 +92,7 @@ impl Emulator {
     /// Returns a command that is killed when this process ends. The caller adds the machine's
     /// options.
     pub(crate) fn command(&self) -> Command {
-        let mut command = mortal(&self.program);
+        let mut command = killed_with_parent(&self.program);
         for dir in &self.firmware {
             command.arg("-L").arg(dir);
         }
@@ -100,16 +103,16 @@ impl Emulator {
 /// Returns the emulator to use (`None` for the installed one) and its description.
 fn choose<T>(
     installed: Result<Version>,
-    beside: impl FnOnce() -> Result<(T, Version, String)>,
+    from_backports: impl FnOnce() -> Result<(T, Version, String)>,
 ) -> (Option<T>, String) {
     let old = match installed {
-        Ok(version) if version >= STEADY => return (None, format!("QEMU {version} (installed)")),
+        Ok(version) if version >= RELIABLE => return (None, format!("QEMU {version} (installed)")),
         Ok(version) => version.to_string(),
         Err(_) => "of unknown version".to_owned(),
     };
-    match beside() {
+    match from_backports() {
         Ok((emulator, version, suite)) => {
-            (Some(emulator), format!("QEMU {version} (beside, {suite})"))
+            (Some(emulator), format!("QEMU {version} (from {suite})"))
         }
         Err(why) => {
             let why = format!("{why:#}").replace('\n', "; ");
@@ -157,7 +160,7 @@ pub(crate) fn virtiofsd() -> Tool {
 /// Returns a command that serves the host's root directory on `socket`.
 pub(crate) fn virtiofsd_command(socket: &Path) -> Command {
     let tool = virtiofsd();
-    let mut command = mortal(tool.program());
+    let mut command = killed_with_parent(tool.program());
     command.arg(format!("--socket-path={}", socket.display()));
     if tool == tools::VIRTIOFSD {
         command.args(["--shared-dir=/", "--sandbox=chroot", "--cache=auto"]);

@@ -31,7 +31,7 @@ const STORE: usize = 11;
 const NO_OP: [u8; 6] = [0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00];
 
 /// Patches the emulator that runs as process `id`. Call it before its guest uses SVM.
-pub(crate) fn mend(id: u32) -> Result<()> {
+pub(crate) fn patch(id: u32) -> Result<()> {
     let map =
         fs::read_to_string(format!("/proc/{id}/maps")).context("cannot read QEMU's memory map")?;
     let memory = File::options()

@@ -18,7 +18,7 @@ pub(crate) fn init(dir: &Path) -> PathBuf {
 
 /// Returns the last heartbeat, as the lab's time in seconds. A clock that stands still is no
 /// progress: guests would wait for it forever.
-pub(crate) fn beat(dir: &Path) -> Option<u64> {
+pub(crate) fn heartbeat(dir: &Path) -> Option<u64> {
     number(&dir.join("beat"))
 }
 

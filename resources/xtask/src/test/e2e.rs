@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use super::Tier;
-use super::board::{Board, Sum, Test};
+use super::queue::{Summary, Test, TestQueue};
 use crate::assets::Cache;
 use crate::guest;
 use crate::host::{self, HostKvm};
@@ -50,7 +50,7 @@ const SOAK_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Builds, prepares and runs the tests whose path contains `part`; in the lab if `force_lab`, or if
 /// the host's KVM can't run them. Prints and returns the results.
-pub(crate) fn run(tier: Tier, part: &str, force_lab: bool, yes: bool) -> Result<Sum> {
+pub(crate) fn run(tier: Tier, part: &str, force_lab: bool, yes: bool) -> Result<Summary> {
     let host = HostKvm::detect();
     let in_lab = force_lab || !host.runs_stock_kernels();
     let place = if in_lab {
@@ -98,7 +98,7 @@ pub(crate) fn run(tier: Tier, part: &str, force_lab: bool, yes: bool) -> Result<
         test.binary = keep(&test.binary)?;
     }
     let splitring = keep(&splitring)?;
-    let board = Board::set_up(scratch.path(), passed_dir, tests, &splitring)?;
+    let queue = TestQueue::create(scratch.path(), passed_dir, tests, &splitring)?;
     let options = lab::Options {
         timeout: if tier == Tier::Soak {
             SOAK_LIMIT
@@ -110,12 +110,12 @@ pub(crate) fn run(tier: Tier, part: &str, force_lab: bool, yes: bool) -> Result<
         ..lab::Options::default()
     };
     std::thread::scope(|scope| {
-        for worker in 0..host::slots(WORKER_MEMORY_MIB).min(board.open()) {
-            let (board, options) = (&board, &options);
-            scope.spawn(move || board.work(worker, in_lab.then_some(options)));
+        for worker in 0..host::slots(WORKER_MEMORY_MIB).min(queue.remaining()) {
+            let (queue, options) = (&queue, &options);
+            scope.spawn(move || queue.work(worker, in_lab.then_some(options)));
         }
     });
-    Ok(board.report())
+    Ok(queue.report())
 }
 
 /// The test executables of [`TARGET`].

@@ -14,7 +14,7 @@ fn the_mirror_is_the_one_of_the_release_itself() {
 }
 
 #[test]
-fn another_distribution_is_no_debian() {
+fn another_distribution_is_not_taken_for_debian() {
     let debian = "ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n";
     let release = parse_release(debian).unwrap();
     assert_eq!(release.codename, "bookworm");

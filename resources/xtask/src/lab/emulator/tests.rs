@@ -9,20 +9,17 @@ fn versions_are_read_as_qemu_prints_them() {
     let text = "QEMU emulator version 11.0\n";
     assert_eq!(Version::parse(text), Some(Version(11, 0, 0)));
     assert_eq!(Version::parse("QEMU"), None);
-    assert!(Version(7, 2, 22) < STEADY);
+    assert!(Version(7, 2, 22) < RELIABLE);
 }
 
 #[test]
-fn the_steady_emulator_is_used_where_there_is_one() {
-    let beside = || Ok(((), Version(10, 0, 2), "bookworm-backports".to_owned()));
+fn the_reliable_emulator_is_used_if_there_is_one() {
+    let from_backports = || Ok(((), Version(10, 0, 2), "bookworm-backports".to_owned()));
     let none = || -> Result<((), Version, String)> { Err(anyhow!("no network\nat all")) };
     let old = || Ok(Version(7, 2, 22));
     assert_eq!(
-        choose(old(), beside),
-        (
-            Some(()),
-            "QEMU 10.0.2 (beside, bookworm-backports)".to_owned()
-        )
+        choose(old(), from_backports),
+        (Some(()), "QEMU 10.0.2 (from bookworm-backports)".to_owned())
     );
     assert_eq!(
         choose(old(), none),

@@ -9,7 +9,7 @@ fn instructions() -> Vec<u8> {
 }
 
 #[test]
-fn the_store_is_found_where_it_is_once() {
+fn the_store_is_found_only_if_it_is_there_once() {
     let code = [vec![0x90; 7], instructions(), vec![0xc3; 9]].concat();
     assert_eq!(store(&code), Some(7 + STORE));
     assert_eq!(code[7 + STORE..][..2], [0x89, 0xb3]);
@@ -19,7 +19,7 @@ fn the_store_is_found_where_it_is_once() {
 }
 
 #[test]
-fn the_program_comes_first_in_a_map() {
+fn the_first_executable_mapping_is_the_program() {
     let map = "55e0-56e0 r--p 00000000 fe:00 1 /usr/bin/qemu\n\
                56e0000-57f0000 r-xp 00100000 fe:00 1 /usr/bin/qemu\n\
                7f00000-7f10000 r-xp 00000000 fe:00 2 /lib/libc.so.6\n";

@@ -10,10 +10,10 @@ fn a_quote_survives_the_shell() {
 #[test]
 fn a_number_counts_once_it_is_whole() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(beat(dir.path()), None);
+    assert_eq!(heartbeat(dir.path()), None);
     for (text, number) in [("", None), ("12", None), ("12\n", Some(12))] {
         fs::write(dir.path().join("beat"), text).unwrap();
-        assert_eq!(beat(dir.path()), number);
+        assert_eq!(heartbeat(dir.path()), number);
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn a_skipped_step_and_skipped_tests_are_told_together() {
+fn skipped_steps_and_skipped_tests_are_listed_together() {
     let skipped = Skipped::new().expect("a file");
     let environment = skipped.environment(Tier::Quick);
     let (name, notes) = environment[0];

@@ -26,16 +26,16 @@ const DISK_BYTES: u64 = 64 << 20;
 
 /// All files that a boot reads.
 #[derive(Debug)]
-pub(super) struct Stage {
+pub(super) struct BootFiles {
     /// The directory of the files, as this process sees it.
     files: PathBuf,
     /// Removes the directory; in the lab its memory goes with the lab.
     _dir: Option<tempfile::TempDir>,
 }
 
-impl Stage {
+impl BootFiles {
     /// Copies all files. In the lab their directory becomes the root.
-    pub(super) fn set_up(splitring: &Path, dynamic: &Path, kernel: &Path) -> Result<Self> {
+    pub(super) fn copy_all(splitring: &Path, dynamic: &Path, kernel: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("bench-")
             .tempdir_in("/dev/shm")

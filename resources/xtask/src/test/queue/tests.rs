@@ -15,7 +15,7 @@ const PROGRAM: &str = r#"#!/bin/sh
     esac
 "#;
 
-fn board(dir: &Path, passed: &Path, names: &[&str]) -> Board {
+fn queue(dir: &Path, passed: &Path, names: &[&str]) -> TestQueue {
     let binary = dir.join("program");
     fs::create_dir_all(dir)
         .and_then(|()| fs::write(&binary, PROGRAM))
@@ -26,40 +26,40 @@ fn board(dir: &Path, passed: &Path, names: &[&str]) -> Board {
         name: (*name).to_owned(),
         id: format!("e2e.{name}"),
     });
-    Board::set_up(dir, passed.to_owned(), tests.collect(), &binary).expect("a board")
+    TestQueue::create(dir, passed.to_owned(), tests.collect(), &binary).expect("a queue")
 }
 
 #[test]
-fn two_soaks_at_once_do_not_disturb_each_other() {
+fn two_soak_runs_at_the_same_time_do_not_disturb_each_other() {
     let dir = tempfile::tempdir().expect("a directory");
     let passed = dir.path().join("passed");
-    let boards = [&["good", "bad"][..], &["good"]].map(|names| {
+    let queues = [&["good", "bad"][..], &["good"]].map(|names| {
         let place = dir.path().join(names.len().to_string());
-        board(&place, &passed, names)
+        queue(&place, &passed, names)
     });
     std::thread::scope(|scope| {
-        for board in &boards {
-            scope.spawn(|| board.work(0, None));
+        for queue in &queues {
+            scope.spawn(|| queue.work(0, None));
         }
     });
-    let [both, good] = boards;
-    let sum = good.report();
-    sum.verdict().expect("it has passed in one of them");
+    let [both, good] = queues;
+    let summary = good.report();
+    summary.verdict().expect("it has passed in one of them");
     let error = both.report().verdict().expect_err("one has failed");
     let error = error.to_string();
     assert_eq!(error, "1 of 2 failed: bad");
-    let later = board(&dir.path().join("later"), &passed, &["good", "bad"]);
+    let later = queue(&dir.path().join("later"), &passed, &["good", "bad"]);
     later.work(0, None);
     assert_eq!(later.result(&later.tests[0]), None, "it has passed before");
     assert_eq!(later.result(&later.tests[1]).as_deref(), Some("FAILED"));
 }
 
 /// Runs these tests in a queue of their own.
-fn run(names: &[&str]) -> Sum {
+fn run(names: &[&str]) -> Summary {
     let dir = tempfile::tempdir().expect("a directory");
-    let board = board(dir.path(), &dir.path().join("passed"), names);
-    board.work(0, None);
-    board.report()
+    let queue = queue(dir.path(), &dir.path().join("passed"), names);
+    queue.work(0, None);
+    queue.report()
 }
 
 #[test]
@@ -69,7 +69,10 @@ fn one_lost_lab_is_counted_and_two_fail_the_run() {
         once.to_string(),
         "end-to-end tests: 2 passed, 0 failed, 1 lab lost"
     );
-    assert_eq!(once.plain(), "end-to-end: 2 passed, 0 failed, 0 skipped");
+    assert_eq!(
+        once.machine_readable(),
+        "end-to-end: 2 passed, 0 failed, 0 skipped"
+    );
     once.verdict().expect("one may be lost");
     let twice = run(&["good", "unlucky2"]);
     assert_eq!(
@@ -89,15 +92,18 @@ fn one_lost_lab_is_counted_and_two_fail_the_run() {
 #[test]
 fn a_skipped_test_is_counted_and_not_remembered_as_passed() {
     let dir = tempfile::tempdir().expect("a directory");
-    let board = board(dir.path(), &dir.path().join("passed"), &["good", "picky"]);
-    board.work(0, None);
-    assert_eq!(board.open(), 1);
-    let sum = board.report();
+    let queue = queue(dir.path(), &dir.path().join("passed"), &["good", "picky"]);
+    queue.work(0, None);
+    assert_eq!(queue.remaining(), 1);
+    let summary = queue.report();
     assert_eq!(
-        sum.to_string(),
+        summary.to_string(),
         "end-to-end tests: 1 passed, 0 failed, 1 skipped"
     );
-    assert_eq!(sum.plain(), "end-to-end: 1 passed, 0 failed, 1 skipped");
-    assert_eq!(sum.skipped, ["picky: no such disk"]);
-    sum.verdict().expect("nothing has failed");
+    assert_eq!(
+        summary.machine_readable(),
+        "end-to-end: 1 passed, 0 failed, 1 skipped"
+    );
+    assert_eq!(summary.skipped, ["picky: no such disk"]);
+    summary.verdict().expect("nothing has failed");
 }
