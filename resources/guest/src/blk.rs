@@ -1,4 +1,4 @@
-//! What the block device is put through: bio and request path, every indirect policy, chained lists.
+//! Tests of the block device: bio and request path, every indirect policy, chained lists.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -29,7 +29,7 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Resets the device and brings it up with the queue a variant asks for.
+    /// Resets the device and sets it up with the queue that `variant` asks for.
     pub(crate) fn open(pci: Pci<Function>, variant: Variant, wait: Wait) -> Result<Self, Fault> {
         let mut device = Device::negotiate(pci, variant, FEATURES)?;
         let mut config = Config::new_zeroed();
@@ -43,12 +43,12 @@ impl Disk {
         Ok(Self { device, blk, wait })
     }
 
-    /// The device, to be opened anew.
+    /// Returns the PCI function, to be opened again.
     pub(crate) fn close(self) -> Pci<Function> {
         self.device.close()
     }
 
-    /// The serial number, up to its padding.
+    /// Returns the serial number without its padding.
     pub(crate) fn serial(&mut self) -> Result<String, Fault> {
         self.blk
             .get_id(0)
@@ -56,7 +56,7 @@ impl Disk {
         let id = self
             .finish()?
             .id
-            .ok_or(Fault::new("no identification came"))?;
+            .ok_or(Fault::new("the device returned no serial number"))?;
         let end = id.iter().position(|byte| *byte == 0).unwrap_or(id.len());
         String::from_utf8(id[..end].to_vec()).map_err(Fault::text)
     }
@@ -81,7 +81,7 @@ impl Disk {
         })
     }
 
-    /// Publishes, waits for one request, and insists that it went well.
+    /// Publishes, waits for one request, and checks that it succeeded.
     fn finish(&mut self) -> Result<Done, Fault> {
         self.push();
         let done = self.next()?;
@@ -89,14 +89,14 @@ impl Disk {
         Ok(done)
     }
 
-    /// One bio, start to end; answers its memory.
+    /// Runs one bio to completion and returns its memory.
     pub(crate) fn one(&mut self, bio: Bio) -> Result<ScatterList, Fault> {
         self.blk
             .bio(0, bio)
             .map_err(|refused| Fault::text(refused.why))?;
         match self.finish()?.work {
             Work::Bio(bio) => Ok(bio.data),
-            _ => Err(Fault::new("another request came back")),
+            _ => Err(Fault::new("the wrong request completed")),
         }
     }
 
@@ -117,7 +117,7 @@ impl Disk {
     }
 }
 
-/// Everything, in every variant; then the timed loops.
+/// Runs all tests in every variant, then the timed loops.
 pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), Fault> {
     for variant in Variant::ALL {
         let mut disk = Disk::open(pci, variant, Wait::Poll)?;
@@ -167,14 +167,14 @@ fn single(disk: &mut Disk) -> Result<(), Fault> {
     pattern.check(disk.read(8, Pattern(0).list(&[BLOCK])?)?)
 }
 
-/// Three lists chained, cut at odd places one way and at others on the way back.
+/// Three chained lists, split at odd places when writing and at others when reading.
 fn chained(disk: &mut Disk) -> Result<(), Fault> {
     let pattern = Pattern(2);
     disk.write(64, pattern.chain(&[&[512, 24], &[4000, 8], &[1600, 2048]])?)?;
     pattern.check(disk.read(64, Pattern(0).chain(&[&[8, 4088], &[1], &[3071, 1024]])?)?)
 }
 
-/// The request path: three bios in the wrong order become one write.
+/// The request path: three bios in the wrong order are merged into one write.
 fn merged(disk: &mut Disk) -> Result<(), Fault> {
     let mut merged = Merged::with_capacity(3);
     for part in [1, 2, 0] {
@@ -191,7 +191,7 @@ fn merged(disk: &mut Disk) -> Result<(), Fault> {
         .merged(7, merged)
         .map_err(|refused| Fault::text(refused.why))?;
     if disk.finish()?.tag != 7 {
-        return Err(Fault::new("another tag came back"));
+        return Err(Fault::new("the wrong tag completed"));
     }
     for part in [0, 1, 2] {
         let data = disk.read(128 + part * SECTORS, Pattern(0).list(&[BLOCK])?)?;
@@ -200,7 +200,7 @@ fn merged(disk: &mut Disk) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Many requests behind one publication.
+/// Many requests with one publication.
 fn batched(disk: &mut Disk) -> Result<(), Fault> {
     for transfer in [Transfer::Write, Transfer::Read] {
         for tag in 0..DEPTH as u64 {
@@ -227,7 +227,7 @@ fn batched(disk: &mut Disk) -> Result<(), Fault> {
             }
         }
         if seen != u64::MAX >> (64 - DEPTH) {
-            return Err(Fault::new("a tag came twice, or never"));
+            return Err(Fault::new("a tag completed twice, or never"));
         }
     }
     Ok(())
@@ -264,11 +264,11 @@ fn discard(disk: &mut Disk) -> Result<(), Fault> {
         .discard(0, &[range])
         .map_err(|refused| Fault::text(refused.why))?;
     disk.finish()?;
-    // The neighbour keeps what it had.
+    // The next block keeps its content.
     Pattern(4).check(disk.read(2048, Pattern(0).list(&[BLOCK])?)?)
 }
 
-/// Keeps `depth` 4 KiB transfers at random places in flight until the time is up.
+/// Keeps `depth` random 4 KiB transfers in flight until the time is up.
 fn timed(disk: &mut Disk, transfer: Transfer, depth: usize, load: &mut Load) -> Result<(), Fault> {
     let blocks = disk.blk.info().capacity / SECTORS;
     let mut idle: Vec<ScatterList> = Vec::with_capacity(depth);

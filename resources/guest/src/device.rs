@@ -1,4 +1,4 @@
-//! Bringing a device up: negotiation and queues, the same for every kind.
+//! Initialisation of a device: negotiation and queues, the same for every type.
 
 use splitring_virtio::driver::pci::Pci;
 use splitring_virtio::driver::{Identity, IndirectPolicy, Kick, Queue, QueueAreas, QueueOptions};
@@ -8,23 +8,23 @@ use crate::interrupts;
 use crate::machine::Function;
 use crate::suite::{Fault, Wait, bytes};
 
-/// Descriptors of a queue, if the device has as many.
+/// Descriptors of a queue, if the device supports as many.
 const QUEUE_SIZE: u16 = 256;
-/// Indirect descriptors set aside for each slot.
+/// Indirect descriptors reserved for each slot.
 const TABLE: u16 = 16;
 
-/// How a queue is used.
+/// A configuration of a queue.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Variant {
     /// No indirect tables.
     Direct,
-    /// Tables whenever there is more than one segment.
+    /// Indirect tables if there is more than one segment.
     Indirect,
-    /// The RFC's rule.
+    /// The RFC's policy.
     Rfc,
-    /// The driver's own rule.
+    /// The driver's own policy.
     Auto,
-    /// The RFC's rule, without EVENT_IDX.
+    /// The RFC's policy, without EVENT_IDX.
     Flags,
 }
 
@@ -47,7 +47,7 @@ impl Variant {
         }
     }
 
-    /// Ring features beyond the device's own.
+    /// Returns the ring features, in addition to the device's own.
     fn features(self) -> u64 {
         let indirect = if self == Self::Direct {
             0
@@ -72,7 +72,7 @@ impl Variant {
     }
 }
 
-/// A device that has been reset and knows the driver's features.
+/// A device that has been reset and whose features are negotiated.
 pub(crate) struct Device {
     pci: Pci<Function>,
     variant: Variant,
@@ -80,7 +80,7 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Resets the device and negotiates `wanted` and what the variant is about.
+    /// Resets the device and negotiates `wanted` and the variant's features.
     pub(crate) fn negotiate(
         mut pci: Pci<Function>,
         variant: Variant,
@@ -102,10 +102,10 @@ impl Device {
         self.pci.read_config(0, into).map_err(Fault::text)
     }
 
-    /// Makes queue `index`; `enable` tells the device of it once its driver has it.
+    /// Creates queue `index`. [`Self::enable`] configures it in the device, once its driver has it.
     pub(crate) fn queue<T: 'static>(&self, index: u16) -> Result<Queue<T>, Fault> {
         let size = self.pci.queue_max(index).min(QUEUE_SIZE);
-        // QEMU's virtio-scsi claims to have written what it read; that must not end the run.
+        // QEMU's virtio-scsi reports readable bytes as written; that must not end the run.
         let options = QueueOptions::new(size, self.features)
             .tables(TABLE)
             .policy(self.variant.policy())
@@ -129,7 +129,7 @@ impl Device {
             .map_err(Fault::text)
     }
 
-    /// The MSI-X vector that raises the guest's interrupt.
+    /// Returns the MSI-X vector that raises the guest's interrupt.
     fn vector(&mut self) -> Result<u16, Fault> {
         let mut msix = self.pci.msix().map_err(Fault::text)?;
         if msix.set(0, interrupts::MESSAGE_ADDRESS, interrupts::MESSAGE_DATA) {
@@ -139,17 +139,17 @@ impl Device {
         }
     }
 
-    /// The device is live from here on.
+    /// Sets DRIVER_OK.
     pub(crate) fn go(&mut self) {
         self.pci.go();
     }
 
-    /// Rings the bell of queue `index` if it is wanted.
+    /// Notifies queue `index`, if `kick` asks for it.
     pub(crate) fn kick(&self, index: u16, kick: Kick) {
         kick.send(|| self.pci.notify(index));
     }
 
-    /// The function, to be brought up anew.
+    /// Returns the PCI function, to be initialised again.
     pub(crate) fn close(self) -> Pci<Function> {
         self.pci
     }

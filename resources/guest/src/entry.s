@@ -1,6 +1,6 @@
 # PVH entry (32-bit protected mode, paging off, ebx = start_info) to ring 3
-# in long mode. As little as possible happens at CPL 0: on a KVM without
-# hardware virtualisation every instruction there is emulated.
+# in long mode. The code at CPL 0 is as short as possible: a KVM without
+# hardware virtualisation emulates every instruction of it.
 
 .section .note.Xen, "a"
 .align 4
@@ -85,10 +85,10 @@ start_user:
     call guest_main
 1:  jmp 1b
 
-# What runs at CPL 0 after that, where `interrupts.rs` puts it into the IDT. Ring 3 runs with interrupts
-# off: they are taken while it waits, nowhere else.
+# Handlers at CPL 0, which `interrupts.rs` enters into the IDT. Ring 3 runs with interrupts disabled:
+# they are taken only while it waits.
 
-# The device's interrupt: counts it and tells the local APIC.
+# A device's interrupt: counts it and signals the end of interrupt to the local APIC.
 .globl interrupt_entry
 interrupt_entry:
     push rax
@@ -104,17 +104,17 @@ interrupt_entry:
     pop rax
     iretq
 
-# int 0x80: sleeps until the count is not rdi any more.
+# int 0x80: sleeps until the count differs from rdi.
 .globl wait_entry
 wait_entry:
     cmp [rip + interrupt_count], rdi
     jne 1f
-    sti                         # in effect after the hlt, so that none is slept through
+    sti                         # takes effect after the hlt, so that no interrupt is lost before it
     hlt
     cli
 1:  iretq
 
-# int 0x81: switches the local APIC on, in x2APIC mode.
+# int 0x81: enables the local APIC, in x2APIC mode.
 .globl apic_entry
 apic_entry:
     mov ecx, 0x1b               # IA32_APIC_BASE

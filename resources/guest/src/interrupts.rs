@@ -1,7 +1,9 @@
-//! One interrupt, counted, and a way to sleep until it comes: for hosts whose KVM runs ring 0 natively.
+//! One interrupt, which is counted, and a way to sleep until it arrives; for hosts whose KVM runs
+//! ring 0 natively.
 //!
-//! The guest stays in ring 3 with interrupts off. The few instructions that need ring 0 are gates in `entry.s`;
-//! without a call of [`enable`] the table of gates is empty, and any exception ends the machine.
+//! The guest stays in ring 3 with interrupts disabled. The few instructions that need ring 0 are
+//! behind gates in `entry.s`. Unless [`enable`] is called, the IDT is empty, and any exception ends
+//! the machine.
 
 #![expect(
     unsafe_code,
@@ -11,14 +13,14 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// The vector devices raise.
+/// The vector of the devices' interrupts.
 const VECTOR: u8 = 0x40;
 const WAIT: u8 = 0x80;
 const APIC: u8 = 0x81;
 
-/// Where a message goes that is meant for the processor with APIC id 0 (Intel SDM volume 3, 11.11).
+/// MSI address for the processor with APIC ID 0 (Intel SDM volume 3, 11.11).
 pub(crate) const MESSAGE_ADDRESS: u64 = 0xfee0_0000;
-/// What it says: the vector, fixed delivery, edge.
+/// MSI data: the vector, fixed delivery mode, edge-triggered.
 pub(crate) const MESSAGE_DATA: u32 = VECTOR as u32;
 
 const KERNEL_CODE: u64 = 0x08;
@@ -33,12 +35,12 @@ unsafe extern "C" {
     fn apic_entry();
 }
 
-/// Puts the gates in place and switches the local APIC on.
+/// Sets up the gates and enables the local APIC.
 pub(crate) fn enable() {
     set_gate(VECTOR, interrupt_entry, 0);
     set_gate(WAIT, wait_entry, FROM_RING_3);
     set_gate(APIC, apic_entry, FROM_RING_3);
-    // SAFETY: the gate is there; it changes these registers and nothing of this program's.
+    // SAFETY: the gate is set. It changes these registers, and none of this program's memory.
     unsafe { asm!("int 0x81", out("rax") _, out("rcx") _, out("rdx") _) };
 }
 
@@ -48,20 +50,21 @@ fn set_gate(vector: u8, handler: unsafe extern "C" fn(), access: u64) {
         | KERNEL_CODE << 16
         | (INTERRUPT_GATE | access) << 40
         | (address >> 16 & 0xffff) << 48;
-    // SAFETY: 256 gates, and no other reference to them; the processor reads them when an interrupt comes.
+    // SAFETY: there are 256 gates, and no other reference to them. The processor reads them at an
+    // interrupt.
     unsafe {
         (&raw mut idt[usize::from(vector)]).write_volatile([low, address >> 32]);
     }
 }
 
-/// Interrupts so far.
+/// Returns the number of interrupts so far.
 pub(crate) fn count() -> u64 {
     // SAFETY: an aligned word that lives as long as the program.
     unsafe { interrupt_count.load(Ordering::Relaxed) }
 }
 
-/// Sleeps until there have been others than those `seen`.
+/// Sleeps until the number of interrupts differs from `seen`.
 pub(crate) fn wait(seen: u64) {
-    // SAFETY: the gate was set by `enable`; it changes nothing but the count.
+    // SAFETY: the gate was set by `enable`. It changes only the count.
     unsafe { asm!("int 0x80", in("rdi") seen) };
 }

@@ -1,12 +1,12 @@
-//! The machine the guest finds itself on: boot parameters, PCI functions on bus 0, a clock.
+//! The machine that the guest runs on: boot parameters, PCI functions on bus 0, a clock.
 //!
-//! There is no firmware to rely on: whoever starts the guest says on the command line where
-//! configuration space is (`ecam=`), which addresses BARs may take (`mmio=`) and how fast the
-//! processor's time stamp counts (`tsc-khz=`). BARs that firmware did place stay where they are.
+//! There is no firmware. The command line has the address of configuration space (`ecam=`), the
+//! start of the addresses for BARs (`mmio=`) and the frequency of the time stamp counter
+//! (`tsc-khz=`). BARs that firmware has placed are not moved.
 
 #![expect(
     unsafe_code,
-    reason = "boot parameters and registers are at addresses the machine tells"
+    reason = "boot parameters and registers are at addresses that the machine reports"
 )]
 
 use core::arch::x86_64::_rdtsc;
@@ -16,9 +16,9 @@ use splitring_virtio::driver::{Mmio, PciFunction};
 
 /// Offsets in the PVH start information (`xen/include/public/arch-x86/hvm/start_info.h`).
 const START_INFO_CMDLINE: usize = 24;
-/// Bytes of command line looked at.
+/// Bytes of the command line that are read.
 const CMDLINE_MAX: usize = 1024;
-/// Everything the page tables of `entry.s` map.
+/// End of the addresses that the page tables of `entry.s` map.
 const MAPPED: u64 = 1 << 32;
 
 const COMMAND: u16 = 0x04;
@@ -28,28 +28,30 @@ const BAR0: u16 = 0x10;
 const BAR_64: u32 = 0b100;
 const BAR_IO: u32 = 1;
 
-/// What the command line says.
+/// The options on the command line.
 #[derive(Clone, Copy)]
 pub(crate) struct Options {
     pub(crate) ecam: u64,
     pub(crate) mmio: u64,
     pub(crate) tsc_khz: u64,
-    /// Milliseconds of each timed loop.
+    /// Duration of each timed loop in milliseconds.
     pub(crate) millis: u64,
-    /// Only the timed loops are wanted.
+    /// Run only the timed loops.
     pub(crate) only_timed: bool,
-    /// Ring 0 runs natively, so interrupts can be waited for.
+    /// Ring 0 runs natively, so that interrupts can be waited for.
     pub(crate) interrupts: bool,
 }
 
 impl Options {
-    /// Reads the command line that the start information at `info` leads to.
+    /// Reads the command line through the start information at `info`.
     ///
     /// # Safety
-    /// `info` is what the PVH entry was given in `ebx`.
+    ///
+    /// `info` is the value that the PVH entry received in `ebx`.
     pub(crate) unsafe fn read(info: usize) -> Self {
         let mut bytes = [0; CMDLINE_MAX];
-        // SAFETY: the boot protocol puts the line's address there, and the line ends with a zero.
+        // SAFETY: the boot protocol puts the address of the command line there, and it ends with a
+        // zero.
         unsafe {
             let line =
                 ((info + START_INFO_CMDLINE) as *const u64).read_unaligned() as usize as *const u8;
@@ -85,13 +87,13 @@ fn parse(text: &str) -> Option<u64> {
     }
 }
 
-/// Ticks of the time stamp counter.
+/// Returns the time stamp counter.
 pub(crate) fn ticks() -> u64 {
-    // SAFETY: readable in ring 3 unless CR4.TSD is set, which `entry.s` does not.
+    // SAFETY: readable in ring 3 unless CR4.TSD is set, and `entry.s` does not set it.
     unsafe { _rdtsc() }
 }
 
-/// Free addresses for BARs.
+/// A range of free addresses for BARs.
 pub(crate) struct Window {
     next: u64,
 }
@@ -108,14 +110,14 @@ impl Window {
     }
 }
 
-/// One function of bus 0, with its BARs in place.
+/// One PCI function on bus 0, with its BARs placed.
 pub(crate) struct Function {
     config: *mut u32,
     bars: [Option<u64>; 6],
 }
 
 impl Function {
-    /// The functions number 0 that are there.
+    /// Returns function 0 of every device that exists.
     pub(crate) fn all(options: &Options, window: &mut Window) -> impl Iterator<Item = Self> {
         let ecam = options.ecam;
         (0..32).filter_map(move |slot| {
@@ -131,7 +133,7 @@ impl Function {
         })
     }
 
-    /// Gives every memory BAR an address below 4 GiB that has none, then switches decoding on.
+    /// Gives every memory BAR that has no address one below 4 GiB, then enables decoding.
     fn place(&mut self, window: &mut Window) {
         let command = self.read_config(COMMAND);
         self.write_config(COMMAND, command & !COMMAND_MEMORY);
@@ -175,12 +177,12 @@ impl Function {
     }
 }
 
-// SAFETY: a BAR of this function is mapped one to one, and this is the function's only owner.
+// SAFETY: a BAR of this function is identity-mapped, and this is the function's only owner.
 unsafe impl PciFunction for Function {
     type Registers = Mmio;
 
     fn read_config(&self, offset: u16) -> u32 {
-        // SAFETY: the function's 4 KiB of configuration space are mapped; offsets are below that.
+        // SAFETY: the function's 4 KiB of configuration space are mapped, and offsets are smaller.
         unsafe {
             self.config
                 .add(usize::from(offset & 0xffc) / 4)
@@ -200,7 +202,7 @@ unsafe impl PciFunction for Function {
     fn map_bar(&mut self, bar: u8, offset: u64, len: u64) -> Option<Mmio> {
         let start =
             NonNull::new((*self.bars.get(usize::from(bar))?.as_ref()? + offset) as *mut u8)?;
-        // SAFETY: the BAR decodes there, and nobody moves it.
+        // SAFETY: the BAR decodes these addresses, and nothing moves it.
         Some(unsafe { Mmio::new(start, len) })
     }
 }

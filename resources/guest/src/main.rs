@@ -1,9 +1,9 @@
-//! The freestanding guest behind `splitring selftest`: it drives every virtio device through the
-//! piecewise path and says how that went.
+//! The freestanding guest of `splitring selftest`: it drives every virtio device and reports the
+//! results.
 //!
-//! It runs in ring 3 from its first line of Rust on, because a KVM without hardware virtualisation
-//! runs only that natively. Devices are polled; where ring 0 is native too (`interrupts=on`), timed loops
-//! wait for interrupts as well.
+//! All Rust code runs in ring 3, because a KVM without hardware virtualisation runs only that
+//! natively. Devices are polled. If ring 0 is native as well (`interrupts=on`), timed loops also
+//! wait for interrupts.
 
 #![no_std]
 #![no_main]
@@ -37,31 +37,31 @@ use suite::{Suite, Wait};
 
 global_asm!(include_str!("entry.s"));
 
-/// The end of every run: an invalid instruction without anybody to catch it, hence a triple fault,
-/// which ends the machine under every VMM.
+/// Ends the run: an invalid instruction without a handler causes a triple fault, which ends the
+/// machine under every VMM.
 fn end() -> ! {
     // SAFETY: does not return.
     unsafe { core::arch::asm!("ud2", options(noreturn)) }
 }
 
-/// Where the report is, for the panic handler; null until there is one.
+/// The report, for the panic handler; null until it is open.
 static REPORT: AtomicPtr<Report> = AtomicPtr::new(core::ptr::null_mut());
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     // Taken, so that a panic while reporting ends here.
     let report = REPORT.swap(core::ptr::null_mut(), Ordering::Relaxed);
-    // SAFETY: leaked by `guest_main`, whose use of it ended with the panic: nothing unwinds to it.
+    // SAFETY: leaked by `guest_main`, which no longer uses it: a panic does not unwind.
     if let Some(report) = unsafe { report.as_mut() } {
         report.line(format_args!("panic {}", info.message()));
     }
     end()
 }
 
-/// Reached from `entry.s` with the address of the PVH start information.
+/// Called from `entry.s` with the address of the PVH start information.
 #[unsafe(no_mangle)]
 extern "C" fn guest_main(info: usize) -> ! {
-    // SAFETY: entry.s passes what it was given.
+    // SAFETY: `entry.s` passes the value that it received.
     let options = unsafe { Options::read(info) };
     let mut window = Window::new(&options);
     let functions: Vec<Function> = Function::all(&options, &mut window).collect();
@@ -82,7 +82,7 @@ extern "C" fn guest_main(info: usize) -> ! {
             _ => tested.push(disk.close()),
         }
     }
-    // Without a report there is nobody to tell anything.
+    // Without a report there is no way to report an error.
     let Some(report) = report else { end() };
     let report = Box::leak(Box::new(report));
     REPORT.store(report, Ordering::Relaxed);

@@ -1,7 +1,8 @@
-//! The guest's memory: the four routines the compiler calls, and a bump allocator over a static arena.
+//! The guest's memory: the routines that the compiler calls, and a bump allocator over a static
+//! arena.
 //!
-//! Nothing is ever given back: the guest allocates while it sets a test up and
-//! starts the next test on fresh memory.
+//! Nothing is ever freed: the guest allocates while it sets up a test, and each test uses fresh
+//! memory.
 
 #![expect(
     unsafe_code,
@@ -14,7 +15,7 @@ use core::cell::UnsafeCell;
 use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes every test of a run has together.
+/// Bytes for all tests of a run.
 const ARENA: usize = 48 << 20;
 
 #[repr(C, align(4096))]
@@ -23,7 +24,7 @@ struct Arena {
     used: AtomicUsize,
 }
 
-// SAFETY: there is one processor, and each byte is handed out once.
+// SAFETY: there is one processor, and each byte is allocated once.
 unsafe impl Sync for Arena {}
 
 #[global_allocator]
@@ -32,12 +33,12 @@ static HEAP: Arena = Arena {
     used: AtomicUsize::new(0),
 };
 
-/// Bytes handed out so far.
+/// Returns the number of allocated bytes.
 pub(crate) fn used() -> usize {
     HEAP.used.load(Ordering::Relaxed)
 }
 
-// SAFETY: blocks are disjoint pieces of the arena, aligned as asked, and live for ever.
+// SAFETY: blocks are disjoint parts of the arena, aligned as requested, and live forever.
 unsafe impl GlobalAlloc for Arena {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let base = self.bytes.get() as usize;
@@ -59,7 +60,7 @@ unsafe impl GlobalAlloc for Arena {
 /// As C's `memcpy`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
-    // SAFETY: the caller owns both ranges; the direction flag is clear by the ABI.
+    // SAFETY: the caller owns both ranges; the direction flag is clear according to the ABI.
     unsafe {
         asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _,
              options(nostack, preserves_flags));
@@ -74,10 +75,10 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
     if (to as usize).wrapping_sub(from as usize) >= len {
-        // SAFETY: forward copying never overwrites what is still to be read.
+        // SAFETY: copying forward never overwrites bytes that are still to be read.
         return unsafe { memcpy(to, from, len) };
     }
-    // SAFETY: the caller owns both ranges; the flag is cleared again for the ABI.
+    // SAFETY: the caller owns both ranges; the direction flag is cleared again for the ABI.
     unsafe {
         asm!("std", "rep movsb", "cld", inout("rcx") len => _,
              inout("rdi") to.wrapping_add(len).wrapping_sub(1) => _,
@@ -108,7 +109,8 @@ unsafe extern "C" fn memset(to: *mut u8, value: i32, len: usize) -> *mut u8 {
 unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
     let mut at = 0;
     while at < len {
-        // SAFETY: `at` is inside both ranges. Volatile, or the loop would become a call of itself.
+        // SAFETY: `at` is inside both ranges. The access is volatile, because the compiler would
+        // otherwise turn the loop into a call of this function.
         let (x, y) = unsafe { (a.add(at).read_volatile(), b.add(at).read_volatile()) };
         if x != y {
             return i32::from(x) - i32::from(y);
@@ -124,6 +126,6 @@ unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
 /// As `bcmp`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
-    // SAFETY: same contract.
+    // SAFETY: the contract is the same.
     unsafe { memcmp(a, b, len) }
 }

@@ -1,5 +1,5 @@
-//! What the network card is put through, against a peer that sends every frame back: each way of
-//! receiving, headers and data as lists of their own, batches.
+//! Tests of the network device, against a peer that returns every frame: each receive mode, headers
+//! and data in separate lists, batches.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -20,12 +20,12 @@ const DEPTH: usize = 32;
 const MAC_LEN: usize = 6;
 const MIN_FRAME: usize = 60;
 const MAX_FRAME: usize = 1514;
-/// Pieces of a packet at most.
+/// Maximum number of pieces of a packet.
 const PIECES: usize = 8;
-/// An experimental type nobody answers (IEEE 802 local experimental).
+/// The EtherType for local experiments (IEEE 802), which nothing else uses.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
-/// A card with its first queue pair.
+/// A network device with its first queue pair.
 struct Card {
     device: Device,
     receiver: Receiver,
@@ -85,7 +85,7 @@ impl Card {
         Ok(())
     }
 
-    /// A frame to ourselves of `len` bytes, cut into `cuts` pieces.
+    /// Returns a frame of `len` bytes to the device's own address, split into `cuts` pieces.
     fn frame(&self, tag: u64, len: usize, cuts: usize) -> Result<Vec<DmaBytes>, Fault> {
         let mut whole = Vec::with_capacity(len);
         whole.extend_from_slice(&self.mac);
@@ -116,7 +116,7 @@ impl Card {
         self.device.kick(TRANSMIT, kick);
     }
 
-    /// Waits for one packet, copies it out and answers its length and tag.
+    /// Waits for one packet, copies it, and returns its length and tag.
     fn receive(&mut self, into: &mut [u8]) -> Result<(usize, u64), Fault> {
         let receiver = &mut self.receiver;
         let len = patience(|| {
@@ -142,13 +142,13 @@ impl Card {
         })
     }
 
-    /// Takes back one sent packet.
+    /// Takes back one sent packet and returns its tag.
     fn reap(&mut self) -> Result<u64, Fault> {
         patience(|| self.transmitter.reap(drop).map_err(Fault::text))
     }
 }
 
-/// Everything, in every variant and way of receiving; then the timed loops.
+/// Runs all tests in every variant and receive mode, then the timed loops.
 pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), Fault> {
     const MODES: [(ReceiveMode, &str); 3] = [
         (ReceiveMode::Small, "small"),
@@ -184,18 +184,18 @@ fn echo(card: &mut Card, tag: u64, len: usize, cuts: usize) -> Result<(), Fault>
     card.send(tag, frame)?;
     card.push();
     if card.reap()? != tag {
-        return Err(Fault::new("another packet was sent"));
+        return Err(Fault::new("the wrong packet completed"));
     }
     check(card, tag, len)
 }
 
-/// Insists that the next packet is the one of this tag and length.
+/// Checks that the next packet has this tag and length.
 fn check(card: &mut Card, tag: u64, len: usize) -> Result<(), Fault> {
     let mut packet = [0; MAX_FRAME];
     let (got, got_tag) = card.receive(&mut packet)?;
     if got != len || got_tag != tag {
         return Err(Fault::Failed(format!(
-            "{got} bytes with tag {got_tag} came for {len} with {tag}"
+            "received {got} bytes with tag {got_tag} instead of {len} with {tag}"
         )));
     }
     let wrong = packet[..len]
@@ -221,7 +221,7 @@ fn batched(card: &mut Card) -> Result<(), Fault> {
     (0..DEPTH as u64).try_for_each(|tag| check(card, tag, MIN_FRAME + 40 * tag as usize))
 }
 
-/// Keeps `depth` small frames on their way until the time is up.
+/// Keeps `depth` small frames in flight until the time is up.
 fn timed(card: &mut Card, depth: usize, load: &mut Load) -> Result<(), Fault> {
     let mut idle: Vec<DmaBytes> = Vec::with_capacity(2 * depth);
     for tag in 0..2 * depth as u64 {

@@ -1,6 +1,6 @@
-//! What the guest says: lines of text on a disk of its own, whose serial number is `report`.
+//! The guest's report: lines of text on a separate disk, whose serial number is `report`.
 //!
-//! A disk works on every machine the guest runs on, and the host reads it as a file while the guest
+//! Every machine that the guest runs on has disks, and the host can read the file while the guest
 //! runs. The text ends at the first zero byte.
 
 use alloc::string::String;
@@ -17,7 +17,7 @@ const SECTOR: usize = 512;
 /// The open report.
 pub(crate) struct Report {
     disk: Disk,
-    /// The sector being filled, and how much of it is.
+    /// The sector that is being filled, and its fill level.
     sector: u64,
     filled: usize,
     buffer: Option<DmaBytes>,
@@ -33,10 +33,10 @@ impl Report {
         }
     }
 
-    /// Writes one line and waits until the host has it.
+    /// Writes one line and waits until the device has completed the write.
     pub(crate) fn line(&mut self, text: fmt::Arguments<'_>) {
         let mut line = String::new();
-        // A String takes everything.
+        // Writing to a String never fails.
         let _ = writeln!(line, "{text}");
         let mut rest = line.as_bytes();
         while !rest.is_empty() {

@@ -1,4 +1,5 @@
-//! What the SCSI controller is put through: commands with data either way, sense, task management.
+//! Tests of the SCSI controller: commands with data in both directions, sense data, task
+//! management.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -22,7 +23,7 @@ const EVENT: u16 = 1;
 const REQUEST: u16 = 2;
 const BLOCK: usize = 4096;
 const DEPTH: usize = 32;
-/// Event buffers and control requests in flight.
+/// Number of event buffers, and of control requests in flight.
 const FEW: usize = 8;
 const DISK: Lun = Lun { target: 0, unit: 0 };
 
@@ -41,7 +42,7 @@ struct Controller {
     control: Control,
     _events: Events,
     wait: Wait,
-    /// Bytes of a block, and blocks, of the first disk.
+    /// Block size and number of blocks of the first disk.
     block: u32,
     blocks: u32,
 }
@@ -77,14 +78,14 @@ impl Controller {
         Ok(controller)
     }
 
-    /// A unit reports its power-on once; that is not an error.
+    /// Waits until the unit is ready. It reports its power-on once, which is not an error.
     fn wait_until_ready(&mut self) -> Result<(), Fault> {
         for _ in 0..4 {
             if self.run(&TEST_UNIT_READY, None, None)?.response.good() {
                 return Ok(());
             }
         }
-        Err(Fault::new("the unit does not get ready"))
+        Err(Fault::new("the unit does not become ready"))
     }
 
     fn read_capacity(&mut self) -> Result<(), Fault> {
@@ -95,7 +96,7 @@ impl Controller {
         self.blocks = u32::from_be_bytes([a, b, c, d]).saturating_add(1);
         self.block = u32::from_be_bytes([e, f, g, h]);
         if self.block == 0 || !(BLOCK as u32).is_multiple_of(self.block) {
-            return Err(Fault::Failed(format!("blocks of {} bytes", self.block)));
+            return Err(Fault::Failed(format!("unsupported block size: {} bytes", self.block)));
         }
         Ok(())
     }
@@ -150,7 +151,7 @@ impl Controller {
         Ok(done.command.data_in)
     }
 
-    /// READ (10) or WRITE (10) of whole 4 KiB units from unit `at` on.
+    /// Returns a READ (10) or WRITE (10) of whole 4 KiB units, starting at unit `at`.
     fn transfer(&self, opcode: u8, at: u32, bytes: usize) -> [u8; 10] {
         let per = BLOCK as u32 / self.block;
         let [a, b, c, d] = (at * per).to_be_bytes();
@@ -180,7 +181,7 @@ fn good(answer: &Response) -> Result<(), Fault> {
     )))
 }
 
-/// Everything, in every variant; then the timed loops.
+/// Runs all tests in every variant, then the timed loops.
 pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), Fault> {
     for variant in Variant::ALL {
         let mut controller = Controller::open(pci, variant, Wait::Poll)?;
@@ -210,7 +211,7 @@ pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), F
 }
 
 fn inquiry(controller: &mut Controller) -> Result<(), Fault> {
-    // Cut in three: the answer is a stream of bytes.
+    // Split into three segments: the data is a stream of bytes.
     let room = Pattern(0).list(&[8, 20, 8])?;
     let mut data = controller.read(&INQUIRY, room)?;
     let mut answer = Vec::new();
@@ -225,7 +226,7 @@ fn inquiry(controller: &mut Controller) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Chained lists out, others in: neither is copied by the driver.
+/// Writes chained lists and reads into others: the driver copies neither.
 fn read_write(controller: &mut Controller) -> Result<(), Fault> {
     let pattern = Pattern(21);
     let out = pattern.chain(&[&[512, 3584], &[1, 4095]])?;
@@ -257,7 +258,7 @@ fn batched(controller: &mut Controller) -> Result<(), Fault> {
             }
         }
         if seen != u64::MAX >> (64 - DEPTH) {
-            return Err(Fault::new("a command came back twice, or never"));
+            return Err(Fault::new("a command completed twice, or never"));
         }
     }
     Ok(())
@@ -268,7 +269,7 @@ fn sense(controller: &mut Controller) -> Result<(), Fault> {
     match done.response.sense_code() {
         Some(ILLEGAL_OPCODE) => Ok(()),
         other => Err(Fault::Failed(format!(
-            "an unknown opcode was answered with {other:02x?}"
+            "response to an unknown opcode: {other:02x?}"
         ))),
     }
 }
@@ -283,13 +284,13 @@ fn tasks(controller: &mut Controller) -> Result<(), Fault> {
         .any(|answer| *answer != response::OK && *answer != response::FUNCTION_SUCCEEDED)
     {
         return Err(Fault::Failed(format!(
-            "task management answered {answers:?}"
+            "responses of task management: {answers:?}"
         )));
     }
     controller.wait_until_ready()
 }
 
-/// Keeps `depth` 4 KiB transfers at random places in flight until the time is up.
+/// Keeps `depth` random 4 KiB transfers in flight until the time is up.
 fn timed(
     controller: &mut Controller,
     opcode: u8,

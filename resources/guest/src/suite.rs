@@ -1,4 +1,4 @@
-//! What every device's tests share: patience, patterns, timed loops and the lines they report.
+//! Common to the tests of all devices: timeouts, data patterns, timed loops and report lines.
 
 use alloc::format;
 use alloc::string::String;
@@ -12,25 +12,25 @@ use crate::interrupts;
 use crate::machine::{Options, ticks};
 use crate::report::Report;
 
-/// How long a device may take to answer one request.
+/// Time limit for one request.
 const PATIENCE_MILLIS: u64 = 10_000;
 
-/// How often it is asked at least: some tenths of a second's worth.
+/// Minimum number of polls before a timeout: they take some tenths of a second.
 const LEAST_QUESTIONS: u64 = 10_000_000;
 
-/// How long the guest does nothing around a timed loop, so that the host can read its counters between
-/// the lines.
+/// Idle time before and after a timed loop, so that the host can read its counters between the
+/// lines.
 const PAUSE_MILLIS: u64 = 20;
 
-/// Ticks of [`PATIENCE_MILLIS`]; set once, before any device is touched.
+/// The timeout in ticks of the time stamp counter; set once, before any device is used.
 static PATIENCE: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(u64::MAX);
 
 /// How a driver waits for the device.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// By asking.
+    /// Polls the used ring.
     Poll,
-    /// Asleep, for the interrupt.
+    /// Sleeps until the interrupt arrives.
     Interrupt,
 }
 
@@ -42,7 +42,8 @@ impl Wait {
         }
     }
 
-    /// After the device had nothing: `ask` asks it for an interrupt and says whether there is something by now.
+    /// Waits after the device had nothing to do. `ask` requests an interrupt and returns whether
+    /// there is something meanwhile.
     pub(crate) fn rest(self, ask: impl FnOnce() -> bool) {
         if self == Self::Interrupt {
             let seen = interrupts::count();
@@ -55,9 +56,9 @@ impl Wait {
 
 /// Why a test did not pass.
 pub(crate) enum Fault {
-    /// What was wrong.
+    /// What failed.
     Failed(String),
-    /// Why it can't be had here.
+    /// Why the test can't run on this machine.
     Skipped(&'static str),
 }
 
@@ -71,7 +72,7 @@ impl Fault {
     }
 }
 
-/// Zeroed memory for a device, aligned to its own size up to a page.
+/// Returns zeroed memory for a device, aligned to its own size, at most to a page.
 pub(crate) fn bytes(len: usize) -> Result<DmaBytes, Fault> {
     let align = len.next_power_of_two().clamp(64, 4096);
     DmaBytes::zeroed(len, align)
@@ -79,8 +80,8 @@ pub(crate) fn bytes(len: usize) -> Result<DmaBytes, Fault> {
         .ok_or(Fault::new("the guest's memory is used up"))
 }
 
-/// Asks again and again until something comes. The limit is one of time and of questions: a host that
-/// stood still for a while is no device that does not answer.
+/// Polls until `ask` returns something. The timeout needs both the time and a number of polls, so
+/// that a host that was suspended is not mistaken for a device that does not answer.
 pub(crate) fn patience<T>(mut ask: impl FnMut() -> Result<Option<T>, Fault>) -> Result<T, Fault> {
     let limit = PATIENCE.load(core::sync::atomic::Ordering::Relaxed);
     let start = ticks();
@@ -97,7 +98,7 @@ pub(crate) fn patience<T>(mut ask: impl FnMut() -> Result<Option<T>, Fault>) -> 
     }
 }
 
-/// Recognisable contents; number 0 is all zeroes.
+/// A recognisable data pattern; number 0 is all zeroes.
 #[derive(Clone, Copy)]
 pub(crate) struct Pattern(pub(crate) u64);
 
@@ -125,22 +126,22 @@ impl Pattern {
         Ok((pieces, at))
     }
 
-    /// One list with pieces of these sizes.
+    /// Returns one list with pieces of these sizes.
     pub(crate) fn list(self, sizes: &[usize]) -> Result<ScatterList, Fault> {
         Ok(ScatterList::from_buffers(self.pieces(sizes, 0)?.0))
     }
 
-    /// Lists with pieces of these sizes, each chained to the next.
+    /// Returns lists with pieces of these sizes, each chained to the next.
     pub(crate) fn chain(self, lists: &[&[usize]]) -> Result<ScatterList, Fault> {
         let mut at = 0;
         let mut made = Vec::with_capacity(lists.len());
         for sizes in lists {
             let (pieces, end) = self.pieces(sizes, at)?;
             at = end;
-            // One entry more, for the link.
+            // One more entry for the link.
             let mut list = ScatterList::new(pieces.len() + 1);
             list.fill(pieces)
-                .map_err(|_| Fault::new("a list has no room for its pieces"))?;
+                .map_err(|_| Fault::new("a list is too small for its pieces"))?;
             made.push(list);
         }
         let mut rest: Option<ScatterList> = None;
@@ -155,7 +156,7 @@ impl Pattern {
         rest.ok_or(Fault::new("no list"))
     }
 
-    /// Insists that a list holds the pattern.
+    /// Checks that a list has the pattern.
     pub(crate) fn check(self, mut list: ScatterList) -> Result<(), Fault> {
         let mut at = 0;
         let mut wrong = None;
@@ -177,7 +178,7 @@ impl Pattern {
     }
 }
 
-/// A timed loop: counts what it did and says when to stop.
+/// The state of a timed loop: counts operations and says when to stop.
 pub(crate) struct Load {
     end: u64,
     count: u64,
@@ -185,17 +186,17 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Whether the time is not up.
+    /// Returns whether there is time left.
     pub(crate) fn goes_on(&self) -> bool {
         ticks() < self.end
     }
 
-    /// One operation is done.
+    /// Counts one completed operation.
     pub(crate) fn count(&mut self) {
         self.count += 1;
     }
 
-    /// Xorshift: where the next operation goes.
+    /// Returns a pseudo-random number (xorshift), for the address of the next operation.
     pub(crate) fn random(&mut self) -> u64 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
@@ -204,7 +205,7 @@ impl Load {
     }
 }
 
-/// Runs tests and reports each.
+/// Runs tests and reports the result of each.
 pub(crate) struct Suite<'a> {
     report: &'a mut Report,
     options: Options,
@@ -217,7 +218,7 @@ impl<'a> Suite<'a> {
         Self { report, options }
     }
 
-    /// How timed loops can wait here.
+    /// Returns the ways in which timed loops can wait on this machine.
     pub(crate) fn waits(&self) -> &'static [Wait] {
         if self.options.interrupts {
             &[Wait::Poll, Wait::Interrupt]
@@ -226,7 +227,8 @@ impl<'a> Suite<'a> {
         }
     }
 
-    /// One test: `test NAME ok`, `test NAME skipped: why` or `test NAME failed: why`.
+    /// Runs one test and reports `test NAME ok`, `test NAME skipped: why` or `test NAME failed:
+    /// why`.
     pub(crate) fn test(
         &mut self,
         name: fmt::Arguments<'_>,
@@ -254,7 +256,8 @@ impl<'a> Suite<'a> {
         }
     }
 
-    /// One timed loop: `begin NAME`, then `time NAME OPERATIONS NANOSECONDS` or its failure as a test's.
+    /// Runs one timed loop. Reports `begin NAME`, then `time NAME OPERATIONS NANOSECONDS`, or its
+    /// failure like a test's.
     pub(crate) fn time(
         &mut self,
         name: fmt::Arguments<'_>,
@@ -282,7 +285,7 @@ impl<'a> Suite<'a> {
         }
     }
 
-    /// A device that could not even be brought up.
+    /// Reports a device that could not be initialised.
     pub(crate) fn device(&mut self, name: &str, result: Result<(), Fault>) {
         if let Err(fault) = result {
             self.verdict(format_args!("{name} set-up"), Err(fault));
