@@ -6,7 +6,7 @@ use splitring_virtio::spec::feature;
 
 use crate::interrupts;
 use crate::machine::Function;
-use crate::suite::{Fault, Wait, bytes};
+use crate::suite::{TestError, Wait, bytes};
 
 /// Descriptors of a queue, if the device supports as many.
 const QUEUE_SIZE: u16 = 256;
@@ -85,11 +85,11 @@ impl Device {
         mut pci: Pci<Function>,
         variant: Variant,
         wanted: u64,
-    ) -> Result<Self, Fault> {
-        pci.reset().map_err(Fault::text)?;
+    ) -> Result<Self, TestError> {
+        pci.reset().map_err(TestError::text)?;
         let features = pci
             .negotiate(wanted | variant.features())
-            .map_err(Fault::text)?;
+            .map_err(TestError::text)?;
         Ok(Self {
             pci,
             variant,
@@ -98,12 +98,12 @@ impl Device {
     }
 
     /// Reads the start of the configuration space.
-    pub(crate) fn config(&self, into: &mut [u8]) -> Result<(), Fault> {
-        self.pci.read_config(0, into).map_err(Fault::text)
+    pub(crate) fn config(&self, into: &mut [u8]) -> Result<(), TestError> {
+        self.pci.read_config(0, into).map_err(TestError::text)
     }
 
     /// Creates queue `index`. [`Self::enable`] configures it in the device, once its driver has it.
-    pub(crate) fn queue<T: 'static>(&self, index: u16) -> Result<Queue<T>, Fault> {
+    pub(crate) fn queue<T: 'static>(&self, index: u16) -> Result<Queue<T>, TestError> {
         let size = self.pci.queue_max(index).min(QUEUE_SIZE);
         // QEMU's virtio-scsi reports readable bytes as written; that must not end the run.
         let options = QueueOptions::new(size, self.features)
@@ -111,7 +111,7 @@ impl Device {
             .policy(self.variant.policy())
             .clamp_lengths();
         let memory = bytes(options.memory_len())?;
-        Queue::new(options, memory, Identity, self.pci.id()).map_err(Fault::text)
+        Queue::new(options, memory, Identity, self.pci.id()).map_err(TestError::text)
     }
 
     pub(crate) fn enable(
@@ -119,28 +119,28 @@ impl Device {
         index: u16,
         areas: QueueAreas,
         wait: Wait,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), TestError> {
         let vector = match wait {
             Wait::Poll => None,
             Wait::Interrupt => Some(self.vector()?),
         };
         self.pci
             .set_up_queue(index, &areas, vector)
-            .map_err(Fault::text)
+            .map_err(TestError::text)
     }
 
     /// Returns the MSI-X vector that raises the guest's interrupt.
-    fn vector(&mut self) -> Result<u16, Fault> {
-        let mut msix = self.pci.msix().map_err(Fault::text)?;
+    fn vector(&mut self) -> Result<u16, TestError> {
+        let mut msix = self.pci.msix().map_err(TestError::text)?;
         if msix.set(0, interrupts::MESSAGE_ADDRESS, interrupts::MESSAGE_DATA) {
             Ok(0)
         } else {
-            Err(Fault::new("no MSI-X vector"))
+            Err(TestError::new("no MSI-X vector"))
         }
     }
 
     /// Sets DRIVER_OK.
-    pub(crate) fn go(&mut self) {
+    pub(crate) fn set_driver_ok(&mut self) {
         self.pci.go();
     }
 

@@ -12,7 +12,7 @@ use zerocopy::FromZeros;
 
 use crate::device::{Device, Variant};
 use crate::machine::Function;
-use crate::suite::{Fault, Load, Pattern, Suite, Wait, bytes, patience};
+use crate::suite::{Load, Pattern, Suite, TestError, Wait, bytes, poll_until};
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
@@ -26,7 +26,7 @@ const PIECES: usize = 8;
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
 /// A network device with its first queue pair.
-struct Card {
+struct NetDevice {
     device: Device,
     receiver: Receiver,
     transmitter: Transmitter,
@@ -34,13 +34,13 @@ struct Card {
     wait: Wait,
 }
 
-impl Card {
+impl NetDevice {
     fn open(
         pci: Pci<Function>,
         variant: Variant,
         mode: ReceiveMode,
         wait: Wait,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, TestError> {
         let merge = if mode == ReceiveMode::Mergeable {
             feature::MRG_RXBUF
         } else {
@@ -59,34 +59,36 @@ impl Card {
         let mut receiver = Receiver::new(receive, bytes(FRAME_LEN * buffers)?, mode);
         for _ in 0..buffers {
             let list = Pattern(0).list(sizes)?;
-            receiver.add(list).map_err(|(_, why)| Fault::text(why))?;
+            receiver
+                .add(list)
+                .map_err(|(_, why)| TestError::text(why))?;
         }
         let mut transmitter = Transmitter::new(transmit, bytes(FRAME_LEN * 2 * DEPTH)?, PIECES);
         receiver.disable_interrupts();
         transmitter.disable_interrupts();
         device.enable(RECEIVE, receiver.areas(), wait)?;
         device.enable(TRANSMIT, transmitter.areas(), Wait::Poll)?;
-        device.go();
-        let mut card = Self {
+        device.set_driver_ok();
+        let mut device = Self {
             device,
             receiver,
             transmitter,
             mac,
             wait,
         };
-        card.refill()?;
-        Ok(card)
+        device.refill()?;
+        Ok(device)
     }
 
-    fn refill(&mut self) -> Result<(), Fault> {
-        self.receiver.refill().map_err(Fault::text)?;
+    fn refill(&mut self) -> Result<(), TestError> {
+        self.receiver.refill().map_err(TestError::text)?;
         let kick = self.receiver.publish();
         self.device.kick(RECEIVE, kick);
         Ok(())
     }
 
     /// Returns a frame of `len` bytes to the device's own address, split into `cuts` pieces.
-    fn frame(&self, tag: u64, len: usize, cuts: usize) -> Result<Vec<DmaBytes>, Fault> {
+    fn frame(&self, tag: u64, len: usize, cuts: usize) -> Result<Vec<DmaBytes>, TestError> {
         let mut whole = Vec::with_capacity(len);
         whole.extend_from_slice(&self.mac);
         whole.extend_from_slice(&self.mac);
@@ -104,11 +106,11 @@ impl Card {
         Ok(pieces)
     }
 
-    fn send(&mut self, tag: u64, pieces: Vec<DmaBytes>) -> Result<(), Fault> {
+    fn send(&mut self, tag: u64, pieces: Vec<DmaBytes>) -> Result<(), TestError> {
         let header = Header::new_zeroed();
         self.transmitter
             .send(tag, &header, pieces, drop)
-            .map_err(Fault::text)
+            .map_err(TestError::text)
     }
 
     fn push(&mut self) {
@@ -117,10 +119,10 @@ impl Card {
     }
 
     /// Waits for one packet, copies it, and returns its length and tag.
-    fn receive(&mut self, into: &mut [u8]) -> Result<(usize, u64), Fault> {
+    fn receive(&mut self, into: &mut [u8]) -> Result<(usize, u64), TestError> {
         let receiver = &mut self.receiver;
-        let len = patience(|| {
-            let packet = receiver.receive().map_err(Fault::text)?;
+        let len = poll_until(|| {
+            let packet = receiver.receive().map_err(TestError::text)?;
             Ok(packet.map(|mut packet| packet.copy_to(into)))
         })?;
         let tag = into
@@ -132,24 +134,24 @@ impl Card {
     }
 
     /// Waits for one packet and drops it.
-    fn next(&mut self) -> Result<(), Fault> {
-        patience(|| {
-            let packet = self.receiver.receive().map_err(Fault::text)?.map(drop);
+    fn next(&mut self) -> Result<(), TestError> {
+        poll_until(|| {
+            let packet = self.receiver.receive().map_err(TestError::text)?.map(drop);
             if packet.is_none() {
-                self.wait.rest(|| self.receiver.enable_interrupts());
+                self.wait.sleep(|| self.receiver.enable_interrupts());
             }
             Ok(packet)
         })
     }
 
     /// Takes back one sent packet and returns its tag.
-    fn reap(&mut self) -> Result<u64, Fault> {
-        patience(|| self.transmitter.reap(drop).map_err(Fault::text))
+    fn reap(&mut self) -> Result<u64, TestError> {
+        poll_until(|| self.transmitter.reap(drop).map_err(TestError::text))
     }
 }
 
 /// Runs all tests in every variant and receive mode, then the timed loops.
-pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), Fault> {
+pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), TestError> {
     const MODES: [(ReceiveMode, &str); 3] = [
         (ReceiveMode::Small, "small"),
         (ReceiveMode::Big, "big"),
@@ -157,44 +159,46 @@ pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), F
     ];
     for variant in Variant::ALL {
         for (mode, mode_name) in MODES {
-            let mut card = Card::open(pci, variant, mode, Wait::Poll)?;
-            let mut test = |name: &str, work: fn(&mut Card) -> Result<(), Fault>| {
+            let mut device = NetDevice::open(pci, variant, mode, Wait::Poll)?;
+            let mut test = |name: &str, work: fn(&mut NetDevice) -> Result<(), TestError>| {
                 let label = format_args!("net {name} {mode_name} {}", variant.name());
-                suite.test(label, || work(&mut card));
+                suite.test(label, || work(&mut device));
             };
-            test("echo", |card| echo(card, 1, MIN_FRAME, 1));
-            test("echo-in-pieces", |card| echo(card, 2, MAX_FRAME, PIECES));
+            test("echo", |device| echo(device, 1, MIN_FRAME, 1));
+            test("echo-in-pieces", |device| {
+                echo(device, 2, MAX_FRAME, PIECES)
+            });
             test("batch", batched);
-            pci = card.device.close();
+            pci = device.device.close();
         }
     }
     for wait in suite.waits() {
-        let mut card = Card::open(pci, Variant::Auto, ReceiveMode::Mergeable, *wait)?;
+        let mut device = NetDevice::open(pci, Variant::Auto, ReceiveMode::Mergeable, *wait)?;
         for depth in [1, DEPTH] {
             let label = format_args!("net echo-60 auto qd{depth}{}", wait.name());
-            suite.time(label, |load| timed(&mut card, depth, load));
+            suite.time(label, |load| timed(&mut device, depth, load));
         }
-        pci = card.device.close();
+        pci = device.device.close();
     }
     Ok(())
 }
 
-fn echo(card: &mut Card, tag: u64, len: usize, cuts: usize) -> Result<(), Fault> {
-    let frame = card.frame(tag, len, cuts)?;
-    card.send(tag, frame)?;
-    card.push();
-    if card.reap()? != tag {
-        return Err(Fault::new("the wrong packet completed"));
+fn echo(device: &mut NetDevice, tag: u64, len: usize, cuts: usize) -> Result<(), TestError> {
+    let frame = device.frame(tag, len, cuts)?;
+    device.send(tag, frame)?;
+    device.push();
+    if device.reap()? != tag {
+        return Err(TestError::new("the wrong packet completed"));
     }
-    check(card, tag, len)
+    check(device, tag, len)
 }
 
 /// Checks that the next packet has this tag and length.
-fn check(card: &mut Card, tag: u64, len: usize) -> Result<(), Fault> {
+fn check(device: &mut NetDevice, tag: u64, len: usize) -> Result<(), TestError> {
     let mut packet = [0; MAX_FRAME];
-    let (got, got_tag) = card.receive(&mut packet)?;
+    let (got, got_tag) = device.receive(&mut packet)?;
     if got != len || got_tag != tag {
-        return Err(Fault::Failed(format!(
+        return Err(TestError::Failed(format!(
             "received {got} bytes with tag {got_tag} instead of {len} with {tag}"
         )));
     }
@@ -204,62 +208,63 @@ fn check(card: &mut Card, tag: u64, len: usize) -> Result<(), Fault> {
         .skip(22)
         .find(|(at, byte)| **byte != Pattern(tag + 1).byte(*at));
     match wrong {
-        Some((at, _)) => Err(Fault::Failed(format!("byte {at} is wrong"))),
+        Some((at, _)) => Err(TestError::Failed(format!("byte {at} is wrong"))),
         None => Ok(()),
     }
 }
 
-fn batched(card: &mut Card) -> Result<(), Fault> {
+fn batched(device: &mut NetDevice) -> Result<(), TestError> {
     for tag in 0..DEPTH as u64 {
-        let frame = card.frame(tag, MIN_FRAME + 40 * tag as usize, 2)?;
-        card.send(tag, frame)?;
+        let frame = device.frame(tag, MIN_FRAME + 40 * tag as usize, 2)?;
+        device.send(tag, frame)?;
     }
-    card.push();
+    device.push();
     for _ in 0..DEPTH {
-        card.reap()?;
+        device.reap()?;
     }
-    (0..DEPTH as u64).try_for_each(|tag| check(card, tag, MIN_FRAME + 40 * tag as usize))
+    (0..DEPTH as u64).try_for_each(|tag| check(device, tag, MIN_FRAME + 40 * tag as usize))
 }
 
 /// Keeps `depth` small frames in flight until the time is up.
-fn timed(card: &mut Card, depth: usize, load: &mut Load) -> Result<(), Fault> {
+fn timed(device: &mut NetDevice, depth: usize, load: &mut Load) -> Result<(), TestError> {
     let mut idle: Vec<DmaBytes> = Vec::with_capacity(2 * depth);
     for tag in 0..2 * depth as u64 {
-        idle.extend(card.frame(tag, MIN_FRAME, 1)?);
+        idle.extend(device.frame(tag, MIN_FRAME, 1)?);
     }
     let header = Header::new_zeroed();
-    let mut flying = 0;
+    let mut in_flight = 0;
     loop {
-        while flying < depth && load.goes_on() {
+        while in_flight < depth && load.has_time_left() {
             let Some(piece) = idle.pop() else { break };
-            card.transmitter
+            device
+                .transmitter
                 .send(0, &header, [piece], drop)
-                .map_err(Fault::text)?;
-            flying += 1;
+                .map_err(TestError::text)?;
+            in_flight += 1;
         }
         // The time may have been up before anything was added.
-        if flying == 0 {
+        if in_flight == 0 {
             return Ok(());
         }
-        card.push();
-        card.next()?;
+        device.push();
+        device.next()?;
         let mut more = true;
         while more {
-            flying -= 1;
+            in_flight -= 1;
             load.count();
-            more = flying > 0
-                && card
+            more = in_flight > 0
+                && device
                     .receiver
                     .receive()
-                    .map_err(Fault::text)?
+                    .map_err(TestError::text)?
                     .map(drop)
                     .is_some();
         }
-        card.refill()?;
-        while card
+        device.refill()?;
+        while device
             .transmitter
             .reap(|piece| idle.push(piece))
-            .map_err(Fault::text)?
+            .map_err(TestError::text)?
             .is_some()
         {}
     }

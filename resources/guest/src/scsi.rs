@@ -16,7 +16,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::device::{Device, Variant};
 use crate::machine::Function;
-use crate::suite::{Fault, Load, Pattern, Suite, Wait, bytes, patience};
+use crate::suite::{Load, Pattern, Suite, TestError, Wait, bytes, poll_until};
 
 const CONTROL: u16 = 0;
 const EVENT: u16 = 1;
@@ -48,7 +48,7 @@ struct Controller {
 }
 
 impl Controller {
-    fn open(pci: Pci<Function>, variant: Variant, wait: Wait) -> Result<Self, Fault> {
+    fn open(pci: Pci<Function>, variant: Variant, wait: Wait) -> Result<Self, TestError> {
         let mut device = Device::negotiate(pci, variant, FEATURES)?;
         let mut config = Config::new_zeroed();
         device.config(config.as_mut_bytes())?;
@@ -61,8 +61,8 @@ impl Controller {
         device.enable(CONTROL, control.areas(), Wait::Poll)?;
         device.enable(EVENT, events.areas(), Wait::Poll)?;
         device.enable(REQUEST, requests.areas(), wait)?;
-        device.go();
-        events.refill().map_err(Fault::text)?;
+        device.set_driver_ok();
+        events.refill().map_err(TestError::text)?;
         device.kick(EVENT, events.publish());
         let mut controller = Self {
             device,
@@ -79,16 +79,16 @@ impl Controller {
     }
 
     /// Waits until the unit is ready. It reports its power-on once, which is not an error.
-    fn wait_until_ready(&mut self) -> Result<(), Fault> {
+    fn wait_until_ready(&mut self) -> Result<(), TestError> {
         for _ in 0..4 {
             if self.run(&TEST_UNIT_READY, None, None)?.response.good() {
                 return Ok(());
             }
         }
-        Err(Fault::new("the unit does not become ready"))
+        Err(TestError::new("the unit does not become ready"))
     }
 
-    fn read_capacity(&mut self) -> Result<(), Fault> {
+    fn read_capacity(&mut self) -> Result<(), TestError> {
         let mut data = self.read(&READ_CAPACITY, ScatterList::from_buffers([bytes(8)?]))?;
         let mut answer = [0; 8];
         data.for_each_mut(|piece| answer.copy_from_slice(piece.bytes()));
@@ -96,15 +96,18 @@ impl Controller {
         self.blocks = u32::from_be_bytes([a, b, c, d]).saturating_add(1);
         self.block = u32::from_be_bytes([e, f, g, h]);
         if self.block == 0 || !(BLOCK as u32).is_multiple_of(self.block) {
-            return Err(Fault::Failed(format!("unsupported block size: {} bytes", self.block)));
+            return Err(TestError::Failed(format!(
+                "unsupported block size: {} bytes",
+                self.block
+            )));
         }
         Ok(())
     }
 
-    fn submit(&mut self, id: u64, command: Command) -> Result<(), Fault> {
+    fn submit(&mut self, id: u64, command: Command) -> Result<(), TestError> {
         self.requests
             .submit(id, command)
-            .map_err(|(_, why)| Fault::text(why))
+            .map_err(|(_, why)| TestError::text(why))
     }
 
     fn push(&mut self) {
@@ -112,21 +115,21 @@ impl Controller {
         self.device.kick(REQUEST, kick);
     }
 
-    fn reap(&mut self) -> Result<Option<Done>, Fault> {
-        self.requests.poll().map_err(Fault::text)
+    fn reap(&mut self) -> Result<Option<Done>, TestError> {
+        self.requests.poll().map_err(TestError::text)
     }
 
-    fn finish(&mut self) -> Result<Done, Fault> {
+    fn finish(&mut self) -> Result<Done, TestError> {
         self.push();
         self.next()
     }
 
     /// Waits for one command.
-    fn next(&mut self) -> Result<Done, Fault> {
-        patience(|| {
+    fn next(&mut self) -> Result<Done, TestError> {
+        poll_until(|| {
             let done = self.reap()?;
             if done.is_none() {
-                self.wait.rest(|| self.requests.enable_interrupts());
+                self.wait.sleep(|| self.requests.enable_interrupts());
             }
             Ok(done)
         })
@@ -137,7 +140,7 @@ impl Controller {
         cdb: &[u8],
         out: Option<ScatterList>,
         room: Option<ScatterList>,
-    ) -> Result<Done, Fault> {
+    ) -> Result<Done, TestError> {
         let command = Command::new(DISK, cdb)
             .data_out(out.unwrap_or_default())
             .data_in(room.unwrap_or_default());
@@ -145,7 +148,7 @@ impl Controller {
         self.finish()
     }
 
-    fn read(&mut self, cdb: &[u8], room: ScatterList) -> Result<ScatterList, Fault> {
+    fn read(&mut self, cdb: &[u8], room: ScatterList) -> Result<ScatterList, TestError> {
         let done = self.run(cdb, None, Some(room))?;
         good(&done.response)?;
         Ok(done.command.data_in)
@@ -159,16 +162,16 @@ impl Controller {
         [opcode, 0, a, b, c, d, 0, e, f, 0]
     }
 
-    fn task(&mut self, lun: Lun, task: Task) -> Result<u8, Fault> {
-        self.control.task(9, lun, task).map_err(Fault::text)?;
+    fn task(&mut self, lun: Lun, task: Task) -> Result<u8, TestError> {
+        self.control.task(9, lun, task).map_err(TestError::text)?;
         let kick = self.control.publish();
         self.device.kick(CONTROL, kick);
-        let done = patience(|| self.control.poll().map_err(Fault::text))?;
+        let done = poll_until(|| self.control.poll().map_err(TestError::text))?;
         Ok(done.response)
     }
 }
 
-fn good(answer: &Response) -> Result<(), Fault> {
+fn good(answer: &Response) -> Result<(), TestError> {
     if answer.good() {
         return Ok(());
     }
@@ -176,16 +179,16 @@ fn good(answer: &Response) -> Result<(), Fault> {
     let Response {
         response, status, ..
     } = *answer;
-    Err(Fault::Failed(format!(
+    Err(TestError::Failed(format!(
         "response {response}, status {status:#x}, sense {code:02x?}"
     )))
 }
 
 /// Runs all tests in every variant, then the timed loops.
-pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), Fault> {
+pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), TestError> {
     for variant in Variant::ALL {
         let mut controller = Controller::open(pci, variant, Wait::Poll)?;
-        let mut test = |name: &str, work: fn(&mut Controller) -> Result<(), Fault>| {
+        let mut test = |name: &str, work: fn(&mut Controller) -> Result<(), TestError>| {
             suite.test(format_args!("scsi {name} {}", variant.name()), || {
                 work(&mut controller)
             });
@@ -199,9 +202,9 @@ pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), F
     }
     for wait in suite.waits() {
         let mut controller = Controller::open(pci, Variant::Auto, *wait)?;
-        for (opcode, way) in [(READ_10, "read"), (WRITE_10, "write")] {
+        for (opcode, direction) in [(READ_10, "read"), (WRITE_10, "write")] {
             for depth in [1, DEPTH] {
-                let label = format_args!("scsi 4k-{way} auto qd{depth}{}", wait.name());
+                let label = format_args!("scsi 4k-{direction} auto qd{depth}{}", wait.name());
                 suite.time(label, |load| timed(&mut controller, opcode, depth, load));
             }
         }
@@ -210,7 +213,7 @@ pub(crate) fn run(suite: &mut Suite<'_>, mut pci: Pci<Function>) -> Result<(), F
     Ok(())
 }
 
-fn inquiry(controller: &mut Controller) -> Result<(), Fault> {
+fn inquiry(controller: &mut Controller) -> Result<(), TestError> {
     // Split into three segments: the data is a stream of bytes.
     let room = Pattern(0).list(&[8, 20, 8])?;
     let mut data = controller.read(&INQUIRY, room)?;
@@ -221,13 +224,13 @@ fn inquiry(controller: &mut Controller) -> Result<(), Fault> {
             .iter()
             .any(|byte| !(0x20..0x7f).contains(byte))
     {
-        return Err(Fault::Failed(format!("{answer:02x?}")));
+        return Err(TestError::Failed(format!("{answer:02x?}")));
     }
     Ok(())
 }
 
 /// Writes chained lists and reads into others: the driver copies neither.
-fn read_write(controller: &mut Controller) -> Result<(), Fault> {
+fn read_write(controller: &mut Controller) -> Result<(), TestError> {
     let pattern = Pattern(21);
     let out = pattern.chain(&[&[512, 3584], &[1, 4095]])?;
     let write = controller.transfer(WRITE_10, 16, 2 * BLOCK);
@@ -237,7 +240,7 @@ fn read_write(controller: &mut Controller) -> Result<(), Fault> {
     pattern.check(controller.read(&read, Pattern(0).chain(&[&[4000], &[96, 4096]])?)?)
 }
 
-fn batched(controller: &mut Controller) -> Result<(), Fault> {
+fn batched(controller: &mut Controller) -> Result<(), TestError> {
     for opcode in [WRITE_10, READ_10] {
         for id in 0..DEPTH as u64 {
             let cdb = controller.transfer(opcode, 64 + id as u32, BLOCK);
@@ -258,23 +261,23 @@ fn batched(controller: &mut Controller) -> Result<(), Fault> {
             }
         }
         if seen != u64::MAX >> (64 - DEPTH) {
-            return Err(Fault::new("a command completed twice, or never"));
+            return Err(TestError::new("a command completed twice, or never"));
         }
     }
     Ok(())
 }
 
-fn sense(controller: &mut Controller) -> Result<(), Fault> {
+fn sense(controller: &mut Controller) -> Result<(), TestError> {
     let done = controller.run(&NO_OPCODE, None, None)?;
     match done.response.sense_code() {
         Some(ILLEGAL_OPCODE) => Ok(()),
-        other => Err(Fault::Failed(format!(
+        other => Err(TestError::Failed(format!(
             "response to an unknown opcode: {other:02x?}"
         ))),
     }
 }
 
-fn tasks(controller: &mut Controller) -> Result<(), Fault> {
+fn tasks(controller: &mut Controller) -> Result<(), TestError> {
     let answers = [
         controller.task(DISK, Task::Abort(12345))?,
         controller.task(DISK, Task::UnitReset)?,
@@ -283,7 +286,7 @@ fn tasks(controller: &mut Controller) -> Result<(), Fault> {
         .iter()
         .any(|answer| *answer != response::OK && *answer != response::FUNCTION_SUCCEEDED)
     {
-        return Err(Fault::Failed(format!(
+        return Err(TestError::Failed(format!(
             "responses of task management: {answers:?}"
         )));
     }
@@ -296,16 +299,16 @@ fn timed(
     opcode: u8,
     depth: usize,
     load: &mut Load,
-) -> Result<(), Fault> {
+) -> Result<(), TestError> {
     let per = BLOCK as u32 / controller.block;
     let places = u64::from(controller.blocks / per);
     let mut idle: Vec<ScatterList<DmaBytes>> = Vec::with_capacity(depth);
     for _ in 0..depth {
         idle.push(Pattern(5).list(&[BLOCK])?);
     }
-    let mut flying = 0;
+    let mut in_flight = 0;
     loop {
-        while let Some(data) = idle.pop_if(|_| load.goes_on()) {
+        while let Some(data) = idle.pop_if(|_| load.has_time_left()) {
             let cdb = controller.transfer(opcode, (load.random() % places) as u32, BLOCK);
             let command = Command::new(DISK, &cdb);
             let command = if opcode == READ_10 {
@@ -313,11 +316,11 @@ fn timed(
             } else {
                 command.data_out(data)
             };
-            controller.submit(flying, command)?;
-            flying += 1;
+            controller.submit(in_flight, command)?;
+            in_flight += 1;
         }
         // The time may have been up before anything was added.
-        if flying == 0 {
+        if in_flight == 0 {
             return Ok(());
         }
         controller.push();
@@ -328,7 +331,7 @@ fn timed(
                 data_in, data_out, ..
             } = command.command;
             idle.push(if opcode == READ_10 { data_in } else { data_out });
-            flying -= 1;
+            in_flight -= 1;
             load.count();
             done = controller.reap()?;
         }

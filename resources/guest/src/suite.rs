@@ -13,17 +13,17 @@ use crate::machine::{Options, ticks};
 use crate::report::Report;
 
 /// Time limit for one request.
-const PATIENCE_MILLIS: u64 = 10_000;
+const TIMEOUT_MILLIS: u64 = 10_000;
 
 /// Minimum number of polls before a timeout: they take some tenths of a second.
-const LEAST_QUESTIONS: u64 = 10_000_000;
+const MIN_POLLS: u64 = 10_000_000;
 
 /// Idle time before and after a timed loop, so that the host can read its counters between the
 /// lines.
 const PAUSE_MILLIS: u64 = 20;
 
 /// The timeout in ticks of the time stamp counter; set once, before any device is used.
-static PATIENCE: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(u64::MAX);
+static TIMEOUT_TICKS: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(u64::MAX);
 
 /// How a driver waits for the device.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Wait {
 
     /// Waits after the device had nothing to do. `ask` requests an interrupt and returns whether
     /// there is something meanwhile.
-    pub(crate) fn rest(self, ask: impl FnOnce() -> bool) {
+    pub(crate) fn sleep(self, ask: impl FnOnce() -> bool) {
         if self == Self::Interrupt {
             let seen = interrupts::count();
             if !ask() {
@@ -55,14 +55,14 @@ impl Wait {
 }
 
 /// Why a test did not pass.
-pub(crate) enum Fault {
+pub(crate) enum TestError {
     /// What failed.
     Failed(String),
     /// Why the test can't run on this machine.
     Skipped(&'static str),
 }
 
-impl Fault {
+impl TestError {
     pub(crate) fn new(why: &str) -> Self {
         Self::Failed(why.into())
     }
@@ -73,17 +73,19 @@ impl Fault {
 }
 
 /// Returns zeroed memory for a device, aligned to its own size, at most to a page.
-pub(crate) fn bytes(len: usize) -> Result<DmaBytes, Fault> {
+pub(crate) fn bytes(len: usize) -> Result<DmaBytes, TestError> {
     let align = len.next_power_of_two().clamp(64, 4096);
     DmaBytes::zeroed(len, align)
         .map(DmaBytes::leak)
-        .ok_or(Fault::new("the guest's memory is used up"))
+        .ok_or(TestError::new("the guest's memory is used up"))
 }
 
 /// Polls until `ask` returns something. The timeout needs both the time and a number of polls, so
 /// that a host that was suspended is not mistaken for a device that does not answer.
-pub(crate) fn patience<T>(mut ask: impl FnMut() -> Result<Option<T>, Fault>) -> Result<T, Fault> {
-    let limit = PATIENCE.load(core::sync::atomic::Ordering::Relaxed);
+pub(crate) fn poll_until<T>(
+    mut ask: impl FnMut() -> Result<Option<T>, TestError>,
+) -> Result<T, TestError> {
+    let limit = TIMEOUT_TICKS.load(core::sync::atomic::Ordering::Relaxed);
     let start = ticks();
     let mut asked = 0u64;
     loop {
@@ -91,8 +93,8 @@ pub(crate) fn patience<T>(mut ask: impl FnMut() -> Result<Option<T>, Fault>) -> 
             return Ok(answer);
         }
         asked += 1;
-        if asked > LEAST_QUESTIONS && ticks().wrapping_sub(start) > limit {
-            return Err(Fault::new("no answer within 10 seconds"));
+        if asked > MIN_POLLS && ticks().wrapping_sub(start) > limit {
+            return Err(TestError::new("no answer within 10 seconds"));
         }
         core::hint::spin_loop();
     }
@@ -114,7 +116,7 @@ impl Pattern {
         }
     }
 
-    fn pieces(self, sizes: &[usize], from: usize) -> Result<(Vec<DmaBytes>, usize), Fault> {
+    fn pieces(self, sizes: &[usize], from: usize) -> Result<(Vec<DmaBytes>, usize), TestError> {
         let mut at = from;
         let mut pieces = Vec::with_capacity(sizes.len());
         for size in sizes {
@@ -127,12 +129,12 @@ impl Pattern {
     }
 
     /// Returns one list with pieces of these sizes.
-    pub(crate) fn list(self, sizes: &[usize]) -> Result<ScatterList, Fault> {
+    pub(crate) fn list(self, sizes: &[usize]) -> Result<ScatterList, TestError> {
         Ok(ScatterList::from_buffers(self.pieces(sizes, 0)?.0))
     }
 
     /// Returns lists with pieces of these sizes, each chained to the next.
-    pub(crate) fn chain(self, lists: &[&[usize]]) -> Result<ScatterList, Fault> {
+    pub(crate) fn chain(self, lists: &[&[usize]]) -> Result<ScatterList, TestError> {
         let mut at = 0;
         let mut made = Vec::with_capacity(lists.len());
         for sizes in lists {
@@ -141,7 +143,7 @@ impl Pattern {
             // One more entry for the link.
             let mut list = ScatterList::new(pieces.len() + 1);
             list.fill(pieces)
-                .map_err(|_| Fault::new("a list is too small for its pieces"))?;
+                .map_err(|_| TestError::new("a list is too small for its pieces"))?;
             made.push(list);
         }
         let mut rest: Option<ScatterList> = None;
@@ -149,15 +151,15 @@ impl Pattern {
             if let Some(next) = rest.take() {
                 list.unmark_end(list.capacity() - 2);
                 list.chain(next)
-                    .map_err(|_| Fault::new("lists do not chain"))?;
+                    .map_err(|_| TestError::new("lists do not chain"))?;
             }
             rest = Some(list);
         }
-        rest.ok_or(Fault::new("no list"))
+        rest.ok_or(TestError::new("no list"))
     }
 
     /// Checks that a list has the pattern.
-    pub(crate) fn check(self, mut list: ScatterList) -> Result<(), Fault> {
+    pub(crate) fn check(self, mut list: ScatterList) -> Result<(), TestError> {
         let mut at = 0;
         let mut wrong = None;
         list.for_each_mut(|piece| {
@@ -169,7 +171,7 @@ impl Pattern {
             }
         });
         match wrong {
-            Some(at) => Err(Fault::Failed(format!(
+            Some(at) => Err(TestError::Failed(format!(
                 "byte {at} of pattern {} is wrong",
                 self.0
             ))),
@@ -187,7 +189,7 @@ pub(crate) struct Load {
 
 impl Load {
     /// Returns whether there is time left.
-    pub(crate) fn goes_on(&self) -> bool {
+    pub(crate) fn has_time_left(&self) -> bool {
         ticks() < self.end
     }
 
@@ -213,8 +215,8 @@ pub(crate) struct Suite<'a> {
 
 impl<'a> Suite<'a> {
     pub(crate) fn new(report: &'a mut Report, options: Options) -> Self {
-        let limit = options.tsc_khz.saturating_mul(PATIENCE_MILLIS);
-        PATIENCE.store(limit, core::sync::atomic::Ordering::Relaxed);
+        let limit = options.tsc_khz.saturating_mul(TIMEOUT_MILLIS);
+        TIMEOUT_TICKS.store(limit, core::sync::atomic::Ordering::Relaxed);
         Self { report, options }
     }
 
@@ -232,20 +234,22 @@ impl<'a> Suite<'a> {
     pub(crate) fn test(
         &mut self,
         name: fmt::Arguments<'_>,
-        work: impl FnOnce() -> Result<(), Fault>,
+        work: impl FnOnce() -> Result<(), TestError>,
     ) {
         if !self.options.only_timed {
             self.verdict(name, work());
         }
     }
 
-    fn verdict(&mut self, name: fmt::Arguments<'_>, result: Result<(), Fault>) {
+    fn verdict(&mut self, name: fmt::Arguments<'_>, result: Result<(), TestError>) {
         match result {
             Ok(()) => self.report.line(format_args!("test {name} ok")),
-            Err(Fault::Skipped(why)) => {
+            Err(TestError::Skipped(why)) => {
                 self.report.line(format_args!("test {name} skipped: {why}"))
             }
-            Err(Fault::Failed(why)) => self.report.line(format_args!("test {name} failed: {why}")),
+            Err(TestError::Failed(why)) => {
+                self.report.line(format_args!("test {name} failed: {why}"))
+            }
         }
     }
 
@@ -261,7 +265,7 @@ impl<'a> Suite<'a> {
     pub(crate) fn time(
         &mut self,
         name: fmt::Arguments<'_>,
-        work: impl FnOnce(&mut Load) -> Result<(), Fault>,
+        work: impl FnOnce(&mut Load) -> Result<(), TestError>,
     ) {
         self.report.line(format_args!("begin {name}"));
         self.pause();
@@ -286,7 +290,7 @@ impl<'a> Suite<'a> {
     }
 
     /// Reports a device that could not be initialised.
-    pub(crate) fn device(&mut self, name: &str, result: Result<(), Fault>) {
+    pub(crate) fn device(&mut self, name: &str, result: Result<(), TestError>) {
         if let Err(fault) = result {
             self.verdict(format_args!("{name} set-up"), Err(fault));
         }
