@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use splitring_virtio::spec::blk::{CONFIG_WRITEBACK, Config, ID_BYTES, SECTOR_SIZE, feature};
+use splitring_virtio::spec::id;
 use vm_memory::GuestMemoryBackend;
 use zerocopy::IntoBytes;
 
-use crate::DeviceKind;
 use crate::debug::opaque_debug;
-use crate::device::{Start, StartError, Task, VirtioDevice, read_window};
+use crate::device::{DeviceKind, Start, StartError, Task, VirtioDevice, read_window};
 use crate::disk::faults::Faults;
 use crate::disk::metrics::{DiskMetrics, DiskTotals};
 use crate::disk::{Disk, DiskError, Geometry, RangeLimits};
@@ -26,6 +26,12 @@ use crate::interrupt::ConfigNotifier;
 use queue::{BlkQueue, CacheMode};
 use request::{Limits, MAX_RANGES};
 use shared::Shared;
+
+/// Mass storage of no particular kind.
+const KIND: DeviceKind = DeviceKind {
+    type_id: id::BLOCK,
+    pci_class: 0x01_8000,
+};
 
 /// Most segments of a request that are worth offering: what one system call takes, with header and status.
 const SEGMENTS: u16 = 1022;
@@ -190,7 +196,7 @@ impl VirtioDevice for Blk {
     }
 
     fn kind(&self) -> DeviceKind {
-        DeviceKind::Blk
+        KIND
     }
 
     fn features(&self) -> u64 {

@@ -8,7 +8,6 @@ use std::fmt;
 use splitring_virtio::device::queue::ActiveQueue;
 use thiserror::Error;
 
-use crate::DeviceKind;
 use crate::debug::opaque_debug;
 use crate::interrupt::ConfigNotifier;
 use crate::ram::Ram;
@@ -22,13 +21,22 @@ pub type Queue = ActiveQueue<Ram>;
 /// One request of a [`Queue`].
 pub type Chain = splitring_virtio::device::chain::Chain<Ram>;
 
+/// What a device is to its driver, and to whoever lists the bus: the same for all devices of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DeviceKind {
+    /// The device type number (VIRTIO 1.2 §5), from `splitring_virtio::spec::id`.
+    pub type_id: u16,
+    /// PCI class, subclass and programming interface, as three bytes of one number.
+    pub pci_class: u32,
+}
+
 /// The configuration side of a device. Methods are called from vCPU threads, one at a time but for
 /// [`VirtioDevice::read_config`], and must not block for long.
 pub trait VirtioDevice: Send + Sync {
     /// The operator's name for it, unique in the machine.
     fn id(&self) -> &str;
 
-    /// Which chapter of VIRTIO 1.2 §5 it implements.
+    /// Which chapter of VIRTIO 1.2 §5 it implements, and how it shows on a PCI bus.
     fn kind(&self) -> DeviceKind;
 
     /// The feature bits it offers beyond those of the ring and the transport, which are added by them.

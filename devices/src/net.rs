@@ -23,6 +23,7 @@ mod transmit;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use splitring_virtio::spec::id;
 use splitring_virtio::spec::net::{Config, feature, status};
 use zerocopy::IntoBytes;
 
@@ -34,9 +35,8 @@ pub use handle::NetHandle;
 pub use metrics::{DirectionTotals, DropTotals, NetMetrics, NetTotals};
 pub use port::{FramePort, MOST_TAKEN, NetBackend, Offloads, Refusal};
 
-use crate::DeviceKind;
 use crate::debug::opaque_debug;
-use crate::device::{FeatureRule, Start, StartError, Task, VirtioDevice, read_window};
+use crate::device::{DeviceKind, FeatureRule, Start, StartError, Task, VirtioDevice, read_window};
 use crate::events::{DeviceEvent, EventSink, NO_EVENTS};
 use crate::interrupt::ConfigNotifier;
 use crate::limits::Limits;
@@ -50,6 +50,12 @@ use receive::Receiver;
 use state::State;
 use tasks::{ControlHandler, PairHandler};
 use transmit::Transmitter;
+
+/// An Ethernet controller.
+const KIND: DeviceKind = DeviceKind {
+    type_id: id::NET,
+    pci_class: 0x02_0000,
+};
 
 /// Descriptors of the control queue.
 const CONTROL_QUEUE_SIZE: u16 = 64;
@@ -233,7 +239,7 @@ impl VirtioDevice for Net {
     }
 
     fn kind(&self) -> DeviceKind {
-        DeviceKind::Net
+        KIND
     }
 
     fn features(&self) -> u64 {

@@ -5,14 +5,21 @@
 use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
+use splitring_virtio::spec::id;
 
-use crate::DeviceKind;
 use crate::debug::opaque_debug;
 use crate::device::{
-    Broken, Cause, Chain, Outcome, QueueHandler, QueueSet, Start, StartError, Task, VirtioDevice,
+    Broken, Cause, Chain, DeviceKind, Outcome, QueueHandler, QueueSet, Start, StartError, Task,
+    VirtioDevice,
 };
 use crate::log;
 use crate::throttle::Throttle;
+
+/// No class of PCI's fits.
+const KIND: DeviceKind = DeviceKind {
+    type_id: id::ENTROPY,
+    pci_class: 0xff_0000,
+};
 
 /// Drivers ask for one buffer at a time, or a few.
 const QUEUE_SIZE: u16 = 64;
@@ -53,7 +60,7 @@ impl VirtioDevice for Rng {
     }
 
     fn kind(&self) -> DeviceKind {
-        DeviceKind::Rng
+        KIND
     }
 
     fn features(&self) -> u64 {

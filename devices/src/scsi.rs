@@ -40,14 +40,14 @@ mod workers;
 
 use std::sync::{Arc, Mutex};
 
+use splitring_virtio::spec::id;
 use splitring_virtio::spec::scsi::{
     Config, DEFAULT_CDB_SIZE, DEFAULT_SENSE_SIZE, Event, REQUEST_QUEUE, feature,
 };
 use zerocopy::IntoBytes;
 
-use crate::DeviceKind;
 use crate::debug::opaque_debug;
-use crate::device::{Start, StartError, Task, VirtioDevice, read_window};
+use crate::device::{DeviceKind, Start, StartError, Task, VirtioDevice, read_window};
 use crate::disk::Disk;
 use crate::events::EventSink;
 use control::Control;
@@ -57,6 +57,12 @@ use request::{CDB_SIZES, SENSE_SIZES, Sizes};
 use requests::Requests;
 use sense::attention;
 use sync::lock;
+
+/// A SCSI bus controller.
+const KIND: DeviceKind = DeviceKind {
+    type_id: id::SCSI,
+    pci_class: 0x01_0000,
+};
 
 pub use config::{ScsiConfig, ScsiError, UnitConfig, open_reservations};
 pub use handle::ScsiHandle;
@@ -214,7 +220,7 @@ impl VirtioDevice for Scsi {
     }
 
     fn kind(&self) -> DeviceKind {
-        DeviceKind::Scsi
+        KIND
     }
 
     fn features(&self) -> u64 {

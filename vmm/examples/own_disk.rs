@@ -87,8 +87,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .open(&config)?;
     let machine = Machine::new(config, resources)?;
     machine.start()?;
-    for place in machine.places() {
-        println!("{} is at {}", place.id, place.address());
+    for device in machine.pci_devices() {
+        println!("{} is at {}", device.id, device.address());
     }
     let reason = machine.wait();
     println!(

@@ -18,23 +18,20 @@ use splitring_arch::boot::BootParameters;
 use splitring_arch::cpuid;
 use splitring_arch::kernel::{Initrd, Kernel};
 use splitring_arch::layout::{self, Layout};
-use splitring_devices::blk::BlkHandle;
 use splitring_devices::bus::Bus;
 use splitring_devices::eventfd::eventfd;
 use splitring_devices::events::EventSink;
-use splitring_devices::net::NetHandle;
 use splitring_devices::pci::root::{self, ConfigPorts, PciPlan, PciRoot};
 use splitring_devices::power;
 use splitring_devices::power::{Power, PowerRequest};
 use splitring_devices::pvpanic::{self, PvPanic};
 use splitring_devices::ram::Ram;
-use splitring_devices::scsi::ScsiHandle;
 use splitring_devices::serial::{self, Serial};
 use splitring_devices::worker::{OnFailure, Worker};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::attach::{self, Bay, Place};
+use crate::attach::{DeviceManager, Devices};
 use crate::config::{SerialTarget, VmConfig};
 use crate::console::Console;
 use crate::control::Control;
@@ -78,10 +75,7 @@ pub(crate) struct Generation {
     pub(crate) exits: Vec<Arc<Exits>>,
     pub(crate) power: Arc<Power>,
     pub(crate) serial: Option<Arc<Serial>>,
-    pub(crate) places: Vec<Place>,
-    pub(crate) blk: Vec<BlkHandle>,
-    pub(crate) scsi: Vec<ScsiHandle>,
-    pub(crate) nets: Vec<NetHandle>,
+    pub(crate) devices: Devices,
     buses: Buses,
     // Last: KVM uses the memory until its descriptors are closed, which the fields above hold.
     _vm: Vm,
@@ -159,22 +153,17 @@ pub(crate) fn assemble(
 
     add_pvpanic(&buses, events)?;
     let root = add_pci(config, &layout, &vm, &buses)?;
-    let mut bay = Bay {
+    let manager = DeviceManager {
         root: &root,
         ram: Ram::new(Arc::clone(&memory)),
         wiring: Arc::new(vm.clone()),
-        workers: workers.to_vec(),
-        places: Vec::new(),
-        blk: Vec::new(),
-        scsi: Vec::new(),
-        nets: Vec::new(),
-        events: events.clone(),
+        workers,
+        events,
     };
-    attach::attach(config, resources, &mut bay)?;
-    let (places, blk, scsi, nets) = (bay.places, bay.blk, bay.scsi, bay.nets);
+    let devices = manager.attach_all(config, resources)?;
 
     let rsdp = write_tables(
-        &platform(config, &layout, serial.is_some(), &root, &places),
+        &platform(config, &layout, serial.is_some(), &root, &devices),
         &memory,
     )?;
     write_parameters(config, &layout, kernel, initrd, rsdp, &memory)?;
@@ -189,10 +178,7 @@ pub(crate) fn assemble(
         exits,
         power,
         serial,
-        places,
-        blk,
-        scsi,
-        nets,
+        devices,
         buses,
         _vm: vm,
         memory,
@@ -408,16 +394,16 @@ fn platform(
     layout: &Layout,
     serial: bool,
     root: &PciRoot,
-    places: &[Place],
+    devices: &Devices,
 ) -> Platform {
     let serial = serial.then_some(SerialPort {
         port: layout::COM1,
         gsi: layout::COM1_GSI,
     });
-    let intx = places.iter().map(|place| IntxRoute {
-        device: place.slot,
+    let intx = devices.slots().map(|slot| IntxRoute {
+        device: slot,
         pin: 0,
-        gsi: root.intx(place.slot),
+        gsi: root.intx(slot),
     });
     let pci = PciHost {
         ecam: layout::ECAM,

@@ -17,6 +17,7 @@
 //! # Ok::<(), splitring::config::ConfigError>(())
 //! ```
 
+mod devices;
 mod serial;
 mod text;
 
@@ -30,6 +31,11 @@ pub use splitring_devices::disk::config::{
 use splitring_devices::kind::ErrorKind;
 pub use splitring_devices::net::{MacAddress, NET_KEYS, NetConfig, NetConfigError};
 
+use crate::registry::devices;
+
+pub use devices::DeviceKey;
+pub(crate) use devices::DeviceValue;
+use devices::with_devices;
 pub use serial::{SerialConfig, SerialConfigError, SerialPolicy, SerialTarget};
 
 /// The most vCPUs a machine may have.
@@ -38,8 +44,6 @@ pub const MAX_CPUS: u32 = splitring_arch::cpuid::MAX_VCPUS;
 const MAX_WORKERS: u16 = 64;
 /// The longest a worker may look for more work: a stretch of a CPU nobody else misses yet.
 const MAX_POLL_US: u32 = 1000;
-/// The name of the random number generator.
-pub(crate) const RNG_ID: &str = "rng";
 /// The least memory a Linux kernel and its tables fit in.
 const MIN_MEMORY: u64 = splitring_arch::layout::MIN_MEMORY;
 /// Guest memory ends below the 46-bit address space every x86-64 processor has, with room for 64-bit windows above.
@@ -117,6 +121,7 @@ pub enum OnReboot {
     Restart,
 }
 
+devices! { with_devices! {
 /// A virtual machine, as typed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -124,69 +129,46 @@ pub enum OnReboot {
 pub struct VmConfig {
     /// The machine's name; what is derived from it (network addresses) is the same at every start.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub name: Option<String> = None,
     /// ELF or bzImage.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub kernel: Option<PathBuf>,
+    pub kernel: Option<PathBuf> = None,
     /// Initial ramdisk.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub initrd: Option<PathBuf>,
+    pub initrd: Option<PathBuf> = None,
     /// Words for the kernel command line. Default words, which tell Linux what the ACPI tables cannot, stand before
     /// them: `console=`, `panic=`, `reboot=`, `8250.nr_uarts=` and `pci=`. A default gives way to a word with its key;
     /// none can only be left out, and guests other than Linux get them too.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cmdline: Option<String>,
+    pub cmdline: Option<String> = None,
     /// Number of vCPUs.
-    pub cpus: u32,
+    pub cpus: u32 = 1,
     /// What a reboot does.
-    pub on_reboot: OnReboot,
+    pub on_reboot: OnReboot = OnReboot::default(),
     /// The serial port COM1.
-    pub serial: SerialConfig,
-    /// A random number generator device.
-    pub rng: bool,
+    pub serial: SerialConfig = SerialConfig::default(),
     /// Configuration ports 0xcf8 and 0xcfc. Off: a guest that finds them uses them, an exit each, where the memory-mapped way needs none.
-    pub pci_ports: bool,
+    pub pci_ports: bool = false,
     /// Keep unpacked kernels in the directory that the embedder names
     /// ([`ResourceOptions::kernel_cache`](crate::ResourceOptions::kernel_cache)); the command line names the user's
     /// cache directory. Without a directory nothing is kept.
-    pub kernel_cache: bool,
+    pub kernel_cache: bool = true,
     /// Threads that the devices' queues are spread over.
-    pub workers: u16,
+    pub workers: u16 = 1,
     /// Microseconds a worker looks for more work before it sleeps, while that pays. 0 is never; without it, it is what
     /// eight round trips between two threads take on this machine, or 200 with one processor.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub poll_us: Option<u32>,
+    pub poll_us: Option<u32> = None,
     /// Guest memory.
-    pub memory: MemoryConfig,
+    pub memory: MemoryConfig = MemoryConfig::default(),
     /// Disks, in the order the guest finds them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub disk: Vec<DiskConfig>,
+    pub disk: Vec<DiskConfig> = Vec::new(),
     /// Network cards.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub net: Vec<NetConfig>,
+    pub net: Vec<NetConfig> = Vec::new(),
 }
-
-impl Default for VmConfig {
-    fn default() -> Self {
-        Self {
-            name: None,
-            kernel: None,
-            initrd: None,
-            cmdline: None,
-            cpus: 1,
-            on_reboot: OnReboot::default(),
-            serial: SerialConfig::default(),
-            rng: true,
-            pci_ports: false,
-            kernel_cache: true,
-            workers: 1,
-            poll_us: None,
-            memory: MemoryConfig::default(),
-            disk: Vec::new(),
-            net: Vec::new(),
-        }
-    }
-}
+}}
 
 /// A configuration that can't become a machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -231,6 +213,14 @@ pub enum ConfigError {
         /// What is wrong with it.
         error: NetConfigError,
     },
+    /// The keys of one of [`VmConfig::DEVICES`].
+    #[error("{id}: {problem}")]
+    Device {
+        /// Its key.
+        id: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
     /// Not a number of device threads.
     #[error("workers: {0} is not possible; give 1 to {MAX_WORKERS}")]
     Workers(u16),
@@ -266,7 +256,6 @@ impl VmConfig {
         cpus: u32;
         on_reboot: OnReboot;
         serial: into SerialConfig;
-        rng: bool;
         pci_ports: bool;
         kernel_cache: bool;
         workers: u16;
@@ -321,6 +310,7 @@ impl VmConfig {
             };
             valid.map_err(|error| ConfigError::Net { id, error })?;
         }
+        self.validate_devices()?;
         if !(1..=MAX_WORKERS).contains(&self.workers) {
             return Err(ConfigError::Workers(self.workers));
         }
@@ -356,7 +346,7 @@ impl VmConfig {
     }
 
     fn distinct_ids(&self) -> Result<(), ConfigError> {
-        let mut known = vec![RNG_ID.to_owned()];
+        let mut known: Vec<_> = self.device_ids().map(str::to_owned).collect();
         let ids = self
             .disks()
             .map(|(id, _)| id)

@@ -66,6 +66,7 @@ mod machine;
 mod memory;
 pub mod net;
 mod registers;
+mod registry;
 mod resources;
 pub mod scsi;
 #[cfg(feature = "selftest")]
@@ -73,7 +74,7 @@ pub mod selftest;
 mod state;
 mod vcpu;
 
-pub use attach::Place;
+pub use attach::PciDevice;
 pub use config::VmConfig;
 pub use console::{Console, ConsoleError};
 pub use error::{Error, ErrorKind};
@@ -85,3 +86,7 @@ pub use registers::Registers;
 pub use resources::{ResourceOptions, Resources, check_files};
 pub use state::{ExitReason, MachineState, ShutdownOutcome};
 pub use vcpu::ExitCounts;
+
+/// What [`PciDevice`] was called.
+#[deprecated = "its name is `PciDevice`"]
+pub type Place = PciDevice;

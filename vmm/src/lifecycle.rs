@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use splitring_arch::kernel::Unsaved;
+use splitring_devices::net::NetHandle;
 use splitring_devices::worker::{self, Failure, Worker};
 
 use crate::assemble::{self, Generation, lock, thread_name};
@@ -310,7 +311,7 @@ impl Lifecycle {
         self.resume_devices();
         let generation = self.generation();
         generation.control.resume();
-        for net in &generation.nets {
+        for net in generation.devices.handles::<NetHandle>() {
             // The bridge may have forgotten where the guest is.
             net.announce();
         }

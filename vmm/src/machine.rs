@@ -13,7 +13,7 @@ use splitring_devices::net::NetHandle;
 use splitring_devices::scsi::ScsiHandle;
 
 use crate::assemble::{Generation, lock};
-use crate::attach::Place;
+use crate::attach::PciDevice;
 use crate::config::VmConfig;
 use crate::console::Console;
 use crate::error::{BuildError, Error};
@@ -326,8 +326,15 @@ impl Machine {
 
     /// Returns the devices on the PCI bus and their addresses.
     #[must_use]
-    pub fn places(&self) -> Vec<Place> {
-        self.0.generation().places.clone()
+    pub fn pci_devices(&self) -> Vec<PciDevice> {
+        self.0.generation().devices.list()
+    }
+
+    /// Returns what [`Machine::pci_devices`] returns.
+    #[deprecated = "its name is `pci_devices`"]
+    #[must_use]
+    pub fn places(&self) -> Vec<PciDevice> {
+        self.pci_devices()
     }
 
     /// Returns the guest's memory, if the configuration has it shared: for processes that read or serve it. A restart
@@ -344,21 +351,21 @@ impl Machine {
     /// looked at again. A restart makes new ones.
     #[must_use]
     pub fn disks(&self) -> Vec<BlkHandle> {
-        self.0.generation().blk.clone()
+        self.0.generation().devices.handles()
     }
 
     /// Returns the SCSI controllers, by number: their disks can be added, removed and resized while the
     /// guest runs. A restart makes new ones.
     #[must_use]
     pub fn scsi(&self) -> Vec<ScsiHandle> {
-        self.0.generation().scsi.clone()
+        self.0.generation().devices.handles()
     }
 
     /// Returns the network cards, in the order of the configuration: what they counted, and their link. A
     /// restart makes new ones, with the link up.
     #[must_use]
     pub fn nets(&self) -> Vec<NetHandle> {
-        self.0.generation().nets.clone()
+        self.0.generation().devices.handles()
     }
 
     /// Returns the exits to user space since the machine started (or restarted).

@@ -185,12 +185,12 @@ fn identity(device: &dyn VirtioDevice) -> Identity {
     let kind = device.kind();
     Identity {
         vendor: spec::VENDOR,
-        device: spec::DEVICE_BASE.saturating_add(kind.type_id()),
+        device: spec::DEVICE_BASE.saturating_add(kind.type_id),
         revision: spec::REVISION,
-        class: kind.pci_class(),
+        class: kind.pci_class,
         subsystem_vendor: spec::VENDOR,
         // Below 0x40 would say transitional (§4.1.2.1).
-        subsystem: kind.type_id().saturating_add(0x40),
+        subsystem: kind.type_id.saturating_add(0x40),
     }
 }
 

@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 
-use crate::DeviceKind;
 use crate::device::{
-    Broken, Cause, Chain, FeatureRule, Outcome, QueueHandler, QueueSet, ReadyQueue, Start,
-    StartError, Task, VirtioDevice, read_window,
+    Broken, Cause, Chain, DeviceKind, FeatureRule, Outcome, QueueHandler, QueueSet, ReadyQueue,
+    Start, StartError, Task, VirtioDevice, read_window,
 };
 use crate::interrupt::ConfigNotifier;
 
@@ -78,7 +77,10 @@ impl VirtioDevice for Probe {
         "probe0"
     }
     fn kind(&self) -> DeviceKind {
-        DeviceKind::Rng
+        DeviceKind {
+            type_id: splitring_virtio::spec::id::ENTROPY,
+            pci_class: 0xff_0000,
+        }
     }
     fn features(&self) -> u64 {
         self.features

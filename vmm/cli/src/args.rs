@@ -13,7 +13,9 @@ use splitring::config::{
     VmConfig,
 };
 
+use crate::devices::DeviceFlags;
 use crate::exit::Failure;
+use crate::help::keys;
 use crate::keyvalue;
 
 const EXIT_CODES: &str = "\
@@ -137,9 +139,8 @@ pub(crate) struct RunArgs {
     /// Seconds a guest has to power off after SIGTERM before it is stopped; 0 stops it at once, as a second SIGTERM does
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub(crate) shutdown_timeout: u32,
-    /// A random number generator [default: on]
-    #[arg(long, value_name = "SWITCH")]
-    rng: Option<Switch>,
+    #[command(flatten)]
+    devices: DeviceFlags,
     /// PCI configuration by ports 0xcf8/0xcfc too; guests that find them get slower [default: off]
     #[arg(long, value_name = "SWITCH")]
     pci_ports: Option<Switch>,
@@ -197,7 +198,6 @@ impl RunArgs {
         set(&mut config.name, self.name.clone().map(Some));
         set(&mut config.workers, self.workers);
         set(&mut config.poll_us, self.poll_us.map(Some));
-        set(&mut config.rng, self.rng.map(is_on));
         set(&mut config.pci_ports, self.pci_ports.map(is_on));
         set(&mut config.kernel_cache, self.kernel_cache.map(is_on));
         set(
@@ -217,6 +217,11 @@ impl RunArgs {
             set(&mut config.memory.size, flags.size);
             set(&mut config.memory.shared, flags.shared);
             set(&mut config.memory.hugepages, flags.hugepages);
+        }
+        for (device, text) in self.devices.given() {
+            let value = keyvalue::parse_device(device.key, !device.keys.is_empty(), text)
+                .map_err(|error| usage(&format!("--{}", device.key), text, &error))?;
+            config.take_device(device.key, value);
         }
         for text in &self.disk {
             let (mut disk, path): (DiskConfig, _) =
@@ -244,32 +249,6 @@ fn passt_on(text: &OsStr) -> OsString {
         }
         _ => text.to_owned(),
     }
-}
-
-/// Columns that help has behind clap's indentation on a terminal of 80.
-const HELP_WIDTH: usize = 70;
-
-/// Help of a flag with keys of its own: each in lines of its own, broken here, for clap would begin what it breaks
-/// below the key.
-fn keys(what: &str, keys: &[(&str, &str)]) -> String {
-    let width = keys.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
-    let margin = width + 3;
-    let mut help = what.to_owned();
-    for (key, text) in keys {
-        help += &format!("\n  {key:<width$} ");
-        let mut column = margin;
-        for word in text.split(' ') {
-            let length = word.chars().count() + 1;
-            if column + length > HELP_WIDTH {
-                help += &format!("\n{:margin$}", "");
-                column = margin;
-            }
-            help.push(' ');
-            help += word;
-            column += length;
-        }
-    }
-    help
 }
 
 /// A device of a known id takes the other's place; any other comes last.
@@ -342,6 +321,25 @@ mod tests {
         assert_eq!(config.memory.size.0, 1 << 30);
         let paths: Vec<_> = config.disk.iter().map(|disk| disk.path.clone()).collect();
         assert_eq!(paths, [PathBuf::from("/d1"), PathBuf::from("/d2")]);
+    }
+
+    #[test]
+    fn a_device_that_is_a_switch_is_switched_by_its_flag() {
+        let config = |words: &[&str]| run_args(words).config();
+        let rng = |words: &[&str]| config(words).map(|config| config.rng).ok();
+        assert_eq!(rng(&[]), Some(true));
+        assert_eq!(rng(&["--rng", "off"]), Some(false));
+        assert_eq!(rng(&["--rng", "on"]), Some(true));
+        let Err(Failure::Usage(error)) = config(&["--rng", "maybe"]) else {
+            panic!("accepted")
+        };
+        assert_eq!(
+            format!("{error:#}"),
+            "--rng maybe is not valid: `maybe` is neither on nor off; see `splitring run --help`"
+        );
+        let mut untouched = VmConfig::default();
+        assert!(!untouched.take_device("cpus", VmConfig::default().cpus(2)));
+        assert_eq!(untouched, VmConfig::default());
     }
 
     #[test]

@@ -6,8 +6,10 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use serde::Deserialize;
 use serde::de::value::{Error, MapDeserializer};
 use serde::de::{self, DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
+use splitring::VmConfig;
 
 /// For whoever did not mean the comma as the end of a value.
 const COMMA_RULE: &str = "a comma in a value is written twice, as in a,,b";
@@ -23,7 +25,28 @@ pub(crate) fn parse<T: DeserializeOwned>(
     parse_with_path(text, shorthand, None).map(|(value, _)| value)
 }
 
-/// The same, where the value of the key `path` need not be UTF-8: it is returned beside, since no
+/// Reads `text` as the value of the device `key`, in a configuration that has nothing else. With `keys`, a device's
+/// value is on, off or its keys; otherwise it is a switch.
+///
+/// # Errors
+/// As [`parse`].
+pub(crate) fn parse_device(
+    key: &'static str,
+    keys: bool,
+    text: &OsStr,
+) -> Result<VmConfig, String> {
+    let value = match text.to_str() {
+        Some("off") if keys => DeviceValue::Absent,
+        Some("on") if keys => DeviceValue::Keys(Vec::new()),
+        _ if keys => DeviceValue::Keys(pairs(text, None, None)?.0),
+        Some(word) => DeviceValue::Switch(Word(word.to_owned())),
+        None => return Err(format!("`{}` is neither on nor off", text.display())),
+    };
+    let value = MapDeserializer::<_, Error>::new([(key, value)].into_iter());
+    VmConfig::deserialize(value).map_err(|error| error.to_string())
+}
+
+/// The same as [`parse`], where the value of the key `path` need not be UTF-8: it is returned beside, since no
 /// serde type takes it.
 ///
 /// # Errors
@@ -33,7 +56,19 @@ pub(crate) fn parse_with_path<T: DeserializeOwned>(
     shorthand: Option<&str>,
     path: Option<&str>,
 ) -> Result<(T, Option<OsString>), String> {
-    let mut pairs: Vec<(String, Word)> = Vec::new();
+    let (pairs, given) = pairs(text, shorthand, path)?;
+    let value = T::deserialize(MapDeserializer::<_, Error>::new(pairs.into_iter()))
+        .map_err(|error| error.to_string())?;
+    Ok((value, given))
+}
+
+/// The keys of `text` with their values, and the value of the key `path` as it was typed if it is not UTF-8.
+fn pairs(
+    text: &OsStr,
+    shorthand: Option<&str>,
+    path: Option<&str>,
+) -> Result<(Pairs, Option<OsString>), String> {
+    let mut pairs: Pairs = Vec::new();
     let mut given = None;
     for (index, item) in split(text.as_bytes()).into_iter().enumerate() {
         let (key, value) = pair(&item, shorthand.filter(|_| index == 0))?;
@@ -51,9 +86,7 @@ pub(crate) fn parse_with_path<T: DeserializeOwned>(
         };
         pairs.push((key, Word(word)));
     }
-    let value = T::deserialize(MapDeserializer::<_, Error>::new(pairs.into_iter()))
-        .map_err(|error| error.to_string())?;
-    Ok((value, given))
+    Ok((pairs, given))
 }
 
 /// Key and value of one item; without a key it is the `shorthand`'s value.
@@ -180,10 +213,50 @@ impl<'de> Deserializer<'de> for Word {
     }
 }
 
+/// Keys with their values.
+type Pairs = Vec<(String, Word)>;
+
+/// What stands behind a device's key.
+enum DeviceValue {
+    Absent,
+    Switch(Word),
+    Keys(Pairs),
+}
+
+impl IntoDeserializer<'_, Error> for DeviceValue {
+    type Deserializer = Self;
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+impl<'de> Deserializer<'de> for DeviceValue {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self {
+            Self::Absent => visitor.visit_none(),
+            Self::Switch(word) => visitor.visit_bool(word.switch()?),
+            Self::Keys(pairs) => visitor.visit_map(MapDeserializer::new(pairs.into_iter())),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self {
+            Self::Absent => visitor.visit_none(),
+            present => visitor.visit_some(present),
+        }
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool u8 u16 u32 u64 u128 i8 i16 i32 i64 i128 f32 f64 char str string bytes byte_buf unit
+        unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde::Deserialize;
 
     #[derive(Debug, PartialEq, Deserialize)]
     #[serde(rename_all = "lowercase")]
