@@ -151,6 +151,12 @@ impl Bus {
         }
     }
 
+    /// How many ranges there are.
+    #[cfg(test)]
+    pub(crate) fn ranges(&self) -> usize {
+        self.ranges.read().unwrap().len()
+    }
+
     fn find(&self, addr: u64, len: usize) -> Option<(u64, Arc<dyn BusDevice>)> {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
         let (&base, entry) = ranges.range(..=addr).next_back()?;

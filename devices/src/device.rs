@@ -68,11 +68,28 @@ pub trait VirtioDevice: Send + Sync {
     /// The driver writes the device configuration space. Read-only and absent fields ignore it.
     fn write_config(&self, _offset: usize, _data: &[u8]) {}
 
+    /// The regions of memory that it shares with its driver (VIRTIO 1.2 §2.10), at most three.
+    fn shared_memory(&self) -> &[SharedRegion] {
+        &[]
+    }
+
+    /// The guest sees region `id` at the guest-physical address `address` from now on, or nowhere.
+    fn shared_memory_moved(&self, _id: u8, _address: Option<u64>) {}
+
     /// The driver is ready (DRIVER_OK): says which handler serves which queues. Called again after a reset.
     fn start(&self, start: Start) -> Result<Vec<Task>, StartError>;
 
     /// The driver reset the device; its tasks have been stopped and dropped.
     fn reset(&self) {}
+}
+
+/// A region of memory that a device shares with its driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedRegion {
+    /// What tells it apart from the device's other ones.
+    pub id: u8,
+    /// Its bytes, a multiple of 4096.
+    pub len: u64,
 }
 
 /// What a driver gets that reads `data.len()` bytes at `offset` of the configuration space `config`.

@@ -24,14 +24,18 @@ pub trait Wiring: Send + Sync {
     fn msi(&self, trigger: &Arc<EventFd>) -> Result<Box<dyn MsiLine>, WiringError>;
 
     /// A level-triggered line: `trigger` asserts `gsi`; the guest's end of interrupt deasserts it and signals
-    /// `resample`, whose listener asserts it again if its reason persists. Several devices may share a line.
+    /// `resample`, whose listener asserts it again if its reason persists. Several devices may share a line. The
+    /// descriptors are disconnected from it with the returned value.
     fn intx(
         &self,
         gsi: u32,
         trigger: &Arc<EventFd>,
         resample: &Arc<EventFd>,
-    ) -> Result<(), WiringError>;
+    ) -> Result<Box<dyn IntxLine>, WiringError>;
 }
+
+/// A function's connection to an interrupt line.
+pub trait IntxLine: Send + Sync {}
 
 /// One message-signalled interrupt.
 pub trait MsiLine: Send + Sync {

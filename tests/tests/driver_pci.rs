@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use splitring_devices::blk::Blk as Device;
 use splitring_devices::bus::Bus;
+use splitring_devices::device::{DeviceKind, SharedRegion, Start, StartError, Task, VirtioDevice};
 use splitring_devices::disk::doubles::MemoryDisk;
 use splitring_devices::events::EventSink;
 use splitring_devices::pci::root::{PciPlan, PciRoot};
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
-use splitring_devices::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
+use splitring_devices::wiring::{IntxLine, MsiLine, MsiMessage, Wiring, WiringError};
 use splitring_devices::worker::Worker;
 use splitring_tests::machine::Machine;
 use splitring_virtio::driver::blk::{self, Bio, Blk, Done, Info, Transfer, Work};
-use splitring_virtio::driver::pci::{Pci, PciError};
+use splitring_virtio::driver::pci::{BarRange, Pci, PciError};
 use splitring_virtio::driver::{DmaBytes, Identity, PciFunction, Queue, QueueOptions, Registers};
 use splitring_virtio::scatterlist::ScatterList;
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
@@ -46,6 +47,10 @@ struct Board {
 type Message = Arc<Mutex<MsiMessage>>;
 
 struct Line(Message);
+
+struct Connected;
+
+impl IntxLine for Connected {}
 
 impl MsiLine for Line {
     fn route(&self, message: MsiMessage) -> Result<(), WiringError> {
@@ -78,11 +83,11 @@ impl Wiring for Board {
         gsi: u32,
         trigger: &Arc<EventFd>,
         resample: &Arc<EventFd>,
-    ) -> Result<(), WiringError> {
+    ) -> Result<Box<dyn IntxLine>, WiringError> {
         assert_eq!(gsi, LINE);
         let pair = (Arc::clone(trigger), Arc::clone(resample));
         *self.line.lock().unwrap() = Some(pair);
-        Ok(())
+        Ok(Box::new(Connected))
     }
 }
 
@@ -205,6 +210,36 @@ unsafe impl Registers for Bar {
     }
 }
 
+/// A disk that shares memory with its driver.
+struct Sharing(Device);
+
+impl VirtioDevice for Sharing {
+    fn id(&self) -> &str {
+        self.0.id()
+    }
+    fn kind(&self) -> DeviceKind {
+        self.0.kind()
+    }
+    fn features(&self) -> u64 {
+        self.0.features()
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        self.0.queue_sizes()
+    }
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        self.0.read_config(offset, data);
+    }
+    fn shared_memory(&self) -> &[SharedRegion] {
+        &[
+            SharedRegion { id: 3, len: 0x8000 },
+            SharedRegion { id: 1, len: 0x1000 },
+        ]
+    }
+    fn start(&self, start: Start) -> Result<Vec<Task>, StartError> {
+        self.0.start(start)
+    }
+}
+
 /// A machine with a disk in its slot, and the driver's side of the function.
 struct Guest {
     pci: Pci<Slot>,
@@ -219,7 +254,8 @@ struct Guest {
 impl Guest {
     fn new() -> Self {
         let disk = MemoryDisk::new((SECTORS * 512) as u64);
-        let machine = Machine::new(Device::new("disk0", Arc::new(disk.clone()), 1, SIZE, "pci"));
+        let device = Device::new("disk0", Arc::new(disk.clone()), 1, SIZE, "pci");
+        let machine = Machine::new(Sharing(device));
         let mmio = Arc::new(Bus::new());
         let plan = PciPlan {
             mmio: Arc::clone(&mmio),
@@ -443,4 +479,19 @@ fn a_device_that_gives_up_says_so() {
     assert_ne!(guest.pci.status() & status::NEEDS_RESET, 0);
     guest.pci.reset().unwrap();
     assert!(!guest.pci.needs_reset());
+}
+
+#[test]
+fn the_driver_finds_the_shared_memory_of_the_device() {
+    let guest = Guest::new();
+    let range = |offset, len| {
+        Some(BarRange {
+            bar: 2,
+            offset,
+            len,
+        })
+    };
+    assert_eq!(guest.pci.shared_memory(3), range(0, 0x8000));
+    assert_eq!(guest.pci.shared_memory(1), range(0x8000, 0x1000));
+    assert_eq!(guest.pci.shared_memory(0), None);
 }

@@ -18,7 +18,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use splitring_devices::eventfd::eventfd;
-use splitring_devices::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
+use splitring_devices::wiring::{IntxLine, MsiLine, MsiMessage, Wiring, WiringError};
 use vm_allocator::IdAllocator;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -298,11 +298,33 @@ impl Wiring for Vm {
         gsi: u32,
         trigger: &Arc<EventFd>,
         resample: &Arc<EventFd>,
-    ) -> Result<(), WiringError> {
+    ) -> Result<Box<dyn IntxLine>, WiringError> {
         self.0
             .fd
             .register_irqfd_with_resample(trigger, resample, gsi)
-            .map_err(unwired(format!("bind level interrupt {gsi}")))
+            .map_err(unwired(format!("bind level interrupt {gsi}")))?;
+        Ok(Box::new(LevelLine {
+            vm: Arc::clone(&self.0),
+            gsi,
+            trigger: Arc::clone(trigger),
+        }))
+    }
+}
+
+/// A function's eventfds on a level-triggered line; disconnected at drop.
+struct LevelLine {
+    vm: Arc<Shared>,
+    gsi: u32,
+    trigger: Arc<EventFd>,
+}
+
+impl IntxLine for LevelLine {}
+
+impl Drop for LevelLine {
+    fn drop(&mut self) {
+        if let Err(error) = self.vm.fd.unregister_irqfd(&self.trigger, self.gsi) {
+            tracing::warn!(gsi = self.gsi, %error, "cannot unbind a level interrupt");
+        }
     }
 }
 
@@ -408,4 +430,34 @@ pub(crate) fn port_access(vcpu: &mut VcpuFd) -> Option<PortAccess<'_>> {
         size,
         direction,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use splitring_arch::layout;
+
+    use super::*;
+
+    #[test]
+    fn a_function_that_goes_gives_its_lines_back_to_kvm() {
+        if !splitring_needs::kvm() {
+            return;
+        }
+        let host = Host::open().expect("KVM");
+        let vm = host
+            .create_vm(layout::KVM_TSS, layout::KVM_IDENTITY_MAP)
+            .expect("a machine");
+        let event = || Arc::new(eventfd().expect("an eventfd"));
+        let (trigger, resample, message) = (event(), event(), event());
+        // More than there are message interrupts.
+        for turn in 0..1100 {
+            let line = vm.intx(16, &trigger, &resample);
+            let line = line.unwrap_or_else(|error| panic!("{turn}: {error}"));
+            // KVM knows that the eventfd is a line's already.
+            assert!(vm.intx(16, &trigger, &resample).is_err());
+            let messages = vm.msi(&message);
+            let messages = messages.unwrap_or_else(|error| panic!("{turn}: {error}"));
+            drop((line, messages));
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! One function's configuration space: a type 0 header, one 64-bit memory BAR and a capability list (PCI Local
+//! One function's configuration space: a type 0 header, up to six memory BARs and a capability list (PCI Local
 //! Bus 3.0 §6.1, §6.2, §6.7).
 //!
 //! It keeps the bytes and says which a guest may change; what a change means is the function's.
@@ -9,7 +9,7 @@ use crate::debug::opaque_debug;
 
 /// Offset of the command register; the status register is the upper half of its word.
 pub const COMMAND: u16 = 0x04;
-/// Command: answer accesses to the memory BAR.
+/// Command: answer accesses to the memory BARs.
 pub const COMMAND_MEMORY: u32 = 1 << 1;
 /// Command: the function may write and read memory, and so send messages.
 const COMMAND_MASTER: u32 = 1 << 2;
@@ -19,10 +19,18 @@ pub const COMMAND_INTX_DISABLE: u32 = 1 << 10;
 pub const STATUS_INTERRUPT: u32 = 1 << 19;
 /// Status, in the command's word: there is a capability list.
 const STATUS_CAPABILITIES: u32 = 1 << 20;
-/// Offset of BAR 0, with BAR 1 as its upper half.
+/// Offset of BAR 0; the others follow. One with a 64-bit address takes the next one's register for its upper half.
 pub const BAR: u16 = 0x10;
-/// BAR flags: 64-bit memory, not prefetchable.
-const BAR_MEMORY_64: u32 = 0b100;
+/// BARs that the header has room for.
+pub const BARS: usize = 6;
+/// BAR flags: its address has 64 bits.
+const BAR_64: u32 = 0b100;
+/// BAR flags: reading it has no side effects, and writes to it may be merged.
+const BAR_PREFETCHABLE: u32 = 0b1000;
+/// Bits of a BAR's lower register that are no address.
+const BAR_FLAGS: u32 = 0xf;
+/// The smallest BAR: its lowest bits are flags.
+const BAR_LEAST: u64 = 16;
 /// Offset of the capability pointer.
 const CAPABILITIES: u16 = 0x34;
 /// Offset of the interrupt line and pin registers.
@@ -52,25 +60,75 @@ pub struct Identity {
     pub subsystem: u16,
 }
 
+/// What a function asks for by a BAR: a range of memory addresses (PCI Local Bus 3.0 §6.2.5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bar {
+    /// Bytes: a power of two, at least 16, and with a 32-bit address at most 2^31.
+    pub size: u64,
+    /// Whether its address has 64 bits rather than 32.
+    pub is_64bit: bool,
+    /// Whether reading it has no side effects and writes to it may be merged.
+    pub prefetchable: bool,
+}
+
+impl Bar {
+    /// Registers, anywhere in the address space.
+    pub const fn registers(size: u64) -> Self {
+        Self {
+            size,
+            is_64bit: true,
+            prefetchable: false,
+        }
+    }
+
+    /// Memory, anywhere in the address space.
+    pub const fn memory(size: u64) -> Self {
+        Self {
+            prefetchable: true,
+            ..Self::registers(size)
+        }
+    }
+
+    fn is_valid(self) -> bool {
+        let most = if self.is_64bit { 1 << 63 } else { 1 << 31 };
+        self.size.is_power_of_two() && (BAR_LEAST..=most).contains(&self.size)
+    }
+
+    fn flags(self) -> u32 {
+        let width = if self.is_64bit { BAR_64 } else { 0 };
+        let kind = if self.prefetchable {
+            BAR_PREFETCHABLE
+        } else {
+            0
+        };
+        width | kind
+    }
+}
+
+/// The offset of the register of BAR `index`.
+fn bar_register(index: u8) -> u16 {
+    u16::from(index).saturating_mul(4).saturating_add(BAR)
+}
+
 /// A function's configuration space.
 pub struct ConfigSpace {
     page: ConfigPage,
     writable: [u32; 64],
-    bar_size: Option<u64>,
+    bars: [Option<Bar>; BARS],
     /// Where the next capability goes, and where its offset is to be stored.
     free: u16,
     link: u16,
 }
 
-opaque_debug! { ConfigSpace |it| { bar_size: it.bar_size } }
+opaque_debug! { ConfigSpace |it| { bars: it.bars } }
 
 impl ConfigSpace {
-    /// A header without BAR, interrupt pin or capabilities.
+    /// A header without BARs, interrupt pin or capabilities.
     pub fn new(page: ConfigPage, id: Identity) -> Self {
         let mut space = Self {
             page,
             writable: [0; 64],
-            bar_size: None,
+            bars: [None; BARS],
             free: HEADER_END,
             link: CAPABILITIES,
         };
@@ -100,25 +158,52 @@ impl ConfigSpace {
         self.allow(INTERRUPT, 0xff);
     }
 
-    /// A 64-bit memory BAR of `size` bytes, a power of two from 16 to 2^31.
-    pub fn set_bar(&mut self, size: u32) {
-        debug_assert!(size.is_power_of_two() && size >= 16);
-        self.put(BAR, BAR_MEMORY_64);
-        self.allow(BAR, !size.wrapping_sub(1));
-        self.allow(BAR + 4, u32::MAX);
-        self.bar_size = Some(u64::from(size));
+    /// Adds BAR `index`. Returns `None`, and adds nothing, if there is no such BAR, its register or the next one is taken
+    /// already, or its size is not possible.
+    pub fn add_bar(&mut self, index: u8, bar: Bar) -> Option<()> {
+        let at = bar_register(index);
+        let upper = index.checked_add(1).filter(|_| bar.is_64bit);
+        let mut registers = [Some(index), upper].into_iter().flatten();
+        if !bar.is_valid() || !registers.all(|index| self.is_free(index)) {
+            return None;
+        }
+        let [low, high] = split(!bar.size.wrapping_sub(1));
+        self.put(at, bar.flags());
+        self.allow(at, low & !BAR_FLAGS);
+        if bar.is_64bit {
+            self.allow(at.saturating_add(4), high);
+        }
+        *self.bars.get_mut(usize::from(index))? = Some(bar);
+        Some(())
     }
 
-    /// Bytes of the BAR.
-    pub fn bar_size(&self) -> Option<u64> {
-        self.bar_size
+    /// Whether the register of BAR `index` exists and is neither a BAR's nor the upper half of one.
+    fn is_free(&self, index: u8) -> bool {
+        let below = index.checked_sub(1).and_then(|below| self.bar(below));
+        let taken = self.bar(index).is_some() || below.is_some_and(|below| below.is_64bit);
+        usize::from(index) < BARS && !taken
     }
 
-    /// Presets the BAR's address, as firmware would.
-    pub fn place_bar(&self, base: u64) {
+    fn bar(&self, index: u8) -> Option<Bar> {
+        self.bars.get(usize::from(index)).copied().flatten()
+    }
+
+    /// The BARs with their numbers.
+    pub fn bars(&self) -> impl Iterator<Item = (u8, Bar)> {
+        (0..)
+            .zip(self.bars)
+            .filter_map(|(index, bar)| Some((index, bar?)))
+    }
+
+    /// Presets the address of BAR `index`, as firmware would.
+    pub fn place_bar(&self, index: u8, base: u64) {
+        let at = bar_register(index);
         let [low, high] = split(base);
-        self.page.update(BAR, self.mask(BAR), low);
-        self.page.update(BAR + 4, self.mask(BAR + 4), high);
+        self.page.update(at, self.mask(at), low);
+        if self.bar(index).is_some_and(|bar| bar.is_64bit) {
+            let upper = at.saturating_add(4);
+            self.page.update(upper, self.mask(upper), high);
+        }
     }
 
     fn mask(&self, offset: u16) -> u32 {
@@ -191,13 +276,23 @@ impl ConfigSpace {
         self.page.load(COMMAND) & COMMAND_MASTER != 0
     }
 
-    /// Where the BAR answers now: its address, if memory decoding is on.
-    pub fn bar(&self) -> Option<u64> {
-        self.bar_size?;
+    /// Where BAR `index` answers now: its address, if memory decoding is on.
+    pub fn bar_address(&self, index: u8) -> Option<u64> {
         let decodes = self.page.load(COMMAND) & COMMAND_MEMORY != 0;
-        let low = u64::from(self.page.load(BAR) & !0xf);
-        let high = u64::from(self.page.load(BAR + 4));
-        decodes.then_some(high << 32 | low)
+        self.bar_assigned(index).filter(|_| decodes)
+    }
+
+    /// The address in the register of BAR `index`, whether or not it answers there.
+    pub fn bar_assigned(&self, index: u8) -> Option<u64> {
+        let bar = self.bar(index)?;
+        let at = bar_register(index);
+        let low = u64::from(self.page.load(at) & !BAR_FLAGS);
+        let high = if bar.is_64bit {
+            u64::from(self.page.load(at.saturating_add(4)))
+        } else {
+            0
+        };
+        Some(high << 32 | low)
     }
 }
 
@@ -229,10 +324,14 @@ mod tests {
         subsystem: 0x42,
     };
 
-    fn space() -> ConfigSpace {
+    fn empty() -> ConfigSpace {
         let pages = ConfigPages::new().unwrap();
-        let mut space = ConfigSpace::new(pages.claim(1).unwrap().unwrap(), ID);
-        space.set_bar(0x1_0000);
+        ConfigSpace::new(pages.page().unwrap().page, ID)
+    }
+
+    fn space() -> ConfigSpace {
+        let mut space = empty();
+        space.add_bar(0, Bar::registers(0x1_0000)).unwrap();
         space.set_interrupt(17);
         space
     }
@@ -259,7 +358,7 @@ mod tests {
     #[test]
     fn the_bar_answers_size_probes_and_takes_an_address() {
         let space = space();
-        assert_eq!(space.bar(), None);
+        assert_eq!(space.bar_address(0), None);
         for probe in [0xffff_ffff_u32, 0xffff_fff0] {
             space.write(BAR, &probe.to_le_bytes());
             space.write(BAR + 4, &u32::MAX.to_le_bytes());
@@ -268,14 +367,94 @@ mod tests {
         }
         space.write(BAR, &0xd000_0000_u32.to_le_bytes());
         space.write(BAR + 4, &0x12_u32.to_le_bytes());
-        assert_eq!(space.bar(), None, "memory decoding is off");
+        assert_eq!(space.bar_address(0), None, "memory decoding is off");
         space.write(COMMAND, &[2]);
-        assert_eq!(space.bar(), Some(0x12_d000_0000));
+        assert_eq!(space.bar_address(0), Some(0x12_d000_0000));
         // The other four BARs and the ROM are not there.
         for offset in [0x18, 0x1c, 0x20, 0x24, 0x30] {
             space.write(offset, &[0xff; 4]);
             assert_eq!(read(&space, offset), 0);
         }
+    }
+
+    #[test]
+    fn each_of_several_bars_answers_size_probes_by_its_kind_and_moves_by_itself() {
+        let mut space = empty();
+        let narrow = Bar {
+            is_64bit: false,
+            ..Bar::registers(0x1000)
+        };
+        let huge = Bar::memory(1 << 33);
+        let narrow_memory = Bar {
+            is_64bit: false,
+            ..Bar::memory(0x8000)
+        };
+        space.add_bar(0, narrow).unwrap();
+        space.add_bar(1, huge).unwrap();
+        space.add_bar(3, narrow_memory).unwrap();
+        space.add_bar(4, Bar::registers(16)).unwrap();
+        assert_eq!(
+            space.bars().map(|(index, _)| index).collect::<Vec<_>>(),
+            [0, 1, 3, 4]
+        );
+        for offset in (0x10..0x28).step_by(4) {
+            space.write(offset, &[0xff; 4]);
+        }
+        let probed = [0x10, 0x14, 0x18, 0x1c, 0x20, 0x24].map(|offset| read(&space, offset));
+        assert_eq!(
+            probed,
+            [
+                0xffff_f000,
+                0xc,
+                0xffff_fffe,
+                0xffff_8008,
+                0xffff_fff4,
+                0xffff_ffff
+            ]
+        );
+        space.write(COMMAND, &[2]);
+        let places = [
+            (0, 0xd000_1000),
+            (1, 0x12_0000_0000),
+            (3, 0xd001_0000),
+            (4, 0x30),
+        ];
+        for (index, base) in places {
+            space.place_bar(index, base);
+        }
+        for (index, base) in places {
+            assert_eq!(space.bar_address(index), Some(base), "{index}");
+        }
+        space.write(0x1c, &0xd002_0000_u32.to_le_bytes());
+        assert_eq!(space.bar_address(3), Some(0xd002_0000));
+        assert_eq!(space.bar_address(4), Some(0x30), "its neighbour stays");
+        assert_eq!([2, 5, 6].map(|index| space.bar_address(index)), [None; 3]);
+    }
+
+    #[test]
+    fn a_bar_that_the_header_has_no_room_for_is_refused() {
+        let mut space = empty();
+        space.add_bar(1, Bar::registers(0x1000)).unwrap();
+        let narrow = |size| Bar {
+            is_64bit: false,
+            ..Bar::registers(size)
+        };
+        for (index, bar, why) in [
+            (1, narrow(16), "taken"),
+            (2, narrow(16), "an upper half"),
+            (0, Bar::memory(16), "the next is taken"),
+            (5, Bar::memory(16), "its upper half has no register"),
+            (6, narrow(16), "no register"),
+            (255, narrow(16), "no register"),
+            (3, narrow(8), "too small"),
+            (3, narrow(0x1001), "no power of two"),
+            (3, narrow(1 << 32), "32 bits can't address it"),
+        ] {
+            assert_eq!(space.add_bar(index, bar), None, "{why}");
+        }
+        space.add_bar(0, narrow(16)).unwrap();
+        space.add_bar(5, narrow(1 << 31)).unwrap();
+        space.add_bar(3, Bar::memory(1 << 63)).unwrap();
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use splitring_virtio::spec::pci::{NO_VECTOR, isr};
 use vmm_sys_util::eventfd::EventFd;
@@ -19,7 +19,7 @@ use crate::events::{DeviceEvent, EventSink, OncePerSecond};
 use crate::interrupt::{ConfigGate, InterruptSink};
 use crate::log;
 use crate::throttle::Throttle;
-use crate::wiring::{Wiring, WiringError};
+use crate::wiring::{IntxLine, Wiring, WiringError};
 
 pub(super) struct Interrupts {
     label: String,
@@ -32,6 +32,8 @@ pub(super) struct Interrupts {
     line: Arc<EventFd>,
     resample: Arc<EventFd>,
     line_bound: AtomicBool,
+    /// Keeps it bound.
+    line_connection: Mutex<Option<Box<dyn IntxLine>>>,
     needs_reset: AtomicBool,
     driver_ok: AtomicBool,
     /// The function may write and read memory.
@@ -66,6 +68,7 @@ impl Interrupts {
             line: Arc::new(eventfd()?),
             resample: Arc::new(eventfd()?),
             line_bound: AtomicBool::new(false),
+            line_connection: Mutex::default(),
             needs_reset: AtomicBool::new(false),
             driver_ok: AtomicBool::new(false),
             bus_master: AtomicBool::new(false),
@@ -87,9 +90,22 @@ impl Interrupts {
         if self.msix.enabled() || self.line_bound.load(Ordering::SeqCst) {
             return Ok(None);
         }
-        wiring.intx(gsi, &self.line, &self.resample)?;
+        let connection = wiring.intx(gsi, &self.line, &self.resample)?;
+        *self.line_connection() = Some(connection);
         self.line_is_bound();
         Ok(Some(Arc::clone(&self.resample)))
+    }
+
+    fn line_connection(&self) -> MutexGuard<'_, Option<Box<dyn IntxLine>>> {
+        let connection = self.line_connection.lock();
+        connection.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives all messages and the line back to the hypervisor, for good. Nobody connects the line meanwhile or later.
+    pub(super) fn release(&self) {
+        self.msix.release();
+        self.line_bound.store(false, Ordering::SeqCst);
+        self.line_connection().take();
     }
 
     /// Lets the line be asserted from now on, and asserts it for a reason that came before.

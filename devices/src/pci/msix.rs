@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -42,8 +42,6 @@ struct Vector {
     state: AtomicU8,
     /// Sends its message. Made with the function: a guest that unmasks the vector must not meet a lack of descriptors.
     trigger: Arc<EventFd>,
-    /// Made when the vector is first unmasked.
-    line: OnceLock<Box<dyn MsiLine>>,
 }
 
 struct Table {
@@ -51,12 +49,15 @@ struct Table {
     function_masked: bool,
     /// The function may send messages at all.
     bus_master: bool,
+    /// The function has left the bus, and never sends a message again.
+    released: bool,
 }
 
-#[derive(Clone)]
 struct Entry {
     message: MsiMessage,
     masked: bool,
+    /// Made when the vector is first unmasked, which it isn't without.
+    line: Option<Box<dyn MsiLine>>,
     /// What the line sends at present.
     routed: Option<MsiMessage>,
 }
@@ -76,9 +77,10 @@ impl Msix {
             requester,
             ..MsiMessage::default()
         };
-        let entry = Entry {
+        let entry = || Entry {
             message,
             masked: true,
+            line: None,
             routed: None,
         };
         let count = usize::from(count.min(MAX_VECTORS));
@@ -88,9 +90,10 @@ impl Msix {
                 .collect::<io::Result<_>>()?,
             enabled: AtomicBool::new(false),
             table: Mutex::new(Table {
-                entries: vec![entry; count].into_boxed_slice(),
+                entries: std::iter::repeat_with(entry).take(count).collect(),
                 function_masked: false,
                 bus_master: false,
+                released: false,
             }),
             wiring,
             label,
@@ -144,9 +147,22 @@ impl Msix {
         }
     }
 
+    /// Gives all lines back, for good.
+    pub(super) fn release(&self) {
+        let mut table = self.table();
+        table.released = true;
+        for index in 0..self.vectors.len() {
+            self.apply(&mut table, index);
+        }
+        for entry in &mut table.entries {
+            entry.line = None;
+        }
+    }
+
     /// Brings a vector's line and mask in step with its entry.
     fn apply(&self, table: &mut Table, index: usize) {
-        let silent = table.function_masked || !table.bus_master || !self.enabled();
+        let silent =
+            table.function_masked || !table.bus_master || table.released || !self.enabled();
         let (Some(entry), Some(vector)) = (table.entries.get_mut(index), self.vectors.get(index))
         else {
             return;
@@ -171,13 +187,11 @@ impl Msix {
     }
 
     fn route(&self, entry: &mut Entry, vector: &Vector) -> Result<(), WiringError> {
-        let line = match vector.line.get() {
+        let line = match entry.line.take() {
             Some(line) => line,
-            None => {
-                let line = self.wiring.msi(&vector.trigger)?;
-                vector.line.get_or_init(|| line)
-            }
+            None => self.wiring.msi(&vector.trigger)?,
         };
+        let line = entry.line.insert(line);
         if entry.routed != Some(entry.message) {
             line.route(entry.message)?;
             entry.routed = Some(entry.message);
@@ -272,7 +286,6 @@ impl Vector {
         Ok(Self {
             state: AtomicU8::new(MASKED),
             trigger: Arc::new(eventfd()?),
-            line: OnceLock::new(),
         })
     }
 
@@ -308,8 +321,6 @@ impl Vector {
 
     fn send(&self) {
         // A line is there before the vector is first unmasked. An eventfd at its limit is signalled already.
-        if self.line.get().is_some() {
-            let _ = self.trigger.write(1);
-        }
+        let _ = self.trigger.write(1);
     }
 }

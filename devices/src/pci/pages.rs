@@ -4,6 +4,10 @@
 //! read-only memory, and reads then never leave the guest. Absent functions are all ones: every slot that is
 //! empty maps the same few pages, so the megabyte costs next to nothing. It doesn't know what the bytes mean.
 //!
+//! A function writes its page through a mapping of its own; [`ConfigPages::show`] puts the page onto the bus, and
+//! [`ConfigPages::hide`] takes it away again, while a guest runs. So a function that has left the bus, and whoever still
+//! holds it, can change nothing that a guest sees.
+//!
 //! The one exception is the virtio window capability (VIRTIO 1.2 §4.1.4.9), whose data field reads a BAR. Its
 //! first use calls a hook with which the machine takes the memory away again, so that reads arrive here.
 #![expect(
@@ -12,13 +16,17 @@
 )]
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::pwrite;
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{
+    MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mprotect, mremap_fixed,
+    munmap,
+};
 
 use crate::debug::opaque_debug;
 
@@ -116,63 +124,136 @@ impl ConfigPages {
             .cast()
     }
 
-    /// Gives function 0 of `slot` a page of zeros of its own. `None` when the bus has no such slot.
-    ///
-    /// Not while another page of that slot is in use: the root bus hands each slot out once.
-    pub(super) fn claim(self: &Arc<Self>, slot: u8) -> io::Result<Option<ConfigPage>> {
-        let index = usize::from(slot);
-        if index >= SLOTS {
-            return Ok(None);
-        }
-        let own = memfd_create("pci-function", MemfdFlags::CLOEXEC)?;
-        ftruncate(&own, FUNCTION_SIZE as u64)?;
-        // SAFETY: the page lies within the bus; it replaces a mapping that only the guest reads. It is
-        // unmapped with the bus, which the returned value keeps.
-        let base = unsafe {
+    /// A page of zeros for one function, which is not on the bus yet.
+    pub(super) fn page(self: &Arc<Self>) -> io::Result<NewPage> {
+        let file = memfd_create("pci-function", MemfdFlags::CLOEXEC)?;
+        ftruncate(&file, FUNCTION_SIZE as u64)?;
+        // SAFETY: the kernel picks a free range.
+        let words = unsafe {
             mmap(
-                self.place(index),
+                std::ptr::null_mut(),
                 FUNCTION_SIZE,
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::FIXED,
-                &own,
+                MapFlags::SHARED,
+                &file,
                 0,
             )?
         };
-        Ok(NonNull::new(base.cast()).map(|words| ConfigPage {
+        let words = NonNull::new(words.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let own = Own {
             words,
             bus: Arc::clone(self),
-        }))
+        };
+        Ok(NewPage {
+            page: ConfigPage(Arc::new(own)),
+            file,
+        })
+    }
+
+    /// Where function 0 of `slot` is, if the bus has such a slot.
+    fn function(&self, slot: u8) -> io::Result<*mut core::ffi::c_void> {
+        let slot = usize::from(slot);
+        let exists = (slot < SLOTS).then(|| self.place(slot));
+        exists.ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+
+    /// Makes `page` function 0 of `slot`, at once as far as the guest can tell.
+    pub(super) fn show(&self, slot: u8, page: &NewPage) -> io::Result<()> {
+        let place = self.function(slot)?;
+        // SAFETY: the place is a page of the bus; what was mapped there only the guest reads, by the address.
+        unsafe {
+            mmap(
+                place,
+                FUNCTION_SIZE,
+                ProtFlags::READ,
+                MapFlags::SHARED | MapFlags::FIXED,
+                &page.file,
+                0,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Makes function 0 of `slot` absent, at once as far as the guest can tell. Changes nothing if it fails.
+    pub(super) fn hide(&self, slot: u8) -> io::Result<()> {
+        let place = self.function(slot)?;
+        // SAFETY: the kernel picks a free range.
+        let ones = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                FUNCTION_SIZE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )?
+        };
+        // SAFETY: the page was just mapped, and nobody else knows of it. It is moved over a page of the bus, which only
+        // the guest reads, by the address; where that fails it is unmapped.
+        let moved = unsafe {
+            ones.cast::<[u8; FUNCTION_SIZE]>()
+                .write([0xff; FUNCTION_SIZE]);
+            mprotect(ones, FUNCTION_SIZE, MprotectFlags::READ)
+                .and_then(|()| {
+                    mremap_fixed(
+                        ones,
+                        FUNCTION_SIZE,
+                        FUNCTION_SIZE,
+                        MremapFlags::MAYMOVE,
+                        place,
+                    )
+                })
+                .inspect_err(|_| {
+                    let _ = munmap(ones, FUNCTION_SIZE);
+                })
+        };
+        Ok(moved.map(|_| ())?)
     }
 }
 
 impl Drop for ConfigPages {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`; every `ConfigPage` into it holds the `Arc` that is gone now. A guest that was
-        // shown it has no vCPU running any more: only then does a machine take its devices apart.
+        // SAFETY: mapped by `new`. A guest that was shown it has no vCPU running any more: only then does a machine
+        // take its devices apart.
         let unmapped = unsafe { munmap(self.base.as_ptr().cast(), BUS_SIZE) };
         debug_assert!(unmapped.is_ok());
     }
 }
 
+/// A function's page that is not on the bus yet.
+pub(super) struct NewPage {
+    pub(super) page: ConfigPage,
+    file: OwnedFd,
+}
+
 /// Configuration space of one function. Accesses are per 32-bit word and atomic; offsets past the end read as
-/// ones and drop writes.
+/// ones and drop writes. Clones are the same page.
 #[derive(Clone)]
-pub struct ConfigPage {
+pub struct ConfigPage(Arc<Own>);
+
+opaque_debug! { ConfigPage |it| { words: it.0.words } }
+
+/// The function's own mapping of its page.
+struct Own {
     words: NonNull<[AtomicU32; WORDS]>,
     bus: Arc<ConfigPages>,
 }
 
-opaque_debug! { ConfigPage |it| { words: it.words } }
-
-// SAFETY: reached through atomics only; `bus` keeps the page mapped.
-unsafe impl Send for ConfigPage {}
+// SAFETY: the mapping is reached through atomics only, and lives until the value is dropped.
+unsafe impl Send for Own {}
 // SAFETY: as above.
-unsafe impl Sync for ConfigPage {}
+unsafe impl Sync for Own {}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `ConfigPages::page` for this value alone; the bus has a mapping of its own.
+        let unmapped = unsafe { munmap(self.words.as_ptr().cast(), FUNCTION_SIZE) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
 
 impl ConfigPage {
     fn word(&self, offset: u16) -> Option<&AtomicU32> {
-        // SAFETY: the page is mapped, aligned and writable while `bus` lives, and only atomics touch it.
-        let words = unsafe { self.words.as_ref() };
+        // SAFETY: the page is mapped, aligned and writable while the value lives, and only atomics touch it.
+        let words = unsafe { self.0.words.as_ref() };
         words.get(usize::from(offset >> 2))
     }
 
@@ -207,7 +288,7 @@ impl ConfigPage {
     /// From now on reads by the guest must arrive at the function: one of its fields is not memory.
     pub fn end_direct_reads(&self) {
         // Called under the lock: whoever comes second finds that reads arrive already.
-        if let Some(hook) = self.bus.exit_on_read().take() {
+        if let Some(hook) = self.0.bus.exit_on_read().take() {
             hook();
         }
     }
@@ -236,8 +317,10 @@ mod tests {
     #[test]
     fn absent_functions_are_all_ones_and_present_ones_show_their_bytes() {
         let pages = ConfigPages::new().unwrap();
-        let page = pages.claim(3).unwrap().unwrap();
-        page.update(0, u32::MAX, 0x1041_1af4);
+        let new = pages.page().unwrap();
+        new.page.update(0, u32::MAX, 0x1041_1af4);
+        assert_eq!(guest_read(&pages, 3 * SLOT_SIZE), u32::MAX, "not there yet");
+        pages.show(3, &new).unwrap();
         for slot in 0..SLOTS {
             for function in 0..FUNCTIONS_PER_SLOT {
                 let wanted = match (slot, function) {
@@ -249,13 +332,28 @@ mod tests {
             }
         }
         assert_eq!(guest_read(&pages, BUS_SIZE - 4), u32::MAX);
-        assert!(pages.claim(32).unwrap().is_none());
+        assert!(pages.show(32, &new).is_err() && pages.hide(32).is_err());
+    }
+
+    #[test]
+    fn a_hidden_function_is_all_ones_whatever_it_writes_and_its_slot_takes_another() {
+        let pages = ConfigPages::new().unwrap();
+        for turn in 0..3 {
+            let new = pages.page().unwrap();
+            pages.show(31, &new).unwrap();
+            new.page.update(0, u32::MAX, turn);
+            assert_eq!(guest_read(&pages, 31 * SLOT_SIZE), turn);
+            pages.hide(31).unwrap();
+            new.page.update(0, u32::MAX, 7);
+            assert_eq!(new.page.load(0), 7, "its own mapping stays");
+            assert_eq!(pages.copy(31 * SLOT_SIZE, SLOT_SIZE), [0xff; SLOT_SIZE]);
+        }
     }
 
     #[test]
     fn bytes_are_read_across_words_and_past_the_end_as_ones() {
         let pages = ConfigPages::new().unwrap();
-        let page = pages.claim(0).unwrap().unwrap();
+        let page = pages.page().unwrap().page;
         page.update(4, u32::MAX, 0x0403_0201);
         page.update(8, 0xff, 0x05);
         let mut data = [0; 4];
@@ -268,7 +366,7 @@ mod tests {
     #[test]
     fn an_update_leaves_the_other_bits_alone() {
         let pages = ConfigPages::new().unwrap();
-        let page = pages.claim(0).unwrap().unwrap();
+        let page = pages.page().unwrap().page;
         page.update(4, u32::MAX, 0x0010_0406);
         page.update(4, 1 << 19, 1 << 19);
         page.update(4, 0x406, 0);

@@ -114,14 +114,14 @@ fn the_data_port_is_silent_without_enable_on_other_buses_and_across_its_end() {
 #[test]
 fn a_slot_is_given_out_once_and_the_first_is_the_bridges() {
     let guest = guest();
-    assert!(matches!(
-        guest.root.claim(SLOT),
-        Err(PciError::SlotTaken(SLOT))
-    ));
-    assert!(matches!(guest.root.claim(0), Err(PciError::SlotTaken(0))));
-    assert!(matches!(guest.root.claim(32), Err(PciError::NoSlot(32))));
-    guest.root.claim(31).unwrap();
-    assert!(matches!(guest.root.claim(31), Err(PciError::SlotTaken(31))));
+    let refused = |slot| guest.root.reserve(slot).err().unwrap();
+    assert!(matches!(refused(SLOT), PciError::SlotTaken(SLOT)));
+    assert!(matches!(refused(0), PciError::SlotTaken(0)));
+    assert!(matches!(refused(32), PciError::NoSlot(32)));
+    let reserved = guest.root.reserve(31).unwrap();
+    assert!(matches!(refused(31), PciError::SlotTaken(31)));
+    drop(reserved);
+    guest.root.reserve(31).unwrap();
 }
 
 #[test]

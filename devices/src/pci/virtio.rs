@@ -6,6 +6,7 @@
 //! ```text
 //! BAR 0, 64 KiB   0x0000 common · 0x1000 ISR · 0x2000 device · 0x3000 pending bits
 //!                 0x4000 notify, 4 bytes a queue · 0x8000 MSI-X table
+//! BAR 2           shared memory regions, if the device has any
 //! ```
 
 mod common;
@@ -34,7 +35,7 @@ use crate::ram::Ram;
 use crate::wiring::Wiring;
 use crate::worker::{TaskId, Worker};
 
-use layout::{BAR_SIZE, Region, add_capabilities, region};
+use layout::{REGISTERS_BAR, Region, SHARED_BAR, SharedLayout, add_bars, add_capabilities, region};
 
 /// Most queues: each wants a vector, and configuration changes one more.
 const MAX_QUEUES: usize = MAX_VECTORS as usize - 1;
@@ -67,6 +68,8 @@ pub struct VirtioPci {
     msix_at: u16,
     /// Offset of the window capability.
     window_at: u16,
+    /// Where the device's shared memory is in its BAR.
+    shared: SharedLayout,
     gsi: u32,
     interrupts: Shared,
     /// A doorbell a queue.
@@ -81,13 +84,15 @@ struct State {
     device_feature_select: u32,
     driver_feature_select: u32,
     queue_select: u16,
-    /// Where the BAR answers.
+    /// Where BAR 0 answers.
     base: Option<u64>,
     running: Option<RunningDevice>,
     /// The function may write and read memory.
     bus_master: bool,
     /// The driver is ready, but the function may not yet reach its rings.
     deferred: bool,
+    /// The function has left the bus, and never starts again.
+    ejected: bool,
     /// Who listens for the end of interrupts on the line, once it is connected.
     line_watch: Option<(Arc<Worker>, TaskId)>,
 }
@@ -104,7 +109,11 @@ struct RunningDevice {
 }
 
 impl VirtioPci {
-    /// Makes a function of `parts` and plugs it into `slot` of `root`.
+    /// Makes a function of `parts` and puts it into `slot` of `root`, whether or not a guest runs. It leaves the bus by
+    /// [`PciRoot::eject`].
+    ///
+    /// # Errors
+    /// The slot is not free, or the host refuses what the function needs. Nothing is left behind then.
     pub fn plug(root: &PciRoot, slot: u8, parts: VirtioParts) -> Result<Arc<Self>, PciError> {
         let host = |operation| {
             move |source| PciError::Host {
@@ -113,15 +122,17 @@ impl VirtioPci {
                 source,
             }
         };
-        let page = root.claim(slot)?;
+        let place = root.reserve(slot)?;
+        let page = place.page().clone();
         let sizes = parts.device.queue_sizes();
         let sizes = sizes.get(..MAX_QUEUES).unwrap_or(sizes);
         let vectors = u16::try_from(sizes.len().saturating_add(1)).unwrap_or(MAX_VECTORS);
         let mut config = ConfigSpace::new(page.clone(), identity(parts.device.as_ref()));
         let gsi = root.intx(slot);
         config.set_interrupt(u8::try_from(gsi).unwrap_or(0xff));
-        config.set_bar(BAR_SIZE);
-        let (msix_at, window_at) = add_capabilities(&mut config, vectors)
+        let shared = SharedLayout::new(parts.device.shared_memory());
+        let (msix_at, window_at) = add_bars(&mut config, &shared)
+            .and_then(|()| add_capabilities(&mut config, vectors, &shared))
             .ok_or_else(|| host("lay capabilities out")(std::io::ErrorKind::OutOfMemory.into()))?;
         let id = parts.device.id().to_owned();
         let requester = u16::from(slot) << 3;
@@ -136,6 +147,7 @@ impl VirtioPci {
             config,
             msix_at,
             window_at,
+            shared,
             gsi,
             interrupts: Arc::new(interrupts.map_err(host("create an eventfd"))?),
             kicks: kicks.map_err(host("create an eventfd"))?,
@@ -148,6 +160,7 @@ impl VirtioPci {
                 running: None,
                 bus_master: false,
                 deferred: false,
+                ejected: false,
                 line_watch: None,
             }),
             device: parts.device,
@@ -155,7 +168,10 @@ impl VirtioPci {
             wiring: parts.wiring,
             workers: parts.workers,
         });
-        root.plug(slot, function.clone(), Some(function.clone()))?;
+        let registers: Arc<dyn BusDevice> = function.clone();
+        let shared: Arc<dyn BusDevice> = Arc::new(Unmapped);
+        let bars = vec![(REGISTERS_BAR, registers), (SHARED_BAR, shared)];
+        place.insert(function.clone(), bars)?;
         Ok(function)
     }
 
@@ -226,11 +242,41 @@ impl PciFunction for VirtioPci {
         self.window_written(touches);
     }
 
-    fn bar_moved(&self, base: Option<u64>) {
+    fn bar_moved(&self, index: u8, base: Option<u64>) {
+        if index == SHARED_BAR {
+            for (id, offset) in self.shared.regions() {
+                let address = base.map(|base| base.saturating_add(offset));
+                self.device.shared_memory_moved(id, address);
+            }
+            return;
+        }
         let mut state = self.state();
         state.base = base;
         self.move_doorbells(&mut state);
     }
+
+    fn ejected(&self) {
+        let mut state = self.state();
+        state.ejected = true;
+        state.base = None;
+        drop(state);
+        for (id, _) in self.shared.regions() {
+            self.device.shared_memory_moved(id, None);
+        }
+        self.stop();
+        self.interrupts.release();
+    }
+}
+
+/// Shared memory where the guest can't reach it directly: all ones, and writes are lost.
+struct Unmapped;
+
+impl BusDevice for Unmapped {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) {}
 }
 
 impl BusDevice for VirtioPci {

@@ -148,7 +148,7 @@ pub(crate) fn a_running_device_needs_no_descriptor(
 }
 
 /// Whether this is the process that `test` has for itself. If not, it is run in one, and must pass there.
-fn alone(test: &str) -> bool {
+pub(crate) fn alone(test: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;
     }
@@ -188,7 +188,7 @@ fn start_with(guest: &mut Guest, allowed: usize) {
 }
 
 /// Open descriptors and threads.
-fn resources() -> [usize; 2] {
+pub(crate) fn resources() -> [usize; 2] {
     ["/proc/self/fd", "/proc/self/task"].map(|list| std::fs::read_dir(list).unwrap().count())
 }
 

@@ -13,8 +13,8 @@ use super::wiring::FakeWiring;
 use super::{memory, observed};
 use crate::bus::Bus;
 use crate::device::VirtioDevice;
-use crate::events::DeviceEvent;
-use crate::pci::root::{PciPlan, PciRoot};
+use crate::events::{DeviceEvent, EventSink};
+use crate::pci::root::{PciError, PciPlan, PciRoot};
 use crate::pci::virtio::{VirtioParts, VirtioPci};
 use crate::ram::Ram;
 use crate::worker::{Failure, OnFailure, Worker};
@@ -112,6 +112,28 @@ impl Guest {
         guest.decode_memory();
         guest.restart();
         guest
+    }
+
+    /// Puts a function of `device` into the slot, which must be empty.
+    pub(crate) fn insert(&mut self, device: Arc<dyn VirtioDevice>) {
+        self.function = self.plug(SLOT, device).unwrap();
+    }
+
+    /// Puts a function of `device` into `slot`.
+    pub(crate) fn plug(
+        &self,
+        slot: u8,
+        device: Arc<dyn VirtioDevice>,
+    ) -> Result<Arc<VirtioPci>, PciError> {
+        let parts = VirtioParts {
+            mask: device.mask(),
+            device,
+            ram: self.ram.clone(),
+            wiring: self.wiring.clone(),
+            workers: vec![Arc::clone(&self.worker)],
+            events: EventSink::default(),
+        };
+        VirtioPci::plug(&self.root, slot, parts)
     }
 
     // Configuration space

@@ -7,7 +7,7 @@ use std::thread::ThreadId;
 
 use crate::device::{
     Broken, Cause, Chain, DeviceKind, FeatureRule, Outcome, QueueHandler, QueueSet, ReadyQueue,
-    Start, StartError, Task, VirtioDevice, read_window,
+    SharedRegion, Start, StartError, Task, VirtioDevice, read_window,
 };
 use crate::interrupt::ConfigNotifier;
 
@@ -49,6 +49,9 @@ pub(crate) struct Probe {
     pub(crate) config: Arc<Mutex<Vec<u8>>>,
     pub(crate) record: Arc<Record>,
     pub(crate) notifier: Mutex<Option<ConfigNotifier>>,
+    pub(crate) shared: Vec<SharedRegion>,
+    /// Where the regions of shared memory went, by their identifiers.
+    pub(crate) moves: Mutex<Vec<(u8, Option<u64>)>>,
 }
 
 impl Probe {
@@ -62,6 +65,8 @@ impl Probe {
             config: Arc::new(Mutex::new((1..=8).collect())),
             record: Arc::default(),
             notifier: Mutex::new(None),
+            shared: Vec::new(),
+            moves: Mutex::default(),
         }
     }
 
@@ -104,6 +109,12 @@ impl VirtioDevice for Probe {
             .iter_mut()
             .zip(data)
             .for_each(|(to, from)| *to = *from);
+    }
+    fn shared_memory(&self) -> &[SharedRegion] {
+        &self.shared
+    }
+    fn shared_memory_moved(&self, id: u8, address: Option<u64>) {
+        self.moves.lock().unwrap().push((id, address));
     }
     fn start(&self, start: Start) -> Result<Vec<Task>, StartError> {
         if self.manner == Manner::Refuse {

@@ -4,17 +4,19 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
+use crate::wiring::{IntxLine, MsiLine, MsiMessage, Wiring, WiringError};
 
 /// See the module.
 #[derive(Default)]
 pub(crate) struct FakeWiring {
     doorbells: Mutex<Vec<(u64, Arc<EventFd>)>>,
-    lines: Mutex<Vec<Arc<FakeLine>>>,
-    intx: Mutex<Option<Intx>>,
+    lines: Lines,
+    intx: Arc<Mutex<Option<Intx>>>,
     /// Refuse everything.
     pub(crate) refuses: std::sync::atomic::AtomicBool,
 }
+
+type Lines = Arc<Mutex<Vec<Arc<FakeLine>>>>;
 
 struct Intx {
     gsi: u32,
@@ -27,7 +29,28 @@ struct FakeLine {
     route: Mutex<Option<MsiMessage>>,
 }
 
-struct Handle(Arc<FakeLine>);
+/// A line that goes away with this.
+struct Handle(Arc<FakeLine>, Lines);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.1
+            .lock()
+            .unwrap()
+            .retain(|line| !Arc::ptr_eq(line, &self.0));
+    }
+}
+
+/// A connection that goes away with this.
+struct Connection(Arc<Mutex<Option<Intx>>>);
+
+impl IntxLine for Connection {}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap() = None;
+    }
+}
 
 impl MsiLine for Handle {
     fn route(&self, message: MsiMessage) -> Result<(), WiringError> {
@@ -68,6 +91,11 @@ impl FakeWiring {
             std::iter::repeat_n(message, usize::try_from(count).unwrap()).flatten()
         };
         lines.iter().flat_map(sent).collect()
+    }
+
+    /// How many message interrupts there are.
+    pub(crate) fn message_lines(&self) -> usize {
+        self.lines.lock().unwrap().len()
     }
 
     /// The interrupt line bound, if any.
@@ -113,7 +141,7 @@ impl Wiring for FakeWiring {
             route: Mutex::new(None),
         });
         self.lines.lock().unwrap().push(Arc::clone(&line));
-        Ok(Box::new(Handle(line)))
+        Ok(Box::new(Handle(line, Arc::clone(&self.lines))))
     }
 
     fn intx(
@@ -121,7 +149,7 @@ impl Wiring for FakeWiring {
         gsi: u32,
         trigger: &Arc<EventFd>,
         resample: &Arc<EventFd>,
-    ) -> Result<(), WiringError> {
+    ) -> Result<Box<dyn IntxLine>, WiringError> {
         self.check("bind a line")?;
         let mut intx = self.intx.lock().unwrap();
         assert!(intx.is_none(), "bound twice");
@@ -130,6 +158,6 @@ impl Wiring for FakeWiring {
             trigger: Arc::clone(trigger),
             resample: Arc::clone(resample),
         });
-        Ok(())
+        Ok(Box::new(Connection(Arc::clone(&self.intx))))
     }
 }

@@ -12,7 +12,7 @@ use super::queue::QueueAreas;
 use crate::mem::mmio::{PciFunction, Registers};
 use crate::mem::reset::{DeviceId, ResetProof};
 use crate::spec::feature::VERSION_1;
-use crate::spec::pci::{CAP_ID, DEVICE_BASE, NO_VECTOR, VENDOR, cfg_type, common};
+use crate::spec::pci::{CAP_ID, Capability64, DEVICE_BASE, NO_VECTOR, VENDOR, cfg_type, common};
 use crate::spec::status;
 
 /// Registers of the PCI configuration space.
@@ -32,6 +32,8 @@ mod config {
 
 /// Capabilities lie on multiples of 4 behind the header: there can't be more than this.
 const MOST_CAPABILITIES: usize = 48;
+/// The highest number of a BAR.
+const LAST_BAR: u8 = 5;
 /// How often the status is read until a reset is given up.
 const RESET_READS: u32 = 1_000_000;
 /// How often a configuration field that keeps changing is read again.
@@ -76,12 +78,15 @@ pub enum PciError {
     Unsteady,
 }
 
-/// Where in a BAR something is.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    bar: u8,
-    offset: u64,
-    len: u64,
+/// A range of a BAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BarRange {
+    /// Number of the BAR, 0 to 5.
+    pub bar: u8,
+    /// Offset in it.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
 }
 
 /// A modern virtio device behind a PCI function.
@@ -328,6 +333,28 @@ impl<F: PciFunction> Pci<F> {
         Ok(())
     }
 
+    /// Where the region `id` of shared memory is (section 4.1.4.7), if the device has one of this identifier. Which
+    /// regions there are, and what is in them, says the device's section.
+    pub fn shared_memory(&self, id: u8) -> Option<BarRange> {
+        let function = &self.function;
+        virtio_capabilities(function, cfg_type::SHARED_MEMORY).find_map(|at| {
+            let [_, _, cap_len, _] = function.read_config(at).to_le_bytes();
+            let [_, found, ..] = function.read_config(at.wrapping_add(4)).to_le_bytes();
+            if found != id || usize::from(cap_len) < size_of::<Capability64>() {
+                return None;
+            }
+            let low = range_of(function, at);
+            let high = |offset| u64::from(function.read_config(at.wrapping_add(offset))) << 32;
+            let range = BarRange {
+                offset: low.offset | high(16),
+                len: low.len | high(20),
+                ..low
+            };
+            let fits = range.offset.checked_add(range.len).is_some();
+            (range.bar <= LAST_BAR && range.len > 0 && fits).then_some(range)
+        })
+    }
+
     /// The MSI-X table, with every vector masked and MSI-X switched on.
     ///
     /// # Errors
@@ -425,25 +452,35 @@ fn capabilities(function: &impl PciFunction) -> Vec<u16> {
 /// Maps the first usable structure of this type, of at least `least` bytes; answers its
 /// capability's offset as well. Types with unknown BARs are passed over (section 4.1.4).
 fn map<F: PciFunction>(function: &mut F, kind: u8, least: u64) -> Option<(F::Registers, u16)> {
-    for at in capabilities(function) {
-        let [id, _, _, cfg_type] = function.read_config(at).to_le_bytes();
-        if id != CAP_ID || cfg_type != kind {
+    let found: Vec<u16> = virtio_capabilities(function, kind).collect();
+    for at in found {
+        let range = range_of(function, at);
+        if range.bar > LAST_BAR || range.len < least {
             continue;
         }
-        let [bar, ..] = function.read_config(at.wrapping_add(4)).to_le_bytes();
-        let place = Place {
-            bar,
-            offset: function.read_config(at.wrapping_add(8)).into(),
-            len: function.read_config(at.wrapping_add(12)).into(),
-        };
-        if place.bar > 5 || place.len < least {
-            continue;
-        }
-        if let Some(registers) = function.map_bar(place.bar, place.offset, place.len) {
+        if let Some(registers) = function.map_bar(range.bar, range.offset, range.len) {
             return Some((registers, at));
         }
     }
     None
+}
+
+/// Offsets of the virtio capabilities of this type.
+fn virtio_capabilities<F: PciFunction>(function: &F, kind: u8) -> impl Iterator<Item = u16> {
+    capabilities(function).into_iter().filter(move |at| {
+        let [id, _, _, cfg_type] = function.read_config(*at).to_le_bytes();
+        id == CAP_ID && cfg_type == kind
+    })
+}
+
+/// What the virtio capability at `at` names, by 32-bit offset and length.
+fn range_of(function: &impl PciFunction, at: u16) -> BarRange {
+    let [bar, ..] = function.read_config(at.wrapping_add(4)).to_le_bytes();
+    BarRange {
+        bar,
+        offset: function.read_config(at.wrapping_add(8)).into(),
+        len: function.read_config(at.wrapping_add(12)).into(),
+    }
 }
 
 const fn id_of(register: u32) -> u8 {

@@ -282,6 +282,44 @@ fn the_order_of_initialisation_is_that_of_the_specification() {
 }
 
 #[test]
+fn shared_memory_is_found_by_its_identifier_and_only_where_the_capability_is_whole() {
+    let model = Model::new();
+    // Behind MSI-X, the last of the list.
+    const AT: [u8; 5] = [0xa0, 0xb8, 0xd0, 0xe8, 0];
+    model.borrow_mut().space[0x94 / 4] |= u32::from(AT[0]) << 8;
+    let put = |number: usize, len: u8, bar: u8, id: u8, offset: u64, size: u64| {
+        let mut model = model.borrow_mut();
+        let [at, next] = [AT[number], AT[number + 1]];
+        model.capability([at, next, len, cfg_type::SHARED_MEMORY, bar], offset, size);
+        let at = usize::from(at) / 4;
+        model.space[at + 1] |= u32::from(id) << 8;
+        model.space[at + 4] = (offset >> 32) as u32;
+        model.space[at + 5] = (size >> 32) as u32;
+    };
+    put(0, 24, 2, 7, 0x1_0000_2000, 0x2_0000_0000);
+    put(1, 16, 2, 8, 0x1000, 0x1000);
+    put(2, 24, 6, 9, 0, 0x1000);
+    put(3, 24, 2, 9, 0x5000, 0x1000);
+    let pci = driver(&model).unwrap();
+    let region = |bar, offset, len| Some(BarRange { bar, offset, len });
+    assert_eq!(
+        pci.shared_memory(7),
+        region(2, 0x1_0000_2000, 0x2_0000_0000)
+    );
+    assert_eq!(pci.shared_memory(8), None, "without room for 64 bits");
+    assert_eq!(
+        pci.shared_memory(9),
+        region(2, 0x5000, 0x1000),
+        "the usable one"
+    );
+    assert_eq!(pci.shared_memory(0), None);
+    put(0, 24, 2, 7, u64::MAX, 2);
+    put(1, 24, 2, 8, 0, 0);
+    assert_eq!(pci.shared_memory(7), None, "past the end of all addresses");
+    assert_eq!(pci.shared_memory(8), None, "empty");
+}
+
+#[test]
 fn functions_that_are_no_modern_virtio_device_are_refused() {
     let refused = |change: fn(&mut Model)| {
         let model = Model::new();

@@ -62,6 +62,16 @@ wire! {
         pub length: U32,
     }
 
+    /// A capability whose offset and length have 64 bits: that of shared memory.
+    pub struct Capability64 {
+        /// The common part, with the lower halves.
+        pub cap: Capability,
+        /// Upper half of the offset in the BAR.
+        pub offset_hi: U32,
+        /// Upper half of the bytes in the BAR.
+        pub length_hi: U32,
+    }
+
     /// The notification capability: one more field.
     pub struct NotifyCapability {
         /// The common part.

@@ -19,6 +19,10 @@ const FINISH_LIMIT: Duration = Duration::from_secs(1);
 impl VirtioPci {
     /// DRIVER_OK. What goes wrong is the driver's to learn: the device needs a reset.
     pub(super) fn start(&self, state: &mut State) {
+        // An access that was under way when the function left the bus.
+        if state.ejected {
+            return;
+        }
         self.interrupts.set_driver_ok();
         self.connect_line(state);
         if state.bus_master {

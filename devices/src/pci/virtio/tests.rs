@@ -1,6 +1,7 @@
 //! The checklist of a virtio-pci function, line by line, as a guest sees it.
 
 mod hostile;
+mod hotplug;
 mod interrupts;
 mod life;
 mod master;
