@@ -175,7 +175,7 @@ fn a_kernel_whose_payload_is_out_of_reach_unpacks_itself() {
     check_log(&mut guest);
     let exit = guest.power_off();
     assert!(
-        exit.errors.contains("the kernel unpacks itself"),
+        exit.errors.contains("the kernel decompresses itself"),
         "{}",
         exit.errors
     );

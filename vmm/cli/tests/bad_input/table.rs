@@ -56,7 +56,7 @@ const CASES: &[Case] = &[
         "truncated bzImage",
         &["--kernel", "@truncated"],
         FAILURE,
-        &["truncated", "copy it anew"],
+        &["truncated", "copy it again"],
     ),
     case(
         "missing initrd",
