@@ -1,8 +1,9 @@
-//! What a request costs in the device alone: our driver on the same thread, 32 in flight, over a disk that moves no
-//! data. virtio-blk and virtio-scsi side by side.
+//! The cost of a request in the device alone: a driver on the same thread with 32 requests in
+//! flight, over a disk that moves no data. virtio-blk and virtio-scsi side by side.
 //!
-//! `cargo bench --package splitring-tests --bench requests` prints instructions a request, by valgrind, between the
-//! doorbell and the used ring, and last the ratio. `requests --count DEVICE ROUNDS` runs one case and nothing else.
+//! `cargo bench --package splitring-tests --bench requests` prints instructions per request between
+//! the doorbell and the used ring, counted by valgrind, and finally the ratio. `requests --count
+//! DEVICE ROUNDS` runs one case and nothing else.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ const DEPTH: usize = 32;
 const SIZE: u16 = 128;
 const BLOCK: usize = 4096;
 const CAPACITY: u64 = 1 << 30;
-/// Rounds of [`DEPTH`] requests whose difference is what counts.
+/// Numbers of rounds with [`DEPTH`] requests each. The difference of the two is measured.
 const ROUNDS: [u32; 2] = [20, 120];
 
 fn main() {
@@ -36,7 +37,7 @@ fn main() {
     }
     let figures = ["blk-read", "scsi-read", "blk-write", "scsi-write"].map(|name| {
         let figure = instructions(name);
-        println!("{name:<12} {figure:>8.0} instructions a request");
+        println!("{name:<12} {figure:>8.0} instructions per request");
         figure
     });
     let [blk_read, scsi_read, blk_write, scsi_write] = figures;
@@ -58,7 +59,7 @@ fn count(device: &str, rounds: u32) {
     }
 }
 
-/// A queue with memory of the machine's.
+/// Returns a queue in the machine's memory.
 fn queue<P>(machine: &mut Machine, size: u16, features: u64, id: &DeviceId) -> Queue<P> {
     let options = QueueOptions::new(size, features).tables(size);
     let memory = machine.bytes(options.memory_len(), 64);
@@ -96,7 +97,7 @@ fn blk_rounds(disk: Arc<dyn Disk>, transfer: Transfer, rounds: u32) {
 fn scsi_rounds(disk: Arc<dyn Disk>, opcode: u8, rounds: u32) {
     /// The first request queue.
     const REQUESTS: u16 = 2;
-    /// Of the control and the event queue.
+    /// Size of the control and the event queue.
     const SMALL: u16 = 16;
     let lun = Lun { target: 0, unit: 0 };
     let device = Scsi::new(
@@ -116,7 +117,7 @@ fn scsi_rounds(disk: Arc<dyn Disk>, opcode: u8, rounds: u32) {
     let frames = machine.bytes(FRAME_LEN * usize::from(SIZE), 64);
     let mut driver = Requests::new(ring, frames, &config);
     machine.start(features, &[control.areas(), events.areas(), driver.areas()]);
-    // The first command hears of the power on.
+    // The first command reports the power-on.
     driver
         .submit(0, scsi::Command::new(lun, &[0; 6]))
         .expect("room");
@@ -148,14 +149,14 @@ fn scsi_rounds(disk: Arc<dyn Disk>, opcode: u8, rounds: u32) {
     }
 }
 
-/// Instructions a request, from the difference of two lengths of run.
+/// Returns instructions per request, from the difference of two runs of different lengths.
 fn instructions(device: &str) -> f64 {
     let [few, many] = ROUNDS.map(|rounds| collected(device, rounds));
     let requests = f64::from(ROUNDS[1] - ROUNDS[0]) * DEPTH as f64;
     (many - few) / requests
 }
 
-/// Instructions within the device in so many rounds.
+/// Returns the instructions in the device for this number of rounds.
 fn collected(device: &str, rounds: u32) -> f64 {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])

@@ -1,25 +1,25 @@
-//! Has the guest's own view of its ACPI tables disassembled by `iasl`.
+//! Disassembles the ACPI tables that the guest sees, with `iasl`.
 
 use std::fs;
 use std::process::Command;
 
 use crate::guest::Guest;
 
-/// Where a Linux guest shows the tables it was given.
+/// The directory in which a Linux guest shows its tables.
 const TABLES: &str = "/sys/firmware/acpi/tables";
 
-/// A table as `iasl` reads it.
+/// A disassembled table.
 #[derive(Debug)]
 pub struct Table {
-    /// Its signature.
+    /// The table's signature.
     pub name: String,
-    /// What `iasl -d` printed.
+    /// The output of `iasl -d`.
     pub verdict: String,
     /// The disassembly.
     pub source: String,
 }
 
-/// Dumps every table over the console and disassembles it.
+/// Reads every table over the console and disassembles it.
 pub fn disassemble(guest: &mut Guest) -> Vec<Table> {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let names = guest.succeed(&format!("cd {TABLES} && find . -maxdepth 1 -type f"));
@@ -48,7 +48,7 @@ pub fn disassemble(guest: &mut Guest) -> Vec<Table> {
         .collect()
 }
 
-/// RFC 4648, with line breaks.
+/// Decodes base64 (RFC 4648) with line breaks.
 fn decode_base64(text: &str) -> Vec<u8> {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut bytes = Vec::new();

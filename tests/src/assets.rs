@@ -1,4 +1,5 @@
-//! Where the kernels, disks and the VMM are: told by the environment, laid out by `cargo xtask test`.
+//! The kernels, the disks and the VMM, which `cargo xtask test` prepares and names in the
+//! environment.
 
 use std::ffi::OsString;
 use std::fs;
@@ -6,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-/// Names the Splitring binary.
+/// The environment variable that names the Splitring binary.
 pub const BINARY: &str = "SPLITRING_BIN";
-/// Names the directory that holds `kernels/NAME/{vmlinuz,vmlinux,initramfs,release,extra.tar}` and `disks/`.
+/// The environment variable that names the directory with
+/// `kernels/NAME/{vmlinuz,vmlinux,initramfs,release,extra.tar}` and `disks/`.
 pub const ASSETS: &str = "SPLITRING_ASSETS";
 
 fn variable(name: &str) -> OsString {
@@ -16,7 +18,7 @@ fn variable(name: &str) -> OsString {
         .unwrap_or_else(|| panic!("{name} is not set: end-to-end tests run by `cargo xtask test`"))
 }
 
-/// The Splitring binary under test.
+/// Returns the Splitring binary under test.
 pub fn binary() -> PathBuf {
     variable(BINARY).into()
 }
@@ -29,7 +31,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel called `name`: `6.12-cloud`, `6.1-cloud` or `6.12-generic`.
+    /// Returns the kernel called `name`: `6.12-cloud`, `6.1-cloud` or `6.12-generic`.
     pub fn named(name: &str) -> Self {
         let dir = Path::new(&variable(ASSETS)).join("kernels").join(name);
         assert!(dir.exists(), "no kernel {name} at {}", dir.display());
@@ -39,18 +41,18 @@ impl Kernel {
         }
     }
 
-    /// What it was asked for as.
+    /// Returns the name that was given to [`Kernel::named`].
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What its `uname -r` says.
+    /// Returns the output of its `uname -r`.
     pub fn release(&self) -> String {
         let path = self.dir.join("release");
         fs::read_to_string(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
     }
 
-    /// The file to boot.
+    /// Returns the file to boot.
     pub fn image(&self, image: Image) -> PathBuf {
         self.dir.join(match image {
             Image::Vmlinuz => "vmlinuz",
@@ -58,18 +60,20 @@ impl Kernel {
         })
     }
 
-    /// Modules that no guest loads by itself, for [`Guest::load_extra`](crate::guest::Guest::load_extra).
+    /// Returns an archive of modules that no guest loads by itself, for
+    /// [`Guest::load_extra`](crate::guest::Guest::load_extra).
     pub fn extra_modules(&self) -> PathBuf {
         self.dir.join("extra.tar")
     }
 
-    /// Loads the drivers a guest needs, then mounts its root disk if it has one.
+    /// Returns the initramfs. It loads the drivers that a guest needs, then mounts the root disk if
+    /// there is one.
     pub fn initramfs(&self) -> PathBuf {
         self.dir.join("initramfs")
     }
 }
 
-/// A kernel image that a test has changed, gone when dropped.
+/// A modified kernel image, which is deleted on drop.
 #[derive(Debug)]
 pub struct ChangedImage {
     path: PathBuf,
@@ -77,7 +81,7 @@ pub struct ChangedImage {
 }
 
 impl ChangedImage {
-    /// `kernel`'s image after `change`, in memory.
+    /// Returns `kernel`'s image after `change`, in memory.
     pub fn of(kernel: &Kernel, image: Image, change: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut bytes = fs::read(kernel.image(image)).expect("the image is there");
         change(&mut bytes);
@@ -87,13 +91,13 @@ impl ChangedImage {
         Self { path, _dir: dir }
     }
 
-    /// The image file.
+    /// Returns the path of the image file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Which form of a kernel is booted.
+/// The format of a kernel image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Image {
     /// The bzImage as Debian ships it.
@@ -102,7 +106,7 @@ pub enum Image {
     Vmlinux,
 }
 
-/// A disk image of a test's own, gone when dropped.
+/// A disk image of one test, which is deleted on drop.
 #[derive(Debug)]
 pub struct Disk {
     path: PathBuf,
@@ -110,7 +114,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A copy of the prepared image `name` (`root`), in memory: a guest may write to it.
+    /// Returns a copy of the prepared image `name` (`root`), in memory: a guest may write to it.
     pub fn copy_of(name: &str) -> Self {
         let disk = Self::place();
         let image = Path::new(&variable(ASSETS)).join("disks").join(name);
@@ -124,7 +128,7 @@ impl Disk {
         disk
     }
 
-    /// An empty image of `size` bytes, in memory.
+    /// Returns an empty image of `size` bytes, in memory.
     pub fn empty(size: u64) -> Self {
         let disk = Self::place();
         let file = fs::File::create(&disk.path).expect("a file in memory");
@@ -140,7 +144,7 @@ impl Disk {
         }
     }
 
-    /// The image file.
+    /// Returns the path of the image file.
     pub fn path(&self) -> &Path {
         &self.path
     }

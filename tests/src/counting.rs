@@ -1,4 +1,4 @@
-//! An allocator that counts, to show what allocates and what does not.
+//! An allocator that counts allocations, to test which code allocates.
 #![expect(unsafe_code, reason = "passes every call on to the system's allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -12,27 +12,27 @@ thread_local! {
 #[derive(Debug)]
 pub struct CountingAllocator;
 
-// SAFETY: everything is the system allocator's.
+// SAFETY: every call is forwarded to the system's allocator.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: passed on.
+        // SAFETY: forwarded.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: passed on.
+        // SAFETY: forwarded.
         unsafe { System.dealloc(ptr, layout) }
     }
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: passed on.
+        // SAFETY: forwarded.
         unsafe { System.realloc(ptr, layout, new_size) }
     }
 }
 
-/// Allocations this thread made while `work` ran.
+/// Returns the number of allocations of this thread while `work` runs.
 pub fn allocations(work: impl FnOnce()) -> u64 {
     let before = ALLOCATIONS.get();
     work();

@@ -1,6 +1,6 @@
-//! Judges a guest kernel's log: every message of level warning or worse must be one we can explain.
+//! Checks a guest kernel's log: every message of level warning or worse must be a known one.
 
-/// A message that is not the VMM's fault, and why.
+/// A message that is not caused by the VMM, and why.
 #[derive(Debug)]
 struct Allowed {
     part: &'static str,
@@ -8,21 +8,21 @@ struct Allowed {
     reason: &'static str,
 }
 
-/// Four vCPUs on the lab's one emulated CPU wait for each other, the more so on a busy host.
+/// Four vCPUs on the lab's one emulated CPU wait for each other, especially on a busy host.
 const NOT_SCHEDULED: &str = "the vCPU was not scheduled for a while";
 
 const ALLOWED: &[Allowed] = &[
     Allowed {
         part: "Speculative Return Stack Overflow: ",
-        reason: "the CPU, here the lab's emulated one, has not got the microcode against it",
+        reason: "the CPU (the lab's emulated one) lacks the microcode that mitigates it",
     },
     Allowed {
         part: "PCI: Fatal: No config space access function found",
-        reason: "said before ACPI shows the memory-mapped configuration space; ports are off",
+        reason: "printed before ACPI reports the memory-mapped configuration space; the ports are disabled",
     },
     Allowed {
         part: "Power-on or device reset occurred",
-        reason: "every SCSI disk reports its power-on once, as SAM-5 demands, and Linux says so",
+        reason: "every SCSI disk reports its power-on once, as SAM-5 requires, and Linux prints it",
     },
     Allowed {
         part: "clocksource: Long readout interval, skipping watchdog check",
@@ -42,14 +42,14 @@ const ALLOWED: &[Allowed] = &[
     },
 ];
 
-/// Prints the serious messages only: a whole log takes a serial console long.
+/// Prints the serious messages only: a whole log takes long on a serial console.
 pub const COMMAND: &str = "busybox dmesg -r | grep '^<[0-4]>' || true";
 
-/// The highest priority of interest; a raw priority is the facility, 0 for the kernel, times 8 plus
-/// the level.
+/// The least severe level of interest. A raw priority is the facility (0 for the kernel) times 8
+/// plus the level.
 const WARNING: u32 = 4;
 
-/// The unexpected lines of `dmesg -r` output.
+/// Returns the unexpected lines in the output of `dmesg -r`.
 pub fn unexpected(raw: &str) -> Vec<&str> {
     raw.lines()
         .filter(|line| is_serious(line) && !is_allowed(line))

@@ -1,29 +1,29 @@
 //! Bodies of the fuzz targets as plain functions: `tests/fuzz` runs them under libFuzzer, and an
 //! ordinary test replays the checked-in corpus through them.
 //!
-//! A body panics when an invariant is broken; what the bytes say is the other end's business and may
-//! be anything.
+//! A body panics when an invariant is violated. The input decides what the other end does, which
+//! may be anything.
 
 pub mod device_ring;
 pub mod driver_ring;
 
-/// Takes numbers off the front of the fuzzer's bytes; zeroes when they have run out.
+/// Reads numbers from the fuzzer's bytes; zeroes after their end.
 pub struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {
-    /// All of `data`.
+    /// Reads from `data`.
     #[must_use]
     pub fn new(data: &'a [u8]) -> Self {
         Self(data)
     }
 
-    /// Whether they have run out.
+    /// Returns whether all bytes have been read.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The next `n` bytes, or as many as are left.
+    /// Returns the next `n` bytes, or as many as are left.
     pub fn take(&mut self, n: usize) -> &'a [u8] {
         let (now, later) = self.0.split_at(n.min(self.0.len()));
         self.0 = later;
@@ -37,22 +37,22 @@ impl<'a> Bytes<'a> {
         out
     }
 
-    /// One byte.
+    /// Reads one byte.
     pub fn u8(&mut self) -> u8 {
         u8::from_le_bytes(self.array())
     }
 
-    /// Two bytes.
+    /// Reads two bytes.
     pub fn u16(&mut self) -> u16 {
         u16::from_le_bytes(self.array())
     }
 
-    /// Four bytes.
+    /// Reads four bytes.
     pub fn u32(&mut self) -> u32 {
         u32::from_le_bytes(self.array())
     }
 
-    /// Eight bytes.
+    /// Reads eight bytes.
     pub fn u64(&mut self) -> u64 {
         u64::from_le_bytes(self.array())
     }

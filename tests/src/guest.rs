@@ -1,4 +1,4 @@
-//! A running Splitring and the guest in it, driven over the serial console.
+//! A running Splitring and its guest, driven over the serial console.
 //!
 //! The guest's process 1 answers typed lines: `@@ ready` once, then `@@ STATUS` after each line.
 
@@ -13,21 +13,21 @@ use crate::assets::{self, Image, Kernel};
 use crate::terminal::Terminal;
 use crate::user::User;
 
-/// Bounds every single wait. Under software emulation a boot takes seconds, with four CPUs on two
-/// cores a few times that.
+/// Time limit of every single wait. Under software emulation a boot takes seconds, and several
+/// times as long with four CPUs on two cores.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// How long after the end the console may still say something.
+/// How long output may still arrive after the process has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
-/// What a failure shows of the console.
+/// Number of console lines in a failure message.
 const LINES_SHOWN: usize = 40;
 const READY: &str = "@@ ready";
 const ANSWER: &str = "@@ ";
 
-/// How Splitring is to be started.
+/// How to start Splitring.
 #[derive(Debug)]
 pub struct Launch {
-    /// What runs the binary, if not we.
+    /// The program that runs the binary as another user, if any.
     prefix: Vec<OsString>,
     binary: PathBuf,
     arguments: Vec<OsString>,
@@ -41,7 +41,7 @@ impl Launch {
         Self::of_file(kernel, &kernel.image(image))
     }
 
-    /// The same of the image file at `path`, with everything else `kernel`'s.
+    /// Like [`Launch::new`] with the image file at `path`, and `kernel`'s other files.
     pub fn of_file(kernel: &Kernel, path: &Path) -> Self {
         let launch = Self {
             prefix: Vec::new(),
@@ -80,7 +80,7 @@ impl Launch {
         self.option("--memory", size)
     }
 
-    /// Adds a virtio-blk disk; the first one is the root file system.
+    /// Adds a virtio-blk disk with the root file system. It must be the first disk.
     pub fn root_disk(mut self, path: &Path) -> Self {
         assert_eq!(self.disks, 0, "the root disk comes first");
         self.cmdline.push("root=/dev/vda".to_owned());
@@ -88,7 +88,7 @@ impl Launch {
         self
     }
 
-    /// The same on a SCSI disk with a file system of this type.
+    /// Adds a SCSI disk with a root file system of this type. It must be the first disk.
     pub fn scsi_root_disk(mut self, path: &Path, kind: &str) -> Self {
         assert_eq!(self.disks, 0, "the root disk comes first");
         self.cmdline
@@ -102,7 +102,8 @@ impl Launch {
         self.option("--disk", format!("path={}{keys}", path.display()))
     }
 
-    /// Has an ordinary user run its own copies of the binary and the kernel, in the network namespace at `net`.
+    /// Runs copies of the binary and the kernel as an ordinary user, in the network namespace at
+    /// `net`.
     pub fn by(mut self, user: &User, net: &Path) -> Self {
         self.prefix = user.prefix(net);
         self.binary = user.path("splitring");
@@ -120,17 +121,17 @@ impl Launch {
         self
     }
 
-    /// Starts Splitring; the guest is not up yet.
+    /// Starts Splitring, without waiting for the guest.
     pub fn start(self) -> Guest {
         Guest::start(self.command())
     }
 
-    /// The same on a terminal.
+    /// Starts Splitring on a terminal, without waiting for the guest.
     pub fn start_on(self, terminal: &Terminal) -> Guest {
         Guest::start_on(self.command(), terminal)
     }
 
-    /// All of it as one command.
+    /// Returns the command.
     pub fn command(self) -> Command {
         let cmdline = self.cmdline.join(" ");
         let Self {
@@ -145,7 +146,7 @@ impl Launch {
         command
     }
 
-    /// Starts Splitring and waits until the guest takes typed lines.
+    /// Starts Splitring and waits until the guest accepts typed lines.
     pub fn boot(self) -> Guest {
         let mut guest = self.start();
         guest.wait_until_ready();
@@ -153,10 +154,10 @@ impl Launch {
     }
 }
 
-/// What a typed line came to.
+/// The result of a typed line.
 #[derive(Debug)]
 pub struct Reply {
-    /// All it printed, lines ended by `\n`.
+    /// Its output, with lines ended by `\n`.
     pub output: String,
     /// Its exit status.
     pub status: i32,
@@ -165,11 +166,11 @@ pub struct Reply {
 /// How Splitring ended.
 #[derive(Debug)]
 pub struct Exit {
-    /// Its exit code; none if a signal killed it.
+    /// Its exit code; none if it was killed by a signal.
     pub code: Option<i32>,
-    /// All of the console.
+    /// The whole output of the console.
     pub console: String,
-    /// All of standard error.
+    /// The whole of standard error.
     pub errors: String,
 }
 
@@ -180,7 +181,7 @@ pub struct Guest {
     output: Receiver<Vec<u8>>,
     errors: Receiver<Vec<u8>>,
     console: String,
-    /// How much of the console has been looked at.
+    /// Length of the console output that has been searched.
     seen: usize,
 }
 
@@ -196,12 +197,12 @@ impl Guest {
         Self::of(child, input, output)
     }
 
-    /// Starts another VMM, whose guest answers typed lines just the same.
+    /// Starts another VMM whose guest answers typed lines in the same way.
     pub fn start_peer(command: Command) -> Self {
         Self::start(command)
     }
 
-    /// Starts it with its console on `terminal`.
+    /// Starts `command` with its console on `terminal`.
     fn start_on(command: Command, terminal: &Terminal) -> Self {
         let child = spawn(command, terminal.end().into(), terminal.end().into());
         let output = pump(terminal.master());
@@ -220,22 +221,22 @@ impl Guest {
         }
     }
 
-    /// Splitring's process id.
+    /// Returns Splitring's process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits until the guest takes typed lines, also after it has rebooted.
+    /// Waits until the guest accepts typed lines, also after a reboot.
     pub fn wait_until_ready(&mut self) {
         self.wait_for(READY);
     }
 
-    /// Waits for a line that is `text` or starts with it; returns the lines before it.
+    /// Waits for a line that starts with `text`. Returns the lines before it.
     pub fn wait_for(&mut self, text: &str) -> String {
         self.lines_until(text).0
     }
 
-    /// Waits for a line that starts with `text`; returns the rest of it.
+    /// Waits for a line that starts with `text`. Returns the rest of it.
     pub fn wait_for_line(&mut self, text: &str) -> String {
         let (_, line) = self.lines_until(text);
         line.strip_prefix(text)
@@ -255,7 +256,7 @@ impl Guest {
         Reply { output, status }
     }
 
-    /// Types `line`, which must succeed; returns what it printed.
+    /// Types `line`, which must succeed. Returns its output.
     pub fn succeed(&mut self, line: &str) -> String {
         let reply = self.run(line);
         if reply.status != 0 {
@@ -267,7 +268,7 @@ impl Guest {
         reply.output
     }
 
-    /// Types `line` without waiting for anything.
+    /// Types `line` without waiting.
     pub fn type_line(&mut self, line: &str) {
         let typed = writeln!(self.input, "{line}").and_then(|()| self.input.flush());
         if let Err(why) = typed {
@@ -275,7 +276,7 @@ impl Guest {
         }
     }
 
-    /// Types `keys` as they are.
+    /// Types `keys` without a line end.
     pub fn press(&mut self, keys: &[u8]) {
         self.input.write_all(keys).expect("a console to type on");
     }
@@ -290,7 +291,8 @@ impl Guest {
         assert!(sent.success(), "SIG{name} was not sent");
     }
 
-    /// Loads extra modules from the disk `device` that has [`Kernel::extra_modules`] on it: all before `last`, and it.
+    /// Loads extra modules from the disk `device`, which has [`Kernel::extra_modules`] on it:
+    /// `last` and all before it.
     pub fn load_extra(&mut self, device: &str, last: &str) {
         self.succeed(&format!(
             "mkdir -p /tmp/extra && tar -xf {device} -C /tmp/extra && while read -r module; do \
@@ -299,7 +301,7 @@ impl Guest {
         ));
     }
 
-    /// Waits for the end of Splitring.
+    /// Waits until Splitring ends.
     pub fn finish(mut self) -> Exit {
         let started = Instant::now();
         let status = loop {
@@ -309,7 +311,7 @@ impl Guest {
                 None => std::thread::sleep(POLL),
             }
         };
-        // A terminal's other end may never close: what comes late is not waited for.
+        // The other end of a terminal may never close: output that comes late is ignored.
         while let Ok(chunk) = self.output.recv_timeout(LAST_WORDS) {
             self.console.push_str(&clean(&chunk));
         }
@@ -321,7 +323,7 @@ impl Guest {
         }
     }
 
-    /// Powers the guest off from inside; Splitring must then end with exit code 0.
+    /// Powers the guest off from inside. Splitring must then end with exit code 0.
     pub fn power_off(mut self) -> Exit {
         self.type_line("sync; poweroff -f");
         let exit = self.finish();
@@ -334,7 +336,7 @@ impl Guest {
         exit
     }
 
-    /// Reads on until a line starts with `text`; returns the lines before it, and that line.
+    /// Reads until a line starts with `text`. Returns the lines before it, and that line.
     fn lines_until(&mut self, text: &str) -> (String, String) {
         let started = Instant::now();
         let mut before = String::new();
@@ -361,7 +363,7 @@ impl Guest {
 
     /// Panics with `why`, the console's last lines and standard error.
     fn fail(&mut self, why: &str) -> ! {
-        // Its pipes are closed a little before it has ended, and may still hold its last words.
+        // The pipes close shortly before the process has ended, and may still have its last output.
         std::thread::sleep(LAST_WORDS);
         for chunk in self.output.try_iter() {
             self.console.push_str(&clean(&chunk));
@@ -382,7 +384,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -397,12 +399,12 @@ fn spawn(mut command: Command, input: Stdio, output: Stdio) -> Child {
         .expect("splitring starts")
 }
 
-/// The guest's terminal ends lines by CR LF.
+/// Removes the CR that the guest's terminal adds to line ends.
 fn clean(chunk: &[u8]) -> String {
     String::from_utf8_lossy(chunk).replace('\r', "")
 }
 
-/// A thread that reads `from` to its end.
+/// Starts a thread that reads `from` to its end.
 fn pump(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     let (send, receive) = channel();
     std::thread::spawn(move || {

@@ -1,9 +1,11 @@
-//! What the tests share. [`fuzz`] holds the bodies of the fuzz targets, [`machine`] runs a device in process, [`pairs`]
-//! takes samples; the rest is for the end-to-end tests: the assets `cargo xtask test` prepares, and a Splitring process whose guest is driven
-//! over its serial console.
+//! Test support. [`fuzz`] has the bodies of the fuzz targets, [`machine`] runs a device in the
+//! test's own process, [`arena`] is memory that several virtio implementations share, [`counting`]
+//! counts allocations, [`pairs`] makes pairwise samples. The other modules are for the end-to-end
+//! tests: the assets that `cargo xtask test` prepares, and a Splitring process whose guest is
+//! driven over its serial console.
 //!
-//! Those know Splitring by its command line, but for [`live`], which is the library in this process. A failure panics
-//! with the console's last lines.
+//! End-to-end tests use Splitring through its command line, except with [`live`], which runs the
+//! library in this process. A failure panics with the console's last lines.
 
 pub mod acpi;
 pub mod arena;

@@ -1,4 +1,5 @@
-//! A machine with Splitring as a library in this process, and the stock guest in it: for what the command line can't do.
+//! A stock guest in a machine of this process, through Splitring's library, for tests that the
+//! command line does not allow.
 
 use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -9,10 +10,10 @@ use splitring::{Console, Machine, ResourceOptions, Resources};
 
 use crate::assets::{Disk, Image, Kernel};
 
-/// Bounds every wait; software emulation is slow.
+/// Time limit of every wait; software emulation is slow.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The serial port's output, to be searched by the test.
+/// The serial port's output, for the test to search.
 struct Lines(Sender<Vec<u8>>);
 
 impl Write for Lines {
@@ -27,7 +28,7 @@ impl Write for Lines {
     }
 }
 
-/// A running machine whose guest takes typed lines. Its first disk is the root.
+/// A running machine whose guest accepts typed lines. Its first disk is the root disk.
 pub struct Live {
     /// The machine.
     pub machine: Machine,
@@ -37,22 +38,22 @@ pub struct Live {
 }
 
 impl Live {
-    /// Boots a machine called `name` with these disks besides the root.
+    /// Boots a machine called `name` with these disks in addition to the root disk.
     pub fn boot(name: &str, disks: Vec<DiskConfig>) -> Self {
         Self::boot_with(name, disks, Resources::options())
     }
 
-    /// The same with disks of the test's own behind those of these ids.
+    /// Like [`Live::boot`], with backends of the test's own for the disks that `own` names.
     pub fn boot_with(name: &str, disks: Vec<DiskConfig>, own: ResourceOptions) -> Self {
         Self::boot_all(name, disks, Vec::new(), own)
     }
 
-    /// Boots a machine called `name` with these network cards.
+    /// Boots a machine called `name` with these network devices.
     pub fn boot_nets(name: &str, nets: Vec<NetConfig>) -> Self {
         Self::boot_all(name, Vec::new(), nets, Resources::options())
     }
 
-    /// All of that.
+    /// Boots a machine with disks, network devices and backends.
     pub fn boot_all(
         name: &str,
         disks: Vec<DiskConfig>,
@@ -86,7 +87,8 @@ impl Live {
         live
     }
 
-    /// Waits for `text` at the start of a line; returns what came before it, and the rest of its line.
+    /// Waits for `text` at the start of a line. Returns the output before it, and the rest of its
+    /// line.
     pub fn wait_for(&mut self, text: &str) -> (String, String) {
         let start = Instant::now();
         let mut before = String::new();
@@ -108,7 +110,7 @@ impl Live {
         }
     }
 
-    /// Types a line without waiting for anything.
+    /// Types a line without waiting.
     pub fn type_line(&self, line: &str) {
         let line = format!("{line}\n");
         let mut rest = line.as_bytes();
@@ -121,14 +123,14 @@ impl Live {
         }
     }
 
-    /// Types a line; returns what it printed and its exit status.
+    /// Types a line. Returns its output and its exit status.
     pub fn run(&mut self, line: &str) -> (String, i32) {
         self.type_line(line);
         let (output, status) = self.wait_for("@@ ");
         (output, status.parse().expect("a status"))
     }
 
-    /// Types a line, which must succeed; returns what it printed.
+    /// Types a line, which must succeed. Returns its output.
     #[track_caller]
     pub fn succeed(&mut self, line: &str) -> String {
         let (output, status) = self.run(line);

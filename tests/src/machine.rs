@@ -1,7 +1,7 @@
 //! A machine of memory and one virtio device, run on the test's own thread.
 //!
-//! Guest addresses are the host's, so that drivers which know no machine can use it. Only the test, the driver it
-//! holds and the device touch the memory.
+//! Guest addresses are host addresses, so that drivers that are unaware of the machine can use it.
+//! Only the test, its driver and the device access the memory.
 #![expect(
     unsafe_code,
     reason = "hands pieces of the machine's memory to drivers as theirs"
@@ -22,9 +22,10 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 use zerocopy::{FromBytes, IntoBytes};
 
 const MEMORY: usize = 128 << 20;
-/// The upper half is lent out again and again.
+/// The upper half is for buffers that are allocated again and again.
 const LENT: usize = MEMORY / 2;
-/// Between two pieces that are lent, so that neighbours are no one segment and a write past the end is seen.
+/// Space between two buffers, so that adjacent ones don't form one segment and a write past the end
+/// is detected.
 const GAP: usize = 64;
 
 /// The machine.
@@ -47,12 +48,12 @@ impl ConfigGate for NoGate {
 }
 
 impl Machine {
-    /// A machine with nothing but `device`, not started yet.
+    /// Returns a machine with nothing but `device`, not started.
     pub fn new(device: impl VirtioDevice + 'static) -> Self {
         Self::of(Arc::new(device))
     }
 
-    /// The same with a device that the test has a hold of, too.
+    /// Like [`Machine::new`], for a device that the test also holds.
     pub fn of(device: Arc<dyn VirtioDevice>) -> Self {
         let region = MmapRegionBuilder::new_with_bitmap(MEMORY, None)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -73,12 +74,12 @@ impl Machine {
 
     fn at(&self, offset: usize) -> NonNull<u8> {
         let region = self.ram.mapping().iter().next().expect("one region");
-        // SAFETY: callers keep within the mapping.
+        // SAFETY: callers stay within the mapping.
         let pointer = unsafe { region.as_ptr().add(offset) };
         NonNull::new(pointer).expect("mapped")
     }
 
-    /// Memory that was never given out before, zeroed.
+    /// Allocates zeroed memory for the machine's lifetime.
     pub fn take(&mut self, len: usize, align: usize) -> NonNull<u8> {
         let start = self.taken.next_multiple_of(align);
         self.taken = start + len;
@@ -86,36 +87,42 @@ impl Machine {
         self.at(start)
     }
 
-    /// The same for our drivers.
+    /// Like [`Machine::take`], for the drivers of `splitring-virtio`.
     pub fn bytes(&mut self, len: usize, align: usize) -> DmaBytes {
         let pointer = self.take(len, align);
-        // SAFETY: within the mapping, and given out once. Tests drop the driver before the machine, and only they
-        // and the device, which a driver lends it to, touch it.
+        // SAFETY: within the mapping, and allocated once. Tests drop the driver before the machine.
+        // Only they and the device, to which a driver lends the memory, access it.
         unsafe { DmaBytes::from_raw(pointer, len) }
     }
 
-    /// Memory for the buffers of one request, at any alignment; to be dropped before [`Machine::collect`].
+    /// Allocates memory for the buffers of one request, at any alignment; drop it before
+    /// [`Machine::collect`].
     pub fn lend(&mut self, len: usize) -> DmaBytes {
         let start = self.lent;
         self.lent = start + len + GAP;
-        assert!(self.lent <= MEMORY, "more than the machine lends at a time");
-        // SAFETY: as above; it is given out again only after `collect`, when all earlier buffers are gone.
+        assert!(
+            self.lent <= MEMORY,
+            "more buffers than the machine has memory for"
+        );
+        // SAFETY: as above; it is allocated again only after `collect`, when all earlier buffers
+        // have been dropped.
         unsafe { DmaBytes::from_raw(self.at(start), len) }
     }
 
-    /// Everything lent is back.
+    /// Frees the memory of all buffers.
     pub fn collect(&mut self) {
         self.lent = LENT;
     }
 
-    /// The device's configuration.
+    /// Returns the device's configuration.
     pub fn config<C: FromBytes + IntoBytes>(&self) -> C {
         let mut config = C::new_zeroed();
         self.device.read_config(0, config.as_mut_bytes());
         config
     }
 
-    /// The driver is ready: `areas` are its queues. The device may take chains as long as its own largest size.
+    /// Sets DRIVER_OK: `areas` are the driver's queues. The device accepts chains up to its own
+    /// largest size.
     pub fn start(&mut self, features: u64, areas: &[QueueAreas]) {
         let numbers = 0..u16::try_from(areas.len()).expect("few");
         let ready = |(index, area): (u16, &QueueAreas)| ReadyQueue {
@@ -150,14 +157,15 @@ impl Machine {
         }
     }
 
-    /// One pass of every handler, as if all of their sources had fired.
+    /// Runs one pass of every handler, as if all of their sources had fired.
     pub fn run(&mut self) {
         for (handler, queues) in &mut self.tasks {
             pass(handler.as_mut(), queues);
         }
     }
 
-    /// One pass of queue `index`'s handler. A function of its own for whoever counts what it does.
+    /// Runs one pass of queue `index`'s handler. A function of its own for benchmarks that count
+    /// its instructions.
     #[inline(never)]
     pub fn run_queue(&mut self, index: u16) {
         for (handler, queues) in &mut self.tasks {
@@ -167,7 +175,7 @@ impl Machine {
         }
     }
 
-    /// The device is reset. The chains left in flight.
+    /// Resets the device. Returns the number of chains in flight.
     pub fn reset(&mut self) -> u32 {
         let mut left = 0;
         for (mut handler, mut queues) in self.tasks.drain(..) {

@@ -1,5 +1,5 @@
-//! Networks on the machine the tests run on: the programs for them come from the tools disk, which
-//! is mounted, so nothing has to be installed.
+//! Networks on the machine that the tests run on. The programs for them are on the tools disk,
+//! which is mounted, so that nothing has to be installed.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,18 +11,18 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-/// The tools disk's file tree.
+/// The mounted file tree of the tools disk.
 #[derive(Debug)]
 pub struct Toolbox {
     mount: TempDir,
 }
 
 impl Toolbox {
-    /// Mounts `image`, which nobody else must write to meanwhile.
+    /// Mounts `image`. Nothing else may write to it meanwhile.
     pub fn mount(image: &Path) -> Self {
         let mount = TempDir::new_in("/dev/shm").expect("a directory in memory");
         let at = mount.path().display();
-        // The programs want the machine's devices: /dev/net/tun.
+        // The programs need the machine's devices: /dev/net/tun.
         sh(&format!(
             "mount -o loop {} {at} && mount --bind /dev {at}/dev",
             image.display()
@@ -34,14 +34,14 @@ impl Toolbox {
         self.mount.path().into()
     }
 
-    /// Runs a line of the shell with the disk's programs on this machine's network; it must succeed.
+    /// Runs a shell line with the disk's programs in this machine's network; it must succeed.
     pub fn sh(&self, line: &str) {
         let status = self.command("/bin/sh").args(["-c", line]).status();
         let status = status.expect("chroot runs");
         assert!(status.success(), "`{line}` failed: {status}");
     }
 
-    /// Starts a program of the disk's that goes on until it is dropped.
+    /// Starts a program of the disk that runs until it is dropped.
     pub fn spawn(&self, program: &str, arguments: &[&str]) -> Daemon {
         let mut command = self.command(program);
         command.args(arguments);
@@ -75,12 +75,12 @@ fn sh(line: &str) {
     assert!(status.success(), "`{line}` failed: {status}");
 }
 
-/// A program that goes on until this is dropped.
+/// A program that runs until this is dropped.
 #[derive(Debug)]
 pub struct Daemon(Child);
 
 impl Daemon {
-    /// Starts it, silent.
+    /// Starts it, without output.
     pub fn start(mut command: Command) -> Self {
         let started = command
             .stdin(Stdio::null())
@@ -93,21 +93,21 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         drop(self.0.kill());
         drop(self.0.wait());
     }
 }
 
-/// A network namespace: a host of its own, gone when dropped.
+/// A network namespace, which is deleted on drop.
 #[derive(Debug)]
 pub struct Namespace {
-    /// Does nothing but be in it.
+    /// A process that keeps the namespace alive.
     holder: Daemon,
 }
 
 impl Namespace {
-    /// A namespace with nothing but a loopback, which is up.
+    /// Creates a namespace with nothing but a loopback interface, which is up.
     pub fn create(tools: &Toolbox) -> Self {
         let mut command = Command::new("unshare");
         command.args(["--net", "sleep", "infinity"]);
@@ -121,17 +121,17 @@ impl Namespace {
         namespace
     }
 
-    /// The file that stands for it.
+    /// Returns the file that represents it.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/ns/net", self.pid()).into()
     }
 
-    /// A process in it, which is how `ip` names it.
+    /// Returns a process in it, by which `ip` identifies it.
     pub fn pid(&self) -> u32 {
         self.holder.0.id()
     }
 
-    /// As [`Toolbox::sh`], in here.
+    /// Like [`Toolbox::sh`], in this namespace.
     pub fn sh(&self, tools: &Toolbox, line: &str) {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display()));
@@ -141,7 +141,8 @@ impl Namespace {
         assert!(status.success(), "`{line}` failed: {status}");
     }
 
-    /// Runs `work` in here; sockets it opens, and threads it starts, stay here.
+    /// Runs `work` in this namespace. The sockets that it opens and the threads that it starts stay
+    /// there.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let file = std::fs::File::open(self.path()).expect("it is there");
         std::thread::scope(|scope| {
@@ -154,7 +155,7 @@ impl Namespace {
         })
     }
 
-    /// Lays a cable to `other`: `(name, addresses)` of the interface at either end.
+    /// Connects it to `other` with a veth pair: `(name, addresses)` of the interface at either end.
     pub fn connect(
         &self,
         tools: &Toolbox,
@@ -179,7 +180,7 @@ impl Namespace {
     }
 }
 
-/// A tap device with addresses; gone when dropped.
+/// A TAP device with addresses, which is deleted on drop.
 #[derive(Debug)]
 pub struct Tap<'t> {
     tools: &'t Toolbox,
@@ -187,7 +188,8 @@ pub struct Tap<'t> {
 }
 
 impl<'t> Tap<'t> {
-    /// Makes the device, with `flags` of `ip tuntap` (`multi_queue`), and gives it `address` (with its prefix length).
+    /// Creates the device, with `flags` of `ip tuntap` (`multi_queue`), and gives it `address`
+    /// (with its prefix length).
     pub fn create(tools: &'t Toolbox, name: &str, flags: &str, address: &str) -> Self {
         tools.sh(&format!(
             "ip tuntap add {name} mode tap {flags} && ip addr add {address} dev {name} && ip link set {name} up"
@@ -216,7 +218,7 @@ impl Drop for Tap<'_> {
     }
 }
 
-/// Bytes that repeat only after a long while, the same each time.
+/// Returns pseudo-random bytes, the same each time.
 pub fn content(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -230,7 +232,7 @@ pub fn content(len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Gives `bytes` to whoever connects to `address`, once.
+/// Sends `bytes` to the first client that connects to `address`.
 pub fn serve(address: &str, bytes: Vec<u8>) -> JoinHandle<()> {
     let listener = TcpListener::bind(address).expect("an address of this machine");
     std::thread::spawn(move || {
@@ -240,7 +242,7 @@ pub fn serve(address: &str, bytes: Vec<u8>) -> JoinHandle<()> {
     })
 }
 
-/// Takes everything from whoever connects to `address`, once.
+/// Returns everything that the first client that connects to `address` sends.
 pub fn collect(address: &str) -> JoinHandle<Vec<u8>> {
     let listener = TcpListener::bind(address).expect("an address of this machine");
     std::thread::spawn(move || {

@@ -1,11 +1,13 @@
-//! Pairwise samples of a matrix: few rows in which any two values of any two factors meet.
+//! Pairwise samples of a matrix: few rows in which any two values of any two factors occur
+//! together.
 
 use std::collections::BTreeSet;
 
-/// Two factors with a value of each.
+/// Two factors with one value each.
 type Pair = ((usize, usize), (usize, usize));
 
-/// Rows of one value a factor, below `levels`: every pair of values of every two factors is in one of them.
+/// Returns rows with one value per factor, below `levels`: every pair of values of every two
+/// factors is in at least one of them.
 pub fn sample<const FACTORS: usize>(levels: [usize; FACTORS]) -> Vec<[usize; FACTORS]> {
     let values = |factor: usize| (0..levels[factor]).map(move |value| (factor, value));
     let mut open: BTreeSet<Pair> = BTreeSet::new();
@@ -22,7 +24,7 @@ pub fn sample<const FACTORS: usize>(levels: [usize; FACTORS]) -> Vec<[usize; FAC
                 let pairs = chosen.iter().map(|other| pair(*other, (factor, value)));
                 pairs.filter(|pair| open.contains(pair)).count()
             };
-            // Of equals another one in each row.
+            // Of equally good values a different one in each row.
             let turned = (0..levels[factor]).map(|value| (value + rows.len()) % levels[factor]);
             let best = turned.max_by_key(|value| met(*value)).expect("a value");
             chosen.push((factor, best));

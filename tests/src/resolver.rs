@@ -1,14 +1,14 @@
-//! A name server that knows one name: enough for a guest to show that its questions get through.
+//! A DNS server that knows one name, so that a guest can show that its queries get through.
 
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 
-/// Bytes in front of the question.
+/// Bytes before the question.
 const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 const CLASS_IN: [u8; 2] = [0, 1];
 
-/// What the name stands for.
+/// The name and its addresses.
 #[derive(Debug, Clone, Copy)]
 pub struct Answers {
     /// The name, with dots.
@@ -19,14 +19,15 @@ pub struct Answers {
     pub v6: Ipv6Addr,
 }
 
-/// Answers at `address` until the test ends. To be called in the network namespace it is to be in.
+/// Answers queries at `address` until the test ends. Call it in the network namespace that it is
+/// for.
 pub fn serve(address: &str, answers: Answers) {
     let socket = UdpSocket::bind((address, 53)).expect("an address of this machine");
     std::thread::spawn(move || {
         let mut question = [0; 512];
         while let Ok((len, from)) = socket.recv_from(&mut question) {
             if let Some(reply) = reply(&question[..len], answers) {
-                // A guest that is gone needs no answer.
+                // A guest that has ended needs no answer.
                 drop(socket.send_to(&reply, from));
             }
         }
@@ -57,7 +58,7 @@ fn reply(question: &[u8], answers: Answers) -> Option<Vec<u8>> {
     reply.extend([0, 1, 0, u8::from(data.is_some()), 0, 0, 0, 0]);
     reply.extend(question.get(HEADER..end)?);
     if let Some(data) = data {
-        // The name again, as a pointer to the question's.
+        // The name again, as a pointer to that in the question.
         reply.extend([0xc0, 0x0c]);
         reply.extend(kind.to_be_bytes());
         reply.extend(CLASS_IN);

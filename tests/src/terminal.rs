@@ -15,7 +15,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Opens a fresh one, in the cooked mode terminals start in.
+    /// Opens a pseudo-terminal, in canonical mode with echo.
     pub fn open() -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
         grantpt(&master).expect("a terminal of ours");
@@ -26,12 +26,12 @@ impl Terminal {
         Self { master, end }
     }
 
-    /// The end a program runs on.
+    /// Returns the end that a program runs on.
     pub fn end(&self) -> OwnedFd {
         self.end.try_clone().expect("a descriptor to spare")
     }
 
-    /// The end a person would sit at.
+    /// Returns the end of the user.
     pub fn master(&self) -> File {
         self.master
             .try_clone()
@@ -39,7 +39,8 @@ impl Terminal {
             .into()
     }
 
-    /// Whether it edits lines and echoes, as it does unless a program has changed that.
+    /// Returns whether the terminal edits lines and echoes, as it does unless a program has changed
+    /// that.
     pub fn is_cooked(&self) -> bool {
         let modes = tcgetattr(&self.end).expect("a terminal").local_modes;
         modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)

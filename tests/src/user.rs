@@ -1,4 +1,4 @@
-//! A user without any privilege, and what Splitring needs of this machine laid out for it.
+//! A user without privileges, and the files that Splitring needs for that user.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,11 +9,12 @@ use tempfile::TempDir;
 
 use crate::assets::{self, Disk, Image, Kernel};
 
-/// `nobody`, who owns nothing.
+/// `nobody`, who owns no files.
 pub const UID: u32 = 65534;
 
-/// Prepares a mount namespace as root and becomes the user: the devices as a desktop's udev would have them, and the
-/// name server a test wants. What comes after the directory and the network namespace is run.
+/// Prepares a mount namespace as root and changes to the user. The devices have the permissions
+/// that udev gives them on a desktop, and the name server is the test's. The arguments are the
+/// directory, the network namespace, and the command to run.
 const BECOME: &str = r#"
 set -e
 dir=$1; net=$2; shift 2
@@ -28,14 +29,15 @@ exec nsenter --net="$net" setpriv --reuid=65534 --regid=65534 --clear-groups \
   --inh-caps=-all --ambient-caps=-all --bounding-set=-all -- "$@"
 "#;
 
-/// An ordinary user with an empty capability bounding set, and a directory of its own with the binary and a kernel.
+/// An ordinary user with an empty capability bounding set, and a directory with the binary and a
+/// kernel.
 #[derive(Debug)]
 pub struct User {
     home: TempDir,
 }
 
 impl User {
-    /// Lays the directory out.
+    /// Creates the directory.
     pub fn new() -> Self {
         let home = TempDir::new_in("/dev/shm").expect("a directory in memory");
         fs::create_dir(home.path().join("dev")).expect("a directory");
@@ -48,26 +50,26 @@ impl User {
         user
     }
 
-    /// A copy of `file` called `name` in the user's directory.
+    /// Copies `file` to `name` in the user's directory.
     fn give(&self, file: &Path, name: &str) {
         let to = self.path(name);
         fs::copy(file, &to).unwrap_or_else(|why| panic!("cannot copy {}: {why}", file.display()));
         fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).expect("ours");
     }
 
-    /// A disk made the user's own.
+    /// Makes the user the owner of a disk.
     pub fn own(&self, disk: &Disk) {
         let dir = disk.path().parent().expect("a directory");
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("ours");
         std::os::unix::fs::chown(disk.path(), Some(UID), Some(UID)).expect("we are root");
     }
 
-    /// Where `name` is, or would be, in the user's directory.
+    /// Returns the path of `name` in the user's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
-    /// Has the user ask these name servers.
+    /// Sets the user's name servers.
     pub fn name_servers(&self, addresses: &[&str]) {
         let lines: String = addresses
             .iter()
@@ -76,7 +78,8 @@ impl User {
         fs::write(self.path("resolv.conf"), lines).expect("a file in memory");
     }
 
-    /// The words to put in front of a command so that the user runs it, in the network namespace at `net`.
+    /// Returns the words before a command that make the user run it, in the network namespace at
+    /// `net`.
     pub fn prefix(&self, net: &Path) -> Vec<OsString> {
         let words = ["unshare", "--mount", "sh", "-c", BECOME, "sh"];
         let mut words: Vec<OsString> = words.iter().map(OsString::from).collect();

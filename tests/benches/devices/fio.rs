@@ -1,5 +1,5 @@
-//! fio in the guest on a raw file in memory, and on a disk that moves no data: what everything
-//! around the data costs.
+//! fio in the guest, on a raw file in memory and on a disk that moves no data: the cost of
+//! everything except the data.
 
 use std::path::Path;
 
@@ -12,17 +12,17 @@ use crate::{Mode, Plan};
 
 const DISK_BYTES: u64 = 256 << 20;
 const SECONDS: u32 = 3;
-/// Under a clock at shift 0 a nanosecond is an instruction.
+/// Under a clock with shift 0 a nanosecond is an instruction.
 const INSTRUCTIONS_PER_MS: f64 = 1e6;
 
-/// A workload of fio's.
+/// A workload of fio.
 #[derive(Debug, Clone, Copy)]
 struct Job {
     name: &'static str,
     pattern: &'static str,
     block: &'static str,
     depth: u32,
-    /// Requests when they are counted.
+    /// Number of requests in runs that count instructions.
     requests: u32,
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn run(bus: Bus, plan: Plan<'_>) -> Table {
     let (file, null) = (Extra::Disk(bus, data.path()), Extra::Null(bus, data.path()));
     let mut table = Table::default();
     let mut warm = peers::splitring(root.path(), file);
-    // Allocates the file's pages, so that the first subject does not pay for them.
+    // Allocates the file's pages, so that this does not slow down the first subject.
     warm.succeed(&format!(
         "dd if=/dev/zero of={} bs=1M count=256 2>/dev/null",
         bus.device()
@@ -75,7 +75,7 @@ pub(crate) fn run(bus: Bus, plan: Plan<'_>) -> Table {
             let blk = Extra::Disk(Bus::Blk, data.path());
             subjects.push(("our blk", peers::splitring, Bus::Blk, blk));
         }
-        // Whoever comes second may find things warmer: they take turns.
+        // The second subject may find warmer caches, so they alternate.
         if round % 2 == 1 {
             subjects.reverse();
         }
@@ -90,10 +90,10 @@ pub(crate) fn run(bus: Bus, plan: Plan<'_>) -> Table {
     table.first("splitring")
 }
 
-/// Each job's figure.
+/// Returns each job's result.
 fn measure(mut guest: Guest, bus: Bus, plan: Plan<'_>) -> Vec<(&'static str, f64)> {
     let mut figures = Vec::new();
-    // SCSI disks are found on a thread of the kernel's own.
+    // Linux scans for SCSI disks asynchronously.
     guest.succeed(&format!(
         "for n in $(seq 60); do [ -b {0} ] && break; sleep 1; done; [ -b {0} ]",
         bus.device()
@@ -123,7 +123,8 @@ fn measure(mut guest: Guest, bus: Bus, plan: Plan<'_>) -> Vec<(&'static str, f64
     figures
 }
 
-/// The figure called `key` in fio's result: reads, writes and trims have one each, all but one 0.
+/// Returns the value of `key` in fio's result. Reads, writes and trims have one each, and all
+/// except one are 0.
 fn largest(guest: &mut Guest, key: &str) -> f64 {
     let lines = guest.succeed(&format!("grep '\"{key}\" :' /tmp/fio"));
     lines

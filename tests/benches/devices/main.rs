@@ -1,10 +1,10 @@
 //! Devices in a stock guest, Splitring against Debian's QEMU, in interleaved pairs.
 //!
-//! Run by `cargo xtask bench blk|scsi|net`, where a stock kernel can run. `pair N FILE` runs the Nth
-//! pair for a time and adds its rates to a file, so that each pair can have a machine of its own;
-//! `count` runs a fixed amount of work, for a clock that counts instructions. One more word selects
-//! workloads by a part of their name. `pairs FILE` prints what the pairs gave. The last line has the
-//! ratios.
+//! Run by `cargo xtask bench blk|scsi|net`, where a stock kernel can run. `pair N FILE` runs the
+//! Nth pair for a time and adds its rates to a file, so that each pair can have a machine of its
+//! own. `count` runs a fixed amount of work, for a clock that counts instructions. One more word
+//! selects workloads by a part of their name. `pairs FILE` prints the results of the pairs. The
+//! last line has the ratios.
 
 mod fio;
 mod network;
@@ -16,10 +16,10 @@ use std::path::Path;
 
 use sample::Table;
 
-/// How much is run.
+/// How much to run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Mode {
-    /// One pair by its number, for a time.
+    /// One pair, by its number, for a time.
     Pair(usize),
     /// A fixed amount of work.
     Count,
@@ -29,13 +29,13 @@ impl Mode {
     fn rounds(self) -> Range<usize> {
         match self {
             Self::Pair(number) => number..number + 1,
-            // The counting clock repeats: a second round shows that it did.
+            // The clock is deterministic: a second round confirms that.
             Self::Count => 0..2,
         }
     }
 }
 
-/// What is to be measured.
+/// What to measure.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan<'a> {
     pub(crate) mode: Mode,
@@ -43,7 +43,7 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Whether the workload called `name` is wanted.
+    /// Returns whether the workload called `name` is selected.
     pub(crate) fn wants(&self, name: &str) -> bool {
         name.contains(self.only)
     }
@@ -77,6 +77,6 @@ fn measure(device: &str, mode: Mode, only: &[&str]) -> Table {
         "blk" => fio::run(peers::Bus::Blk, plan),
         "scsi" => fio::run(peers::Bus::Scsi, plan),
         "net" => network::run(plan),
-        other => panic!("no bench for {other}"),
+        other => panic!("no benchmark for {other}"),
     }
 }

@@ -1,7 +1,7 @@
-//! iperf3 and ping between the guest and the machine it runs on, over a tap device.
+//! iperf3 and ping between the guest and the machine that it runs on, over a TAP device.
 //!
-//! The machine's end runs from the same disk as the guest's, mounted over a loop device: nothing has
-//! to be installed.
+//! The machine's end runs from the same disk as the guest's, mounted over a loop device, so that
+//! nothing has to be installed.
 
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
@@ -16,16 +16,16 @@ const HOST: &str = "192.0.2.1";
 const GUEST: &str = "192.0.2.2";
 const SECONDS: u32 = 3;
 const PINGS: u32 = 300;
-/// The guest's shell would take its own, simpler one.
+/// The full path, because the guest's shell has a simpler one built in.
 const PING: &str = "/usr/bin/ping";
 const UDP_BYTES: u32 = 64;
-/// The workloads: megabits a second, thousands of datagrams that arrive a second, milliseconds.
+/// The workloads: megabits per second, thousands of received datagrams per second, milliseconds.
 const TCP_OUT: &str = "TCP guest→host";
 const TCP_IN: &str = "TCP host→guest";
 const UDP_OUT: &str = "UDP guest→host";
 const UDP_IN: &str = "UDP host→guest";
 const PINGED: &str = "ping";
-/// MiB under the counting clock.
+/// MiB to transfer under the clock that counts instructions.
 const TCP_COUNTED: u32 = 512;
 const INSTRUCTIONS_PER_S: f64 = 1e9;
 
@@ -47,7 +47,7 @@ pub(crate) fn run(plan: Plan<'_>) -> Table {
         for (subject, vhost) in subjects {
             let extra = Extra::Tap(TAP, vhost);
             let figures = peers::last_of(3, || {
-                // A new one each: it would go on waiting for a guest that got lost.
+                // A new server for each run: it would wait for a guest that has crashed.
                 let _server = tools.spawn("iperf3", &["-s"]);
                 let mut guest = if subject == "splitring" {
                     peers::splitring(root.path(), extra)
@@ -86,7 +86,8 @@ fn measure(guest: &mut Guest, plan: Plan<'_>) -> Vec<(&'static str, f64)> {
     }
     for (name, direction) in [(UDP_OUT, ""), (UDP_IN, "-R")] {
         if plan.wants(name) {
-            // By time also where instructions are counted: a receiver that misses some would wait for so many for ever.
+            // By time even where instructions are counted: a receiver that misses datagrams would
+            // wait for their number forever.
             let bound = format!(
                 "-t {}",
                 if matches!(mode, Mode::Count) {
@@ -113,7 +114,7 @@ fn measure(guest: &mut Guest, plan: Plan<'_>) -> Vec<(&'static str, f64)> {
 }
 
 impl Mode {
-    /// How long iperf3 is to run: for a time, or for `count` bytes.
+    /// Returns how long iperf3 runs: for a time, or for `count` bytes.
     fn bound(self, count: u32, unit: &str) -> String {
         match self {
             Self::Pair(_) => format!("-t {SECONDS}"),
@@ -121,7 +122,7 @@ impl Mode {
         }
     }
 
-    /// A rate as thousands a second, or as instructions for each.
+    /// Returns a rate in thousands per second, or in instructions per unit.
     fn rate(self, each_second: f64) -> f64 {
         match self {
             Self::Pair(_) => each_second / 1000.0,
@@ -130,7 +131,7 @@ impl Mode {
     }
 }
 
-/// What the receiving end says of one iperf3 run.
+/// Returns the receiver's line of one iperf3 run.
 fn receiver(guest: &mut Guest, options: &str) -> String {
     guest.succeed(&format!("iperf3 -c {HOST} {options} | grep receiver"))
 }
@@ -139,7 +140,7 @@ fn instructions(seconds: f64, units: u32) -> f64 {
     seconds * INSTRUCTIONS_PER_S / f64::from(units)
 }
 
-/// Datagrams that arrived: iperf3 says how many of them did not, `12/3456 (0.3%)`.
+/// Returns the number of received datagrams: iperf3 reports how many were lost, `12/3456 (0.3%)`.
 fn datagrams(summary: &str) -> f64 {
     let counts = summary.split_whitespace().find_map(|word| {
         let (lost, all) = word.split_once('/')?;
@@ -149,14 +150,14 @@ fn datagrams(summary: &str) -> f64 {
     all - lost
 }
 
-/// The number in front of `unit`.
+/// Returns the number before `unit`.
 fn before(text: &str, unit: &str) -> f64 {
     let words: Vec<_> = text.split_whitespace().collect();
     let at = words.iter().position(|word| *word == unit).expect(text);
     words[at - 1].parse().expect(text)
 }
 
-/// The end of iperf3's interval, `0.00-1.23 sec`.
+/// Returns the end of iperf3's interval, `0.00-1.23 sec`.
 fn seconds(summary: &str) -> f64 {
     let words: Vec<_> = summary.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "sec").expect(summary);
@@ -167,7 +168,7 @@ fn seconds(summary: &str) -> f64 {
         .expect(summary)
 }
 
-/// From `rtt min/avg/max/mdev = 0.1/0.2/0.3/0.1 ms`.
+/// Parses `rtt min/avg/max/mdev = 0.1/0.2/0.3/0.1 ms`.
 fn average_ms(summary: &str) -> f64 {
     let figures = summary.split(" = ").nth(1).expect(summary);
     figures

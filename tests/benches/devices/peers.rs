@@ -1,4 +1,4 @@
-//! The subjects: the same kernel, root disk and device under Splitring and under QEMU (q35).
+//! The subjects: the same kernel, root disk and device, under Splitring and under QEMU (q35).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -9,7 +9,7 @@ use splitring_tests::guest::{Guest, Launch};
 
 const MEMORY: &str = "512M";
 
-/// Which controller a data disk is on.
+/// The controller of a data disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bus {
     Blk,
@@ -17,7 +17,7 @@ pub(crate) enum Bus {
 }
 
 impl Bus {
-    /// What the guest calls the disk after the root disk.
+    /// Returns the guest's name of the disk after the root disk.
     pub(crate) fn device(self) -> &'static str {
         match self {
             Self::Blk => "/dev/vdb",
@@ -25,7 +25,7 @@ impl Bus {
         }
     }
 
-    /// How Splitring is told.
+    /// Returns the key for Splitring.
     fn key(self) -> &'static str {
         match self {
             Self::Blk => ",bus=virtio",
@@ -34,28 +34,29 @@ impl Bus {
     }
 }
 
-/// A device besides the root disk.
+/// A device in addition to the root disk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Extra<'a> {
     Disk(Bus, &'a Path),
-    /// A disk as large as this file that moves no data; Splitring's only.
+    /// A disk as large as this file that moves no data; in Splitring only.
     Null(Bus, &'a Path),
-    /// A tap device by name, and whether QEMU uses vhost-net.
+    /// A TAP device by name, and whether QEMU uses vhost-net.
     Tap(&'a str, bool),
 }
 
-/// What `work` answers, tried again if it panics: the emulated machine loses a guest now and then, whoever runs it.
+/// Returns the result of `work`, which is retried if it panics: the emulated machine occasionally
+/// loses a guest, under any VMM.
 pub(crate) fn last_of<T>(tries: usize, work: impl Fn() -> T) -> T {
     for _ in 1..tries {
         if let Ok(answer) = catch_unwind(AssertUnwindSafe(&work)) {
             return answer;
         }
-        eprintln!("  a guest was lost; once more");
+        eprintln!("  a guest was lost; retrying");
     }
     work()
 }
 
-/// Splitring, up and waiting for typed lines.
+/// Starts Splitring and waits until the guest accepts typed lines.
 pub(crate) fn splitring(root: &Path, extra: Extra<'_>) -> Guest {
     let launch = Launch::new(&Kernel::named("6.12-cloud"), Image::Vmlinux)
         .memory(MEMORY)
@@ -68,7 +69,8 @@ pub(crate) fn splitring(root: &Path, extra: Extra<'_>) -> Guest {
     .boot()
 }
 
-/// QEMU, up and waiting for typed lines: each device with what makes it fast.
+/// Starts QEMU and waits until the guest accepts typed lines. Each device has the options that make
+/// it fast.
 pub(crate) fn qemu(root: &Path, extra: Extra<'_>) -> Guest {
     let kernel = Kernel::named("6.12-cloud");
     let mut command = Command::new("qemu-system-x86_64");

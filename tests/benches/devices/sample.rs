@@ -1,22 +1,22 @@
-//! Figures by what was run and who ran it; medians, ranges and ratios.
+//! Results by workload and subject, with medians, ranges and ratios.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-/// One row: a workload, and each subject's figures for it.
+/// One row: a workload, and each subject's results.
 #[derive(Debug)]
 struct Row {
     workload: String,
     subjects: Vec<(String, Vec<f64>)>,
 }
 
-/// All that was measured.
+/// All results.
 #[derive(Debug, Default)]
 pub(crate) struct Table(Vec<Row>);
 
 impl Table {
-    /// Adds a figure.
+    /// Adds a result.
     pub(crate) fn add(&mut self, workload: &str, subject: &str, value: f64) {
         let at = self
             .0
@@ -36,7 +36,7 @@ impl Table {
         }
     }
 
-    /// Puts `subject` in front: the others are what it is compared with.
+    /// Moves `subject` to the front: it is compared with the others.
     pub(crate) fn first(mut self, subject: &str) -> Self {
         for row in &mut self.0 {
             row.subjects.sort_by_key(|(name, _)| name != subject);
@@ -44,7 +44,7 @@ impl Table {
         self
     }
 
-    /// Adds all figures to a file, one a line.
+    /// Appends all results to a file, one per line.
     pub(crate) fn append(&self, file: &Path) {
         let mut lines = String::new();
         for Row { workload, subjects } in &self.0 {
@@ -59,7 +59,7 @@ impl Table {
         file.write_all(lines.as_bytes()).expect("room");
     }
 
-    /// What was added to a file.
+    /// Reads the results in a file.
     pub(crate) fn read(file: &Path) -> Self {
         let mut table = Self::default();
         for line in fs::read_to_string(file).expect("figures").lines() {
@@ -84,7 +84,7 @@ impl Table {
             }
             let ((_, first), others) = subjects.split_first().expect("a row has figures");
             for (name, values) in others {
-                // Of each pair by itself: what disturbs the machine disturbs both of a pair.
+                // By pairs: what disturbs the machine disturbs both of a pair.
                 let pairs: Vec<f64> = first.iter().zip(values).map(|(a, b)| a / b).collect();
                 let (least, most) = range(&pairs);
                 let ratio = median(&pairs);

@@ -1,7 +1,8 @@
-//! The device's end against `virtio-queue`: pop and complete.
+//! The device end against `virtio-queue`: pop and complete.
 //!
-//! Equal work: both end in a bounds-checked host address and length for every descriptor, and both
-//! fill a used entry per chain and publish once a batch. Ours checks for heads offered twice besides.
+//! Equal work: both end with a bounds-checked host address and a length for every descriptor, write
+//! a used entry per chain and publish once per batch. Splitring also checks for heads that are
+//! offered twice.
 
 use std::hint::black_box;
 use std::num::Wrapping;
@@ -25,11 +26,11 @@ const USED: u64 = 0x2_0000;
 const TABLES: u64 = 0x10_0000;
 const BUFFERS: u64 = 0x100_0000;
 
-/// A batch of like chains.
+/// A batch of equal chains.
 #[derive(Clone, Copy)]
 struct Shape {
     chains: u16,
-    /// Bytes of each descriptor and whether the device writes it.
+    /// Bytes of each descriptor, and whether the device writes it.
     buffers: &'static [(u32, bool)],
     indirect: bool,
 }
@@ -62,7 +63,7 @@ impl Shape {
         all
     }
 
-    /// Writes descriptors and available entries; offering a batch is then a matter of the index.
+    /// Writes descriptors and available entries. Offering a batch then only changes the index.
     fn lay_out(&self, memory: &Memory) {
         let per_chain = u16::try_from(self.buffers.len()).expect("a short chain");
         for chain in 0..self.chains {
@@ -125,7 +126,7 @@ fn store16(memory: &Memory, at: u64, value: u16) {
         .expect("in memory");
 }
 
-/// The driver's part of a batch: it moves the available index on.
+/// The driver's part of a batch: it advances the available index.
 struct Offers {
     memory: Memory,
     idx: Wrapping<u16>,
@@ -174,7 +175,7 @@ fn our_queue(memory: &Memory) -> ActiveQueue<Memory> {
         .expect("a sound ring")
 }
 
-/// What a device does to see each buffer: address and length, made to exist one by one.
+/// Reads the address and the length of each buffer, as a device does, one by one.
 fn look(chain: &Chain<Memory>) {
     for part in [chain.readable(), chain.writable()] {
         for segment in part {
@@ -228,7 +229,7 @@ fn peer_queue() -> Queue {
     queue
 }
 
-/// One batch by the peer; its chains are completed at once or (batched) after the last.
+/// One batch with the peer. Its chains are completed at once, or (batched) after the last.
 fn peer(label: String, shape: Shape, batched: bool) -> Case {
     Case::new(label, shape.chains, move || {
         let (memory, mut offers) = set_up(shape);
@@ -268,7 +269,7 @@ fn peer_look<'a>(mapping: &'a Mapping, chain: PeerChain<'a>) {
     }
 }
 
-/// Pop, look, complete; next chain. Published once a batch.
+/// Pop, read, complete, then the next chain. Published once per batch.
 pub(crate) fn one_by_one() -> Table {
     let rows = Shape::all().into_iter().map(|(name, target, shape)| Row {
         ours: ours_one_by_one(format!("device-one/{name}"), shape),
@@ -283,7 +284,7 @@ pub(crate) fn one_by_one() -> Table {
     }
 }
 
-/// Pop and look at all of them, then complete all of them; published once.
+/// Pop and read all chains, then complete all of them. Published once.
 pub(crate) fn batched() -> Table {
     let rows = Shape::all().into_iter().map(|(name, target, shape)| Row {
         ours: ours_batched(format!("device-batch/{name}"), shape),

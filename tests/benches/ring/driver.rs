@@ -1,9 +1,9 @@
-//! The driver's end against `virtio-drivers`: add, publish, reap; and both ends in one thread against
+//! The driver end against `virtio-drivers`: add, publish, pop; and both ends in one thread against
 //! `virtio-drivers` with `virtio-queue`.
 //!
-//! Equal work: both sides add buffers of the same shapes over the same memory, decide once a batch
-//! whether to notify, and take every buffer back by the used ring. For the driver's end alone the
-//! device is a loop that copies heads from the available to the used ring, the same for both.
+//! Equal work: both sides add buffers of the same shapes over the same memory, decide once per
+//! batch whether to notify, and take every buffer back from the used ring. For the driver end alone
+//! the device is a loop that copies heads from the available to the used ring, the same for both.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering, fence};
@@ -27,11 +27,11 @@ use splitring_tests::arena::{
 const SIZE: u16 = 256;
 const LEN: usize = 512;
 
-/// A batch of like buffers.
+/// A batch of equal buffers.
 #[derive(Clone, Copy)]
 struct Shape {
     buffers: u16,
-    /// Segments the device reads and writes.
+    /// Segments that the device reads and writes.
     readable: usize,
     writable: usize,
     indirect: bool,
@@ -79,7 +79,7 @@ impl Shape {
     }
 }
 
-/// What our queue holds for a buffer: the lists of its segments.
+/// What Splitring's queue keeps for a buffer: the lists of its segments.
 struct Token {
     readable: ScatterList,
     writable: ScatterList,
@@ -108,7 +108,7 @@ fn our_areas(queue: &OurQueue) -> QueueAddresses {
     }
 }
 
-/// The driver's half of a batch, ours.
+/// The driver's half of a batch, with Splitring.
 struct Ours {
     queue: OurQueue,
     #[expect(clippy::vec_box, reason = "the queue holds tokens by pointer")]
@@ -161,7 +161,7 @@ impl Ours {
     }
 }
 
-/// A device that uses everything at once.
+/// A device that uses every buffer at once.
 struct Copier {
     areas: QueueAddresses,
     idx: u16,
@@ -202,13 +202,13 @@ fn ours(label: String, shape: Shape) -> Case {
     })
 }
 
-/// The driver's half of a batch, the peer's.
+/// The driver's half of a batch, with the peer.
 struct Peer {
     queue: VirtQueue<PeerHal, { SIZE as usize }>,
     areas: QueueAddresses,
     readable: Vec<Vec<&'static [u8]>>,
     writable: Vec<Vec<&'static mut [u8]>>,
-    /// Which of them is in flight under a token.
+    /// The buffers in flight, by their token.
     holds: Vec<usize>,
 }
 
@@ -242,7 +242,7 @@ impl Peer {
         black_box(self.queue.should_notify());
     }
 
-    /// Answers how many there were.
+    /// Returns the number of buffers.
     #[inline]
     fn reap(&mut self) -> u16 {
         let mut reaped = 0;
@@ -271,7 +271,7 @@ fn peer(label: String, shape: Shape) -> Case {
     })
 }
 
-/// Add a batch, let a trivial device use it, reap it.
+/// Adds a batch, lets a trivial device use it, and takes it back.
 pub(crate) fn alone() -> Table {
     let rows = Shape::all().into_iter().map(|(name, shape)| Row {
         ours: ours(format!("driver/{name}"), shape),
@@ -389,13 +389,14 @@ pub(crate) fn round_trip() -> Table {
     }
 }
 
-/// Requests in flight together when the two ends run on threads of their own.
+/// Requests in flight when the two ends have a thread each.
 const TOGETHER: u16 = 32;
-/// How long each pair of ends is watched.
+/// How long each pair of ends is measured.
 const WATCH: Duration = Duration::from_millis(400);
 
-/// Nanoseconds a request with the device polling on a thread of its own, ours and the peer's: what the
-/// lines that travel between two cores add. Nothing else may run on those cores.
+/// Measures nanoseconds per request when the device polls on its own thread, for Splitring and the
+/// peer: the additional cost of cache lines that move between two cores. Nothing else may run on
+/// those cores.
 pub(crate) fn cross_thread() {
     println!("Driver and device on a thread each, {TOGETHER} requests in flight, both polling");
     for (kind, indirect) in [("direct", false), ("indirect", true)] {
@@ -407,7 +408,7 @@ pub(crate) fn cross_thread() {
     println!("(ns per request: ours, peer, ratio)\n");
 }
 
-/// Runs `device` on a thread of its own while `round` runs here, and times the rounds.
+/// Runs `device` on a separate thread and `round` on this one, and times the rounds.
 fn threads(mut device: impl FnMut() + Send, mut round: impl FnMut()) -> f64 {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -468,7 +469,8 @@ fn peer_threads(shape: Shape) -> f64 {
     })
 }
 
-/// What no round trip of one request can do without: an index stored and a full fence, at each end.
+/// Measures the minimum of a round trip of one request: an index store and a full fence at each
+/// end.
 pub(crate) fn fences() {
     const ROUNDS: u32 = 1000;
     let index = AtomicU16::new(0);
@@ -490,16 +492,16 @@ pub(crate) fn fences() {
     );
 }
 
-/// Cache lines of the queue's memory that each end writes for a block request, one at a time and in
-/// batches: how far the layout is from the floor, which is the bytes themselves.
+/// Counts the cache lines of the queue's memory that each end writes for a block request, one at a
+/// time and in batches, to compare the layout with the minimum, which is the bytes themselves.
 pub(crate) fn lines() {
     println!("Cache lines of 64 bytes written per block request, counted on a fresh queue");
     for (kind, indirect) in [("direct", false), ("indirect", true)] {
         for batch in [1u16, 32] {
             let (driver, device) = written_lines(Shape::blk(batch, indirect));
             let per = |lines: usize| lines as f64 / f64::from(batch);
-            // Descriptors (of 16 bytes: three, and one more that points to them), an entry and, for
-            // the batch, an index of two bytes; and a used entry and index.
+            // Descriptors (of 16 bytes: three, and one that points to them), an entry and, per
+            // batch, an index of two bytes; then a used entry and its index.
             let descriptors = if indirect { 4.0 } else { 3.0 };
             let index = 2.0 / f64::from(batch);
             println!(
@@ -514,7 +516,8 @@ pub(crate) fn lines() {
     println!();
 }
 
-/// Lines the driver changes adding a batch, and the device using it.
+/// Returns the number of cache lines that the driver changes when it adds a batch, and the device
+/// when it uses it.
 fn written_lines(shape: Shape) -> (usize, usize) {
     let mut ours = Ours::new(shape);
     let areas = our_areas(&ours.queue);

@@ -1,19 +1,20 @@
-//! Distance to the floor: cache lines a chain makes the device's end touch, by arithmetic over the
-//! layouts, alone and in batches of 32.
+//! Cache lines that the device end touches per chain, calculated from the layouts, alone and in
+//! batches of 32, compared with the minimum.
 //!
-//! The floor is what any engine must touch: descriptors, its entries of both rings, both indices and
-//! one event index. Ours comes to it: the head's mark, the slot, its segments and its place in the
-//! pool. The queue's own fields stay in the first-level cache and are not counted, on either side.
+//! The minimum is what any engine must touch: descriptors, its entries in both rings, both indices
+//! and one event index. Splitring also touches the head's mark, the slot, its segments and its
+//! entry in the pool. The queue's own fields stay in the first-level cache and are not counted for
+//! either.
 
 const LINE: u32 = 64;
 const DESC: u32 = 16;
 const AVAIL: u32 = 2;
 const USED: u32 = 8;
-/// The words a batch shares: both indices and the event index, each on a line of its own.
+/// The words that a batch shares: both indices and the event index, each on its own line.
 const SHARED: u32 = 3;
 
-/// In the engine's own memory: the mark of a head in bytes, a slot in lines, a segment and a pointer
-/// of the pool in bytes.
+/// In the engine's own memory: the mark of a head in bytes, a slot in lines, a segment and a pool
+/// pointer in bytes.
 const MARK: u32 = 4;
 const SLOT: u32 = 1;
 const SEGMENT: u32 = 16;
@@ -32,7 +33,7 @@ pub(crate) fn print() {
         let [alone, batch] = [1, 32].map(|chains| {
             let ring = [descriptors * DESC, AVAIL, USED];
             let floor = lines(&ring, chains) + f64::from(SHARED) / f64::from(chains);
-            // Slot and segments are each chain's own; marks and pointers lie side by side.
+            // Each chain has its own slot and segments; marks and pointers are adjacent.
             let own = SLOT + (descriptors * SEGMENT).div_ceil(LINE);
             (
                 floor,
@@ -47,7 +48,8 @@ pub(crate) fn print() {
     println!();
 }
 
-/// Lines that so many chains touch in arrays with entries of these sizes, side by side; per chain.
+/// Returns the lines per chain that this number of chains touches in arrays with entries of these
+/// sizes.
 fn lines(entries: &[u32], chains: u32) -> f64 {
     let total: u32 = entries
         .iter()

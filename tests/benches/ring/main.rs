@@ -1,9 +1,8 @@
 //! The ring engine against its peers, in one process, over the same memory and the same chains.
 //!
-//! `ring [PART]` prints the tables, or the rows whose label holds PART (`cross` and `lines` are parts
-//! of their own), and last the ratios.
-//! `ring --count LABEL ROUNDS` runs one case so many times and nothing else: what the instruction
-//! counter is put on.
+//! `ring [PART]` prints the tables, or the rows whose label contains PART (`cross` and `lines` are
+//! parts, too), and finally the ratios. `ring --count LABEL ROUNDS` runs one case this many times
+//! and nothing else, for the instruction counter.
 
 mod device;
 mod driver;
@@ -13,21 +12,21 @@ mod memory;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// One engine at one job: a call of `run` does the job once.
+/// One engine with one job: a call of `run` does the job once.
 pub(crate) struct Case {
-    /// Names it on the command line: job, shape and engine.
+    /// Its name on the command line: job, shape and engine.
     label: String,
-    /// Units (chains, buffers) a call handles.
+    /// Units (chains, buffers) per call.
     units: u32,
     run: Job,
 }
 
-/// What is timed. Its queue and memory are made at the first call, so that a run of one case alone
-/// makes nothing of the others.
+/// The code that is timed. Its queue and memory are created at the first call, so that a run of one
+/// case alone creates nothing for the others.
 type Job = Box<dyn FnMut()>;
 
 impl Case {
-    /// A case whose job is what `set_up` answers.
+    /// Returns a case whose job `set_up` creates.
     pub(crate) fn new<J: FnMut() + 'static>(
         label: String,
         units: u16,
@@ -50,7 +49,7 @@ impl Case {
     }
 }
 
-/// One row of a table: the same job by both engines.
+/// One row of a table: the same job in both engines.
 pub(crate) struct Row {
     pub(crate) shape: String,
     /// The ratio to reach.
@@ -66,9 +65,9 @@ pub(crate) struct Table {
     pub(crate) rows: Vec<Row>,
 }
 
-/// Runs of each engine, taken in turns; the median counts.
+/// Runs of each engine, interleaved; the median counts.
 const RUNS: usize = 301;
-/// How long a run should last: far shorter than a time slice, so that most runs are undisturbed.
+/// Duration of a run: far shorter than a time slice, so that most runs are undisturbed.
 const RUN: Duration = Duration::from_micros(200);
 
 fn main() {
@@ -85,7 +84,7 @@ fn main() {
         count(tables, label, rounds);
         return;
     }
-    // Cargo adds a flag of its own.
+    // Cargo adds a flag.
     let part = args.iter().find(|arg| !arg.starts_with("--"));
     let mut ratios = Vec::new();
     for mut table in tables {
@@ -145,7 +144,7 @@ fn print(table: Table, ratios: &mut Vec<String>) {
     println!("(per {unit}; medians of {RUNS} interleaved runs; instructions by valgrind)\n");
 }
 
-/// Nanoseconds a unit, ours and the peer's.
+/// Returns nanoseconds per unit for Splitring and the peer.
 fn medians(ours: &mut Case, peer: &mut Case) -> (f64, f64) {
     let calls = [calibrate(ours), calibrate(peer)];
     let mut times = [Vec::new(), Vec::new()];
@@ -162,7 +161,7 @@ fn medians(ours: &mut Case, peer: &mut Case) -> (f64, f64) {
     (ours, peer)
 }
 
-/// Nanoseconds that so many calls take.
+/// Returns the nanoseconds that this number of calls takes.
 fn run(case: &mut Case, calls: u32) -> f64 {
     let start = Instant::now();
     for _ in 0..calls {
@@ -171,7 +170,7 @@ fn run(case: &mut Case, calls: u32) -> f64 {
     start.elapsed().as_secs_f64() * 1e9
 }
 
-/// How many calls make a run; sets the case up and warms it up on the way.
+/// Returns how many calls make a run. Sets the case up and warms it up in the process.
 fn calibrate(case: &mut Case) -> u32 {
     (case.run)();
     let mut calls = 1;
@@ -181,8 +180,8 @@ fn calibrate(case: &mut Case) -> u32 {
     calls
 }
 
-/// Instructions a unit takes, from the difference of two lengths of run under valgrind; `None`
-/// without valgrind, or where the case does not run under it.
+/// Returns the instructions per unit, from the difference of two runs of different lengths under
+/// valgrind; `None` without valgrind, or if the case can't run under it.
 fn instructions(case: &Case) -> Option<f64> {
     let few = 1000 / case.units + 1;
     let many = few * 5;

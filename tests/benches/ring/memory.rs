@@ -1,4 +1,4 @@
-//! The memory both engines work on: a machine's, without dirty tracking.
+//! The guest memory of both engines, without dirty tracking.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use splitring_devices::ram::{Mapping, Ram};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestRegionMmap};
 
-/// Bytes of guest memory, from address 0 on.
+/// Bytes of guest memory, starting at address 0.
 const MEMORY: usize = 64 << 20;
 
-/// Fresh memory; the peers use the mapping inside it.
+/// Returns fresh memory. The peers use the mapping in it.
 pub(crate) fn new_memory() -> Ram {
     let region = MmapRegionBuilder::new_with_bitmap(MEMORY, None)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)

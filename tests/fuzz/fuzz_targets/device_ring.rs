@@ -1,4 +1,4 @@
-//! The device's end of a ring against hostile guest bytes.
+//! The device end of a ring against hostile guest bytes.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| splitring_tests::fuzz::device_ring::run(data));

@@ -1,4 +1,4 @@
-//! The driver's end of a ring against hostile completions.
+//! The driver end of a ring against hostile completions.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| splitring_tests::fuzz::driver_ring::run(data));

@@ -1,10 +1,10 @@
-//! What a test needs of the machine it runs on. A test that cannot run is skipped, never silently
-//! passed.
+//! What a test needs of the machine that it runs on. A test that cannot run is skipped and counted;
+//! it never passes without running.
 //!
-//! Each function probes for one thing and returns whether it is there. If it is not, the caller
-//! returns, and the skipped test is noted: on standard error, and as a line in the file that
-//! [`SKIPPED`] names, which `cargo xtask test` counts. Where the test runner has promised a thing
-//! ([`REQUIRE_KVM`], [`REQUIRE_TOOLS`]) its absence is a failure instead.
+//! Each function checks one requirement and returns whether it is met. If not, the caller returns,
+//! and the skipped test is recorded: on standard error, and as a line in the file that [`SKIPPED`]
+//! names, which `cargo xtask test` counts. If the test runner guarantees a requirement
+//! ([`REQUIRE_KVM`], [`REQUIRE_TOOLS`]), its absence is a failure instead.
 
 use std::env;
 use std::fmt::Display;
@@ -15,21 +15,24 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-/// Names the file to which a line per skipped test is appended.
+/// The environment variable that names the file of skipped tests, to which a line per test is
+/// appended.
 pub const SKIPPED: &str = "SPLITRING_SKIPPED";
-/// If set, a test that is skipped for want of `/dev/kvm` fails.
+/// If this environment variable is set, a test fails instead of being skipped for lack of
+/// `/dev/kvm`.
 pub const REQUIRE_KVM: &str = "SPLITRING_REQUIRE_KVM";
-/// If set, a test that is skipped for want of a program fails.
+/// If this environment variable is set, a test fails instead of being skipped for lack of a
+/// program.
 pub const REQUIRE_TOOLS: &str = "SPLITRING_REQUIRE_TOOLS";
 
 /// A privilege that a test needs (`include/uapi/linux/capability.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capability {
-    /// Networks: devices, addresses, packet filters.
+    /// To configure networks: devices, addresses, packet filters.
     NetAdmin = 12,
-    /// Mounts, namespaces, block devices, kernel settings.
+    /// To use mounts, namespaces, block devices, kernel settings.
     SysAdmin = 21,
-    /// Device files.
+    /// To create device files.
     Mknod = 27,
 }
 
@@ -37,7 +40,7 @@ pub enum Capability {
 ///
 /// # Panics
 ///
-/// If it does not although [`REQUIRE_KVM`] is set.
+/// It does not open, but [`REQUIRE_KVM`] is set.
 #[track_caller]
 pub fn kvm() -> bool {
     let opened = File::options().read(true).write(true).open("/dev/kvm");
@@ -49,7 +52,7 @@ pub fn kvm() -> bool {
 ///
 /// # Panics
 ///
-/// If it is not although [`REQUIRE_TOOLS`] is set.
+/// It is not, but [`REQUIRE_TOOLS`] is set.
 #[track_caller]
 pub fn program(program: &str, package: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -70,14 +73,14 @@ pub fn tun() -> bool {
     )
 }
 
-/// Returns whether this process is root's: some tests become another user.
+/// Returns whether this process runs as root: some tests change to another user.
 #[track_caller]
 pub fn root() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     effective_uid(&status) == Some(0) || lack("this needs root, to become another user")
 }
 
-/// Returns whether this process has all of `capabilities` in effect.
+/// Returns whether this process has all of `capabilities` in its effective set.
 #[track_caller]
 pub fn capabilities(capabilities: &[Capability]) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -106,13 +109,13 @@ pub fn module(name: &str, parameters: &[(&str, &str)]) -> bool {
     lack(format!("{name} is loaded without {parameter}={value}"))
 }
 
-/// Returns whether networks can be made here: namespaces, TAP devices, addresses.
+/// Returns whether networks can be created: namespaces, TAP devices, addresses.
 #[track_caller]
 pub fn networks() -> bool {
     capabilities(&[Capability::NetAdmin, Capability::SysAdmin]) && tun()
 }
 
-/// Returns whether loop devices can be made here, and file systems mounted.
+/// Returns whether loop devices can be created and file systems mounted.
 #[track_caller]
 pub fn block_devices() -> bool {
     let control = Path::new("/dev/loop-control");
@@ -124,7 +127,7 @@ pub fn block_devices() -> bool {
 /// module `targets`.
 #[track_caller]
 pub fn device_mapper(targets: &str) -> bool {
-    // The kernel loads it at its first use.
+    // The kernel loads the module at its first use.
     let known = || {
         let probe = Command::new("modprobe")
             .args(["--dry-run", "--quiet", targets])
@@ -135,11 +138,12 @@ pub fn device_mapper(targets: &str) -> bool {
     block_devices() && (known() || lack(format!("the kernel has no module {targets}")))
 }
 
-/// Notes that the calling test is skipped, wholly or in part, because of `why`. Returns `false`.
+/// Records that the calling test is skipped, completely or in part, because of `why`. Returns
+/// `false`.
 #[track_caller]
 pub fn lack(why: impl Display) -> bool {
     let place = Location::caller();
-    // A test's thread has its name; as the only one it may run in the main thread.
+    // A test's thread has the test's name. A single test may run in the main thread.
     let thread = thread::current();
     let name = thread.name().filter(|name| *name != "main");
     let name = name.map_or_else(
@@ -149,19 +153,24 @@ pub fn lack(why: impl Display) -> bool {
     let line = format!("{name}: {why}");
     eprintln!("skipped: {line}");
     if let Some(file) = env::var_os(SKIPPED) {
-        // One write, so that lines of tests that run at the same time stay whole.
+        // One write per line, so that lines of concurrent tests don't mix.
         let line = line.replace('\n', " ") + "\n";
         File::options()
             .append(true)
             .create(true)
             .open(&file)
             .and_then(|mut file| file.write_all(line.as_bytes()))
-            .unwrap_or_else(|error| panic!("cannot note in {} a skip: {error}", file.display()));
+            .unwrap_or_else(|error| {
+                panic!(
+                    "cannot record a skipped test in {}: {error}",
+                    file.display()
+                )
+            });
     }
     false
 }
 
-/// A lack, unless the environment says that there is none.
+/// Like [`lack`], but panics if the environment guarantees the requirement.
 #[track_caller]
 fn absent(required: &str, why: String) -> bool {
     assert!(
@@ -171,13 +180,13 @@ fn absent(required: &str, why: String) -> bool {
     lack(why)
 }
 
-/// The second number behind `Uid:` in a process's status.
+/// Returns the second number of the line `Uid:` in a process's status.
 fn effective_uid(status: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The bits behind `CapEff:` in a process's status.
+/// Returns the bits of the line `CapEff:` in a process's status.
 fn effective_capabilities(status: &str) -> u64 {
     let line = status
         .lines()

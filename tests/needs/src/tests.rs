@@ -13,7 +13,7 @@ fn privileges_are_read_from_the_status_of_a_process() {
     assert_eq!(effective_capabilities(""), 0);
 }
 
-/// The test that the next two run in a process of its own, whose environment they choose.
+/// The next two tests run this one in a separate process with an environment of their choice.
 #[test]
 #[ignore = "part of other tests"]
 fn a_program_that_nobody_has() {

@@ -1,10 +1,10 @@
-//! The device's end of a ring against a guest that writes any bytes at any moment.
+//! The device end of a ring against a guest that writes any bytes at any time.
 //!
-//! Input: queue set-up, then steps. A step lets the guest write somewhere or the device do one thing.
-//! Held at every step: segments lie inside guest memory and sum up to the chain's lengths; no head is
-//! out twice; no more chains are out than the queue has entries; an error is final; read-only memory
-//! stays as it was. A sanitizer adds: no access outside the regions, each of which is an allocation
-//! of its own.
+//! Input: the queue's configuration, then steps. In a step the guest writes somewhere, or the
+//! device does one thing. Invariants after every step: segments lie inside guest memory and add up
+//! to the chain's lengths; no head is popped twice; no more chains are popped than the queue has
+//! entries; an error is final; read-only memory does not change. A sanitizer also checks that
+//! nothing outside the regions is accessed; each of them is a separate allocation.
 
 use splitring_virtio::device::chain::Chain;
 use splitring_virtio::device::queue::{
@@ -15,7 +15,7 @@ use splitring_virtio::mem::{Access, GuestRam, Segment};
 
 use super::Bytes;
 
-/// Two regions side by side, a read-only one, and one at the end of the address space.
+/// Two adjacent regions, a read-only one, and one at the end of the address space.
 const REGIONS: [(u64, usize, bool); 4] = [
     (0x1000, 0x1000, true),
     (0x2000, 0x800, true),
@@ -24,7 +24,7 @@ const REGIONS: [(u64, usize, bool); 4] = [
 ];
 const ROM: u64 = 0x8000;
 const ROM_LEN: usize = 0x400;
-/// Where a well-meaning guest puts things.
+/// Addresses that a well-behaved guest uses.
 const DESC: u64 = 0x1000;
 const AVAIL: u64 = 0x1400;
 const USED: u64 = 0x1800;
@@ -32,7 +32,8 @@ const USED: u64 = 0x1800;
 /// Runs one input.
 ///
 /// # Panics
-/// An invariant is broken.
+///
+/// An invariant is violated.
 pub fn run(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let Some(mut bench) = Bench::set_up(&mut bytes) else {
@@ -106,7 +107,7 @@ impl Bench {
         }
     }
 
-    /// Any bytes anywhere a guest can write.
+    /// Writes any bytes anywhere that a guest can write.
     fn guest_writes(&mut self, bytes: &mut Bytes<'_>) {
         let (at, len) = (usize::from(bytes.u16()), usize::from(bytes.u8() % 64));
         let data = bytes.take(len);
@@ -116,7 +117,7 @@ impl Bench {
         self.ram.write(guest + at as u64, data);
     }
 
-    /// A descriptor that is nearly right.
+    /// Writes a descriptor that is almost valid.
     fn guest_describes(&mut self, bytes: &mut Bytes<'_>) {
         let index = u64::from(bytes.u8());
         let (region, offset) = (bytes.u8(), u64::from(bytes.u16()));
@@ -141,7 +142,7 @@ impl Bench {
         self.ram.write(DESC + 16 * (index % 64), &desc);
     }
 
-    /// Makes a head available where the driver would.
+    /// Makes a head available as the driver would.
     fn guest_offers(&mut self, bytes: &mut Bytes<'_>) {
         let head = u16::from(bytes.u8());
         let at = self.config.avail();
@@ -175,7 +176,7 @@ impl Bench {
         );
     }
 
-    /// The queue runs dry, or breaks, within its size.
+    /// Pops until the queue is empty or broken, which must happen within its size.
     fn pop_all(&mut self) {
         for _ in 0..=self.queue.size() {
             let before = self.held.len();
@@ -232,7 +233,7 @@ impl Bench {
         }
     }
 
-    /// What a device does with a chain: header, data by whole segments, status at the end.
+    /// Uses a chain as a device does: header, data by whole segments, status at the end.
     fn use_a_chain(&mut self, bytes: &mut Bytes<'_>) {
         let (n, header) = (usize::from(bytes.u8()), usize::from(bytes.u8() % 32));
         let (start, len) = (u64::from(bytes.u16()), u64::from(bytes.u16()));
@@ -249,7 +250,7 @@ impl Bench {
         assert_eq!(rest, reader.remaining());
 
         let whole = chain.writable_len();
-        // A few pages are enough to write.
+        // Writing a few pages is enough.
         let data = whole.saturating_sub(1).min(0x2000);
         if let Ok((mut first, mut status)) = chain.writer().split_at(data) {
             assert!(first.write_zeroes(data).is_ok());
@@ -267,14 +268,14 @@ impl Bench {
         assert_eq!(total(chain.writable()), whole);
     }
 
-    /// Saves, gives up what is out, and goes on from what was saved.
+    /// Saves the queue, drops the popped chains, and continues from the saved state.
     fn restore(&mut self) {
         let state = self.queue.save();
         let broken = self.queue.is_broken();
         self.held.drain(..).for_each(Chain::abandon);
         let config = QueueConfig::restore(self.config.max_size(), state);
         let queue = config
-            .expect("what was saved can be restored")
+            .expect("a saved queue can be restored")
             .activate(self.ram.clone(), self.features);
         self.queue = queue.expect("and activated");
         assert_eq!(self.queue.is_broken(), broken);

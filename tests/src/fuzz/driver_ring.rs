@@ -1,10 +1,11 @@
-//! The driver's end of a ring against a device that writes any bytes at any moment.
+//! The driver end of a ring against a device that writes any bytes at any time.
 //!
-//! Input: queue set-up, then steps. A step lets the driver do one thing or the device write somewhere
-//! into the queue's memory. Held at every step: a token comes back once, and only if it is in flight;
-//! no more bytes are claimed of it than it has room for; slots and buffers in flight add up; a broken
-//! queue gives nothing back until a reset, which gives back everything. A sanitizer adds: no access
-//! outside the queue's memory, the buffers or the bounce memory, each an allocation of its own.
+//! Input: the queue's configuration, then steps. In a step the driver does one thing, or the device
+//! writes somewhere into the queue's memory. Invariants after every step: a token is returned once,
+//! and only if it is in flight; its length does not exceed its buffer; slots and buffers in flight
+//! add up; a broken queue returns nothing until a reset, which returns everything. A sanitizer also
+//! checks that nothing outside the queue's memory, the buffers or the bounce memory is accessed;
+//! each of them is a separate allocation.
 #![expect(
     unsafe_code,
     reason = "hands test memory to the driver's end and vouches for resets"
@@ -28,11 +29,11 @@ const RING: u64 = 0x1_0000;
 const BUFFERS: u64 = 0x10_0000;
 const BOUNCE: u64 = 0x20_0000;
 
-/// Buffers there are, and bytes of each.
+/// Number of buffers, and their length in bytes.
 const PIECES: u64 = 48;
 const PIECE: usize = 24;
 
-/// What the queue holds for a buffer.
+/// What the queue keeps for a buffer.
 struct Token {
     number: u32,
     list: ScatterList,
@@ -41,7 +42,8 @@ struct Token {
 /// Runs one input.
 ///
 /// # Panics
-/// An invariant is broken.
+///
+/// An invariant is violated.
 pub fn run(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let flags = bytes.u8();
@@ -86,13 +88,13 @@ fn region_start(ram: &TestRam, addr: u64) -> NonNull<u8> {
     NonNull::new(segment.expect("in memory").as_ptr()).expect("a mapping")
 }
 
-/// Test memory as a driver owns it.
+/// Returns test memory in the form in which a driver owns it.
 fn bytes_at(ram: &TestRam, addr: u64, len: usize) -> DmaBytes {
     let segment = ram
         .region(addr, Access::Write)
         .and_then(|region| region.segment(addr, len));
     let start = NonNull::new(segment.expect("in memory").as_ptr()).expect("a mapping");
-    // SAFETY: the memory lives as long as the bench, which takes the queue apart before it goes.
+    // SAFETY: the memory lives as long as the bench, which drops the queue first.
     unsafe { DmaBytes::from_raw(start, len) }
 }
 
@@ -103,7 +105,7 @@ struct Bench<M: DmaMap> {
     device: DeviceId,
     queue: Queue<Token, M>,
     pieces: Vec<DmaBytes>,
-    /// Room of each buffer in flight, by number.
+    /// Length of each buffer in flight, by number.
     live: BTreeMap<u32, u64>,
     next: u32,
     broken: Option<Broken>,
@@ -140,13 +142,13 @@ impl<M: DmaMap> Bench<M> {
         let back = |token: Token| assert!(live.remove(&token.number).is_some());
         assert!(
             self.queue.dismantle(&proof, back).is_ok(),
-            "the proof is good"
+            "the proof is valid"
         );
-        assert!(live.is_empty(), "a reset gives everything back");
+        assert!(live.is_empty(), "a reset returns everything");
     }
 
     fn reset_proof(&self) -> ResetProof {
-        // SAFETY: there is no device; what writes is `step`.
+        // SAFETY: there is no device; `step` makes the writes.
         unsafe { self.device.was_reset() }
     }
 
@@ -164,7 +166,7 @@ impl<M: DmaMap> Bench<M> {
         }
     }
 
-    /// Builds a buffer piece by piece, and perhaps thinks better of it.
+    /// Builds a buffer piece by piece, and sometimes aborts it.
     fn add(&mut self, bytes: &mut Bytes<'_>) {
         let shape = bytes.u8();
         let (out, ins, abandon) = (
@@ -173,7 +175,7 @@ impl<M: DmaMap> Bench<M> {
             shape >> 6,
         );
         let pieces: Vec<_> = (0..out + ins).map_while(|_| self.pieces.pop()).collect();
-        // Fewer than announced where most are in flight.
+        // Fewer than announced if most of them are in flight.
         let there = pieces.len();
         let list = ScatterList::from_buffers(pieces);
         let number = self.next;
@@ -183,7 +185,7 @@ impl<M: DmaMap> Bench<M> {
         let ended = opened.and_then(|mut buffer| {
             let _ = buffer.add_sg(|token| &token.list, out);
             let mut buffer = buffer.writable();
-            // The same pieces again, for the device to write: fewer of them than announced.
+            // The same pieces again, as writable ones: fewer than announced.
             let _ = buffer.add_all(|token, parts| {
                 for piece in token.list.iter().skip(out) {
                     parts.bytes(piece, 0..PIECE)?;
@@ -216,14 +218,14 @@ impl<M: DmaMap> Bench<M> {
         token.list.clear(|piece| self.pieces.push(piece));
     }
 
-    /// The device writes anywhere into the queue's memory: rings, descriptors, tables.
+    /// The device writes anywhere in the queue's memory: rings, descriptors, tables.
     fn scribble(&mut self, bytes: &mut Bytes<'_>) {
         let at = usize::from(bytes.u16()) % self.ring;
         let len = usize::from(bytes.u8() % 16).min(self.ring - at);
         self.ram.write(RING + at as u64, bytes.take(len));
     }
 
-    /// The device uses the buffer whose head it finds somewhere in the available ring.
+    /// The device uses the buffer whose head it finds at an arbitrary index of the available ring.
     fn honest_completion(&mut self, bytes: &mut Bytes<'_>) {
         let areas = self.queue.areas();
         let at = |area: u64, offset: u64| RING + (area - areas.descriptors) + offset;
@@ -247,7 +249,7 @@ impl<M: DmaMap> Bench<M> {
         match self.queue.pop() {
             Ok(None) => assert!(self.broken.is_none()),
             Ok(Some(done)) => {
-                assert!(self.broken.is_none(), "a broken queue gives nothing back");
+                assert!(self.broken.is_none(), "a broken queue returns nothing");
                 assert!(!self.queue.holds(done.ticket));
                 let room = self
                     .live
@@ -255,7 +257,7 @@ impl<M: DmaMap> Bench<M> {
                     .expect("it was in flight");
                 assert!(
                     u64::from(done.written) <= room,
-                    "no more than it has room for"
+                    "no more than the buffer's length"
                 );
                 self.take_back(done.token);
             }
@@ -280,7 +282,7 @@ impl<M: DmaMap> Bench<M> {
         assert_eq!(self.queue.free_slots(), self.size);
         assert!(
             self.queue.reclaim(&proof, |_| ()).is_err(),
-            "a proof is good once"
+            "a proof is valid once"
         );
         self.broken = None;
     }
