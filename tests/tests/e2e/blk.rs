@@ -1,6 +1,7 @@
 //! Disks under stock kernels.
 
-/// A hundred cuts, in tests of ten each, so that a soak that was interrupted goes on in the middle.
+/// A hundred power cuts in tests of ten each, so that an interrupted soak run continues in the
+/// middle.
 macro_rules! tens {
     ($($name:ident $first:literal),*) => {
         $(

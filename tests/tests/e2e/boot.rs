@@ -1,12 +1,10 @@
-//! Stock Debian kernels boot, see the machine they were promised, keep what they write, and end it.
-//!
-//! Run by `cargo xtask test`, which knows where a stock kernel can run.
+//! Stock Debian kernels boot, see the expected machine, keep what they write, and end it.
 
 use splitring_tests::assets::{ChangedImage, Disk, Image, Kernel};
 use splitring_tests::guest::{Guest, Launch};
 use splitring_tests::{acpi, dmesg};
 
-/// Boots to a root disk, checks what the guest sees of itself and its log, and powers off.
+/// Boots from a root disk, checks what the guest sees of the machine and its log, and powers off.
 fn boot(kernel: &str, image: Image, cpus: u32, memory: &str) {
     let kernel = Kernel::named(kernel);
     let root = Disk::copy_of("root");
@@ -30,7 +28,7 @@ fn boot(kernel: &str, image: Image, cpus: u32, memory: &str) {
     assert_eq!(exit.errors, "", "nothing to report");
 }
 
-/// Every CPU is a core with one thread, all in one package.
+/// Checks that every CPU is a core with one thread, all in one package.
 fn check_topology(guest: &mut Guest, cpus: u32) {
     let lines = guest.succeed(
         "cd /sys/devices/system/cpu; for cpu in $(ls -d cpu[0-9]*); do cd $cpu/topology; \
@@ -52,7 +50,7 @@ fn check_topology(guest: &mut Guest, cpus: u32) {
     assert_eq!(ids.trim(), cpus.to_string(), "distinct APIC ids");
 }
 
-/// A kernel keeps part of its memory to itself: page structures, its own image.
+/// Checks the memory size. A kernel reserves part of it: page structures, its own image.
 fn check_memory(guest: &mut Guest, size: &str) {
     let expected_mib: u64 = match size {
         "256M" => 256,
@@ -72,7 +70,7 @@ fn check_memory(guest: &mut Guest, size: &str) {
     );
 }
 
-/// The log must be free of anything we can't explain.
+/// Checks that the log has no unexpected message.
 fn check_log(guest: &mut Guest) {
     let log = guest.succeed(dmesg::COMMAND);
     let unexpected = dmesg::unexpected(&log);
@@ -158,7 +156,7 @@ fn without_msi_the_root_disk_works_over_intx() {
     guest.power_off();
 }
 
-/// Splitring finds the payload by the header, the kernel's own decompressor by where it was linked.
+/// Splitring finds the payload by the header, the kernel's own decompressor by its link address.
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn a_kernel_whose_payload_is_out_of_reach_unpacks_itself() {
@@ -206,7 +204,8 @@ fn iasl_finds_no_error_in_the_tables_a_guest_sees() {
 mod soak {
     use super::*;
 
-    /// The full matrix, a test a shape, so that an interrupted soak can go on where it was.
+    /// The full matrix, one test per configuration, so that an interrupted soak run continues where
+    /// it stopped.
     macro_rules! matrix {
         ($($name:ident: $kernel:literal, $image:ident, $cpus:literal, $memory:literal;)*) => {$(
             #[test]

@@ -1,6 +1,4 @@
-//! Every way a machine can end: the exit code, the words, the terminal as it was.
-//!
-//! Run by `cargo xtask test`, which knows where a stock kernel can run.
+//! Every way in which a machine can end: the exit code, the message, and the restored terminal.
 
 use splitring_tests::assets::{Disk, Image, Kernel};
 use splitring_tests::guest::Launch;
@@ -52,7 +50,8 @@ fn a_triple_fault_ends_the_machine_with_a_reason() {
     assert!(exit.errors.contains("triple fault"), "{}", exit.errors);
 }
 
-/// `reboot=b` jumps to the reset vector in real mode; `k` asks a keyboard controller, which is not there, and goes on to that.
+/// `reboot=b` jumps to the reset vector in real mode; `k` tries a keyboard controller, which does
+/// not exist, and then does the same.
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn other_ways_to_reboot_end_the_machine_with_a_reason() {
@@ -91,10 +90,10 @@ fn the_stop_keys_end_the_machine_and_the_terminal_is_as_it_was() {
     let terminal = Terminal::open();
     let mut guest = launch().start_on(&terminal);
     guest.wait_until_ready();
-    assert!(!terminal.is_cooked(), "raw while the guest runs");
+    assert!(!terminal.is_cooked(), "raw mode while the guest runs");
     guest.press(&[CTRL_A, b'x']);
     assert_eq!(guest.finish().code, STOPPED);
-    assert!(terminal.is_cooked(), "cooked again afterwards");
+    assert!(terminal.is_cooked(), "canonical mode again afterwards");
 }
 
 #[test]
@@ -118,14 +117,15 @@ fn the_power_button_reaches_the_guest_as_a_key() {
     assert!(name.contains("Power Button"), "{name}");
     guest.succeed("dd if=/dev/input/event0 of=/tmp/event bs=24 count=1 2>/dev/null & sleep 1");
     guest.press(&[CTRL_A, b's']);
-    // One event of 24 bytes ends in: type 1 (key), code 116 (power), value 1 (down).
+    // One event of 24 bytes ends with: type 1 (key), code 116 (power), value 1 (down).
     let event = guest.succeed("wait; hexdump -s 16 -e '/2 \"%u \"' /tmp/event; echo");
     assert_eq!(event.trim(), "1 116 1 0");
     guest.power_off();
 }
 
-/// Time passes for the guest while its process is stopped, more than twice what makes its watchdog complain. The limit
-/// is 8 s: a busy lab can hold a vCPU up for some seconds, which the watchdog rightly reports.
+/// Time passes for the guest while its process is stopped, more than twice what triggers its
+/// watchdog. The limit is 8 s: a busy lab can delay a vCPU for some seconds, which the watchdog
+/// reports correctly.
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn a_process_that_was_stopped_and_continued_is_no_soft_lockup() {
@@ -134,7 +134,7 @@ fn a_process_that_was_stopped_and_continued_is_no_soft_lockup() {
     guest.signal("STOP");
     std::thread::sleep(std::time::Duration::from_secs(20));
     guest.signal("CONT");
-    // Whoever is late complains within a period of the watchdog's timer.
+    // A late watchdog reports within one period of its timer.
     guest.succeed("sleep 4");
     let log = guest.succeed("dmesg");
     assert!(!log.contains("soft lockup"), "{log}");

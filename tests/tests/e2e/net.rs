@@ -1,7 +1,5 @@
-//! A stock guest's network card: what is transferred arrives whole, or is counted, whatever the offloads, queues, sizes
-//! and troubles; on TAP and on passt, with root's rights and with none.
-//!
-//! Run by `cargo xtask test`, which knows where a stock kernel can run.
+//! A stock guest's network device: transfers arrive complete, or their losses are counted, whatever
+//! the offloads, queues, sizes and disturbances; on TAP and on passt, with and without root.
 
 mod ends;
 mod errors;

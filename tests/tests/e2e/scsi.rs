@@ -1,7 +1,5 @@
-//! SCSI disks in stock guests: an independent conformance suite, sg3-utils, file systems, a CD-ROM, reservations, many
-//! disks, and disks that come and go.
-//!
-//! Run by `cargo xtask test`, which knows where a stock kernel can run; by themselves with `--only scsi_`.
+//! SCSI disks in stock guests: an independent conformance suite, sg3-utils, file systems, a CD-ROM,
+//! reservations, many disks, hot-plug and hot-unplug.
 
 mod cdrom;
 mod conformance;
@@ -15,7 +13,7 @@ mod tools;
 use splitring_tests::assets::{Disk, Image, Kernel};
 use splitring_tests::guest::{Guest, Launch};
 
-/// What boots every guest here: a kernel, and tools on its root disk.
+/// Returns what every guest here boots: a kernel, and tools on its root disk.
 fn launch() -> (Disk, Launch) {
     let root = Disk::copy_of("tools");
     let kernel = Kernel::named("6.12-cloud");
@@ -23,7 +21,7 @@ fn launch() -> (Disk, Launch) {
     (root, launch)
 }
 
-/// A guest with tools and these SCSI disks, each with its keys.
+/// Boots a guest with tools and these SCSI disks, each with its keys.
 fn guest(disks: &[(&Disk, &str)]) -> (Disk, Guest) {
     let (root, launch) = launch();
     (root, boot(launch, disks))
@@ -35,7 +33,7 @@ fn boot(mut launch: Launch, disks: &[(&Disk, &str)]) -> Guest {
         launch = launch.disk(disk.path(), &format!(",bus=scsi{keys}"));
     }
     let mut guest = launch.boot();
-    // Linux looks for disks on a thread of its own, which may not be done when process 1 is.
+    // Linux scans for disks asynchronously, which may take longer than the start of process 1.
     let count = disks.len();
     guest.succeed(&format!(
         "for n in $(seq 150); do [ $(ls -d /sys/block/s[dr]* 2>/dev/null | wc -l) = {count} ] && break; sleep 1; done"

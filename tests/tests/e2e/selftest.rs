@@ -1,6 +1,5 @@
-//! The self-test on a KVM with hardware virtualisation: the lab's, or the host's own.
-//!
-//! Run by `cargo xtask test`; on a host whose KVM has none, it is run there as well, by a step of its own.
+//! The self-test on a KVM with hardware virtualisation: the lab's, or the host's own. A separate
+//! step of `cargo xtask test` runs it on a host's KVM without.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! Block devices of the machine it runs on as images: loop devices, whose discards shrink a file,
-//! and scsi_debug, which has real sectors that can go bad. The lab has the privileges and modules;
+//! Disks whose images are block devices of the host: loop devices, whose discards shrink a file,
+//! and scsi_debug, which has sectors that can go bad. The lab has the privileges and modules;
 //! elsewhere a test without them is skipped.
 
 use std::fs;
@@ -30,7 +30,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// A loop device over a file in memory; gone when dropped.
+/// A loop device over a file in memory, which is removed on drop.
 pub(crate) struct Loop {
     pub(crate) device: PathBuf,
     pub(crate) file: Disk,
@@ -67,7 +67,7 @@ impl Drop for Loop {
     }
 }
 
-/// Starts with a disk that can't be had; returns what it says.
+/// Starts with a disk that can't be used. Returns the error message.
 fn refused(launch: Launch, path: &Path, keys: &str) -> String {
     let exit = launch.disk(path, keys).start().finish();
     assert_eq!(exit.code, Some(1), "{}", exit.errors);
@@ -106,13 +106,13 @@ fn loop_devices_are_disks_of_their_size_that_discard_and_lock() {
         guest.succeed(&format!(
             "dd if=/dev/urandom of=/dev/{name} bs=1M count=16 oflag=direct 2>&1"
         ));
-        // Written through the host's page cache it is in the file once it is flushed.
+        // Data in the host's page cache is in the file after a flush.
         guest.succeed(&format!("sync /dev/{name}"));
         assert!(device.used() >= 16 * MIB, "{name}: {} bytes", device.used());
         guest.succeed(&format!("/usr/sbin/blkdiscard -f /dev/{name}"));
         assert!(
             device.used() < MIB,
-            "{name}: {} bytes are left",
+            "{name}: {} bytes are still allocated",
             device.used()
         );
         guest.succeed(&format!(
@@ -130,7 +130,7 @@ fn loop_devices_are_disks_of_their_size_that_discard_and_lock() {
         "{errors}"
     );
 
-    // A loop device that grows is a disk that grows.
+    // If the loop device grows, the disk grows.
     let file = fs::File::options()
         .write(true)
         .open(small.file.path())
@@ -147,8 +147,8 @@ fn loop_devices_are_disks_of_their_size_that_discard_and_lock() {
 }
 
 /// Runs `test` where it and the programs that it starts are refused io_uring, with the error of
-/// `kernel.io_uring_disabled`. That setting is the whole machine's, and other tests run at the same
-/// time.
+/// `kernel.io_uring_disabled`. That setting itself is global, and would affect tests that run at
+/// the same time.
 fn without_rings(test: fn()) {
     let refuse = || -> Result<(), Box<dyn std::error::Error>> {
         let filter = SeccompFilter::new(
@@ -159,7 +159,7 @@ fn without_rings(test: fn()) {
         )?;
         Ok(apply_filter(&BpfProgram::try_from(filter)?)?)
     };
-    // It holds for the thread and what that starts.
+    // The filter applies to the thread and to the processes that it starts.
     let thread = thread::current();
     let name = thread.name().unwrap_or_default().to_owned();
     let started = thread::Builder::new().name(name).spawn(move || {
@@ -207,7 +207,7 @@ fn disks_without_rings() {
 
 const SCSI_DEBUG: &str = "/sys/bus/pseudo/drivers/scsi_debug";
 
-/// The device file of scsi_debug's only disk.
+/// Returns the device file of scsi_debug's only disk.
 fn scsi_debug() -> PathBuf {
     let adapters = fs::read_dir(SCSI_DEBUG).expect("scsi_debug is loaded");
     for adapter in adapters
@@ -230,7 +230,7 @@ fn scsi_debug() -> PathBuf {
     panic!("scsi_debug has no disk");
 }
 
-/// Sectors 0x1234 and the nine after it can't be read from then on.
+/// Makes sectors 0x1234 and the nine after it unreadable, or readable again.
 fn spoil(on: bool) {
     fs::write(format!("{SCSI_DEBUG}/opts"), if on { "2" } else { "0" }).expect("written");
 }

@@ -1,7 +1,5 @@
-//! Disks under stock kernels: what the guest learns about a disk, space given back to the host, sizes changed while it
-//! runs, errors of the host, and a killed VMM.
-//!
-//! Run by `cargo xtask test`, which knows where a stock kernel can run.
+//! Disks under stock kernels: what the guest learns about a disk, space returned to the host,
+//! resizing at run time, errors of the host, and a killed VMM.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -15,12 +13,12 @@ use splitring_tests::guest::{Guest, Launch};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// A guest with the tools and room to use them; its first disk is the root.
+/// Returns a guest with the tools and memory to use them; its first disk is the root disk.
 pub(crate) fn guest() -> (Launch, Disk) {
     guest_of("768M")
 }
 
-/// The same with this much memory.
+/// Like [`guest`], with this much memory.
 pub(crate) fn guest_of(memory: &str) -> (Launch, Disk) {
     let kernel = Kernel::named("6.12-cloud");
     let root = Disk::copy_of("tools");
@@ -28,7 +26,7 @@ pub(crate) fn guest_of(memory: &str) -> (Launch, Disk) {
     (launch.root_disk(root.path()), root)
 }
 
-/// The device file of disk number `index`, the root being 0.
+/// Returns the device file of disk number `index`; the root disk is 0.
 pub(crate) fn device(index: usize) -> String {
     let letter = char::from(b'a' + u8::try_from(index).expect("few"));
     format!("/dev/vd{letter}")
@@ -98,7 +96,8 @@ fn the_guest_learns_what_its_disks_are() {
     assert_eq!(fixed["write"]["requests"], 0, "{fixed}");
 }
 
-/// How often the threads beside the vCPUs gave up the processor in five seconds, of which the guest spends none on disks.
+/// Returns how often the threads other than the vCPUs' gave up the processor in five seconds in
+/// which the guest leaves the disks idle.
 fn wakeups(guest: &Guest) -> u64 {
     let count = || -> u64 {
         let tasks = fs::read_dir(format!("/proc/{}/task", guest.pid())).expect("it runs");
@@ -112,7 +111,7 @@ fn wakeups(guest: &Guest) -> u64 {
             })
             .sum()
     };
-    // What is under way ends.
+    // Requests in flight complete.
     std::thread::sleep(Duration::from_secs(3));
     let before = count();
     std::thread::sleep(Duration::from_secs(5));
@@ -141,12 +140,12 @@ fn trimmed_space_goes_back_to_the_host_and_a_grown_image_is_a_grown_disk() {
     guest.succeed("dd if=/dev/urandom of=/mnt/file bs=1M count=40 2>/dev/null && sync");
     assert!(used() > 40 * MIB, "{} bytes", used());
     guest.succeed("rm /mnt/file && sync && fstrim -v /mnt");
-    assert!(used() < 16 * MIB, "{} bytes are left", used());
+    assert!(used() < 16 * MIB, "{} bytes are still allocated", used());
     guest.succeed("umount /mnt && fsck.ext4 -f -n /dev/vdb");
     guest.succeed(
         "/usr/sbin/blkdiscard -f /dev/vdb && /usr/sbin/blkdiscard -f -z -o 1M -l 2M /dev/vdb",
     );
-    assert!(used() < 4 * MIB, "{} bytes are left", used());
+    assert!(used() < 4 * MIB, "{} bytes are still allocated", used());
 
     let file = fs::File::options()
         .write(true)
@@ -194,8 +193,8 @@ fn file_systems_stay_whole_under_stress() {
     guest.power_off();
 }
 
-/// Runs `test` with a directory on a file system of `size` bytes of its own, if file systems can be
-/// mounted here.
+/// Runs `test` with a directory on a separate file system of `size` bytes, if file systems can be
+/// mounted.
 fn on_a_small_file_system(size: u64, test: impl FnOnce(&Path)) {
     if !needs::capabilities(&[Capability::SysAdmin]) {
         return;
@@ -232,7 +231,7 @@ fn a_full_host_is_an_error_in_the_guest_and_nothing_more() {
             guest.run("dd if=/dev/urandom of=/dev/vdb bs=64k seek=16 count=256 oflag=direct 2>&1");
         assert_ne!(reply.status, 0);
         assert!(reply.output.contains("error"), "{}", reply.output);
-        // What was written before is still there, and the disk goes on as far as it can.
+        // Data that was written before is still there, and the disk works as far as it can.
         let compare = "dd if=/dev/vdb bs=64k count=16 iflag=direct 2>/dev/null | cmp - /tmp/kept";
         guest.succeed(compare);
         guest.succeed("dd if=/tmp/kept of=/dev/vdb bs=64k count=16 oflag=direct 2>&1");
@@ -255,7 +254,7 @@ fn a_killed_vmm_leaves_image_and_lock_as_they_have_to_be() {
     let (launch, root) = guest();
     let mut guest = launch.disk(data.path(), "").boot();
     guest.succeed("mkfs.ext4 -q /dev/vdb && mkdir -p /mnt && mount /dev/vdb /mnt");
-    // Says a number only once it is stable.
+    // Prints a number only once it is stable.
     guest.type_line(
         "i=0; while :; do i=$((i+1)); echo $i >/mnt/$i; sync /mnt/$i /mnt; echo stable $i; done",
     );
@@ -278,14 +277,14 @@ fn a_killed_vmm_leaves_image_and_lock_as_they_have_to_be() {
     guest.power_off();
 }
 
-/// The guest's clock, in seconds.
+/// Returns the guest's clock in seconds.
 fn uptime(guest: &mut Guest) -> f64 {
     let line = guest.succeed("cat /proc/uptime");
     let first = line.split_whitespace().next().expect(&line);
     first.parse().expect(&line)
 }
 
-/// How long a line takes to run.
+/// Returns how long a line takes to run.
 fn seconds(guest: &mut Guest, line: &str) -> f64 {
     let start = uptime(guest);
     guest.succeed(line);
@@ -301,7 +300,7 @@ fn a_limited_disk_is_never_faster_than_its_limits() {
         .disk(requests.path(), ",iops=200")
         .disk(bytes.path(), ",bandwidth=8M")
         .boot();
-    // A tenth of a second's worth comes through at once.
+    // The burst, a tenth of a second's worth, passes at once.
     let took = seconds(
         &mut guest,
         "dd if=/dev/zero of=/dev/vdb bs=4k count=620 oflag=direct 2>/dev/null",
@@ -311,6 +310,6 @@ fn a_limited_disk_is_never_faster_than_its_limits() {
         &mut guest,
         "dd if=/dev/zero of=/dev/vdc bs=256k count=100 oflag=direct 2>/dev/null",
     );
-    assert!(took > 2.8, "25 MiB at 8 MiB a second took {took} s");
+    assert!(took > 2.8, "25 MiB at 8 MiB per second took {took} s");
     guest.power_off();
 }

@@ -1,5 +1,5 @@
-//! A disk that fails, delays and reorders behind a stock guest: what fails is an error there and nothing more, and what
-//! comes late or out of order is still the right data.
+//! A disk that fails, delays and reorders requests of a stock guest: a failure is an error in the
+//! guest and nothing more, and late or reordered requests have the right data.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use splitring_devices::disk::{Disk, IoFault};
 use splitring_tests::live::Live;
 
 const BYTES: u64 = 24 << 20;
-/// Where the requests that are to fail go: behind what the kernel reads by itself.
+/// Offset of the requests that are to fail: beyond what the kernel reads by itself.
 const BAD: u64 = 8 << 20;
 
-/// A machine with this disk as /dev/vdb.
+/// Boots a machine with this disk as /dev/vdb.
 fn boot() -> (Live, Arc<FaultyDisk>) {
     let disk = Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(BYTES))));
     let shared: Arc<dyn Disk> = Arc::<FaultyDisk>::clone(&disk);
@@ -49,7 +49,7 @@ fn a_fault_of_the_host_is_an_error_of_that_request_alone() {
             assert_ne!(status, 0, "{fault}: {output}");
             assert!(output.contains("Input/output error"), "{fault}: {output}");
         }
-        // Beside it nothing is amiss.
+        // Requests for other blocks succeed.
         live.succeed("dd if=/dev/zero of=/dev/vdb bs=4k count=8 oflag=direct 2>&1");
     }
     disk.rule(|seen| match seen {
@@ -60,7 +60,7 @@ fn a_fault_of_the_host_is_an_error_of_that_request_alone() {
         live.run("dd if=/dev/zero of=/dev/vdb bs=4k count=1 oflag=direct conv=fsync 2>&1");
     assert_ne!(
         status, 0,
-        "a failed flush must not be called done: {output}"
+        "a failed flush must not be reported as complete: {output}"
     );
     disk.rule(|_| Fate::Pass);
     live.succeed(&write);

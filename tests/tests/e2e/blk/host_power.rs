@@ -1,7 +1,7 @@
-//! Power cuts below the host: what its kernel gave its block devices is written down by dm-log-writes, the VMM is
-//! killed, and the disks are made again as of the last flush, or write with FUA, before the cut. The host's page cache
-//! is gone with the power, so this is about the real backends and their fdatasync. Needs root and the modules, which
-//! the lab has.
+//! Power cuts of the host: dm-log-writes records what the host's kernel writes to its block
+//! devices, the VMM is killed, and the disks are restored to the last flush or FUA write before the
+//! cut. The host's page cache is lost as well, so this tests the real backends and their fdatasync.
+//! Needs root and the modules, which the lab has.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,11 +17,11 @@ use crate::blk::mapped::Mapped;
 use crate::blk::power::{check, wait_for_all, writer};
 
 const BYTES: u64 = 24 * MIB;
-/// Room for all that a round writes.
+/// Enough for everything that a round writes.
 const LOG_BYTES: u64 = 256 * MIB;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Blocks of the log, which are those of the disks.
+/// Block size of the log, which is that of the disks.
 const BLOCK: u64 = 512;
 const MAGIC: u64 = 0x006a_7366_7773_6872;
 const FLUSH: u64 = 1;
@@ -33,7 +33,7 @@ const MARK: u64 = 8;
 struct Way {
     id: &'static str,
     keys: &'static str,
-    /// The guest keeps its flushes to itself. If such a disk passed, the others would say nothing.
+    /// The guest does not send flushes. If such a disk passed, the test would prove nothing.
     careless: bool,
 }
 
@@ -65,17 +65,18 @@ const WAYS: [Way; 5] = [
     },
 ];
 
-/// Something the host wrote.
+/// One write in the log.
 struct Entry {
     /// First block and number of blocks on the disk.
     start: u64,
     count: u64,
     flags: u64,
-    /// Where in the log its data is.
+    /// Offset of its data in the log.
     data: u64,
 }
 
-/// What is in a log so far. The kernel says how much only when it writes with FUA, or a mark.
+/// Returns the writes in a log so far. The kernel updates their number only at a FUA write or a
+/// mark.
 fn entries(log: &File) -> Vec<Entry> {
     let number = |at: u64| {
         let mut bytes = [0; 8];
@@ -99,7 +100,7 @@ fn entries(log: &File) -> Vec<Entry> {
     (0..count).map(|_| next()).collect()
 }
 
-/// Does to `image` what the log says up to the last point before the mark at which anything was stable.
+/// Applies the log to `image`, up to the last flush or FUA write before the mark.
 fn replay(log: &File, image: &mut [u8]) {
     let mut entries = entries(log);
     let cut = entries.iter().position(|entry| entry.flags & MARK != 0);
@@ -124,7 +125,7 @@ struct Logged {
 }
 
 impl Logged {
-    /// A device that holds `image`.
+    /// Creates a device that contains `image`.
     fn new(id: &str, image: &[u8]) -> Self {
         let below = Loop::new(BYTES, 512);
         open(&below.file).write_all_at(image, 0).expect("room");
@@ -142,7 +143,7 @@ impl Logged {
         }
     }
 
-    /// From here on nothing counts. What was acknowledged before is before the mark in the log.
+    /// Marks the power cut in the log. Everything that has been acknowledged is before the mark.
     fn mark(&self) {
         self.mapped.message(&["mark", "cut"]);
         let log = open(&self.log.file);
@@ -157,9 +158,10 @@ impl Logged {
         }
     }
 
-    /// Ends it, and does to `image` what the log says.
+    /// Removes the device, and applies the log to `image`.
     fn cut(self, image: &mut [u8]) {
-        // All of the log is there once the device is gone; a killed VMM may hold it a little longer.
+        // The log is complete once the device is removed; a killed VMM may hold the device a little
+        // longer.
         self.mapped.remove();
         replay(&open(&self.log.file), image);
     }
@@ -170,7 +172,7 @@ fn open(disk: &Disk) -> File {
     file.expect("a file in memory")
 }
 
-/// A machine, its logged disks and its root.
+/// A machine, its logged disks and its root disk.
 struct Powered {
     guest: Guest,
     disks: Vec<Logged>,
@@ -201,7 +203,7 @@ impl Powered {
         ));
     }
 
-    /// From here on the guest's flushes of a disk don't reach it.
+    /// Stops the guest from sending flushes to a disk.
     fn neglect(&mut self, device: &str) {
         let name = device.trim_start_matches("/dev/");
         self.guest.succeed(&format!(
@@ -209,7 +211,7 @@ impl Powered {
         ));
     }
 
-    /// Has the guest write on all disks and cuts the power in the middle.
+    /// Lets the guest write to all disks, and cuts the power in the middle.
     fn write_and_cut(mut self, images: &mut [Vec<u8>], round: u32) {
         let loops: Vec<String> = places()
             .map(|(way, _, dir)| writer(way.id, &dir, round))
@@ -229,7 +231,7 @@ impl Powered {
     }
 }
 
-/// The device file and the mount point of each disk.
+/// Returns the device file and the mount point of each disk.
 fn places() -> impl Iterator<Item = (&'static Way, String, String)> {
     let place =
         |(index, way): (usize, &'static Way)| (way, device(index), format!("/mnt/{}", way.id));
@@ -259,7 +261,7 @@ fn rounds(range: std::ops::Range<u32>) {
             };
             let checked = check(line, &device, &dir, round);
             if way.careless {
-                assert!(checked.is_err(), "nobody would notice a lost flush");
+                assert!(checked.is_err(), "the test would not notice a lost flush");
                 machine.guest.run(&format!("umount {dir}"));
                 machine.format(&device, &dir);
                 machine.neglect(&device);

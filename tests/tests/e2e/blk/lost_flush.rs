@@ -1,5 +1,6 @@
-//! A medium that fails below the host's page cache for a while. The kernel reports that once and then takes the lost
-//! pages for clean, so a flush must never succeed after one that failed, however the disk is asked.
+//! A medium below the host's page cache that fails for a while. The kernel reports that once and
+//! then considers the lost pages clean, so no flush may succeed after one that failed, whatever the
+//! backend.
 
 use std::path::Path;
 
@@ -19,7 +20,8 @@ const SECTORS: u64 = BYTES / 512;
 struct Way {
     id: &'static str,
     keys: fn(&mut DiskConfig),
-    /// Writes go to the host's page cache. Around it they fail themselves, and nothing is lost later.
+    /// Writes go to the host's page cache. With O_DIRECT the writes themselves fail, and nothing is
+    /// lost later.
     cached: bool,
 }
 
@@ -91,7 +93,7 @@ fn boot(media: &[Medium]) -> Live {
     Live::boot("lost", WAYS.iter().zip(media).map(config).collect())
 }
 
-/// The disks as the guest has them.
+/// Returns the disks and their device files in the guest.
 fn places() -> impl Iterator<Item = (&'static Way, String)> {
     (1..)
         .zip(&WAYS)
@@ -137,13 +139,13 @@ fn no_flush_succeeds_after_one_that_lost_what_was_cached() {
         live.succeed(&write(&path));
         for _ in 0..2 {
             let believed = flushed(&mut live, &path);
-            assert_eq!(believed, !way.cached, "{}: what is lost stays lost", way.id);
+            assert_eq!(believed, !way.cached, "{}: lost data stays lost", way.id);
         }
     }
     live.machine.stop();
     drop(live);
 
-    // Whoever opens them anew starts from what is there.
+    // After a new start the disks have what is on the medium.
     let mut live = boot(&media);
     for (_, path) in places() {
         live.succeed(&format!("{} && sync {path}", write(&path)));

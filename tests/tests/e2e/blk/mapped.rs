@@ -1,4 +1,4 @@
-//! Block devices made by the device mapper of the machine it runs on. Needs root and the modules, which the lab has.
+//! Devices of the host's device mapper. Needs root and the modules, which the lab has.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -7,13 +7,13 @@ use crate::blk::block::run;
 
 const DMSETUP: &str = "/usr/sbin/dmsetup";
 
-/// A mapped device; gone when dropped.
+/// A mapped device, which is removed on drop.
 pub(crate) struct Mapped {
     name: String,
 }
 
 impl Mapped {
-    /// One called after `id` that does as `table` says.
+    /// Creates a device that is named after `id` and mapped by `table`.
     pub(crate) fn new(id: &str, table: &str) -> Self {
         let name = format!("splitring-{}-{id}", std::process::id());
         dmsetup(&["create", &name, "--table", table]);
@@ -29,7 +29,7 @@ impl Mapped {
         format!("/dev/dm-{}", dmsetup(&columns)).into()
     }
 
-    /// Has it do as `table` says from here on. What the page cache has for it stays there.
+    /// Replaces the table. The page cache of the device is kept.
     pub(crate) fn become_as(&self, table: &str) {
         dmsetup(&["suspend", "--nolockfs", &self.name]);
         dmsetup(&["load", &self.name, "--table", table]);
@@ -40,7 +40,7 @@ impl Mapped {
         dmsetup(&[&["message", &self.name, "0"], words].concat());
     }
 
-    /// Ends it. What a killed user had under way may take a little longer.
+    /// Removes the device. Requests of a killed process may take a little longer.
     pub(crate) fn remove(&self) {
         dmsetup(&["remove", "--retry", &self.name]);
     }
@@ -48,13 +48,13 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // It may be gone already, and a test that failed may have left it in use.
+        // It may have been removed already, and a test that failed may have left it in use.
         let words = words(&["remove", &self.name]);
         drop(Command::new(DMSETUP).args(words).output());
     }
 }
 
-/// In the lab nobody answers it from udev.
+/// Adds an option: in the lab no udev completes dmsetup's synchronisation.
 fn words<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
     [&["--noudevsync", "--noudevrules"], arguments].concat()
 }

@@ -1,6 +1,7 @@
-//! Reads, writes and trims mixed, and verified by fio, over a matrix: ring sizes and features, queues, blocks, the host's
-//! page cache or none, and on each of those disks every block size, depth and way into the guest's page cache. The plain
-//! tier runs rows in which any two of these values meet, the soak tier all of it.
+//! Mixed reads, writes and trims, verified by fio, over a matrix: ring sizes and features, queues,
+//! block sizes, with and without the host's page cache, and on each of those disks every request
+//! size and depth, with and without the guest's page cache. The plain tier runs a pairwise sample,
+//! the soak tier everything.
 
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
@@ -14,11 +15,11 @@ const BLOCKS: [u32; 2] = [512, 4096];
 const DEPTHS: [u32; 4] = [1, 8, 32, 128];
 const ON: [bool; 2] = [false, true];
 
-/// What requests may cover on disks of 512 and of 4096 bytes a block, and how many KiB they do together.
+/// Range of request sizes on disks with blocks of 512 and of 4096 bytes, and KiB of data per job.
 struct Size {
     mixed: [&'static str; 2],
-    /// At least; where the guest's page cache is left out, as many as it takes to have a whole depth of the largest
-    /// under way.
+    /// The minimum. Without the guest's page cache it is larger if a whole depth of the largest
+    /// requests needs more.
     mixed_kib: u64,
     largest_kib: u64,
     trimmed: [&'static str; 2],
@@ -56,12 +57,12 @@ const SIZES: [Size; 4] = [
     },
 ];
 const VERIFY: &str = "--verify=crc32c --verify_fatal=1";
-/// Room for what is trimmed and behind it for the deepest of the largest requests.
+/// Space for the trimmed range, and behind it for the deepest queue of the largest requests.
 const BYTES: u64 = 130 * MIB;
-/// Room for what eight fios at once hold in requests of 1 MiB at depth 128.
+/// Enough for eight instances of fio with requests of 1 MiB at depth 128.
 const MEMORY: &str = "2G";
 
-/// One disk. Blocks and below are indices of the tables above.
+/// One disk. `block` and the fields after it are indices of the tables above.
 #[derive(Clone, Copy)]
 struct Shape {
     ring: u16,
@@ -90,8 +91,9 @@ impl Shape {
     }
 }
 
-/// The first part of the disk is written, and trimmed in a random order while the rest is read and written at random;
-/// what is written is verified. There is room for `room` of the largest requests at least.
+/// Returns fio jobs. The first part of the disk is written, and trimmed in random order while the
+/// rest is read and written at random; written data is verified. There is space for at least `room`
+/// of the largest requests.
 fn mix(block: usize, size: usize, depth: u32, cached: bool, room: u32) -> String {
     let Size {
         mixed,
@@ -105,7 +107,7 @@ fn mix(block: usize, size: usize, depth: u32, cached: bool, room: u32) -> String
         u8::from(!cached)
     );
     let part = format!("--size={trimmed_kib}k {}", trimmed[block]);
-    // Through the page cache fio's requests are done one after the other, whatever the depth.
+    // Through the page cache fio has one request in flight, whatever the depth.
     let at_once = if cached { 1 } else { u64::from(room) };
     let mixed_kib = *mixed_kib.max(&(largest_kib * at_once));
     format!(
@@ -116,8 +118,8 @@ fn mix(block: usize, size: usize, depth: u32, cached: bool, room: u32) -> String
     )
 }
 
-/// The line that has fio do these jobs, the last of this size, on disk number `index`, and sees that trims came through
-/// and that what was trimmed last is zeroes.
+/// Returns the line that runs these jobs, the last of this size, with fio on disk number `index`,
+/// and checks that trims arrived and that the last trimmed range is zero.
 fn fio(index: usize, size: usize, jobs: &str) -> String {
     let file = device(index);
     let name = file.trim_start_matches("/dev/");
@@ -128,7 +130,7 @@ fn fio(index: usize, size: usize, jobs: &str) -> String {
     )
 }
 
-/// Runs these lines at once, since fio spends much of its time waiting for itself.
+/// Runs these lines concurrently, since fio often waits for itself.
 fn at_once(guest: &mut Guest, lines: impl IntoIterator<Item = String>) {
     for (number, line) in lines.into_iter().enumerate() {
         let output = format!("/tmp/output{number}");
@@ -139,7 +141,7 @@ fn at_once(guest: &mut Guest, lines: impl IntoIterator<Item = String>) {
     guest.succeed("wait; [ ! -e /tmp/failed ] || { cat $(cat /tmp/failed); false; }");
 }
 
-/// A guest with a disk for each of these keys besides its own.
+/// Boots a guest with a disk for each of these keys in addition to the root disk.
 fn boot(keys: &[String]) -> (Guest, [Vec<Disk>; 2]) {
     let (mut launch, root) = guest_of(MEMORY);
     let images: Vec<Disk> = keys.iter().map(|_| Disk::empty(BYTES)).collect();
@@ -190,7 +192,8 @@ fn what_is_written_is_read_again_in_a_pairwise_sample_of_the_matrix() {
     end(guest);
 }
 
-/// What the matrix leaves out: other backends, and other ways to make writes stable.
+/// Configurations that the matrix does not have: other backends, and other ways to make writes
+/// stable.
 const OTHERS: [&str; 6] = [
     "",
     ",aio=plain,direct=on",
@@ -214,7 +217,7 @@ fn what_is_written_is_read_again_however_the_host_is_asked() {
     end(guest);
 }
 
-/// All disks with rings of this kind.
+/// Returns all disks with rings of this kind.
 fn shapes(ring: u16, event_idx: bool, indirect: bool) -> Vec<Shape> {
     let mut shapes = Vec::new();
     for queues in QUEUES {

@@ -1,5 +1,5 @@
-//! Power cuts behind a stock guest that makes its files stable: what it was told is stable is there afterwards, and the
-//! journal is clean. The disk is one in memory that forgets what was not flushed.
+//! Power cuts of a stock guest that makes its files stable: data that was acknowledged as stable
+//! survives, and the journal is clean. The disk is in memory and loses what was not flushed.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use splitring_devices::disk::doubles::{FaultyDisk, MemoryDisk};
 use splitring_tests::live::Live;
 
 const BYTES: u64 = 24 << 20;
-/// Files a guest makes stable before the power is cut.
+/// Files that a guest makes stable before the power cut.
 const FILES: u32 = 25;
 
 /// How writes become stable on one of the disks.
@@ -20,7 +20,7 @@ struct Way {
     keys: fn(&mut DiskConfig),
     /// Typed before the disk is mounted.
     prepare: &'static str,
-    /// The disk does not do what makes writes stable.
+    /// The disk ignores what makes writes stable.
     careless: bool,
 }
 
@@ -31,21 +31,21 @@ const WAYS: [Way; 4] = [
         prepare: "true",
         careless: false,
     },
-    // The guest switches the cache off, which CONFIG_WCE lets it.
+    // The guest disables the cache, which CONFIG_WCE allows.
     Way {
         id: "switched",
         keys: |_| {},
         prepare: "echo 'write through' >/sys/block/vdc/cache_type",
         careless: false,
     },
-    // The guest finds no cache and never flushes.
+    // The guest sees no cache and never flushes.
     Way {
         id: "through",
         keys: |disk| disk.hide = vec![Hidden::Flush, Hidden::ConfigWce],
         prepare: "true",
         careless: false,
     },
-    // A device without its fdatasync. If this one passed, the others would say nothing.
+    // A disk without fdatasync. If it passed, the test would prove nothing.
     Way {
         id: "mutant",
         keys: |_| {},
@@ -54,13 +54,13 @@ const WAYS: [Way; 4] = [
     },
 ];
 
-/// A disk with its medium.
+/// A disk and its medium.
 struct Medium {
     memory: Arc<MemoryDisk>,
     disk: Arc<FaultyDisk>,
 }
 
-/// The disks, which outlive the machines they are in.
+/// The disks, which outlive their machines.
 struct Shelf(Vec<Medium>);
 
 impl Shelf {
@@ -73,7 +73,7 @@ impl Shelf {
         Self(WAYS.iter().map(medium).collect())
     }
 
-    /// A machine with all of them.
+    /// Boots a machine with all disks.
     fn boot(&self) -> Live {
         let mut own = Resources::options();
         let mut configs = Vec::new();
@@ -91,7 +91,7 @@ impl Shelf {
         live
     }
 
-    /// The power goes, and with it about half of what was not made stable.
+    /// Cuts the power: about half of what was not made stable is lost.
     fn cut(&self, seed: u64) {
         for medium in &self.0 {
             let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -105,7 +105,7 @@ impl Shelf {
     }
 }
 
-/// The device file and the mount point of each disk.
+/// Returns the device file and the mount point of each disk.
 fn places() -> impl Iterator<Item = (&'static Way, String, String)> {
     WAYS.iter().zip('b'..).map(|(way, letter)| {
         let device = format!("/dev/vd{letter}");
@@ -113,8 +113,9 @@ fn places() -> impl Iterator<Item = (&'static Way, String, String)> {
     })
 }
 
-/// A shell loop that writes files into `dir`, each made stable and then said to be so by the name of `id` before the
-/// next. File `n` of round `r` holds both numbers in its 3000 bytes.
+/// Returns a shell loop that writes files into `dir`. It makes each file stable and then reports it
+/// with the name `id`, before it writes the next. File `n` of round `r` contains both numbers in
+/// its 3000 bytes.
 pub(crate) fn writer(id: &str, dir: &str, round: u32) -> String {
     format!(
         "{{ i=0; while i=$((i+1)); yes {round}.$i | head -c 3000 >{dir}/{round}.$i; sync {dir}/{round}.$i {dir}; \
@@ -122,18 +123,19 @@ pub(crate) fn writer(id: &str, dir: &str, round: u32) -> String {
     )
 }
 
-/// Reads the console until the writers of all `ids` have said so of the last file that counts.
+/// Reads the console until the writers of all `ids` have reported the last file that counts.
 pub(crate) fn wait_for_all(ids: &[&str], mut next: impl FnMut() -> String) {
     let mut missing: Vec<String> = ids.iter().map(|id| format!("{id} {FILES}")).collect();
     while !missing.is_empty() {
         let said = next();
-        // Shown if this is where the test ends.
+        // Shown if the test ends here.
         println!("stable {said}");
         missing.retain(|last| *last != said);
     }
 }
 
-/// Mounts the disk again; whether what round `round` made stable is on it, its journal clean. `run` types a line.
+/// Mounts the disk again. Returns an error unless everything that round `round` made stable is on
+/// it and its journal is clean. `run` types a line.
 pub(crate) fn check(
     mut run: impl FnMut(&str) -> (String, i32),
     device: &str,
@@ -157,7 +159,7 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Has the guest write on all disks and cuts the power in the middle.
+/// Lets the guest write to all disks, and cuts the power in the middle.
 fn write_and_cut(shelf: &Shelf, mut live: Live, round: u32) {
     let loops: Vec<String> = places()
         .map(|(way, _, dir)| writer(way.id, &dir, round))
@@ -165,7 +167,7 @@ fn write_and_cut(shelf: &Shelf, mut live: Live, round: u32) {
     live.type_line(&format!("{} sleep 600", loops.join(" ")));
     let ids: Vec<&str> = WAYS.iter().map(|way| way.id).collect();
     wait_for_all(&ids, || live.wait_for("stable ").1);
-    // With the machine go its requests in flight: nothing is written after the cut.
+    // The machine's requests in flight end with it: nothing is written after the cut.
     drop(live);
     shelf.cut(u64::from(round));
 }
@@ -189,7 +191,10 @@ fn rounds(range: std::ops::Range<u32>) {
         for (way, device, dir) in places() {
             let checked = check(|line| live.run(line), &device, &dir, round);
             if way.careless {
-                assert!(checked.is_err(), "nobody would notice a lost fdatasync");
+                assert!(
+                    checked.is_err(),
+                    "the test would not notice a lost fdatasync"
+                );
                 live.run(&format!("umount {dir}"));
                 live.succeed(&format!(
                     "mkfs.ext4 -F -q -b 1024 {device} && mkdir -p {dir} && mount {device} {dir}"

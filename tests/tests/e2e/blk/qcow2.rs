@@ -1,5 +1,5 @@
-//! A qcow2 image on a backing file behind a stock guest; `qemu-img` makes it and judges what became of it. The VMM is the
-//! library in this process, with the optional feature.
+//! A qcow2 image with a backing file, used by a stock guest. `qemu-img` creates it and checks the
+//! result. The VMM is the library in this process, with the optional feature.
 
 use std::fs;
 use std::path::Path;

@@ -9,18 +9,18 @@ use splitring_tests::dmesg;
 use splitring_tests::guest::{Guest, Launch};
 use splitring_tests::network::{Tap, Toolbox, collect, content, serve};
 
-/// The guest's shell would take its own, simpler ones.
+/// Full paths, because the guest's shell has simpler ones built in.
 pub(crate) const IP: &str = "/usr/bin/ip";
 pub(crate) const PING: &str = "/usr/bin/ping";
 
-/// The host's end: the programs for it. Every test has its own, so that they can run side by side.
+/// The programs of the host's end. Every test has its own, so that tests can run at the same time.
 pub(crate) struct Host {
     pub(crate) tools: Toolbox,
     _disk: Disk,
 }
 
 impl Host {
-    /// Returns none, noted as a skipped test, where no networks can be made.
+    /// Returns `None`, and records a skipped test, if no networks can be created.
     pub(crate) fn new() -> Option<Self> {
         if !needs::networks() || !needs::block_devices() {
             return None;
@@ -33,7 +33,7 @@ impl Host {
     }
 }
 
-/// The names and addresses of one test's network.
+/// Names and addresses of one test's network.
 pub(crate) struct Net {
     pub(crate) tap: String,
     pub(crate) host: String,
@@ -51,12 +51,12 @@ impl Net {
         }
     }
 
-    /// The tap device, made with `flags` of `ip tuntap`.
+    /// Creates the TAP device, with `flags` of `ip tuntap`.
     pub(crate) fn tap<'h>(&self, host: &'h Host, flags: &str) -> Tap<'h> {
         Tap::create(&host.tools, &self.tap, flags, &format!("{}/24", self.host))
     }
 
-    /// Boots a guest with tools and this card, and gives it its address.
+    /// Boots a guest with tools and this network device, and configures its address.
     pub(crate) fn boot(&self, root: &Disk, cpus: u32, keys: &str) -> Guest {
         let kernel = Kernel::named("6.12-cloud");
         let launch = Launch::new(&kernel, Image::Vmlinux)
@@ -65,7 +65,7 @@ impl Net {
         self.boot_as(launch, keys)
     }
 
-    /// The same of a guest that is laid out otherwise.
+    /// Like [`Net::boot`], with another configuration of the guest.
     pub(crate) fn boot_as(&self, launch: Launch, keys: &str) -> Guest {
         let mut guest = launch
             .option("--net", format!("tap={}{keys}", self.tap))
@@ -74,7 +74,8 @@ impl Net {
         guest
     }
 
-    /// Has `play` play with a guest on this network, whose card has `keys`; the guest must have nothing to complain of.
+    /// Runs `play` with a guest on this network, whose network device has `keys`. The guest's log
+    /// must have no unexpected message.
     pub(crate) fn with_guest(
         &self,
         cpus: u32,
@@ -95,7 +96,7 @@ impl Net {
         guest.power_off();
     }
 
-    /// The line that gives the guest its address and waits for the host.
+    /// Returns the line that configures the guest's address and waits for the host.
     pub(crate) fn set_up(&self) -> String {
         format!(
             "ip addr add {}/24 dev eth0 && ip link set eth0 up && ping -q -c 2 -w 60 {}",
@@ -103,7 +104,7 @@ impl Net {
         )
     }
 
-    /// Gives `bytes` bytes to the guest, which the line stores in `/tmp/blob`.
+    /// Sends `bytes` bytes to the guest; the returned line stores them in `/tmp/blob`.
     pub(crate) fn give(&self, bytes: usize) -> (JoinHandle<()>, String) {
         let server = serve(&format!("{}:{}", self.host, self.port), content(bytes));
         let line = format!(
@@ -113,19 +114,19 @@ impl Net {
         (server, line)
     }
 
-    /// Takes what the line sends back.
+    /// Receives what the returned line sends.
     pub(crate) fn take(&self) -> (JoinHandle<Vec<u8>>, String) {
         let back = collect(&format!("{}:{}", self.host, self.port));
         let line = format!("busybox nc {} {} </tmp/blob", self.host, self.port);
         (back, line)
     }
 
-    /// The same bytes both ways over TCP, compared whole.
+    /// Transfers the same bytes in both directions over TCP and compares them.
     pub(crate) fn transfer(&self, guest: &mut Guest) {
         self.transfer_under(guest, 8 << 20, "");
     }
 
-    /// The same of `bytes` bytes while the guest does `meanwhile`, once in each direction.
+    /// Transfers `bytes` bytes in each direction while the guest does `meanwhile`.
     #[track_caller]
     pub(crate) fn transfer_under(&self, guest: &mut Guest, bytes: usize, meanwhile: &str) {
         let under = |line: &str| format!("{{ {line}; }} & load=$!; ({meanwhile} :) && wait $load");
@@ -140,7 +141,7 @@ impl Net {
         );
     }
 
-    /// A counter of the tap device's, as the kernel keeps them.
+    /// Returns a counter of the TAP device from sysfs.
     pub(crate) fn count(&self, name: &str) -> u64 {
         let path = format!("/sys/class/net/{}/statistics/{name}", self.tap);
         let text = fs::read_to_string(&path).unwrap_or_else(|why| panic!("{path}: {why}"));

@@ -1,4 +1,5 @@
-//! What an operator gets wrong, over the real binary: one clear error each, which names the thing and the remedy.
+//! Mistakes of an operator, with the real binary: one clear error each, which names the object and
+//! the remedy.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,7 +13,7 @@ use crate::net::live::until;
 const USAGE: i32 = 2;
 const FAILURE: i32 = 1;
 
-/// Who runs it.
+/// The user that runs it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Who {
     Root,
@@ -20,7 +21,7 @@ enum Who {
 }
 use Who::{Nobody, Root};
 
-/// `--net`, who, the exit code, and what the message must say.
+/// `--net`, the user, the exit code, and what the message must contain.
 const TABLE: &[(&str, Who, i32, &[&str])] = &[
     (
         "tap=spnone",
@@ -176,7 +177,7 @@ fn every_mistake_gets_one_clear_error_that_names_the_remedy() {
          ip tuntap add spmany mode tap multi_queue; ip tuntap add spbusy mode tap; ip link set spbusy up",
     );
     let busy = run("tap=spbusy", Root, None, true);
-    // Without anybody at its other end it has no carrier.
+    // Without a process at its other end it has no carrier.
     until("the tap is taken", || {
         let carrier = std::fs::read_to_string("/sys/class/net/spbusy/carrier");
         carrier.is_ok_and(|carrier| carrier.trim() == "1")
@@ -215,7 +216,7 @@ fn run(net: &str, who: Who, user: Option<&User>, stay: bool) -> std::process::Ch
         "uid {UID} needs its directory"
     );
     if net == "passt=on" {
-        // Where nothing is found, passt is not either.
+        // With this search path passt is not found.
         words.extend(["/usr/bin/env", "PATH=/nowhere"].map(Into::into));
     }
     words.push(binary.into());

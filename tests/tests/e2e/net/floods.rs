@@ -1,4 +1,4 @@
-//! Packets by the thousand, every one accounted for: delivered, or counted where it was dropped.
+//! Thousands of packets, all accounted for: delivered, or counted where they were dropped.
 
 use std::net::UdpSocket;
 
@@ -10,22 +10,22 @@ use splitring_tests::live::Live;
 use crate::net::ends::{Host, IP, Net, PING};
 use crate::net::live::{card, until};
 
-/// What each place has counted so far.
+/// All counters.
 #[derive(Debug, Clone, Copy)]
 struct Counts {
-    /// Frames the tap took from the host, and those it had no room for.
+    /// Frames that the TAP device took from the host, and those that it had no space for.
     offered: u64,
     refused: u64,
-    /// What the VMM received and delivered.
+    /// Frames that the VMM received and delivered.
     delivered: u64,
     lost: u64,
-    /// What the guest's driver saw come.
+    /// Frames that the guest's driver received.
     guest_received: u64,
-    /// And go.
+    /// Frames that the guest's driver sent.
     guest_sent: u64,
     forwarded: u64,
     kept_back: u64,
-    /// What the tap got from the VMM.
+    /// Frames that the TAP device received from the VMM.
     arrived: u64,
 }
 
@@ -57,7 +57,7 @@ impl Flood {
         }
     }
 
-    /// Waits until nothing is under way, and checks that nothing got lost.
+    /// Waits until nothing is in flight, and checks that nothing was lost.
     fn settle(&mut self) -> Counts {
         let mut last = self.counts();
         until("all are accounted for", || {
@@ -77,7 +77,7 @@ impl Flood {
             .expect("a route");
         let mut sent = 0;
         while sent < packets {
-            // The guest's refusals come as errors instead of a send.
+            // A refusal by the guest is reported as the error of a later send.
             sent += u64::from(socket.send(&[0; 22]).is_ok());
         }
     }
@@ -91,7 +91,8 @@ impl Flood {
              for word in 'count {packets}' 'pkt_size 60' 'delay 0' 'dst_mac {mac}' 'dst {to}'; do \
              echo $word >eth0; done; cd /root"
         ));
-        // It answers when all are out; on a slow machine that is longer than any one line may take.
+        // It answers when all packets have been sent; on a slow machine that takes longer than the
+        // limit of a line.
         self.live
             .succeed("(echo start >/proc/net/pktgen/pgctrl; touch /tmp/done) >/dev/null 2>&1 &");
         while self.live.run("[ -e /tmp/done ]").1 != 0 {
@@ -107,7 +108,7 @@ fn flood(number: u8, packets: u64) {
     let _tap = net.tap(&host, "");
     let modules = Kernel::named("6.12-cloud").extra_modules();
     let modules = DiskConfig::new(modules).readonly(true);
-    // A small ring, so that it runs dry.
+    // A small ring, so that it runs empty.
     let small = card(&net).queue_size(64);
     let live = Live::boot_all("flood", vec![modules], vec![small], Resources::options());
     let mut flood = Flood { live, net };
@@ -116,7 +117,7 @@ fn flood(number: u8, packets: u64) {
     flood.live.succeed(
         "mkdir -p /tmp/extra && tar -xf /dev/vdb -C /tmp/extra && insmod /tmp/extra/pktgen.ko",
     );
-    // A flooded guest does not answer in time whether it is still there, and the host then drops what is for it.
+    // A flooded guest answers neighbour discovery too late, and the host would drop its frames.
     let mac = flood.live.succeed("cat /sys/class/net/eth0/address");
     host.tools.sh(&format!(
         "{IP} neigh replace {} lladdr {} nud permanent dev {}",
@@ -134,12 +135,12 @@ fn flood(number: u8, packets: u64) {
         .expect("there")
         .received
         .waits;
-    assert!(waits > 0, "the ring never ran dry");
+    assert!(waits > 0, "the ring never ran empty");
     flood.flood_host(packets);
     let end = flood.settle();
     assert!(end.guest_sent - middle.guest_sent >= packets, "{end:?}");
     println!("{packets} packets each way: {start:?} {middle:?} {end:?}, {waits} waits");
-    // Dry rings have been filled again: the card works as ever.
+    // The empty rings have been refilled: the device works as before.
     let ping = format!("{PING} -q -c 5 -w 60 {}", flood.net.host);
     flood.live.succeed(&ping);
     flood.live.machine.stop();

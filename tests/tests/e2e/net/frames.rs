@@ -50,7 +50,7 @@ fn vlans_multicast_promiscuity_and_a_changed_address_work() {
     host.tools.sh(&format!(
         "ip link add link {tap} name v{tap} type vlan id 5 && ip addr add 10.78.4.1/24 dev v{tap} && ip link set v{tap} up"
     ));
-    // Without the tag's filter open nothing with it passes, whatever it says.
+    // Without its VLAN in the filter table no tagged frame passes.
     guest.succeed(&format!(
         "{IP} link add link eth0 name eth0.6 type vlan id 6 && ip addr add 10.78.4.2/24 dev eth0.6 && {IP} link set eth0.6 up"
     ));
@@ -117,7 +117,7 @@ mod soak {
     fn every_size_from_68_to_9000_passes_whole() {
         let net = Net::number(8);
         net.with_guest(1, ",mtu=9000", |guest, tap, _| {
-            // Every power of two and its neighbours, and a few between.
+            // Every power of two with its neighbours, and some sizes in between.
             let sizes = [
                 68, 69, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1279, 1280,
                 1281, 1499, 1500, 1501, 2047, 2048, 2049, 4095, 4096, 4097, 8191, 8192, 8193, 8999,

@@ -1,4 +1,5 @@
-//! Links that go down and come up, and guests that are paused, with Splitring as a library in this process.
+//! Links that go down and up, and guests that are paused, with Splitring as a library in this
+//! process.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -15,7 +16,7 @@ pub(crate) fn card(net: &Net) -> NetConfig {
     NetConfig::tap(net.tap.clone())
 }
 
-/// Waits for `done`.
+/// Waits until `done` returns true.
 #[track_caller]
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -42,7 +43,7 @@ fn a_link_that_goes_down_and_up_is_seen_and_a_pause_is_announced() {
         live.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]");
         live.succeed(&format!("{PING} -q -c 1 -w 60 {}", net.host));
     }
-    // A host that takes unasked announcements learns the guest's address from one.
+    // A host that accepts gratuitous ARP learns the guest's address from an announcement.
     let accept = format!("/proc/sys/net/ipv4/conf/{}/arp_accept", net.tap);
     fs::write(accept, "1").expect("we are root");
     host.tools.sh(&format!("ip neigh flush dev {}", net.tap));
@@ -75,7 +76,7 @@ fn a_flood_at_a_stopped_guest_is_delivered_or_counted_once_it_goes_on() {
         let socket = UdpSocket::bind((net.host.as_str(), 0)).expect("our own address");
         socket.connect((net.guest.as_str(), 9)).expect("a route");
         for _ in 0..FLOOD {
-            // The guest refuses what arrives, and that comes back as an error of a later call.
+            // The guest refuses the datagrams, which is reported as an error of a later call.
             drop(socket.send(&[0; 64]));
         }
         live.machine.resume().expect("resumes");
@@ -86,7 +87,7 @@ fn a_flood_at_a_stopped_guest_is_delivered_or_counted_once_it_goes_on() {
             received.frames + received.dropped.sum() == net.count("tx_packets")
         });
         live.succeed(&format!("{PING} -q -c 2 -w 60 {}", net.host));
-        // Errors come instead of some sends; everything that was sent is one or the other.
+        // Some sends report an error instead; every datagram that was sent is delivered or dropped.
         assert!(tap() - before <= FLOOD + 100, "{}", tap() - before);
         assert!(tap() - before >= FLOOD / 2, "{}", tap() - before);
     }

@@ -1,4 +1,5 @@
-//! An ordinary user's network through passt, to a host in a namespace: IPv4, IPv6, names, forwarded ports.
+//! An ordinary user's network through passt, to a host in a namespace: IPv4, IPv6, names, forwarded
+//! ports.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
@@ -14,7 +15,8 @@ use splitring_tests::user::User;
 
 use crate::net::ends::{Host, check_log};
 
-/// The user's own host, its gateway, which passt makes stand for the host itself, and what is behind that.
+/// The user's host; its gateway, which passt maps to the host itself; and a host behind the
+/// gateway.
 const NEAR4: &str = "192.0.2.2";
 const NEAR6: &str = "2001:db8::2";
 const GATE4: &str = "192.0.2.1";
@@ -22,22 +24,23 @@ const GATE6: &str = "2001:db8::1";
 const FAR4: &str = "198.51.100.1";
 const FAR6: &str = "2001:db8:1::1";
 const NAME: &str = "far.test";
-/// On the user's host, and where the guest listens.
+/// The forwarded port of the user's host, and the guest's port.
 const FORWARDED: (u16, u16) = (2222, 22);
 const PORT: u16 = 5000;
 const TRANSFER: usize = 4 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes a file to read nothing from that has no end. A guest that has shut its own direction gets the first bytes over
-/// and over from Debian 12's passt, which takes no acknowledgement any more.
+/// Creates a FIFO that is never closed and has no data. To a guest that has shut down its own
+/// direction, Debian 12's passt sends the first bytes repeatedly, because it no longer accepts
+/// acknowledgements.
 const STILL_OPEN: &str = "[ -p /tmp/open ] || mkfifo /tmp/open;";
 
-/// Writes what a DHCP client does with an answer; typed lines are one line each.
+/// Writes a script for the DHCP client; typed lines are one line each.
 const LEASE: &str = "printf '%s\\n' '#!/bin/busybox sh' '[ $1 = bound ] || exit 0' \
     'ip addr add $ip/$mask dev $interface' 'ip route add default via $router' \
     'for server in $dns; do echo nameserver $server; done >/etc/resolv.conf' >/tmp/lease && chmod +x /tmp/lease";
 
-/// The two hosts and the user on one of them.
+/// The two hosts, and the user on one of them.
 struct World {
     user: User,
     near: Namespace,
@@ -66,7 +69,7 @@ impl World {
             tools,
             &format!("ip addr add {FAR4}/32 dev lo && ip addr add {FAR6}/128 dev lo nodad"),
         );
-        // passt pings with sockets that an ordinary user has only where the kernel is told so.
+        // passt pings with sockets that ordinary users may open only with this kernel setting.
         near.run(|| std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"))
             .expect("we are root");
         let answers = Answers {
@@ -102,7 +105,8 @@ impl World {
         guest
     }
 
-    /// The same bytes both ways between the guest and the far host, reached by its name or address.
+    /// Transfers the same bytes in both directions between the guest and the far host, by name or
+    /// address.
     fn transfer(&self, guest: &mut Guest, address: &str, peer: &str) {
         let at = if address.contains(':') {
             format!("[{address}]:{PORT}")
@@ -120,7 +124,7 @@ impl World {
         assert!(back.join().expect("all came back") == bytes, "to {peer}");
     }
 
-    /// A line to the guest's port and its answer, from the far host to the user's.
+    /// Sends a line to the guest's port, and its answer back, from the far host through the user's.
     fn forwarded_tcp(&self, guest: &mut Guest) {
         let (host, inside) = FORWARDED;
         guest.succeed(&format!(
@@ -130,7 +134,8 @@ impl World {
         let heard = self.far.run(|| {
             let start = Instant::now();
             loop {
-                // passt takes the connection before the guest does, and drops it if nobody listens there yet.
+                // passt accepts the connection before the guest does, and drops it if nothing
+                // listens there yet.
                 let mut text = String::new();
                 let asked = TcpStream::connect((NEAR4, host)).and_then(|mut stream| {
                     stream.write_all(b"hello from afar\n")?;
@@ -148,7 +153,7 @@ impl World {
         assert_eq!(guest.succeed("cat /tmp/heard"), "hello from afar\n");
     }
 
-    /// Datagrams to the guest's port come back.
+    /// Sends datagrams to the guest's port, which returns them.
     fn forwarded_udp(&self, guest: &mut Guest) {
         let (host, inside) = FORWARDED;
         guest.succeed(&format!(
@@ -164,7 +169,7 @@ impl World {
             let mut answer = [0; 100];
             loop {
                 assert!(start.elapsed() < PATIENCE, "no answer by UDP");
-                // A refusal comes as an error of the next call.
+                // A refusal is reported as an error of the next call.
                 if socket.send(b"one").is_ok()
                     && let Ok(len) = socket.recv(&mut answer)
                 {
@@ -196,7 +201,8 @@ fn start_passt(world: &World, socket: &Path) -> Daemon {
     passt
 }
 
-/// The processes of passt's, which gives itself a name for the CPU; the test's own begins like it.
+/// Returns the passt processes. passt's process name depends on the CPU; the test's own starts with
+/// the same word.
 fn passts() -> Vec<String> {
     let entries = std::fs::read_dir("/proc").expect("proc is mounted");
     let names =
@@ -230,7 +236,7 @@ mod soak {
             0,
             "a name nobody has"
         );
-        // Whichever of its addresses the guest takes.
+        // Whichever of its addresses the guest chooses.
         world.transfer(&mut guest, "::", NAME);
         world.forwarded_tcp(&mut guest);
         world.forwarded_udp(&mut guest);
@@ -251,7 +257,7 @@ mod soak {
         world.transfer(&mut guest, FAR4, FAR4);
         world.transfer(&mut guest, FAR6, FAR6);
         world.forwarded_tcp(&mut guest);
-        // The driver starts the card anew: neither stream loses its place.
+        // The driver restarts the device: neither direction of the stream loses its position.
         guest.succeed("ip link set eth0 down && ip link set eth0 up");
         guest.succeed(
             "cd /sys/bus/virtio/drivers/virtio_net && for d in virtio*; do echo $d >unbind && echo $d >bind; done; cd /root",

@@ -1,12 +1,12 @@
-//! iperf3 both ways over every kind of queue and address. What it reaches is for `cargo xtask bench net` to say; here it
-//! has to get through.
+//! iperf3 in both directions over every kind of queue and address. `cargo xtask bench net` measures
+//! rates; here iperf3 only has to complete.
 
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
 
 use crate::net::ends::{Host, IP, Net, check_log};
 
-/// One run; what the receiving end got, in bytes a second.
+/// Runs iperf3. Returns the receiver's rate in bits per second.
 fn run(guest: &mut Guest, address: &str, port: u16, options: &str) -> f64 {
     let line =
         format!("iperf3 -J -c {address} -p {port} -t 1 {options} >/tmp/iperf; cat /tmp/iperf");

@@ -1,5 +1,5 @@
-//! What is transferred arrives whole, whatever offloads and queues are switched meanwhile, and whichever way of receiving
-//! the driver has.
+//! Transfers arrive complete, whatever offloads and queues are switched meanwhile, and whatever
+//! receive mode the driver uses.
 
 use splitring_tests::guest::Guest;
 
@@ -7,11 +7,11 @@ use crate::net::ends::{Net, PING};
 
 const OFFLOADS: [&str; 5] = ["rx", "tx", "tso", "gso", "gro"];
 const UNDER_LOAD: usize = 4 << 20;
-/// Feature bits, by their place in sysfs.
+/// Feature bits, by their position in sysfs.
 const GUEST_TSO4: usize = 7;
 const MRG_RXBUF: usize = 15;
 
-/// Transfers while offloads go from their opposites to `combination`, a bit each, and back.
+/// Transfers while the offloads switch from the inverse of `combination` (one bit each) to it.
 fn switch_under_load(guest: &mut Guest, net: &Net, combination: u32) {
     let words = |inverted: bool| -> String {
         let bits = (0..).zip(OFFLOADS);
@@ -21,7 +21,7 @@ fn switch_under_load(guest: &mut Guest, net: &Net, combination: u32) {
         })
         .collect()
     };
-    // What a kernel has no switch for it refuses, and does the rest.
+    // A kernel refuses offloads that it can't switch, and switches the others.
     let meanwhile = format!(
         "sleep 0.1; ethtool -K eth0{} 2>/dev/null; sleep 0.1; ethtool -K eth0{} 2>/dev/null;",
         words(true),
@@ -39,7 +39,7 @@ fn offloads(net: &Net, combinations: impl Iterator<Item = u32>) {
     });
 }
 
-/// Transfers over some of four queue pairs, and whatever is to be done after that.
+/// Transfers over several of four queue pairs, then runs `then`.
 fn four_queue_pairs(net: &Net, then: impl FnOnce(&mut Guest)) {
     net.with_guest(4, ",queues=4", |guest, _, _| {
         for pairs in [4, 1, 3] {
@@ -59,7 +59,8 @@ fn transfers_arrive_whole_with_every_kind_of_offload_switched_off() {
         for offload in [
             "gro off", "tso off", "gso off", "rx off", "tx off", "sg off",
         ] {
-            // What goes off takes what needs it along, so this goes from everything to nothing.
+            // Switching one off also switches off its dependents, so this ends with all of them
+            // off.
             guest.run(&format!("ethtool -K eth0 {offload}"));
             net.transfer(guest);
         }
@@ -72,7 +73,7 @@ fn four_queue_pairs_work() {
     four_queue_pairs(&Net::number(18), |_| {});
 }
 
-/// A guest that is not offered `hidden` receives its other way.
+/// A guest that is not offered `hidden` uses another receive mode.
 fn receive(number: u8, hidden: &str, lacking: &[usize]) {
     let net = Net::number(number);
     net.with_guest(1, &format!(",hide={hidden}"), |guest, _, _| {

@@ -1,4 +1,4 @@
-//! A tap device that was made for an ordinary user needs no privilege, not even one that could be had.
+//! A TAP device that was created for an ordinary user needs no privilege.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ fn a_tap_device_of_ones_own_is_used_under_an_empty_bounding_set_and_within_limit
     }
     let start = Instant::now();
     net.transfer_under(&mut guest, 2 << 20, "");
-    // Two MiB each way at one a second, less the burst that comes through at once.
+    // Two MiB in each direction at one per second, minus the burst that passes at once.
     assert!(
         start.elapsed() > Duration::from_secs(3),
         "{:?}",

@@ -12,12 +12,13 @@ use tempfile::TempDir;
 
 use crate::scsi::{boot, launch};
 
-/// Files of sizes around the blocks of a CD-ROM, of which the last is read in many long requests.
+/// File sizes around multiples of a CD-ROM's block size. The last file is read with many long
+/// requests.
 const SIZES: [usize; 6] = [0, 1, 2047, 2048, 2049, 5_000_001];
 const DEEP: &str =
     "a directory/in another/A name longer than the eight letters and three that ISO 9660 allows";
 
-/// What `program` says in `dir`.
+/// Returns the output of `program` in `dir`.
 fn say(program: &str, arguments: &[&str], dir: &Path) -> String {
     let output = Command::new(program)
         .args(arguments)
@@ -29,7 +30,7 @@ fn say(program: &str, arguments: &[&str], dir: &Path) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// Burns a disc with files, directories and a link, and with their sums.
+/// Writes an image with files, directories and a link, and with their checksums.
 fn burn(image: &Path) {
     let tree = TempDir::new_in("/dev/shm").expect("a directory in memory");
     let place = |name: &str| tree.path().join(name);
@@ -50,7 +51,7 @@ fn burn(image: &Path) {
     );
     fs::write(place("sums"), sums).expect("a file in memory");
     let image = image.to_str().expect("a path of ours");
-    // With Rock Ridge: names as they are, and links.
+    // With Rock Ridge: unchanged names, and links.
     say(
         "genisoimage",
         &["-quiet", "-R", "-V", "SPLITRING", "-o", image, "."],
@@ -77,7 +78,7 @@ fn a_cdrom_is_mounted_and_all_on_it_is_what_was_burnt() {
     assert_ne!(guest.run("touch /mnt/new").status, 0);
     guest.succeed("cd /root && umount /mnt");
 
-    // The disc itself, block by block to its end, past the guest's cache.
+    // The image itself, block by block to its end, bypassing the guest's cache.
     let bytes = fs::metadata(disc.path()).expect("it was burnt").len();
     let size = guest.succeed("cat /sys/block/sr0/size");
     assert_eq!(size.trim(), (bytes / 512).to_string());

@@ -1,4 +1,5 @@
-//! The families of the conformance suite, on our disks and, where ours fail a test, on the kernel's own target.
+//! The families of the conformance suite, on Splitring's disks and, where those fail a test, on the
+//! kernel's own target.
 
 use splitring_tests::assets::{Disk, Kernel};
 use splitring_tests::guest::Guest;
@@ -6,16 +7,17 @@ use splitring_tests::guest::Guest;
 use crate::scsi::suite::{self, Family};
 use crate::scsi::{boot, guest, launch};
 
-/// With several logical blocks a physical one this test asks for the status of one block and expects the descriptor of
-/// another, which SBC-3 §5.6 does not allow; with one it passes.
+/// With several logical blocks per physical block, this test asks for the status of one block and
+/// expects the descriptor of another, which SBC-3 §5.6 does not allow. With one block it passes.
 const UNMAP_SINGLE: &str = "GetLBAStatus.UnmapSingle";
 
-/// The suite's family for Linux, of version 1.19. What it skips:
-/// - `ReadOnly`: the disk can be written; a family by itself on one that can't.
-/// - `MultipathIO`: it is given one path; a family by itself on two.
-/// - `InvalidDataOutSize`: it wants an iSCSI session; in process it is tested by `tests/scsi/conformance.rs`.
+/// The suite's family for Linux, of version 1.19. Skipped tests:
+/// - `ReadOnly`: the disk is writable; there is a separate family for a read-only one.
+/// - `MultipathIO`: there is one path; there is a separate family for two.
+/// - `InvalidDataOutSize`: needs an iSCSI session; tested in process by
+///   `tests/scsi/conformance.rs`.
 /// - `ZeroBlocks` of WRITE SAME: such commands are refused, as the block limits page says (WSNZ).
-/// - `WriteAtomic16`: not offered. No file system promises that a write is whole or not at all after a power cut.
+/// - `WriteAtomic16`: not offered. No file system promises that a write is atomic over a power cut.
 const fn linux(excused: &'static [&'static str]) -> Family {
     Family {
         skipped: &[
@@ -31,10 +33,10 @@ const fn linux(excused: &'static [&'static str]) -> Family {
     }
 }
 
-/// Loads the kernel's own SCSI target with these options; its disk is called `disk`.
+/// Loads the kernel's own SCSI target with these options; its disk is `disk`.
 fn scsi_debug(guest: &mut Guest, options: &str, disk: &str) {
     guest.load_extra("/dev/vdb", "scsi_debug");
-    // It was loaded without options, and its disk is in use while the kernel looks at it.
+    // It was loaded without options, and its disk is in use while the kernel probes it.
     guest.succeed(&format!(
         "for n in $(seq 60); do rmmod scsi_debug && break; sleep 1; done; \
          insmod /tmp/extra/scsi_debug.ko dev_size_mb=64 delay=0 \
@@ -53,7 +55,8 @@ fn conformance_of_a_disk_with_blocks_of_512() {
     linux(&[UNMAP_SINGLE]).passes(&mut guest);
 }
 
-/// With one logical block a physical one there is nothing unaligned to unmap, nor to send the wrong amount of data for.
+/// With one logical block per physical block these tests have no unaligned block to unmap, and no
+/// wrong length to send.
 const WITHOUT_SMALLER_BLOCKS: &[&str] = &[
     "ReadOnly.ReadOnlySBC",
     "MultipathIO.*",
@@ -67,8 +70,8 @@ const WITHOUT_SMALLER_BLOCKS: &[&str] = &[
     "WriteAtomic16.*",
 ];
 
-/// Two initiators, lost sessions and resets of the suite's own: it can do these over iSCSI sessions only. In process
-/// they are tested by `tests/scsi/{reservations,management}.rs`.
+/// Two initiators, lost sessions and resets: the suite tests them over iSCSI sessions only. They
+/// are tested in process by `tests/scsi/{reservations,management}.rs`.
 const SESSIONS: &[&str] = &[
     "PreventAllow.ITNexusLoss",
     "PreventAllow.Logout",
@@ -78,8 +81,9 @@ const SESSIONS: &[&str] = &[
     "PreventAllow.2ITNexuses",
 ];
 
-/// All other families. An open disk has the kernel itself lock the medium, on the same nexus, and the kernel opens a
-/// read-only disk for reading only, while the suite wants to write and be refused: those go to the generic device.
+/// All other families. When a disk is open the kernel locks the medium, on the same nexus, and it
+/// opens a read-only disk for reading only, while the suite expects refused writes: these families
+/// use the generic device.
 #[rustfmt::skip]
 const OTHERS: &[Family] = &[
     Family::whole("SCSI.Prin*", "/dev/disk-0:0:0:0", 4),
@@ -99,20 +103,21 @@ const OTHERS: &[Family] = &[
     Family { skipped: SESSIONS, ..Family::whole("SCSI.PreventAllow", "/dev/generic-0:0:0:0", 8) },
     Family::whole("SCSI.NoMedia", "/dev/generic-0:0:0:0", 1),
     Family::whole("SCSI.ReadOnly", "/dev/generic-0:0:1:0", 1),
-    // Not offered: copying between units is the host's business, its blocks can be freed by UNMAP.
+    // Not offered: the host copies between units, and UNMAP frees blocks.
     Family { skipped: &["ExtendedCopy.*"], ..Family::whole("SCSI.ExtendedCopy", "/dev/disk-0:0:0:0", 6) },
     Family { skipped: &["ReceiveCopyResults.*"], ..Family::whole("SCSI.ReceiveCopyResults", "/dev/disk-0:0:0:0", 2) },
-    // The others want sessions, to reset and to abort on.
+    // The others need sessions to reset and to abort.
     Family {
         skipped: &["MultipathIO.Reset", "MultipathIO.CompareAndWriteAsync"],
         ..Family::whole("SCSI.MultipathIO", "/dev/disk-0:0:2:0 /dev/disk-1:0:0:0", 4)
     },
-    // Of iSCSI's own framing; the two that are not skipped end at once without it.
+    // About iSCSI's own framing; the two that are not skipped return at once without it.
     Family { skipped: &["iSCSIcmdsn.*", "iSCSIdatasn.*", "iSCSIResiduals.*"], ..Family::whole("iSCSI", "/dev/disk-0:0:0:0", 15) },
 ];
 
-/// Not offered: a host's file can't be wiped in a way that could be vouched for. All tests of the suite's family but
-/// `OverwriteReserved`, in which the suite itself reads a null pointer where SANITIZE is not there.
+/// Not offered: no one can guarantee that a host's file is wiped. All tests of the suite's family
+/// except `OverwriteReserved`, in which the suite itself dereferences a null pointer without
+/// SANITIZE.
 const SANITIZE: [&str; 10] = [
     "BlockErase",
     "BlockEraseReserved",
@@ -137,7 +142,7 @@ fn conformance_of_the_other_families() {
         (&shared, ",serial=S3,share=on,controller=1"),
     ];
     let (_root, mut guest) = guest(&disks);
-    // Two controllers are looked through at the same time, so that sdX is one time this and one time that.
+    // Linux scans two controllers at the same time, so that the names sdX vary.
     guest.succeed(
         "for path in /sys/class/scsi_device/*; do \
          ln -s $(ls $path/device/block) /dev/disk-${path##*/}; \
@@ -157,7 +162,7 @@ fn conformance_of_the_other_families() {
 mod soak {
     use super::*;
 
-    /// What is excused is so only as long as the kernel's own target fails it too, being asked the same way.
+    /// A test stays excused only as long as the kernel's own target fails it in the same way.
     #[test]
     #[ignore = "needs a stock guest"]
     fn what_is_excused_fails_on_two_targets_of_the_same_geometry() {

@@ -1,18 +1,18 @@
-//! File systems on SCSI disks, and what is written to the disks themselves.
+//! File systems on SCSI disks, and data on the disks themselves.
 
 use splitring_tests::assets::{Disk, Image, Kernel};
 use splitring_tests::guest::{Guest, Launch};
 
 use crate::scsi::{boot, guest, launch};
 
-/// A guest whose root is on a SCSI disk.
+/// Boots a guest whose root is on a SCSI disk.
 fn rooted(root: &Disk, kind: &str) -> Guest {
     let kernel = Kernel::named("6.12-cloud");
     let launch = Launch::new(&kernel, Image::Vmlinux);
     launch.scsi_root_disk(root.path(), kind).boot()
 }
 
-/// What is on a root disk stays there over a restart.
+/// Checks that the content of a root disk survives a restart.
 fn keeps(root: &Disk, kind: &str) {
     let mut guest = rooted(root, kind);
     let mounts = guest.succeed("grep ' / ' /proc/mounts");
@@ -32,7 +32,7 @@ fn a_guest_lives_on_an_ext4_root() {
     keeps(&Disk::copy_of("root"), "ext4");
 }
 
-/// Configurations, each on a controller of its own, and what runs on them.
+/// Configurations, each on a separate controller, and the fio job for each.
 const SAMPLE: [(&str, &str); 6] = [
     ("", "--rw=randwrite --bs=4k --iodepth=32 --direct=1"),
     (
@@ -113,7 +113,7 @@ mod soak {
         let (_root, launch) = launch();
         let mut guest = boot(launch.memory("768M").cpus(2), &disks);
         for (host, (keys, options)) in SAMPLE.iter().enumerate() {
-            // Controllers are looked through at the same time: which disk is sdX is not known before.
+            // Linux scans controllers at the same time: the names sdX are not known in advance.
             let file = guest.succeed(&format!(
                 "ls /sys/class/scsi_device/{host}:0:0:0/device/block"
             ));

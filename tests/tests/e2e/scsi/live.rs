@@ -1,7 +1,5 @@
-//! SCSI disks that come, go and change size under a running stock guest, and machines that share one: with Splitring
-//! as a library in this process.
-//!
-//! Run by `cargo xtask test`, which knows where a stock kernel can run.
+//! SCSI disks that are added, removed and resized while a stock guest runs, and machines that share
+//! one disk: with Splitring as a library in this process.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -52,7 +50,7 @@ fn disks_come_grow_and_go_under_load_without_a_rescan() {
         controller.remove("second").expect("removed");
         live.until("[ ! -e /sys/block/sdb ]");
         live.succeed("killall fio 2>/dev/null; sleep 1; true");
-        // Its image is nobody's any more, and the other disk has not noticed.
+        // Its image is unlocked, and the other disk is not affected.
         let alone = std::fs::File::options()
             .write(true)
             .open(second.path())
@@ -64,7 +62,7 @@ fn disks_come_grow_and_go_under_load_without_a_rescan() {
     live.machine.stop();
 }
 
-/// Adds a disk whose next requests meet `fates`, once the guest has looked at it and is done with that.
+/// Adds a disk whose next requests have these `fates`, after the guest has probed it.
 fn add_faulty(live: &mut Live, controller: &ScsiHandle, device: &str) -> Arc<FaultyDisk> {
     let disk = Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(16 << 20))));
     let shared: Arc<FaultyDisk> = Arc::clone(&disk);
@@ -72,13 +70,13 @@ fn add_faulty(live: &mut Live, controller: &ScsiHandle, device: &str) -> Arc<Fau
         .add(UnitConfig::new("faulty"), shared)
         .expect("added");
     live.until(&format!("[ -b {device} ]"));
-    // The kernel reads the partition table on a thread of its own.
+    // The kernel reads the partition table asynchronously.
     live.succeed("udevadm settle 2>/dev/null; sleep 2; dmesg | grep -q 'sdb.*Attached SCSI disk'");
     drop(disk.seen());
     disk
 }
 
-/// Waits until `count` reads are with the disk.
+/// Waits until the disk has `count` reads in flight.
 fn reads(disk: &FaultyDisk, count: usize) {
     let start = Instant::now();
     let mut seen = 0;
@@ -108,7 +106,8 @@ fn a_reset_by_the_guest_and_a_removal_end_what_hangs_in_the_host() {
         live.succeed("sleep 1; [ ! -e /tmp/ended ]");
     };
     hang(&mut live);
-    // Linux waits for the answer to the reset, which comes when the commands have ended; then it tries them again.
+    // Linux waits for the response to the reset, which arrives when the commands have ended; then
+    // it retries them.
     live.succeed("sg_reset --device /dev/sdb");
     live.until("[ $(wc -l </tmp/ended) = 4 ]");
     assert_eq!(live.succeed("cat /tmp/ended").trim(), "0\n0\n0\n0");

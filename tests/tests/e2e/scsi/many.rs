@@ -11,10 +11,10 @@ use splitring_tests::guest::Guest;
 use crate::scsi::{boot, launch};
 
 const DISKS: usize = 256;
-/// What they may take of the process's memory.
+/// Limit on the additional memory of the process.
 const LIMIT_KIB: u64 = 4 << 10;
 
-/// A field of a process's or thread's status.
+/// Returns a field of a process's or thread's status.
 fn field(status: &str, name: &str) -> u64 {
     let text = fs::read_to_string(status).unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with(name));
@@ -22,7 +22,7 @@ fn field(status: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// How often each of its threads but the virtual CPUs has slept.
+/// Returns how often each thread other than the vCPUs' has slept.
 fn sleeps(guest: &Guest) -> BTreeMap<String, u64> {
     let threads = fs::read_dir(format!("/proc/{}/task", guest.pid())).expect("threads");
     let mut sleeps = BTreeMap::new();
@@ -39,7 +39,7 @@ fn sleeps(guest: &Guest) -> BTreeMap<String, u64> {
     sleeps
 }
 
-/// What of its memory is resident, in KiB, but for the guest's, which is a file by this name.
+/// Returns the resident set in KiB without the guest's memory, which is a file with this name.
 fn own_memory(guest: &Guest) -> u64 {
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", guest.pid())).expect("it runs");
     let (mut sum, mut guests, mut of_guest) = (0, 0, false);
@@ -58,8 +58,8 @@ fn own_memory(guest: &Guest) -> u64 {
     sum
 }
 
-/// A guest that has found `count` disks and read from each. Its memory is a file, to be told from the process's own; and
-/// no kernel waits in that to be put into the cache.
+/// Boots a guest that has found `count` disks and read from each. Its memory is a file, so that it
+/// can be told from the process's own, and no kernel waits in memory to be cached.
 fn guest_of(count: usize) -> (Vec<Disk>, Disk, Guest) {
     let disks: Vec<Disk> = (0..count).map(|_| Disk::empty(1 << 20)).collect();
     let with_keys: Vec<(&Disk, &str)> = disks.iter().map(|disk| (disk, "")).collect();
@@ -74,9 +74,9 @@ fn guest_of(count: usize) -> (Vec<Disk>, Disk, Guest) {
     (disks, root, guest)
 }
 
-/// Asserts that no thread but the virtual CPUs wakes up.
+/// Asserts that no thread other than the vCPUs' wakes up.
 fn stays_asleep(guest: &Guest) {
-    // The console may still be saying something; disks that wake anybody do so all the time.
+    // The console may still print something; disks that wake a thread do so all the time.
     let mut woken = String::new();
     for _ in 0..4 {
         std::thread::sleep(Duration::from_secs(3));
@@ -107,7 +107,7 @@ fn hundreds_of_disks_are_found_and_cost_little_memory_and_nothing_while_idle() {
     let all = own_memory(&guest);
     println!("{alone} KiB with one disk, {all} KiB with {DISKS}");
     assert!(all < alone + LIMIT_KIB, "{alone} KiB became {all} KiB");
-    // Else the root disk's journal and its timer count as well.
+    // Otherwise the root disk's journal and its timer would count as well.
     guest.succeed("sync; mount -o remount,ro /");
     stays_asleep(&guest);
     let log = guest.succeed(dmesg::COMMAND);

@@ -1,27 +1,29 @@
-//! Runs the conformance suite of libiscsi in a guest, on a disk of the kernel's, and reads what it says.
+//! Runs the conformance suite of libiscsi in a guest, on a disk of the kernel, and parses its
+//! output.
 
 use std::time::{Duration, Instant};
 
 use splitring_tests::guest::Guest;
 
-/// How long one family may take under software emulation.
+/// Time limit of one family under software emulation.
 const LIMIT: Duration = Duration::from_secs(540);
 
-/// A part of the suite and what is to come of it.
+/// A part of the suite and its expected result.
 pub(crate) struct Family {
     pub(crate) name: &'static str,
-    /// A disk, or two paths to one.
+    /// One disk, or two paths to one.
     pub(crate) devices: &'static str,
-    /// Tests it runs. A filter that matches nothing runs nothing and is content.
+    /// Number of tests that it runs. A filter that matches nothing runs nothing and succeeds.
     pub(crate) run: u32,
-    /// Tests that find no occasion, by suite and name or by suite and a star; each is justified where it is listed.
+    /// Tests that the suite skips, by suite and name or by suite and a star; each is justified
+    /// where it is listed.
     pub(crate) skipped: &'static [&'static str],
-    /// Tests that may fail, because they fail on the kernel's own target too.
+    /// Tests that may fail, because they also fail on the kernel's own target.
     pub(crate) excused: &'static [&'static str],
 }
 
 impl Family {
-    /// Everything in it runs and passes.
+    /// Returns a family that is run completely and passes.
     pub(crate) const fn whole(name: &'static str, devices: &'static str, run: u32) -> Self {
         Self {
             name,
@@ -32,7 +34,7 @@ impl Family {
         }
     }
 
-    /// Runs it and asserts all that is said of it.
+    /// Runs it and asserts the expected result.
     #[track_caller]
     pub(crate) fn passes(&self, guest: &mut Guest) {
         let verdict = run(guest, self.name, self.devices);
@@ -73,7 +75,7 @@ fn matches(pattern: &str, test: &str) -> bool {
     }
 }
 
-/// What the suite said of one family.
+/// The suite's result for one family.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     pub(crate) run: u32,
@@ -81,11 +83,12 @@ pub(crate) struct Verdict {
     pub(crate) failed: Vec<String>,
     /// By suite and name, each with the suite's reason.
     pub(crate) skipped: Vec<(String, String)>,
-    /// The suite's own words about what failed.
+    /// The suite's output about the failures.
     words: String,
 }
 
-/// What its log says, by test. A test may give several reasons why it skips: the first is kept.
+/// Extracts the results from the log, by test. A test may print several reasons for skipping: the
+/// first is kept.
 const FAILED: &str =
     r#"awk '/^Suite:/{s=$2} /^ *Test:/{t=$2} /^FAILED/||/\.\.\.FAILED/{print s "." t}' /tmp/log"#;
 const SKIPPED: &str = r#"awk '/^Suite:/{s=$2} /^ *Test:/{t=$2} /\[SKIPPED\]/&&s{k=s "." t; sub(/^.*\[SKIPPED\] */, ""); if (k != last) print k "|" $0; last=k}' /tmp/log"#;
@@ -94,7 +97,8 @@ const WORDS: &str =
 
 /// Runs a family.
 pub(crate) fn run(guest: &mut Guest, family: &str, devices: &str) -> Verdict {
-    // Its log is long and the console slow: only what matters is typed out. It takes longer than one line may.
+    // The log is long and the console slow, so only the results are printed. The run takes longer
+    // than the limit of one line.
     guest.succeed(&format!(
         "rm -f /tmp/done; (iscsi-test-cu -d -S -f -V -t '{family}' {devices} >/tmp/log 2>&1; touch /tmp/done) &"
     ));

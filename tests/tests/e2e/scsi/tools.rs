@@ -1,4 +1,4 @@
-//! What sg3-utils find on disks.
+//! sg3-utils on SCSI disks.
 
 use splitring_tests::assets::Disk;
 
@@ -51,7 +51,7 @@ fn sg3_utils_find_what_they_look_for() {
     expect("sg_modes -a /dev/sda", &["Caching", "Control"]);
     expect("sg_logs -a /dev/sda", &[]);
     expect("sg_verify --lba=17179869183 --count=1 --16 /dev/sda", &[]);
-    // Each writes or frees what it should, which is read back.
+    // Each command writes or unmaps its range, which is read back.
     let fill =
         "yes splitring | dd of=/dev/sda bs=4k count=4 iflag=fullblock oflag=direct 2>/dev/null";
     let zero = |skip: u32| {
@@ -85,11 +85,11 @@ fn sg3_utils_find_what_they_look_for() {
         "dd if=/dev/sda bs=512 count=1 iflag=direct 2>/dev/null | cmp - /tmp/pattern",
         &[],
     );
-    // What it replaced is not there any more: a miscompare.
+    // The replaced data is gone: a miscompare.
     expect(&format!("{swap}; [ $? = 14 ]"), &[]);
     expect("sg_sync /dev/sda", &[]);
     expect("sg_reset --device /dev/sda", &[]);
-    // The first command after the reset is told of it.
+    // The first command after the reset reports it.
     expect("sg_turs /dev/sda; sg_turs /dev/sda", &[]);
     expect(
         "sg_persist --in --report-capabilities /dev/sda",
