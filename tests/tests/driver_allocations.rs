@@ -1,5 +1,5 @@
-//! The driver's end allocates at set-up and never again: buffers of every framing, block requests,
-//! commands and packets, counted. Tier: quick.
+//! The driver end allocates at set-up and never again: counted for buffers of every framing, block
+//! requests, commands and packets. Tier: quick.
 
 use splitring_tests::arena::{ArenaRam, arena};
 use splitring_tests::counting::{CountingAllocator, allocations};
@@ -37,7 +37,7 @@ fn device(areas: QueueAreas) -> ActiveQueue<ArenaRam> {
         .unwrap()
 }
 
-/// Uses everything there is, writing zeroes as far as there is room.
+/// Uses all available buffers, and fills them with zeroes.
 fn serve(device: &mut ActiveQueue<ArenaRam>) {
     while let Some(mut chain) = device.pop().unwrap() {
         let room = chain.writable_len();
@@ -51,7 +51,7 @@ fn list(pieces: usize, len: usize) -> ScatterList {
     ScatterList::from_buffers((0..pieces).map(|_| arena().bytes(len)))
 }
 
-/// Runs `round` until everything that grows once has grown, then counts.
+/// Runs `round` until everything has reached its final size, then counts.
 fn steady(mut round: impl FnMut()) -> u64 {
     (0..3).for_each(|_| round());
     allocations(|| (0..200).for_each(|_| round()))

@@ -1,10 +1,8 @@
-//! The guest side of virtio-pci with our own function: one register model written from the driver's
-//! side of section 4.1, one from the device's. Configuration space by ECAM, registers through the bus,
-//! doorbells and interrupts by eventfds, the device on a worker's thread. Tier: quick.
-#![expect(
-    unsafe_code,
-    reason = "vouches that the accesses reach the one function"
-)]
+//! The guest side of virtio-pci with the function of `splitring-devices`: two register models of
+//! section 4.1, one for the driver and one for the device. Configuration space by ECAM, registers
+//! through the bus, doorbells and interrupts by eventfds, the device on a worker thread. Tier:
+//! quick.
+#![expect(unsafe_code, reason = "the accesses reach the one function")]
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -36,7 +34,7 @@ const SIZE: u16 = 16;
 const SECTORS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the hypervisor would hold: eventfds at addresses, and what they send.
+/// The hypervisor's part: eventfds at addresses, and the messages that they send.
 #[derive(Default)]
 struct Board {
     doorbells: Mutex<Vec<(u64, Arc<EventFd>)>>,
@@ -92,14 +90,14 @@ impl Wiring for Board {
 }
 
 impl Board {
-    /// A write to `addr`, if a doorbell is there.
+    /// Signals the eventfd of a write to `addr`, if there is one.
     fn ring(&self, addr: u64) -> bool {
         let doorbells = self.doorbells.lock().unwrap();
         let bell = doorbells.iter().find(|(at, _)| *at == addr);
         bell.inspect(|(_, fd)| fd.write(1).unwrap()).is_some()
     }
 
-    /// The message of an interrupt that has come, if one has.
+    /// Returns the message of a pending interrupt, if there is one.
     fn interrupted(&self) -> Option<MsiMessage> {
         let messages = self.messages.lock().unwrap();
         let sent = messages.iter().find(|(fd, _)| fd.read().is_ok());
@@ -118,7 +116,7 @@ impl Board {
     }
 }
 
-/// The function in its slot, as the driver reaches it.
+/// The function in its slot, as the driver sees it.
 struct Slot {
     mmio: Arc<Bus>,
     board: Arc<Board>,
@@ -136,7 +134,7 @@ fn at(offset: u16) -> u64 {
     ECAM + (u64::from(SLOT) << 15) + u64::from(offset)
 }
 
-// SAFETY: the slot holds one function, and its BAR is what `map_bar` reads out of it.
+// SAFETY: there is one function in the slot, and `map_bar` reads the BAR from it.
 unsafe impl PciFunction for Slot {
     type Registers = Bar;
 
@@ -179,7 +177,7 @@ impl Bar {
         data
     }
 
-    /// A doorbell takes a write before the bus does, as KVM has it.
+    /// A doorbell receives a write before the bus does, as in KVM.
     fn write(&self, offset: u64, data: &[u8]) {
         let addr = self.start + offset;
         if offset + data.len() as u64 <= self.len && !self.board.ring(addr) {
@@ -246,7 +244,7 @@ struct Guest {
     board: Arc<Board>,
     disk: Arc<MemoryDisk>,
     machine: Machine,
-    // Kept for as long as the driver.
+    // Kept as long as the driver.
     _function: Arc<VirtioPci>,
     _root: Arc<PciRoot>,
 }
@@ -290,7 +288,7 @@ impl Guest {
         }
     }
 
-    /// Reset, negotiation and the driver of the one queue, which is not set up yet.
+    /// Resets, negotiates and returns the driver of the one queue, which is not enabled yet.
     fn driver(&mut self) -> Blk {
         self.pci.reset().unwrap();
         let wanted = blk::FEATURES | EVENT_IDX | INDIRECT_DESC;
@@ -320,7 +318,7 @@ impl Guest {
         }
     }
 
-    /// Writes three sectors and reads them back; `wait` returns when an interrupt has come.
+    /// Writes three sectors and reads them back; `wait` returns after an interrupt.
     fn write_and_read(&mut self, driver: &mut Blk, wait: impl Fn(&Self)) {
         for (transfer, fill) in [(Transfer::Write, 0xa5), (Transfer::Read, 0)] {
             let bio = self.bio(transfer, 7, fill);
@@ -353,14 +351,14 @@ fn bytes_are(done: Done<DmaBytes>, fill: u8) {
     assert_eq!(len, 3 * 512);
 }
 
-/// Waits until `found` is.
+/// Waits until `found` returns something.
 fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = found() {
             return found;
         }
-        assert!(start.elapsed() < PATIENCE, "{what} does not come");
+        assert!(start.elapsed() < PATIENCE, "{what} does not arrive");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -383,7 +381,7 @@ fn a_disk_is_driven_by_msix() {
         assert_eq!((message.address, message.data), (0xfee0_1000, 0x31));
         assert_eq!(message.requester, u16::from(SLOT) << 3);
     });
-    // A masked vector's interrupt comes when it is unmasked.
+    // A masked vector's interrupt is delivered when it is unmasked.
     msix.mask(1, true);
     driver.flush(9).map_err(|it| it.why).unwrap();
     assert!(!driver.enable_interrupts());
@@ -391,7 +389,7 @@ fn a_disk_is_driven_by_msix() {
     wait_for("the flush", || driver.poll().unwrap());
     assert_eq!(guest.board.interrupted(), None);
     msix.mask(1, false);
-    wait_for("the interrupt held back", || guest.board.interrupted());
+    wait_for("the pending interrupt", || guest.board.interrupted());
 }
 
 #[test]
@@ -418,7 +416,7 @@ fn a_reset_gives_buffers_back_and_the_device_starts_anew() {
         let bio = guest.bio(Transfer::Write, 0, 0x11);
         driver.bio(tag, bio).map_err(|it| it.why).unwrap();
     }
-    // Exposed but never notified: the device has not looked.
+    // Exposed without a notification: the device has not seen it.
     let _ = driver.publish();
     let proof = guest.pci.reset().unwrap();
     assert_eq!(guest.pci.status(), 0);
@@ -471,7 +469,7 @@ fn a_device_that_gives_up_says_so() {
     let mut guest = Guest::new();
     let driver = guest.driver();
     let mut areas = driver.areas();
-    // The ring lies where there is no memory.
+    // The ring's address is outside of memory.
     areas.descriptors = 0x1000;
     guest.pci.set_up_queue(0, &areas, None).unwrap();
     guest.pci.go();

@@ -1,10 +1,11 @@
-//! Replays the checked-in fuzz corpus, and small mutations of it, through the bodies of the targets.
+//! Replays the checked-in fuzz corpus, and small mutations of it, through the bodies of the
+//! targets.
 //!
-//! Tier: quick; with `SPLITRING_SOAK` set a thousand times the mutations.
+//! Tier: quick; with `SPLITRING_SOAK` set, a thousand times as many mutations.
 
 use std::path::Path;
 
-/// A small generator of its own, so that a failure repeats.
+/// A small generator, so that a failure is reproducible.
 struct Random(u64);
 
 impl Random {
@@ -42,7 +43,7 @@ fn replay(target: &str, body: fn(&[u8])) {
     }
 }
 
-/// A few bytes changed, and perhaps a piece repeated or cut off.
+/// Changes a few bytes, and sometimes repeats or removes a piece.
 fn mutated(input: &[u8], random: &mut Random) -> Vec<u8> {
     let mut out = input.to_vec();
     out.push(0);

@@ -1,4 +1,5 @@
-//! The network driver of `virtio-drivers` with our whole card on a stream like passt's, in one process. Tier: quick.
+//! The network driver of `virtio-drivers` with a whole network device on a stream like passt's, in
+//! one process. Tier: quick.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
@@ -18,10 +19,10 @@ use virtio_drivers::device::net::{VirtIONet, VirtIONetRaw};
 use virtio_drivers::transport::DeviceType;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
-/// The port's source.
+/// The port's event source.
 const PORT: Cause = Cause::Source(0);
 
-/// Nobody is told of changes.
+/// No one is notified of changes.
 struct NoGate;
 
 impl ConfigGate for NoGate {
@@ -30,7 +31,7 @@ impl ConfigGate for NoGate {
     }
 }
 
-/// The card's queues and who serves them, once the driver is ready.
+/// The device's queues and their handlers, once the driver is ready.
 struct Running {
     tasks: Vec<(Vec<TaskQueue>, Box<dyn QueueHandler>)>,
 }
@@ -83,7 +84,8 @@ impl Running {
     }
 }
 
-/// Our card behind the peer's transport; what it sends comes back to it.
+/// Returns the network device behind the peer's transport; every frame that it sends is returned to
+/// it.
 fn echo(offered: u64) -> PeerTransport {
     let (ours, mut far) = UnixStream::pair().unwrap();
     far.set_nonblocking(true).unwrap();
@@ -109,7 +111,7 @@ fn echo(offered: u64) -> PeerTransport {
     transport
 }
 
-/// A frame from the card's own address to itself, `len` bytes with the header.
+/// Returns a frame from the device's own address to itself, of `len` bytes with the header.
 fn frame(len: usize) -> Vec<u8> {
     let mut frame = [MAC, MAC].concat();
     frame.extend((12..len).map(|n| n.to_le_bytes()[0]));

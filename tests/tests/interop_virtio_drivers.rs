@@ -1,5 +1,5 @@
-//! The drivers of `virtio-drivers` with our device's end, in one process: its queue with every
-//! framing up to a bound, its block and its network driver. Tier: quick.
+//! The drivers of `virtio-drivers` with the device end of `splitring-virtio`, in one process: its
+//! queue with every framing up to a bound, its block and its network driver. Tier: quick.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -72,7 +72,7 @@ fn every_framing_its_queue_makes_is_understood() {
     }
 }
 
-/// Sends `out` segments, gets `ins` back, and checks both.
+/// Sends `out` segments, receives `ins`, and checks both.
 fn exchange<const SIZE: usize>(
     queue: &mut VirtQueue<BouncingHal, SIZE>,
     device: &mut OurDevice,
@@ -80,7 +80,7 @@ fn exchange<const SIZE: usize>(
     ins: usize,
     round: u8,
 ) {
-    // Both ends' memory is the whole process's as far as the arena goes.
+    // The arena is the memory of the whole process, for both ends.
     thread_local! {
         static READABLE: Vec<&'static [u8]> = (0..8u8).map(|n| {
             let slice = arena().slice(usize::from(n) + 1);
@@ -114,7 +114,7 @@ fn exchange<const SIZE: usize>(
     });
 }
 
-/// A disk of 64 sectors, each filled with its number, behind our device's end.
+/// Returns a disk of 64 sectors, each filled with its number, behind the device end.
 fn disk(offered: u64) -> (PeerTransport, Rc<RefCell<Vec<u8>>>) {
     let disk = Rc::new(RefCell::new(
         (0..64u8).flat_map(|n| [n; 512]).collect::<Vec<u8>>(),
@@ -214,7 +214,7 @@ fn requests_of_its_block_driver_are_in_flight_together() {
     }
 }
 
-/// A network card that answers every packet with itself, once there is a buffer for it.
+/// Returns a network device that echoes every packet, once there is a buffer for it.
 fn echo(offered: u64) -> PeerTransport {
     let config = [[2, 0, 0, 0, 0, 9].to_vec(), vec![1, 0, 1, 0, 0xdc, 5]].concat();
     let offered = offered | VERSION_1 | net::feature::MAC | net::feature::STATUS;

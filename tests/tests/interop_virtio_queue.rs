@@ -1,6 +1,6 @@
-//! Our driver's end with the device's end of `virtio-queue`, in one process: every framing up to a
-//! bound, in the ring and in tables, with both ways of notifying, over several turns of the indices.
-//! Tier: quick.
+//! The driver end of `splitring-virtio` with the device end of `virtio-queue`, in one process:
+//! every framing up to a bound, direct and indirect, with both ways of notifying, over several
+//! wraps of the indices. Tier: quick.
 
 use splitring_tests::arena::arena;
 use splitring_virtio::driver::{DeviceId, Identity, IndirectPolicy, Kick, Queue, QueueOptions};
@@ -9,7 +9,7 @@ use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC};
 use virtio_queue::{Queue as Device, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
-/// A buffer: what the device reads, and where it writes.
+/// A buffer: the segments that the device reads and writes.
 struct Token {
     readable: ScatterList,
     writable: ScatterList,
@@ -17,7 +17,7 @@ struct Token {
 }
 
 impl Token {
-    /// `out` and `ins` segments of different lengths, the readable ones filled by number.
+    /// Returns `out` and `ins` segments of different lengths, the readable ones filled by number.
     fn new(number: u32, out: usize, ins: usize) -> Self {
         let list = |segments: usize| {
             ScatterList::from_buffers((0..segments).map(|n| arena().bytes(n % 7 + 1)))
@@ -92,7 +92,7 @@ impl Rig {
         buffer.end_buf().map_err(|it| it.why).unwrap();
     }
 
-    /// The device reads everything, answers every writable byte with the sum of what it read, and
+    /// The device reads everything, fills every writable byte with the sum of what it read, and
     /// completes in the given order.
     fn serve(&mut self, reversed: bool) -> usize {
         let mapping = &*self.mapping;
@@ -124,7 +124,7 @@ impl Rig {
         done.len()
     }
 
-    /// Takes everything back and checks what the device wrote; answers the numbers.
+    /// Takes everything back and checks what the device wrote. Returns the numbers.
     fn reap(&mut self) -> Vec<u32> {
         let mut numbers = Vec::new();
         while let Some(done) = self.queue.pop().unwrap() {
@@ -190,7 +190,7 @@ fn long_chains_fill_the_queue() {
 fn batches_completed_out_of_order_come_back_over_several_turns_of_the_indices() {
     for features in [EVENT_IDX, EVENT_IDX | INDIRECT_DESC] {
         let mut rig = Rig::new(32, features, IndirectPolicy::Rfc);
-        // The same tokens go round; a fresh one a time would use the arena up.
+        // The tokens are reused, because new ones each time would use the arena up.
         let mut spare: Vec<Token> = (0..10).map(|number| Token::new(number, 1, 2)).collect();
         for round in 0..14_000 {
             for token in spare.drain(..) {
@@ -216,20 +216,20 @@ fn each_end_hears_of_what_it_asked_to_hear_of() {
     for features in [0, EVENT_IDX] {
         let mut rig = Rig::new(8, features, IndirectPolicy::Never);
         let mapping = rig.mapping.clone();
-        // The device doesn't want to be told.
+        // The device disables notifications.
         rig.device.enable_notification(&*mapping).unwrap();
         rig.add(Token::new(0, 1, 1));
         assert_eq!(rig.queue.publish(), Kick::Needed);
         rig.device.disable_notification(&*mapping).unwrap();
         rig.add(Token::new(1, 1, 1));
         assert_eq!(rig.queue.publish(), Kick::NotNeeded);
-        // The driver wants to be told of the next.
+        // The driver enables the next interrupt.
         assert!(!rig.queue.enable_interrupts());
         rig.serve(false);
         assert!(rig.device.needs_notification(&*mapping).unwrap());
         rig.reap();
         if features == EVENT_IDX {
-            // It has been told, and does not ask again.
+            // It has been interrupted, and does not enable the next one.
             rig.add(Token::new(2, 1, 1));
             let _ = rig.queue.publish();
             rig.serve(false);

@@ -1,5 +1,5 @@
-//! Our own network driver with our whole card on a stream like passt's, in one process and in every way of receiving.
-//! Tier: quick.
+//! The network driver of `splitring-virtio` with the network device of `splitring-devices` on a
+//! stream like passt's, in one process and in every receive mode. Tier: quick.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
@@ -17,13 +17,13 @@ use splitring_virtio::spec::net::{HEADER_SIZE, Header, feature};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const SIZE: u16 = 128;
-/// Pieces of a packet at most.
+/// Maximum number of pieces of a packet.
 const PIECES: usize = 8;
 const BUFFERS: usize = 32;
-/// Bytes of a buffer that holds any packet.
+/// Size of a buffer for any packet.
 const BIG: usize = 65_550;
 
-/// A driver and the card, whose frames come back.
+/// A driver and a device, whose frames are returned to it.
 struct Guest {
     machine: Machine,
     receiver: Receiver,
@@ -74,7 +74,7 @@ impl Guest {
         let _ = self.receiver.publish();
     }
 
-    /// Sends `frame` in `pieces`, and has it come back.
+    /// Sends `frame` in `pieces`, and returns it to the device.
     fn send(&mut self, frame: &[u8], pieces: usize) {
         let parts = frame.chunks(frame.len().div_ceil(pieces)).map(|part| {
             let mut piece = self.machine.lend(part.len());
@@ -87,7 +87,7 @@ impl Guest {
         let _ = self.transmitter.publish();
     }
 
-    /// Lets the card run, and what it sent come back to it.
+    /// Runs the device, and returns what it sent to it.
     fn turn(&mut self) {
         self.machine.run();
         let mut stream = vec![0; 1 << 20];
@@ -114,7 +114,7 @@ fn queue<P>(machine: &mut Machine, features: u64) -> Queue<P> {
     Queue::new(options, ring, Identity, &DeviceId::new()).unwrap()
 }
 
-/// A frame to the card itself.
+/// Returns a frame to the device's own address.
 fn frame(tag: usize, len: usize) -> Vec<u8> {
     let mut frame = [MAC, MAC].concat();
     frame.extend((12..len).map(|n| (n * 7 + tag).to_le_bytes()[0]));

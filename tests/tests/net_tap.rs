@@ -1,5 +1,6 @@
-//! Our network card on a real TAP interface, in a network namespace of its own, driven in this process. One test in a
-//! process of its own, so that it can count descriptors. Tier: quick; needs root and `ip`.
+//! The network device on a real TAP interface, in a separate network namespace, driven in this
+//! process. The only test in its process, so that it can count descriptors. Tier: quick; needs root
+//! and `ip`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,7 +26,7 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const SIZE: u16 = 64;
 const TAP: &str = "t0";
 
-/// A network namespace, gone when dropped.
+/// A network namespace, which is deleted on drop.
 struct Namespace(Child);
 
 impl Namespace {
@@ -55,7 +56,7 @@ impl Namespace {
         assert!(status.expect("nsenter").success(), "`{line}`");
     }
 
-    /// Frames that the card has sent so far.
+    /// Returns the number of frames that the device has sent.
     fn sent(&self) -> u64 {
         let script =
             format!("mount -t sysfs none /sys && cat /sys/class/net/{TAP}/statistics/rx_packets");
@@ -68,7 +69,7 @@ impl Namespace {
         text.trim().parse().expect("a number")
     }
 
-    /// Runs `work` on a thread in here.
+    /// Runs `work` on a thread in the namespace.
     fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let file = File::open(self.path()).expect("it is there");
         thread::scope(|scope| {
@@ -89,13 +90,13 @@ impl Drop for Namespace {
     }
 }
 
-/// The descriptors of this process, with what each is.
+/// Returns the descriptors of this process with their targets.
 fn descriptors() -> BTreeMap<u32, PathBuf> {
     let entries = fs::read_dir("/proc/self/fd").expect("list descriptors");
     let each = entries.flatten().filter_map(|entry| {
         let number = entry.file_name().to_str()?.parse().ok()?;
         let target = fs::read_link(entry.path()).ok()?;
-        // The directory that is being read.
+        // The directory that is being read is not counted.
         (!target.starts_with("/proc")).then_some((number, target))
     });
     each.collect()
@@ -122,7 +123,7 @@ fn receiver(machine: &mut Machine) -> Receiver {
     receiver
 }
 
-/// Sends two frames, and waits for them to be answered.
+/// Sends two frames, and waits for the replies.
 fn send(machine: &mut Machine, transmitter: &mut Transmitter) {
     let frame = [&[0xff; 6][..], &MAC, &[0x88, 0xb5], &[7; 100]].concat();
     for _ in 0..2 {
@@ -139,7 +140,7 @@ fn send(machine: &mut Machine, transmitter: &mut Transmitter) {
     machine.collect();
 }
 
-/// The last bytes of the frames received.
+/// Returns the last byte of each received frame.
 fn received(machine: &mut Machine, receiver: &mut Receiver) -> Vec<u8> {
     machine.run();
     let mut bytes = [0; 2048];
@@ -160,7 +161,8 @@ fn a_start_makes_no_descriptor_and_a_card_sends_and_receives_after_every_reset()
     let namespace = Namespace::create();
     namespace.sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=1 || true");
     let tap = namespace.run(|| Tap::open(TAP, 1).expect("a TAP interface"));
-    // One host is the card, the other nobody: what is sent to it is foreign to the card.
+    // There are two host addresses: the device's, and another one, whose frames are foreign to the
+    // device.
     namespace.sh(&format!(
         "ip addr add 10.9.0.1/24 dev {TAP}; ip link set {TAP} up; ip route flush table local type broadcast; \
          ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:09 dev {TAP} nud permanent; \
@@ -172,7 +174,7 @@ fn a_start_makes_no_descriptor_and_a_card_sends_and_receives_after_every_reset()
     let card = Arc::new(card);
     let mut machine = Machine::of(card.clone());
     let before = descriptors();
-    // A driver that filters, one that gets every frame, and one that filters again.
+    // A driver that filters, one that receives every frame, and one that filters again.
     for (features, round) in [
         (feature::CTRL_VQ | feature::CTRL_RX, 1),
         (0, 2),

@@ -1,4 +1,4 @@
-//! `virtio-drivers`, a driver by other people, on our device.
+//! `virtio-drivers`, an independent driver, with the block device.
 #![expect(
     unsafe_code,
     reason = "the driver's memory and its non-blocking calls are unsafe interfaces"
@@ -24,7 +24,8 @@ const DISK_LEN: u64 = 1 << 20;
 const QUEUE: u16 = 16;
 
 thread_local! {
-    /// The machine of the test on this thread: the driver's memory functions have no other way to it.
+    /// The machine of the test on this thread: the driver's memory functions have no parameter for
+    /// it.
     static MACHINE: RefCell<Option<Rc<RefCell<Machine>>>> = const { RefCell::new(None) };
 }
 
@@ -35,11 +36,11 @@ fn take(len: usize) -> NonNull<u8> {
     })
 }
 
-/// Memory is taken from the machine and never given back; buffers elsewhere are copied in and out.
+/// Allocates memory of the machine and never frees it; other buffers are copied.
 struct Memory;
 
-// SAFETY: pages come from the machine's own mapping, zeroed, aligned, each given out once, at the address the device
-// knows them by.
+// SAFETY: pages are in the machine's own mapping, zeroed, aligned and allocated once, at the
+// address that the device uses.
 unsafe impl Hal for Memory {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         let pages = take(pages * PAGE_SIZE);
@@ -57,7 +58,7 @@ unsafe impl Hal for Memory {
     unsafe fn share(buffer: NonNull<[u8]>, direction: BufferDirection) -> PhysAddr {
         let copy = take(buffer.len());
         if direction != BufferDirection::DeviceToDriver {
-            // SAFETY: both are valid for the length, and apart.
+            // SAFETY: both are valid for the length, and don't overlap.
             unsafe { copy.copy_from_nonoverlapping(buffer.cast(), buffer.len()) };
         }
         u64::try_from(copy.addr().get()).expect("64 bits")
@@ -67,7 +68,8 @@ unsafe impl Hal for Memory {
         if direction != BufferDirection::DriverToDevice {
             let copy =
                 std::ptr::with_exposed_provenance::<u8>(usize::try_from(address).expect("64 bits"));
-            // SAFETY: the copy made by `share`, valid for the length, and apart from the buffer.
+            // SAFETY: the copy was made by `share`, is valid for the length, and does not overlap
+            // the buffer.
             unsafe {
                 buffer
                     .cast::<u8>()
@@ -78,7 +80,7 @@ unsafe impl Hal for Memory {
     }
 }
 
-/// The register interface, short-circuited.
+/// A transport that calls the device directly.
 struct Direct {
     machine: Rc<RefCell<Machine>>,
     mask: u64,
@@ -193,12 +195,12 @@ impl Transport for Direct {
 
 type Driver = VirtIOBlk<Memory, Direct>;
 
-/// What a sector of that number is filled with.
+/// Returns the byte that a sector is filled with.
 fn number(sector: usize) -> u8 {
     u8::try_from(sector + 1).expect("small")
 }
 
-/// Runs a test on a fresh machine with each of the ring's features on and off.
+/// Runs a test on a new machine, with each of the ring's features on and off.
 fn with_driver(test: impl Fn(&mut Driver, &FaultyDisk)) {
     for mask in [
         u64::MAX,
@@ -301,7 +303,7 @@ fn it_takes_completions_in_any_order() {
             .collect();
         let mut tokens: Vec<u16> = Vec::new();
         for (sector, (request, buffer, response)) in requests.iter_mut().enumerate() {
-            // SAFETY: the three live in `requests` until they are completed below.
+            // SAFETY: the three stay in `requests` until they are completed below.
             tokens.push(
                 unsafe { driver.read_blocks_nb(sector, request, buffer, response) }.expect("room"),
             );

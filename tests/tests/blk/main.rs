@@ -1,5 +1,6 @@
-//! The block device in process: driven by our own driver and by an independent one, over disks that fail, delay,
-//! reorder and lose power. What a disk acknowledges is compared with a model, byte by byte.
+//! The block device in process, with the driver of `splitring-virtio` and an independent one, over
+//! disks that fail, delay, reorder and lose power. What a disk acknowledges is compared with a
+//! model, byte by byte.
 
 mod independent;
 mod numbers;

@@ -1,6 +1,6 @@
-//! Random numbers that repeat.
+//! Reproducible random numbers.
 
-/// Numbers that look random and are the same each time.
+/// A pseudo-random number generator.
 pub(crate) struct Numbers(u64);
 
 impl Numbers {
@@ -8,7 +8,7 @@ impl Numbers {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// A number below `end`.
+    /// Returns a number below `end`.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

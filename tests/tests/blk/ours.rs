@@ -1,4 +1,4 @@
-//! Our own driver, bio path and request path, against a model of the disk.
+//! The driver of `splitring-virtio`, bio path and request path, against a model of the disk.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,12 +15,13 @@ use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 
 use crate::numbers::Numbers;
 
-/// The disk is divided into lanes; only one request at a time works on each, so the outcome is known.
+/// The disk is divided into lanes with at most one request in flight each, so that the result is
+/// known.
 const LANES: u64 = 64;
 const LANE: u64 = 16 << 10;
 const RANGES: usize = 4;
 
-/// A driver on a machine with a disk that keeps to the plan.
+/// A driver on a machine with a disk that fails as planned.
 pub(crate) struct Guest {
     pub(crate) driver: Blk,
     pub(crate) machine: Machine,
@@ -29,7 +30,8 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// The ring has `size` slots, the device offers at most `largest`; features outside `mask` are left out.
+    /// Returns a guest whose ring has `size` entries. The device offers at most `largest`, and no
+    /// features outside of `mask`.
     pub(crate) fn new(size: u16, largest: u16, mask: u64, policy: IndirectPolicy) -> Self {
         let memory = MemoryDisk::new(LANES * LANE);
         let disk = Arc::new(FaultyDisk::new(Arc::new(Arc::clone(&memory))));
@@ -54,7 +56,7 @@ impl Guest {
         }
     }
 
-    /// A bio of `parts` bytes each, filled by `fill`.
+    /// Returns a bio with `parts` of these lengths, filled by `fill`.
     pub(crate) fn bio(
         &mut self,
         transfer: Transfer,
@@ -77,7 +79,7 @@ impl Guest {
         }
     }
 
-    /// Shows the device what was submitted and takes back what is done.
+    /// Runs the device with what was submitted, and takes completed requests back.
     pub(crate) fn turn(&mut self) -> Vec<Done> {
         let _ = self.driver.publish();
         self.machine.run_queue(0);
@@ -88,7 +90,7 @@ impl Guest {
         done
     }
 
-    /// Runs the device until everything is done.
+    /// Runs the device until all requests are complete.
     pub(crate) fn finish(&mut self) -> Vec<Done> {
         let mut done = Vec::new();
         for _ in 0..100 {
@@ -97,11 +99,11 @@ impl Guest {
                 return done;
             }
         }
-        panic!("{} requests do not come back", self.driver.in_flight());
+        panic!("{} requests do not complete", self.driver.in_flight());
     }
 }
 
-/// What a request in flight will have done when it succeeds.
+/// The effect of a request in flight if it succeeds.
 enum Effect {
     Nothing,
     Store { at: usize, data: Vec<u8> },
@@ -127,7 +129,7 @@ impl Mix {
         }
     }
 
-    /// Whole sectors in up to as many parts as a request may have, cut anywhere.
+    /// Splits whole sectors at random into at most as many parts as a request may have.
     fn parts(&mut self, sectors: u64) -> Vec<usize> {
         let mut left = usize::try_from(sectors * 512).expect("small");
         let mut parts = Vec::new();
@@ -142,7 +144,7 @@ impl Mix {
         parts
     }
 
-    /// Submits some request to a lane that has none. False if the queue is full.
+    /// Submits a request to a free lane. Returns false if the queue is full.
     fn submit(&mut self) -> bool {
         let lane = self.numbers.below(LANES);
         if self.in_flight.contains_key(&lane) {
@@ -179,7 +181,7 @@ impl Mix {
                 let mut merged = Merged::with_capacity(2);
                 let half = sectors.div_ceil(2) * 512;
                 let half = usize::try_from(half).expect("small");
-                // Merged in front, as the request path does where a later bio is for earlier sectors.
+                // Merged in front, as the request path does if a later bio is for earlier sectors.
                 let second =
                     self.guest
                         .bio(Transfer::Write, sector + sectors.div_ceil(2), &[half], fill);
@@ -204,7 +206,7 @@ impl Mix {
         submitted.is_ok()
     }
 
-    /// Judges one request that is done.
+    /// Checks a completed request.
     fn done(&mut self, done: Done, faulty: bool) {
         let effect = self.in_flight.remove(&done.tag).expect("in flight");
         match done.result {
@@ -255,7 +257,7 @@ impl Mix {
         assert!(self.in_flight.is_empty());
         assert!(
             self.guest.memory.contents() == self.model,
-            "the disk is not what the model is"
+            "the disk differs from the model"
         );
     }
 }

@@ -1,4 +1,5 @@
-//! Power cuts: whatever a flush or a write-through acknowledged is there afterwards; what was not may be old or new.
+//! Power cuts: everything that a flush or a write-through acknowledged survives; other writes may
+//! be old or new.
 
 use std::collections::BTreeMap;
 
@@ -15,22 +16,24 @@ const SECTORS: u64 = 64;
 /// How the guest makes writes stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// By flushes.
+    /// With flushes.
     Flush,
-    /// It switched the cache off.
+    /// It disabled the cache.
     Switched,
     /// It did not negotiate a cache.
     NoCache,
 }
 
-/// What a sector may hold after a cut: the last value acknowledged as stable, or any written since.
+/// The values that a sector may have after a cut: the last one acknowledged as stable, or any
+/// written since.
 #[derive(Clone, Debug, Default)]
 struct Sector {
     stable: u8,
     since: Vec<u8>,
 }
 
-/// Writes and flushes at random, cuts the power, and looks. `Err` names a sector that lost what was acknowledged.
+/// Writes and flushes at random, cuts the power, and checks the disk. `Err` names a sector that
+/// lost acknowledged data.
 fn round(way: Way, seed: u64, careless: bool) -> Result<(), String> {
     let mask = match way {
         Way::NoCache => !(feature::FLUSH | feature::CONFIG_WCE),

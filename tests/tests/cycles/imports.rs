@@ -1,7 +1,8 @@
-//! The imports between the files of one crate, read from its sources by the rule that `main.rs` states.
+//! Reads the imports between the files of one crate from its sources, by the rule in `main.rs`.
 //!
-//! Names are resolved as the compiler does it, as far as this needs: children, `use` declarations, re-exports and globs
-//! are followed to the module that defines the item. Not seen are methods, fields and traits without their names.
+//! Names are resolved as by the compiler, as far as necessary: children, `use` declarations,
+//! re-exports and globs are followed to the module that defines the item. Methods, fields and
+//! traits that are not named are not found.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,15 +12,15 @@ use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::{Attribute, Expr, Item, ItemMod, ItemUse, Lit, Meta, UseTree, Visibility};
 
-/// Re-exports and globs that lead to one another end here.
+/// Limit for re-exports and globs that lead to one another.
 const MAX_DEPTH: usize = 16;
 
 /// What each file imports from which other file: importer → (imported → names).
 pub(crate) type Imports = BTreeMap<PathBuf, BTreeMap<PathBuf, BTreeSet<String>>>;
 
-/// Where sources are: a folder, or a test's text.
+/// A source of files: a folder, or the text of a test.
 pub(crate) trait Sources {
-    /// The text of a file, if there is one.
+    /// Returns the text of a file, if it exists.
     fn read(&self, path: &Path) -> Option<String>;
 }
 
@@ -44,11 +45,11 @@ pub(crate) fn imports(sources: &dyn Sources, root: &str) -> Imports {
     krate.imports()
 }
 
-/// A name that a path leads to.
+/// The item or module that a path leads to.
 #[derive(Clone)]
 enum Target {
     Module(usize),
-    /// An item of the module with this index, by the name it has there.
+    /// An item of the module with this index, by its name there.
     Item(usize, String),
 }
 
@@ -56,7 +57,7 @@ struct Use {
     /// The name in this module; none for a glob.
     name: Option<String>,
     path: Vec<String>,
-    /// Makes the name available to others, and uses nothing by itself.
+    /// A re-export, which is not an import by itself.
     exports: bool,
 }
 
@@ -76,7 +77,7 @@ struct Crate<'a> {
 }
 
 impl Crate<'_> {
-    /// Adds the module in `file`, whose children are files of `folder`.
+    /// Adds the module in `file`, whose children are in `folder`.
     fn load(&mut self, file: &Path, folder: &Path, parent: Option<usize>) -> usize {
         let text = self.sources.read(file);
         let text = text.unwrap_or_else(|| panic!("no file {}", file.display()));
@@ -141,7 +142,7 @@ impl Crate<'_> {
         self.load(&file, &folder_of_child, Some(parent))
     }
 
-    /// What `name` is in a module: an item, a child, or what a `use` brings.
+    /// Resolves `name` in a module: to an item, a child, or what a `use` declares.
     fn lookup(&self, module: usize, name: &str, depth: usize) -> Vec<Target> {
         let Some(depth) = depth.checked_sub(1) else {
             return Vec::new();
@@ -172,7 +173,7 @@ impl Crate<'_> {
         found
     }
 
-    /// What a path that is written in `module` leads to, through every re-export.
+    /// Resolves a path that is written in `module`, through every re-export.
     fn resolve(&self, module: usize, path: &[String], depth: usize) -> Vec<Target> {
         let Some((first, rest)) = path.split_first() else {
             return Vec::new();
@@ -185,7 +186,7 @@ impl Crate<'_> {
                 .map(Target::Module)
                 .into_iter()
                 .collect(),
-            // `use name::…` where a child or an item has that name; otherwise another crate.
+            // `use name::…` with a child or an item of that name; otherwise another crate.
             name => self.lookup(module, name, depth),
         };
         for name in rest {
@@ -207,7 +208,7 @@ impl Crate<'_> {
         found
     }
 
-    /// A macro that is in scope by its place in the text: of the module or of those around it.
+    /// Returns a macro that is in textual scope: of the module or of one around it.
     fn macro_in_text(&self, module: usize, name: &str) -> Option<Target> {
         let mut next = Some(module);
         while let Some(at) = next {
@@ -251,7 +252,8 @@ impl Crate<'_> {
     }
 }
 
-/// Collects the paths in code, single names and the beginnings of paths included; `name!` is a macro's call.
+/// Collects the paths in code, including single names and the beginnings of paths; `name!` is a
+/// macro call.
 fn collect_paths(code: TokenStream, found: &mut BTreeSet<Vec<String>>) {
     let mut path: Vec<String> = Vec::new();
     let mut before = String::new();
@@ -259,7 +261,7 @@ fn collect_paths(code: TokenStream, found: &mut BTreeSet<Vec<String>>) {
     while let Some(token) = tokens.next() {
         match &token {
             TokenTree::Ident(name) if name == "use" => {
-                // In a function's body.
+                // In the body of a function.
                 let rest = tokens
                     .by_ref()
                     .take_while(|it| !matches!(it, TokenTree::Punct(end) if end.as_char() == ';'));
@@ -277,7 +279,7 @@ fn collect_paths(code: TokenStream, found: &mut BTreeSet<Vec<String>>) {
                 if !before.ends_with("::") {
                     path.clear();
                 }
-                // After a single point it is a field or a method; after two a bound of a range.
+                // After a single dot it is a field or a method, after two the end of a range.
                 let is_member = before.ends_with('.') && !before.ends_with("..");
                 if !is_member {
                     path.push(name.to_string());
@@ -302,7 +304,7 @@ fn collect_paths(code: TokenStream, found: &mut BTreeSet<Vec<String>>) {
     }
 }
 
-/// Whether an attribute removes its item from every build that is not a test's.
+/// Returns whether an attribute removes its item from every build except a test's.
 fn is_for_tests(attribute: &Attribute) -> bool {
     attribute.path().is_ident("cfg")
         && attribute
@@ -395,7 +397,8 @@ fn attributes(item: &Item) -> &[Attribute] {
     }
 }
 
-/// The name that an item defines. A macro has two: `name!` for calls in its textual scope, `name` for `use`.
+/// Returns the names that an item defines. A macro has two: `name!` for calls in its textual scope,
+/// `name` for `use`.
 fn name_of(item: &Item) -> Vec<String> {
     let name = match item {
         Item::Const(it) => &it.ident,
@@ -417,7 +420,8 @@ fn name_of(item: &Item) -> Vec<String> {
     vec![name.to_string()]
 }
 
-/// The items that a macro's call defines, as far as its text shows them: `struct Name`, `enum Name`.
+/// Returns the items that a macro call defines, as far as its text shows them: `struct Name`, `enum
+/// Name`.
 fn defined_by(call: &TokenStream) -> Vec<String> {
     const KEYWORDS: [&str; 6] = ["struct", "enum", "trait", "type", "fn", "const"];
     let mut names = Vec::new();

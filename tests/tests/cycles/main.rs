@@ -1,17 +1,18 @@
-//! No circular imports between the files of a crate: what a file needs can be read without reading the file itself
-//! again. Contracts are therefore leaves, and a parent that composes its children has nothing that they need.
+//! No circular imports between the files of a crate, so that a file's dependencies can be read
+//! before the file. Contracts are therefore leaves, and nothing that children need is in the parent
+//! that composes them.
 //!
-//! What counts as an import of file B by file A is what a reader has to look up:
+//! File A imports file B if a reader of A has to look something up in B:
 //! - a `use` in A of an item that B defines, or a path or a macro call in A's code that leads to one;
-//! - through a re-export it is the file that defines the item, not the one that passes it on;
-//! - a re-export (`pub use`, `pub(crate) use`) is no import unless the file uses the name itself; neither are a `mod`
-//!   declaration, nor a module's name at the beginning of a path;
-//! - what only tests see (`#[cfg(test)]`) is left out.
+//! - through a re-export, the file that defines the item is imported, not the one that re-exports it;
+//! - a re-export (`pub use`, `pub(crate) use`) is not an import unless the file uses the name itself;
+//!   neither is a `mod` declaration, nor a module's name at the beginning of a path;
+//! - code that only tests see (`#[cfg(test)]`) is ignored.
 //!
-//! There are tools, but with another rule. `cargo modules dependencies --acyclic` and `cargo cycles` count a parent's
-//! `mod` declaration as a dependency on its child, so that every `use super::…` is a cycle. The latter does not see
-//! paths outside of `use`, nor follow a re-export, and includes tests; the former needs a rust-analyzer's build of the
-//! crate.
+//! Existing tools have other rules. `cargo modules dependencies --acyclic` and `cargo cycles` count a
+//! parent's `mod` declaration as a dependency on its child, so that every `use super::…` is a cycle.
+//! The latter does not see paths outside of `use`, does not follow re-exports, and includes tests; the
+//! former needs rust-analyzer's build of the crate.
 //!
 //! Tier: quick.
 
@@ -22,7 +23,7 @@ use std::path::Path;
 
 use imports::{Folder, Imports, Sources, imports};
 
-/// The crates, by the folder of their sources and the root file in it.
+/// The crates, by the folder of their sources and their root file.
 const ROOTS: [(&str, &str); 5] = [
     ("virtio/src", "lib.rs"),
     ("devices/src", "lib.rs"),
@@ -31,7 +32,7 @@ const ROOTS: [(&str, &str); 5] = [
     ("vmm/cli/src", "main.rs"),
 ];
 
-/// The sets of two or more files that all import one another, directly or not.
+/// Returns the sets of two or more files that all import one another, directly or indirectly.
 fn components(imports: &Imports) -> Vec<BTreeSet<&Path>> {
     let reach: BTreeMap<&Path, BTreeSet<&Path>> = imports
         .keys()
@@ -61,7 +62,7 @@ fn reachable<'a>(imports: &'a Imports, from: &Path) -> BTreeSet<&'a Path> {
     found
 }
 
-/// The shortest way from a file of the component back to itself.
+/// Returns the shortest path from a file of the component back to itself.
 fn shortest_cycle<'a>(imports: &'a Imports, component: &BTreeSet<&'a Path>) -> Vec<&'a Path> {
     let cycles = component.iter().filter_map(|start| {
         let mut ways = VecDeque::from([vec![*start]]);
@@ -83,7 +84,7 @@ fn shortest_cycle<'a>(imports: &'a Imports, component: &BTreeSet<&'a Path>) -> V
     cycles.min_by_key(Vec::len).expect("a component has one")
 }
 
-/// A cycle as text, one import a line.
+/// Returns a description of a cycle, one import per line.
 fn description(imports: &Imports, cycle: &[&Path]) -> String {
     let arrow = |pair: &[&Path]| {
         let names: Vec<&str> = imports[pair[0]][pair[1]]
@@ -120,7 +121,7 @@ fn no_file_imports_itself_through_others() {
     assert!(failures.is_empty(), "{failures}");
 }
 
-/// Files of a crate that exists in a test only.
+/// The files of a crate that exists in a test only.
 struct Texts(&'static [(&'static str, &'static str)]);
 
 impl Sources for Texts {
@@ -130,7 +131,7 @@ impl Sources for Texts {
     }
 }
 
-/// All imports between files, as "a -> b: names".
+/// Returns all imports between files, as "a -> b: names".
 fn arrows(files: &'static [(&'static str, &'static str)]) -> Vec<String> {
     let mut arrows = Vec::new();
     for (from, imported) in imports(&Texts(files), "lib.rs") {

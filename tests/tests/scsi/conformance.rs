@@ -1,6 +1,6 @@
-//! What an independent conformance suite asks of a disk, family by family: transfers of all widths at both ends of
-//! the unit, past them, of nothing, with protection and cache bits; comparing, repeating and merging commands; limits
-//! that are kept; reports that agree with what is done.
+//! The requirements of an independent conformance suite, by family: transfers of all CDB lengths at
+//! both ends of the unit, past the end, of zero blocks, with protection and cache bits; COMPARE AND
+//! WRITE, WRITE SAME and ORWRITE; limits that are enforced; reports that match the behaviour.
 
 mod provisioning;
 mod state;
@@ -14,7 +14,7 @@ const MISCOMPARE: [u8; 3] = [0xe, 0x1d, 0];
 const OUT_OF_RANGE: [u8; 3] = [5, 0x21, 0];
 const BAD_FIELD: [u8; 3] = [5, 0x24, 0];
 
-/// The length of a CDB decides where its fields are.
+/// The length of a CDB, which determines the offsets of its fields.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Width {
     Six,
@@ -25,7 +25,7 @@ enum Width {
 
 use Width::{Six, Sixteen, Ten, Twelve};
 
-/// Whether data goes in, out, or nowhere.
+/// The direction of the data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Flow {
     In,
@@ -39,11 +39,11 @@ struct Family {
     opcode: u8,
     width: Width,
     flow: Flow,
-    /// Bits of byte 1 that the plain command sets.
+    /// Bits of byte 1 that the basic command sets.
     flags: u8,
-    /// DPO and FUA, as far as the command has them.
+    /// DPO and FUA, if the command has them.
     cache_bits: u8,
-    /// It has a field for protection information.
+    /// The command has a field for protection information.
     protection: bool,
 }
 
@@ -174,7 +174,7 @@ impl Unit {
         self.transfer(WRITES[3], 0, lba, blocks, data).expect_good();
     }
 
-    /// The bits of byte 1 that the device says the command has.
+    /// Returns the bits of byte 1 that the device reports for the command.
     fn reported_bits(&mut self, opcode: u8) -> u8 {
         let answer = self.guest.to(
             &[0xa3, 0x0c, 1, opcode, 0, 0, 0, 0, 0xff, 0xff, 0, 0],
@@ -185,7 +185,7 @@ impl Unit {
     }
 }
 
-/// The disks every family is tried on.
+/// The disks on which every family is tested.
 fn units() -> Vec<Unit> {
     let small = Image::default();
     [
@@ -206,7 +206,7 @@ fn units() -> Vec<Unit> {
     .collect()
 }
 
-/// 1, 2, and then sparser up to 256: what the suite tries densely.
+/// 1, 2, and then sparser up to 256: the suite tests all of them.
 fn counts() -> impl Iterator<Item = u32> {
     (1..=256).filter(|count| *count < 4 || count % 85 == 0 || *count > 254)
 }
@@ -226,7 +226,7 @@ fn transfers_work_at_both_ends_of_the_unit() {
             .chain(PREFETCHES)
         {
             for count in counts() {
-                // A length of 256 in six bytes is written as 0.
+                // A length of 256 is encoded as 0 in a 6-byte CDB.
                 let data = unit.data(family, count, 0xa6);
                 unit.transfer(family, 0, 0, count, &data).expect_good();
                 unit.transfer(family, 0, unit.blocks - u64::from(count), count, &data)
@@ -411,7 +411,8 @@ fn compare_and_write_is_all_or_nothing() {
             &compare_and_write(&mut unit, end, &block, &block, 0),
             OUT_OF_RANGE,
         );
-        // A count of 256 is 0 in its byte, but data for 256 blocks is not nothing.
+        // A count of 256 is encoded as 0 in its byte, but data for 256 blocks does not match a
+        // count of 0.
         let none = cdb(Sixteen, 0x89, 0, 0, 0);
         unit.guest.to(&none, &[], 0).expect_good();
         refused(&unit.guest.to(&none, &block.repeat(512), 0), BAD_FIELD);

@@ -1,4 +1,4 @@
-//! A guest that sends one command and looks at the answer, and disks to send them to.
+//! A guest that sends one command and checks the response, and disks to send them to.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,15 +22,15 @@ use tempfile::NamedTempFile;
 /// The first unit of the first target.
 pub(crate) const LUN: Lun = Lun { target: 0, unit: 0 };
 
-/// How long the host may take over a command.
+/// Time limit of a command.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What came back.
+/// The response to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) response: u8,
     pub(crate) status: u8,
-    /// Key, code and qualifier, of either format.
+    /// Sense key, additional sense code and qualifier, from either format.
     pub(crate) sense: Option<[u8; 3]>,
     pub(crate) raw_sense: Vec<u8>,
     pub(crate) residual: u32,
@@ -71,11 +71,11 @@ pub(crate) struct Guest {
     pub(crate) handle: ScsiHandle,
     done: BTreeMap<u64, Answer>,
     next: u64,
-    /// How data is cut into segments.
+    /// How data is split into segments.
     pub(crate) parts: Vec<usize>,
 }
 
-/// How the driver's queues are.
+/// Configuration of the driver's queues.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Setup {
     pub(crate) size: u16,
@@ -147,14 +147,14 @@ impl Guest {
         }
     }
 
-    /// A guest whose units have reported their power-on condition already.
+    /// Returns a guest whose units have already reported their power-on.
     pub(crate) fn settled(device: Scsi) -> Self {
         let mut guest = Self::new(device);
         guest.settle();
         guest
     }
 
-    /// Takes every waiting unit attention.
+    /// Consumes all pending unit attentions.
     pub(crate) fn settle(&mut self) {
         for unit in self.handle.units() {
             let lun = Lun {
@@ -204,7 +204,7 @@ impl Guest {
             command = command.data_out(self.list(out.len(), |at| out[at]));
         }
         if room > 0 {
-            // Not zero, so that what the device left alone is seen.
+            // Not zero, so that bytes that the device did not write are noticed.
             command = command.data_in(self.list(room, |_| 0x5a));
         }
         let id = self.next;
@@ -217,7 +217,7 @@ impl Guest {
         id
     }
 
-    /// One pass of the device; the answers that came are kept.
+    /// Runs one pass of the device and keeps the responses.
     pub(crate) fn turn(&mut self) {
         self.machine.run();
         for requests in &mut self.requests {
@@ -251,12 +251,12 @@ impl Guest {
         }
     }
 
-    /// The answer to a command, if it has come.
+    /// Returns the response to a command, if it has arrived.
     pub(crate) fn answer(&mut self, id: u64) -> Option<Answer> {
         self.done.remove(&id)
     }
 
-    /// Runs the device until a command is answered.
+    /// Runs the device until a command has completed.
     pub(crate) fn wait(&mut self, id: u64) -> Answer {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
@@ -265,10 +265,10 @@ impl Guest {
             }
             self.turn();
         }
-        panic!("command {id} does not come back");
+        panic!("command {id} does not complete");
     }
 
-    /// Sends a command with `out` and room for `room` bytes, and waits.
+    /// Sends a command with `out` and a buffer of `room` bytes, and waits.
     pub(crate) fn send(&mut self, lun: Lun, cdb: &[u8], out: &[u8], room: usize) -> Answer {
         let id = self.submit(0, lun, cdb, out, room);
         let answer = self.wait(id);
@@ -282,19 +282,19 @@ impl Guest {
         answer
     }
 
-    /// To the first unit.
+    /// Sends a command to the first unit.
     pub(crate) fn to(&mut self, cdb: &[u8], out: &[u8], room: usize) -> Answer {
         self.send(LUN, cdb, out, room)
     }
 
-    /// Sends a task management function and returns its response, once it has come.
+    /// Sends a task management function and returns its response.
     pub(crate) fn manage(&mut self, lun: Lun, task: Task) -> u8 {
         self.control.task(1, lun, task).expect("room");
         let _ = self.control.publish();
         self.concluded().expect("answered")
     }
 
-    /// The response to the control request in flight, after as many turns as it takes.
+    /// Returns the response to the control request in flight, after as many passes as necessary.
     pub(crate) fn concluded(&mut self) -> Option<u8> {
         for _ in 0..1000 {
             self.turn();
@@ -305,7 +305,7 @@ impl Guest {
         None
     }
 
-    /// Removes a unit. Removal waits for the device's threads, of which this one plays one.
+    /// Removes a unit. Removal waits for the device's threads; this thread takes the part of one.
     pub(crate) fn remove(&mut self, id: &str) -> Result<(), ScsiError> {
         let (handle, id) = (self.handle.clone(), id.to_owned());
         let remover = std::thread::spawn(move || handle.remove(&id));
@@ -315,7 +315,7 @@ impl Guest {
         remover.join().expect("no panic")
     }
 
-    /// The next event.
+    /// Returns the next event.
     pub(crate) fn event(&mut self) -> Option<Happened> {
         self.turn();
         let event = self.events.poll().expect("a whole queue");
@@ -325,7 +325,7 @@ impl Guest {
     }
 }
 
-/// Key, code and qualifier of sense data in either format.
+/// Returns sense key, code and qualifier of sense data in either format.
 fn code(sense: &[u8]) -> Option<[u8; 3]> {
     match *sense {
         [
@@ -375,14 +375,14 @@ impl Default for Image {
 }
 
 impl Image {
-    /// A sparse file of this size.
+    /// Creates a sparse file of this size.
     pub(crate) fn file(&self) -> NamedTempFile {
         let file = NamedTempFile::new().expect("a file");
         file.as_file().set_len(self.bytes).expect("its size");
         file
     }
 
-    /// Opens a file as a disk without streams of its own.
+    /// Opens a file as a disk without dedicated streams.
     pub(crate) fn open(&self, file: &NamedTempFile) -> Arc<dyn Disk> {
         let config = DiskConfig::new(file.path())
             .readonly(self.readonly)
@@ -394,7 +394,7 @@ impl Image {
     }
 }
 
-/// A controller with one disk, and its image.
+/// Returns a controller with one disk, and its image.
 pub(crate) fn one(image: Image, unit: UnitConfig) -> (NamedTempFile, Scsi) {
     let file = image.file();
     let disk = image.open(&file);

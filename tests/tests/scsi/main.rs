@@ -1,5 +1,5 @@
-//! virtio-scsi in process: our piecewise driver on our device, against what SPC-4, SBC-3 and the virtio
-//! specification ask for.
+//! virtio-scsi in process: the driver of `splitring-virtio` on the device, against the requirements
+//! of SPC-4, SBC-3 and the virtio specification.
 
 mod conformance;
 mod guest;

@@ -1,4 +1,5 @@
-//! Task management that really acts: on commands at the disk, on several queues, in the right order.
+//! Task management that has an effect: on commands in flight, on several queues, in the right
+//! order.
 
 use std::sync::Arc;
 
@@ -12,10 +13,11 @@ use crate::guest::{Guest, LUN};
 
 const OTHER: Lun = Lun { target: 0, unit: 1 };
 const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
-/// Long enough to be at the disk until something else is done.
+/// A delay long enough to keep a command in flight.
 const LONG: Fate = Fate::Delay(200);
 
-/// A guest with two units on one target and `queues` request queues, and the first unit's disk.
+/// Returns a guest with two units on one target and `queues` request queues, and the first unit's
+/// disk.
 fn guest(queues: u16) -> (Guest, Arc<FaultyDisk>) {
     let disk = || Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(1 << 20))));
     let (first, second) = (disk(), disk());
@@ -47,7 +49,7 @@ fn an_aborted_command_is_answered_before_the_abort() {
         answer.expect("before the abort").response,
         response::ABORTED
     );
-    // The unit works on, and an abort of what is not there is good too.
+    // The unit still works, and the abort of an unknown command succeeds, too.
     guest.to(&READ, &[], 512).expect_good();
     assert_eq!(guest.manage(LUN, Task::Abort(id)), response::OK);
 }
@@ -85,7 +87,7 @@ fn what_hangs_in_the_host_is_cancelled_by_every_function_that_ends_it() {
             assert!(guest.answer(id).is_none(), "it hangs");
             assert_eq!(guest.manage(LUN, function(id)), response::OK);
             assert_eq!(guest.answer(id).expect("before").response, code);
-            // The unit works on, and nothing of the command is left behind.
+            // The unit still works, and nothing of the command is left.
             guest.settle();
             assert_eq!(guest.to(&READ, &[], 512).expect_good().data, [0; 512]);
         }
@@ -234,7 +236,8 @@ fn faults_of_the_host_become_sense_data() {
 #[test]
 fn exclusive_commands_to_one_range_take_turns() {
     let (mut guest, disk) = guest(2);
-    // The first is held at the disk between comparing and writing; the second has to see what it wrote.
+    // The first is delayed between comparing and writing; the second has to see what the first
+    // wrote.
     disk.plan([Fate::Delay(20), Fate::Delay(20)]);
     let swap = |blocks: u8| {
         let mut cdb = [0; 16];

@@ -1,4 +1,4 @@
-//! What hundreds of disks on one controller cost.
+//! Memory use of hundreds of disks on one controller.
 
 use splitring_devices::disk::config::Aio;
 use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig};
@@ -6,7 +6,7 @@ use splitring_virtio::driver::scsi::Lun;
 
 use crate::guest::{Guest, Image};
 
-/// Resident kibibytes of this process that are not files; each test has a process of its own.
+/// Returns this process's resident memory in KiB, without files. Each test runs in its own process.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("a status");
     let line = status.lines().find(|line| line.starts_with("RssAnon:"));
@@ -14,7 +14,8 @@ fn resident() -> u64 {
         .expect("a size")
 }
 
-/// What 256 disks take that were opened, attached and read from once, with the guest memory this needs.
+/// Measures 256 disks that were opened, attached and read once, with the guest memory that this
+/// needs.
 fn disks_take_little_memory(aio: Aio) {
     const DISKS: u16 = 256;
     const LIMIT_KIB: u64 = 4 << 10;

@@ -1,4 +1,5 @@
-//! Every framing our driver can make: direct and indirect, small rings, data cut into odd pieces.
+//! Every framing that the driver can make: direct and indirect, small rings, data split at odd
+//! offsets.
 
 use splitring_devices::scsi::UnitConfig;
 use splitring_virtio::driver::IndirectPolicy;

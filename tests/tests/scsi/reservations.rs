@@ -1,4 +1,4 @@
-//! Reservations between controllers and machines that share an image, and over a power loss.
+//! Reservations between controllers and machines that share an image, and after a power loss.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ const REGISTER_AND_MOVE: u8 = 7;
 const UNREGISTER: u8 = 0x02;
 const EXCLUSIVE_ACCESS: u8 = 3;
 
-/// A machine called `name` with the image on its one controller.
+/// Returns a machine called `name` with the image on its one controller.
 fn machine(name: &str, file: &NamedTempFile, keep: bool) -> Guest {
     let reservations = if keep {
         open_reservations(file.path(), true).unwrap()
@@ -89,7 +89,7 @@ fn keys(guest: &mut Guest) -> Vec<u64> {
         .collect()
 }
 
-/// Key and type of the reservation.
+/// Returns key and type of the reservation.
 fn reservation(guest: &mut Guest) -> Option<(u64, u8)> {
     let data = read(guest, 1);
     (data.len() > 8).then(|| {
@@ -131,7 +131,7 @@ fn access_by_type_between_machines() {
         assert_eq!((may(&mut a), may(&mut b)), (all, registrant), "type {kind}");
         out(&mut b, REGISTER, 0, 0xb, 0).expect_good();
         assert_eq!(may(&mut b), stranger, "type {kind}");
-        // What tells of the reservation, and of the unit, goes through.
+        // Commands that report the reservation, and the unit, succeed.
         read(&mut b, 0);
         b.to(&[0x12, 0, 0, 0, 36, 0], &[], 36).expect_good();
         b.to(&[0; 6], &[], 0).expect_good();
@@ -171,7 +171,7 @@ fn every_action_answers_as_a_suite_expects() {
             out(&mut a, action, 0, 0, 0).expect_sense(5, 0x24, 0);
         }
     }
-    // Cut to eight bytes the list still says how long it is.
+    // A list that is truncated to eight bytes still has its full length in the header.
     out(&mut a, REGISTER_AND_IGNORE, 0, 0, 1).expect_good();
     let short = a
         .to(&[0x5e, 0, 0, 0, 0, 0, 0, 0, 8, 0], &[], 8)
@@ -183,7 +183,7 @@ fn every_action_answers_as_a_suite_expects() {
         (capabilities.len(), capabilities[4], capabilities[5]),
         (8, 0xea, 1)
     );
-    // A list of another length is none.
+    // A list of another length is invalid.
     a.to(&[0x5f, 0, 0, 0, 0, 0, 0, 0, 23, 0], &[0; 23], 0)
         .expect_sense(5, 0x1a, 0);
     a.to(&[0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0], &list(1, 2, true), 0)
@@ -207,7 +207,8 @@ fn a_reservation_is_handed_over_to_another_machine() {
     let (_file, mut a, mut b) = pair();
     out(&mut a, REGISTER, 0, 0, 1).expect_good();
     out(&mut a, RESERVE, EXCLUSIVE_ACCESS, 1, 0).expect_good();
-    // READ FULL STATUS of its own registration tells each machine what it is called; b's is gone again.
+    // READ FULL STATUS shows the name of each machine in its own registration; b's is removed
+    // again.
     out(&mut b, REGISTER, 0, 0, 2).expect_good();
     let status = read(&mut b, 3);
     out(&mut b, REGISTER, 0, 2, 0).expect_good();
@@ -230,7 +231,7 @@ fn controllers_of_one_machine_are_different_initiators() {
         Guest::settled(Scsi::new(&config, vec![(shared_unit(), SHARED.open(&file))]).unwrap())
     };
     let (mut a, mut b) = (guest("scsi0"), guest("scsi1"));
-    // Both paths lead to one unit, and say so.
+    // Both paths lead to one unit, and report that.
     let page = |guest: &mut Guest| {
         guest
             .to(&[0x12, 1, 0x83, 0, 255, 0], &[], 255)
@@ -259,7 +260,7 @@ fn spc2_reservations_exclude_the_other_and_end_with_their_owner() {
     // The owner's machine resets its controller.
     assert_eq!(b.machine.reset(), 0);
     reserve(&mut a).expect_good();
-    // A reset of the unit ends it, whoever asks for it.
+    // A reset of the unit ends it, whichever initiator asks for it.
     assert_eq!(a.manage(LUN, Task::UnitReset), response::OK);
     a.to(&[0; 6], &[], 0).expect_sense(6, 0x29, 3);
     assert_eq!(may(&mut a), (true, true));
@@ -279,7 +280,7 @@ fn registrations_outlive_a_power_loss_if_asked_to() {
     };
     {
         let (mut a, mut b) = (machine("a", &file, true), machine("b", &file, true));
-        assert_eq!(read(&mut a, 2)[2], 1, "it can keep them");
+        assert_eq!(read(&mut a, 2)[2], 1, "it can persist them");
         register(&mut a, 0, 1, true);
         register(&mut b, 0, 2, true);
         out(&mut a, RESERVE, 1, 1, 0).expect_good();
@@ -308,7 +309,7 @@ fn registrations_outlive_a_power_loss_if_asked_to() {
     assert!(open_reservations(file.path(), false).unwrap().is_none());
 }
 
-/// A disk with an identity, so that several controllers take it for one image.
+/// A disk with an identity, so that several controllers recognise it as one image.
 struct Named(Arc<FaultyDisk>);
 
 impl Disk for Named {

@@ -1,4 +1,4 @@
-//! A machine that starts again with the same disks, and machines that have nothing in common.
+//! A machine that restarts with the same disks, and machines that share nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ fn a_machine_that_starts_again_has_its_disks_without_opening_anything() {
     let (first, second) = (Image::default().file(), Image::default().file());
     let config = scsi_disk(&first);
     let opened = open(&[("disk", &config)]);
-    // Nothing that is named can be opened any more.
+    // No path can be opened any more.
     first.close().expect("removed");
     for start in 0..3_u8 {
         let mut guest = Guest::settled(opened.build());
@@ -50,7 +50,7 @@ fn a_machine_that_starts_again_has_its_disks_without_opening_anything() {
             guest.send(SECOND, &READ, &[], 512).expect_good();
         }
     }
-    // Between two starts images are locked all the same.
+    // Images stay locked between two starts.
     assert!(disk::open(&scsi_disk(&second)).is_err());
     let mut guest = Guest::settled(opened.build());
     guest.remove("second").expect("removed");
@@ -95,7 +95,7 @@ fn modes_are_as_after_power_on_and_an_ejected_medium_stays_out() {
     list[8] |= 0x08;
     guest.to(&[0x15, 0x10, 0, 0, 16, 0], &list, 0).expect_good();
     assert_eq!(guest.to(&WRITE, &[1; 512], 0).status, 2, "protected");
-    // PREVENT MEDIUM REMOVAL goes with the initiator, too.
+    // PREVENT MEDIUM REMOVAL is also per initiator.
     guest.to(&[0x1e, 0, 0, 0, 1, 0], &[], 0).expect_good();
     drop(guest);
     let mut guest = Guest::settled(opened.build());
@@ -134,7 +134,7 @@ fn register(guest: &mut Guest, key: u64, persist: bool) {
         .expect_good();
 }
 
-/// The keys that PERSISTENT RESERVE IN lists.
+/// Returns the keys that PERSISTENT RESERVE IN lists.
 fn keys(guest: &mut Guest) -> Vec<u64> {
     let data = guest
         .to(&[0x5e, 0, 0, 0, 0, 0, 0, 0, 255, 0], &[], 255)
@@ -158,7 +158,7 @@ fn reservations_that_persist_stay_and_others_end_when_nobody_else_uses_the_disk(
     drop(guest);
     let mut guest = Guest::settled(opened.build());
     assert!(keys(&mut guest).is_empty());
-    // What another machine has at work has not lost its power.
+    // A disk that another machine uses has not lost its power.
     let disks = [("disk".to_owned(), &config)];
     let others = scsi::open_controllers("other", disks, &mut BTreeMap::new()).expect("opened");
     let mut other = Guest::settled(others[0].build());
@@ -179,7 +179,7 @@ fn machines_that_read_one_image_without_sharing_it_do_not_see_each_other() {
     let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
     let (a, b) = (open(&[("cd", &config)]), open(&[("cd", &config)]));
     let (mut a, mut b) = (Guest::settled(a.build()), Guest::settled(b.build()));
-    // The first reserves the medium for itself, prevents its removal and ejects it.
+    // The first reserves the medium, prevents its removal and ejects it.
     a.to(&[0x16, 0, 0, 0, 0, 0], &[], 0).expect_good();
     b.to(&read, &[], 2048).expect_good();
     a.to(&[0x1e, 0, 0, 0, 1, 0], &[], 0).expect_good();

@@ -1,4 +1,4 @@
-//! Units: how they are addressed and listed, what they report first, how they come, go and change size.
+//! Units: addressing, listing, the first report, hot-plug, hot-unplug and resizing.
 
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ fn the_first_command_reports_power_on_but_for_those_that_never_do() {
     report_luns(&mut guest, LUN, 0);
     guest.to(&TEST_UNIT_READY, &[], 0).expect_sense(6, 0x29, 0);
     guest.to(&TEST_UNIT_READY, &[], 0).expect_good();
-    // REQUEST SENSE hands it over as data, and then it is gone.
+    // REQUEST SENSE returns it as data, and clears it.
     let mut other = Guest::new(controller(vec![at(0, 0)]));
     let sense = other.to(&[3, 0, 0, 0, 18, 0], &[], 18).expect_good().data;
     assert_eq!((sense[2], sense[12], sense[13]), (6, 0x29, 0));
@@ -83,7 +83,8 @@ fn absent_targets_and_absent_units_are_told_apart() {
         .expect_good()
         .data;
     assert_eq!((sense[2], sense[12]), (5, 0x25));
-    // The list can be had from the unit that is not there, which is how guests find the one that is.
+    // The list can be read from the unit that is absent, which is how guests find the one that is
+    // present.
     assert_eq!(report_luns(&mut guest, zero, 0), [[0, 5, 0, 0, 0, 0, 0, 0]]);
 }
 
@@ -168,7 +169,7 @@ fn a_unit_added_while_the_guest_runs_is_announced_and_there() {
         missed: false,
     };
     assert_eq!(guest.event(), Some(expected));
-    // The others of the target report that the list has changed, until it is read.
+    // The other units of the target report that the list has changed, until it is read.
     guest
         .to(&TEST_UNIT_READY, &[], 0)
         .expect_sense(6, 0x3f, 0x0e);
@@ -213,7 +214,7 @@ fn a_removed_unit_lets_its_image_go() {
             .expect_good();
         guest.remove("new").unwrap();
         assert!(weak.upgrade().is_none());
-        // Nobody holds its lock either.
+        // The lock is released as well.
         drop(
             Image {
                 share: false,
@@ -227,7 +228,7 @@ fn a_removed_unit_lets_its_image_go() {
 #[test]
 fn too_many_events_become_one_that_says_so() {
     let mut guest = Guest::settled(controller(vec![at(0, 0)]));
-    // More than there are buffers and room to remember.
+    // More than there are buffers and queue entries for.
     for target in 1..=80 {
         guest.handle.add(at(target, 0), disk()).unwrap();
     }
@@ -298,7 +299,7 @@ fn hundreds_of_disks_share_the_queues_and_the_ring() {
         target: units[number].target,
         unit: units[number].lun,
     };
-    // Each disk has its own contents, written on one queue and read on the other.
+    // Each disk has its own content, written on one queue and read on the other.
     for number in 0..DISKS {
         let fill = u8::try_from(number % 251).unwrap();
         guest
@@ -375,7 +376,8 @@ fn a_cdrom_is_read_only_removable_and_has_blocks_of_2048() {
     guest
         .to(&[0x5a, 0, 0x2a, 0, 0, 0, 0, 0, 64, 0], &[], 64)
         .expect_good();
-    // Ejected by hand: reported once as a changed medium, polled as a media event, and then missing.
+    // Ejected by hand: reported once as a changed medium, polled as a media event, and then
+    // missing.
     guest.to(&[0x1b, 0, 0, 0, 2, 0], &[], 0).expect_good();
     guest.to(&TEST_UNIT_READY, &[], 0).expect_sense(2, 0x3a, 0);
     let status = guest

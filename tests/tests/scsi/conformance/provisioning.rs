@@ -1,4 +1,4 @@
-//! Repeating a block, freeing blocks, and telling which are free.
+//! WRITE SAME, UNMAP and GET LBA STATUS.
 
 use super::*;
 
@@ -41,7 +41,7 @@ fn write_same_repeats_a_block_within_its_limits() {
                 }
             }
             let (block, end) = (vec![1; unit.block], unit.blocks);
-            // WSNZ is set, so nothing runs to the end of the unit.
+            // WSNZ is set: a length of 0 does not mean the end of the unit.
             refused(&write_same(&mut unit, width, 0, 0, 0, &block), BAD_FIELD);
             for protect in 1..8u8 {
                 refused(
@@ -56,7 +56,7 @@ fn write_same_repeats_a_block_within_its_limits() {
                 &write_same(&mut unit, width, 0, end, 1, &block),
                 OUT_OF_RANGE,
             );
-            // Half a block can't be taken, two blocks can't be meant.
+            // Half a block is too short, and two blocks are too long.
             let half = &block[..block.len() / 2];
             refused(&write_same(&mut unit, width, 0, 0, 1, half), BAD_FIELD);
             refused(
@@ -71,7 +71,7 @@ fn write_same_repeats_a_block_within_its_limits() {
 
 #[test]
 fn lengths_beyond_the_reported_limits_are_refused() {
-    // Sparse, so that the range is there without the disk.
+    // Sparse, so that the range exists without disk space.
     let mut unit = Unit::new(
         Image {
             bytes: 64 << 20,
@@ -140,7 +140,7 @@ fn unmap_deallocates_what_its_list_says_or_nothing() {
         unmap(&mut unit, &nothing).expect_good();
     }
     unit.write(0, &data);
-    // The first range is good and the last is not: neither is touched.
+    // The first range is valid and the last is not: neither is unmapped.
     let end = unit.blocks;
     refused(&unmap(&mut unit, &[(0, 8), (end, 1)]), OUT_OF_RANGE);
     refused(&unmap(&mut unit, &[(0, 8), (u64::MAX, 2)]), OUT_OF_RANGE);

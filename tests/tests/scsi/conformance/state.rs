@@ -1,4 +1,4 @@
-//! What a unit says of itself, what can be switched, and what is the same with everything switched off.
+//! What a unit reports, what can be switched, and what does not depend on the switches.
 
 use super::provisioning::{unmap, write_same};
 use super::*;
@@ -36,7 +36,7 @@ fn capacities_of_all_sizes() {
                 assert_eq!(answer.data[8..12], block.to_be_bytes());
             }
         }
-        // The last block of 8 TiB is as good as any.
+        // The last block of 8 TiB works like any other.
         let data = vec![0xe7; unit.block];
         unit.write(last, &data);
         assert_eq!(unit.read(last, 1), data);
@@ -118,7 +118,7 @@ fn every_write_is_refused(unit: &mut Unit, sense: [u8; 3]) {
     refused(&compare_and_write(unit, 0, &block, &block, 0), sense);
     for width in [Ten, Sixteen] {
         refused(&write_same(unit, width, 0, 0, 1, &block), sense);
-        // Refused before anybody misses the data that is not there.
+        // Refused before the missing data is noticed.
         refused(&write_same(unit, width, 0, 0, 1, &[]), sense);
     }
     if unit.guest.to(&[0x42], &[], 0).sense != Some([5, 0x20, 0]) {
@@ -165,7 +165,7 @@ fn removable_media_go_and_come() {
     let ready = |unit: &mut Unit| unit.guest.to(&[0; 6], &[], 0);
     let prevent =
         |unit: &mut Unit, on: u8| unit.guest.to(&[0x1e, 0, 0, 0, on, 0], &[], 0).expect_good();
-    // Power conditions and stopping without LOEJ leave the medium in.
+    // Power conditions, and stopping without LOEJ, don't eject the medium.
     for bits in (0x12..=0xf2u8).step_by(16).chain([0, 1, 4, 5]) {
         start_stop(&mut unit, bits).expect_good();
         ready(&mut unit).expect_good();
@@ -234,7 +234,7 @@ fn the_rest_of_the_mandatory_commands_answer() {
         assert_eq!(usize::from(answer.data[3]) + 4, answer.data.len());
     }
     refused(&unit.guest.to(&[0x12, 0, 1, 1, 0, 0], &[], 256), BAD_FIELD);
-    // MODE SENSE returns no more than asked for, and says what it leaves free.
+    // MODE SENSE returns no more than the allocation length, and reports the full length.
     let short = unit
         .guest
         .to(&[0x1a, 0, 0x3f, 0, 4, 0], &[], 4)
