@@ -407,7 +407,7 @@ fn a_disk_is_driven_by_its_interrupt_line() {
 }
 
 #[test]
-fn a_reset_gives_buffers_back_and_the_device_starts_anew() {
+fn a_reset_returns_buffers_and_the_device_starts_again() {
     let mut guest = Guest::new();
     let mut driver = guest.driver();
     guest.pci.set_up_queue(0, &driver.areas(), None).unwrap();
@@ -439,7 +439,7 @@ fn a_reset_gives_buffers_back_and_the_device_starts_anew() {
 }
 
 #[test]
-fn what_the_device_does_not_have_is_refused() {
+fn what_the_device_does_not_offer_is_refused() {
     let mut guest = Guest::new();
     let driver = guest.driver();
     let mut areas = driver.areas();
@@ -465,7 +465,7 @@ fn what_the_device_does_not_have_is_refused() {
 }
 
 #[test]
-fn a_device_that_gives_up_says_so() {
+fn a_device_that_fails_sets_needs_reset() {
     let mut guest = Guest::new();
     let driver = guest.driver();
     let mut areas = driver.areas();

@@ -119,7 +119,7 @@ fn frame(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn its_raw_driver_sends_and_receives_through_our_card() {
+fn its_raw_driver_sends_and_receives_through_our_device() {
     for offered in [0, INDIRECT_DESC, EVENT_IDX, INDIRECT_DESC | EVENT_IDX] {
         let mut driver = VirtIONetRaw::<BouncingHal, _, 16>::new(echo(offered)).unwrap();
         assert_eq!(driver.mac_address(), MAC);
@@ -135,7 +135,7 @@ fn its_raw_driver_sends_and_receives_through_our_card() {
 }
 
 #[test]
-fn its_buffered_driver_turns_the_rings_of_our_card_over() {
+fn its_buffered_driver_wraps_the_rings_of_our_device() {
     for offered in [0, EVENT_IDX] {
         let mut driver = VirtIONet::<BouncingHal, _, 16>::new(echo(offered), 2048).unwrap();
         for round in 0..3000_u32 {

@@ -265,7 +265,7 @@ fn its_raw_network_driver_sends_and_receives() {
 }
 
 #[test]
-fn its_buffered_network_driver_turns_its_rings_over() {
+fn its_buffered_network_driver_wraps_its_rings() {
     let mut driver = VirtIONet::<BouncingHal, _, 16>::new(echo(EVENT_IDX), 2048).unwrap();
     for round in 0..5000u32 {
         let mut packet = driver.new_tx_buffer(64);

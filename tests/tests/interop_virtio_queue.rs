@@ -187,7 +187,7 @@ fn long_chains_fill_the_queue() {
 }
 
 #[test]
-fn batches_completed_out_of_order_come_back_over_several_turns_of_the_indices() {
+fn batches_completed_out_of_order_return_over_several_wraps_of_the_indices() {
     for features in [EVENT_IDX, EVENT_IDX | INDIRECT_DESC] {
         let mut rig = Rig::new(32, features, IndirectPolicy::Rfc);
         // The tokens are reused, because new ones each time would use the arena up.
@@ -212,7 +212,7 @@ fn batches_completed_out_of_order_come_back_over_several_turns_of_the_indices() 
 }
 
 #[test]
-fn each_end_hears_of_what_it_asked_to_hear_of() {
+fn each_end_is_notified_only_if_it_asked() {
     for features in [0, EVENT_IDX] {
         let mut rig = Rig::new(8, features, IndirectPolicy::Never);
         let mapping = rig.mapping.clone();

@@ -122,7 +122,7 @@ fn frame(tag: usize, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn frames_of_every_size_and_framing_come_back_in_every_way_of_receiving() {
+fn frames_of_every_size_and_framing_return_in_every_receive_mode() {
     for ring in [0, EVENT_IDX, INDIRECT_DESC, EVENT_IDX | INDIRECT_DESC] {
         for (mode, longest) in [
             (ReceiveMode::Small, 1514),
@@ -152,7 +152,7 @@ fn frames_of_every_size_and_framing_come_back_in_every_way_of_receiving() {
 }
 
 #[test]
-fn a_batch_that_needs_more_buffers_than_there_are_comes_in_order_as_they_come_back() {
+fn a_batch_larger_than_the_free_buffers_arrives_in_order_as_buffers_return() {
     let mut guest = Guest::new(ReceiveMode::Mergeable, EVENT_IDX);
     let sent: Vec<_> = (0..8).map(|tag| frame(tag, 5000 + tag)).collect();
     for frame in &sent {

@@ -153,7 +153,7 @@ fn received(machine: &mut Machine, receiver: &mut Receiver) -> Vec<u8> {
 }
 
 #[test]
-fn a_start_makes_no_descriptor_and_a_card_sends_and_receives_after_every_reset() {
+fn a_start_opens_no_descriptor_and_the_device_works_after_every_reset() {
     let privileges = [Capability::SysAdmin, Capability::NetAdmin];
     if !needs::capabilities(&privileges) || !needs::program("ip", "iproute2") || !needs::tun() {
         return;

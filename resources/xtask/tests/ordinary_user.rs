@@ -36,7 +36,7 @@ fn demo(dir: &Path, path: &str) -> Option<Output> {
 }
 
 #[test]
-fn what_is_missing_is_named_with_the_command_that_installs_it() {
+fn missing_packages_are_named_with_the_command_that_installs_them() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let Some(output) = demo(dir.path(), "/nowhere") else {
         return;
@@ -58,7 +58,7 @@ fn what_is_missing_is_named_with_the_command_that_installs_it() {
 }
 
 #[test]
-fn what_needs_root_is_shown_as_a_command_to_type() {
+fn a_command_that_needs_root_is_shown() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = std::env::var("PATH").unwrap_or_default();
     let qemu = std::env::split_paths(&path).any(|dir| dir.join("qemu-system-x86_64").exists());

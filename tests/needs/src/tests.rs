@@ -16,7 +16,7 @@ fn privileges_are_read_from_the_status_of_a_process() {
 /// The next two tests run this one in a separate process with an environment of their choice.
 #[test]
 #[ignore = "part of other tests"]
-fn a_program_that_nobody_has() {
+fn a_program_that_does_not_exist() {
     if program("splitring-no-such-program", "none") {
         unreachable!();
     }
@@ -25,7 +25,11 @@ fn a_program_that_nobody_has() {
 fn run(environment: &[(&str, &Path)]) -> Output {
     let mut command = Command::new(env::current_exe().expect("this program"));
     command
-        .args(["--ignored", "--exact", "tests::a_program_that_nobody_has"])
+        .args([
+            "--ignored",
+            "--exact",
+            "tests::a_program_that_does_not_exist",
+        ])
         .env_remove(REQUIRE_TOOLS)
         .env_remove(SKIPPED);
     for (name, value) in environment {
@@ -35,7 +39,7 @@ fn run(environment: &[(&str, &Path)]) -> Output {
 }
 
 #[test]
-fn a_skipped_test_passes_and_is_noted() {
+fn a_skipped_test_passes_and_is_recorded() {
     let file = env::temp_dir().join(format!("splitring-needs-{}", std::process::id()));
     for _ in 0..2 {
         assert!(run(&[(SKIPPED, &file)]).status.success());

@@ -233,7 +233,7 @@ fn with_driver(test: impl Fn(&mut Driver, &FaultyDisk)) {
 }
 
 #[test]
-fn it_finds_the_disk_as_it_is() {
+fn it_finds_the_disk_and_its_properties() {
     with_driver(|driver, _| {
         assert_eq!(driver.capacity(), DISK_LEN / 512);
         assert!(!driver.readonly());
@@ -260,7 +260,7 @@ fn it_reads_what_it_wrote() {
 }
 
 #[test]
-fn it_hears_of_errors_and_goes_on() {
+fn it_reports_errors_and_continues() {
     with_driver(|driver, disk| {
         let mut sector = [0; SECTOR_SIZE];
         let end = usize::try_from(DISK_LEN).expect("small") / 512;

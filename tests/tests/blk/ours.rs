@@ -263,7 +263,7 @@ impl Mix {
 }
 
 #[test]
-fn random_requests_leave_the_disk_as_the_model_has_it() {
+fn random_requests_leave_the_disk_equal_to_the_model() {
     let masks = [
         u64::MAX,
         !EVENT_IDX,
@@ -296,7 +296,7 @@ fn a_ring_smaller_than_offered_works_too() {
 }
 
 #[test]
-fn a_reset_gives_every_request_back() {
+fn a_reset_returns_every_request() {
     let mut guest = Guest::new(16, 16, u64::MAX, IndirectPolicy::Auto);
     guest.disk.plan([Fate::Delay(1000); 5]);
     for tag in 0..5 {

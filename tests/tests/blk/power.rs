@@ -96,7 +96,7 @@ fn round(way: Way, seed: u64, careless: bool) -> Result<(), String> {
 }
 
 #[test]
-fn what_was_acknowledged_as_stable_survives_a_power_cut() {
+fn acknowledged_writes_survive_a_power_cut() {
     for way in [Way::Flush, Way::Switched, Way::NoCache] {
         for seed in 1..30 {
             assert_eq!(round(way, seed, false), Ok(()), "{way:?}, seed {seed}");
@@ -105,7 +105,7 @@ fn what_was_acknowledged_as_stable_survives_a_power_cut() {
 }
 
 #[test]
-fn a_device_without_its_fdatasync_is_found_out() {
+fn a_device_that_drops_fdatasync_is_detected() {
     for way in [Way::Flush, Way::Switched, Way::NoCache] {
         assert!(
             round(way, 1, true).is_err(),

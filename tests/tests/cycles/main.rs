@@ -149,7 +149,7 @@ fn arrows(files: &'static [(&'static str, &'static str)]) -> Vec<String> {
 }
 
 #[test]
-fn an_import_through_a_re_export_is_one_of_the_file_that_defines() {
+fn an_import_through_a_re_export_is_of_the_file_that_defines_the_item() {
     let files = &[
         (
             "lib.rs",
@@ -209,7 +209,7 @@ fn paths_and_macros_in_code_are_imports() {
 }
 
 #[test]
-fn what_only_tests_see_is_no_import() {
+fn test_only_imports_do_not_count() {
     let files = &[
         (
             "lib.rs",
@@ -226,7 +226,7 @@ fn what_only_tests_see_is_no_import() {
 }
 
 #[test]
-fn a_cycle_is_found_and_its_shortest_way_is_told() {
+fn the_shortest_cycle_is_reported() {
     let files = &[
         ("lib.rs", "mod a; mod b; mod c; mod leaf; use a::A;"),
         (

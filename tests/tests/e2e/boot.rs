@@ -159,7 +159,7 @@ fn without_msi_the_root_disk_works_over_intx() {
 /// Splitring finds the payload by the header, the kernel's own decompressor by its link address.
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
-fn a_kernel_whose_payload_is_out_of_reach_unpacks_itself() {
+fn a_kernel_with_an_unreachable_payload_decompresses_itself() {
     const PAYLOAD_LENGTH: std::ops::Range<usize> = 0x24c..0x250;
     let kernel = Kernel::named("6.12-cloud");
     let image = ChangedImage::of(&kernel, Image::Vmlinuz, |bytes| {

@@ -86,7 +86,7 @@ fn a_second_termination_signal_stops_the_machine() {
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
-fn the_stop_keys_end_the_machine_and_the_terminal_is_as_it_was() {
+fn the_stop_keys_end_the_machine_and_restore_the_terminal() {
     let terminal = Terminal::open();
     let mut guest = launch().start_on(&terminal);
     guest.wait_until_ready();
@@ -128,7 +128,7 @@ fn the_power_button_reaches_the_guest_as_a_key() {
 /// reports correctly.
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
-fn a_process_that_was_stopped_and_continued_is_no_soft_lockup() {
+fn stopping_and_continuing_the_process_causes_no_soft_lockup() {
     let mut guest = launch().cpus(2).boot();
     guest.succeed("echo 4 >/proc/sys/kernel/watchdog_thresh");
     guest.signal("STOP");

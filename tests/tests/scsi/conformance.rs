@@ -237,7 +237,7 @@ fn transfers_work_at_both_ends_of_the_unit() {
 }
 
 #[test]
-fn transfers_past_the_end_are_refused_whole() {
+fn transfers_past_the_end_are_refused_completely() {
     for mut unit in units() {
         let last = unit.blocks - 1;
         let before = unit.read(last, 1);
@@ -271,7 +271,7 @@ fn transfers_past_the_end_are_refused_whole() {
 }
 
 #[test]
-fn transfers_of_nothing_are_good_within_the_unit_only() {
+fn transfers_of_zero_blocks_succeed_within_the_unit_only() {
     for mut unit in units() {
         for family in READS
             .into_iter()
@@ -346,7 +346,7 @@ fn verify_compares_bytes_only_when_told_to() {
 }
 
 #[test]
-fn write_and_verify_leaves_its_data_behind() {
+fn write_and_verify_writes_its_data() {
     for mut unit in units() {
         for (family, fill) in WRITE_AND_VERIFIES.into_iter().zip(1..) {
             let data = unit.data(family, 3, fill);

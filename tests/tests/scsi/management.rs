@@ -67,7 +67,7 @@ const AT_THE_DISK: [(&[u8], usize, usize); 4] = [
 ];
 
 #[test]
-fn what_hangs_in_the_host_is_cancelled_by_every_function_that_ends_it() {
+fn every_ending_function_cancels_commands_that_hang_in_the_host() {
     type Choose = fn(u64) -> Task;
     let functions: [(Choose, u8); 5] = [
         (Task::Abort, response::ABORTED),
@@ -105,7 +105,7 @@ fn a_command_still_in_the_ring_is_aborted_without_a_trace() {
 }
 
 #[test]
-fn sets_are_of_one_unit_and_of_all_queues() {
+fn task_sets_are_per_unit_and_span_all_queues() {
     for (task, code) in [
         (Task::AbortSet, response::ABORTED),
         (Task::ClearSet, response::ABORTED),
@@ -137,7 +137,7 @@ fn a_unit_reset_ends_reservations_and_is_reported() {
 }
 
 #[test]
-fn a_nexus_reset_is_of_the_whole_target() {
+fn a_nexus_reset_affects_the_whole_target() {
     let (mut guest, disk) = guest(1);
     disk.plan([LONG]);
     let id = guest.submit(0, LUN, &READ, &[], 512);
@@ -150,7 +150,7 @@ fn a_nexus_reset_is_of_the_whole_target() {
 }
 
 #[test]
-fn queries_tell_what_is_there() {
+fn queries_report_commands_in_flight() {
     let (mut guest, disk) = guest(2);
     disk.plan([LONG]);
     let id = guest.submit(1, LUN, &READ, &[], 512);
@@ -171,7 +171,7 @@ fn queries_tell_what_is_there() {
 }
 
 #[test]
-fn what_can_not_be_managed_is_said_so() {
+fn unsupported_management_is_reported() {
     let (mut guest, _) = guest(1);
     let absent = Lun { target: 0, unit: 9 };
     let nowhere = Lun { target: 9, unit: 0 };
@@ -194,7 +194,7 @@ fn what_can_not_be_managed_is_said_so() {
 }
 
 #[test]
-fn a_device_reset_answers_everything_and_starts_anew() {
+fn a_device_reset_completes_everything_and_the_device_starts_again() {
     let (mut guest, disk) = guest(2);
     disk.plan([LONG, Fate::Pass, LONG]);
     for queue in [0, 1, 1] {
@@ -234,7 +234,7 @@ fn faults_of_the_host_become_sense_data() {
 }
 
 #[test]
-fn exclusive_commands_to_one_range_take_turns() {
+fn exclusive_commands_to_one_range_are_serialised() {
     let (mut guest, disk) = guest(2);
     // The first is delayed between comparing and writing; the second has to see what the first
     // wrote.

@@ -8,7 +8,7 @@ use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC};
 use crate::guest::{Guest, Image, LUN, Setup, one};
 
 #[test]
-fn data_arrives_whole_however_it_is_framed() {
+fn data_arrives_complete_with_every_framing() {
     let policies = [
         IndirectPolicy::Never,
         IndirectPolicy::Always,

@@ -110,7 +110,7 @@ fn may(guest: &mut Guest) -> (bool, bool) {
 }
 
 #[test]
-fn access_by_type_between_machines() {
+fn reservation_types_grant_access_between_machines() {
     let all = (true, true);
     let rows = [
         (1, (true, false), (true, false)),
@@ -143,7 +143,7 @@ fn access_by_type_between_machines() {
 }
 
 #[test]
-fn every_action_answers_as_a_suite_expects() {
+fn every_action_responds_as_the_suite_expects() {
     let (_file, mut a, mut b) = pair();
     out(&mut a, REGISTER_AND_IGNORE, 0, 0, 1).expect_good();
     out(&mut a, REGISTER, 0, 0, 2).expect_conflict();

@@ -30,7 +30,7 @@ fn open(disks: &[(&str, &DiskConfig)]) -> OpenController {
 }
 
 #[test]
-fn a_machine_that_starts_again_has_its_disks_without_opening_anything() {
+fn a_restarted_machine_has_its_disks_without_opening_anything() {
     let (first, second) = (Image::default().file(), Image::default().file());
     let config = scsi_disk(&first);
     let opened = open(&[("disk", &config)]);
@@ -110,7 +110,7 @@ fn modes_are_as_after_power_on_and_an_ejected_medium_stays_out() {
 }
 
 #[test]
-fn a_disk_of_the_embedders_own_stands_in_for_a_path() {
+fn a_disk_of_the_embedder_replaces_a_path() {
     let own = MemoryDisk::new(1 << 20);
     let config = DiskConfig::new("/nowhere/at/all").bus(Bus::Scsi).target(1);
     let disk: Arc<dyn Disk> = Arc::new(Arc::clone(&own));

@@ -50,7 +50,7 @@ fn report_luns(guest: &mut Guest, lun: Lun, select: u8) -> Vec<[u8; 8]> {
 }
 
 #[test]
-fn the_first_command_reports_power_on_but_for_those_that_never_do() {
+fn the_first_command_reports_power_on_except_for_those_that_never_do() {
     let mut guest = Guest::new(controller(vec![at(0, 0)]));
     guest.to(&INQUIRY, &[], 96).expect_good();
     report_luns(&mut guest, LUN, 0);
@@ -114,7 +114,7 @@ fn units_are_listed_in_the_addressing_method_of_their_number() {
 }
 
 #[test]
-fn places_and_names_are_checked() {
+fn addresses_and_names_are_checked() {
     let new = |units: Vec<UnitConfig>| {
         Scsi::new(
             &ScsiConfig::new("scsi0"),
@@ -151,7 +151,7 @@ fn places_and_names_are_checked() {
 }
 
 #[test]
-fn a_unit_added_while_the_guest_runs_is_announced_and_there() {
+fn a_unit_added_while_the_guest_runs_is_announced_and_usable() {
     let mut guest = Guest::settled(controller(vec![at(0, 0)]));
     let added = guest
         .handle
@@ -194,7 +194,7 @@ fn a_unit_added_while_the_guest_runs_is_announced_and_there() {
 }
 
 #[test]
-fn a_removed_unit_lets_its_image_go() {
+fn a_removed_unit_releases_its_image() {
     let image = Image::default();
     let mut guest = Guest::settled(controller(Vec::new()));
     for _ in 0..3 {
@@ -226,7 +226,7 @@ fn a_removed_unit_lets_its_image_go() {
 }
 
 #[test]
-fn too_many_events_become_one_that_says_so() {
+fn too_many_events_become_one_that_reports_the_loss() {
     let mut guest = Guest::settled(controller(vec![at(0, 0)]));
     // More than there are buffers and queue entries for.
     for target in 1..=80 {
@@ -413,7 +413,7 @@ fn serial_and_world_wide_name_are_the_operators() {
 }
 
 #[test]
-fn what_a_unit_did_is_counted_by_kind() {
+fn requests_of_a_unit_are_counted_by_kind() {
     let mut guest = Guest::settled(controller(vec![at(0, 0)]));
     guest
         .to(&[0x2a, 0, 0, 0, 0, 0, 0, 0, 2, 0], &[1; 1024], 0)

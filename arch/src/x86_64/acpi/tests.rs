@@ -75,7 +75,7 @@ fn every_table_is_reachable_from_the_rsdp_and_sums_to_zero() {
 }
 
 #[test]
-fn fadt_says_hardware_reduced_and_no_legacy_devices() {
+fn fadt_reports_hardware_reduced_and_no_legacy_devices() {
     let tables = platform(1, false).build().unwrap();
     let fadt = table(&tables, *b"FACP");
     let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());

@@ -139,7 +139,7 @@ fn a_64_bit_entry_finds_everything_in_the_zero_page() {
 }
 
 #[test]
-fn command_lines_that_the_kernel_would_cut_or_misread_are_refused() {
+fn command_lines_that_the_kernel_would_truncate_or_misread_are_refused() {
     let kernel = open(&ElfFile::kernel().build());
     let longest = "x".repeat(CMDLINE_MAX - 1);
     assert_eq!(
@@ -163,7 +163,7 @@ fn command_lines_that_the_kernel_would_cut_or_misread_are_refused() {
 }
 
 #[test]
-fn defaults_give_way_to_the_user() {
+fn words_of_the_user_replace_defaults() {
     for (user, expected) in [
         (
             None,

@@ -150,7 +150,7 @@ fn feature_bits_are_added_and_hidden_whatever_kvm_offers() {
 }
 
 #[test]
-fn a_known_frequency_is_told_exactly_or_not_at_all() {
+fn a_known_frequency_is_reported_exactly_or_not_at_all() {
     let cpuid = vcpu_cpuid(&supported(INTEL), &features(1), 0);
     assert_eq!(leaf(&cpuid, HYPERVISOR_BASE, 0).eax, HYPERVISOR_TIMING);
     assert_eq!(
@@ -183,7 +183,7 @@ fn a_known_frequency_is_told_exactly_or_not_at_all() {
 }
 
 #[test]
-fn leaves_that_the_processor_lacks_are_not_invented() {
+fn leaves_that_the_processor_lacks_are_not_added() {
     let mut small = supported(INTEL);
     small.retain(|entry| entry.function < 4);
     small[0].eax = 0xa;
@@ -195,7 +195,7 @@ fn leaves_that_the_processor_lacks_are_not_invented() {
 }
 
 #[test]
-fn the_name_is_spelled_over_three_leaves() {
+fn the_brand_string_is_in_three_leaves() {
     let features = features(1);
     let cpuid = vcpu_cpuid(&supported(AMD), &features, 0);
     let words = BRAND_LEAVES

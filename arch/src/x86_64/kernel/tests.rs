@@ -105,7 +105,7 @@ fn zeros_of_an_elf_file_are_not_copied_and_everything_else_is() {
 }
 
 #[test]
-fn a_note_of_four_bytes_or_behind_other_notes_is_found() {
+fn a_note_of_four_bytes_or_after_other_notes_is_found() {
     for notes in [
         images::note(b"Xen\0", 18, &0x100_0010u32.to_le_bytes()),
         [
@@ -185,7 +185,7 @@ fn lz4_payloads_of_several_blocks_and_frames_unpack() {
 }
 
 #[test]
-fn a_bzimage_that_cannot_be_unpacked_unpacks_itself() {
+fn a_bzimage_that_cannot_be_unpacked_decompresses_itself() {
     let no_note = ElfFile {
         notes: Vec::new(),
         ..ElfFile::kernel()
@@ -231,7 +231,7 @@ fn placed(path: &Path, layout: &Layout, kernel: &Kernel) -> Result<Initrd, Kerne
 }
 
 #[test]
-fn a_kernel_or_initrd_that_does_not_fit_says_how_much_would() {
+fn a_kernel_or_initrd_that_does_not_fit_reports_the_memory_needed() {
     let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
     let kernel = Kernel::open(&directory.file("vmlinux", &elf.build()), &CachePolicy::Off).unwrap();
@@ -275,7 +275,7 @@ fn a_kernel_or_initrd_that_does_not_fit_says_how_much_would() {
 }
 
 #[test]
-fn a_kernel_starts_at_one_mebibyte_at_the_lowest() {
+fn a_kernel_starts_at_one_mebibyte_or_above() {
     let mut elf = ElfFile::kernel();
     elf.move_to(HIGH_MEMORY);
     let kernel = Kernel::open(

@@ -60,7 +60,7 @@ fn memory_map_is_sorted_disjoint_and_within_ram_or_reserved() {
 }
 
 #[test]
-fn hostile_sizes_are_refused_with_the_limit_named() {
+fn hostile_sizes_are_refused_with_the_limit() {
     for size in [1 << 46, !(PAGE - 1)] {
         let Err(LayoutError::TooLarge { max, .. }) = Layout::new(size, 46) else {
             panic!("{size:#x} was accepted")

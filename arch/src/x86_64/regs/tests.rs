@@ -76,7 +76,7 @@ fn the_64_bit_entry_starts_in_long_mode_with_the_first_4_gib_mapped() {
 }
 
 #[test]
-fn the_gdt_says_what_the_segment_registers_say() {
+fn the_gdt_matches_the_segment_registers() {
     for (entry, code) in [(PVH, 0x00cf_9b00_0000_ffff), (LONG, 0x00af_9b00_0000_ffff)] {
         let sregs = special(kvm_sregs::default(), entry);
         let tables = tables(entry);

@@ -11,7 +11,7 @@ fn a_kvm_that_splitring_run_refuses_is_not_used() {
 }
 
 #[test]
-fn a_machine_has_room_for_whole_labs_only() {
+fn slots_count_whole_labs_only() {
     assert_eq!(
         memory_slots("MemTotal:       24684084 kB\nMemFree: 1 kB\n", 8192),
         2

@@ -173,7 +173,7 @@ fn without_rings(test: fn()) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn where_io_uring_is_refused_disks_work_and_the_operator_is_told() {
+fn without_io_uring_disks_work_and_the_operator_is_warned() {
     if needs::block_devices() {
         without_rings(disks_without_rings);
     }

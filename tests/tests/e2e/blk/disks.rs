@@ -34,7 +34,7 @@ pub(crate) fn device(index: usize) -> String {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn the_guest_learns_what_its_disks_are() {
+fn the_guest_sees_the_properties_of_its_disks() {
     let (launch, _root) = guest();
     let (small, large, fixed) = (
         Disk::empty(16 * MIB),
@@ -128,7 +128,7 @@ fn fixed_content(path: &Path) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn trimmed_space_goes_back_to_the_host_and_a_grown_image_is_a_grown_disk() {
+fn trim_frees_space_on_the_host_and_a_grown_image_grows_the_disk() {
     let (launch, _root) = guest();
     let (trimmed, grown) = (Disk::empty(64 * MIB), Disk::empty(16 * MIB));
     let used = || fs::metadata(trimmed.path()).expect("the image").blocks() * 512;
@@ -172,7 +172,7 @@ fn signal(pid: u32, name: &str) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn file_systems_stay_whole_under_stress() {
+fn file_systems_stay_consistent_under_stress() {
     let (launch, _root) = guest();
     let (large, small) = (Disk::empty(256 * MIB), Disk::empty(256 * MIB));
     let mut guest = launch
@@ -216,7 +216,7 @@ fn on_a_small_file_system(size: u64, test: impl FnOnce(&Path)) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn a_full_host_is_an_error_in_the_guest_and_nothing_more() {
+fn a_full_host_is_only_an_error_in_the_guest() {
     on_a_small_file_system(4 * MIB, |dir| {
         let path = dir.join("image");
         fs::File::create(&path)
@@ -249,7 +249,7 @@ fn a_full_host_is_an_error_in_the_guest_and_nothing_more() {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn a_killed_vmm_leaves_image_and_lock_as_they_have_to_be() {
+fn a_killed_vmm_leaves_a_consistent_image_and_no_lock() {
     let data = Disk::empty(128 * MIB);
     let (launch, root) = guest();
     let mut guest = launch.disk(data.path(), "").boot();

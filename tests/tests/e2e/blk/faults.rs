@@ -28,7 +28,7 @@ fn touches(seen: Seen, place: u64) -> bool {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn a_fault_of_the_host_is_an_error_of_that_request_alone() {
+fn a_host_error_fails_only_its_request() {
     let (mut live, disk) = boot();
     let block = BAD / 4096;
     let write = format!("dd if=/dev/zero of=/dev/vdb bs=4k count=1 seek={block} oflag=direct 2>&1");
@@ -70,7 +70,7 @@ fn a_fault_of_the_host_is_an_error_of_that_request_alone() {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn a_file_system_on_a_failing_disk_is_whole_again_when_the_disk_is() {
+fn a_file_system_recovers_when_its_failing_disk_does() {
     let (mut live, disk) = boot();
     live.succeed("mkfs.ext4 -q /dev/vdb && mkdir -p /mnt && mount /dev/vdb /mnt");
     live.succeed("echo kept >/mnt/kept && sync");
@@ -93,7 +93,7 @@ fn a_file_system_on_a_failing_disk_is_whole_again_when_the_disk_is() {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn requests_that_come_late_and_out_of_order_have_their_own_data() {
+fn late_and_reordered_requests_have_their_own_data() {
     let (mut live, disk) = boot();
     let mut number = 0_u32;
     disk.rule(move |_| {

@@ -275,7 +275,7 @@ fn rounds(range: std::ops::Range<u32>) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn what_was_made_stable_survives_a_host_that_loses_its_page_cache() {
+fn flushed_data_survives_the_loss_of_the_hosts_page_cache() {
     rounds(1..4);
 }
 

@@ -102,7 +102,7 @@ fn places() -> impl Iterator<Item = (&'static Way, String)> {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn no_flush_succeeds_after_one_that_lost_what_was_cached() {
+fn no_flush_succeeds_after_one_that_lost_cached_data() {
     if !needs::device_mapper("dm_mod") {
         return;
     }

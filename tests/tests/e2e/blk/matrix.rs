@@ -157,7 +157,7 @@ fn end(guest: Guest) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn what_is_written_is_read_again_in_a_pairwise_sample_of_the_matrix() {
+fn data_is_read_as_written_in_a_pairwise_sample_of_the_matrix() {
     let rows = pairs::sample([
         RINGS.len(),
         ON.len(),
@@ -205,7 +205,7 @@ const OTHERS: [&str; 6] = [
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn what_is_written_is_read_again_however_the_host_is_asked() {
+fn data_is_read_as_written_with_every_backend() {
     let keys = OTHERS.map(str::to_owned);
     let (mut guest, _images) = boot(&keys);
     let line = |(index, keys): (usize, &String)| {

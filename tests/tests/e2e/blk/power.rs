@@ -209,7 +209,7 @@ fn rounds(range: std::ops::Range<u32>) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn what_was_made_stable_survives_power_cuts() {
+fn flushed_data_survives_power_cuts() {
     rounds(1..4);
 }
 

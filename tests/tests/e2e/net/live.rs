@@ -62,7 +62,7 @@ fn a_link_that_goes_down_and_up_is_seen_and_a_pause_is_announced() {
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
-fn a_flood_at_a_stopped_guest_is_delivered_or_counted_once_it_goes_on() {
+fn a_flood_at_a_paused_guest_is_delivered_or_counted_after_the_pause() {
     const FLOOD: u64 = 5000;
     let Some(host) = Host::new() else { return };
     let net = Net::number(12);

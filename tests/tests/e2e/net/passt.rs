@@ -216,7 +216,7 @@ mod soak {
 
     #[test]
     #[ignore = "needs a guest: cargo xtask test"]
-    fn passt_started_by_us_gives_an_ordinary_user_all_of_a_network() {
+    fn passt_started_by_splitring_gives_an_ordinary_user_full_networking() {
         let Some(world) = World::new() else { return };
         let root = Disk::copy_of("tools");
         let (host, inside) = FORWARDED;

@@ -50,7 +50,7 @@ mod soak {
 
     #[test]
     #[ignore = "needs a guest: cargo xtask test"]
-    fn iperf3_gets_through_over_one_pair_and_over_four() {
+    fn iperf3_completes_over_one_pair_and_over_four() {
         matrix(
             9,
             &[
@@ -64,7 +64,7 @@ mod soak {
 
     #[test]
     #[ignore = "needs a guest: cargo xtask test"]
-    fn iperf3_gets_through_in_every_way() {
+    fn iperf3_completes_with_every_option() {
         let mut runs = Vec::new();
         for pairs in [1, 4] {
             for options in [

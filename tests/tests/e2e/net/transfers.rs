@@ -52,7 +52,7 @@ fn four_queue_pairs(net: &Net, then: impl FnOnce(&mut Guest)) {
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
-fn transfers_arrive_whole_with_every_kind_of_offload_switched_off() {
+fn transfers_arrive_complete_with_every_kind_of_offload_switched_off() {
     let net = Net::number(17);
     net.with_guest(1, "", |guest, _, _| {
         net.transfer(guest);
@@ -111,13 +111,13 @@ mod soak {
 
     #[test]
     #[ignore = "needs a guest: cargo xtask test"]
-    fn transfers_arrive_whole_while_offloads_are_switched() {
+    fn transfers_arrive_complete_while_offloads_are_switched() {
         offloads(&Net::number(1), [0b00000, 0b11111, 0b00110].into_iter());
     }
 
     #[test]
     #[ignore = "needs a guest: cargo xtask test"]
-    fn transfers_arrive_whole_under_every_combination_of_offloads() {
+    fn transfers_arrive_complete_under_every_combination_of_offloads() {
         offloads(&Net::number(1), 0..1 << OFFLOADS.len());
     }
 
@@ -137,7 +137,7 @@ mod soak {
 
     #[test]
     #[ignore = "needs a guest: cargo xtask test"]
-    fn every_kind_of_ring_and_checksum_is_received_whole() {
+    fn transfers_arrive_complete_with_every_kind_of_ring_and_checksum() {
         receive(7, "event-idx", &[]);
         receive(7, "indirect-desc:event-idx", &[]);
         receive(7, "guest-csum", &[GUEST_TSO4]);

@@ -11,7 +11,7 @@ use crate::net::ends::{Host, Net, check_log};
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
-fn a_tap_device_of_ones_own_is_used_under_an_empty_bounding_set_and_within_limits() {
+fn a_users_own_tap_device_works_without_capabilities_and_within_limits() {
     let Some(host) = Host::new() else { return };
     let net = Net::number(15);
     let _tap = net.tap(&host, &format!("vnet_hdr user {UID}"));

@@ -61,7 +61,7 @@ fn burn(image: &Path) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn a_cdrom_is_mounted_and_all_on_it_is_what_was_burnt() {
+fn a_mounted_cdrom_has_the_content_that_was_written() {
     let (disc, modules) = (Disk::empty(0), Kernel::named("6.12-cloud").extra_modules());
     burn(disc.path());
     let (_root, launch) = launch();

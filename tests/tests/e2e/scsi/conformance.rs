@@ -165,7 +165,7 @@ mod soak {
     /// A test stays excused only as long as the kernel's own target fails it in the same way.
     #[test]
     #[ignore = "needs a stock guest"]
-    fn what_is_excused_fails_on_two_targets_of_the_same_geometry() {
+    fn excused_tests_fail_on_two_targets_of_the_same_geometry() {
         let (disk, modules) = (
             Disk::empty(64 << 20),
             Kernel::named("6.12-cloud").extra_modules(),

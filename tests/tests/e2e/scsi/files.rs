@@ -28,7 +28,7 @@ fn keeps(root: &Disk, kind: &str) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn a_guest_lives_on_an_ext4_root() {
+fn a_guest_boots_from_an_ext4_root() {
     keeps(&Disk::copy_of("root"), "ext4");
 }
 
@@ -62,7 +62,7 @@ mod soak {
 
     #[test]
     #[ignore = "needs a stock guest"]
-    fn file_systems_keep_what_they_are_given_and_trim_gives_room_back() {
+    fn file_systems_keep_their_data_and_trim_frees_space() {
         use std::os::unix::fs::MetadataExt;
         let disk = Disk::empty(1 << 30);
         let (_root, mut guest) = guest(&[(&disk, ",queues=1")]);
@@ -94,7 +94,7 @@ mod soak {
 
     #[test]
     #[ignore = "needs a stock guest"]
-    fn a_guest_lives_on_an_xfs_root() {
+    fn a_guest_boots_from_an_xfs_root() {
         let (ext4, xfs) = (Disk::copy_of("root"), Disk::empty(640 << 20));
         let (_root, launch) = launch();
         let mut guest = boot(launch.disk(ext4.path(), ",readonly=on"), &[(&xfs, "")]);
@@ -107,7 +107,7 @@ mod soak {
 
     #[test]
     #[ignore = "needs a stock guest"]
-    fn what_is_written_is_read_again_in_a_sample_of_all_configurations() {
+    fn data_is_read_as_written_in_a_sample_of_all_configurations() {
         let images: Vec<Disk> = SAMPLE.iter().map(|_| Disk::empty(32 << 20)).collect();
         let disks: Vec<_> = images.iter().zip(SAMPLE.map(|(keys, _)| keys)).collect();
         let (_root, launch) = launch();

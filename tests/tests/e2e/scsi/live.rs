@@ -90,7 +90,7 @@ fn reads(disk: &FaultyDisk, count: usize) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn a_reset_by_the_guest_and_a_removal_end_what_hangs_in_the_host() {
+fn a_guest_reset_and_a_removal_end_commands_that_hang_in_the_host() {
     const HANGING: usize = 4;
     let first = Disk::empty(16 << 20);
     let mut live = Live::boot("reset", vec![scsi(first.path())]);

@@ -98,7 +98,7 @@ fn stays_asleep(guest: &Guest) {
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn hundreds_of_disks_are_found_and_cost_little_memory_and_nothing_while_idle() {
+fn hundreds_of_disks_take_little_memory_and_no_time_while_idle() {
     let alone = {
         let (_disks, _root, guest) = guest_of(1);
         own_memory(&guest)

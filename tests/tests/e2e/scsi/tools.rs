@@ -6,7 +6,7 @@ use crate::scsi::guest;
 
 #[test]
 #[ignore = "needs a stock guest"]
-fn sg3_utils_find_what_they_look_for() {
+fn sg3_utils_report_the_expected_values() {
     let disk = Disk::empty(8 << 40);
     let (_root, mut guest) = guest(&[(&disk, ",serial=S1,wwn=0x5000c50015ea71ac,lun=300")]);
     let mut expect = |line: &str, words: &[&str]| {

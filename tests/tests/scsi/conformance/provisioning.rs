@@ -119,7 +119,7 @@ pub(super) fn unmap(unit: &mut Unit, ranges: &[(u64, u32)]) -> Answer {
 }
 
 #[test]
-fn unmap_deallocates_what_its_list_says_or_nothing() {
+fn unmap_deallocates_all_of_its_list_or_nothing() {
     let mut unit = Unit::new(Image::default(), UnitConfig::new("disk"));
     let data = vec![b'a'; unit.block * 256];
     unit.write(0, &data);
@@ -185,7 +185,7 @@ fn malformed_unmap_lists_apply_nothing() {
 }
 
 #[test]
-fn lba_status_tells_holes_from_data() {
+fn lba_status_distinguishes_holes_from_data() {
     let mut unit = Unit::new(
         Image {
             block: 4096,

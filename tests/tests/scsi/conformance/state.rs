@@ -4,7 +4,7 @@ use super::provisioning::{unmap, write_same};
 use super::*;
 
 #[test]
-fn capacities_of_all_sizes() {
+fn disks_of_all_sizes_report_their_capacity() {
     for (bytes, block) in [
         (4 << 20, 512),
         (4 << 20, 4096),
@@ -44,7 +44,7 @@ fn capacities_of_all_sizes() {
 }
 
 #[test]
-fn reported_commands_are_the_ones_that_are_there() {
+fn reported_commands_are_the_supported_ones() {
     let mut unit = Unit::new(Image::default(), UnitConfig::new("disk"));
     let list = unit
         .guest
@@ -150,7 +150,7 @@ fn sense_data_follows_the_format_bit() {
 }
 
 #[test]
-fn removable_media_go_and_come() {
+fn removable_media_are_ejected_and_loaded() {
     const NO_MEDIUM: [u8; 3] = [2, 0x3a, 0];
     let config = UnitConfig::new("disk").removable(true);
     let mut unit = Unit::new(Image::default(), config);

@@ -28,7 +28,7 @@ fn many_zero_runs_do_not_make_many_pieces() {
 }
 
 #[test]
-fn notes_survive_and_unsound_ones_are_refused() {
+fn notes_round_trip_and_malformed_ones_are_refused() {
     let note = KernelNote {
         entry: EntryPoint::Pvh(0x100_0850),
         range: 0x100_0000..0x3e0_0000,

@@ -48,7 +48,7 @@ fn open_saved(path: &Path, policy: &CachePolicy) -> Kernel {
 }
 
 #[test]
-fn an_unpacked_kernel_is_kept_whole() {
+fn an_unpacked_kernel_is_cached_completely() {
     let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
     let path = directory.file("kernel", &vmlinuz(&elf));
@@ -121,7 +121,7 @@ fn copies_of_a_kernel_share_an_image() {
 }
 
 #[test]
-fn damaged_entries_are_made_anew() {
+fn damaged_entries_are_made_again() {
     type Damage = fn(&KernelDirectory);
     let damages: [(&str, Damage); 8] = [
         ("a flipped byte", |directory| {
@@ -181,7 +181,7 @@ fn rewrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 }
 
 #[test]
-fn an_image_that_was_only_touched_is_believed_again() {
+fn an_image_that_was_only_touched_is_trusted_again() {
     let directory = KernelDirectory::new();
     let path = directory.file("vmlinuz", &vmlinuz(&ElfFile::kernel()));
     open_and_save(&path, &directory.cache());
@@ -192,7 +192,7 @@ fn an_image_that_was_only_touched_is_believed_again() {
 }
 
 #[test]
-fn no_cache_means_no_files_and_an_unusable_one_is_gone_without() {
+fn without_a_cache_no_file_is_written_and_an_unusable_one_is_ignored() {
     let elf = ElfFile::kernel();
     let directory = KernelDirectory::new();
     let path = directory.file("vmlinuz", &vmlinuz(&elf));
@@ -213,7 +213,7 @@ fn no_cache_means_no_files_and_an_unusable_one_is_gone_without() {
 }
 
 #[test]
-fn a_busy_cache_is_not_waited_for() {
+fn a_start_does_not_wait_for_a_busy_cache() {
     let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
     let path = directory.file("vmlinuz", &vmlinuz(&elf));
@@ -241,7 +241,7 @@ fn an_image_in_use_survives_its_removal() {
 
 /// A copy would keep the whole image in memory during the first boot, for nothing.
 #[test]
-fn an_elf_kernel_is_loaded_from_where_it_is() {
+fn an_elf_kernel_is_loaded_from_its_own_file() {
     let directory = KernelDirectory::new();
     let elf = ElfFile::kernel();
     let kernel = open_saved(&directory.file("vmlinux", &elf.build()), &directory.cache());

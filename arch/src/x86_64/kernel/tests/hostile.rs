@@ -25,7 +25,7 @@ fn in_program_header(index: usize, field: usize) -> usize {
 }
 
 #[test]
-fn files_that_are_no_kernels_are_named_for_what_they_are() {
+fn files_that_are_not_kernels_are_identified_in_the_error() {
     for (bytes, expected) in [
         (&b"#!/bin/sh\n"[..], "a script"),
         (b"\x1f\x8b\x08", "gzip"),
@@ -177,7 +177,7 @@ fn malformed_elf_files_are_refused() {
 }
 
 #[test]
-fn truncated_files_say_how_long_they_should_be() {
+fn truncated_files_report_the_expected_length() {
     let elf = ElfFile::kernel().build();
     let bzimage = BzImageFile {
         payload: pack(&elf, Format::Zstd),

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn guest_memory_is_left_out_even_in_pieces() {
+fn guest_memory_in_several_mappings_is_not_counted() {
     let smaps = "\
 1000-2000 r-xp 0 00:00 0 /vmm
 Rss:                   4 kB

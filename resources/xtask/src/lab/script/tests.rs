@@ -8,7 +8,7 @@ fn a_quote_survives_the_shell() {
 }
 
 #[test]
-fn a_number_counts_once_it_is_whole() {
+fn a_partly_written_number_is_ignored() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(heartbeat(dir.path()), None);
     for (text, number) in [("", None), ("12", None), ("12\n", Some(12))] {
@@ -18,7 +18,7 @@ fn a_number_counts_once_it_is_whole() {
 }
 
 #[test]
-fn names_that_no_shell_takes_are_left_out() {
+fn names_that_no_shell_accepts_are_left_out() {
     assert!(is_shell_name(OsStr::new("_A1")));
     assert!(!is_shell_name(OsStr::new("1A")));
     assert!(!is_shell_name(OsStr::new("BASH_FUNC_x%%")));
