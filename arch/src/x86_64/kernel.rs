@@ -20,7 +20,9 @@ mod entry;
 mod error;
 mod flat;
 mod initrd;
+mod note;
 mod plan;
+mod spans;
 mod unpack;
 mod unsaved;
 
@@ -47,9 +49,10 @@ use bzimage::BzImage;
 use cache::{Cache, FileContent, FileState};
 use elf::ElfImage;
 use flat::{FlatImage, Placement};
+use note::KernelNote;
 use plan::{BoxError, ImageFile, LoadPlan, Piece, Source, with_reader};
 use unpack::UnpackError;
-use unsaved::OriginalFile;
+use unsaved::{OriginalFile, UnsavedContent};
 
 /// A kernel file that is open, recognised and ready to be loaded.
 #[derive(Debug)]
@@ -118,7 +121,7 @@ impl Kernel {
             .map_err(|source| io_error(path, "read", source))?;
         if head.starts_with(&elf::MAGIC) {
             let image = ElfImage::parse(&source, len).map_err(|error| error.at(path, len))?;
-            return Ok(Self::elf(path, &image, source));
+            return Ok(opened.elf(&image, source, cache));
         }
         if !bzimage::recognise(head) {
             return Err(KernelError::NotAKernel {
@@ -324,6 +327,37 @@ impl<'a> OpenedFile<'a> {
         })
     }
 
+    /// Returns the kernel in an ELF file. The cache may know which parts of it are zero.
+    fn elf(self, image: &ElfImage, source: Source, cache: Option<Cache>) -> Kernel {
+        let mut kernel = Kernel::elf(self.path, image, source.clone());
+        let Some(cache) = cache else {
+            return kernel;
+        };
+        let known = cache
+            .find_note(&self.stamp)
+            .and_then(|note| KernelNote::decode(&note))
+            .filter(|note| note.entry == kernel.entry && note.range == kernel.range);
+        if let Some(note) = known {
+            kernel.plan.pieces = note.cut(&kernel.plan.pieces, &source);
+            return kernel;
+        }
+        kernel.unsaved = Some(Unsaved {
+            path: self.path.to_owned(),
+            file: self.file,
+            stamp: self.stamp,
+            cache,
+            content: UnsavedContent::Spans {
+                note: KernelNote {
+                    entry: kernel.entry,
+                    range: kernel.range.clone(),
+                    spans: Vec::new(),
+                },
+                pieces: kernel.plan.pieces.clone(),
+            },
+        });
+        kernel
+    }
+
     /// Returns the payload of a bzImage if it can be booted directly, otherwise the bzImage itself.
     fn unwrap_bzimage(
         self,
@@ -432,9 +466,8 @@ impl<'a> OpenedFile<'a> {
             path: self.path.to_owned(),
             file: self.file,
             stamp: self.stamp,
-            original,
-            flat,
             cache,
+            content: UnsavedContent::Image { original, flat },
         });
         kernel
     }

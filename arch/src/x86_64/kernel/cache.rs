@@ -8,6 +8,7 @@
 //! DIR/<size>-<digest>.image    whole pages, read-only, never changed
 //! DIR/<size>-<digest>.record   the record, by size and BLAKE3 digest of the original file
 //! DIR/<dev-ino-size-mtime-ctime>.record   the same record, by the state of the original file
+//! DIR/<dev-ino-size-mtime-ctime>.note     a note about a file that needs no image
 //! ```
 //!
 //! Reading 12 MB to find a kernel by its digest would cost more than the rest of the start, so the
@@ -35,9 +36,12 @@ const MAX_TOTAL: u64 = 2048 * MIB;
 const MAX_RECORD: u64 = 4096;
 /// Two changes within this time may leave the same timestamp.
 const TIMESTAMP_GRAIN: Duration = Duration::from_secs(1);
+/// Limit on the number of notes without an image. The oldest are removed first.
+const MAX_NOTES: usize = 256;
 /// A temporary file of this age was left behind by a process that died.
 const ABANDONED: Duration = Duration::from_secs(3600);
 const FIRST_LINE: &str = "splitring cache 1";
+const NOTE_LINE: &str = "splitring note 1";
 const CHUNK: usize = 1 << 20;
 
 /// Where unpacked kernels are cached.
@@ -123,20 +127,16 @@ struct CacheRecord {
 
 impl CacheRecord {
     fn encode(&self) -> String {
-        let body = format!(
+        seal(&format!(
             "{FIRST_LINE}\n{}\n{}\n{}\n{}\n{}\n",
             self.image, self.stamp, self.boot, self.checksum, self.note
-        );
-        let seal = blake3::hash(body.as_bytes());
-        format!("{body}{seal}\n")
+        ))
     }
 
     fn decode(text: &str) -> Option<Self> {
-        let (body, seal) = text.strip_suffix('\n')?.rsplit_once('\n')?;
-        let mut lines = body.lines();
+        let mut lines = unseal(text)?.lines();
         let mut next = || lines.next().map(str::to_owned);
-        if next()? != FIRST_LINE || blake3::hash(format!("{body}\n").as_bytes()).to_string() != seal
-        {
+        if next()? != FIRST_LINE {
             return None;
         }
         let record = Self {
@@ -148,6 +148,18 @@ impl CacheRecord {
         };
         (!record.image.contains('/')).then_some(record)
     }
+}
+
+/// Appends a digest to whole lines, so that a file that was only partly written is recognised.
+fn seal(lines: &str) -> String {
+    format!("{lines}{}\n", blake3::hash(lines.as_bytes()))
+}
+
+/// Returns the lines to which [`seal`] appended their digest.
+fn unseal(text: &str) -> Option<&str> {
+    let digest_at = text.strip_suffix('\n')?.rfind('\n')? + 1;
+    let (lines, digest) = text.split_at(digest_at);
+    (blake3::hash(lines.as_bytes()).to_string() == digest.trim_end()).then_some(lines)
 }
 
 /// A part of an image: bytes at an offset. The gaps between parts read as zero.
@@ -281,13 +293,7 @@ impl Cache {
         len: u64,
         note: String,
     ) -> io::Result<()> {
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(self.directory.join("lock"))?;
-        lock.try_lock()?;
+        let _lock = self.lock()?;
         self.prune(len)?;
         let key = content.key();
         let image = format!("{key}.image");
@@ -303,6 +309,29 @@ impl Cache {
         self.write_record(&key, &record)?;
         self.remember(&record, source_file, source);
         Ok(())
+    }
+
+    /// Returns the note about a file in the state `source`.
+    pub(super) fn find_note(&self, source: &FileState) -> Option<String> {
+        let text = self.read_text(&format!("{}.note", source.0))?;
+        let note = unseal(&text)?.strip_prefix(NOTE_LINE)?;
+        Some(note.trim().to_owned())
+    }
+
+    /// Adds a note about `source`, a file that is used as it is, unless the file could still change
+    /// without a new state.
+    pub(super) fn store_note(
+        &self,
+        (file, source): (&File, &FileState),
+        note: &str,
+    ) -> io::Result<()> {
+        if FileState::of(file)? != *source || !settled(file)? {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        self.prune(0)?;
+        let text = seal(&format!("{NOTE_LINE}\n{note}\n"));
+        self.write_text(&format!("{}.note", source.0), &text)
     }
 
     /// Adds a record by the state of `file`, unless the file could still change without a new
@@ -336,24 +365,45 @@ impl Cache {
         Ok(hasher.finalize())
     }
 
+    /// Takes the lock of everything that adds to the cache, until the file is closed.
+    fn lock(&self) -> io::Result<File> {
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.directory.join("lock"))?;
+        lock.try_lock()?;
+        Ok(lock)
+    }
+
     fn read_record(&self, key: &str) -> Option<CacheRecord> {
-        let file = open_image(&self.directory.join(format!("{key}.record"))).ok()?;
-        let mut text = String::new();
-        file.take(MAX_RECORD).read_to_string(&mut text).ok()?;
-        CacheRecord::decode(&text)
+        CacheRecord::decode(&self.read_text(&format!("{key}.record"))?)
     }
 
     fn write_record(&self, key: &str, record: &CacheRecord) -> io::Result<()> {
-        let temporary = TemporaryFile::create(&self.directory)?;
-        (&temporary.file).write_all(record.encode().as_bytes())?;
-        temporary.rename(&self.directory.join(format!("{key}.record")))
+        self.write_text(&format!("{key}.record"), &record.encode())
     }
 
-    /// Makes space for `incoming` bytes: removes abandoned files, the oldest images above the
-    /// limit, and records without an image.
+    fn read_text(&self, name: &str) -> Option<String> {
+        let file = open_image(&self.directory.join(name)).ok()?;
+        let mut text = String::new();
+        file.take(MAX_RECORD).read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+
+    fn write_text(&self, name: &str, text: &str) -> io::Result<()> {
+        let temporary = TemporaryFile::create(&self.directory)?;
+        (&temporary.file).write_all(text.as_bytes())?;
+        temporary.rename(&self.directory.join(name))
+    }
+
+    /// Makes space for `incoming` bytes: removes abandoned files, the oldest images and notes above
+    /// the limits, and records without an image.
     fn prune(&self, incoming: u64) -> io::Result<()> {
         let mut images = Vec::new();
         let mut records = Vec::new();
+        let mut notes = Vec::new();
         for entry in fs::read_dir(&self.directory)?.flatten() {
             let (name, Ok(metadata)) = (entry.file_name(), entry.metadata()) else {
                 continue;
@@ -365,6 +415,7 @@ impl Cache {
             {
                 Some("image") => images.push((modified, metadata.blocks() * 512, entry.path())),
                 Some("record") => records.push((entry.path(), name)),
+                Some("note") => notes.push((modified, entry.path())),
                 Some("tmp") if modified.elapsed().is_ok_and(|age| age > ABANDONED) => {
                     fs::remove_file(entry.path())?
                 }
@@ -380,6 +431,10 @@ impl Cache {
             // A process that is copying the image keeps it until it has finished.
             fs::remove_file(path)?;
             total -= size;
+        }
+        notes.sort();
+        for (_, path) in notes.iter().rev().skip(MAX_NOTES - 1) {
+            fs::remove_file(path)?;
         }
         for (path, name) in records {
             let key = name.to_string_lossy();

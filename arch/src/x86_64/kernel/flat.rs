@@ -11,86 +11,14 @@ use std::sync::Arc;
 
 use super::cache::{Cache, CachedImage, FileContent, FileState, ImagePart};
 use super::entry::EntryPoint;
+use super::note::KernelNote;
 use super::plan::{ImageFile, LoadPlan, Piece, Source};
-use crate::layout::{HIGH_MEMORY, MIB, PAGE};
+use super::spans;
+use crate::layout::MIB;
 
 /// Gaps of at most the size of the segments plus this are kept as holes. A sparser kernel is not
 /// cached.
 const MAX_GAPS: u64 = 64 * MIB;
-/// Zero runs of at least this length split a piece in two, up to a maximum number of pieces.
-const MIN_ZERO_RUN: u64 = 16 * PAGE;
-const MAX_SPANS: usize = 64;
-
-/// The loader's note in a cache record: everything about a kernel except its bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct KernelNote {
-    entry: EntryPoint,
-    /// First address that the kernel uses, and the one after the last.
-    range: Range<u64>,
-    /// Guest addresses of the stored bytes: whole pages, sorted, disjoint, at least one. The file
-    /// starts with the first.
-    spans: Vec<Range<u64>>,
-}
-
-impl KernelNote {
-    fn encode(&self) -> String {
-        let (kind, address) = match self.entry {
-            EntryPoint::Pvh(address) => ("pvh", u64::from(address)),
-            EntryPoint::Linux64(address) => ("linux64", address),
-        };
-        let spans = self
-            .spans
-            .iter()
-            .map(|span| format!(" {:x} {:x}", span.start, span.end))
-            .collect::<String>();
-        format!(
-            "kernel {kind} {address:x} {:x} {:x}{spans}",
-            self.range.start, self.range.end
-        )
-    }
-
-    fn decode(text: &str) -> Option<Self> {
-        let mut words = text.strip_prefix("kernel ")?.split(' ');
-        let kind = words.next()?;
-        let numbers = words
-            .map(|word| u64::from_str_radix(word, 16))
-            .collect::<Result<Vec<_>, _>>()
-            .ok()?;
-        let (&[address, start, end], spans) = numbers.split_first_chunk()?;
-        let entry = match kind {
-            "pvh" => EntryPoint::Pvh(u32::try_from(address).ok()?),
-            "linux64" => EntryPoint::Linux64(address),
-            _ => return None,
-        };
-        let note = Self {
-            entry,
-            range: start..end,
-            spans: spans.chunks_exact(2).map(|span| span[0]..span[1]).collect(),
-        };
-        note.is_sound().then_some(note)
-    }
-
-    fn is_sound(&self) -> bool {
-        let edges: Vec<_> = self
-            .spans
-            .iter()
-            .flat_map(|span| [span.start, span.end])
-            .collect();
-        edges.first().is_some_and(|first| *first >= HIGH_MEMORY)
-            && edges.is_sorted_by(|left, right| left < right)
-            && edges.iter().all(|address| address.is_multiple_of(PAGE))
-    }
-
-    /// Guest address of the image's first byte.
-    fn base(&self) -> u64 {
-        self.spans.first().map_or(0, |span| span.start)
-    }
-
-    /// Length of the image file in bytes.
-    fn len(&self) -> u64 {
-        self.spans.last().map_or(0, |span| span.end - self.base())
-    }
-}
 
 /// The pieces of a kernel, and its entry point.
 pub(super) struct Placement {
@@ -157,14 +85,14 @@ impl FlatImage {
         let note = KernelNote {
             entry,
             range: range.clone(),
-            spans: spans(&content),
+            spans: spans::of(
+                content
+                    .iter()
+                    .flat_map(|(guest, bytes)| spans::nonzero_pages(*guest, bytes)),
+            ),
         };
         let source = Source::Bytes(Arc::clone(&bytes));
-        let pieces = note
-            .spans
-            .iter()
-            .flat_map(|span| pieces.iter().filter_map(|piece| cut(piece, span, &source)))
-            .collect();
+        let pieces = note.cut(pieces, &source);
         Ok(note.is_sound().then_some(Self {
             note,
             bytes,
@@ -202,57 +130,6 @@ impl FlatImage {
     }
 }
 
-/// Returns whole pages around all bytes of `content` except long runs of zeros.
-fn spans(content: &[(u64, &[u8])]) -> Vec<Range<u64>> {
-    let mut gap = MIN_ZERO_RUN;
-    loop {
-        let mut spans: Vec<Range<u64>> = Vec::new();
-        for page in content
-            .iter()
-            .flat_map(|(guest, bytes)| nonzero_pages(*guest, bytes))
-        {
-            match spans.last_mut() {
-                Some(span) if page < span.end.saturating_add(gap) => {
-                    span.end = span.end.max(page + PAGE)
-                }
-                _ => spans.push(page..page + PAGE),
-            }
-        }
-        if spans.len() <= MAX_SPANS {
-            return spans;
-        }
-        gap *= 2;
-    }
-}
-
-/// Returns the guest addresses of the pages in which `bytes` at `guest` has a nonzero byte.
-fn nonzero_pages(guest: u64, bytes: &[u8]) -> impl Iterator<Item = u64> {
-    const ZEROS: [u8; 4096] = [0; 4096];
-    let into_page = guest % PAGE;
-    let head = usize::try_from(PAGE - into_page)
-        .unwrap_or(0)
-        .min(bytes.len());
-    let (head, rest) = bytes.split_at(head);
-    let chunks = std::iter::once(head).chain(rest.chunks(ZEROS.len()));
-    (guest - into_page..)
-        .step_by(ZEROS.len())
-        .zip(chunks)
-        .filter(|(_, chunk)| **chunk != ZEROS[..chunk.len()])
-        .map(|(page, _)| page)
-}
-
-/// Returns the part of `piece` that lies in `span`, with `source` as its source.
-fn cut(piece: &Piece, span: &Range<u64>, source: &Source) -> Option<Piece> {
-    let from = piece.guest.max(span.start);
-    let to = span.end.min(piece.guest + piece.len);
-    (from < to).then(|| Piece {
-        guest: from,
-        source: source.clone(),
-        offset: piece.offset + (from - piece.guest),
-        len: to - from,
-    })
-}
-
 fn piece_range(piece: &Piece) -> Range<usize> {
     let clamp = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     clamp(piece.offset)..clamp(piece.offset + piece.len)
@@ -269,6 +146,3 @@ fn read_whole(elf: &Source) -> io::Result<Arc<Vec<u8>>> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

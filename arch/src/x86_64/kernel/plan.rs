@@ -49,11 +49,6 @@ impl ImageFile {
     }
 }
 
-/// The chunk size in which a file is copied.
-const CHUNK: usize = 128 << 10;
-/// The number of bytes at the start of a chunk that are checked before the rest is read.
-const PROBE: usize = 4096;
-
 /// Bytes to load.
 #[derive(Debug, Clone)]
 pub(super) enum Source {
@@ -119,50 +114,11 @@ impl LoadPlan {
     /// Copies all pieces into fresh `memory`.
     pub(super) fn copy_into<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), BoxError> {
         for piece in &self.pieces {
-            match &piece.source {
-                Source::File(file) => copy_file(file, piece, memory)?,
-                Source::Bytes(bytes) => {
-                    let start = usize::try_from(piece.offset)?;
-                    let content = bytes.get(start..).unwrap_or_default();
-                    let content = content.get(..usize::try_from(piece.len)?);
-                    let content =
-                        content.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-                    memory.write_slice(content, GuestAddress(piece.guest))?;
-                }
-            }
+            let len = usize::try_from(piece.len)?;
+            let to = GuestAddress(piece.guest);
+            with_reader!(&piece.source, piece.offset, reader => memory.read_exact_volatile_from(to, reader, len))
+                .map_err(|error: io::Error| error)??;
         }
         Ok(())
     }
-}
-
-/// Copies a piece of a file, except for the chunks that are zero. A stock vmlinux has 12 MiB of
-/// them; leaving them out saves the copy and the guest's memory.
-fn copy_file<M: GuestMemoryBackend>(
-    file: &ImageFile,
-    piece: &Piece,
-    memory: &M,
-) -> Result<(), BoxError> {
-    const ZEROS: [u8; CHUNK] = [0; CHUNK];
-    let mut buffer = vec![0; CHUNK];
-    let mut done = 0;
-    while done < piece.len {
-        let len = usize::try_from(piece.len - done)?.min(CHUNK);
-        let (offset, to) = (piece.offset + done, GuestAddress(piece.guest + done));
-        // Most chunks show in their first bytes that they are not zero. These go straight to
-        // their place.
-        let (probe, rest) = buffer[..len].split_at_mut(len.min(PROBE));
-        file.file.read_exact_at(probe, offset)?;
-        if *probe != ZEROS[..probe.len()] {
-            file.with_cursor(offset, |reader| {
-                memory.read_exact_volatile_from(to, reader, len)
-            })??;
-        } else {
-            file.file.read_exact_at(rest, offset + PROBE as u64)?;
-            if buffer[..len] != ZEROS[..len] {
-                memory.write_slice(&buffer[..len], to)?;
-            }
-        }
-        done += len as u64;
-    }
-    Ok(())
 }

@@ -74,37 +74,6 @@ fn an_elf_kernel_with_a_pvh_note_is_entered_there() {
 }
 
 #[test]
-fn zeros_of_an_elf_file_are_not_copied_and_everything_else_is() {
-    const CHUNK: usize = 128 << 10;
-    let mut elf = ElfFile::kernel();
-    let (start, bytes, in_memory) = elf.segments.last_mut().unwrap();
-    // Zeros, a byte behind zeros, a byte before zeros, zeros up to the last byte.
-    *bytes = vec![0; 4 * CHUNK + 100];
-    bytes[2 * CHUNK - 1] = 1;
-    bytes[2 * CHUNK] = 2;
-    bytes[4 * CHUNK + 99] = 3;
-    *in_memory = bytes.len() as u64;
-    let (start, expected) = (*start, bytes.clone());
-    let kernel = Kernel::open(
-        &KernelDirectory::new().file("vmlinux", &elf.build()),
-        &CachePolicy::Off,
-    )
-    .unwrap();
-    let memory = memory();
-    let range = start..start + expected.len() as u64;
-    memory
-        .write_slice(&vec![0xaa; expected.len()], GuestAddress(start))
-        .unwrap();
-    kernel.copy_into(&memory).unwrap();
-    let found = content(&memory, range);
-    for (index, (found, expected)) in found.chunks(CHUNK).zip(expected.chunks(CHUNK)).enumerate() {
-        let untouched = found.iter().all(|byte| *byte == 0xaa);
-        assert_eq!(untouched, [0, 3].contains(&index), "chunk {index}");
-        assert!(untouched || found == expected, "chunk {index}");
-    }
-}
-
-#[test]
 fn a_note_of_four_bytes_or_after_other_notes_is_found() {
     for notes in [
         images::note(b"Xen\0", 18, &0x100_0010u32.to_le_bytes()),

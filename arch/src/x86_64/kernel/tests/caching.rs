@@ -71,6 +71,68 @@ fn an_unpacked_kernel_is_cached_completely() {
     assert!(names(&directory, ".tmp").is_empty());
 }
 
+/// A copy in the cache would keep the whole image in memory during the first boot, for nothing.
+#[test]
+fn zeros_of_an_elf_file_are_known_at_the_second_start_and_not_copied() {
+    let directory = KernelDirectory::new();
+    let elf = ElfFile::kernel();
+    let path = directory.file("vmlinux", &elf.build());
+    open_and_save(&path, &directory.cache());
+    assert!(
+        names(&directory, ".note").is_empty(),
+        "a file this young may change without a new timestamp"
+    );
+    std::thread::sleep(Duration::from_millis(1100));
+    let first = open_and_save(&path, &directory.cache());
+    assert_eq!(first.plan.pieces.len(), 2);
+    let kernel = open_saved(&path, &directory.cache());
+    assert_eq!(kernel.plan.pieces.len(), 3);
+    assert_eq!(copied(&kernel), elf.memory());
+    assert!(
+        names(&directory, ".image").is_empty(),
+        "nothing is copied into the cache"
+    );
+    // A note that is damaged, or about another kernel, is not used.
+    let note = names(&directory, ".note").remove(0);
+    let text = fs::read_to_string(&note).unwrap();
+    fs::write(&note, text.replace("kernel", "kernal")).unwrap();
+    assert!(
+        Kernel::open(&path, &directory.cache())
+            .unwrap()
+            .unsaved
+            .is_some()
+    );
+    let other = KernelNote {
+        entry: EntryPoint::Pvh(0x100_0020),
+        range: elf.range(),
+        spans: std::iter::once(0x100_0000..0x100_1000).collect(),
+    };
+    let cache = Cache::open(&directory.cache()).unwrap();
+    let file = File::open(&path).unwrap();
+    let state = FileState::of(&file).unwrap();
+    cache.store_note((&file, &state), &other.encode()).unwrap();
+    let kernel = Kernel::open(&path, &directory.cache()).unwrap();
+    assert!(kernel.unsaved.is_some());
+    assert_eq!(copied(&kernel), elf.memory());
+}
+
+#[test]
+fn old_notes_are_removed() {
+    let directory = KernelDirectory::new();
+    let cache = Cache::open(&directory.cache()).unwrap();
+    for number in 0..300 {
+        let name = format!("{number}.note");
+        fs::write(directory.cache_directory().join(name), "").unwrap();
+    }
+    let path = directory.file("vmlinux", &ElfFile::kernel().build());
+    std::thread::sleep(Duration::from_millis(1100));
+    let file = File::open(&path).unwrap();
+    let state = FileState::of(&file).unwrap();
+    cache.store_note((&file, &state), "text").unwrap();
+    assert_eq!(names(&directory, ".note").len(), 256);
+    assert_eq!(cache.find_note(&state).as_deref(), Some("text"));
+}
+
 #[test]
 fn a_settled_file_is_found_by_its_state_and_a_changed_one_is_not() {
     let directory = KernelDirectory::new();
@@ -237,16 +299,6 @@ fn an_image_in_use_survives_its_removal() {
     let kernel = open_saved(&path, &directory.cache());
     fs::remove_dir_all(directory.cache_directory()).unwrap();
     assert_eq!(copied(&kernel), elf.memory());
-}
-
-/// A copy would keep the whole image in memory during the first boot, for nothing.
-#[test]
-fn an_elf_kernel_is_loaded_from_its_own_file() {
-    let directory = KernelDirectory::new();
-    let elf = ElfFile::kernel();
-    let kernel = open_saved(&directory.file("vmlinux", &elf.build()), &directory.cache());
-    assert_eq!(copied(&kernel), elf.memory());
-    assert!(names(&directory, ".image").is_empty());
 }
 
 #[test]
