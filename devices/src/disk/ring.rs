@@ -182,11 +182,16 @@ impl RingQueue {
         });
         if pushed {
             self.pushed.push(index);
-            if step.syncs() && seated(&self.images, seat).is_some_and(|image| !image.direct) {
-                self.syncs.begin(index, seat);
-            }
+            self.begin_sync(index, seat, step);
         } else {
             self.ended(index, Err(IoFault::Host(libc::EBUSY)));
+        }
+    }
+
+    /// Takes note of a step that makes cached data stable, for [`Self::ended`].
+    fn begin_sync(&mut self, index: u16, seat: u16, step: Step) {
+        if step.syncs() && seated(&self.images, seat).is_some_and(|image| !image.direct) {
+            self.syncs.begin(index, seat);
         }
     }
 

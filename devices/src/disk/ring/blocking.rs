@@ -31,6 +31,8 @@ impl RingQueue {
         slot.offloaded = true;
         // The thread takes it anew, and may want more of it.
         slot.lock = None;
+        let (seat, step) = (slot.seat, slot.step);
+        self.begin_sync(index, seat, step);
         match self.blocking_thread() {
             Some(blocking) => {
                 if let Err(job) = blocking.give(job) {

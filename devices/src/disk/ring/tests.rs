@@ -168,6 +168,23 @@ fn a_ring_that_fails_hands_its_requests_to_a_thread_and_is_not_given_back() {
 }
 
 #[test]
+fn without_its_ring_a_queue_makes_cached_data_stable_all_the_same() {
+    let host = Host::direct(false);
+    let mut queue = host.queue();
+    let write = DiskOp::Write {
+        offset: 0,
+        data: Data::Host(vec![1; 512]),
+        fua: true,
+    };
+    queue.submit(1, DiskOp::Flush).expect("room");
+    queue.submit(2, write).expect("room");
+    queue.give_up(libc::EBADFD);
+    let done = finish(&mut queue, 2);
+    assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+    work(&mut queue, 1);
+}
+
+#[test]
 fn a_sync_that_ends_well_before_one_that_was_told_of_a_loss_is_not_believed() {
     let host = Host::direct(false);
     let mut queue = host.queue();
