@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 use rustix::process::{Resource, getrlimit};
 
 use super::aligned::{Align, read_head};
-use super::config::{Cache, DiskConfig};
+use super::config::{Aio, Cache, DiskConfig};
 use super::flush::{Flushes, Mark};
 use super::lock::{self, Use};
 use super::opening::{self, Access};
@@ -51,6 +51,8 @@ pub(super) struct Image {
     pub(super) writethrough: bool,
     /// The host's page cache is gone around.
     pub(super) direct: bool,
+    /// Its requests are blocking calls, whatever the host offers.
+    pub(super) plain: bool,
     /// It has no medium that a transfer could wait for.
     pub(super) in_memory: bool,
     read_only: bool,
@@ -130,6 +132,7 @@ impl Image {
             read_only: config.readonly,
             writethrough: config.cache == Cache::Writethrough,
             direct: config.direct,
+            plain: config.aio == Aio::Plain,
             flushes: Flushes::default(),
             refused: Refused::default(),
             spans: Arc::default(),

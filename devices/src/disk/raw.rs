@@ -121,9 +121,7 @@ impl RawDisk {
     }
 
     /// A queue of blocking calls: on a thread of its own, so that a slow medium holds up no other
-    /// device; on the caller's where none of them waits. On the caller's, too, for a disk without
-    /// streams: it is perhaps one of hundreds of SCSI disks on a host that refuses io_uring, and a
-    /// thread for each costs more than the waiting.
+    /// device; on the caller's where none of them waits.
     fn open_plain(
         &self,
         ram: Ram,
@@ -131,7 +129,7 @@ impl RawDisk {
         depth: u16,
     ) -> Result<Box<dyn DiskQueue>, DiskError> {
         let plain = Plain::new(self.handle(index), ram);
-        if self.image.in_memory || self.handles.is_empty() {
+        if self.image.in_memory {
             return Ok(ImmediateQueue::open(plain, depth));
         }
         let queue = BlockingQueue::start(plain, depth).map_err(|source| DiskError::Host {
@@ -202,7 +200,9 @@ impl Disk for RawDisk {
             [] => vec![self.handle(0)],
             handles => handles.to_vec(),
         };
-        self.rings.as_ref().map(|_| Member(handles().into()))
+        // Those that live in memory are served at once, if not asked for otherwise.
+        let joins = self.rings.is_some() || !self.image.in_memory;
+        joins.then(|| Member(handles().into()))
     }
 }
 

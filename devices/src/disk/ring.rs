@@ -78,7 +78,7 @@ enum Hold {
     Waiting(Unbound),
     /// It is that thread's.
     Bound(Bound),
-    /// That thread can't have it. It stays taken as long as this queue lives.
+    /// There is none, or that thread can't have it. It stays taken as long as this queue lives.
     Refused { _ring: Option<Unbound> },
 }
 
@@ -107,7 +107,10 @@ impl RingQueue {
             reach: Reach::new(ram),
             event: ring.event()?,
             throttle: ring.throttle()?,
-            ring: Hold::Waiting(ring),
+            ring: match ring.is_refused() {
+                true => Hold::Refused { _ring: Some(ring) },
+                false => Hold::Waiting(ring),
+            },
             slots: (0..depth).map(slot).collect(),
             free: (0..depth).rev().collect(),
             pushed: Vec::with_capacity(usize::from(depth)),

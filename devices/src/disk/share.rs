@@ -1,7 +1,8 @@
 //! One io_uring for many disks: what a controller with hundreds of them gives each of its threads.
 //!
 //! The rings are made with the controller and stay, as a disk's own do; disks take a seat when a thread first uses
-//! them and leave it when they are removed. A disk that is idle costs a slot in a table.
+//! them and leave it when they are removed. A disk that is idle costs a slot in a table. Where the host refuses
+//! io_uring, a blocking thread takes the place of each ring.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -34,6 +35,20 @@ impl SharedRings {
     /// The host refuses io_uring, or has no memory for it.
     pub fn new(count: u16, depth: u16, seats: u16) -> io::Result<Self> {
         let rings = (0..count).map(|_| Ring::shared(seats, depth));
+        Ok(Self {
+            rings: Pool::new(rings.collect::<io::Result<Vec<_>>>()?),
+            depth,
+            seats,
+        })
+    }
+
+    /// As [`new`](Self::new), where the host refuses io_uring: in place of each ring is one thread that serves all
+    /// disks by blocking calls, one after the other. It is started when it is first needed.
+    ///
+    /// # Errors
+    /// The process has reached its limit on descriptors.
+    pub fn blocking(count: u16, depth: u16, seats: u16) -> io::Result<Self> {
+        let rings = (0..count).map(|_| Ring::refused());
         Ok(Self {
             rings: Pool::new(rings.collect::<io::Result<Vec<_>>>()?),
             depth,
@@ -138,9 +153,11 @@ mod tests {
     use crate::disk::config::{Aio, DiskConfig};
     use crate::disk::handle::Handle;
     use crate::disk::image::Image;
+    use crate::disk::testing::{FSYNC, FuseFile};
     use crate::disk::{Data, Disk, RawDisk};
     use crate::ram::Mapping;
     use std::os::unix::fs::FileExt;
+    use std::time::{Duration, Instant};
     use tempfile::NamedTempFile;
     use vm_memory::mmap::MmapRegionBuilder;
     use vm_memory::{GuestAddress, GuestRegionMmap};
@@ -169,8 +186,10 @@ mod tests {
     }
 
     fn run(ring: &mut RingShare, count: usize) -> Vec<Completion> {
+        let end = Instant::now() + Duration::from_secs(20);
         let mut done = Vec::new();
         while done.len() < count {
+            assert!(Instant::now() < end, "no completion");
             ring.commit();
             ring.completions(&mut done);
         }
@@ -273,10 +292,76 @@ mod tests {
         assert_eq!(fate(&run(&mut ring, 1)[0]), (1, cancelled));
     }
 
+    /// This process's threads for blocking requests.
+    fn blocking_threads() -> usize {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = threads.map(|thread| std::fs::read_to_string(thread.path().join("comm")));
+        names
+            .filter(|name| {
+                name.as_ref()
+                    .is_ok_and(|name| name.trim() == "disk-blocking")
+            })
+            .count()
+    }
+
+    #[test]
+    fn without_io_uring_one_thread_serves_all_disks_of_a_queue_and_nobody_waits_for_it() {
+        let Some(mut slow) = FuseFile::new() else {
+            return;
+        };
+        let member = RawDisk::open(&DiskConfig::new(slow.path()), 0, 1).unwrap();
+        let member = member.member().unwrap();
+        let (_keep, other) = disk(9);
+        let rings = SharedRings::blocking(1, 8, 2).unwrap();
+        let mut ring = rings.take(0, ram()).unwrap();
+        let seats = [&member, &other.member().unwrap()].map(|disk| ring.join(disk).unwrap());
+        slow.hang(FSYNC);
+        ring.submit(seats[0], 1, DiskOp::Flush).unwrap();
+        ring.submit(seats[1], 2, DiskOp::Flush).unwrap();
+        ring.commit();
+        while slow.hung() == 0 {
+            std::thread::yield_now();
+        }
+        let mut done = Vec::new();
+        ring.completions(&mut done);
+        assert_eq!((done.len(), ring.in_flight()), (0, 2));
+        assert_eq!(blocking_threads(), 1);
+        slow.recover();
+        let done = run(&mut ring, 2);
+        assert!(done.iter().all(|done| done.result == Ok(0)), "{done:?}");
+    }
+
+    #[test]
+    fn a_plain_disk_shares_the_thread_of_a_ring_and_never_uses_the_ring() {
+        let file = NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let config = DiskConfig::new(file.path()).aio(Aio::Plain);
+        let disk = RawDisk::open(&config, 0, 1).unwrap();
+        let Some(member) = disk.member() else {
+            splitring_needs::lack("temporary files are kept in memory");
+            return;
+        };
+        let rings = SharedRings::new(1, 8, 1).unwrap();
+        let mut ring = rings.take(0, ram()).unwrap();
+        let seat = ring.join(&member).unwrap();
+        let data = Data::Host(vec![1; 512]);
+        let (offset, fua) = (0, true);
+        ring.submit(seat, 1, DiskOp::Write { offset, data, fua })
+            .unwrap();
+        assert_eq!(blocking_threads(), 1);
+        assert_eq!(run(&mut ring, 1)[0].result, Ok(512));
+    }
+
     #[test]
     fn a_drained_ring_can_be_taken_again() {
         let (_keep, disk) = disk(7);
-        let rings = SharedRings::new(1, 8, 1).unwrap();
+        for rings in [SharedRings::new(1, 8, 1), SharedRings::blocking(1, 8, 1)] {
+            let rings = rings.unwrap();
+            take_again(&rings, &disk);
+        }
+    }
+
+    fn take_again(rings: &SharedRings, disk: &RawDisk) {
         for _ in 0..3 {
             let mut ring = rings.take(0, ram()).unwrap();
             let seat = ring.join(&disk.member().unwrap()).unwrap();

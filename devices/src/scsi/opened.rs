@@ -34,7 +34,7 @@ pub struct OpenController(pub(super) Arc<Opened>);
 pub(crate) struct Opened {
     pub(crate) config: ScsiConfig,
     pub(crate) port: Port,
-    /// `None` where the host refuses io_uring.
+    /// `None` where there are no descriptors for them.
     pub(crate) rings: Option<SharedRings>,
     scope: Scope,
     /// The controller built last. The lock serialises changes of the list of disks.
@@ -166,16 +166,26 @@ impl Opened {
     }
 }
 
-/// One ring for each request queue, for all disks together.
+/// One ring for each request queue, for all disks together, or one thread where the host refuses
+/// io_uring.
 fn shared_rings(config: &ScsiConfig) -> Option<SharedRings> {
     use rustix::process::{Resource, getrlimit};
     let files = getrlimit(Resource::Nofile).current.unwrap_or(SEATS);
     let seats = u16::try_from(files.min(SEATS)).unwrap_or(u16::MAX);
-    match SharedRings::new(config.queues, config.queue_size, seats) {
-        Ok(rings) => Some(rings),
-        Err(error) => {
-            tracing::info!("{}: no io_uring for its disks to share: {error}", config.id);
-            None
-        }
-    }
+    let (queues, depth) = (config.queues, config.queue_size);
+    let rings = SharedRings::new(queues, depth, seats).or_else(|error| {
+        tracing::warn!(
+            "{}: the host refuses io_uring ({error}), so requests of a queue wait for one another, whatever their \
+             disk; see /proc/sys/kernel/io_uring_disabled, seccomp filters and the memlock limit",
+            config.id
+        );
+        SharedRings::blocking(queues, depth, seats)
+    });
+    let lacking = |error: &std::io::Error| {
+        tracing::warn!(
+            "{}: each of its disks has threads of its own: {error}",
+            config.id
+        );
+    };
+    rings.inspect_err(lacking).ok()
 }

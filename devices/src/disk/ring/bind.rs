@@ -53,6 +53,11 @@ impl Unbound {
         self.0.get().map(|ring| Arc::clone(&ring.event))
     }
 
+    /// Whether it stands for one that the host refuses.
+    pub(super) fn is_refused(&self) -> bool {
+        self.0.get().is_none_or(|ring| ring.refused)
+    }
+
     /// Makes it the calling thread's.
     pub(super) fn bind(mut self) -> Result<Bound, (Self, Refusal)> {
         match self.0.get_mut().ok_or(Refusal::Lost).and_then(claim) {

@@ -105,6 +105,9 @@ impl RingQueue {
         if let Some(result) = at_once {
             return Next::Done(result);
         }
+        if image.plain {
+            return Next::Blocking(What::Step(slot.step));
+        }
         let span = match slot.step {
             Step::Write { .. } => slot.transfer.span(slot.offset),
             Step::Range { len, .. } => slot.offset..slot.offset.saturating_add(len),

@@ -26,10 +26,13 @@ const OPERATIONS: [u8; 7] = [
 pub(super) const NO_FILE: RawFd = -1;
 /// IORING_REGISTER_FILES_UPDATE: what a shared ring may still do once it is restricted.
 const UPDATE_FILES: u8 = 6;
+
 /// A ring, made and restricted; see `bind` for whose it is.
 pub(in crate::disk) struct Ring {
-    /// `None` once it is lost.
+    /// `None` once it is lost, and where the host refuses io_uring.
     pub(super) io: Option<IoUring>,
+    /// The host refuses io_uring: a blocking thread does everything.
+    pub(super) refused: bool,
     /// Signalled by its completions.
     pub(super) event: Arc<OwnedFd>,
     /// The kernel takes entries from its owner alone.
@@ -49,6 +52,19 @@ impl Ring {
     /// Makes a ring for `depth` requests to disks that take one of `seats` later.
     pub(in crate::disk) fn shared(seats: u16, depth: u16) -> io::Result<Self> {
         Self::with_files(&vec![NO_FILE; usize::from(seats)], true, depth)
+    }
+
+    /// Stands for a ring where the host refuses io_uring.
+    pub(in crate::disk) fn refused() -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self {
+            io: None,
+            refused: true,
+            event: Arc::new(event),
+            single_issuer: false,
+            owner: None,
+            throttle: Arc::default(),
+        })
     }
 
     fn with_files(files: &[RawFd], change: bool, depth: u16) -> io::Result<Self> {
@@ -84,6 +100,7 @@ impl Ring {
         io.submitter().register_restrictions(&mut rules)?;
         Ok(Self {
             io: Some(io),
+            refused: false,
             event: Arc::new(event),
             single_issuer,
             owner: None,
