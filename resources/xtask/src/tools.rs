@@ -64,6 +64,11 @@ pub(crate) const QEMU_IMG: Tool = Tool {
     program: "qemu-img",
     package: "qemu-utils",
 };
+/// Creates xfs file systems.
+pub(crate) const MKFS_XFS: Tool = Tool {
+    program: "/usr/sbin/mkfs.xfs",
+    package: "xfsprogs",
+};
 /// Creates device-mapper devices, among them those that log all writes.
 pub(crate) const DMSETUP: Tool = Tool {
     program: "/usr/sbin/dmsetup",

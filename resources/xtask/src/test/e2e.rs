@@ -28,17 +28,21 @@ use crate::vmm;
 /// Memory of a worker: enough for the largest guest and the lab around it.
 const WORKER_MEMORY_MIB: u32 = 8192;
 /// Kernel modules for tests that create networks and block devices.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 12] = [
     "tun",
     "veth",
     "bridge",
     "loop",
     "8021q",
     "dm_log_writes",
+    "dm_thin_pool",
+    "dm_crypt",
+    "dm_delay",
+    "xfs",
     "sd_mod",
     // A disk for tests of bad sectors and discard, with physical blocks of 4 KiB and logical ones
     // of 512 bytes.
-    "scsi_debug dev_size_mb=16 physblk_exp=3 lbpu=1 delay=0",
+    "scsi_debug dev_size_mb=16 physblk_exp=3 lbpu=1 lbpws=1 delay=0",
 ];
 /// The target of the end-to-end tests: `tests/tests/e2e`.
 const TARGET: &str = "e2e";
@@ -68,6 +72,7 @@ pub(crate) fn run(tier: Tier, part: &str, force_lab: bool, yes: bool) -> Result<
         tools::GENISOIMAGE,
         tools::DMSETUP,
         tools::QEMU_IMG,
+        tools::MKFS_XFS,
     ];
     tools::ensure(&needed, "the end-to-end tests", yes)?;
     let splitring = vmm::build()?;

@@ -205,29 +205,28 @@ fn disks_without_rings() {
     }
 }
 
-const SCSI_DEBUG: &str = "/sys/bus/pseudo/drivers/scsi_debug";
+pub(crate) const SCSI_DEBUG: &str = "/sys/bus/pseudo/drivers/scsi_debug";
 
-/// Returns the device file of scsi_debug's only disk.
+/// Returns the adapters of scsi_debug, each with a disk.
+pub(crate) fn adapters() -> Vec<PathBuf> {
+    let entries = fs::read_dir(SCSI_DEBUG).expect("scsi_debug is loaded");
+    let named = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("adapter");
+    let adapters = entries.flatten().filter(named);
+    adapters.map(|adapter| adapter.path()).collect()
+}
+
+/// Returns the device file of an adapter's disk.
+pub(crate) fn disk_of(adapter: &Path) -> Option<PathBuf> {
+    let dir = format!("{}/", adapter.display());
+    let found = run("find", &[&dir, "-path", "*/block/sd*", "-prune"]);
+    let path = Path::new(found.lines().next()?).file_name()?;
+    Some(Path::new("/dev").join(path))
+}
+
+/// Returns the device file of scsi_debug's first disk.
 fn scsi_debug() -> PathBuf {
-    let adapters = fs::read_dir(SCSI_DEBUG).expect("scsi_debug is loaded");
-    for adapter in adapters
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("adapter"))
-    {
-        let found = run(
-            "find",
-            &[
-                &format!("{}/", adapter.path().display()),
-                "-path",
-                "*/block/sd*",
-                "-prune",
-            ],
-        );
-        if let Some(path) = found.lines().next() {
-            return Path::new("/dev").join(Path::new(path).file_name().expect("a name"));
-        }
-    }
-    panic!("scsi_debug has no disk");
+    let mut disks = adapters().into_iter().filter_map(|found| disk_of(&found));
+    disks.next().expect("scsi_debug has a disk")
 }
 
 /// Makes sectors 0x1234 and the nine after it unreadable, or readable again.
