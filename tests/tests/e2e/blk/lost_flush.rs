@@ -2,16 +2,20 @@
 //! then considers the lost pages clean, so no flush may succeed after one that failed, whatever the
 //! backend.
 
+use std::fs::File;
 use std::path::Path;
 
 use splitring::config::DiskConfig;
+use splitring_devices::disk;
 use splitring_devices::disk::config::{Aio, Format};
+use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig};
 use splitring_needs as needs;
 use splitring_tests::live::Live;
 
 use crate::blk::block::{Loop, run};
 use crate::blk::disks::{MIB, device};
 use crate::blk::mapped::Mapped;
+use crate::blk::scsi_guest::{Answer, Guest, LUN};
 
 const BYTES: u64 = 16 * MIB;
 const SECTORS: u64 = BYTES / 512;
@@ -58,6 +62,20 @@ const WAYS: [Way; 6] = [
     },
 ];
 
+impl Way {
+    fn is_qcow2(&self) -> bool {
+        self.id == "qcow2"
+    }
+
+    /// Makes an image on the medium.
+    fn format(&self, medium: &Medium) {
+        if self.is_qcow2() {
+            let path = medium.mapped.device().display().to_string();
+            run("qemu-img", &["create", "-q", "-f", "qcow2", &path, "8M"]);
+        }
+    }
+}
+
 /// A medium that can fail.
 struct Medium {
     mapped: Mapped,
@@ -69,6 +87,14 @@ impl Medium {
         let below = Loop::new(BYTES, 512);
         let mapped = Mapped::new(id, &sound(&below.device));
         Self { mapped, below }
+    }
+
+    /// Has what is cached written back, by somebody with a description of his own. Whether that
+    /// went well.
+    fn write_back(&self) -> bool {
+        let mut options = File::options();
+        let file = options.write(true).open(self.mapped.device());
+        file.expect("the device").sync_data().is_ok()
     }
 
     fn fail(&self, fails: bool) {
@@ -108,10 +134,7 @@ fn no_flush_succeeds_after_one_that_lost_cached_data() {
     }
     let media = WAYS.map(|way| Medium::new(way.id));
     for (way, medium) in WAYS.iter().zip(&media) {
-        if way.id == "qcow2" {
-            let path = medium.mapped.device().display().to_string();
-            run("qemu-img", &["create", "-q", "-f", "qcow2", &path, "8M"]);
-        }
+        way.format(medium);
     }
     let mut live = boot(&media);
     let write = |path: &str| {
@@ -151,4 +174,105 @@ fn no_flush_succeeds_after_one_that_lost_cached_data() {
         live.succeed(&format!("{} && sync {path}", write(&path)));
     }
     live.machine.stop();
+}
+
+/// Each backend once, for a controller has the number of queues.
+fn backends() -> impl Iterator<Item = &'static Way> {
+    WAYS.iter().filter(|way| !way.id.ends_with('4'))
+}
+
+/// A controller with such a disk, and a driver of as many queues.
+fn controller(way: &Way, medium: &Medium, queues: u16) -> Guest {
+    let mut config = DiskConfig::new(medium.mapped.device()).id(way.id);
+    (way.keys)(&mut config);
+    let disk = disk::open_shared(&config, queues).expect("opened");
+    let mut controller = ScsiConfig::new("scsi0");
+    controller.queues = queues;
+    let units = vec![(UnitConfig::new("disk"), disk)];
+    Guest::settled(Scsi::new(&controller, units).expect("a controller"))
+}
+
+/// WRITE (10) of 4 KiB.
+fn write(guest: &mut Guest, queue: usize, fua: bool) -> Answer {
+    let lba = u8::try_from(queue).expect("few") * 8;
+    let cdb = [0x2a, u8::from(fua) << 3, 0, 0, 0, lba, 0, 0, 8, 0];
+    let id = guest.submit(queue, LUN, &cdb, &[7; 4096], 0);
+    guest.wait(id)
+}
+
+/// SYNCHRONIZE CACHE (10).
+fn flush(guest: &mut Guest, queue: usize) -> Answer {
+    let id = guest.submit(queue, LUN, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0);
+    guest.wait(id)
+}
+
+#[test]
+#[ignore = "needs the lab's storage"]
+fn what_a_write_with_fua_is_told_was_lost_fails_every_later_flush_of_all_queues() {
+    if !needs::device_mapper("dm_mod") {
+        return;
+    }
+    for (way, queues) in backends().flat_map(|way| [(way, 1), (way, 4)]) {
+        let name = format!("{} with {queues} queues", way.id);
+        let medium = Medium::new("fua");
+        way.format(&medium);
+        let mut guest = controller(way, &medium, queues);
+        let all = 0..usize::from(queues);
+        for queue in all.clone() {
+            write(&mut guest, queue, true).expect_good();
+            flush(&mut guest, queue).expect_good();
+        }
+
+        // The first write is lost once the host writes it back, and nobody has asked yet.
+        if way.cached {
+            write(&mut guest, 0, false).expect_good();
+        }
+        medium.fail(true);
+        if way.cached {
+            assert!(!medium.write_back(), "{name}: it is written back");
+        } else {
+            let failed = write(&mut guest, 0, true);
+            failed.expect_sense(0x03, 0x0c, 0);
+        }
+        medium.fail(false);
+
+        for queue in all.clone() {
+            let told = write(&mut guest, queue, true);
+            assert_eq!(told.good(), !way.cached, "{name}: {queue}: {told:x?}");
+        }
+        // What is written from here on by itself is stable; the tables of a qcow2 image are not.
+        for queue in all.clone() {
+            let again = write(&mut guest, queue, true);
+            assert_eq!(again.good(), !way.is_qcow2(), "{name}: {queue}: {again:x?}");
+        }
+        for queue in all.clone().chain(all) {
+            let flushed = flush(&mut guest, queue);
+            assert_eq!(flushed.good(), !way.cached, "{name}: {queue}: {flushed:x?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the lab's storage"]
+fn what_a_flush_is_told_was_lost_fails_every_later_flush_of_all_queues() {
+    if !needs::device_mapper("dm_mod") {
+        return;
+    }
+    let cached = backends().filter(|way| way.cached);
+    for (way, queues) in cached.flat_map(|way| [(way, 1), (way, 4)]) {
+        let name = format!("{} with {queues} queues", way.id);
+        let medium = Medium::new("flush");
+        way.format(&medium);
+        let mut guest = controller(way, &medium, queues);
+        let last = usize::from(queues) - 1;
+        write(&mut guest, 0, false).expect_good();
+        medium.fail(true);
+        flush(&mut guest, last).expect_sense(0x03, 0x0c, 0);
+        medium.fail(false);
+        for queue in (0..=last).chain(0..=last) {
+            write(&mut guest, queue, false).expect_good();
+            let flushed = flush(&mut guest, queue);
+            assert!(!flushed.good(), "{name}: queue {queue} believes it");
+        }
+    }
 }
