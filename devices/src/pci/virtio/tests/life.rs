@@ -120,6 +120,57 @@ fn reset_is_allowed_at_any_time() {
 }
 
 #[test]
+fn a_reset_after_any_step_of_a_start_leaves_a_device_that_starts() {
+    let (mut guest, probe) = guest(Manner::Hold);
+    guest.enable_msix();
+    // Each register write of a driver that starts the device and uses it, in order.
+    let held = || probe.record.held.load(Ordering::SeqCst);
+    let mut steps: Vec<Box<dyn Fn(&mut Guest)>> = vec![
+        Box::new(|guest| guest.set_status(status::ACKNOWLEDGE)),
+        Box::new(|guest| guest.add_status(status::DRIVER)),
+        Box::new(|guest| guest.set32(reg::DRIVER_FEATURE_SELECT, 1)),
+        Box::new(|guest| guest.accept(guest.offered() & feature::VERSION_1)),
+        Box::new(|guest| guest.add_status(status::FEATURES_OK)),
+        Box::new(|guest| guest.set16(reg::CONFIG_MSIX_VECTOR, 0)),
+        Box::new(|guest| guest.rings.clear()),
+    ];
+    for index in 0..3 {
+        steps.push(Box::new(move |guest| guest.set16(reg::QUEUE_SELECT, index)));
+        steps.push(Box::new(|guest| guest.set16(reg::QUEUE_SIZE, 8)));
+        steps.push(Box::new(|guest| guest.set16(reg::QUEUE_MSIX_VECTOR, 1)));
+        steps.push(Box::new(move |guest| {
+            let ring = guest.enable_queue(index);
+            guest.rings.push(ring);
+        }));
+    }
+    steps.push(Box::new(|guest| guest.add_status(status::DRIVER_OK)));
+    steps.push(Box::new(|guest| {
+        guest.offer(0, &[(BUFFER, 7, true)]);
+    }));
+    steps.push(Box::new(|guest| guest.kick(0)));
+    for count in 0..=steps.len() {
+        guest.set_status(0);
+        steps.iter().take(count).for_each(|step| step(&mut guest));
+        guest.set_status(0);
+        assert_eq!(guest.status(), 0, "after {count} steps");
+        guest.set16(reg::QUEUE_SELECT, 1);
+        let queue = [reg::QUEUE_SIZE, reg::QUEUE_ENABLE, reg::QUEUE_MSIX_VECTOR];
+        let registers = queue.map(|register| guest.common16(register));
+        assert_eq!(registers, [64, 0, 0xffff], "after {count} steps");
+        assert!(guest.wiring.doorbells().is_empty(), "after {count} steps");
+
+        guest.restart();
+        let before = held();
+        guest.offer(0, &[(BUFFER, 7, true)]);
+        guest.kick(0);
+        wait_until("the queue is served", || held() == before + 1);
+    }
+    let starts = probe.record.starts.load(Ordering::SeqCst);
+    // Each time once, and three times by the steps.
+    assert_eq!(starts, steps.len() + 4);
+}
+
+#[test]
 fn a_malformed_chain_needs_a_reset_and_stops_all_queues() {
     let (mut guest, _) = started(Manner::Answer);
     guest.enable_msix();
