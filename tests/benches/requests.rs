@@ -12,7 +12,7 @@ use splitring_devices::blk::Blk as BlkDevice;
 use splitring_devices::disk::doubles::MemoryDisk;
 use splitring_devices::disk::{Disk, NullDisk};
 use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig};
-use splitring_tests::machine::Machine;
+use splitring_tests::machine::TestMachine;
 use splitring_virtio::driver::blk::{self, Bio, Blk, Info, Transfer};
 use splitring_virtio::driver::scsi::{
     self, CONTROL_FRAME_LEN, Control, EVENT_FRAME_LEN, Events, FRAME_LEN, Lun, Requests,
@@ -60,14 +60,14 @@ fn count(device: &str, rounds: u32) {
 }
 
 /// Returns a queue in the machine's memory.
-fn queue<P>(machine: &mut Machine, size: u16, features: u64, id: &DeviceId) -> Queue<P> {
+fn queue<P>(machine: &mut TestMachine, size: u16, features: u64, id: &DeviceId) -> Queue<P> {
     let options = QueueOptions::new(size, features).tables(size);
     let memory = machine.bytes(options.memory_len(), 64);
     Queue::new(options, memory, Identity, id).expect("a queue")
 }
 
 fn blk_rounds(disk: Arc<dyn Disk>, transfer: Transfer, rounds: u32) {
-    let mut machine = Machine::new(BlkDevice::new("disk0", disk, 1, SIZE, "bench"));
+    let mut machine = TestMachine::new(BlkDevice::new("disk0", disk, 1, SIZE, "bench"));
     let features = machine.device.features() | EVENT_IDX | INDIRECT_DESC | VERSION_1;
     let ring = queue(&mut machine, SIZE, features, &DeviceId::new());
     let info = Info::new(&machine.config(), features & blk::FEATURES);
@@ -104,7 +104,7 @@ fn scsi_rounds(disk: Arc<dyn Disk>, opcode: u8, rounds: u32) {
         &ScsiConfig::new("scsi0"),
         vec![(UnitConfig::new("disk0"), disk)],
     );
-    let mut machine = Machine::new(device.expect("a controller"));
+    let mut machine = TestMachine::new(device.expect("a controller"));
     let features = machine.device.features() | EVENT_IDX | INDIRECT_DESC | VERSION_1;
     let config = machine.config();
     let id = DeviceId::new();

@@ -15,9 +15,9 @@ use crate::user::User;
 
 /// Time limit of every single wait. Under software emulation a boot takes seconds, and several
 /// times as long with four CPUs on two cores.
-const PATIENCE: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(180);
 /// How long output may still arrive after the process has ended.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
 /// Number of console lines in a failure message.
 const LINES_SHOWN: usize = 40;
@@ -307,12 +307,12 @@ impl Guest {
         let status = loop {
             match self.child.try_wait().expect("a child to wait for") {
                 Some(status) => break status,
-                None if started.elapsed() > PATIENCE => self.fail("splitring did not end"),
+                None if started.elapsed() > TIMEOUT => self.fail("splitring did not end"),
                 None => std::thread::sleep(POLL),
             }
         };
         // The other end of a terminal may never close: output that comes late is ignored.
-        while let Ok(chunk) = self.output.recv_timeout(LAST_WORDS) {
+        while let Ok(chunk) = self.output.recv_timeout(DRAIN_TIMEOUT) {
             self.console.push_str(&clean(&chunk));
         }
         let errors: Vec<u8> = self.errors.iter().flatten().collect();
@@ -350,7 +350,7 @@ impl Guest {
                 before.push_str(&line);
                 before.push('\n');
             }
-            let left = PATIENCE.saturating_sub(started.elapsed());
+            let left = TIMEOUT.saturating_sub(started.elapsed());
             match self.output.recv_timeout(left) {
                 Ok(chunk) => self.console.push_str(&clean(&chunk)),
                 Err(RecvTimeoutError::Timeout) => self.fail(&format!("no {text:?} in time")),
@@ -364,7 +364,7 @@ impl Guest {
     /// Panics with `why`, the console's last lines and standard error.
     fn fail(&mut self, why: &str) -> ! {
         // The pipes close shortly before the process has ended, and may still have its last output.
-        std::thread::sleep(LAST_WORDS);
+        std::thread::sleep(DRAIN_TIMEOUT);
         for chunk in self.output.try_iter() {
             self.console.push_str(&clean(&chunk));
         }

@@ -4,7 +4,7 @@
 //! tests: the assets that `cargo xtask test` prepares, and a Splitring process whose guest is
 //! driven over its serial console.
 //!
-//! End-to-end tests use Splitring through its command line, except with [`live`], which runs the
+//! End-to-end tests use Splitring through its command line, except with [`library`], which runs the
 //! library in this process. A failure panics with the console's last lines.
 
 pub mod acpi;
@@ -14,7 +14,7 @@ pub mod counting;
 pub mod dmesg;
 pub mod fuzz;
 pub mod guest;
-pub mod live;
+pub mod library;
 pub mod machine;
 pub mod network;
 pub mod pairs;

@@ -29,7 +29,7 @@ const LENT: usize = MEMORY / 2;
 const GAP: usize = 64;
 
 /// The machine.
-pub struct Machine {
+pub struct TestMachine {
     /// Its memory.
     pub ram: Ram,
     /// Its device.
@@ -47,13 +47,13 @@ impl ConfigGate for NoGate {
     }
 }
 
-impl Machine {
+impl TestMachine {
     /// Returns a machine with nothing but `device`, not started.
     pub fn new(device: impl VirtioDevice + 'static) -> Self {
         Self::of(Arc::new(device))
     }
 
-    /// Like [`Machine::new`], for a device that the test also holds.
+    /// Like [`TestMachine::new`], for a device that the test also holds.
     pub fn of(device: Arc<dyn VirtioDevice>) -> Self {
         let region = MmapRegionBuilder::new_with_bitmap(MEMORY, None)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -87,7 +87,7 @@ impl Machine {
         self.at(start)
     }
 
-    /// Like [`Machine::take`], for the drivers of `splitring-virtio`.
+    /// Like [`TestMachine::take`], for the drivers of `splitring-virtio`.
     pub fn bytes(&mut self, len: usize, align: usize) -> DmaBytes {
         let pointer = self.take(len, align);
         // SAFETY: within the mapping, and allocated once. Tests drop the driver before the machine.
@@ -96,7 +96,7 @@ impl Machine {
     }
 
     /// Allocates memory for the buffers of one request, at any alignment; drop it before
-    /// [`Machine::collect`].
+    /// [`TestMachine::collect`].
     pub fn lend(&mut self, len: usize) -> DmaBytes {
         let start = self.lent;
         self.lent = start + len + GAP;

@@ -16,7 +16,7 @@ use splitring_devices::pci::root::{PciPlan, PciRoot};
 use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
 use splitring_devices::wiring::{IntxLine, MsiLine, MsiMessage, Wiring, WiringError};
 use splitring_devices::worker::Worker;
-use splitring_tests::machine::Machine;
+use splitring_tests::machine::TestMachine;
 use splitring_virtio::driver::blk::{self, Bio, Blk, Done, Info, Transfer, Work};
 use splitring_virtio::driver::pci::{BarRange, Pci, PciError};
 use splitring_virtio::driver::{DmaBytes, Identity, PciFunction, Queue, QueueOptions, Registers};
@@ -32,11 +32,11 @@ const SLOT: u8 = 5;
 const LINE: u32 = 16;
 const SIZE: u16 = 16;
 const SECTORS: usize = 64;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The hypervisor's part: eventfds at addresses, and the messages that they send.
 #[derive(Default)]
-struct Board {
+struct FakeHypervisor {
     doorbells: Mutex<Vec<(u64, Arc<EventFd>)>>,
     messages: Mutex<Vec<(Arc<EventFd>, Message)>>,
     line: Mutex<Option<(Arc<EventFd>, Arc<EventFd>)>>,
@@ -57,7 +57,7 @@ impl MsiLine for Line {
     }
 }
 
-impl Wiring for Board {
+impl Wiring for FakeHypervisor {
     fn bind_notify(&self, addr: u64, fd: &Arc<EventFd>) -> Result<(), WiringError> {
         let fd = Arc::clone(fd);
         self.doorbells.lock().unwrap().push((addr, fd));
@@ -89,7 +89,7 @@ impl Wiring for Board {
     }
 }
 
-impl Board {
+impl FakeHypervisor {
     /// Signals the eventfd of a write to `addr`, if there is one.
     fn ring(&self, addr: u64) -> bool {
         let doorbells = self.doorbells.lock().unwrap();
@@ -117,15 +117,15 @@ impl Board {
 }
 
 /// The function in its slot, as the driver sees it.
-struct Slot {
+struct SlotFunction {
     mmio: Arc<Bus>,
-    board: Arc<Board>,
+    hypervisor: Arc<FakeHypervisor>,
 }
 
 /// A range of the BAR, by its address on the bus.
 struct Bar {
     mmio: Arc<Bus>,
-    board: Arc<Board>,
+    hypervisor: Arc<FakeHypervisor>,
     start: u64,
     len: u64,
 }
@@ -135,7 +135,7 @@ fn at(offset: u16) -> u64 {
 }
 
 // SAFETY: there is one function in the slot, and `map_bar` reads the BAR from it.
-unsafe impl PciFunction for Slot {
+unsafe impl PciFunction for SlotFunction {
     type Registers = Bar;
 
     fn read_config(&self, offset: u16) -> u32 {
@@ -161,7 +161,7 @@ unsafe impl PciFunction for Slot {
         let base = u64::from(low & !0xf) | u64::from(self.read_config(0x14)) << 32;
         Some(Bar {
             mmio: Arc::clone(&self.mmio),
-            board: Arc::clone(&self.board),
+            hypervisor: Arc::clone(&self.hypervisor),
             start: base + offset,
             len,
         })
@@ -180,7 +180,7 @@ impl Bar {
     /// A doorbell receives a write before the bus does, as in KVM.
     fn write(&self, offset: u64, data: &[u8]) {
         let addr = self.start + offset;
-        if offset + data.len() as u64 <= self.len && !self.board.ring(addr) {
+        if offset + data.len() as u64 <= self.len && !self.hypervisor.ring(addr) {
             assert!(self.mmio.write(addr, data));
         }
     }
@@ -240,10 +240,10 @@ impl VirtioDevice for Sharing {
 
 /// A machine with a disk in its slot, and the driver's side of the function.
 struct Guest {
-    pci: Pci<Slot>,
-    board: Arc<Board>,
+    pci: Pci<SlotFunction>,
+    hypervisor: Arc<FakeHypervisor>,
     disk: Arc<MemoryDisk>,
-    machine: Machine,
+    machine: TestMachine,
     // Kept as long as the driver.
     _function: Arc<VirtioPci>,
     _root: Arc<PciRoot>,
@@ -253,7 +253,7 @@ impl Guest {
     fn new() -> Self {
         let disk = MemoryDisk::new((SECTORS * 512) as u64);
         let device = Device::new("disk0", Arc::new(disk.clone()), 1, SIZE, "pci");
-        let machine = Machine::new(Sharing(device));
+        let machine = TestMachine::new(Sharing(device));
         let mmio = Arc::new(Bus::new());
         let plan = PciPlan {
             mmio: Arc::clone(&mmio),
@@ -264,23 +264,23 @@ impl Guest {
         mmio.insert(ECAM, 1 << 20, root.clone()).unwrap();
         let failed = Arc::new(|failure| panic!("the worker failed: {failure:?}"));
         let worker = Worker::spawn("pci", Some(Duration::ZERO), failed).unwrap();
-        let board = Arc::new(Board::default());
+        let hypervisor = Arc::new(FakeHypervisor::default());
         let parts = VirtioParts {
             device: Arc::clone(&machine.device),
             ram: machine.ram.clone(),
-            wiring: board.clone(),
+            wiring: hypervisor.clone(),
             workers: vec![worker],
             mask: u64::MAX,
             events: EventSink::default(),
         };
         let function = VirtioPci::plug(&root, SLOT, parts).unwrap();
-        let slot = Slot {
+        let slot = SlotFunction {
             mmio,
-            board: Arc::clone(&board),
+            hypervisor: Arc::clone(&hypervisor),
         };
         Self {
             pci: Pci::new(slot).unwrap(),
-            board,
+            hypervisor,
             disk,
             machine,
             _function: function,
@@ -358,7 +358,7 @@ fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = found() {
             return found;
         }
-        assert!(start.elapsed() < PATIENCE, "{what} does not arrive");
+        assert!(start.elapsed() < TIMEOUT, "{what} does not arrive");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -377,7 +377,7 @@ fn a_disk_is_driven_by_msix() {
     guest.pci.set_up_queue(0, &driver.areas(), Some(1)).unwrap();
     guest.pci.go();
     guest.write_and_read(&mut driver, |guest| {
-        let message = wait_for("the interrupt", || guest.board.interrupted());
+        let message = wait_for("the interrupt", || guest.hypervisor.interrupted());
         assert_eq!((message.address, message.data), (0xfee0_1000, 0x31));
         assert_eq!(message.requester, u16::from(SLOT) << 3);
     });
@@ -387,9 +387,9 @@ fn a_disk_is_driven_by_msix() {
     assert!(!driver.enable_interrupts());
     driver.publish().send(|| guest.pci.notify(0));
     wait_for("the flush", || driver.poll().unwrap());
-    assert_eq!(guest.board.interrupted(), None);
+    assert_eq!(guest.hypervisor.interrupted(), None);
     msix.mask(1, false);
-    wait_for("the pending interrupt", || guest.board.interrupted());
+    wait_for("the pending interrupt", || guest.hypervisor.interrupted());
 }
 
 #[test]
@@ -399,10 +399,12 @@ fn a_disk_is_driven_by_its_interrupt_line() {
     guest.pci.set_up_queue(0, &driver.areas(), None).unwrap();
     guest.pci.go();
     guest.write_and_read(&mut driver, |guest| {
-        wait_for("the interrupt", || guest.board.line_raised().then_some(()));
+        wait_for("the interrupt", || {
+            guest.hypervisor.line_raised().then_some(())
+        });
         assert_eq!(guest.pci.interrupt_status(), pci::isr::QUEUE);
         assert_eq!(guest.pci.interrupt_status(), 0, "reading clears it");
-        guest.board.end_of_interrupt();
+        guest.hypervisor.end_of_interrupt();
     });
 }
 
@@ -432,9 +434,11 @@ fn a_reset_returns_buffers_and_the_device_starts_again() {
     guest.pci.set_up_queue(0, &driver.areas(), None).unwrap();
     guest.pci.go();
     guest.write_and_read(&mut driver, |guest| {
-        wait_for("the interrupt", || guest.board.line_raised().then_some(()));
+        wait_for("the interrupt", || {
+            guest.hypervisor.line_raised().then_some(())
+        });
         let _ = guest.pci.interrupt_status();
-        guest.board.end_of_interrupt();
+        guest.hypervisor.end_of_interrupt();
     });
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use splitring_devices::net::passt::Passt;
 use splitring_devices::net::{MacAddress, Net, NetConfig};
-use splitring_tests::machine::Machine;
+use splitring_tests::machine::TestMachine;
 use splitring_virtio::driver::net::{FRAME_LEN, ReceiveMode, Receiver, Transmitter};
 use splitring_virtio::driver::{DeviceId, Identity, Queue, QueueOptions};
 use splitring_virtio::scatterlist::ScatterList;
@@ -25,7 +25,7 @@ const BIG: usize = 65_550;
 
 /// A driver and a device, whose frames are returned to it.
 struct Guest {
-    machine: Machine,
+    machine: TestMachine,
     receiver: Receiver,
     transmitter: Transmitter,
     far: UnixStream,
@@ -37,7 +37,8 @@ impl Guest {
         far.set_nonblocking(true).unwrap();
         let passt = Passt::from_fd(OwnedFd::from(ours)).unwrap();
         let config = NetConfig::passt();
-        let mut machine = Machine::new(Net::new("net0", MacAddress(MAC), &config, Arc::new(passt)));
+        let mut machine =
+            TestMachine::new(Net::new("net0", MacAddress(MAC), &config, Arc::new(passt)));
         let merge = if mode == ReceiveMode::Mergeable {
             feature::MRG_RXBUF
         } else {
@@ -108,7 +109,7 @@ impl Guest {
     }
 }
 
-fn queue<P>(machine: &mut Machine, features: u64) -> Queue<P> {
+fn queue<P>(machine: &mut TestMachine, features: u64) -> Queue<P> {
     let options = QueueOptions::new(SIZE, features).tables(SIZE);
     let ring = machine.bytes(options.memory_len(), 64);
     Queue::new(options, ring, Identity, &DeviceId::new()).unwrap()

@@ -15,7 +15,7 @@ use std::time::Duration;
 use splitring_devices::net::tap::Tap;
 use splitring_devices::net::{MacAddress, Net, NetConfig};
 use splitring_needs::{self as needs, Capability};
-use splitring_tests::machine::Machine;
+use splitring_tests::machine::TestMachine;
 use splitring_virtio::driver::net::{FRAME_LEN, ReceiveMode, Receiver, Transmitter};
 use splitring_virtio::driver::{DeviceId, Identity, Queue, QueueOptions};
 use splitring_virtio::scatterlist::ScatterList;
@@ -102,18 +102,18 @@ fn descriptors() -> BTreeMap<u32, PathBuf> {
     each.collect()
 }
 
-fn queue<P>(machine: &mut Machine) -> Queue<P> {
+fn queue<P>(machine: &mut TestMachine) -> Queue<P> {
     let options = QueueOptions::new(SIZE, VERSION_1).tables(SIZE);
     let ring = machine.bytes(options.memory_len(), 64);
     Queue::new(options, ring, Identity, &DeviceId::new()).expect("a queue")
 }
 
-fn transmitter(machine: &mut Machine) -> Transmitter {
+fn transmitter(machine: &mut TestMachine) -> Transmitter {
     let frames = machine.bytes(FRAME_LEN * usize::from(SIZE), 64);
     Transmitter::new(queue(machine), frames, 1)
 }
 
-fn receiver(machine: &mut Machine) -> Receiver {
+fn receiver(machine: &mut TestMachine) -> Receiver {
     let frames = machine.bytes(FRAME_LEN * usize::from(SIZE), 64);
     let mut receiver = Receiver::new(queue(machine), frames, ReceiveMode::Small);
     for _ in 0..SIZE / 2 {
@@ -124,7 +124,7 @@ fn receiver(machine: &mut Machine) -> Receiver {
 }
 
 /// Sends two frames, and waits for the replies.
-fn send(machine: &mut Machine, transmitter: &mut Transmitter) {
+fn send(machine: &mut TestMachine, transmitter: &mut Transmitter) {
     let frame = [&[0xff; 6][..], &MAC, &[0x88, 0xb5], &[7; 100]].concat();
     for _ in 0..2 {
         let mut piece = machine.lend(frame.len());
@@ -141,7 +141,7 @@ fn send(machine: &mut Machine, transmitter: &mut Transmitter) {
 }
 
 /// Returns the last byte of each received frame.
-fn received(machine: &mut Machine, receiver: &mut Receiver) -> Vec<u8> {
+fn received(machine: &mut TestMachine, receiver: &mut Receiver) -> Vec<u8> {
     machine.run();
     let mut bytes = [0; 2048];
     let next = || {
@@ -172,7 +172,7 @@ fn a_start_opens_no_descriptor_and_the_device_works_after_every_reset() {
     let config = NetConfig::default().packets(1_000_000);
     let card = Net::new("net0", MacAddress(MAC), &config, Arc::new(tap));
     let card = Arc::new(card);
-    let mut machine = Machine::of(card.clone());
+    let mut machine = TestMachine::of(card.clone());
     let before = descriptors();
     // A driver that filters, one that receives every frame, and one that filters again.
     for (features, round) in [

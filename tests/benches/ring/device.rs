@@ -28,7 +28,7 @@ const BUFFERS: u64 = 0x100_0000;
 
 /// A batch of equal chains.
 #[derive(Clone, Copy)]
-struct Shape {
+struct ChainShape {
     chains: u16,
     /// Bytes of each descriptor, and whether the device writes it.
     buffers: &'static [(u32, bool)],
@@ -41,7 +41,7 @@ const MANY: &[(u32, bool)] = &[(512, true); 128];
 /// Header, 4 KiB, status.
 const BLK: &[(u32, bool)] = &[(16, false), (4096, true), (1, true)];
 
-impl Shape {
+impl ChainShape {
     fn all() -> Vec<(String, f64, Self)> {
         let mut all = Vec::new();
         for (name, chains, buffers, target) in [
@@ -147,7 +147,7 @@ impl Offers {
     }
 }
 
-fn set_up(shape: Shape) -> (Memory, Offers) {
+fn set_up(shape: ChainShape) -> (Memory, Offers) {
     let memory = new_memory();
     shape.lay_out(&memory);
     let offers = Offers {
@@ -185,7 +185,7 @@ fn look(chain: &Chain<Memory>) {
     }
 }
 
-fn ours_one_by_one(label: String, shape: Shape) -> Case {
+fn ours_one_by_one(label: String, shape: ChainShape) -> Case {
     Case::new(label, shape.chains, move || {
         let (memory, mut offers) = set_up(shape);
         let mut queue = our_queue(&memory);
@@ -200,7 +200,7 @@ fn ours_one_by_one(label: String, shape: Shape) -> Case {
     })
 }
 
-fn ours_batched(label: String, shape: Shape) -> Case {
+fn ours_batched(label: String, shape: ChainShape) -> Case {
     Case::new(label, shape.chains, move || {
         let (memory, mut offers) = set_up(shape);
         let mut queue = our_queue(&memory);
@@ -230,7 +230,7 @@ fn peer_queue() -> Queue {
 }
 
 /// One batch with the peer. Its chains are completed at once, or (batched) after the last.
-fn peer(label: String, shape: Shape, batched: bool) -> Case {
+fn peer(label: String, shape: ChainShape, batched: bool) -> Case {
     Case::new(label, shape.chains, move || {
         let (memory, mut offers) = set_up(shape);
         let mut queue = peer_queue();
@@ -271,12 +271,14 @@ fn peer_look<'a>(mapping: &'a Mapping, chain: PeerChain<'a>) {
 
 /// Pop, read, complete, then the next chain. Published once per batch.
 pub(crate) fn one_by_one() -> Table {
-    let rows = Shape::all().into_iter().map(|(name, target, shape)| Row {
-        ours: ours_one_by_one(format!("device-one/{name}"), shape),
-        peer: peer(format!("device-one/{name}/peer"), shape, false),
-        shape: name,
-        target,
-    });
+    let rows = ChainShape::all()
+        .into_iter()
+        .map(|(name, target, shape)| Row {
+            ours: ours_one_by_one(format!("device-one/{name}"), shape),
+            peer: peer(format!("device-one/{name}/peer"), shape, false),
+            shape: name,
+            target,
+        });
     Table {
         title: "Device end, each chain completed before the next is popped, against virtio-queue",
         unit: "chain",
@@ -286,12 +288,14 @@ pub(crate) fn one_by_one() -> Table {
 
 /// Pop and read all chains, then complete all of them. Published once.
 pub(crate) fn batched() -> Table {
-    let rows = Shape::all().into_iter().map(|(name, target, shape)| Row {
-        ours: ours_batched(format!("device-batch/{name}"), shape),
-        peer: peer(format!("device-batch/{name}/peer"), shape, true),
-        shape: name,
-        target,
-    });
+    let rows = ChainShape::all()
+        .into_iter()
+        .map(|(name, target, shape)| Row {
+            ours: ours_batched(format!("device-batch/{name}"), shape),
+            peer: peer(format!("device-batch/{name}/peer"), shape, true),
+            shape: name,
+            target,
+        });
     Table {
         title: "Device end, all chains of a batch in flight together, against virtio-queue",
         unit: "chain",

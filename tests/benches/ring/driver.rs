@@ -29,7 +29,7 @@ const LEN: usize = 512;
 
 /// A batch of equal buffers.
 #[derive(Clone, Copy)]
-struct Shape {
+struct BufferShape {
     buffers: u16,
     /// Segments that the device reads and writes.
     readable: usize,
@@ -37,7 +37,7 @@ struct Shape {
     indirect: bool,
 }
 
-impl Shape {
+impl BufferShape {
     fn all() -> Vec<(String, Self)> {
         let mut all = Vec::new();
         for (name, buffers, readable, writable) in [
@@ -91,7 +91,7 @@ fn list(segments: usize) -> ScatterList {
 
 type OurQueue = Queue<Box<Token>, Identity>;
 
-fn our_queue(shape: &Shape) -> OurQueue {
+fn our_queue(shape: &BufferShape) -> OurQueue {
     let options = QueueOptions::new(SIZE, shape.features());
     let options = options.tables(128).policy(IndirectPolicy::Rfc);
     let memory = arena().bytes(options.memory_len());
@@ -113,11 +113,11 @@ struct Ours {
     queue: OurQueue,
     #[expect(clippy::vec_box, reason = "the queue holds tokens by pointer")]
     spare: Vec<Box<Token>>,
-    shape: Shape,
+    shape: BufferShape,
 }
 
 impl Ours {
-    fn new(shape: Shape) -> Self {
+    fn new(shape: BufferShape) -> Self {
         let token = || {
             Box::new(Token {
                 readable: list(shape.readable),
@@ -133,7 +133,7 @@ impl Ours {
 
     #[inline]
     fn add(&mut self) {
-        let Shape {
+        let BufferShape {
             readable, writable, ..
         } = self.shape;
         while let Some(token) = self.spare.pop() {
@@ -187,7 +187,7 @@ impl Copier {
     }
 }
 
-fn ours(label: String, shape: Shape) -> Case {
+fn ours(label: String, shape: BufferShape) -> Case {
     Case::new(label, shape.buffers, move || {
         let mut ours = Ours::new(shape);
         let mut device = Copier {
@@ -213,7 +213,7 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(shape: Shape) -> Self {
+    fn new(shape: BufferShape) -> Self {
         let peer = SharedDevice::new(DeviceType::Block, 0, Vec::new()).shared();
         let mut transport = PeerTransport::new(&peer);
         let queue = VirtQueue::new(&mut transport, 0, shape.indirect, true).expect("a queue");
@@ -256,7 +256,7 @@ impl Peer {
     }
 }
 
-fn peer(label: String, shape: Shape) -> Case {
+fn peer(label: String, shape: BufferShape) -> Case {
     Case::new(label, shape.buffers, move || {
         let mut peer = Peer::new(shape);
         let mut device = Copier {
@@ -273,7 +273,7 @@ fn peer(label: String, shape: Shape) -> Case {
 
 /// Adds a batch, lets a trivial device use it, and takes it back.
 pub(crate) fn alone() -> Table {
-    let rows = Shape::all().into_iter().map(|(name, shape)| Row {
+    let rows = BufferShape::all().into_iter().map(|(name, shape)| Row {
         ours: ours(format!("driver/{name}"), shape),
         peer: peer(format!("driver/{name}/peer"), shape),
         shape: name,
@@ -296,7 +296,7 @@ fn our_device(areas: QueueAddresses, features: u64) -> ActiveQueue<ArenaRam> {
     config.activate(ArenaRam, features).expect("a sound ring")
 }
 
-fn our_round_trip(label: String, shape: Shape) -> Case {
+fn our_round_trip(label: String, shape: BufferShape) -> Case {
     Case::new(label, shape.buffers, move || {
         let mut ours = Ours::new(shape);
         let mut device = our_device(our_areas(&ours.queue), shape.features());
@@ -333,7 +333,7 @@ fn peer_device(areas: QueueAddresses) -> PeerDevice {
     device
 }
 
-fn peer_round_trip(label: String, shape: Shape) -> Case {
+fn peer_round_trip(label: String, shape: BufferShape) -> Case {
     Case::new(label, shape.buffers, move || {
         let mut peer = Peer::new(shape);
         let mapping = arena().mapping.clone();
@@ -372,7 +372,7 @@ pub(crate) fn round_trip() -> Table {
     let mut rows = Vec::new();
     for (name, buffers) in [("qd1", 1), ("qd32", 32), ("qd64", 64)] {
         for (kind, indirect) in [("direct", false), ("indirect", true)] {
-            let shape = Shape::blk(buffers, indirect);
+            let shape = BufferShape::blk(buffers, indirect);
             let name = format!("blk-{name}-{kind}");
             rows.push(Row {
                 ours: our_round_trip(format!("trip/{name}"), shape),
@@ -400,7 +400,7 @@ const WATCH: Duration = Duration::from_millis(400);
 pub(crate) fn cross_thread() {
     println!("Driver and device on a thread each, {TOGETHER} requests in flight, both polling");
     for (kind, indirect) in [("direct", false), ("indirect", true)] {
-        let shape = Shape::blk(TOGETHER, indirect);
+        let shape = BufferShape::blk(TOGETHER, indirect);
         let (ours, peer) = (our_threads(shape), peer_threads(shape));
         let ratio = peer / ours;
         println!("blk-qd32-{kind:<12} {ours:>9.1} {peer:>9.1} {ratio:>7.1}");
@@ -429,7 +429,7 @@ fn threads(mut device: impl FnMut() + Send, mut round: impl FnMut()) -> f64 {
     })
 }
 
-fn our_threads(shape: Shape) -> f64 {
+fn our_threads(shape: BufferShape) -> f64 {
     let mut ours = Ours::new(shape);
     let mut device = our_device(our_areas(&ours.queue), shape.features());
     let serve = move || {
@@ -447,7 +447,7 @@ fn our_threads(shape: Shape) -> f64 {
     })
 }
 
-fn peer_threads(shape: Shape) -> f64 {
+fn peer_threads(shape: BufferShape) -> f64 {
     let mut peer = Peer::new(shape);
     let mut device = peer_device(peer.areas);
     let mapping = arena().mapping.clone();
@@ -498,7 +498,7 @@ pub(crate) fn lines() {
     println!("Cache lines of 64 bytes written per block request, counted on a fresh queue");
     for (kind, indirect) in [("direct", false), ("indirect", true)] {
         for batch in [1u16, 32] {
-            let (driver, device) = written_lines(Shape::blk(batch, indirect));
+            let (driver, device) = written_lines(BufferShape::blk(batch, indirect));
             let per = |lines: usize| lines as f64 / f64::from(batch);
             // Descriptors (of 16 bytes: three, and one that points to them), an entry and, per
             // batch, an index of two bytes; then a used entry and its index.
@@ -518,7 +518,7 @@ pub(crate) fn lines() {
 
 /// Returns the number of cache lines that the driver changes when it adds a batch, and the device
 /// when it uses it.
-fn written_lines(shape: Shape) -> (usize, usize) {
+fn written_lines(shape: BufferShape) -> (usize, usize) {
     let mut ours = Ours::new(shape);
     let areas = our_areas(&ours.queue);
     let len = QueueOptions::new(SIZE, shape.features())

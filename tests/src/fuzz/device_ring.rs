@@ -36,19 +36,19 @@ const USED: u64 = 0x1800;
 /// An invariant is violated.
 pub fn run(data: &[u8]) {
     let mut bytes = Bytes::new(data);
-    let Some(mut bench) = Bench::set_up(&mut bytes) else {
+    let Some(mut fuzzer) = DeviceFuzzer::new(&mut bytes) else {
         return;
     };
     while !bytes.is_empty() {
-        bench.step(&mut bytes);
+        fuzzer.step(&mut bytes);
     }
-    bench.held.drain(..).for_each(Chain::abandon);
+    fuzzer.held.drain(..).for_each(Chain::abandon);
     let mut rom = [0; ROM_LEN];
-    bench.ram.read(ROM, &mut rom);
+    fuzzer.ram.read(ROM, &mut rom);
     assert!(rom == [0x5a; ROM_LEN], "read-only memory has been written");
 }
 
-struct Bench {
+struct DeviceFuzzer {
     ram: TestRam,
     config: QueueConfig,
     features: RingFeatures,
@@ -56,8 +56,8 @@ struct Bench {
     held: Vec<Chain<TestRam>>,
 }
 
-impl Bench {
-    fn set_up(bytes: &mut Bytes<'_>) -> Option<Self> {
+impl DeviceFuzzer {
+    fn new(bytes: &mut Bytes<'_>) -> Option<Self> {
         let ram = TestRam::with_regions(&REGIONS);
         ram.write(ROM, &[0x5a; ROM_LEN]);
         let flags = bytes.u8();

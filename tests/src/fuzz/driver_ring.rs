@@ -72,12 +72,12 @@ pub fn run(data: &[u8]) {
     ]);
     let memory = bytes_at(&ram, RING, ring);
     if flags & 0x80 == 0 {
-        Bench::new(ram, options, memory, Identity, size).play(&mut bytes);
+        DriverFuzzer::new(ram, options, memory, Identity, size).play(&mut bytes);
     } else {
         let host = region_start(&ram, RING);
         let rings = Window::new(host, ring as u64, RING).expect("in memory");
         let hook = Bounce::new(bytes_at(&ram, BOUNCE, 16 * 512), BOUNCE, rings);
-        Bench::new(ram, options, memory, hook.expect("in memory"), size).play(&mut bytes);
+        DriverFuzzer::new(ram, options, memory, hook.expect("in memory"), size).play(&mut bytes);
     }
 }
 
@@ -94,11 +94,11 @@ fn bytes_at(ram: &TestRam, addr: u64, len: usize) -> DmaBytes {
         .region(addr, Access::Write)
         .and_then(|region| region.segment(addr, len));
     let start = NonNull::new(segment.expect("in memory").as_ptr()).expect("a mapping");
-    // SAFETY: the memory lives as long as the bench, which drops the queue first.
+    // SAFETY: the memory lives as long as the fuzzer, which drops the queue first.
     unsafe { DmaBytes::from_raw(start, len) }
 }
 
-struct Bench<M: DmaMap> {
+struct DriverFuzzer<M: DmaMap> {
     ram: TestRam,
     size: u16,
     ring: usize,
@@ -106,12 +106,12 @@ struct Bench<M: DmaMap> {
     queue: Queue<Token, M>,
     pieces: Vec<DmaBytes>,
     /// Length of each buffer in flight, by number.
-    live: BTreeMap<u32, u64>,
+    in_flight: BTreeMap<u32, u64>,
     next: u32,
     broken: Option<Broken>,
 }
 
-impl<M: DmaMap> Bench<M> {
+impl<M: DmaMap> DriverFuzzer<M> {
     fn new(ram: TestRam, options: QueueOptions, memory: DmaBytes, hook: M, size: u16) -> Self {
         let device = DeviceId::new();
         let ring = memory.len();
@@ -124,7 +124,7 @@ impl<M: DmaMap> Bench<M> {
             size,
             ring,
             device,
-            live: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
             next: 0,
             broken: None,
         }
@@ -133,18 +133,18 @@ impl<M: DmaMap> Bench<M> {
     fn play(mut self, bytes: &mut Bytes<'_>) {
         while !bytes.is_empty() {
             self.step(bytes);
-            assert_eq!(usize::from(self.queue.in_flight()), self.live.len());
+            assert_eq!(usize::from(self.queue.in_flight()), self.in_flight.len());
             assert!(self.queue.free_slots() <= self.size);
             assert_eq!(self.queue.broken(), self.broken);
         }
         let proof = self.reset_proof();
-        let mut live = std::mem::take(&mut self.live);
-        let back = |token: Token| assert!(live.remove(&token.number).is_some());
+        let mut in_flight = std::mem::take(&mut self.in_flight);
+        let back = |token: Token| assert!(in_flight.remove(&token.number).is_some());
         assert!(
             self.queue.dismantle(&proof, back).is_ok(),
             "the proof is valid"
         );
-        assert!(live.is_empty(), "a reset returns everything");
+        assert!(in_flight.is_empty(), "a reset returns everything");
     }
 
     fn reset_proof(&self) -> ResetProof {
@@ -205,7 +205,7 @@ impl<M: DmaMap> Bench<M> {
                 assert!(self.broken.is_none() && there > 0 && self.queue.holds(ticket));
                 self.next += 1;
                 let room = there.saturating_sub(out) * PIECE;
-                self.live.insert(number, room as u64);
+                self.in_flight.insert(number, room as u64);
             }
             Err(refused) => {
                 assert_eq!(refused.token.number, number);
@@ -252,7 +252,7 @@ impl<M: DmaMap> Bench<M> {
                 assert!(self.broken.is_none(), "a broken queue returns nothing");
                 assert!(!self.queue.holds(done.ticket));
                 let room = self
-                    .live
+                    .in_flight
                     .remove(&done.token.number)
                     .expect("it was in flight");
                 assert!(
@@ -273,12 +273,15 @@ impl<M: DmaMap> Bench<M> {
 
     fn reset(&mut self) {
         let proof = self.reset_proof();
-        let (live, pieces) = (&mut self.live, &mut self.pieces);
+        let (in_flight, pieces) = (&mut self.in_flight, &mut self.pieces);
         let reclaimed = self.queue.reclaim(&proof, |mut token| {
-            assert!(live.remove(&token.number).is_some(), "it was in flight");
+            assert!(
+                in_flight.remove(&token.number).is_some(),
+                "it was in flight"
+            );
             token.list.clear(|piece| pieces.push(piece));
         });
-        assert!(reclaimed.is_ok() && self.live.is_empty());
+        assert!(reclaimed.is_ok() && self.in_flight.is_empty());
         assert_eq!(self.queue.free_slots(), self.size);
         assert!(
             self.queue.reclaim(&proof, |_| ()).is_err(),

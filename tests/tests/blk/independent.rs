@@ -12,7 +12,7 @@ use std::sync::Arc;
 use splitring_devices::blk::Blk;
 use splitring_devices::disk::doubles::{Fate, FaultyDisk, MemoryDisk};
 use splitring_devices::disk::{Disk, IoFault};
-use splitring_tests::machine::Machine;
+use splitring_tests::machine::TestMachine;
 use splitring_virtio::driver::QueueAreas;
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use virtio_drivers::device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk};
@@ -26,7 +26,7 @@ const QUEUE: u16 = 16;
 thread_local! {
     /// The machine of the test on this thread: the driver's memory functions have no parameter for
     /// it.
-    static MACHINE: RefCell<Option<Rc<RefCell<Machine>>>> = const { RefCell::new(None) };
+    static MACHINE: RefCell<Option<Rc<RefCell<TestMachine>>>> = const { RefCell::new(None) };
 }
 
 fn take(len: usize) -> NonNull<u8> {
@@ -82,7 +82,7 @@ unsafe impl Hal for Memory {
 
 /// A transport that calls the device directly.
 struct Direct {
-    machine: Rc<RefCell<Machine>>,
+    machine: Rc<RefCell<TestMachine>>,
     mask: u64,
     features: u64,
     status: DeviceStatus,
@@ -216,7 +216,7 @@ fn with_driver(test: impl Fn(&mut Driver, &FaultyDisk)) {
             QUEUE,
             "independent",
         );
-        let machine = Rc::new(RefCell::new(Machine::new(device)));
+        let machine = Rc::new(RefCell::new(TestMachine::new(device)));
         MACHINE.set(Some(Rc::clone(&machine)));
         let transport = Direct {
             machine,

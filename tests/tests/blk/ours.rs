@@ -6,7 +6,7 @@ use std::sync::Arc;
 use splitring_devices::blk::Blk as Device;
 use splitring_devices::disk::doubles::{Fate, FaultyDisk, MemoryDisk};
 use splitring_devices::disk::{Disk, IoFault};
-use splitring_tests::machine::Machine;
+use splitring_tests::machine::TestMachine;
 use splitring_virtio::driver::blk::{self, Bio, Blk, Done, Failure, Info, Merged, Transfer, Work};
 use splitring_virtio::driver::{DeviceId, DmaBytes, Identity, IndirectPolicy, Queue, QueueOptions};
 use splitring_virtio::scatterlist::ScatterList;
@@ -24,7 +24,7 @@ const RANGES: usize = 4;
 /// A driver on a machine with a disk that fails as planned.
 pub(crate) struct Guest {
     pub(crate) driver: Blk,
-    pub(crate) machine: Machine,
+    pub(crate) machine: TestMachine,
     pub(crate) disk: Arc<FaultyDisk>,
     pub(crate) memory: Arc<MemoryDisk>,
 }
@@ -36,7 +36,7 @@ impl Guest {
         let memory = MemoryDisk::new(LANES * LANE);
         let disk = Arc::new(FaultyDisk::new(Arc::new(Arc::clone(&memory))));
         let shared: Arc<dyn Disk> = Arc::<FaultyDisk>::clone(&disk);
-        let mut machine = Machine::new(Device::new("disk0", shared, 1, largest, "ours"));
+        let mut machine = TestMachine::new(Device::new("disk0", shared, 1, largest, "ours"));
         let features = (machine.device.features() | EVENT_IDX | INDIRECT_DESC) & mask | VERSION_1;
         let options = QueueOptions::new(size, features)
             .tables(size)

@@ -15,13 +15,13 @@ const SECTORS: u64 = 64;
 
 /// How the guest makes writes stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum CacheMode {
     /// With flushes.
     Flush,
     /// It disabled the cache.
-    Switched,
+    Disabled,
     /// It did not negotiate a cache.
-    NoCache,
+    NotNegotiated,
 }
 
 /// The values that a sector may have after a cut: the last one acknowledged as stable, or any
@@ -34,16 +34,16 @@ struct Sector {
 
 /// Writes and flushes at random, cuts the power, and checks the disk. `Err` names a sector that
 /// lost acknowledged data.
-fn round(way: Way, seed: u64, careless: bool) -> Result<(), String> {
-    let mask = match way {
-        Way::NoCache => !(feature::FLUSH | feature::CONFIG_WCE),
-        Way::Flush | Way::Switched => u64::MAX,
+fn round(mode: CacheMode, seed: u64, drops_flushes: bool) -> Result<(), String> {
+    let mask = match mode {
+        CacheMode::NotNegotiated => !(feature::FLUSH | feature::CONFIG_WCE),
+        CacheMode::Flush | CacheMode::Disabled => u64::MAX,
     };
     let mut guest = Guest::new(64, 64, mask, IndirectPolicy::Auto);
-    if way == Way::Switched {
+    if mode == CacheMode::Disabled {
         guest.machine.device.write_config(CONFIG_WRITEBACK, &[0]);
     }
-    if careless {
+    if drops_flushes {
         guest.disk.forget_stability();
     }
     let mut numbers = Numbers::new(seed);
@@ -53,7 +53,7 @@ fn round(way: Way, seed: u64, careless: bool) -> Result<(), String> {
     for _ in 0..200 {
         let turns = u32::try_from(numbers.below(3)).expect("small");
         guest.disk.plan([Fate::Delay(turns)]);
-        if way == Way::Flush && numbers.below(6) == 0 {
+        if mode == CacheMode::Flush && numbers.below(6) == 0 {
             guest.driver.flush(0).expect("room");
             if guest.finish().remove(0).result.is_ok() {
                 for sector in model.values_mut() {
@@ -71,15 +71,15 @@ fn round(way: Way, seed: u64, careless: bool) -> Result<(), String> {
         guest.driver.bio(0, bio).expect("room");
         let done = guest.finish().remove(0).result.is_ok();
         let sector = model.get_mut(&sector).expect("there");
-        match way {
-            Way::Flush => sector.since.push(value),
-            Way::Switched | Way::NoCache if done => {
+        match mode {
+            CacheMode::Flush => sector.since.push(value),
+            CacheMode::Disabled | CacheMode::NotNegotiated if done => {
                 *sector = Sector {
                     stable: value,
                     since: Vec::new(),
                 }
             }
-            Way::Switched | Way::NoCache => sector.since.push(value),
+            CacheMode::Disabled | CacheMode::NotNegotiated => sector.since.push(value),
         }
     }
     guest.memory.cut_power(|_| numbers.below(2) == 0);
@@ -97,19 +97,27 @@ fn round(way: Way, seed: u64, careless: bool) -> Result<(), String> {
 
 #[test]
 fn acknowledged_writes_survive_a_power_cut() {
-    for way in [Way::Flush, Way::Switched, Way::NoCache] {
+    for mode in [
+        CacheMode::Flush,
+        CacheMode::Disabled,
+        CacheMode::NotNegotiated,
+    ] {
         for seed in 1..30 {
-            assert_eq!(round(way, seed, false), Ok(()), "{way:?}, seed {seed}");
+            assert_eq!(round(mode, seed, false), Ok(()), "{mode:?}, seed {seed}");
         }
     }
 }
 
 #[test]
 fn a_device_that_drops_fdatasync_is_detected() {
-    for way in [Way::Flush, Way::Switched, Way::NoCache] {
+    for mode in [
+        CacheMode::Flush,
+        CacheMode::Disabled,
+        CacheMode::NotNegotiated,
+    ] {
         assert!(
-            round(way, 1, true).is_err(),
-            "{way:?}: the test above would not notice"
+            round(mode, 1, true).is_err(),
+            "{mode:?}: the test above would not notice"
         );
     }
 }

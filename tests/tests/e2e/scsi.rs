@@ -4,7 +4,7 @@
 mod cdrom;
 mod conformance;
 mod files;
-mod live;
+mod hotplug;
 mod many;
 mod sharing;
 mod suite;

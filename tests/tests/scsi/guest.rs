@@ -8,7 +8,7 @@ use splitring_devices::disk::Disk;
 use splitring_devices::disk::config::{Aio, DiskConfig};
 use splitring_devices::disk::{RawDisk, SECTOR};
 use splitring_devices::scsi::{Scsi, ScsiConfig, ScsiError, ScsiHandle, UnitConfig};
-use splitring_tests::machine::Machine;
+use splitring_tests::machine::TestMachine;
 use splitring_virtio::driver::scsi::{
     CONTROL_FRAME_LEN, Command, Control, EVENT_FRAME_LEN, Events, FEATURES, FRAME_LEN, Happened,
     Lun, Requests, Task,
@@ -23,7 +23,7 @@ use tempfile::NamedTempFile;
 pub(crate) const LUN: Lun = Lun { target: 0, unit: 0 };
 
 /// Time limit of a command.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The response to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Answer {
 
 /// A driver on a machine.
 pub(crate) struct Guest {
-    pub(crate) machine: Machine,
+    pub(crate) machine: TestMachine,
     pub(crate) requests: Vec<Requests>,
     pub(crate) control: Control,
     pub(crate) events: Events,
@@ -100,7 +100,7 @@ impl Guest {
 
     pub(crate) fn with(device: Scsi, setup: Setup) -> Self {
         let handle = device.handle();
-        let mut machine = Machine::new(device);
+        let mut machine = TestMachine::new(device);
         let features =
             (machine.device.features() | EVENT_IDX | INDIRECT_DESC) & setup.mask | VERSION_1;
         let id = DeviceId::new();
@@ -110,7 +110,7 @@ impl Guest {
                 .tables(size)
                 .policy(setup.policy)
         };
-        let ring = |machine: &mut Machine, size| machine.bytes(options(size).memory_len(), 64);
+        let ring = |machine: &mut TestMachine, size| machine.bytes(options(size).memory_len(), 64);
         let small = 16;
 
         let memory = ring(&mut machine, small);
@@ -259,7 +259,7 @@ impl Guest {
     /// Runs the device until a command has completed.
     pub(crate) fn wait(&mut self, id: u64) -> Answer {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < TIMEOUT {
             if let Some(answer) = self.answer(id) {
                 return answer;
             }

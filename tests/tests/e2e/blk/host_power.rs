@@ -19,7 +19,7 @@ use crate::blk::power::{check, wait_for_all, writer};
 const BYTES: u64 = 24 * MIB;
 /// Enough for everything that a round writes.
 const LOG_BYTES: u64 = 256 * MIB;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Block size of the log, which is that of the disks.
 const BLOCK: u64 = 512;
@@ -30,43 +30,43 @@ const DISCARD: u64 = 4;
 const MARK: u64 = 8;
 
 /// How writes become stable on one of the disks.
-struct Way {
+struct DiskSetup {
     id: &'static str,
     keys: &'static str,
     /// The guest does not send flushes. If such a disk passed, the test would prove nothing.
-    careless: bool,
+    drops_flushes: bool,
 }
 
-const WAYS: [Way; 5] = [
-    Way {
+const DISK_SETUPS: [DiskSetup; 5] = [
+    DiskSetup {
         id: "flush",
         keys: ",aio=ring",
-        careless: false,
+        drops_flushes: false,
     },
-    Way {
+    DiskSetup {
         id: "direct",
         keys: ",aio=ring,direct=on",
-        careless: false,
+        drops_flushes: false,
     },
-    Way {
+    DiskSetup {
         id: "through",
         keys: ",aio=plain,cache=writethrough",
-        careless: false,
+        drops_flushes: false,
     },
-    Way {
+    DiskSetup {
         id: "fua",
         keys: ",aio=ring,direct=on,cache=writethrough",
-        careless: false,
+        drops_flushes: false,
     },
-    Way {
-        id: "careless",
+    DiskSetup {
+        id: "drops_flushes",
         keys: "",
-        careless: true,
+        drops_flushes: true,
     },
 ];
 
 /// One write in the log.
-struct Entry {
+struct LoggedWrite {
     /// First block and number of blocks on the disk.
     start: u64,
     count: u64,
@@ -77,7 +77,7 @@ struct Entry {
 
 /// Returns the writes in a log so far. The kernel updates their number only at a FUA write or a
 /// mark.
-fn entries(log: &File) -> Vec<Entry> {
+fn logged_writes(log: &File) -> Vec<LoggedWrite> {
     let number = |at: u64| {
         let mut bytes = [0; 8];
         log.read_exact_at(&mut bytes, at).expect("a log");
@@ -90,7 +90,7 @@ fn entries(log: &File) -> Vec<Entry> {
         let data = at + BLOCK;
         let stored = if flags & DISCARD == 0 { count } else { 0 };
         at = data + stored * BLOCK;
-        Entry {
+        LoggedWrite {
             start,
             count,
             flags,
@@ -102,10 +102,10 @@ fn entries(log: &File) -> Vec<Entry> {
 
 /// Applies the log to `image`, up to the last flush or FUA write before the mark.
 fn replay(log: &File, image: &mut [u8]) {
-    let mut entries = entries(log);
+    let mut entries = logged_writes(log);
     let cut = entries.iter().position(|entry| entry.flags & MARK != 0);
     entries.truncate(cut.expect("a mark"));
-    let stable = |entry: &Entry| entry.flags & (FLUSH | FUA) != 0;
+    let stable = |entry: &LoggedWrite| entry.flags & (FLUSH | FUA) != 0;
     let end = entries.iter().rposition(stable).map_or(0, |last| last + 1);
     for entry in &entries[..end] {
         let offset = |block: u64| usize::try_from(block * BLOCK).expect("64 bits");
@@ -118,13 +118,13 @@ fn replay(log: &File, image: &mut [u8]) {
 }
 
 /// A block device whose writes are logged.
-struct Logged {
+struct LoggedDisk {
     mapped: Mapped,
     _below: Loop,
     log: Loop,
 }
 
-impl Logged {
+impl LoggedDisk {
     /// Creates a device that contains `image`.
     fn new(id: &str, image: &[u8]) -> Self {
         let below = Loop::new(BYTES, 512);
@@ -148,9 +148,12 @@ impl Logged {
         self.mapped.message(&["mark", "cut"]);
         let log = open(&self.log.file);
         let started = Instant::now();
-        while !entries(&log).iter().any(|entry| entry.flags & MARK != 0) {
+        while !logged_writes(&log)
+            .iter()
+            .any(|entry| entry.flags & MARK != 0)
+        {
             assert!(
-                started.elapsed() < PATIENCE,
+                started.elapsed() < TIMEOUT,
                 "{}: no mark",
                 self.mapped.name()
             );
@@ -173,21 +176,21 @@ fn open(disk: &Disk) -> File {
 }
 
 /// A machine, its logged disks and its root disk.
-struct Powered {
+struct LoggedMachine {
     guest: Guest,
-    disks: Vec<Logged>,
+    disks: Vec<LoggedDisk>,
     _root: Disk,
 }
 
-impl Powered {
+impl LoggedMachine {
     fn boot(images: &[Vec<u8>]) -> Self {
-        let ways = WAYS.iter().zip(images);
-        let disks: Vec<Logged> = ways
-            .map(|(way, image)| Logged::new(way.id, image))
+        let ways = DISK_SETUPS.iter().zip(images);
+        let disks: Vec<LoggedDisk> = ways
+            .map(|(setup, image)| LoggedDisk::new(setup.id, image))
             .collect();
         let (mut launch, root) = guest();
-        for (way, disk) in WAYS.iter().zip(&disks) {
-            launch = launch.disk(&disk.mapped.device(), way.keys);
+        for (setup, disk) in DISK_SETUPS.iter().zip(&disks) {
+            launch = launch.disk(&disk.mapped.device(), setup.keys);
         }
         Self {
             guest: launch.boot(),
@@ -204,7 +207,7 @@ impl Powered {
     }
 
     /// Stops the guest from sending flushes to a disk.
-    fn neglect(&mut self, device: &str) {
+    fn drop_flushes(&mut self, device: &str) {
         let name = device.trim_start_matches("/dev/");
         self.guest.succeed(&format!(
             "echo write through >/sys/block/{name}/queue/write_cache"
@@ -213,12 +216,12 @@ impl Powered {
 
     /// Lets the guest write to all disks, and cuts the power in the middle.
     fn write_and_cut(mut self, images: &mut [Vec<u8>], round: u32) {
-        let loops: Vec<String> = places()
-            .map(|(way, _, dir)| writer(way.id, &dir, round))
+        let loops: Vec<String> = disks()
+            .map(|(setup, _, dir)| writer(setup.id, &dir, round))
             .collect();
         self.guest
             .type_line(&format!("{} sleep 600", loops.join(" ")));
-        let ids = WAYS.map(|way| way.id);
+        let ids = DISK_SETUPS.map(|setup| setup.id);
         wait_for_all(&ids, || self.guest.wait_for_line("stable "));
         for disk in &self.disks {
             disk.mark();
@@ -232,10 +235,11 @@ impl Powered {
 }
 
 /// Returns the device file and the mount point of each disk.
-fn places() -> impl Iterator<Item = (&'static Way, String, String)> {
-    let place =
-        |(index, way): (usize, &'static Way)| (way, device(index), format!("/mnt/{}", way.id));
-    (1..).zip(&WAYS).map(place)
+fn disks() -> impl Iterator<Item = (&'static DiskSetup, String, String)> {
+    let place = |(index, setup): (usize, &'static DiskSetup)| {
+        (setup, device(index), format!("/mnt/{}", setup.id))
+    };
+    (1..).zip(&DISK_SETUPS).map(place)
 }
 
 fn rounds(range: std::ops::Range<u32>) {
@@ -243,30 +247,30 @@ fn rounds(range: std::ops::Range<u32>) {
         return;
     }
     let blank = vec![0; usize::try_from(BYTES).expect("64 bits")];
-    let mut images = WAYS.map(|_| blank.clone());
-    let mut machine = Powered::boot(&images);
-    for (way, device, dir) in places() {
+    let mut images = DISK_SETUPS.map(|_| blank.clone());
+    let mut machine = LoggedMachine::boot(&images);
+    for (setup, device, dir) in disks() {
         machine.format(&device, &dir);
-        if way.careless {
-            machine.neglect(&device);
+        if setup.drops_flushes {
+            machine.drop_flushes(&device);
         }
     }
     for round in range {
         machine.write_and_cut(&mut images, round);
-        machine = Powered::boot(&images);
-        for (way, device, dir) in places() {
+        machine = LoggedMachine::boot(&images);
+        for (setup, device, dir) in disks() {
             let line = |line: &str| {
                 let reply = machine.guest.run(line);
                 (reply.output, reply.status)
             };
             let checked = check(line, &device, &dir, round);
-            if way.careless {
+            if setup.drops_flushes {
                 assert!(checked.is_err(), "the test would not notice a lost flush");
                 machine.guest.run(&format!("umount {dir}"));
                 machine.format(&device, &dir);
-                machine.neglect(&device);
+                machine.drop_flushes(&device);
             } else {
-                assert_eq!(checked, Ok(()), "{}, round {round}", way.id);
+                assert_eq!(checked, Ok(()), "{}, round {round}", setup.id);
             }
         }
     }

@@ -10,7 +10,7 @@ use splitring_devices::disk;
 use splitring_devices::disk::config::{Aio, Format};
 use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig};
 use splitring_needs as needs;
-use splitring_tests::live::Live;
+use splitring_tests::library::LibraryGuest;
 
 use crate::blk::block::{Loop, run};
 use crate::blk::disks::{MIB, device};
@@ -21,7 +21,7 @@ const BYTES: u64 = 16 * MIB;
 const SECTORS: u64 = BYTES / 512;
 
 /// A disk on such a medium.
-struct Way {
+struct DiskSetup {
     id: &'static str,
     keys: fn(&mut DiskConfig),
     /// Writes go to the host's page cache. With O_DIRECT the writes themselves fail, and nothing is
@@ -29,46 +29,46 @@ struct Way {
     cached: bool,
 }
 
-const WAYS: [Way; 6] = [
-    Way {
+const DISK_SETUPS: [DiskSetup; 6] = [
+    DiskSetup {
         id: "ring",
         keys: |disk| disk.aio = Aio::Ring,
         cached: true,
     },
-    Way {
+    DiskSetup {
         id: "plain",
         keys: |disk| disk.aio = Aio::Plain,
         cached: true,
     },
-    Way {
+    DiskSetup {
         id: "ring4",
         keys: |disk| (disk.aio, disk.queues) = (Aio::Ring, Some(4)),
         cached: true,
     },
-    Way {
+    DiskSetup {
         id: "plain4",
         keys: |disk| (disk.aio, disk.queues) = (Aio::Plain, Some(4)),
         cached: true,
     },
-    Way {
+    DiskSetup {
         id: "direct",
         keys: |disk| disk.direct = true,
         cached: false,
     },
-    Way {
+    DiskSetup {
         id: "qcow2",
         keys: |disk| disk.format = Format::Qcow2,
         cached: true,
     },
 ];
 
-impl Way {
+impl DiskSetup {
     fn is_qcow2(&self) -> bool {
         self.id == "qcow2"
     }
 
     /// Makes an image on the medium.
-    fn format(&self, medium: &Medium) {
+    fn format(&self, medium: &FailingMedium) {
         if self.is_qcow2() {
             let path = medium.mapped.device().display().to_string();
             run("qemu-img", &["create", "-q", "-f", "qcow2", &path, "8M"]);
@@ -77,12 +77,12 @@ impl Way {
 }
 
 /// A medium that can fail.
-struct Medium {
+struct FailingMedium {
     mapped: Mapped,
     below: Loop,
 }
 
-impl Medium {
+impl FailingMedium {
     fn new(id: &str) -> Self {
         let below = Loop::new(BYTES, 512);
         let mapped = Mapped::new(id, &sound(&below.device));
@@ -110,20 +110,20 @@ fn sound(below: &Path) -> String {
     format!("0 {SECTORS} linear {} 0", below.display())
 }
 
-fn boot(media: &[Medium]) -> Live {
-    let config = |(way, medium): (&Way, &Medium)| {
-        let mut disk = DiskConfig::new(medium.mapped.device()).id(way.id);
-        (way.keys)(&mut disk);
+fn boot(media: &[FailingMedium]) -> LibraryGuest {
+    let config = |(setup, medium): (&DiskSetup, &FailingMedium)| {
+        let mut disk = DiskConfig::new(medium.mapped.device()).id(setup.id);
+        (setup.keys)(&mut disk);
         disk
     };
-    Live::boot("lost", WAYS.iter().zip(media).map(config).collect())
+    LibraryGuest::boot("lost", DISK_SETUPS.iter().zip(media).map(config).collect())
 }
 
 /// Returns the disks and their device files in the guest.
-fn places() -> impl Iterator<Item = (&'static Way, String)> {
+fn disks() -> impl Iterator<Item = (&'static DiskSetup, String)> {
     (1..)
-        .zip(&WAYS)
-        .map(|(index, way): (usize, &'static Way)| (way, device(index)))
+        .zip(&DISK_SETUPS)
+        .map(|(index, setup): (usize, &'static DiskSetup)| (setup, device(index)))
 }
 
 #[test]
@@ -132,59 +132,68 @@ fn no_flush_succeeds_after_one_that_lost_cached_data() {
     if !needs::device_mapper("dm_mod") {
         return;
     }
-    let media = WAYS.map(|way| Medium::new(way.id));
-    for (way, medium) in WAYS.iter().zip(&media) {
-        way.format(medium);
+    let media = DISK_SETUPS.map(|setup| FailingMedium::new(setup.id));
+    for (setup, medium) in DISK_SETUPS.iter().zip(&media) {
+        setup.format(medium);
     }
-    let mut live = boot(&media);
+    let mut guest = boot(&media);
     let write = |path: &str| {
         format!("dd if=/dev/urandom of={path} bs=64k count=4 oflag=direct 2>/dev/null")
     };
-    for (_, path) in places() {
-        live.succeed(&format!("{} && sync {path}", write(&path)));
+    for (_, path) in disks() {
+        guest.succeed(&format!("{} && sync {path}", write(&path)));
     }
     for medium in &media {
         medium.fail(true);
     }
-    let flushed =
-        |live: &mut Live, path: &str| live.run(&format!("sync {path} 2>/dev/null")).1 == 0;
-    for (way, path) in places() {
-        let (_, status) = live.run(&write(&path));
-        assert_eq!(status == 0, way.cached, "{}: written", way.id);
-        if way.cached {
-            assert!(!flushed(&mut live, &path), "{}: it is not stable", way.id);
+    let flushed = |guest: &mut LibraryGuest, path: &str| {
+        guest.run(&format!("sync {path} 2>/dev/null")).1 == 0
+    };
+    for (setup, path) in disks() {
+        let (_, status) = guest.run(&write(&path));
+        assert_eq!(status == 0, setup.cached, "{}: written", setup.id);
+        if setup.cached {
+            assert!(
+                !flushed(&mut guest, &path),
+                "{}: it is not stable",
+                setup.id
+            );
         }
     }
     for medium in &media {
         medium.fail(false);
     }
-    for (way, path) in places() {
-        live.succeed(&write(&path));
+    for (setup, path) in disks() {
+        guest.succeed(&write(&path));
         for _ in 0..2 {
-            let believed = flushed(&mut live, &path);
-            assert_eq!(believed, !way.cached, "{}: lost data stays lost", way.id);
+            let believed = flushed(&mut guest, &path);
+            assert_eq!(
+                believed, !setup.cached,
+                "{}: lost data stays lost",
+                setup.id
+            );
         }
     }
-    live.machine.stop();
-    drop(live);
+    guest.machine.stop();
+    drop(guest);
 
     // After a new start the disks have what is on the medium.
-    let mut live = boot(&media);
-    for (_, path) in places() {
-        live.succeed(&format!("{} && sync {path}", write(&path)));
+    let mut guest = boot(&media);
+    for (_, path) in disks() {
+        guest.succeed(&format!("{} && sync {path}", write(&path)));
     }
-    live.machine.stop();
+    guest.machine.stop();
 }
 
 /// Each backend once, for a controller has the number of queues.
-fn backends() -> impl Iterator<Item = &'static Way> {
-    WAYS.iter().filter(|way| !way.id.ends_with('4'))
+fn backends() -> impl Iterator<Item = &'static DiskSetup> {
+    DISK_SETUPS.iter().filter(|setup| !setup.id.ends_with('4'))
 }
 
 /// A controller with such a disk, and a driver of as many queues.
-fn controller(way: &Way, medium: &Medium, queues: u16) -> Guest {
-    let mut config = DiskConfig::new(medium.mapped.device()).id(way.id);
-    (way.keys)(&mut config);
+fn controller(setup: &DiskSetup, medium: &FailingMedium, queues: u16) -> Guest {
+    let mut config = DiskConfig::new(medium.mapped.device()).id(setup.id);
+    (setup.keys)(&mut config);
     let disk = disk::open_shared(&config, queues).expect("opened");
     let mut controller = ScsiConfig::new("scsi0");
     controller.queues = queues;
@@ -212,11 +221,11 @@ fn what_a_write_with_fua_is_told_was_lost_fails_every_later_flush_of_all_queues(
     if !needs::device_mapper("dm_mod") {
         return;
     }
-    for (way, queues) in backends().flat_map(|way| [(way, 1), (way, 4)]) {
-        let name = format!("{} with {queues} queues", way.id);
-        let medium = Medium::new("fua");
-        way.format(&medium);
-        let mut guest = controller(way, &medium, queues);
+    for (setup, queues) in backends().flat_map(|setup| [(setup, 1), (setup, 4)]) {
+        let name = format!("{} with {queues} queues", setup.id);
+        let medium = FailingMedium::new("fua");
+        setup.format(&medium);
+        let mut guest = controller(setup, &medium, queues);
         let all = 0..usize::from(queues);
         for queue in all.clone() {
             write(&mut guest, queue, true).expect_good();
@@ -224,11 +233,11 @@ fn what_a_write_with_fua_is_told_was_lost_fails_every_later_flush_of_all_queues(
         }
 
         // The first write is lost once the host writes it back, and nobody has asked yet.
-        if way.cached {
+        if setup.cached {
             write(&mut guest, 0, false).expect_good();
         }
         medium.fail(true);
-        if way.cached {
+        if setup.cached {
             assert!(!medium.write_back(), "{name}: it is written back");
         } else {
             let failed = write(&mut guest, 0, true);
@@ -238,16 +247,24 @@ fn what_a_write_with_fua_is_told_was_lost_fails_every_later_flush_of_all_queues(
 
         for queue in all.clone() {
             let told = write(&mut guest, queue, true);
-            assert_eq!(told.good(), !way.cached, "{name}: {queue}: {told:x?}");
+            assert_eq!(told.good(), !setup.cached, "{name}: {queue}: {told:x?}");
         }
         // What is written from here on by itself is stable; the tables of a qcow2 image are not.
         for queue in all.clone() {
             let again = write(&mut guest, queue, true);
-            assert_eq!(again.good(), !way.is_qcow2(), "{name}: {queue}: {again:x?}");
+            assert_eq!(
+                again.good(),
+                !setup.is_qcow2(),
+                "{name}: {queue}: {again:x?}"
+            );
         }
         for queue in all.clone().chain(all) {
             let flushed = flush(&mut guest, queue);
-            assert_eq!(flushed.good(), !way.cached, "{name}: {queue}: {flushed:x?}");
+            assert_eq!(
+                flushed.good(),
+                !setup.cached,
+                "{name}: {queue}: {flushed:x?}"
+            );
         }
     }
 }
@@ -258,12 +275,12 @@ fn what_a_flush_is_told_was_lost_fails_every_later_flush_of_all_queues() {
     if !needs::device_mapper("dm_mod") {
         return;
     }
-    let cached = backends().filter(|way| way.cached);
-    for (way, queues) in cached.flat_map(|way| [(way, 1), (way, 4)]) {
-        let name = format!("{} with {queues} queues", way.id);
-        let medium = Medium::new("flush");
-        way.format(&medium);
-        let mut guest = controller(way, &medium, queues);
+    let cached = backends().filter(|setup| setup.cached);
+    for (setup, queues) in cached.flat_map(|setup| [(setup, 1), (setup, 4)]) {
+        let name = format!("{} with {queues} queues", setup.id);
+        let medium = FailingMedium::new("flush");
+        setup.format(&medium);
+        let mut guest = controller(setup, &medium, queues);
         let last = usize::from(queues) - 1;
         write(&mut guest, 0, false).expect_good();
         medium.fail(true);

@@ -64,7 +64,7 @@ const MEMORY: &str = "2G";
 
 /// One disk. `block` and the fields after it are indices of the tables above.
 #[derive(Clone, Copy)]
-struct Shape {
+struct MatrixDisk {
     ring: u16,
     event_idx: bool,
     indirect: bool,
@@ -73,7 +73,7 @@ struct Shape {
     direct: bool,
 }
 
-impl Shape {
+impl MatrixDisk {
     fn keys(self) -> String {
         let hide = match (self.event_idx, self.indirect) {
             (true, true) => "",
@@ -169,7 +169,7 @@ fn data_is_read_as_written_in_a_pairwise_sample_of_the_matrix() {
         DEPTHS.len(),
         ON.len(),
     ]);
-    let shapes = rows.iter().map(|row| Shape {
+    let shapes = rows.iter().map(|row| MatrixDisk {
         ring: RINGS[row[0]],
         event_idx: ON[row[1]],
         indirect: ON[row[2]],
@@ -177,7 +177,7 @@ fn data_is_read_as_written_in_a_pairwise_sample_of_the_matrix() {
         block: row[4],
         direct: ON[row[5]],
     });
-    let keys: Vec<String> = shapes.map(Shape::keys).collect();
+    let keys: Vec<String> = shapes.map(MatrixDisk::keys).collect();
     let (mut guest, _images) = boot(&keys);
     let mut lines = Vec::new();
     for (index, (row, keys)) in (1..).zip(rows.iter().zip(&keys)) {
@@ -218,12 +218,12 @@ fn data_is_read_as_written_with_every_backend() {
 }
 
 /// Returns all disks with rings of this kind.
-fn shapes(ring: u16, event_idx: bool, indirect: bool) -> Vec<Shape> {
+fn shapes(ring: u16, event_idx: bool, indirect: bool) -> Vec<MatrixDisk> {
     let mut shapes = Vec::new();
     for queues in QUEUES {
         for block in 0..BLOCKS.len() {
             for direct in ON {
-                shapes.push(Shape {
+                shapes.push(MatrixDisk {
                     ring,
                     event_idx,
                     indirect,
@@ -243,7 +243,7 @@ fn run(ring: u16, event_idx: bool, indirect: bool) {
     let (mut guest, _images) = boot(&keys);
     let disks = || (1..).zip(&shapes);
     for size in 0..SIZES.len() {
-        let line = |(index, shape): (usize, &Shape)| {
+        let line = |(index, shape): (usize, &MatrixDisk)| {
             let depths = DEPTHS
                 .iter()
                 .flat_map(|depth| ON.map(|cached| (*depth, cached)));

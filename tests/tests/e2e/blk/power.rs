@@ -8,87 +8,87 @@ use splitring::config::DiskConfig;
 use splitring_devices::disk::Disk;
 use splitring_devices::disk::config::Hidden;
 use splitring_devices::disk::doubles::{FaultyDisk, MemoryDisk};
-use splitring_tests::live::Live;
+use splitring_tests::library::LibraryGuest;
 
 const BYTES: u64 = 24 << 20;
 /// Files that a guest makes stable before the power cut.
 const FILES: u32 = 25;
 
 /// How writes become stable on one of the disks.
-struct Way {
+struct DiskSetup {
     id: &'static str,
     keys: fn(&mut DiskConfig),
     /// Typed before the disk is mounted.
     prepare: &'static str,
     /// The disk ignores what makes writes stable.
-    careless: bool,
+    drops_flushes: bool,
 }
 
-const WAYS: [Way; 4] = [
-    Way {
+const DISK_SETUPS: [DiskSetup; 4] = [
+    DiskSetup {
         id: "flush",
         keys: |_| {},
         prepare: "true",
-        careless: false,
+        drops_flushes: false,
     },
     // The guest disables the cache, which CONFIG_WCE allows.
-    Way {
+    DiskSetup {
         id: "switched",
         keys: |_| {},
         prepare: "echo 'write through' >/sys/block/vdc/cache_type",
-        careless: false,
+        drops_flushes: false,
     },
     // The guest sees no cache and never flushes.
-    Way {
+    DiskSetup {
         id: "through",
         keys: |disk| disk.hide = vec![Hidden::Flush, Hidden::ConfigWce],
         prepare: "true",
-        careless: false,
+        drops_flushes: false,
     },
     // A disk without fdatasync. If it passed, the test would prove nothing.
-    Way {
+    DiskSetup {
         id: "mutant",
         keys: |_| {},
         prepare: "true",
-        careless: true,
+        drops_flushes: true,
     },
 ];
 
 /// A disk and its medium.
-struct Medium {
+struct DiskMedium {
     memory: Arc<MemoryDisk>,
     disk: Arc<FaultyDisk>,
 }
 
 /// The disks, which outlive their machines.
-struct Shelf(Vec<Medium>);
+struct DiskSet(Vec<DiskMedium>);
 
-impl Shelf {
+impl DiskSet {
     fn new() -> Self {
-        let medium = |_: &Way| {
+        let medium = |_: &DiskSetup| {
             let memory = MemoryDisk::new(BYTES);
             let disk = Arc::new(FaultyDisk::new(Arc::new(Arc::clone(&memory))));
-            Medium { memory, disk }
+            DiskMedium { memory, disk }
         };
-        Self(WAYS.iter().map(medium).collect())
+        Self(DISK_SETUPS.iter().map(medium).collect())
     }
 
     /// Boots a machine with all disks.
-    fn boot(&self) -> Live {
+    fn boot(&self) -> LibraryGuest {
         let mut own = Resources::options();
         let mut configs = Vec::new();
-        for (way, medium) in WAYS.iter().zip(&self.0) {
+        for (setup, medium) in DISK_SETUPS.iter().zip(&self.0) {
             let disk: Arc<dyn Disk> = Arc::<FaultyDisk>::clone(&medium.disk);
-            own = own.disk(way.id, disk);
-            let mut config = DiskConfig::new(way.id).id(way.id);
-            (way.keys)(&mut config);
+            own = own.disk(setup.id, disk);
+            let mut config = DiskConfig::new(setup.id).id(setup.id);
+            (setup.keys)(&mut config);
             configs.push(config);
         }
-        let mut live = Live::boot_with("cuts", configs, own);
-        for way in &WAYS {
-            live.succeed(way.prepare);
+        let mut guest = LibraryGuest::boot_with("cuts", configs, own);
+        for setup in &DISK_SETUPS {
+            guest.succeed(setup.prepare);
         }
-        live
+        guest
     }
 
     /// Cuts the power: about half of what was not made stable is lost.
@@ -106,10 +106,10 @@ impl Shelf {
 }
 
 /// Returns the device file and the mount point of each disk.
-fn places() -> impl Iterator<Item = (&'static Way, String, String)> {
-    WAYS.iter().zip('b'..).map(|(way, letter)| {
+fn disks() -> impl Iterator<Item = (&'static DiskSetup, String, String)> {
+    DISK_SETUPS.iter().zip('b'..).map(|(setup, letter)| {
         let device = format!("/dev/vd{letter}");
-        (way, device, format!("/mnt/{}", way.id))
+        (setup, device, format!("/mnt/{}", setup.id))
     })
 }
 
@@ -160,51 +160,51 @@ pub(crate) fn check(
 }
 
 /// Lets the guest write to all disks, and cuts the power in the middle.
-fn write_and_cut(shelf: &Shelf, mut live: Live, round: u32) {
-    let loops: Vec<String> = places()
-        .map(|(way, _, dir)| writer(way.id, &dir, round))
+fn write_and_cut(disk_set: &DiskSet, mut guest: LibraryGuest, round: u32) {
+    let loops: Vec<String> = disks()
+        .map(|(setup, _, dir)| writer(setup.id, &dir, round))
         .collect();
-    live.type_line(&format!("{} sleep 600", loops.join(" ")));
-    let ids: Vec<&str> = WAYS.iter().map(|way| way.id).collect();
-    wait_for_all(&ids, || live.wait_for("stable ").1);
+    guest.type_line(&format!("{} sleep 600", loops.join(" ")));
+    let ids: Vec<&str> = DISK_SETUPS.iter().map(|setup| setup.id).collect();
+    wait_for_all(&ids, || guest.wait_for("stable ").1);
     // The machine's requests in flight end with it: nothing is written after the cut.
-    drop(live);
-    shelf.cut(u64::from(round));
+    drop(guest);
+    disk_set.cut(u64::from(round));
 }
 
 fn rounds(range: std::ops::Range<u32>) {
-    let shelf = Shelf::new();
-    let mut live = shelf.boot();
-    for (_, device, dir) in places() {
-        live.succeed(&format!(
+    let disk_set = DiskSet::new();
+    let mut guest = disk_set.boot();
+    for (_, device, dir) in disks() {
+        guest.succeed(&format!(
             "mkfs.ext4 -q -b 1024 {device} && mkdir -p {dir} && mount {device} {dir} && sync -f {dir}"
         ));
     }
-    for (way, medium) in WAYS.iter().zip(&shelf.0) {
-        if way.careless {
+    for (setup, medium) in DISK_SETUPS.iter().zip(&disk_set.0) {
+        if setup.drops_flushes {
             medium.disk.forget_stability();
         }
     }
     for round in range {
-        write_and_cut(&shelf, live, round);
-        live = shelf.boot();
-        for (way, device, dir) in places() {
-            let checked = check(|line| live.run(line), &device, &dir, round);
-            if way.careless {
+        write_and_cut(&disk_set, guest, round);
+        guest = disk_set.boot();
+        for (setup, device, dir) in disks() {
+            let checked = check(|line| guest.run(line), &device, &dir, round);
+            if setup.drops_flushes {
                 assert!(
                     checked.is_err(),
                     "the test would not notice a lost fdatasync"
                 );
-                live.run(&format!("umount {dir}"));
-                live.succeed(&format!(
+                guest.run(&format!("umount {dir}"));
+                guest.succeed(&format!(
                     "mkfs.ext4 -F -q -b 1024 {device} && mkdir -p {dir} && mount {device} {dir}"
                 ));
             } else {
-                assert_eq!(checked, Ok(()), "{}, round {round}", way.id);
+                assert_eq!(checked, Ok(()), "{}, round {round}", setup.id);
             }
         }
     }
-    live.machine.stop();
+    guest.machine.stop();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use splitring::config::DiskConfig;
 use splitring_devices::disk::config::Format;
-use splitring_tests::live::Live;
+use splitring_tests::library::LibraryGuest;
 
 use crate::blk::block::run;
 use crate::blk::disks::MIB;
@@ -16,9 +16,9 @@ fn qemu_img(dir: &Path, words: &str) -> String {
     run("sh", &["-c", &script])
 }
 
-fn boot(image: &Path) -> Live {
+fn boot(image: &Path) -> LibraryGuest {
     let disk = DiskConfig::new(image).format(Format::Qcow2).backing(true);
-    Live::boot("qcow2", vec![disk])
+    LibraryGuest::boot("qcow2", vec![disk])
 }
 
 #[test]
@@ -33,21 +33,21 @@ fn a_qcow2_image_is_whole_and_its_backing_file_as_it_was() {
         "create -q -f qcow2 -b base.raw -F raw image.qcow2 32M",
     );
 
-    let mut live = boot(&image);
-    live.succeed("[ $(cat /sys/block/vdb/size) = 65536 ]");
-    live.succeed("dd if=/dev/vdb bs=1M count=16 2>/dev/null | tr -d Z | wc -c | grep -qx 0");
-    live.succeed(
+    let mut guest = boot(&image);
+    guest.succeed("[ $(cat /sys/block/vdb/size) = 65536 ]");
+    guest.succeed("dd if=/dev/vdb bs=1M count=16 2>/dev/null | tr -d Z | wc -c | grep -qx 0");
+    guest.succeed(
         "fio --eta=never --output=/tmp/fio --filename=/dev/vdb --verify=crc32c --verify_fatal=1 --ioengine=libaio \
          --iodepth=16 --direct=1 --size=512k --name=mixed --rw=randrw --bsrange=512-64k \
          --name=trimmed --rw=randtrimwrite --bs=64k --offset=8M || { cat /tmp/fio; false; }",
     );
-    live.succeed("mkfs.ext4 -q -E offset=25165824 /dev/vdb 4M 2>&1");
-    live.succeed("/usr/sbin/blkdiscard -f -o 20M -l 2M /dev/vdb");
-    live.succeed("/usr/sbin/blkdiscard -f -z -o 2M -l 1M /dev/vdb && sync /dev/vdb");
+    guest.succeed("mkfs.ext4 -q -E offset=25165824 /dev/vdb 4M 2>&1");
+    guest.succeed("/usr/sbin/blkdiscard -f -o 20M -l 2M /dev/vdb");
+    guest.succeed("/usr/sbin/blkdiscard -f -z -o 2M -l 1M /dev/vdb && sync /dev/vdb");
     let sum = "sha256sum /dev/vdb | cut -c -64";
-    let written = live.succeed(sum);
-    live.machine.stop();
-    drop(live);
+    let written = guest.succeed(sum);
+    guest.machine.stop();
+    drop(guest);
 
     qemu_img(dir.path(), "check -q image.qcow2");
     qemu_img(dir.path(), "convert -O raw image.qcow2 flat.raw");
@@ -59,7 +59,7 @@ fn a_qcow2_image_is_whole_and_its_backing_file_as_it_was() {
         "the backing file was written"
     );
 
-    let mut live = boot(&image);
-    assert_eq!(live.succeed(sum), written, "it is not what it was");
-    live.machine.stop();
+    let mut guest = boot(&image);
+    assert_eq!(guest.succeed(sum), written, "it is not what it was");
+    guest.machine.stop();
 }

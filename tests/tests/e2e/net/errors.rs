@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use splitring_tests::assets::{self, Image, Kernel};
 use splitring_tests::user::{UID, User};
 
-use crate::net::ends::Host;
-use crate::net::live::until;
+use crate::net::endpoints::Host;
+use crate::net::links::until;
 
 const USAGE: i32 = 2;
 const FAILURE: i32 = 1;

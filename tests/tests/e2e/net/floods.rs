@@ -5,10 +5,10 @@ use std::net::UdpSocket;
 use splitring::Resources;
 use splitring_devices::disk::config::DiskConfig;
 use splitring_tests::assets::Kernel;
-use splitring_tests::live::Live;
+use splitring_tests::library::LibraryGuest;
 
-use crate::net::ends::{Host, IP, Net, PING};
-use crate::net::live::{card, until};
+use crate::net::endpoints::{Host, IP, Net, PING};
+use crate::net::links::{card, until};
 
 /// All counters.
 #[derive(Debug, Clone, Copy)]
@@ -30,18 +30,18 @@ struct Counts {
 }
 
 struct Flood {
-    live: Live,
+    guest: LibraryGuest,
     net: Net,
 }
 
 impl Flood {
     fn counts(&mut self) -> Counts {
-        let totals = self.live.machine.nets()[0]
+        let totals = self.guest.machine.nets()[0]
             .totals()
             .expect("the card is there");
         let mut guest = |name: &str| -> u64 {
             let path = format!("/sys/class/net/eth0/statistics/{name}");
-            let text = self.live.succeed(&format!("cat {path}"));
+            let text = self.guest.succeed(&format!("cat {path}"));
             text.trim().parse().expect("a number")
         };
         Counts {
@@ -86,19 +86,19 @@ impl Flood {
         let mac = std::fs::read_to_string(format!("/sys/class/net/{}/address", self.net.tap));
         let mac = mac.expect("the tap is there");
         let (mac, to) = (mac.trim(), &self.net.host);
-        self.live.succeed(&format!(
+        self.guest.succeed(&format!(
             "cd /proc/net/pktgen && echo rem_device_all >kpktgend_0 && echo add_device eth0 >kpktgend_0 && \
              for word in 'count {packets}' 'pkt_size 60' 'delay 0' 'dst_mac {mac}' 'dst {to}'; do \
              echo $word >eth0; done; cd /root"
         ));
         // It answers when all packets have been sent; on a slow machine that takes longer than the
         // limit of a line.
-        self.live
+        self.guest
             .succeed("(echo start >/proc/net/pktgen/pgctrl; touch /tmp/done) >/dev/null 2>&1 &");
-        while self.live.run("[ -e /tmp/done ]").1 != 0 {
+        while self.guest.run("[ -e /tmp/done ]").1 != 0 {
             std::thread::sleep(std::time::Duration::from_secs(1));
         }
-        self.live.succeed("rm /tmp/done");
+        self.guest.succeed("rm /tmp/done");
     }
 }
 
@@ -110,15 +110,15 @@ fn flood(number: u8, packets: u64) {
     let modules = DiskConfig::new(modules).readonly(true);
     // A small ring, so that it runs empty.
     let small = card(&net).queue_size(64);
-    let live = Live::boot_all("flood", vec![modules], vec![small], Resources::options());
-    let mut flood = Flood { live, net };
+    let guest = LibraryGuest::boot_all("flood", vec![modules], vec![small], Resources::options());
+    let mut flood = Flood { guest, net };
     let set_up = flood.net.set_up();
-    flood.live.succeed(&set_up);
-    flood.live.succeed(
+    flood.guest.succeed(&set_up);
+    flood.guest.succeed(
         "mkdir -p /tmp/extra && tar -xf /dev/vdb -C /tmp/extra && insmod /tmp/extra/pktgen.ko",
     );
     // A flooded guest answers neighbour discovery too late, and the host would drop its frames.
-    let mac = flood.live.succeed("cat /sys/class/net/eth0/address");
+    let mac = flood.guest.succeed("cat /sys/class/net/eth0/address");
     host.tools.sh(&format!(
         "{IP} neigh replace {} lladdr {} nud permanent dev {}",
         flood.net.guest,
@@ -130,7 +130,7 @@ fn flood(number: u8, packets: u64) {
     let middle = flood.settle();
     let came = middle.offered + middle.refused - start.offered - start.refused;
     assert!(came >= packets, "{came} of {packets} reached the tap");
-    let waits = flood.live.machine.nets()[0]
+    let waits = flood.guest.machine.nets()[0]
         .totals()
         .expect("there")
         .received
@@ -142,8 +142,8 @@ fn flood(number: u8, packets: u64) {
     println!("{packets} packets each way: {start:?} {middle:?} {end:?}, {waits} waits");
     // The empty rings have been refilled: the device works as before.
     let ping = format!("{PING} -q -c 5 -w 60 {}", flood.net.host);
-    flood.live.succeed(&ping);
-    flood.live.machine.stop();
+    flood.guest.succeed(&ping);
+    flood.guest.machine.stop();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use splitring_tests::assets::{Disk, Image, Kernel};
 use splitring_tests::guest::{Guest, Launch};
 
-use crate::net::ends::{Host, IP, Net, PING, check_log};
+use crate::net::endpoints::{Host, IP, Net, PING, check_log};
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]

@@ -13,7 +13,7 @@ use splitring_tests::network::{Daemon, Namespace, collect, content, serve};
 use splitring_tests::resolver::{self, Answers};
 use splitring_tests::user::User;
 
-use crate::net::ends::{Host, check_log};
+use crate::net::endpoints::{Host, check_log};
 
 /// The user's host; its gateway, which passt maps to the host itself; and a host behind the
 /// gateway.
@@ -28,7 +28,7 @@ const NAME: &str = "far.test";
 const FORWARDED: (u16, u16) = (2222, 22);
 const PORT: u16 = 5000;
 const TRANSFER: usize = 4 << 20;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Creates a FIFO that is never closed and has no data. To a guest that has shut down its own
 /// direction, Debian 12's passt sends the first bytes repeatedly, because it no longer accepts
@@ -41,14 +41,14 @@ const LEASE: &str = "printf '%s\\n' '#!/bin/busybox sh' '[ $1 = bound ] || exit 
     'for server in $dns; do echo nameserver $server; done >/etc/resolv.conf' >/tmp/lease && chmod +x /tmp/lease";
 
 /// The two hosts, and the user on one of them.
-struct World {
+struct PasstNetwork {
     user: User,
     near: Namespace,
     far: Namespace,
     _host: Host,
 }
 
-impl World {
+impl PasstNetwork {
     fn new() -> Option<Self> {
         let host = Host::new()?;
         let tools = &host.tools;
@@ -145,7 +145,7 @@ impl World {
                 if asked.is_ok() && !text.is_empty() {
                     return text;
                 }
-                assert!(start.elapsed() < PATIENCE, "no answer: {asked:?}");
+                assert!(start.elapsed() < TIMEOUT, "no answer: {asked:?}");
                 std::thread::sleep(Duration::from_millis(200));
             }
         });
@@ -168,7 +168,7 @@ impl World {
             let start = Instant::now();
             let mut answer = [0; 100];
             loop {
-                assert!(start.elapsed() < PATIENCE, "no answer by UDP");
+                assert!(start.elapsed() < TIMEOUT, "no answer by UDP");
                 // A refusal is reported as an error of the next call.
                 if socket.send(b"one").is_ok()
                     && let Ok(len) = socket.recv(&mut answer)
@@ -180,8 +180,8 @@ impl World {
     }
 }
 
-fn start_passt(world: &World, socket: &Path) -> Daemon {
-    let mut words = world.user.prefix(&world.near.path());
+fn start_passt(network: &PasstNetwork, socket: &Path) -> Daemon {
+    let mut words = network.user.prefix(&network.near.path());
     let (host, inside) = FORWARDED;
     words.extend(
         ["passt", "--foreground", "--quiet", "--socket"]
@@ -195,7 +195,7 @@ fn start_passt(world: &World, socket: &Path) -> Daemon {
     let passt = Daemon::start(command);
     let start = Instant::now();
     while !socket.exists() {
-        assert!(start.elapsed() < PATIENCE, "passt made no socket");
+        assert!(start.elapsed() < TIMEOUT, "passt made no socket");
         std::thread::sleep(Duration::from_millis(20));
     }
     passt
@@ -217,18 +217,20 @@ mod soak {
     #[test]
     #[ignore = "needs a guest: cargo xtask test"]
     fn passt_started_by_splitring_gives_an_ordinary_user_full_networking() {
-        let Some(world) = World::new() else { return };
+        let Some(network) = PasstNetwork::new() else {
+            return;
+        };
         let root = Disk::copy_of("tools");
         let (host, inside) = FORWARDED;
         let net = format!("passt,tcp={host}:{inside},udp={host}:{inside}");
-        let mut guest = world.boot(&root, &net);
+        let mut guest = network.boot(&root, &net);
         assert!(
             guest.succeed("busybox id -u").starts_with('0'),
             "in the guest one is root"
         );
         guest.succeed(&format!("/usr/bin/ping -q -c 2 -w 30 {FAR4}"));
-        world.transfer(&mut guest, FAR4, FAR4);
-        world.transfer(&mut guest, FAR6, FAR6);
+        network.transfer(&mut guest, FAR4, FAR4);
+        network.transfer(&mut guest, FAR6, FAR6);
         let names = guest.succeed(&format!("getent ahostsv4 {NAME}; getent ahostsv6 {NAME}"));
         assert!(names.contains(FAR4) && names.contains(FAR6), "{names}");
         assert_ne!(
@@ -237,9 +239,9 @@ mod soak {
             "a name nobody has"
         );
         // Whichever of its addresses the guest chooses.
-        world.transfer(&mut guest, "::", NAME);
-        world.forwarded_tcp(&mut guest);
-        world.forwarded_udp(&mut guest);
+        network.transfer(&mut guest, "::", NAME);
+        network.forwarded_tcp(&mut guest);
+        network.forwarded_udp(&mut guest);
         check_log(&mut guest);
         assert_eq!(passts().len(), 1);
         guest.power_off();
@@ -249,21 +251,23 @@ mod soak {
     #[test]
     #[ignore = "needs a guest: cargo xtask test"]
     fn a_running_passt_is_used_by_its_socket() {
-        let Some(world) = World::new() else { return };
-        let socket = world.user.path("passt.socket");
-        let _passt = start_passt(&world, &socket);
+        let Some(network) = PasstNetwork::new() else {
+            return;
+        };
+        let socket = network.user.path("passt.socket");
+        let _passt = start_passt(&network, &socket);
         let root = Disk::copy_of("tools");
-        let mut guest = world.boot(&root, &format!("passt,socket={}", socket.display()));
-        world.transfer(&mut guest, FAR4, FAR4);
-        world.transfer(&mut guest, FAR6, FAR6);
-        world.forwarded_tcp(&mut guest);
+        let mut guest = network.boot(&root, &format!("passt,socket={}", socket.display()));
+        network.transfer(&mut guest, FAR4, FAR4);
+        network.transfer(&mut guest, FAR6, FAR6);
+        network.forwarded_tcp(&mut guest);
         // The driver restarts the device: neither direction of the stream loses its position.
         guest.succeed("ip link set eth0 down && ip link set eth0 up");
         guest.succeed(
             "cd /sys/bus/virtio/drivers/virtio_net && for d in virtio*; do echo $d >unbind && echo $d >bind; done; cd /root",
         );
         guest.succeed("ip link set eth0 up && busybox udhcpc -q -n -t 20 -i eth0 -s /tmp/lease");
-        world.transfer(&mut guest, FAR4, FAR4);
+        network.transfer(&mut guest, FAR4, FAR4);
         check_log(&mut guest);
         guest.power_off();
     }

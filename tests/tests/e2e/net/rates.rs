@@ -4,7 +4,7 @@
 use splitring_tests::assets::Disk;
 use splitring_tests::guest::Guest;
 
-use crate::net::ends::{Host, IP, Net, check_log};
+use crate::net::endpoints::{Host, IP, Net, check_log};
 
 /// Runs iperf3. Returns the receiver's rate in bits per second.
 fn run(guest: &mut Guest, address: &str, port: u16, options: &str) -> f64 {

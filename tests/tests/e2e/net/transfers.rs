@@ -3,7 +3,7 @@
 
 use splitring_tests::guest::Guest;
 
-use crate::net::ends::{Net, PING};
+use crate::net::endpoints::{Net, PING};
 
 const OFFLOADS: [&str; 5] = ["rx", "tx", "tso", "gso", "gro"];
 const UNDER_LOAD: usize = 4 << 20;

@@ -7,7 +7,7 @@ use splitring_tests::assets::{Disk, Image, Kernel};
 use splitring_tests::guest::Launch;
 use splitring_tests::user::{UID, User};
 
-use crate::net::ends::{Host, Net, check_log};
+use crate::net::endpoints::{Host, Net, check_log};
 
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]

@@ -8,7 +8,7 @@ use splitring_devices::blk::Blk as Device;
 use splitring_devices::disk;
 use splitring_devices::disk::config::DiskConfig;
 use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig};
-use splitring_tests::machine::Machine;
+use splitring_tests::machine::TestMachine;
 use splitring_virtio::driver::blk::{self, Blk, Info};
 use splitring_virtio::driver::{DeviceId, DmaBytes, Identity, Queue, QueueOptions};
 use splitring_virtio::spec::blk::{Config, Range};
@@ -42,7 +42,7 @@ pub(super) enum Session {
     Scsi(Box<Guest>),
     Blk {
         driver: Box<Blk>,
-        machine: Box<Machine>,
+        machine: Box<TestMachine>,
     },
 }
 
@@ -59,7 +59,7 @@ impl Session {
     pub(super) fn blk(path: &Path) -> Self {
         let disk = disk::open(&DiskConfig::new(path)).expect("opened");
         let device = Device::new("disk", disk, 1, QUEUE, "");
-        let mut machine = Machine::of(Arc::new(device));
+        let mut machine = TestMachine::of(Arc::new(device));
         let features = machine.device.features() | EVENT_IDX | INDIRECT_DESC | VERSION_1;
         let options = QueueOptions::new(QUEUE, features).tables(QUEUE);
         let ring = machine.bytes(options.memory_len(), 64);
@@ -169,7 +169,13 @@ fn scsi(guest: &mut Guest, command: Command, start: u64, len: u64) -> Answer {
 }
 
 /// Whether the device did it.
-fn run(driver: &mut Blk, machine: &mut Machine, command: Command, start: u64, len: u64) -> bool {
+fn run(
+    driver: &mut Blk,
+    machine: &mut TestMachine,
+    command: Command,
+    start: u64,
+    len: u64,
+) -> bool {
     let unmap = matches!(command, Command::WriteZeroes { unmap: true });
     let range = Range {
         sector: (start / BLOCK).into(),

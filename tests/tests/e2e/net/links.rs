@@ -6,11 +6,11 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use splitring::config::NetConfig;
-use splitring_tests::live::Live;
+use splitring_tests::library::LibraryGuest;
 
-use crate::net::ends::{Host, Net, PING};
+use crate::net::endpoints::{Host, Net, PING};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(crate) fn card(net: &Net) -> NetConfig {
     NetConfig::tap(net.tap.clone())
@@ -21,7 +21,7 @@ pub(crate) fn card(net: &Net) -> NetConfig {
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < PATIENCE, "{what}: not in time");
+        assert!(start.elapsed() < TIMEOUT, "{what}: not in time");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -32,32 +32,32 @@ fn a_link_that_goes_down_and_up_is_seen_and_a_pause_is_announced() {
     let Some(host) = Host::new() else { return };
     let net = Net::number(11);
     let _tap = net.tap(&host, "");
-    let mut live = Live::boot_nets("links", vec![card(&net)]);
-    live.succeed(&net.set_up());
-    let link = live.machine.nets().remove(0);
+    let mut guest = LibraryGuest::boot_nets("links", vec![card(&net)]);
+    guest.succeed(&net.set_up());
+    let link = guest.machine.nets().remove(0);
     for _ in 0..3 {
         link.set_link(false).expect("the card is there");
-        live.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 0 ]");
-        assert_ne!(live.run(&format!("ping -c 1 -w 1 {}", net.host)).1, 0);
+        guest.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 0 ]");
+        assert_ne!(guest.run(&format!("ping -c 1 -w 1 {}", net.host)).1, 0);
         link.set_link(true).expect("the card is there");
-        live.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]");
-        live.succeed(&format!("{PING} -q -c 1 -w 60 {}", net.host));
+        guest.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]");
+        guest.succeed(&format!("{PING} -q -c 1 -w 60 {}", net.host));
     }
     // A host that accepts gratuitous ARP learns the guest's address from an announcement.
     let accept = format!("/proc/sys/net/ipv4/conf/{}/arp_accept", net.tap);
     fs::write(accept, "1").expect("we are root");
     host.tools.sh(&format!("ip neigh flush dev {}", net.tap));
-    let sent = |live: &Live| live.machine.nets()[0].totals().expect("there").sent.frames;
-    live.machine.pause().expect("pauses");
-    let before = sent(&live);
-    live.machine.resume().expect("resumes");
-    until("an announcement", || sent(&live) > before);
+    let sent = |guest: &LibraryGuest| guest.machine.nets()[0].totals().expect("there").sent.frames;
+    guest.machine.pause().expect("pauses");
+    let before = sent(&guest);
+    guest.machine.resume().expect("resumes");
+    until("an announcement", || sent(&guest) > before);
     host.tools.sh(&format!(
         "n=0; until ip neigh show dev {} | grep -q '{} lladdr'; do n=$((n+1)); [ $n -gt 50 ] && exit 1; sleep 0.2; done",
         net.tap, net.guest
     ));
-    live.succeed(&format!("{PING} -q -c 1 -w 60 {}", net.host));
-    live.machine.stop();
+    guest.succeed(&format!("{PING} -q -c 1 -w 60 {}", net.host));
+    guest.machine.stop();
 }
 
 #[test]
@@ -67,10 +67,10 @@ fn a_flood_at_a_paused_guest_is_delivered_or_counted_after_the_pause() {
     let Some(host) = Host::new() else { return };
     let net = Net::number(12);
     let _tap = net.tap(&host, "");
-    let mut live = Live::boot_nets("stopped", vec![card(&net)]);
-    live.succeed(&net.set_up());
+    let mut guest = LibraryGuest::boot_nets("stopped", vec![card(&net)]);
+    guest.succeed(&net.set_up());
     for round in 0..3 {
-        live.machine.pause().expect("pauses");
+        guest.machine.pause().expect("pauses");
         let tap = || net.count("tx_packets") + net.count("tx_dropped");
         let before = tap();
         let socket = UdpSocket::bind((net.host.as_str(), 0)).expect("our own address");
@@ -79,17 +79,17 @@ fn a_flood_at_a_paused_guest_is_delivered_or_counted_after_the_pause() {
             // The guest refuses the datagrams, which is reported as an error of a later call.
             drop(socket.send(&[0; 64]));
         }
-        live.machine.resume().expect("resumes");
+        guest.machine.resume().expect("resumes");
         let dropped = net.count("tx_dropped");
         assert!(dropped > 0, "round {round}: the host kept everything");
         until("the flood is over", || {
-            let received = live.machine.nets()[0].totals().expect("there").received;
+            let received = guest.machine.nets()[0].totals().expect("there").received;
             received.frames + received.dropped.sum() == net.count("tx_packets")
         });
-        live.succeed(&format!("{PING} -q -c 2 -w 60 {}", net.host));
+        guest.succeed(&format!("{PING} -q -c 2 -w 60 {}", net.host));
         // Some sends report an error instead; every datagram that was sent is delivered or dropped.
         assert!(tap() - before <= FLOOD + 100, "{}", tap() - before);
         assert!(tap() - before >= FLOOD / 2, "{}", tap() - before);
     }
-    live.machine.stop();
+    guest.machine.stop();
 }

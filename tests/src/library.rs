@@ -11,7 +11,7 @@ use splitring::{Console, Machine, ResourceOptions, Resources};
 use crate::assets::{Disk, Image, Kernel};
 
 /// Time limit of every wait; software emulation is slow.
-const PATIENCE: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The serial port's output, for the test to search.
 struct Lines(Sender<Vec<u8>>);
@@ -29,7 +29,7 @@ impl Write for Lines {
 }
 
 /// A running machine whose guest accepts typed lines. Its first disk is the root disk.
-pub struct Live {
+pub struct LibraryGuest {
     /// The machine.
     pub machine: Machine,
     output: Receiver<Vec<u8>>,
@@ -37,13 +37,13 @@ pub struct Live {
     _root: Disk,
 }
 
-impl Live {
+impl LibraryGuest {
     /// Boots a machine called `name` with these disks in addition to the root disk.
     pub fn boot(name: &str, disks: Vec<DiskConfig>) -> Self {
         Self::boot_with(name, disks, Resources::options())
     }
 
-    /// Like [`Live::boot`], with backends of the test's own for the disks that `own` names.
+    /// Like [`LibraryGuest::boot`], with backends of the test's own for the disks that `own` names.
     pub fn boot_with(name: &str, disks: Vec<DiskConfig>, own: ResourceOptions) -> Self {
         Self::boot_all(name, disks, Vec::new(), own)
     }
@@ -100,7 +100,7 @@ impl Live {
                 }
                 before.push_str(&line);
             }
-            let left = PATIENCE.saturating_sub(start.elapsed());
+            let left = TIMEOUT.saturating_sub(start.elapsed());
             let bytes = self.output.recv_timeout(left).unwrap_or_else(|_| {
                 let end = self.machine.try_wait();
                 panic!("no {text:?}; the machine: {end:?}; the console says\n{before}")
