@@ -80,56 +80,56 @@ pub trait Words {
 }
 
 /// The flag by which either end asks not to be told.
-const QUIET: u16 = AVAIL_F_NO_INTERRUPT;
-const _: () = assert!(QUIET == USED_F_NO_NOTIFY);
+const NO_NOTIFY: u16 = AVAIL_F_NO_INTERRUPT;
+const _: () = assert!(NO_NOTIFY == USED_F_NO_NOTIFY);
 
 /// How far the other end has come: entries up to there, and what they stand for, can be read.
 #[inline]
-pub fn seen(words: &impl Words) -> u16 {
+pub fn peer_idx(words: &impl Words) -> u16 {
     words.load(Word::Idx, Ordering::Acquire)
 }
 
 /// Shows the other end the entries up to `new`, which have been written.
 #[inline]
-pub fn show(words: &impl Words, new: u16) {
+pub fn publish_idx(words: &impl Words, new: u16) {
     words.store(Word::Idx, new, Ordering::Release);
 }
 
 /// Shows the other end the entries `old..new` and says whether it asked to be told.
 ///
-/// The fence pairs with the one in [`listen`]: either the other end's second look sees the new index,
+/// The fence pairs with the one in [`enable_notifications`]: either the other end's second look sees the new index,
 /// or the load here sees what it asked for.
 #[inline]
 pub fn publish(words: &impl Words, event_idx: bool, old: u16, new: u16) -> bool {
-    show(words, new);
+    publish_idx(words, new);
     words.fence();
     if event_idx {
         need_event(words.load(Word::Event, Ordering::Relaxed), new, old)
     } else {
-        words.load(Word::Flags, Ordering::Relaxed) & QUIET == 0
+        words.load(Word::Flags, Ordering::Relaxed) & NO_NOTIFY == 0
     }
 }
 
 /// Asks the other end not to tell. Under `EVENT_IDX` nothing is written: an event index that has been
 /// passed stays silent for the next 2^16 entries, and `used.flags` must stay 0.
 #[inline]
-pub fn hush(words: &impl Words, event_idx: bool) {
+pub fn disable_notifications(words: &impl Words, event_idx: bool) {
     if !event_idx {
-        words.store(Word::Flags, QUIET, Ordering::Relaxed);
+        words.store(Word::Flags, NO_NOTIFY, Ordering::Relaxed);
     }
 }
 
 /// Asks the other end to tell of the entry at `next`, and says whether it is there already, in which
 /// case it may not: look again.
 #[inline]
-pub fn listen(words: &impl Words, event_idx: bool, next: u16) -> bool {
+pub fn enable_notifications(words: &impl Words, event_idx: bool, next: u16) -> bool {
     if event_idx {
         words.store(Word::Event, next, Ordering::Relaxed);
     } else {
         words.store(Word::Flags, 0, Ordering::Relaxed);
     }
     words.fence();
-    seen(words) != next
+    peer_idx(words) != next
 }
 
 #[cfg(test)]

@@ -122,13 +122,13 @@ use Direction::{ToDevice, ToDriver};
 struct Protocol {
     event_idx: bool,
     publish: fn(End<'_>, bool, u16, u16) -> bool,
-    listen: fn(End<'_>, bool, u16) -> bool,
+    enable_notifications: fn(End<'_>, bool, u16) -> bool,
 }
 
 const OURS: Protocol = Protocol {
     event_idx: true,
     publish: |end, event_idx, old, new| ring::publish(&end, event_idx, old, new),
-    listen: |end, event_idx, next| ring::listen(&end, event_idx, next),
+    enable_notifications: |end, event_idx, next| ring::enable_notifications(&end, event_idx, next),
 };
 
 /// The writer publishes two entries, in batches as told; the reader takes what it sees, re-arms and
@@ -137,13 +137,13 @@ fn race(direction: Direction, batches: &'static [(u16, u16)], protocol: Protocol
     let Protocol {
         event_idx,
         publish,
-        listen,
+        enable_notifications,
     } = protocol;
     loom::model(move || {
         let shared = Shared::new();
         let reader = direction.reader(&shared);
         // The reader went to sleep before, armed for the first entry.
-        assert!(!ring::listen(&reader, event_idx, 0));
+        assert!(!ring::enable_notifications(&reader, event_idx, 0));
         let writer = {
             let shared = shared.clone();
             thread::spawn(move || {
@@ -158,15 +158,15 @@ fn race(direction: Direction, batches: &'static [(u16, u16)], protocol: Protocol
         // A pass that was begun by a kick that came early, or by none.
         let mut next = 0;
         shared.kicked.swap(false, Ordering::AcqRel);
-        ring::hush(&reader, event_idx);
+        ring::disable_notifications(&reader, event_idx);
         loop {
-            let idx = ring::seen(&reader);
+            let idx = ring::peer_idx(&reader);
             shared.check(next, idx);
             next = idx;
-            if !listen(reader, event_idx, next) {
+            if !enable_notifications(reader, event_idx, next) {
                 break;
             }
-            ring::hush(&reader, event_idx);
+            ring::disable_notifications(&reader, event_idx);
         }
         writer.join().unwrap();
         let last = batches.last().unwrap().1;
@@ -209,7 +209,7 @@ fn no_interrupt_is_lost_when_a_part_of_the_batch_is_shown_early() {
         let protocol = Protocol {
             event_idx,
             publish: |end, event_idx, old, new| {
-                ring::show(&end, old + 1);
+                ring::publish_idx(&end, old + 1);
                 ring::publish(&end, event_idx, old, new)
             },
             ..OURS
@@ -220,9 +220,9 @@ fn no_interrupt_is_lost_when_a_part_of_the_batch_is_shown_early() {
 
 /// The model can fail: without the fence before the second look a wake-up is lost, in either direction.
 const LISTENS_WITHOUT_FENCE: Protocol = Protocol {
-    listen: |end, _, next| {
+    enable_notifications: |end, _, next| {
         end.store(Word::Event, next, Ordering::Relaxed);
-        ring::seen(&end) != next
+        ring::peer_idx(&end) != next
     },
     ..OURS
 };
@@ -245,7 +245,7 @@ fn without_the_fence_an_interrupt_is_lost() {
 fn without_the_publisher_s_fence_an_interrupt_is_lost() {
     let protocol = Protocol {
         publish: |end, _, old, new| {
-            ring::show(&end, new);
+            ring::publish_idx(&end, new);
             ring::need_event(end.load(Word::Event, Ordering::Relaxed), new, old)
         },
         ..OURS
@@ -265,6 +265,6 @@ fn without_release_an_index_overtakes_its_entries() {
             let driver = writer.driver();
             driver.store(Word::Idx, 1, Ordering::Relaxed);
         });
-        shared.check(0, ring::seen(&shared.device()));
+        shared.check(0, ring::peer_idx(&shared.device()));
     });
 }

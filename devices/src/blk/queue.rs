@@ -113,7 +113,7 @@ impl BlkQueue {
             self.begin(queue, tag, chain, now)?;
             begun = begun.wrapping_add(1);
             if begun.is_multiple_of(SHOW_AFTER) && self.reap(queue, DiskQueue::completed) {
-                queue.show();
+                queue.publish_used();
             }
         }
         Ok(begun > 0)

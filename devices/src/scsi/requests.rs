@@ -384,7 +384,7 @@ impl Requests {
             self.take(queue, chain)?;
             taken = taken.wrapping_add(1);
             if taken.is_multiple_of(SHOW_AFTER) && self.settle(queue, Backend::completed) {
-                queue.show();
+                queue.publish_used();
             }
         }
         Ok(())

@@ -146,7 +146,7 @@ impl Running {
         let owe = poll && manner.owe && self.may_owe();
         if owe && self.depth.goes_on(self.owed(), manner.slow) {
             for slot in &mut self.queues {
-                slot.queue.show();
+                slot.queue.publish_used();
             }
             return Next::Owe;
         }
@@ -172,7 +172,7 @@ impl Running {
 
     /// Requests that the driver was not told of yet.
     fn owed(&self) -> u16 {
-        let owed = self.queues.iter().map(|slot| slot.queue.undecided());
+        let owed = self.queues.iter().map(|slot| slot.queue.unsignalled());
         owed.fold(0, u16::saturating_add)
     }
 

@@ -225,7 +225,7 @@ impl DeviceFuzzer {
     fn notifications(&mut self, bytes: &mut Bytes<'_>) {
         let what = bytes.u8();
         if what >= 0xc0 {
-            self.queue.show();
+            self.queue.publish_used();
         } else if what & 1 == 0 {
             self.queue.disable_notification();
         } else if self.queue.enable_notification() {

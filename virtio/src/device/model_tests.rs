@@ -293,7 +293,7 @@ impl Pair {
             Action::Pop => self.pop(),
             Action::Complete(n) => self.complete(n),
             Action::Show => {
-                self.queue.show();
+                self.queue.publish_used();
                 self.take();
             }
             Action::Publish(ahead) => self.publish(ahead),

@@ -219,7 +219,7 @@ impl<M: GuestRam> ActiveQueue<M> {
             self.spend(1);
             return Ok(Supply::Restored(restored));
         }
-        let avail = ring::seen(&self.ring);
+        let avail = ring::peer_idx(&self.ring);
         let ahead = avail.wrapping_sub(self.next_avail);
         // A driver can offer no more than it has, and what it has not been shown as used it has not.
         let out = avail.wrapping_sub(self.published);
@@ -404,12 +404,12 @@ impl<M: GuestRam> ActiveQueue<M> {
     /// Shows the driver what was completed so far, for one that is looking anyway and can go on while
     /// the batch does. [`publish`](Self::publish) has to follow, which decides about the interrupt.
     #[inline]
-    pub fn show(&mut self) {
+    pub fn publish_used(&mut self) {
         if self.published != self.next_used {
             self.published = self.next_used;
-            ring::show(&self.ring, self.next_used);
+            ring::publish_idx(&self.ring, self.next_used);
             // At most a queue's length is added at a time, so this is seen before the count wraps.
-            self.due |= self.undecided() >= TOO_FAR;
+            self.due |= self.unsignalled() >= TOO_FAR;
         }
     }
 
@@ -433,7 +433,7 @@ impl<M: GuestRam> ActiveQueue<M> {
 
     /// Chains completed since the last decision about an interrupt.
     #[must_use]
-    pub fn undecided(&self) -> u16 {
+    pub fn unsignalled(&self) -> u16 {
         self.next_used.wrapping_sub(self.decided)
     }
 
@@ -453,12 +453,12 @@ impl<M: GuestRam> ActiveQueue<M> {
     #[must_use]
     #[inline]
     pub fn has_available(&self) -> bool {
-        ring::seen(&self.ring) != self.next_avail && !self.latch.is_set()
+        ring::peer_idx(&self.ring) != self.next_avail && !self.latch.is_set()
     }
 
     /// Asks the driver not to notify, as long as we are looking anyway.
     pub fn disable_notification(&mut self) {
-        ring::hush(&self.ring, self.features.event_idx);
+        ring::disable_notifications(&self.ring, self.features.event_idx);
         self.ring.mark_used_dirty();
     }
 
@@ -467,7 +467,7 @@ impl<M: GuestRam> ActiveQueue<M> {
     #[must_use = "a chain that is already there may bring no notification"]
     pub fn enable_notification(&mut self) -> bool {
         let next = self.next_avail;
-        let more = ring::listen(&self.ring, self.features.event_idx, next);
+        let more = ring::enable_notifications(&self.ring, self.features.event_idx, next);
         self.ring.mark_used_dirty();
         // Broken, there is nothing to come back for.
         more && !self.latch.is_set()

@@ -271,7 +271,7 @@ impl<M: DmaMap> Play<M> {
             }
             Step::DeviceComplete { .. } => {}
             Step::DeviceShow => {
-                self.device.show();
+                self.device.publish_used();
                 self.model.shown_unseen |= !self.model.answered.is_empty();
                 self.model.used.append(&mut self.model.answered);
             }

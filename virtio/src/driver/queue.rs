@@ -246,7 +246,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     pub fn expose(&mut self) {
         let added = self.core.books.index();
         if self.core.exposed != added {
-            ring::show(&self.core.ring, added);
+            ring::publish_idx(&self.core.ring, added);
             self.core.exposed = added;
         }
     }
@@ -305,7 +305,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     /// Looks at the used index; true if there is something new.
     #[inline]
     fn look(&mut self) -> Result<bool, Broken> {
-        self.seen = ring::seen(&self.core.ring);
+        self.seen = ring::peer_idx(&self.core.ring);
         let moved = self.seen.wrapping_sub(self.taken);
         let in_flight = self.in_flight();
         if moved > in_flight {
@@ -323,14 +323,14 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     /// Asks the device not to interrupt for used buffers. It may still do so: spurious interrupts
     /// are normal.
     pub fn disable_interrupts(&mut self) {
-        ring::hush(&self.core.ring, self.core.event_idx);
+        ring::disable_notifications(&self.core.ring, self.core.event_idx);
     }
 
     /// Asks the device to interrupt for the next used buffer. True if there is one already, in
     /// which case none may come: pop first, then ask again.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
-        ring::listen(&self.core.ring, self.core.event_idx, self.taken)
+        ring::enable_notifications(&self.core.ring, self.core.event_idx, self.taken)
     }
 
     /// Gives back everything in flight, published or not, because the device was reset, and makes

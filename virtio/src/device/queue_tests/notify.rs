@@ -68,7 +68,7 @@ fn a_batch_shown_early_is_decided_about_as_a_whole() {
     }
     let first = pop(&mut queue);
     queue.complete(first, 0);
-    queue.show();
+    queue.publish_used();
     assert_eq!(play.used_idx(), 1);
     // The ring had been full: only what was shown makes room.
     play.offer(0);
@@ -98,7 +98,7 @@ fn more_than_two_to_the_sixteen_shown_entries_are_not_mistaken_for_few() {
             play.offer(0);
             let chain = pop(&mut queue);
             queue.complete(chain, 0);
-            queue.show();
+            queue.publish_used();
         }
         // The driver asked to be told of the very first, and then polled.
         assert_eq!(queue.publish(), Interrupt::Needed, "{over} over");

@@ -80,7 +80,7 @@ fn an_interrupt_that_was_put_off_survives_a_restore() {
         play.offer(0);
         let chain = pop(&mut queue);
         queue.complete(chain, 1);
-        queue.show();
+        queue.publish_used();
         for _ in 0..2 {
             // Saved twice over: what is not yet published stays undecided.
             let config = QueueConfig::restore(4, queue.save()).unwrap();
