@@ -1,7 +1,7 @@
 //! The part of a driver's queue that does not care what the tokens are: free slots, indices, mappings.
 //! See `queue` for the whole, `open` for the buffer under construction.
 
-use super::books::{Books, Closed, unmap};
+use super::accounting::{Accounting, Closed, unmap};
 use super::error::{Broken, Refusal};
 use super::open::Open;
 use super::options::IndirectPolicy;
@@ -12,7 +12,7 @@ use crate::mem::driver_ring::DriverRing;
 pub(super) struct Core<M: DmaMap> {
     pub(super) ring: DriverRing,
     pub(super) maps: Mappings<M>,
-    pub(super) books: Books,
+    pub(super) accounting: Accounting,
     pub(super) policy: IndirectPolicy,
     pub(super) event_idx: bool,
     /// Of `added`, as last stored in the ring, and at the last kick decision.
@@ -28,7 +28,7 @@ impl<M: DmaMap> Core<M> {
             // One record for each slot and, behind them, each entry of a table.
             maps: Mappings::new(hook, usize::from(size).saturating_add(ring.all_cells())),
             ring,
-            books: Books {
+            accounting: Accounting {
                 free_head: 0,
                 free: size,
                 added: 0,
@@ -46,13 +46,13 @@ impl<M: DmaMap> Core<M> {
     /// A fresh ring with every slot free.
     pub(super) fn start_over(&mut self) {
         self.ring.initialise();
-        self.books = Books {
+        self.accounting = Accounting {
             free_head: 0,
             free: self.ring.size(),
             // The next count of which the low half is 0.
-            added: self.books.added.next_multiple_of(1 << 16),
+            added: self.accounting.added.next_multiple_of(1 << 16),
         };
-        self.decided = self.books.added;
+        self.decided = self.accounting.added;
         self.exposed = 0;
         self.broken = None;
     }
@@ -71,13 +71,16 @@ impl<M: DmaMap> Core<M> {
         let count = count.ok_or(Refusal::TooLong)?;
         let table = self.use_table(count)?;
         let slots = if table { 1 } else { count };
-        if slots > self.books.free {
+        if slots > self.accounting.free {
             return Err(Refusal::Full);
         }
         let Self {
-            ring, maps, books, ..
+            ring,
+            maps,
+            accounting,
+            ..
         } = self;
-        Ok(Open::new(ring, maps, books, table, count, lists))
+        Ok(Open::new(ring, maps, accounting, table, count, lists))
     }
 
     /// Whether a buffer of `count` segments goes into its slot's table.
@@ -103,16 +106,16 @@ impl<M: DmaMap> Core<M> {
     #[inline]
     fn roomy(&self, count: u16) -> bool {
         let reserve = self.ring.size() >> 2;
-        count <= AUTO_DIRECT && self.books.free.saturating_sub(count) >= reserve
+        count <= AUTO_DIRECT && self.accounting.free.saturating_sub(count) >= reserve
     }
 
     /// Gives a buffer's slots back, in front of the others.
     #[inline(always)]
     pub(super) fn free_slots(&mut self, closed: Closed) {
-        self.ring.set_link(closed.last, self.books.free_head);
-        self.books.free_head = closed.head;
+        self.ring.set_link(closed.last, self.accounting.free_head);
+        self.accounting.free_head = closed.head;
         let slots = if closed.indirect { 1 } else { closed.segments };
-        self.books.free = self.books.free.wrapping_add(slots);
+        self.accounting.free = self.accounting.free.wrapping_add(slots);
     }
 
     /// Undoes the mappings of a buffer of which the device wrote `written` bytes.

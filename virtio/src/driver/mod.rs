@@ -9,8 +9,8 @@
 #[macro_use]
 mod passed_on;
 
+mod accounting;
 pub mod blk;
-mod books;
 mod engine;
 mod error;
 pub mod net;

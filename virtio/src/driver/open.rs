@@ -3,19 +3,19 @@
 
 use core::ops::Range;
 
-use super::books::{Books, Closed, table_records, unmap};
+use super::accounting::{Accounting, Closed, table_records, unmap};
 use super::error::{AddError, Refusal};
 use crate::mem::dma::{Direction, DmaBuf, DmaMap, DmaRegion, Mappings};
 use crate::mem::driver_ring::{Cell, Cells, DriverRing, Tail};
 use crate::scatterlist::{Ended, ScatterList};
 use crate::spec::ring::{DESC_F_NEXT, DESC_F_WRITE, MAX_CHAIN_BYTES};
 
-/// A buffer being built. Nothing of it is in the queue's books before `close`: dropping it leaves
+/// A buffer being built. Nothing of it is in the queue's accounting before `close`: dropping it leaves
 /// the queue as it was, but for descriptors of free slots, which mean nothing.
 pub(super) struct Open<'q, M: DmaMap> {
     ring: &'q DriverRing,
     maps: &'q mut Mappings<M>,
-    books: &'q mut Books,
+    accounting: &'q mut Accounting,
     draft: Draft<'q>,
 }
 
@@ -76,12 +76,12 @@ impl<'q, M: DmaMap> Open<'q, M> {
     pub(super) fn new(
         ring: &'q DriverRing,
         maps: &'q mut Mappings<M>,
-        books: &'q mut Books,
+        accounting: &'q mut Accounting,
         table: bool,
         count: u16,
         lists: usize,
     ) -> Self {
-        let head = books.free_head;
+        let head = accounting.free_head;
         let draft = Draft {
             table,
             cells: ring.cells(head, if table { count } else { 0 }),
@@ -98,7 +98,7 @@ impl<'q, M: DmaMap> Open<'q, M> {
         Self {
             ring,
             maps,
-            books,
+            accounting,
             draft,
         }
     }
@@ -267,7 +267,10 @@ impl<'q, M: DmaMap> Open<'q, M> {
     #[inline(always)]
     pub(super) fn close(mut self) -> Result<Closed, Refusal> {
         let Self {
-            ring, books, draft, ..
+            ring,
+            accounting,
+            draft,
+            ..
         } = &mut self;
         if let Some(error) = draft.spoiled {
             return Err(Refusal::Add(error));
@@ -275,7 +278,7 @@ impl<'q, M: DmaMap> Open<'q, M> {
         if draft.segments == 0 {
             return Err(Refusal::Empty);
         }
-        let closed = draft.closed(books);
+        let closed = draft.closed(accounting);
         let flags = match draft.writable {
             0 => 0,
             _ => DESC_F_WRITE,
@@ -287,17 +290,17 @@ impl<'q, M: DmaMap> Open<'q, M> {
             if let Some(cell) = draft.cells.part(last, 1).next() {
                 cell.finish(Tail::new(flags, 0));
             }
-            books.free_head = ring.link(draft.head);
-            ring.write_indirect(draft.head, draft.segments, books.free_head);
-            books.free = books.free.wrapping_sub(1);
+            accounting.free_head = ring.link(draft.head);
+            ring.write_indirect(draft.head, draft.segments, accounting.free_head);
+            accounting.free = accounting.free.wrapping_sub(1);
         } else {
             let tail = Tail::new(flags, draft.next);
             ring.cell(draft.last).finish(tail);
-            books.free_head = draft.next;
-            books.free = books.free.wrapping_sub(draft.segments);
+            accounting.free_head = draft.next;
+            accounting.free = accounting.free.wrapping_sub(draft.segments);
         }
-        ring.set_avail_entry(books.index(), draft.head);
-        books.added = books.added.wrapping_add(1);
+        ring.set_avail_entry(accounting.index(), draft.head);
+        accounting.added = accounting.added.wrapping_add(1);
         // Nothing is left to undo.
         draft.segments = 0;
         Ok(closed)
@@ -308,7 +311,7 @@ impl Draft<'_> {
     /// What the in-flight table is to remember.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "generations wrap")]
-    fn closed(&self, books: &Books) -> Closed {
+    fn closed(&self, accounting: &Accounting) -> Closed {
         Closed {
             head: self.head,
             last: if self.table { self.head } else { self.last },
@@ -316,7 +319,7 @@ impl Draft<'_> {
             indirect: self.table,
             // At most u32::MAX: `settle` checked.
             writable: u32::try_from(self.writable).unwrap_or(u32::MAX),
-            generation: books.added as u32,
+            generation: accounting.added as u32,
         }
     }
 
@@ -352,7 +355,7 @@ impl<M: DmaMap> Drop for Open<'_, M> {
     #[inline(always)]
     fn drop(&mut self) {
         if M::UNMAPS && self.draft.segments > 0 {
-            let abandoned = self.draft.closed(self.books);
+            let abandoned = self.draft.closed(self.accounting);
             unmap(self.maps, self.ring, abandoned, 0);
         }
     }

@@ -62,7 +62,7 @@
 //!   }
 //!   ```
 //! - Adding can fail, and a buffer that is dropped instead of ended was never there: nothing of it
-//!   is in the queue's books before `end_buf`.
+//!   is in the queue's accounting before `end_buf`.
 //! - `end_buf` exposes nothing; one `publish` does, for as many buffers as there are, and what it
 //!   says about notifying must not be ignored:
 //!   ```
@@ -83,7 +83,7 @@
 use core::marker::PhantomData;
 use core::ops::Range;
 
-use super::books::Closed;
+use super::accounting::Closed;
 use super::engine::Core;
 pub use super::error::{AddError, Refusal, Refused};
 use super::open::Open;

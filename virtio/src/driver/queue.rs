@@ -15,7 +15,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 
-use super::books::Closed;
+use super::accounting::Closed;
 use super::engine::Core;
 pub use super::error::{Broken, NotProven};
 pub use super::options::{IndirectPolicy, QueueOptions};
@@ -222,12 +222,12 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
 
     /// Slots that are free: a buffer takes one for each segment, or one with a table.
     pub fn free_slots(&self) -> u16 {
-        self.core.books.free
+        self.core.accounting.free
     }
 
     /// Buffers the queue holds, published or not.
     pub fn in_flight(&self) -> u16 {
-        self.core.books.index().wrapping_sub(self.taken)
+        self.core.accounting.index().wrapping_sub(self.taken)
     }
 
     /// Whether this buffer has not come back yet.
@@ -244,7 +244,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     /// polls, or before more is added. A [`publish`](Self::publish) has to follow.
     #[inline]
     pub fn expose(&mut self) {
-        let added = self.core.books.index();
+        let added = self.core.accounting.index();
         if self.core.exposed != added {
             ring::publish_idx(&self.core.ring, added);
             self.core.exposed = added;
@@ -256,11 +256,11 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
     #[inline]
     pub fn publish(&mut self) -> Kick {
         let core = &mut *self.core;
-        let (added, decided) = (core.books.added, core.decided);
+        let (added, decided) = (core.accounting.added, core.decided);
         if added == decided || core.broken.is_some() {
             return Kick::NotNeeded;
         }
-        let index = core.books.index();
+        let index = core.accounting.index();
         #[expect(clippy::cast_possible_truncation, reason = "indices have 16 bits")]
         let asked = ring::publish(&core.ring, core.event_idx, decided as u16, index);
         // Exposed piece by piece, more than 2^16 - 1 buffers may have passed the index the device

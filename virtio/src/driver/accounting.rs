@@ -1,4 +1,4 @@
-//! A queue's books: what every buffer changes, and what is remembered of one until it comes back.
+//! A queue's accounting: what every buffer changes, and what is remembered of one until it comes back.
 
 use crate::mem::dma::{DmaMap, Mappings};
 use crate::mem::driver_ring::DriverRing;
@@ -8,7 +8,7 @@ use crate::mem::driver_ring::DriverRing;
 /// The free list is kept here and in the ring's links, from slot to slot; the links in the shared
 /// table are copies that nobody reads back. A buffer takes slots from its front and gives them back
 /// there, as Linux 3.8 did, so that recently used (cached) slots are used first.
-pub(super) struct Books {
+pub(super) struct Accounting {
     pub(super) free_head: u16,
     pub(super) free: u16,
     /// Buffers ever added, counted on over resets so that it tells them apart. Its low half is the
@@ -16,7 +16,7 @@ pub(super) struct Books {
     pub(super) added: u64,
 }
 
-impl Books {
+impl Accounting {
     /// The available index of the next buffer.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "indices have 16 bits")]
