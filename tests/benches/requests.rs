@@ -15,7 +15,8 @@ use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig};
 use splitring_tests::machine::TestMachine;
 use splitring_virtio::driver::blk::{self, Bio, Blk, Info, Transfer};
 use splitring_virtio::driver::scsi::{
-    self, CONTROL_FRAME_LEN, Control, EVENT_FRAME_LEN, Events, FRAME_LEN, Lun, Requests,
+    self, CONTROL_FRAME_LEN, ControlQueue, EVENT_FRAME_LEN, EventQueue, FRAME_LEN, Lun,
+    RequestQueue,
 };
 use splitring_virtio::driver::{DeviceId, DmaBytes, Identity, Queue, QueueOptions};
 use splitring_virtio::scatterlist::ScatterList;
@@ -110,12 +111,12 @@ fn scsi_rounds(disk: Arc<dyn Disk>, opcode: u8, rounds: u32) {
     let id = DeviceId::new();
     let ring = queue(&mut machine, SMALL, features, &id);
     let frames = usize::from(SMALL);
-    let control = Control::new(ring, machine.bytes(CONTROL_FRAME_LEN * frames, 64));
+    let control = ControlQueue::new(ring, machine.bytes(CONTROL_FRAME_LEN * frames, 64));
     let ring = queue(&mut machine, SMALL, features, &id);
-    let events = Events::new(ring, machine.bytes(EVENT_FRAME_LEN * frames, 64));
+    let events = EventQueue::new(ring, machine.bytes(EVENT_FRAME_LEN * frames, 64));
     let ring = queue(&mut machine, SIZE, features, &id);
     let frames = machine.bytes(FRAME_LEN * usize::from(SIZE), 64);
-    let mut driver = Requests::new(ring, frames, &config);
+    let mut driver = RequestQueue::new(ring, frames, &config);
     machine.start(features, &[control.areas(), events.areas(), driver.areas()]);
     // The first command reports the power-on.
     driver

@@ -10,7 +10,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 use splitring_virtio::device::queue::{ActiveQueue, QueueConfig, RingFeatures};
 use splitring_virtio::driver::blk::{Bio, Blk, Info, Transfer, Work};
 use splitring_virtio::driver::net::{self, ReceiveMode, Receiver, Transmitter};
-use splitring_virtio::driver::scsi::{self, Command, Lun, Requests};
+use splitring_virtio::driver::scsi::{self, Command, Lun, RequestQueue};
 use splitring_virtio::driver::{
     DeviceId, Identity, IndirectPolicy, Queue, QueueAreas, QueueOptions,
 };
@@ -137,7 +137,7 @@ fn commands_never_allocate() {
         ..Default::default()
     };
     let frames = arena().bytes(64 * scsi::FRAME_LEN);
-    let mut driver = Requests::new(queue, frames, &config);
+    let mut driver = RequestQueue::new(queue, frames, &config);
     let mut spare: Vec<_> = (0..8).map(|_| (list(2, 64), list(3, 64))).collect();
     let lun = Lun { target: 0, unit: 0 };
     let count = steady(|| {

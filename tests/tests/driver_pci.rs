@@ -17,7 +17,7 @@ use splitring_devices::pci::virtio::{VirtioParts, VirtioPci};
 use splitring_devices::wiring::{IntxLine, MsiLine, MsiMessage, Wiring, WiringError};
 use splitring_devices::worker::Worker;
 use splitring_tests::machine::TestMachine;
-use splitring_virtio::driver::blk::{self, Bio, Blk, Done, Info, Transfer, Work};
+use splitring_virtio::driver::blk::{self, Bio, Blk, CompletedRequest, Info, Transfer, Work};
 use splitring_virtio::driver::pci::{BarRange, Pci, PciError};
 use splitring_virtio::driver::{DmaBytes, Identity, PciFunction, Queue, QueueOptions, Registers};
 use splitring_virtio::scatterlist::ScatterList;
@@ -339,7 +339,7 @@ impl Guest {
     }
 }
 
-fn bytes_are(done: Done<DmaBytes>, fill: u8) {
+fn bytes_are(done: CompletedRequest<DmaBytes>, fill: u8) {
     let Work::Bio(mut bio) = done.work else {
         panic!("it was a bio")
     };
@@ -375,7 +375,7 @@ fn a_disk_is_driven_by_msix() {
     assert!(!msix.set(2, 0, 0), "there are two");
     guest.pci.set_config_vector(Some(0)).unwrap();
     guest.pci.set_up_queue(0, &driver.areas(), Some(1)).unwrap();
-    guest.pci.go();
+    guest.pci.set_driver_ok();
     guest.write_and_read(&mut driver, |guest| {
         let message = wait_for("the interrupt", || guest.hypervisor.interrupted());
         assert_eq!((message.address, message.data), (0xfee0_1000, 0x31));
@@ -397,7 +397,7 @@ fn a_disk_is_driven_by_its_interrupt_line() {
     let mut guest = Guest::new();
     let mut driver = guest.driver();
     guest.pci.set_up_queue(0, &driver.areas(), None).unwrap();
-    guest.pci.go();
+    guest.pci.set_driver_ok();
     guest.write_and_read(&mut driver, |guest| {
         wait_for("the interrupt", || {
             guest.hypervisor.line_raised().then_some(())
@@ -413,7 +413,7 @@ fn a_reset_returns_buffers_and_the_device_starts_again() {
     let mut guest = Guest::new();
     let mut driver = guest.driver();
     guest.pci.set_up_queue(0, &driver.areas(), None).unwrap();
-    guest.pci.go();
+    guest.pci.set_driver_ok();
     for tag in 0..3 {
         let bio = guest.bio(Transfer::Write, 0, 0x11);
         driver.bio(tag, bio).map_err(|it| it.why).unwrap();
@@ -432,7 +432,7 @@ fn a_reset_returns_buffers_and_the_device_starts_again() {
         .negotiate(blk::FEATURES | EVENT_IDX | INDIRECT_DESC);
     assert!(features.is_ok());
     guest.pci.set_up_queue(0, &driver.areas(), None).unwrap();
-    guest.pci.go();
+    guest.pci.set_driver_ok();
     guest.write_and_read(&mut driver, |guest| {
         wait_for("the interrupt", || {
             guest.hypervisor.line_raised().then_some(())
@@ -476,7 +476,7 @@ fn a_device_that_fails_sets_needs_reset() {
     // The ring's address is outside of memory.
     areas.descriptors = 0x1000;
     guest.pci.set_up_queue(0, &areas, None).unwrap();
-    guest.pci.go();
+    guest.pci.set_driver_ok();
     assert!(guest.pci.needs_reset());
     assert_ne!(guest.pci.status() & status::NEEDS_RESET, 0);
     guest.pci.reset().unwrap();

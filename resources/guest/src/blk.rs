@@ -4,7 +4,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use splitring_virtio::driver::DmaBytes;
-use splitring_virtio::driver::blk::{Bio, Blk, Done, FEATURES, Info, Merged, Transfer, Work};
+use splitring_virtio::driver::blk::{
+    Bio, Blk, CompletedRequest, FEATURES, Info, Merged, Transfer, Work,
+};
 use splitring_virtio::driver::pci::Pci;
 use splitring_virtio::scatterlist::ScatterList;
 use splitring_virtio::spec::blk::{Config, Range};
@@ -70,12 +72,12 @@ impl Disk {
         self.device.kick(0, kick);
     }
 
-    fn reap(&mut self) -> Result<Option<Done>, TestError> {
+    fn reap(&mut self) -> Result<Option<CompletedRequest>, TestError> {
         self.blk.poll().map_err(TestError::text)
     }
 
     /// Waits for one request.
-    fn next(&mut self) -> Result<Done, TestError> {
+    fn next(&mut self) -> Result<CompletedRequest, TestError> {
         poll_until(|| {
             let done = self.reap()?;
             if done.is_none() {
@@ -86,7 +88,7 @@ impl Disk {
     }
 
     /// Publishes, waits for one request, and checks that it succeeded.
-    fn finish(&mut self) -> Result<Done, TestError> {
+    fn finish(&mut self) -> Result<CompletedRequest, TestError> {
         self.push();
         let done = self.next()?;
         done.result.map_err(TestError::text)?;

@@ -141,7 +141,7 @@ impl Device {
 
     /// Sets DRIVER_OK.
     pub(crate) fn set_driver_ok(&mut self) {
-        self.pci.go();
+        self.pci.set_driver_ok();
     }
 
     /// Notifies queue `index`, if `kick` asks for it.

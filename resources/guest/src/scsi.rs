@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use splitring_virtio::driver::DmaBytes;
 use splitring_virtio::driver::pci::Pci;
 use splitring_virtio::driver::scsi::{
-    CONTROL_FRAME_LEN, Command, Control, Done, EVENT_FRAME_LEN, Events, FEATURES, FRAME_LEN, Lun,
-    Requests, Response, Task,
+    CONTROL_FRAME_LEN, Command, CompletedCommand, ControlQueue, EVENT_FRAME_LEN, EventQueue,
+    FEATURES, FRAME_LEN, Lun, RequestQueue, Response, TaskFunction,
 };
 use splitring_virtio::scatterlist::ScatterList;
 use splitring_virtio::spec::scsi::{Config, response};
@@ -38,9 +38,9 @@ const ILLEGAL_OPCODE: [u8; 3] = [0x05, 0x20, 0x00];
 /// A controller with its three queues.
 struct Controller {
     device: Device,
-    requests: Requests,
-    control: Control,
-    _events: Events,
+    requests: RequestQueue,
+    control: ControlQueue,
+    _events: EventQueue,
     wait: Wait,
     /// Block size and number of blocks of the first disk.
     block: u32,
@@ -54,9 +54,9 @@ impl Controller {
         device.config(config.as_mut_bytes())?;
         let queue = device.queue(REQUEST)?;
         let frames = bytes(FRAME_LEN * usize::from(queue.areas().size))?;
-        let mut requests = Requests::new(queue, frames, &config);
-        let control = Control::new(device.queue(CONTROL)?, bytes(CONTROL_FRAME_LEN * FEW)?);
-        let mut events = Events::new(device.queue(EVENT)?, bytes(EVENT_FRAME_LEN * FEW)?);
+        let mut requests = RequestQueue::new(queue, frames, &config);
+        let control = ControlQueue::new(device.queue(CONTROL)?, bytes(CONTROL_FRAME_LEN * FEW)?);
+        let mut events = EventQueue::new(device.queue(EVENT)?, bytes(EVENT_FRAME_LEN * FEW)?);
         requests.disable_interrupts();
         device.enable(CONTROL, control.areas(), Wait::Poll)?;
         device.enable(EVENT, events.areas(), Wait::Poll)?;
@@ -115,17 +115,17 @@ impl Controller {
         self.device.kick(REQUEST, kick);
     }
 
-    fn reap(&mut self) -> Result<Option<Done>, TestError> {
+    fn reap(&mut self) -> Result<Option<CompletedCommand>, TestError> {
         self.requests.poll().map_err(TestError::text)
     }
 
-    fn finish(&mut self) -> Result<Done, TestError> {
+    fn finish(&mut self) -> Result<CompletedCommand, TestError> {
         self.push();
         self.next()
     }
 
     /// Waits for one command.
-    fn next(&mut self) -> Result<Done, TestError> {
+    fn next(&mut self) -> Result<CompletedCommand, TestError> {
         poll_until(|| {
             let done = self.reap()?;
             if done.is_none() {
@@ -140,7 +140,7 @@ impl Controller {
         cdb: &[u8],
         out: Option<ScatterList>,
         room: Option<ScatterList>,
-    ) -> Result<Done, TestError> {
+    ) -> Result<CompletedCommand, TestError> {
         let command = Command::new(DISK, cdb)
             .data_out(out.unwrap_or_default())
             .data_in(room.unwrap_or_default());
@@ -162,7 +162,7 @@ impl Controller {
         [opcode, 0, a, b, c, d, 0, e, f, 0]
     }
 
-    fn task(&mut self, lun: Lun, task: Task) -> Result<u8, TestError> {
+    fn task(&mut self, lun: Lun, task: TaskFunction) -> Result<u8, TestError> {
         self.control.task(9, lun, task).map_err(TestError::text)?;
         let kick = self.control.publish();
         self.device.kick(CONTROL, kick);
@@ -279,8 +279,8 @@ fn sense(controller: &mut Controller) -> Result<(), TestError> {
 
 fn tasks(controller: &mut Controller) -> Result<(), TestError> {
     let answers = [
-        controller.task(DISK, Task::Abort(12345))?,
-        controller.task(DISK, Task::UnitReset)?,
+        controller.task(DISK, TaskFunction::Abort(12345))?,
+        controller.task(DISK, TaskFunction::UnitReset)?,
     ];
     if answers
         .iter()

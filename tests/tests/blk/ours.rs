@@ -7,7 +7,9 @@ use splitring_devices::blk::Blk as Device;
 use splitring_devices::disk::doubles::{Fate, FaultyDisk, MemoryDisk};
 use splitring_devices::disk::{Disk, IoFault};
 use splitring_tests::machine::TestMachine;
-use splitring_virtio::driver::blk::{self, Bio, Blk, Done, Failure, Info, Merged, Transfer, Work};
+use splitring_virtio::driver::blk::{
+    self, Bio, Blk, CompletedRequest, Info, Merged, RequestError, Transfer, Work,
+};
 use splitring_virtio::driver::{DeviceId, DmaBytes, Identity, IndirectPolicy, Queue, QueueOptions};
 use splitring_virtio::scatterlist::ScatterList;
 use splitring_virtio::spec::blk::Range;
@@ -80,7 +82,7 @@ impl Guest {
     }
 
     /// Runs the device with what was submitted, and takes completed requests back.
-    pub(crate) fn turn(&mut self) -> Vec<Done> {
+    pub(crate) fn turn(&mut self) -> Vec<CompletedRequest> {
         let _ = self.driver.publish();
         self.machine.run_queue(0);
         let mut done = Vec::new();
@@ -91,7 +93,7 @@ impl Guest {
     }
 
     /// Runs the device until all requests are complete.
-    pub(crate) fn finish(&mut self) -> Vec<Done> {
+    pub(crate) fn finish(&mut self) -> Vec<CompletedRequest> {
         let mut done = Vec::new();
         for _ in 0..100 {
             done.extend(self.turn());
@@ -207,11 +209,11 @@ impl Mix {
     }
 
     /// Checks a completed request.
-    fn done(&mut self, done: Done, faulty: bool) {
+    fn done(&mut self, done: CompletedRequest, faulty: bool) {
         let effect = self.in_flight.remove(&done.tag).expect("in flight");
         match done.result {
             Ok(()) => {}
-            Err(Failure::Io) if faulty => return,
+            Err(RequestError::Io) if faulty => return,
             Err(other) => panic!("{other}"),
         }
         if let Effect::Store { at, data } = effect {

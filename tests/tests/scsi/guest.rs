@@ -10,8 +10,8 @@ use splitring_devices::disk::{RawDisk, SECTOR};
 use splitring_devices::scsi::{Scsi, ScsiConfig, ScsiError, ScsiHandle, UnitConfig};
 use splitring_tests::machine::TestMachine;
 use splitring_virtio::driver::scsi::{
-    CONTROL_FRAME_LEN, Command, Control, EVENT_FRAME_LEN, Events, FEATURES, FRAME_LEN, Happened,
-    Lun, Requests, Task,
+    CONTROL_FRAME_LEN, Command, ControlQueue, EVENT_FRAME_LEN, EventQueue, FEATURES, FRAME_LEN,
+    Lun, ReceivedEvent, RequestQueue, TaskFunction,
 };
 use splitring_virtio::driver::{DeviceId, DmaBytes, Identity, IndirectPolicy, Queue, QueueOptions};
 use splitring_virtio::scatterlist::ScatterList;
@@ -65,9 +65,9 @@ impl Answer {
 /// A driver on a machine.
 pub(crate) struct Guest {
     pub(crate) machine: TestMachine,
-    pub(crate) requests: Vec<Requests>,
-    pub(crate) control: Control,
-    pub(crate) events: Events,
+    pub(crate) requests: Vec<RequestQueue>,
+    pub(crate) control: ControlQueue,
+    pub(crate) events: EventQueue,
     pub(crate) handle: ScsiHandle,
     done: BTreeMap<u64, Answer>,
     next: u64,
@@ -115,20 +115,20 @@ impl Guest {
 
         let memory = ring(&mut machine, small);
         let queue = Queue::new(options(small), memory, Identity, &id).expect("a queue");
-        let control = Control::new(queue, machine.bytes(CONTROL_FRAME_LEN * 16, 64));
+        let control = ControlQueue::new(queue, machine.bytes(CONTROL_FRAME_LEN * 16, 64));
         let memory = ring(&mut machine, small);
         let queue = Queue::new(options(small), memory, Identity, &id).expect("a queue");
-        let mut events = Events::new(queue, machine.bytes(EVENT_FRAME_LEN * 8, 64));
+        let mut events = EventQueue::new(queue, machine.bytes(EVENT_FRAME_LEN * 8, 64));
 
         let mut requests = Vec::new();
         for _ in 0..config.num_queues.get() {
             let memory = ring(&mut machine, setup.size);
             let queue = Queue::new(options(setup.size), memory, Identity, &id).expect("a queue");
             let frames = machine.bytes(FRAME_LEN * usize::from(setup.size), 64);
-            requests.push(Requests::new(queue, frames, &config));
+            requests.push(RequestQueue::new(queue, frames, &config));
         }
         let mut areas = vec![control.areas(), events.areas()];
-        areas.extend(requests.iter().map(Requests::areas));
+        areas.extend(requests.iter().map(RequestQueue::areas));
         machine.start(
             features & (FEATURES | EVENT_IDX | INDIRECT_DESC | VERSION_1),
             &areas,
@@ -288,7 +288,7 @@ impl Guest {
     }
 
     /// Sends a task management function and returns its response.
-    pub(crate) fn manage(&mut self, lun: Lun, task: Task) -> u8 {
+    pub(crate) fn manage(&mut self, lun: Lun, task: TaskFunction) -> u8 {
         self.control.task(1, lun, task).expect("room");
         let _ = self.control.publish();
         self.concluded().expect("answered")
@@ -316,7 +316,7 @@ impl Guest {
     }
 
     /// Returns the next event.
-    pub(crate) fn event(&mut self) -> Option<Happened> {
+    pub(crate) fn event(&mut self) -> Option<ReceivedEvent> {
         self.turn();
         let event = self.events.poll().expect("a whole queue");
         self.events.refill().expect("room");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use splitring_devices::disk::doubles::{Fate, FaultyDisk, MemoryDisk};
 use splitring_devices::disk::{Disk, IoFault};
 use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig};
-use splitring_virtio::driver::scsi::{Lun, Task};
+use splitring_virtio::driver::scsi::{Lun, TaskFunction};
 use splitring_virtio::spec::scsi::response;
 
 use crate::guest::{Guest, LUN};
@@ -34,7 +34,7 @@ fn an_aborted_command_is_answered_before_the_abort() {
     disk.plan([LONG]);
     let id = guest.submit(0, LUN, &READ, &[], 512);
     guest.turn();
-    guest.control.task(1, LUN, Task::Abort(id)).unwrap();
+    guest.control.task(1, LUN, TaskFunction::Abort(id)).unwrap();
     let _ = guest.control.publish();
     let mut answer = None;
     loop {
@@ -51,7 +51,7 @@ fn an_aborted_command_is_answered_before_the_abort() {
     );
     // The unit still works, and the abort of an unknown command succeeds, too.
     guest.to(&READ, &[], 512).expect_good();
-    assert_eq!(guest.manage(LUN, Task::Abort(id)), response::OK);
+    assert_eq!(guest.manage(LUN, TaskFunction::Abort(id)), response::OK);
 }
 
 /// Reads, writes, flushes and commands of several steps, with their data-out.
@@ -68,13 +68,13 @@ const AT_THE_DISK: [(&[u8], usize, usize); 4] = [
 
 #[test]
 fn every_ending_function_cancels_commands_that_hang_in_the_host() {
-    type Choose = fn(u64) -> Task;
+    type Choose = fn(u64) -> TaskFunction;
     let functions: [(Choose, u8); 5] = [
-        (Task::Abort, response::ABORTED),
-        (|_| Task::AbortSet, response::ABORTED),
-        (|_| Task::ClearSet, response::ABORTED),
-        (|_| Task::UnitReset, response::RESET),
-        (|_| Task::NexusReset, response::RESET),
+        (TaskFunction::Abort, response::ABORTED),
+        (|_| TaskFunction::AbortSet, response::ABORTED),
+        (|_| TaskFunction::ClearSet, response::ABORTED),
+        (|_| TaskFunction::UnitReset, response::RESET),
+        (|_| TaskFunction::NexusReset, response::RESET),
     ];
     for (function, code) in functions {
         for (cdb, out, room) in AT_THE_DISK {
@@ -100,16 +100,16 @@ fn a_command_still_in_the_ring_is_aborted_without_a_trace() {
     disk.plan([LONG, LONG]);
     let write = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
     let id = guest.submit(0, LUN, &write, &[1; 512], 0);
-    assert_eq!(guest.manage(LUN, Task::Abort(id)), response::OK);
+    assert_eq!(guest.manage(LUN, TaskFunction::Abort(id)), response::OK);
     assert_eq!(guest.answer(id).unwrap().response, response::ABORTED);
 }
 
 #[test]
 fn task_sets_are_per_unit_and_span_all_queues() {
     for (task, code) in [
-        (Task::AbortSet, response::ABORTED),
-        (Task::ClearSet, response::ABORTED),
-        (Task::UnitReset, response::RESET),
+        (TaskFunction::AbortSet, response::ABORTED),
+        (TaskFunction::ClearSet, response::ABORTED),
+        (TaskFunction::UnitReset, response::RESET),
     ] {
         let (mut guest, disk) = guest(2);
         disk.plan([LONG; 4]);
@@ -130,7 +130,7 @@ fn task_sets_are_per_unit_and_span_all_queues() {
 fn a_unit_reset_ends_reservations_and_is_reported() {
     let (mut guest, _) = guest(1);
     guest.to(&[0x16, 0, 0, 0, 0, 0], &[], 0).expect_good();
-    assert_eq!(guest.manage(LUN, Task::UnitReset), response::OK);
+    assert_eq!(guest.manage(LUN, TaskFunction::UnitReset), response::OK);
     guest.to(&[0; 6], &[], 0).expect_sense(6, 0x29, 3);
     guest.to(&[0; 6], &[], 0).expect_good();
     guest.send(OTHER, &[0; 6], &[], 0).expect_good();
@@ -142,7 +142,7 @@ fn a_nexus_reset_affects_the_whole_target() {
     disk.plan([LONG]);
     let id = guest.submit(0, LUN, &READ, &[], 512);
     guest.turn();
-    assert_eq!(guest.manage(OTHER, Task::NexusReset), response::OK);
+    assert_eq!(guest.manage(OTHER, TaskFunction::NexusReset), response::OK);
     assert_eq!(guest.answer(id).expect("before").response, response::RESET);
     for lun in [LUN, OTHER] {
         guest.send(lun, &[0; 6], &[], 0).expect_sense(6, 0x29, 7);
@@ -156,18 +156,18 @@ fn queries_report_commands_in_flight() {
     let id = guest.submit(1, LUN, &READ, &[], 512);
     guest.turn();
     assert_eq!(
-        guest.manage(LUN, Task::Query(id)),
+        guest.manage(LUN, TaskFunction::Query(id)),
         response::FUNCTION_SUCCEEDED
     );
     assert_eq!(
-        guest.manage(LUN, Task::QuerySet),
+        guest.manage(LUN, TaskFunction::QuerySet),
         response::FUNCTION_SUCCEEDED
     );
-    assert_eq!(guest.manage(LUN, Task::Query(id + 1)), response::OK);
-    assert_eq!(guest.manage(OTHER, Task::Query(id)), response::OK);
-    assert_eq!(guest.manage(OTHER, Task::QuerySet), response::OK);
+    assert_eq!(guest.manage(LUN, TaskFunction::Query(id + 1)), response::OK);
+    assert_eq!(guest.manage(OTHER, TaskFunction::Query(id)), response::OK);
+    assert_eq!(guest.manage(OTHER, TaskFunction::QuerySet), response::OK);
     assert!(guest.wait(id).good(), "a query does not touch it");
-    assert_eq!(guest.manage(LUN, Task::QuerySet), response::OK);
+    assert_eq!(guest.manage(LUN, TaskFunction::QuerySet), response::OK);
 }
 
 #[test]
@@ -176,12 +176,15 @@ fn unsupported_management_is_reported() {
     let absent = Lun { target: 0, unit: 9 };
     let nowhere = Lun { target: 9, unit: 0 };
     assert_eq!(
-        guest.manage(absent, Task::AbortSet),
+        guest.manage(absent, TaskFunction::AbortSet),
         response::INCORRECT_LUN
     );
-    assert_eq!(guest.manage(nowhere, Task::AbortSet), response::BAD_TARGET);
     assert_eq!(
-        guest.manage(LUN, Task::ClearAca),
+        guest.manage(nowhere, TaskFunction::AbortSet),
+        response::BAD_TARGET
+    );
+    assert_eq!(
+        guest.manage(LUN, TaskFunction::ClearAca),
         response::FUNCTION_REJECTED
     );
     for subscribe in [false, true] {
@@ -265,7 +268,7 @@ fn a_command_that_waits_its_turn_can_be_aborted() {
     let first = guest.submit(0, LUN, &cdb, &[0; 1024], 0);
     let second = guest.submit(0, LUN, &cdb, &[0; 1024], 0);
     guest.turn();
-    assert_eq!(guest.manage(LUN, Task::Abort(second)), response::OK);
+    assert_eq!(guest.manage(LUN, TaskFunction::Abort(second)), response::OK);
     assert_eq!(guest.answer(second).unwrap().response, response::ABORTED);
     assert!(guest.wait(first).good());
 }

@@ -6,7 +6,7 @@ use splitring_devices::disk::doubles::{Fate, FaultyDisk, MemoryDisk};
 use splitring_devices::disk::{Disk, DiskError, DiskQueue, Geometry, ImageId};
 use splitring_devices::ram::Ram;
 use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig, open_reservations};
-use splitring_virtio::driver::scsi::Task;
+use splitring_virtio::driver::scsi::TaskFunction;
 use splitring_virtio::spec::scsi::response;
 use tempfile::NamedTempFile;
 
@@ -261,7 +261,7 @@ fn spc2_reservations_exclude_the_other_and_end_with_their_owner() {
     assert_eq!(b.machine.reset(), 0);
     reserve(&mut a).expect_good();
     // A reset of the unit ends it, whichever initiator asks for it.
-    assert_eq!(a.manage(LUN, Task::UnitReset), response::OK);
+    assert_eq!(a.manage(LUN, TaskFunction::UnitReset), response::OK);
     a.to(&[0; 6], &[], 0).expect_sense(6, 0x29, 3);
     assert_eq!(may(&mut a), (true, true));
 }
@@ -366,7 +366,7 @@ fn a_unit_reset_on_one_path_ends_commands_on_the_other() {
     disk.plan([Fate::Delay(3)]);
     let read = a.submit(0, LUN, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[], 512);
     a.turn();
-    b.control.task(1, LUN, Task::UnitReset).unwrap();
+    b.control.task(1, LUN, TaskFunction::UnitReset).unwrap();
     let _ = b.control.publish();
     b.turn();
     assert!(b.control.poll().unwrap().is_none());

@@ -6,7 +6,7 @@ use splitring_devices::disk::Disk;
 use splitring_devices::disk::config::{Aio, Media};
 use splitring_devices::disk::doubles::MemoryDisk;
 use splitring_devices::scsi::{Scsi, ScsiConfig, ScsiError, UnitConfig};
-use splitring_virtio::driver::scsi::{Happened, Lun};
+use splitring_virtio::driver::scsi::{Lun, ReceivedEvent};
 use splitring_virtio::spec::scsi::{event, response};
 
 use crate::guest::{Guest, Image, LUN, one};
@@ -162,7 +162,7 @@ fn a_unit_added_while_the_guest_runs_is_announced_and_usable() {
         target: 0,
         unit: 300,
     };
-    let expected = Happened {
+    let expected = ReceivedEvent {
         event: event::TRANSPORT_RESET,
         lun: Some(place),
         reason: event::RESET_RESCAN,
@@ -180,7 +180,7 @@ fn a_unit_added_while_the_guest_runs_is_announced_and_usable() {
         .send(place, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[], 512)
         .expect_good();
     guest.remove("new").unwrap();
-    let expected = Happened {
+    let expected = ReceivedEvent {
         reason: event::RESET_REMOVED,
         ..expected
     };

@@ -42,7 +42,7 @@ const NOT_WRITTEN: u8 = 0xff;
 
 /// Why a request was not submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
+pub enum BlkSubmitError {
     /// The queue did not take it; if it is full, publish and poll.
     #[error(transparent)]
     Queue(#[from] Refusal),
@@ -66,12 +66,12 @@ pub struct NotSubmitted<B: DmaBuf = DmaBytes> {
     /// It.
     pub work: Work<B>,
     /// Why.
-    pub why: Invalid,
+    pub why: BlkSubmitError,
 }
 
 /// Why the device did not do what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum RequestError {
     /// An error of the device or of the request.
     #[error("the device reports an I/O error")]
     Io,
@@ -85,23 +85,23 @@ pub enum Failure {
 
 /// A request that is done.
 #[derive(Debug)]
-pub struct Done<B: DmaBuf = DmaBytes> {
+pub struct CompletedRequest<B: DmaBuf = DmaBytes> {
     /// As given at submission.
     pub tag: u64,
     /// What it was, with its memory.
     pub work: Work<B>,
     /// How it went.
-    pub result: Result<(), Failure>,
+    pub result: Result<(), RequestError>,
     /// The identification string, after a `GetId` that went well.
     pub id: Option<[u8; ID_BYTES]>,
 }
 
 /// A request in flight: what the queue holds for it.
 #[derive(Debug)]
-pub struct Pending<B: DmaBuf = DmaBytes>(Box<Slot<B>>);
+pub struct PendingRequest<B: DmaBuf = DmaBytes>(Box<RequestSlot<B>>);
 
 #[derive(Debug)]
-struct Slot<B: DmaBuf> {
+struct RequestSlot<B: DmaBuf> {
     frame: DmaBytes,
     payload: usize,
     work: Work<B>,
@@ -110,8 +110,8 @@ struct Slot<B: DmaBuf> {
 
 /// One request queue of a block device.
 pub struct Blk<B: DmaBuf = DmaBytes, M: DmaMap = Identity> {
-    queue: Queue<Pending<B>, M>,
-    spare: Vec<Pending<B>>,
+    queue: Queue<PendingRequest<B>, M>,
+    spare: Vec<PendingRequest<B>>,
     info: Info,
     ranges: usize,
 }
@@ -129,9 +129,14 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
 
     /// Drives `queue`, with `frames` divided among requests of up to `ranges` ranges; the device
     /// says `info` of itself. As many requests can be in flight as there are frames.
-    pub fn new(queue: Queue<Pending<B>, M>, frames: DmaBytes, ranges: usize, info: Info) -> Self {
+    pub fn new(
+        queue: Queue<PendingRequest<B>, M>,
+        frames: DmaBytes,
+        ranges: usize,
+        info: Info,
+    ) -> Self {
         let pending = |frame| {
-            Pending(Box::new(Slot {
+            PendingRequest(Box::new(RequestSlot {
                 frame,
                 payload: 0,
                 work: Work::Flush,
@@ -161,7 +166,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
     /// The bio path: one bio's segments as they are.
     ///
     /// # Errors
-    /// See [`Invalid`]; the bio comes back.
+    /// See [`BlkSubmitError`]; the bio comes back.
     #[inline]
     pub fn bio(&mut self, tag: u64, bio: Bio<B>) -> Result<(), NotSubmitted<B>> {
         let sector = bio.sector;
@@ -177,7 +182,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
     /// The request path: adjacent bios as one request.
     ///
     /// # Errors
-    /// See [`Invalid`]; the bios come back.
+    /// See [`BlkSubmitError`]; the bios come back.
     pub fn merged(&mut self, tag: u64, merged: Merged<B>) -> Result<(), NotSubmitted<B>> {
         let sector = merged.bios.first().map_or(0, |bio| bio.sector);
         match self.check_bios(&merged.bios) {
@@ -192,7 +197,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
     /// Everything written before is stable when this is done.
     ///
     /// # Errors
-    /// See [`Invalid`].
+    /// See [`BlkSubmitError`].
     pub fn flush(&mut self, tag: u64) -> Result<(), NotSubmitted<B>> {
         self.plain(tag, Work::Flush, self.info.flush)
     }
@@ -200,7 +205,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
     /// Asks for the identification string.
     ///
     /// # Errors
-    /// See [`Invalid`].
+    /// See [`BlkSubmitError`].
     pub fn get_id(&mut self, tag: u64) -> Result<(), NotSubmitted<B>> {
         self.plain(tag, Work::GetId, true)
     }
@@ -208,7 +213,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
     /// Says that the contents of these ranges don't matter any more.
     ///
     /// # Errors
-    /// See [`Invalid`].
+    /// See [`BlkSubmitError`].
     pub fn discard(&mut self, tag: u64, ranges: &[Range]) -> Result<(), NotSubmitted<B>> {
         self.with_ranges(tag, ranges, Work::Discard, self.info.discard)
     }
@@ -216,7 +221,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
     /// Zeroes these ranges.
     ///
     /// # Errors
-    /// See [`Invalid`].
+    /// See [`BlkSubmitError`].
     pub fn write_zeroes(&mut self, tag: u64, ranges: &[Range]) -> Result<(), NotSubmitted<B>> {
         self.with_ranges(tag, ranges, Work::WriteZeroes, self.info.write_zeroes)
     }
@@ -226,7 +231,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
             true => self.submit(tag, 0, 0, &[], work),
             false => Err(NotSubmitted {
                 work,
-                why: Invalid::NotOffered,
+                why: BlkSubmitError::NotOffered,
             }),
         }
     }
@@ -246,48 +251,52 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
 
     /// Whether bios can be asked of the device; answers their segments.
     #[inline]
-    fn check_bios(&self, bios: &[Bio<B>]) -> Result<usize, Invalid> {
+    fn check_bios(&self, bios: &[Bio<B>]) -> Result<usize, BlkSubmitError> {
         let mut segments = 0usize;
         for bio in bios {
             if bio.transfer == Transfer::Write && self.info.read_only {
-                return Err(Invalid::ReadOnly);
+                return Err(BlkSubmitError::ReadOnly);
             }
-            let end = bio.end().ok_or(Invalid::OutOfRange)?;
+            let end = bio.end().ok_or(BlkSubmitError::OutOfRange)?;
             if end > self.info.capacity {
-                return Err(Invalid::OutOfRange);
+                return Err(BlkSubmitError::OutOfRange);
             }
             for buffer in &bio.data {
                 segments = segments.saturating_add(1);
                 let max = usize::try_from(self.info.size_max).unwrap_or(usize::MAX);
                 if buffer.region().len() > max {
-                    return Err(Invalid::Segments);
+                    return Err(BlkSubmitError::Segments);
                 }
             }
         }
         let most = usize::try_from(self.info.seg_max).unwrap_or(usize::MAX);
         if segments > most {
-            return Err(Invalid::Segments);
+            return Err(BlkSubmitError::Segments);
         }
         Ok(segments)
     }
 
-    fn check_ranges(&self, ranges: &[Range], limits: Option<RangeLimits>) -> Result<(), Invalid> {
-        let limits = limits.ok_or(Invalid::NotOffered)?;
+    fn check_ranges(
+        &self,
+        ranges: &[Range],
+        limits: Option<RangeLimits>,
+    ) -> Result<(), BlkSubmitError> {
+        let limits = limits.ok_or(BlkSubmitError::NotOffered)?;
         if self.info.read_only {
-            return Err(Invalid::ReadOnly);
+            return Err(BlkSubmitError::ReadOnly);
         }
         let most = usize::try_from(limits.ranges).unwrap_or(usize::MAX);
         if ranges.len() > most.min(self.ranges) {
-            return Err(Invalid::NotOffered);
+            return Err(BlkSubmitError::NotOffered);
         }
         for range in ranges {
             let sectors = range.num_sectors.get();
             let end = range.sector.get().checked_add(u64::from(sectors));
             if end.is_none_or(|end| end > self.info.capacity) {
-                return Err(Invalid::OutOfRange);
+                return Err(BlkSubmitError::OutOfRange);
             }
             if sectors > limits.sectors {
-                return Err(Invalid::NotOffered);
+                return Err(BlkSubmitError::NotOffered);
             }
         }
         Ok(())
@@ -303,7 +312,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         work: Work<B>,
     ) -> Result<(), NotSubmitted<B>> {
         let Some(mut pending) = self.spare.pop() else {
-            let why = Invalid::Queue(Refusal::Full);
+            let why = BlkSubmitError::Queue(Refusal::Full);
             return Err(NotSubmitted { work, why });
         };
         pending.0.prepare(tag, sector, ranges, work);
@@ -312,13 +321,13 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         let count = segments.saturating_add(payload).saturating_add(2);
         let lists = pending.0.work.bios().len().saturating_add(3);
         let started = self.queue.start_buf(pending, count, lists);
-        match started.and_then(Pending::fill) {
+        match started.and_then(PendingRequest::fill) {
             Ok(()) => Ok(()),
             Err(Refused { token, why }) => {
                 let mut pending = token;
                 let work = core::mem::replace(&mut pending.0.work, Work::Flush);
                 self.spare.push(pending);
-                let why = Invalid::Queue(why);
+                let why = BlkSubmitError::Queue(why);
                 Err(NotSubmitted { work, why })
             }
         }
@@ -329,7 +338,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
     /// # Errors
     /// The device broke the queue; it has to be reset.
     #[inline]
-    pub fn poll(&mut self) -> Result<Option<Done<B>>, Broken> {
+    pub fn poll(&mut self) -> Result<Option<CompletedRequest<B>>, Broken> {
         let Some(completion) = self.queue.pop()? else {
             return Ok(None);
         };
@@ -337,20 +346,20 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
     }
 
     #[inline]
-    fn finish(&mut self, mut pending: Pending<B>) -> Done<B> {
+    fn finish(&mut self, mut pending: PendingRequest<B>) -> CompletedRequest<B> {
         let slot = &mut *pending.0;
         let result = match slot.frame.get::<u8>(STATUS_AT) {
             Some(status::OK) => Ok(()),
-            Some(status::IOERR) => Err(Failure::Io),
-            Some(status::UNSUPP) => Err(Failure::Unsupported),
-            other => Err(Failure::Status(other.unwrap_or(NOT_WRITTEN))),
+            Some(status::IOERR) => Err(RequestError::Io),
+            Some(status::UNSUPP) => Err(RequestError::Unsupported),
+            other => Err(RequestError::Status(other.unwrap_or(NOT_WRITTEN))),
         };
         let work = core::mem::replace(&mut slot.work, Work::Flush);
         let id = match (&work, result) {
             (Work::GetId, Ok(())) => slot.frame.get(PAYLOAD_AT),
             _ => None,
         };
-        let done = Done {
+        let done = CompletedRequest {
             tag: slot.tag,
             work,
             result,
@@ -368,7 +377,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
     pub fn reclaim(
         &mut self,
         proof: &ResetProof,
-        mut each: impl FnMut(Done<B>),
+        mut each: impl FnMut(CompletedRequest<B>),
     ) -> Result<(), NotProven> {
         for pending in self.queue.take_back(proof)? {
             each(self.finish(pending));
@@ -376,10 +385,10 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         Ok(())
     }
 
-    passed_on!();
+    queue_methods!();
 }
 
-impl<B: DmaBuf> Slot<B> {
+impl<B: DmaBuf> RequestSlot<B> {
     #[inline]
     fn prepare(&mut self, tag: u64, sector: u64, ranges: &[Range], work: Work<B>) {
         let header = RequestHeader {
@@ -438,7 +447,7 @@ impl<B: DmaBuf> Slot<B> {
     }
 }
 
-impl<B: DmaBuf> Pending<B> {
+impl<B: DmaBuf> PendingRequest<B> {
     /// Adds everything to the buffer. What can't be added, `end_buf` refuses.
     #[inline]
     fn fill<M: DmaMap>(mut buffer: Builder<'_, Self, M, Readable>) -> Result<(), Refused<Self>> {

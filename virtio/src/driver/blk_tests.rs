@@ -6,7 +6,7 @@ use crate::device::chain::Chain;
 use crate::device::queue::ActiveQueue;
 use crate::driver::{IndirectPolicy, QueueOptions, Window};
 use crate::mem::PlainRam;
-use crate::mem::testbed::Bed;
+use crate::mem::testbed::Testbed;
 use crate::scatterlist::ScatterList;
 use crate::spec::blk::Config;
 use crate::spec::feature::{EVENT_IDX, INDIRECT_DESC};
@@ -16,7 +16,7 @@ const RANGES: usize = 4;
 const ALL: u64 = FEATURES & !feature::RO;
 
 struct Rig {
-    bed: Bed,
+    bed: Testbed,
     blk: Blk<DmaBytes, Window>,
     device: ActiveQueue<PlainRam>,
     disk: Vec<u8>,
@@ -44,7 +44,7 @@ fn info(features: u64) -> Info {
 
 impl Rig {
     fn new(features: u64, policy: IndirectPolicy) -> Self {
-        let mut bed = Bed::new(1 << 20);
+        let mut bed = Testbed::new(1 << 20);
         let ring = EVENT_IDX | INDIRECT_DESC;
         let options = QueueOptions::new(16, ring).tables(16).policy(policy);
         let queue = bed.queue(options);
@@ -115,7 +115,7 @@ impl Rig {
     }
 
     /// Submits, lets the device work and takes the answer.
-    fn run(&mut self, submit: impl FnOnce(&mut Blk<DmaBytes, Window>)) -> Done {
+    fn run(&mut self, submit: impl FnOnce(&mut Blk<DmaBytes, Window>)) -> CompletedRequest {
         submit(&mut self.blk);
         let _ = self.blk.publish();
         self.serve();
@@ -240,7 +240,7 @@ fn discards_and_zeroes_carry_their_ranges_as_a_payload() {
     assert!(![1, 3, 5, 14, 19, 21, 39, 56].into_iter().any(zero));
 }
 
-fn why(submitted: Result<(), NotSubmitted>) -> Invalid {
+fn why(submitted: Result<(), NotSubmitted>) -> BlkSubmitError {
     submitted.expect_err("refused").why
 }
 
@@ -248,12 +248,12 @@ fn why(submitted: Result<(), NotSubmitted>) -> Invalid {
 fn what_the_device_would_refuse_is_not_submitted_and_comes_back() {
     let mut rig = Rig::new(ALL, IndirectPolicy::Auto);
     for (sector, pieces, expected) in [
-        (0, &[100][..], Invalid::OutOfRange),
-        (0, &[], Invalid::OutOfRange),
-        (63, &[512, 512], Invalid::OutOfRange),
-        (u64::MAX, &[512], Invalid::OutOfRange),
-        (0, &[512; 7], Invalid::Segments),
-        (0, &[4608], Invalid::Segments),
+        (0, &[100][..], BlkSubmitError::OutOfRange),
+        (0, &[], BlkSubmitError::OutOfRange),
+        (63, &[512, 512], BlkSubmitError::OutOfRange),
+        (u64::MAX, &[512], BlkSubmitError::OutOfRange),
+        (0, &[512; 7], BlkSubmitError::Segments),
+        (0, &[4608], BlkSubmitError::Segments),
     ] {
         let bio = rig.bio(Transfer::Read, sector, pieces);
         let refused = rig.blk.bio(0, bio).unwrap_err();
@@ -265,39 +265,39 @@ fn what_the_device_would_refuse_is_not_submitted_and_comes_back() {
     }
     assert_eq!(
         why(rig.blk.discard(0, &[range(60, 5, 0)])),
-        Invalid::OutOfRange
+        BlkSubmitError::OutOfRange
     );
     assert_eq!(
         why(rig.blk.discard(0, &[range(u64::MAX, 5, 0)])),
-        Invalid::OutOfRange
+        BlkSubmitError::OutOfRange
     );
     assert_eq!(
         why(rig.blk.discard(0, &[range(0, 9, 0)])),
-        Invalid::NotOffered
+        BlkSubmitError::NotOffered
     );
     assert_eq!(
         why(rig.blk.discard(0, &[range(0, 1, 0); 5])),
-        Invalid::NotOffered,
+        BlkSubmitError::NotOffered,
         "no frame"
     );
     assert_eq!(
         why(rig.blk.write_zeroes(0, &[range(0, 1, 0); 3])),
-        Invalid::NotOffered
+        BlkSubmitError::NotOffered
     );
     assert_eq!(rig.blk.in_flight(), 0);
 
     rig.blk.set_info(info(feature::RO));
     let bio = rig.bio(Transfer::Write, 0, &[512]);
-    assert_eq!(why(rig.blk.bio(0, bio)), Invalid::ReadOnly);
-    assert_eq!(why(rig.blk.flush(0)), Invalid::NotOffered);
+    assert_eq!(why(rig.blk.bio(0, bio)), BlkSubmitError::ReadOnly);
+    assert_eq!(why(rig.blk.flush(0)), BlkSubmitError::NotOffered);
     assert_eq!(
         why(rig.blk.discard(0, &[range(0, 1, 0)])),
-        Invalid::NotOffered
+        BlkSubmitError::NotOffered
     );
     rig.blk.set_info(info(feature::RO | feature::DISCARD));
     assert_eq!(
         why(rig.blk.discard(0, &[range(0, 1, 0)])),
-        Invalid::ReadOnly
+        BlkSubmitError::ReadOnly
     );
 }
 
@@ -333,10 +333,10 @@ fn features_decide_which_configuration_fields_count() {
 fn every_status_is_told_apart() {
     let mut rig = Rig::new(ALL, IndirectPolicy::Auto);
     for (status, expected) in [
-        (status::IOERR, Failure::Io),
-        (status::UNSUPP, Failure::Unsupported),
-        (3, Failure::Status(3)),
-        (NOT_WRITTEN, Failure::Status(0xff)),
+        (status::IOERR, RequestError::Io),
+        (status::UNSUPP, RequestError::Unsupported),
+        (3, RequestError::Status(3)),
+        (NOT_WRITTEN, RequestError::Status(0xff)),
     ] {
         rig.force = Some(status);
         let done = rig.run(|blk| blk.get_id(0).unwrap());
@@ -356,7 +356,7 @@ fn a_full_queue_gives_the_bio_back_and_a_reset_all_of_them() {
                 Err(refused) => break refused,
             }
         };
-        assert_eq!(refused.why, Invalid::Queue(Refusal::Full));
+        assert_eq!(refused.why, BlkSubmitError::Queue(Refusal::Full));
         assert_eq!(
             sent,
             if policy == IndirectPolicy::Never {
@@ -371,7 +371,7 @@ fn a_full_queue_gives_the_bio_back_and_a_reset_all_of_them() {
             .reclaim(&proof, |done| tags.push((done.tag, done.result)))
             .unwrap();
         tags.sort_unstable_by_key(|(tag, _)| *tag);
-        let not_done = Err(Failure::Status(NOT_WRITTEN));
+        let not_done = Err(RequestError::Status(NOT_WRITTEN));
         assert_eq!(
             tags,
             (0..sent).map(|tag| (tag, not_done)).collect::<Vec<_>>()
@@ -393,6 +393,6 @@ fn a_lying_device_breaks_the_queue_and_the_driver_says_so() {
     assert_eq!(rig.blk.poll().err(), Some(Broken::NotInFlight(9)));
     assert!(matches!(
         why(rig.blk.flush(1)),
-        Invalid::Queue(Refusal::Broken(_))
+        BlkSubmitError::Queue(Refusal::Broken(_))
     ));
 }

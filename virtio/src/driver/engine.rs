@@ -3,13 +3,13 @@
 
 use super::accounting::{Accounting, Closed, unmap};
 use super::error::{Broken, Refusal};
-use super::open::Open;
+use super::open::OpenBuffer;
 use super::options::IndirectPolicy;
 use crate::mem::dma::{DmaMap, Mappings};
 use crate::mem::driver_ring::DriverRing;
 
 /// Ring, free list and indices of one queue.
-pub(super) struct Core<M: DmaMap> {
+pub(super) struct QueueCore<M: DmaMap> {
     pub(super) ring: DriverRing,
     pub(super) maps: Mappings<M>,
     pub(super) accounting: Accounting,
@@ -21,7 +21,7 @@ pub(super) struct Core<M: DmaMap> {
     pub(super) broken: Option<Broken>,
 }
 
-impl<M: DmaMap> Core<M> {
+impl<M: DmaMap> QueueCore<M> {
     pub(super) fn new(ring: DriverRing, hook: M, policy: IndirectPolicy, event_idx: bool) -> Self {
         let size = ring.size();
         let mut core = Self {
@@ -59,7 +59,11 @@ impl<M: DmaMap> Core<M> {
 
     /// Opens a buffer of up to `count` segments from up to `lists` lists.
     #[inline(always)]
-    pub(super) fn open(&mut self, count: usize, lists: usize) -> Result<Open<'_, M>, Refusal> {
+    pub(super) fn open(
+        &mut self,
+        count: usize,
+        lists: usize,
+    ) -> Result<OpenBuffer<'_, M>, Refusal> {
         if let Some(broken) = self.broken {
             return Err(Refusal::Broken(broken));
         }
@@ -80,7 +84,7 @@ impl<M: DmaMap> Core<M> {
             accounting,
             ..
         } = self;
-        Ok(Open::new(ring, maps, accounting, table, count, lists))
+        Ok(OpenBuffer::new(ring, maps, accounting, table, count, lists))
     }
 
     /// Whether a buffer of `count` segments goes into its slot's table.

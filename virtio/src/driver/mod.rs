@@ -7,7 +7,7 @@
 //! for how a buffer is built.
 
 #[macro_use]
-mod passed_on;
+mod queue_methods;
 
 mod accounting;
 pub mod blk;

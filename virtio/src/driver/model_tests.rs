@@ -13,7 +13,7 @@ use crate::device::chain::Chain;
 use crate::device::queue::{ActiveQueue, Interrupt};
 use crate::driver::{Bounce, DmaBytes, DmaMap, IndirectPolicy, Kick, Queue, QueueOptions, Refusal};
 use crate::mem::PlainRam;
-use crate::mem::testbed::Bed;
+use crate::mem::testbed::Testbed;
 use crate::scatterlist::ScatterList;
 use crate::spec::feature::{EVENT_IDX, INDIRECT_DESC};
 use crate::tier;
@@ -67,7 +67,7 @@ struct Model {
 }
 
 struct Play<M: DmaMap> {
-    bed: Bed,
+    bed: Testbed,
     queue: Queue<Token, M>,
     device: ActiveQueue<PlainRam>,
     held: Vec<(Chain<PlainRam>, Expected)>,
@@ -130,7 +130,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 impl<M: DmaMap> Play<M> {
-    fn new(mut bed: Bed, features: u64, queue: Queue<Token, M>) -> Self {
+    fn new(mut bed: Testbed, features: u64, queue: Queue<Token, M>) -> Self {
         let device = bed.device_end(queue.areas(), features);
         let spare = (0..200).map(|_| bed.take(LEN)).collect();
         Self {
@@ -379,7 +379,7 @@ fn play(
     policy: IndirectPolicy,
     steps: Vec<Step>,
 ) -> Result<(), TestCaseError> {
-    let mut bed = Bed::new(1 << 17);
+    let mut bed = Testbed::new(1 << 17);
     let options = QueueOptions::new(size, features).tables(8).policy(policy);
     let queue = bed.queue(options);
     run(Play::new(bed, features, queue), features, steps)
@@ -417,7 +417,7 @@ proptest! {
     #[test]
     fn both_ends_agree_through_bounce_memory(indirect: bool, steps in steps()) {
         let features = if indirect { EVENT_IDX | INDIRECT_DESC } else { EVENT_IDX };
-        let mut bed = Bed::new(1 << 18);
+        let mut bed = Testbed::new(1 << 18);
         let memory = bed.take(256 * 512);
         let bus = bed.address(&memory);
         let hook = Bounce::new(memory, bus, bed.window()).unwrap();
@@ -445,7 +445,7 @@ fn exhaust(size: u16, features: u64, policy: IndirectPolicy) {
         .flat_map(|out| (0..=usize::from(size) - out).map(move |ins| (out, ins)))
         .filter(|(out, ins)| out + ins > 0)
         .collect();
-    let mut bed = Bed::new(1 << 18);
+    let mut bed = Testbed::new(1 << 18);
     let queue = bed.queue(
         QueueOptions::new(size, features)
             .tables(size)

@@ -12,7 +12,7 @@ mod control;
 mod receive;
 mod transmit;
 
-pub use control::{Ack, Control, PendingControl};
+pub use control::{Ack, NetControl, PendingNetControl};
 pub use receive::{
     BIG_LEN, Packet, PendingReceive, ReceiveError, ReceiveMode, Receiver, SMALL_LEN,
 };
@@ -25,7 +25,7 @@ pub const FRAME_LEN: usize = 64;
 
 /// Why a buffer or packet was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
+pub enum NetSubmitError {
     /// The queue did not take it; if it is full, publish and poll.
     #[error(transparent)]
     Queue(#[from] Refusal),

@@ -5,7 +5,7 @@ use super::*;
 use crate::device::queue::ActiveQueue;
 use crate::driver::{Broken, DmaBytes, Queue, QueueOptions, Window};
 use crate::mem::PlainRam;
-use crate::mem::testbed::Bed;
+use crate::mem::testbed::Testbed;
 use crate::scatterlist::ScatterList;
 use crate::spec::feature::{EVENT_IDX, INDIRECT_DESC};
 use crate::spec::net::{Header, ctrl, feature};
@@ -13,21 +13,21 @@ use zerocopy::IntoBytes;
 
 const RING: u64 = EVENT_IDX | INDIRECT_DESC;
 
-fn queue<T>(bed: &mut Bed, size: u16) -> (Queue<T, Window>, ActiveQueue<PlainRam>) {
+fn queue<T>(bed: &mut Testbed, size: u16) -> (Queue<T, Window>, ActiveQueue<PlainRam>) {
     let queue = bed.queue(QueueOptions::new(size, RING).tables(size));
     let device = bed.device_end(queue.areas(), RING);
     (queue, device)
 }
 
 struct Rx {
-    bed: Bed,
+    bed: Testbed,
     driver: Receiver<DmaBytes, Window>,
     device: ActiveQueue<PlainRam>,
 }
 
 impl Rx {
     fn new(mode: ReceiveMode) -> Self {
-        let mut bed = Bed::new(1 << 20);
+        let mut bed = Testbed::new(1 << 20);
         let (queue, device) = queue(&mut bed, 32);
         let frames = bed.take(8 * FRAME_LEN);
         Self {
@@ -37,7 +37,7 @@ impl Rx {
         }
     }
 
-    fn add(&mut self, pieces: &[usize]) -> Result<(), Invalid> {
+    fn add(&mut self, pieces: &[usize]) -> Result<(), NetSubmitError> {
         let pieces = pieces
             .iter()
             .map(|len| self.bed.take(*len))
@@ -105,7 +105,7 @@ fn payload(len: usize) -> Vec<u8> {
 #[test]
 fn small_buffers_take_a_packet_each_behind_a_header_of_the_driver_s() {
     let mut rx = Rx::new(ReceiveMode::Small);
-    assert_eq!(rx.add(&[1517]), Err(Invalid::TooSmall));
+    assert_eq!(rx.add(&[1517]), Err(NetSubmitError::TooSmall));
     rx.add(&[1518]).unwrap();
     rx.add(&[1000, 518]).unwrap();
     let _ = rx.driver.publish();
@@ -123,7 +123,7 @@ fn small_buffers_take_a_packet_each_behind_a_header_of_the_driver_s() {
 #[test]
 fn big_buffers_take_the_largest_packet_in_a_list() {
     let mut rx = Rx::new(ReceiveMode::Big);
-    assert_eq!(rx.add(&[4096; 16]), Err(Invalid::TooSmall));
+    assert_eq!(rx.add(&[4096; 16]), Err(NetSubmitError::TooSmall));
     let mut pieces = vec![4096; 16];
     pieces.push(14);
     rx.add(&pieces).unwrap();
@@ -138,10 +138,10 @@ fn big_buffers_take_the_largest_packet_in_a_list() {
 #[test]
 fn mergeable_buffers_take_a_packet_between_them() {
     let mut rx = Rx::new(ReceiveMode::Mergeable);
-    assert_eq!(rx.add(&[11]), Err(Invalid::TooSmall));
+    assert_eq!(rx.add(&[11]), Err(NetSubmitError::TooSmall));
     assert_eq!(
         rx.add(&[11, 500]),
-        Err(Invalid::TooSmall),
+        Err(NetSubmitError::TooSmall),
         "the header must not be split"
     );
     for _ in 0..6 {
@@ -245,14 +245,14 @@ fn receive_modes_follow_the_features() {
 }
 
 struct Tx {
-    bed: Bed,
+    bed: Testbed,
     driver: Transmitter<DmaBytes, Window>,
     device: ActiveQueue<PlainRam>,
 }
 
 impl Tx {
     fn new(frames: usize) -> Self {
-        let mut bed = Bed::new(1 << 18);
+        let mut bed = Testbed::new(1 << 18);
         let (queue, device) = queue(&mut bed, 16);
         let frames = bed.take(frames * FRAME_LEN);
         Self {
@@ -262,7 +262,7 @@ impl Tx {
         }
     }
 
-    fn send(&mut self, tag: u64, pieces: &[&[u8]]) -> Result<(), (Invalid, usize)> {
+    fn send(&mut self, tag: u64, pieces: &[&[u8]]) -> Result<(), (NetSubmitError, usize)> {
         let pieces: Vec<_> = pieces.iter().map(|piece| self.bed.piece(piece)).collect();
         let header = Header {
             gso_size: 55.into(),
@@ -315,11 +315,11 @@ fn header_and_data_go_out_as_lists_of_their_own_and_the_data_s_is_recycled() {
 fn packets_that_are_not_taken_give_every_piece_back() {
     let mut tx = Tx::new(3);
     let refused = tx.send(0, &[&b"x"[..]; 7]).unwrap_err();
-    assert_eq!(refused, (Invalid::TooManyPieces, 7));
+    assert_eq!(refused, (NetSubmitError::TooManyPieces, 7));
     for tag in 0..3 {
         tx.send(tag, &[&b"x"[..]; 5]).unwrap();
     }
-    let full = Invalid::Queue(Refusal::Full);
+    let full = NetSubmitError::Queue(Refusal::Full);
     assert_eq!(tx.send(3, &[&b"x"[..]; 5]).unwrap_err(), (full, 5));
     tx.take();
     tx.driver.reap(|_| ()).unwrap().unwrap();
@@ -336,10 +336,10 @@ fn packets_that_are_not_taken_give_every_piece_back() {
 
 #[test]
 fn control_commands_are_acknowledged_one_at_a_time() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let (queue, mut device) = queue(&mut bed, 4);
     let frame = bed.take(64);
-    let mut control = Control::new(queue, frame);
+    let mut control = NetControl::new(queue, frame);
     assert_eq!(control.command(0, 0, &[0; 62]), Err(Refusal::TooLong));
     for (answer, expected) in [
         (ctrl::OK, Ack::Ok),

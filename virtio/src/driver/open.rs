@@ -12,7 +12,7 @@ use crate::spec::ring::{DESC_F_NEXT, DESC_F_WRITE, MAX_CHAIN_BYTES};
 
 /// A buffer being built. Nothing of it is in the queue's accounting before `close`: dropping it leaves
 /// the queue as it was, but for descriptors of free slots, which mean nothing.
-pub(super) struct Open<'q, M: DmaMap> {
+pub(super) struct OpenBuffer<'q, M: DmaMap> {
     ring: &'q DriverRing,
     maps: &'q mut Mappings<M>,
     accounting: &'q mut Accounting,
@@ -38,20 +38,20 @@ struct Draft<'q> {
 }
 
 /// A list on its way into a buffer, of which at most so many segments are taken.
-struct Wanted<'l, B: DmaBuf> {
+struct ListPart<'l, B: DmaBuf> {
     list: &'l ScatterList<B>,
     most: u16,
     direction: Direction,
 }
 
 /// Why a walk over a list ended before the list did.
-enum Stop {
+enum ListEnd {
     /// There were as many segments as were asked for, or announced.
     Enough,
     Error(AddError),
 }
 
-impl Stop {
+impl ListEnd {
     /// Whether that is as it should be: if there were as many as were `asked` for.
     #[cold]
     fn judge(self, asked: bool) -> Result<(), AddError> {
@@ -63,13 +63,13 @@ impl Stop {
     }
 }
 
-impl From<AddError> for Stop {
+impl From<AddError> for ListEnd {
     fn from(error: AddError) -> Self {
         Self::Error(error)
     }
 }
 
-impl<'q, M: DmaMap> Open<'q, M> {
+impl<'q, M: DmaMap> OpenBuffer<'q, M> {
     /// A buffer of `count` segments from `lists` lists, for which there are slots and, if it is to
     /// go into a `table`, entries.
     #[inline(always)]
@@ -112,7 +112,7 @@ impl<'q, M: DmaMap> Open<'q, M> {
         direction: Direction,
     ) -> Result<usize, AddError> {
         let before = self.draft.segments;
-        let wanted = Wanted {
+        let wanted = ListPart {
             list,
             most: self.draft.most(nents),
             direction,
@@ -130,16 +130,16 @@ impl<'q, M: DmaMap> Open<'q, M> {
     }
 
     #[inline(always)]
-    fn list_in_table<B: DmaBuf>(&mut self, wanted: &Wanted<'_, B>) -> Result<(), Stop> {
+    fn list_in_table<B: DmaBuf>(&mut self, wanted: &ListPart<'_, B>) -> Result<(), ListEnd> {
         let (ring, draft) = (self.ring, &mut self.draft);
         let mut cells = draft.cells.part(draft.next, wanted.most);
         let first = table_records(ring, ring.table(draft.head));
         let record = first.wrapping_add(usize::from(draft.next));
         let (added, bytes, stopped) = if wanted.list.capacity() < LONG {
-            let mut fill = Fill::new(self.maps, record, draft.next, wanted.direction);
+            let mut fill = TableFill::new(self.maps, record, draft.next, wanted.direction);
             let stopped = wanted.list.each(|buffer| {
-                let cell = cells.next().ok_or(Stop::Enough)?;
-                fill.put(buffer, cell).map_err(Stop::Error)
+                let cell = cells.next().ok_or(ListEnd::Enough)?;
+                fill.put(buffer, cell).map_err(ListEnd::Error)
             });
             (wanted.most.wrapping_sub(cells.left()), fill.bytes, stopped)
         } else {
@@ -151,14 +151,14 @@ impl<'q, M: DmaMap> Open<'q, M> {
     }
 
     #[inline(always)]
-    fn list_in_ring<B: DmaBuf>(&mut self, wanted: &Wanted<'_, B>) -> Result<(), Stop> {
+    fn list_in_ring<B: DmaBuf>(&mut self, wanted: &ListPart<'_, B>) -> Result<(), ListEnd> {
         let (ring, draft) = (self.ring, &mut self.draft);
         let flags = flags(wanted.direction);
         let mut left = wanted.most;
         let mut bytes = 0u64;
         let (mut next, mut last) = (draft.next, draft.last);
         let stopped = wanted.list.each(|buffer| {
-            left = left.checked_sub(1).ok_or(Stop::Enough)?;
+            left = left.checked_sub(1).ok_or(ListEnd::Enough)?;
             let region = buffer.region();
             let len = length(region)?;
             let addr = self
@@ -350,7 +350,7 @@ impl Draft<'_> {
     }
 }
 
-impl<M: DmaMap> Drop for Open<'_, M> {
+impl<M: DmaMap> Drop for OpenBuffer<'_, M> {
     /// Abort: the device never saw the buffer. After `close` there is nothing left to undo.
     #[inline(always)]
     fn drop(&mut self) {
@@ -373,24 +373,24 @@ fn long_list<M: DmaMap, B: DmaBuf>(
     record: usize,
     next: u16,
     cells: Cells<'_>,
-    wanted: &Wanted<'_, B>,
-) -> (u16, u64, Result<(), Stop>) {
-    let mut fill = Fill::new(maps, record, next, wanted.direction);
+    wanted: &ListPart<'_, B>,
+) -> (u16, u64, Result<(), ListEnd>) {
+    let mut fill = TableFill::new(maps, record, next, wanted.direction);
     let places = cells.as_slice();
     let (added, stopped) = wanted
         .list
         .pair(places, |buffer, cell| fill.put(buffer, cell));
     let stopped = match stopped {
         Ok(Ended::List) => Ok(()),
-        Ok(Ended::Places) => Err(Stop::Enough),
-        Err(error) => Err(Stop::Error(error)),
+        Ok(Ended::Places) => Err(ListEnd::Enough),
+        Err(error) => Err(ListEnd::Error(error)),
     };
     let added = u16::try_from(added).unwrap_or(cells.left());
     (added, fill.bytes, stopped)
 }
 
 /// Segments on their way into a table.
-struct Fill<'f, M: DmaMap> {
+struct TableFill<'f, M: DmaMap> {
     maps: &'f mut Mappings<M>,
     /// The number of the next one's mapping.
     record: usize,
@@ -399,7 +399,7 @@ struct Fill<'f, M: DmaMap> {
     tail: Tail,
 }
 
-impl<'f, M: DmaMap> Fill<'f, M> {
+impl<'f, M: DmaMap> TableFill<'f, M> {
     /// Begins at entry `next`.
     #[inline(always)]
     fn new(maps: &'f mut Mappings<M>, record: usize, next: u16, direction: Direction) -> Self {

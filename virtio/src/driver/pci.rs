@@ -3,7 +3,7 @@
 //! It sees one function through [`PciFunction`]: configuration space, and BARs once they are mapped.
 //! Finding functions on a bus and giving BARs addresses is the guest's business. The order of
 //! section 3.1.1 is: [`Pci::new`], [`reset`](Pci::reset), [`negotiate`](Pci::negotiate), queues with
-//! [`set_up_queue`](Pci::set_up_queue), [`go`](Pci::go). Interrupts are polled, or MSI-X vectors set
+//! [`set_up_queue`](Pci::set_up_queue), [`set_driver_ok`](Pci::set_driver_ok). Interrupts are polled, or MSI-X vectors set
 //! with [`Msix`].
 
 use alloc::vec::Vec;
@@ -98,7 +98,7 @@ pub struct Pci<F: PciFunction> {
     device: Option<F::Registers>,
     multiplier: u64,
     /// Where to notify each queue that was set up.
-    bells: Vec<u64>,
+    notify_addresses: Vec<u64>,
     kind: u16,
     id: DeviceId,
 }
@@ -128,7 +128,7 @@ impl<F: PciFunction> Pci<F> {
             isr,
             device: device.map(|(registers, _)| registers),
             multiplier: multiplier.into(),
-            bells: Vec::new(),
+            notify_addresses: Vec::new(),
             kind,
             id: DeviceId::new(),
             function,
@@ -159,7 +159,7 @@ impl<F: PciFunction> Pci<F> {
         self.common.write8(common::DEVICE_STATUS, 0);
         for _ in 0..RESET_READS {
             if self.status() == 0 {
-                self.bells.clear();
+                self.notify_addresses.clear();
                 return Ok(self.id.reset_seen());
             }
             core::hint::spin_loop();
@@ -265,10 +265,10 @@ impl<F: PciFunction> Pci<F> {
         }
         let bell = u64::from(registers.read16(common::QUEUE_NOTIFY_OFF));
         let at = usize::from(index);
-        if self.bells.len() <= at {
-            self.bells.resize(at.saturating_add(1), u64::MAX);
+        if self.notify_addresses.len() <= at {
+            self.notify_addresses.resize(at.saturating_add(1), u64::MAX);
         }
-        if let Some(slot) = self.bells.get_mut(at) {
+        if let Some(slot) = self.notify_addresses.get_mut(at) {
             *slot = bell.saturating_mul(self.multiplier);
         }
         registers.write16(common::QUEUE_ENABLE, 1);
@@ -284,14 +284,14 @@ impl<F: PciFunction> Pci<F> {
     }
 
     /// The device is live from here on.
-    pub fn go(&mut self) {
+    pub fn set_driver_ok(&mut self) {
         self.add_status(status::DRIVER_OK);
     }
 
     /// Tells the device that queue `index` has new buffers.
     #[inline]
     pub fn notify(&self, index: u16) {
-        if let Some(bell) = self.bells.get(usize::from(index)) {
+        if let Some(bell) = self.notify_addresses.get(usize::from(index)) {
             self.notify.write16(*bell, index);
         }
     }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::driver::{Queue, QueueOptions};
-use crate::mem::testbed::{Bed, Function, PlainFunction, registers_in_memory};
+use crate::mem::testbed::{Function, PlainFunction, Testbed, registers_in_memory};
 
 const COMMON_AT: u64 = 0x1000;
 const NOTIFY_AT: u64 = 0x2000;
@@ -242,7 +242,7 @@ fn the_order_of_initialisation_is_that_of_the_specification() {
     assert_eq!(pci.negotiate(0b0110).unwrap(), VERSION_1 | 0b0010);
     assert_eq!(model.borrow().accepted, VERSION_1 | 0b0010);
 
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = bed.queue::<()>(QueueOptions::new(16, 0));
     let areas = queue.areas();
     assert_eq!(queue.publish(), crate::driver::Kick::NotNeeded);
@@ -251,7 +251,7 @@ fn the_order_of_initialisation_is_that_of_the_specification() {
         [8, 16, 32, 0]
     );
     pci.set_up_queue(2, &areas, Some(3)).unwrap();
-    pci.go();
+    pci.set_driver_ok();
     let expected = [
         "reset",
         "status 0x1",
@@ -375,7 +375,7 @@ fn a_device_that_refuses_or_lacks_version_1_is_marked_failed() {
 fn a_reset_is_proven_only_when_the_status_reads_back_zero() {
     let model = Model::new();
     let mut pci = live(&model);
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let options = QueueOptions::new(4, 0);
     let memory = bed.take(options.memory_len());
     let mut queue = Queue::<_, _>::new(options, memory, bed.window(), pci.id()).unwrap();
@@ -404,7 +404,7 @@ fn a_reset_is_proven_only_when_the_status_reads_back_zero() {
 fn queues_that_do_not_fit_and_vectors_that_are_not_there_are_refused() {
     let model = Model::new();
     let mut pci = live(&model);
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let areas = bed.queue::<()>(QueueOptions::new(16, 0)).areas();
     for (queue, size) in [(0, 16), (3, 16)] {
         let refused = pci.set_up_queue(queue, &areas, None);

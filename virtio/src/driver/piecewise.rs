@@ -84,10 +84,10 @@ use core::marker::PhantomData;
 use core::ops::Range;
 
 use super::accounting::Closed;
-use super::engine::Core;
+use super::engine::QueueCore;
 pub use super::error::{AddError, Refusal, Refused};
-use super::open::Open;
-use super::queue::{Book, Queue, Ticket};
+use super::open::OpenBuffer;
+use super::queue::{InFlightTable, Queue, Ticket};
 use crate::mem::dma::{Direction, DmaBuf, DmaMap};
 use crate::scatterlist::ScatterList;
 
@@ -124,8 +124,8 @@ mod sealed {
 #[must_use = "a buffer that is not ended is abandoned"]
 pub struct Builder<'q, T: 'static, M: DmaMap, S: State = Readable> {
     // Dropped before the token: undoes mappings of memory the token owns.
-    open: Open<'q, M>,
-    book: &'q mut Book<T>,
+    open: OpenBuffer<'q, M>,
+    in_flight: &'q mut InFlightTable<T>,
     token: T,
     state: PhantomData<S>,
 }
@@ -194,7 +194,7 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
     #[inline(always)]
     pub fn end_buf(self) -> Result<Ticket, Refused<T>> {
         match self.open.close() {
-            Ok(closed) => Ok(self.book.enter(closed, self.token)),
+            Ok(closed) => Ok(self.in_flight.enter(closed, self.token)),
             Err(why) => Err(Refused {
                 token: self.token,
                 why,
@@ -214,7 +214,7 @@ impl<'q, T: 'static, M: DmaMap> Builder<'q, T, M, Readable> {
     pub fn writable(self) -> Builder<'q, T, M, Writable> {
         Builder {
             open: self.open,
-            book: self.book,
+            in_flight: self.in_flight,
             token: self.token,
             state: PhantomData,
         }
@@ -223,7 +223,7 @@ impl<'q, T: 'static, M: DmaMap> Builder<'q, T, M, Readable> {
 
 /// Where [`Builder::add_all`] puts lists: only what the token owns, for `'t`, is taken.
 pub struct Parts<'p, 'q, 't, M: DmaMap> {
-    open: &'p mut Open<'q, M>,
+    open: &'p mut OpenBuffer<'q, M>,
     direction: Direction,
     // Invariant: a shorter 't would let in lists that are borrowed from elsewhere.
     token: PhantomData<fn(&'t ()) -> &'t ()>,
@@ -253,7 +253,7 @@ impl<'t, M: DmaMap> Parts<'_, '_, 't, M> {
     }
 }
 
-impl<M: DmaMap> Open<'_, M> {
+impl<M: DmaMap> OpenBuffer<'_, M> {
     /// Appends segments of which exactly `count` have to come.
     fn exactly<'b, B: DmaBuf>(
         &mut self,
@@ -270,7 +270,7 @@ impl<M: DmaMap> Open<'_, M> {
     }
 }
 
-impl<M: DmaMap> Core<M> {
+impl<M: DmaMap> QueueCore<M> {
     /// One list whose first `outs` segments are readable and the next `ins` writable.
     fn build_buf<B: DmaBuf>(
         &mut self,
@@ -318,11 +318,13 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         count: usize,
         lists: usize,
     ) -> Result<Builder<'_, T, M>, Refused<T>> {
-        let Self { core, book, .. } = self;
+        let Self {
+            core, in_flight, ..
+        } = self;
         match core.open(count, lists) {
             Ok(open) => Ok(Builder {
                 open,
-                book,
+                in_flight,
                 token,
                 state: PhantomData,
             }),
@@ -389,7 +391,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
 
     fn enter(&mut self, built: Result<Closed, Refusal>, token: T) -> Result<Ticket, Refused<T>> {
         match built {
-            Ok(closed) => Ok(self.book.enter(closed, token)),
+            Ok(closed) => Ok(self.in_flight.enter(closed, token)),
             Err(why) => Err(Refused { token, why }),
         }
     }

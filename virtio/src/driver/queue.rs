@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 
 use super::accounting::Closed;
-use super::engine::Core;
+use super::engine::QueueCore;
 pub use super::error::{Broken, NotProven};
 pub use super::options::{IndirectPolicy, QueueOptions};
 use crate::mem::dma::{DmaBytes, DmaMap, Identity};
@@ -85,15 +85,15 @@ pub struct Completion<T> {
 }
 
 /// A slot's entry in the in-flight table. A token says that the buffer is live.
-struct Flight<T> {
+struct InFlightBuffer<T> {
     token: Option<T>,
     closed: Closed,
 }
 
 /// The in-flight table.
-pub(super) struct Book<T> {
+pub(super) struct InFlightTable<T> {
     /// Leaked unless a reset is proven, like everything the device may still use.
-    flights: ManuallyDrop<Box<[Flight<T>]>>,
+    buffers: ManuallyDrop<Box<[InFlightBuffer<T>]>>,
     clamp_lengths: bool,
 }
 
@@ -108,7 +108,7 @@ impl Closed {
     }
 }
 
-impl<T> Book<T> {
+impl<T> InFlightTable<T> {
     fn new(size: u16, clamp_lengths: bool) -> Self {
         let empty = Closed {
             head: 0,
@@ -118,12 +118,12 @@ impl<T> Book<T> {
             writable: 0,
             generation: 0,
         };
-        let flights = (0..size).map(|_| Flight {
+        let buffers = (0..size).map(|_| InFlightBuffer {
             token: None,
             closed: empty,
         });
         Self {
-            flights: ManuallyDrop::new(flights.collect()),
+            buffers: ManuallyDrop::new(buffers.collect()),
             clamp_lengths,
         }
     }
@@ -131,9 +131,9 @@ impl<T> Book<T> {
     /// Enters a closed buffer.
     #[inline]
     pub(super) fn enter(&mut self, closed: Closed, token: T) -> Ticket {
-        if let Some(flight) = self.flights.get_mut(usize::from(closed.head)) {
-            flight.token = Some(token);
-            flight.closed = closed;
+        if let Some(entry) = self.buffers.get_mut(usize::from(closed.head)) {
+            entry.token = Some(token);
+            entry.closed = closed;
         }
         closed.ticket()
     }
@@ -143,29 +143,29 @@ impl<T> Book<T> {
     fn leave(&mut self, id: u32, written: u32) -> Result<(T, Closed), Broken> {
         // Compared before it is cut down to 16 bits.
         let slot = u16::try_from(id).map_err(|_| Broken::NoSuchSlot(id))?;
-        let flight = self.flights.get_mut(usize::from(slot));
-        let flight = flight.ok_or(Broken::NoSuchSlot(id))?;
-        let closed = flight.closed;
+        let entry = self.buffers.get_mut(usize::from(slot));
+        let entry = entry.ok_or(Broken::NoSuchSlot(id))?;
+        let closed = entry.closed;
         let too_long = written > closed.writable && !self.clamp_lengths;
-        if flight.token.is_some() && too_long {
+        if entry.token.is_some() && too_long {
             return Err(Broken::TooLong {
                 slot,
                 claimed: written,
                 writable: closed.writable,
             });
         }
-        let token = flight.token.take().ok_or(Broken::NotInFlight(slot))?;
+        let token = entry.token.take().ok_or(Broken::NotInFlight(slot))?;
         Ok((token, closed))
     }
 
     fn holds(&self, ticket: Ticket) -> bool {
-        let flight = self.flights.get(usize::from(ticket.slot));
-        flight.is_some_and(|it| it.token.is_some() && it.closed.generation == ticket.generation)
+        let entry = self.buffers.get(usize::from(ticket.slot));
+        entry.is_some_and(|it| it.token.is_some() && it.closed.generation == ticket.generation)
     }
 
     fn empty(&mut self, mut each: impl FnMut(T)) {
-        for flight in self.flights.iter_mut() {
-            if let Some(token) = flight.token.take() {
+        for entry in self.buffers.iter_mut() {
+            if let Some(token) = entry.token.take() {
                 each(token);
             }
         }
@@ -175,8 +175,8 @@ impl<T> Book<T> {
 /// The driver's end of one split virtqueue; see the module's description.
 pub struct Queue<T: 'static, M: DmaMap = Identity> {
     /// Leaked, with the hook and the ring's memory, unless a reset is proven.
-    pub(super) core: ManuallyDrop<Core<M>>,
-    pub(super) book: Book<T>,
+    pub(super) core: ManuallyDrop<QueueCore<M>>,
+    pub(super) in_flight: InFlightTable<T>,
     /// Used entries taken, and the used index as last seen.
     taken: u16,
     seen: u16,
@@ -201,8 +201,8 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
             _ => options.policy,
         };
         Ok(Self {
-            core: ManuallyDrop::new(Core::new(ring, hook, policy, options.event_idx)),
-            book: Book::new(options.size, options.clamp_lengths),
+            core: ManuallyDrop::new(QueueCore::new(ring, hook, policy, options.event_idx)),
+            in_flight: InFlightTable::new(options.size, options.clamp_lengths),
             taken: 0,
             seen: 0,
             set_up: device.now(),
@@ -232,7 +232,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
 
     /// Whether this buffer has not come back yet.
     pub fn holds(&self, ticket: Ticket) -> bool {
-        self.book.holds(ticket)
+        self.in_flight.holds(ticket)
     }
 
     /// What broke the queue, if it is broken.
@@ -288,7 +288,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
             return Ok(None);
         }
         let (id, written) = self.core.ring.used_entry(self.taken);
-        let (token, closed) = match self.book.leave(id, written) {
+        let (token, closed) = match self.in_flight.leave(id, written) {
             Ok(left) => left,
             Err(broken) => return Err(self.break_down(broken)),
         };
@@ -346,7 +346,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         self.core.start_over();
         (self.taken, self.seen) = (0, 0);
         self.set_up = self.set_up.restarted();
-        self.book.empty(each);
+        self.in_flight.empty(each);
         Ok(())
     }
 
@@ -370,7 +370,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         if self.reclaim(proof, each).is_err() {
             return Err(self);
         }
-        drop(ManuallyDrop::into_inner(self.book.flights));
+        drop(ManuallyDrop::into_inner(self.in_flight.buffers));
         let core = ManuallyDrop::into_inner(self.core);
         Ok((core.ring.release(), core.maps.into_hook()))
     }

@@ -8,7 +8,7 @@
 use proptest::prelude::*;
 
 use crate::driver::{IndirectPolicy, Queue, QueueOptions, Refusal, Window};
-use crate::mem::testbed::{Bed, raw};
+use crate::mem::testbed::{Testbed, raw};
 use crate::scatterlist::ScatterList;
 use crate::spec::feature::INDIRECT_DESC;
 use crate::tier;
@@ -145,7 +145,7 @@ impl Linux38 {
         self.tables[head as usize].clear();
     }
 
-    fn check(&self, bed: &Bed, queue: &Queue<Token, Window>) -> Result<(), TestCaseError> {
+    fn check(&self, bed: &Testbed, queue: &Queue<Token, Window>) -> Result<(), TestCaseError> {
         let areas = queue.areas();
         let table: Vec<u8> = self.desc.iter().flat_map(|desc| desc.bytes()).collect();
         prop_assert_eq!(bed.read(areas.descriptors, table.len()), table);
@@ -259,7 +259,7 @@ fn compare(size: u16, table: u16, indirect: bool, steps: Vec<Step>) -> Result<()
     let options = QueueOptions::new(size, features)
         .tables(table)
         .policy(IndirectPolicy::Rfc);
-    let mut bed = Bed::new(1 << 17);
+    let mut bed = Testbed::new(1 << 17);
     let mut queue = bed.queue::<Token>(options);
     let areas = queue.areas();
     let ring = QueueOptions::new(size, 0).memory_len() as u64;

@@ -10,8 +10,10 @@
 mod control;
 mod events;
 
-pub use control::{CONTROL_FRAME_LEN, Control, ControlDone, PendingControl, Task};
-pub use events::{EVENT_FRAME_LEN, Events, Happened, PendingEvent};
+pub use control::{
+    CONTROL_FRAME_LEN, CompletedControl, ControlQueue, PendingControl, TaskFunction,
+};
+pub use events::{EVENT_FRAME_LEN, EventQueue, PendingEvent, ReceivedEvent};
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -199,7 +201,7 @@ impl Response {
 
 /// A command that is done.
 #[derive(Debug)]
-pub struct Done<B: DmaBuf = DmaBytes> {
+pub struct CompletedCommand<B: DmaBuf = DmaBytes> {
     /// Its task identifier.
     pub id: u64,
     /// It, with its memory.
@@ -210,29 +212,29 @@ pub struct Done<B: DmaBuf = DmaBytes> {
 
 /// A command in flight: what the queue holds for it.
 #[derive(Debug)]
-pub struct Pending<B: DmaBuf = DmaBytes>(Box<Slot<B>>);
+pub struct PendingCommand<B: DmaBuf = DmaBytes>(Box<CommandSlot<B>>);
 
 #[derive(Debug)]
-struct Slot<B: DmaBuf> {
+struct CommandSlot<B: DmaBuf> {
     frame: DmaBytes,
     id: u64,
     command: Command<B>,
 }
 
 /// The driver of a request queue.
-pub struct Requests<B: DmaBuf = DmaBytes, M: DmaMap = Identity> {
-    queue: Queue<Pending<B>, M>,
-    spare: Vec<Pending<B>>,
+pub struct RequestQueue<B: DmaBuf = DmaBytes, M: DmaMap = Identity> {
+    queue: Queue<PendingCommand<B>, M>,
+    spare: Vec<PendingCommand<B>>,
     seg_max: usize,
 }
 
-impl<B: DmaBuf, M: DmaMap> Requests<B, M> {
+impl<B: DmaBuf, M: DmaMap> RequestQueue<B, M> {
     /// Drives `queue`, with `frames` divided among commands ([`FRAME_LEN`] bytes each); the device
     /// says `config` of itself. As many commands can be in flight as there are frames.
-    pub fn new(queue: Queue<Pending<B>, M>, frames: DmaBytes, config: &Config) -> Self {
+    pub fn new(queue: Queue<PendingCommand<B>, M>, frames: DmaBytes, config: &Config) -> Self {
         let nobody = Lun { target: 0, unit: 0 };
         let pending = |frame| {
-            Pending(Box::new(Slot {
+            PendingCommand(Box::new(CommandSlot {
                 frame,
                 id: 0,
                 command: Command::new(nobody, &[]),
@@ -283,7 +285,7 @@ impl<B: DmaBuf, M: DmaMap> Requests<B, M> {
     /// # Errors
     /// The device broke the queue; it has to be reset.
     #[inline]
-    pub fn poll(&mut self) -> Result<Option<Done<B>>, Broken> {
+    pub fn poll(&mut self) -> Result<Option<CompletedCommand<B>>, Broken> {
         let Some(completion) = self.queue.pop()? else {
             return Ok(None);
         };
@@ -292,10 +294,10 @@ impl<B: DmaBuf, M: DmaMap> Requests<B, M> {
 
     /// Reads the response and makes the frame free again.
     #[inline]
-    fn put_back(&mut self, mut pending: Pending<B>) -> Done<B> {
+    fn put_back(&mut self, mut pending: PendingCommand<B>) -> CompletedCommand<B> {
         let slot = &mut *pending.0;
         let nobody = Command::new(slot.command.lun, &[]);
-        let done = Done {
+        let done = CompletedCommand {
             id: slot.id,
             response: slot.response(),
             command: core::mem::replace(&mut slot.command, nobody),
@@ -312,7 +314,7 @@ impl<B: DmaBuf, M: DmaMap> Requests<B, M> {
     pub fn reclaim(
         &mut self,
         proof: &ResetProof,
-        mut each: impl FnMut(Done<B>),
+        mut each: impl FnMut(CompletedCommand<B>),
     ) -> Result<(), NotProven> {
         for pending in self.queue.take_back(proof)? {
             each(self.put_back(pending));
@@ -320,10 +322,10 @@ impl<B: DmaBuf, M: DmaMap> Requests<B, M> {
         Ok(())
     }
 
-    passed_on!();
+    queue_methods!();
 }
 
-impl<B: DmaBuf> Slot<B> {
+impl<B: DmaBuf> CommandSlot<B> {
     #[inline]
     fn prepare(&mut self, id: u64, command: Command<B>) {
         let header = RequestHeader {

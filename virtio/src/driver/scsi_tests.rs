@@ -4,7 +4,7 @@ use super::*;
 use crate::device::queue::ActiveQueue;
 use crate::driver::{QueueOptions, Window};
 use crate::mem::PlainRam;
-use crate::mem::testbed::Bed;
+use crate::mem::testbed::Testbed;
 use crate::spec::feature::{EVENT_IDX, INDIRECT_DESC};
 use crate::spec::scsi::{Event, event};
 use zerocopy::IntoBytes;
@@ -15,21 +15,21 @@ const LUN: Lun = Lun {
     unit: 0x1234,
 };
 
-fn queue<T>(bed: &mut Bed) -> (Queue<T, Window>, ActiveQueue<PlainRam>) {
+fn queue<T>(bed: &mut Testbed) -> (Queue<T, Window>, ActiveQueue<PlainRam>) {
     let queue = bed.queue(QueueOptions::new(8, RING).tables(8));
     let device = bed.device_end(queue.areas(), RING);
     (queue, device)
 }
 
 struct Rig {
-    bed: Bed,
-    driver: Requests<DmaBytes, Window>,
+    bed: Testbed,
+    driver: RequestQueue<DmaBytes, Window>,
     device: ActiveQueue<PlainRam>,
 }
 
 impl Rig {
     fn new() -> Self {
-        let mut bed = Bed::new(1 << 18);
+        let mut bed = Testbed::new(1 << 18);
         let (queue, device) = queue(&mut bed);
         let frames = bed.take(4 * FRAME_LEN);
         let config = Config {
@@ -37,7 +37,7 @@ impl Rig {
             ..Config::default()
         };
         Self {
-            driver: Requests::new(queue, frames, &config),
+            driver: RequestQueue::new(queue, frames, &config),
             bed,
             device,
         }
@@ -200,19 +200,19 @@ fn units_are_written_in_the_single_level_format_and_read_back() {
 
 #[test]
 fn task_management_names_function_unit_and_task() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let (queue, mut device) = queue(&mut bed);
     let frames = bed.take(2 * CONTROL_FRAME_LEN);
-    let mut driver = Control::new(queue, frames);
+    let mut driver = ControlQueue::new(queue, frames);
     let functions = [
-        (Task::Abort(77), 0, 77),
-        (Task::AbortSet, 1, 0),
-        (Task::ClearAca, 2, 0),
-        (Task::ClearSet, 3, 0),
-        (Task::NexusReset, 4, 0),
-        (Task::UnitReset, 5, 0),
-        (Task::Query(88), 6, 88),
-        (Task::QuerySet, 7, 0),
+        (TaskFunction::Abort(77), 0, 77),
+        (TaskFunction::AbortSet, 1, 0),
+        (TaskFunction::ClearAca, 2, 0),
+        (TaskFunction::ClearSet, 3, 0),
+        (TaskFunction::NexusReset, 4, 0),
+        (TaskFunction::UnitReset, 5, 0),
+        (TaskFunction::Query(88), 6, 88),
+        (TaskFunction::QuerySet, 7, 0),
     ];
     for (task, subtype, id) in functions {
         driver.task(3, LUN, task).unwrap();
@@ -233,26 +233,29 @@ fn task_management_names_function_unit_and_task() {
             .unwrap();
         device.complete(chain, 1);
         let _ = device.publish();
-        let expected = ControlDone {
+        let expected = CompletedControl {
             tag: 3,
             response: response::FUNCTION_SUCCEEDED,
             events: 0,
         };
         assert_eq!(driver.poll().unwrap(), Some(expected));
     }
-    driver.task(1, LUN, Task::AbortSet).unwrap();
-    driver.task(2, LUN, Task::AbortSet).unwrap();
-    assert_eq!(driver.task(3, LUN, Task::AbortSet), Err(Refusal::Full));
+    driver.task(1, LUN, TaskFunction::AbortSet).unwrap();
+    driver.task(2, LUN, TaskFunction::AbortSet).unwrap();
+    assert_eq!(
+        driver.task(3, LUN, TaskFunction::AbortSet),
+        Err(Refusal::Full)
+    );
     driver.reclaim(&bed.proof()).unwrap();
-    driver.task(3, LUN, Task::AbortSet).unwrap();
+    driver.task(3, LUN, TaskFunction::AbortSet).unwrap();
 }
 
 #[test]
 fn asynchronous_notification_answers_the_events_that_will_come() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let (queue, mut device) = queue(&mut bed);
     let frames = bed.take(CONTROL_FRAME_LEN);
-    let mut driver = Control::new(queue, frames);
+    let mut driver = ControlQueue::new(queue, frames);
     for (subscribe, kind) in [(false, 1), (true, 2)] {
         driver.events(5, LUN, 0x14, subscribe).unwrap();
         let _ = driver.publish();
@@ -275,10 +278,10 @@ fn asynchronous_notification_answers_the_events_that_will_come() {
 
 #[test]
 fn events_come_in_buffers_that_go_round() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let (queue, mut device) = queue(&mut bed);
     let frames = bed.take(3 * EVENT_FRAME_LEN);
-    let mut driver = Events::new(queue, frames);
+    let mut driver = EventQueue::new(queue, frames);
     for round in 0..10u32 {
         driver.refill().unwrap();
         let _ = driver.publish();
@@ -293,7 +296,7 @@ fn events_come_in_buffers_that_go_round() {
         chain.writer().write_all(happened.as_bytes()).unwrap();
         device.complete(chain, 16);
         let _ = device.publish();
-        let expected = Happened {
+        let expected = ReceivedEvent {
             event: event::TRANSPORT_RESET,
             lun: Some(LUN),
             reason: round,

@@ -7,7 +7,7 @@
 use alloc::boxed::Box;
 use core::ptr::{self, NonNull};
 
-use crate::mem::dma::{Direction, DmaBuf, DmaBytes, DmaMap, MapError, Place, Window};
+use crate::mem::dma::{Direction, DmaBuf, DmaBytes, DmaMap, MapError, MemoryLocation, Window};
 
 /// Bytes of a slot.
 const SLOT: usize = 512;
@@ -41,7 +41,7 @@ impl Bounce {
     /// Bounces through `memory`, which the device sees at `bus`; rings are found through `rings`.
     /// `None` if the memory's end overflows.
     pub fn new(memory: DmaBytes, bus: u64, rings: Window) -> Option<Self> {
-        let Place::Memory(start) = memory.region().place else {
+        let MemoryLocation::Memory(start) = memory.region().place else {
             return None;
         };
         let window = Window::new(start, u64::try_from(memory.len()).ok()?, bus)?;
@@ -83,7 +83,7 @@ impl Bounce {
     }
 
     fn slot(&self, first: usize) -> Option<NonNull<u8>> {
-        let Place::Memory(start) = self.memory.region().place else {
+        let MemoryLocation::Memory(start) = self.memory.region().place else {
             return None;
         };
         let offset = first

@@ -25,12 +25,12 @@ pub use map::{Direction, DmaMap, Identity, MapError, Window};
 /// Where a piece of memory is, and how long it is.
 #[derive(Clone, Copy, Debug)]
 pub struct DmaRegion {
-    pub(crate) place: Place,
+    pub(crate) place: MemoryLocation,
     pub(crate) len: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Place {
+pub(crate) enum MemoryLocation {
     /// Addressable by this program; a [`DmaMap`] finds the device's address.
     Memory(NonNull<u8>),
     /// The device's own address, known to the caller.
@@ -42,7 +42,7 @@ impl DmaRegion {
     #[inline]
     pub const fn memory(ptr: NonNull<u8>, len: usize) -> Self {
         Self {
-            place: Place::Memory(ptr),
+            place: MemoryLocation::Memory(ptr),
             len,
         }
     }
@@ -51,7 +51,7 @@ impl DmaRegion {
     #[inline]
     pub const fn bus(address: u64, len: usize) -> Self {
         Self {
-            place: Place::Bus(address),
+            place: MemoryLocation::Bus(address),
             len,
         }
     }
@@ -65,9 +65,9 @@ impl DmaRegion {
         }
         let place = match self.place {
             // SAFETY: the start is inside the region or at its end.
-            Place::Memory(ptr) => Place::Memory(unsafe { ptr.add(range.start) }),
-            Place::Bus(address) => {
-                Place::Bus(address.checked_add(u64::try_from(range.start).ok()?)?)
+            MemoryLocation::Memory(ptr) => MemoryLocation::Memory(unsafe { ptr.add(range.start) }),
+            MemoryLocation::Bus(address) => {
+                MemoryLocation::Bus(address.checked_add(u64::try_from(range.start).ok()?)?)
             }
         };
         Some(Self { place, len })

@@ -10,7 +10,7 @@ use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
-use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Place};
+use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, MemoryLocation};
 use crate::ring::{ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET, Word, Words};
 use crate::spec::ring::{DESC_F_INDIRECT, MAX_SIZE};
 
@@ -127,7 +127,7 @@ impl DriverRing {
         let layout = Layout::new(size, table_entries)
             .filter(|layout| layout.total <= have)
             .ok_or(QueueMemoryError::TooSmall { need, have })?;
-        let Place::Memory(base) = memory.region().place else {
+        let MemoryLocation::Memory(base) = memory.region().place else {
             return Err(QueueMemoryError::Unreachable);
         };
         if !base.addr().get().is_multiple_of(LINE) {

@@ -3,7 +3,7 @@
 
 use core::ptr::NonNull;
 
-use crate::mem::dma::{DmaBuf, DmaBytes, Place, Window};
+use crate::mem::dma::{DmaBuf, DmaBytes, MemoryLocation, Window};
 use crate::mem::{Access, GuestRam, RamRegion};
 
 /// One region of memory, never freed.
@@ -29,7 +29,7 @@ impl PlainRam {
     /// named in the ring the device serves.
     pub unsafe fn leak(len: usize, base: u64) -> Option<(Self, DmaBytes)> {
         let bytes = DmaBytes::zeroed(len, 4096)?.leak();
-        let Place::Memory(start) = bytes.region().place else {
+        let MemoryLocation::Memory(start) = bytes.region().place else {
             return None;
         };
         let len = u64::try_from(len).ok()?;

@@ -8,7 +8,7 @@ use core::cell::RefCell;
 use core::ptr::NonNull;
 use std::rc::Rc;
 
-use super::dma::{DmaBuf, DmaBytes, DmaMap, Place, RawSegment, Window};
+use super::dma::{DmaBuf, DmaBytes, DmaMap, MemoryLocation, RawSegment, Window};
 use super::driver_ring::QueueMemoryError;
 use super::mmio::{Mmio, PciFunction, Registers};
 use super::reset::{DeviceId, ResetProof};
@@ -19,13 +19,13 @@ use crate::driver::{Queue, QueueAreas, QueueOptions};
 /// Guest address of the memory.
 pub(crate) const BASE: u64 = 0x10_0000;
 
-pub(crate) struct Bed {
+pub(crate) struct Testbed {
     pub(crate) ram: PlainRam,
     pub(crate) device: DeviceId,
     rest: DmaBytes,
 }
 
-impl Bed {
+impl Testbed {
     pub(crate) fn new(len: usize) -> Self {
         // SAFETY: tests touch lent bytes only through `read` and `write` below.
         let (ram, rest) = unsafe { PlainRam::leak(len, BASE) }.unwrap();
@@ -120,7 +120,7 @@ impl Bed {
     /// The guest address of a piece of this memory.
     pub(crate) fn address(&self, piece: &impl DmaBuf) -> u64 {
         let region = piece.region();
-        let Place::Memory(ptr) = region.place else {
+        let MemoryLocation::Memory(ptr) = region.place else {
             panic!("not memory")
         };
         self.window().shared(ptr, region.len).unwrap()

@@ -11,7 +11,7 @@ const ACK_LEN: usize = 1;
 
 /// A command in flight: what the queue holds for it.
 #[derive(Debug)]
-pub struct PendingControl {
+pub struct PendingNetControl {
     frame: DmaBytes,
     len: usize,
 }
@@ -26,14 +26,14 @@ pub enum Ack {
 }
 
 /// The driver of the control queue: one command at a time.
-pub struct Control<M: DmaMap = Identity> {
-    queue: Queue<PendingControl, M>,
+pub struct NetControl<M: DmaMap = Identity> {
+    queue: Queue<PendingNetControl, M>,
     frame: Option<DmaBytes>,
 }
 
-impl<M: DmaMap> Control<M> {
+impl<M: DmaMap> NetControl<M> {
     /// Drives `queue`; `frame` holds a command, its data and the acknowledgement.
-    pub const fn new(queue: Queue<PendingControl, M>, frame: DmaBytes) -> Self {
+    pub const fn new(queue: Queue<PendingNetControl, M>, frame: DmaBytes) -> Self {
         Self {
             queue,
             frame: Some(frame),
@@ -56,7 +56,7 @@ impl<M: DmaMap> Control<M> {
             self.frame = Some(frame);
             return Err(Refusal::TooLong);
         }
-        let pending = PendingControl { frame, len };
+        let pending = PendingNetControl { frame, len };
         let sent = self.queue.start_buf(pending, 2, 2).and_then(|mut buffer| {
             let _ = buffer.add_all(|it, parts| parts.bytes(&it.frame, 0..it.len));
             let mut buffer = buffer.writable();
@@ -79,7 +79,7 @@ impl<M: DmaMap> Control<M> {
         let Some(completion) = self.queue.pop()? else {
             return Ok(None);
         };
-        let PendingControl { mut frame, len } = completion.token;
+        let PendingNetControl { mut frame, len } = completion.token;
         let ack = match frame.get::<u8>(len) {
             Some(ctrl::OK) => Ack::Ok,
             _ => Ack::Refused,
@@ -98,5 +98,5 @@ impl<M: DmaMap> Control<M> {
             .reclaim(proof, |pending| *frame = Some(pending.frame))
     }
 
-    passed_on!();
+    queue_methods!();
 }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use zerocopy::FromBytes;
 
-use super::{FRAME_LEN, Invalid};
+use super::{FRAME_LEN, NetSubmitError};
 use crate::driver::piecewise::{AddError, Parts, Refusal, Refused};
 use crate::driver::queue::{Broken, NotProven, Queue};
 use crate::mem::dma::{DmaBuf, DmaBufMut, DmaBytes, DmaMap, Identity};
@@ -125,18 +125,18 @@ impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
     /// Adds a buffer; this is set-up and allocates.
     ///
     /// # Errors
-    /// See [`Invalid`]; the buffer comes back.
-    pub fn add(&mut self, data: ScatterList<B>) -> Result<(), (ScatterList<B>, Invalid)> {
+    /// See [`NetSubmitError`]; the buffer comes back.
+    pub fn add(&mut self, data: ScatterList<B>) -> Result<(), (ScatterList<B>, NetSubmitError)> {
         let first = data.iter().next().map_or(0, |piece| piece.region().len());
         let headless = self.mode == ReceiveMode::Mergeable && first < HEADER_SIZE;
         if data.bytes() < self.mode.least() || headless {
-            return Err((data, Invalid::TooSmall));
+            return Err((data, NetSubmitError::TooSmall));
         }
         let frame = match self.mode {
             ReceiveMode::Mergeable => None,
             _ => match self.frames.pop() {
                 Some(frame) => Some(frame),
-                None => return Err((data, Invalid::Queue(Refusal::Full))),
+                None => return Err((data, NetSubmitError::Queue(Refusal::Full))),
             },
         };
         let pending = PendingReceive(Box::new(ReceiveSlot {
@@ -146,7 +146,7 @@ impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
         }));
         self.post(pending).map_err(|(pending, why)| {
             self.frames.extend(pending.0.frame);
-            (pending.0.data, Invalid::Queue(why))
+            (pending.0.data, NetSubmitError::Queue(why))
         })
     }
 
@@ -250,7 +250,7 @@ impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
         Ok(())
     }
 
-    passed_on!();
+    queue_methods!();
 }
 
 impl<B: DmaBufMut> ReceiveSlot<B> {

@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use super::{FRAME_LEN, Invalid};
+use super::{FRAME_LEN, NetSubmitError};
 use crate::driver::piecewise::{Refusal, Refused};
 use crate::driver::queue::{Broken, NotProven, Queue};
 use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Identity};
@@ -52,7 +52,7 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
     /// Sends a packet: its header, and its pieces as a list of their own.
     ///
     /// # Errors
-    /// See [`Invalid`]; `back` gets the pieces.
+    /// See [`NetSubmitError`]; `back` gets the pieces.
     #[inline]
     pub fn send(
         &mut self,
@@ -60,11 +60,11 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
         header: &Header,
         pieces: impl IntoIterator<Item = B>,
         mut back: impl FnMut(B),
-    ) -> Result<(), Invalid> {
+    ) -> Result<(), NetSubmitError> {
         let mut pieces = pieces.into_iter();
         let Some(mut pending) = self.spare.pop() else {
             pieces.for_each(back);
-            return Err(Invalid::Queue(Refusal::Full));
+            return Err(NetSubmitError::Queue(Refusal::Full));
         };
         let slot = &mut *pending.0;
         slot.tag = tag;
@@ -72,7 +72,7 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
         let sent = match slot.data.fill(&mut pieces) {
             Err(piece) => {
                 back(piece);
-                Err((pending, Invalid::TooManyPieces))
+                Err((pending, NetSubmitError::TooManyPieces))
             }
             Ok(filled) => {
                 slot.pieces = filled;
@@ -88,7 +88,10 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
     }
 
     #[inline]
-    fn submit(&mut self, pending: PendingTransmit<B>) -> Result<(), (PendingTransmit<B>, Invalid)> {
+    fn submit(
+        &mut self,
+        pending: PendingTransmit<B>,
+    ) -> Result<(), (PendingTransmit<B>, NetSubmitError)> {
         let count = pending.0.pieces.saturating_add(1);
         let sent = self
             .queue
@@ -102,7 +105,7 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
             });
         match sent {
             Ok(_) => Ok(()),
-            Err(Refused { token, why }) => Err((token, Invalid::Queue(why))),
+            Err(Refused { token, why }) => Err((token, NetSubmitError::Queue(why))),
         }
     }
 
@@ -139,7 +142,7 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
         })
     }
 
-    passed_on!();
+    queue_methods!();
 }
 
 impl<B: DmaBuf> TransmitSlot<B> {

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn readable_and_writable_lists_reach_the_device_and_come_back_with_what_it_wrote() {
     for features in [0, BOTH] {
-        let mut bed = Bed::new(1 << 16);
+        let mut bed = Testbed::new(1 << 16);
         let mut queue = bed.queue::<(List, List)>(QueueOptions::new(8, features).tables(8));
         let mut device = bed.device_end(queue.areas(), features);
         let out = List::from_buffers([bed.piece(b"head"), bed.piece(b"er")]);
@@ -42,7 +42,7 @@ fn readable_and_writable_lists_reach_the_device_and_come_back_with_what_it_wrote
 
 #[test]
 fn a_full_queue_hands_the_token_back_and_takes_it_after_a_pop() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = bed.queue::<List>(QueueOptions::new(4, 0));
     let mut device = bed.device_end(queue.areas(), 0);
     let first = list(&mut bed, &[1, 1, 1]);
@@ -61,7 +61,7 @@ fn a_full_queue_hands_the_token_back_and_takes_it_after_a_pop() {
 
 #[test]
 fn a_buffer_that_is_dropped_was_never_there() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     for features in [0, INDIRECT_DESC] {
         let mut queue = bed.queue::<List>(QueueOptions::new(4, features).tables(4));
         let mut device = bed.device_end(queue.areas(), features);
@@ -86,7 +86,7 @@ fn a_buffer_that_is_dropped_was_never_there() {
 
 #[test]
 fn reservations_hold_and_a_spoiled_buffer_cannot_be_ended() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = bed.queue::<List>(QueueOptions::new(8, 0));
     let over = |buffer: &mut Builder<'_, List, Window>| buffer.add_sg(|list| list, 2);
 
@@ -127,7 +127,7 @@ fn reservations_hold_and_a_spoiled_buffer_cannot_be_ended() {
 
 #[test]
 fn what_can_not_be_a_buffer_is_refused() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = bed.queue::<List>(QueueOptions::new(4, INDIRECT_DESC).tables(4));
     let five = list(&mut bed, &[1; 5]);
     assert_eq!(why(queue.add_inbuf(five, 5, |list| list)), Refusal::TooLong);
@@ -161,7 +161,7 @@ fn a_chain_never_has_more_than_four_gibibytes_nor_its_writable_part_that_many() 
                 .map(|len| crate::mem::testbed::raw(0x1000, *len)),
         )
     };
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = bed.queue::<ScatterList<RawSegment>>(QueueOptions::new(8, 0));
     let too_long = Refusal::Add(AddError::TooLong);
     let half = 1 << 31;
@@ -179,7 +179,7 @@ fn a_chain_never_has_more_than_four_gibibytes_nor_its_writable_part_that_many() 
 
 #[test]
 fn raw_segments_go_in_at_the_address_they_name() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = bed.queue::<ScatterList<RawSegment>>(QueueOptions::new(2, 0));
     let token = ScatterList::from(crate::mem::testbed::raw(0xdead_beef_0000, 77));
     queue.add_inbuf(token, 1, |list| list).unwrap();
@@ -191,7 +191,7 @@ fn raw_segments_go_in_at_the_address_they_name() {
 
 #[test]
 fn lists_are_added_through_links_up_to_an_end_marker_or_nents() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = bed.queue::<List>(QueueOptions::new(8, 0));
     let mut device = bed.device_end(queue.areas(), 0);
     let mut token = List::new(3);
@@ -222,7 +222,7 @@ fn lists_are_added_through_links_up_to_an_end_marker_or_nents() {
 
 #[test]
 fn add_sgs_takes_the_first_lists_as_readable_and_the_others_as_writable() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = bed.queue::<[List; 3]>(QueueOptions::new(8, 0));
     let mut device = bed.device_end(queue.areas(), 0);
     let token = [
@@ -238,7 +238,7 @@ fn add_sgs_takes_the_first_lists_as_readable_and_the_others_as_writable() {
 }
 
 /// A list of up to 40 entries, of which some are empty and one may be the end, linked to one more.
-fn long_list(bed: &mut Bed, seed: u64) -> List {
+fn long_list(bed: &mut Testbed, seed: u64) -> List {
     let mut state = seed;
     let mut below = |limit: u64| {
         state = state
@@ -246,7 +246,7 @@ fn long_list(bed: &mut Bed, seed: u64) -> List {
             .wrapping_add(1);
         usize::try_from((state >> 33) % limit).unwrap()
     };
-    let mut part = |entries: usize, bed: &mut Bed| {
+    let mut part = |entries: usize, bed: &mut Testbed| {
         let mut list = List::new(entries);
         for index in 0..entries {
             if below(5) > 0 {
@@ -272,7 +272,7 @@ fn long_lists_with_gaps_ends_and_links_go_in_whole_as_short_ones_do() {
     const SIZE: u16 = 128;
     for seed in 0..200 {
         for features in [0, INDIRECT_DESC] {
-            let mut bed = Bed::new(1 << 20);
+            let mut bed = Testbed::new(1 << 20);
             let options = QueueOptions::new(SIZE, features).tables(SIZE);
             let mut queue = bed.queue::<List>(options.policy(IndirectPolicy::Rfc));
             let mut device = bed.device_end(queue.areas(), features);

@@ -22,7 +22,7 @@ fn a_used_entry_that_can_not_be_true_breaks_the_queue_for_good() {
     for ((idx, id, len, expected), (features, policy)) in
         lies.flat_map(|lie| kinds.map(|kind| (lie, kind)))
     {
-        let mut bed = Bed::new(1 << 16);
+        let mut bed = Testbed::new(1 << 16);
         let options = QueueOptions::new(4, features).tables(4).policy(policy);
         let mut queue = two_in_flight_of(&mut bed, options);
         bed.forge_used(queue.areas(), idx, id, len);
@@ -61,7 +61,7 @@ fn jump(moved: u16) -> Broken {
 /// QEMU's virtio-scsi counts the data it has read as written.
 #[test]
 fn a_length_that_is_too_long_is_cut_where_that_is_asked_for() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = two_in_flight_of(&mut bed, QueueOptions::new(4, 0).clamp_lengths());
     bed.forge_used(queue.areas(), 1, 0, u32::MAX);
     assert_eq!(queue.pop().unwrap().unwrap().written, 2);
@@ -69,7 +69,7 @@ fn a_length_that_is_too_long_is_cut_where_that_is_asked_for() {
 
 #[test]
 fn a_buffer_completed_twice_breaks_the_queue_and_an_honest_one_before_it_comes_back() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = two_in_flight(&mut bed);
     bed.forge_used(queue.areas(), 1, 1, 8);
     bed.forge_used(queue.areas(), 2, 1, 8);
@@ -79,7 +79,7 @@ fn a_buffer_completed_twice_breaks_the_queue_and_an_honest_one_before_it_comes_b
 
 #[test]
 fn what_the_device_writes_into_the_driver_s_areas_changes_nothing() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = two_in_flight(&mut bed);
     let areas = queue.areas();
     bed.write(areas.descriptors, &[0xff; 64]);

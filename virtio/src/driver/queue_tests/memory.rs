@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn memory_that_is_no_queue_is_refused() {
-    let mut bed = Bed::new(1 << 20);
+    let mut bed = Testbed::new(1 << 20);
     let hook = bed.window();
     let device = DeviceId::new();
     let refused = |size, memory: DmaBytes| {
@@ -27,7 +27,7 @@ fn memory_that_is_no_queue_is_refused() {
 }
 
 /// A queue whose buffers bounce through `slots` slots of memory of the device's own.
-fn bouncing(bed: &mut Bed, slots: usize, tables: u16) -> Queue<List, Bounce> {
+fn bouncing(bed: &mut Testbed, slots: usize, tables: u16) -> Queue<List, Bounce> {
     let memory = bed.take(slots * 512);
     let bus = bed.address(&memory);
     let hook = Bounce::new(memory, bus, bed.window()).unwrap();
@@ -44,7 +44,7 @@ fn private(contents: &[&[u8]]) -> List {
 #[test]
 fn bounced_buffers_carry_bytes_both_ways_and_only_those_the_device_wrote() {
     for tables in [0, 8] {
-        let mut bed = Bed::new(1 << 16);
+        let mut bed = Testbed::new(1 << 16);
         let mut queue = bouncing(&mut bed, 8, tables);
         let mut device = bed.device_end(queue.areas(), INDIRECT_DESC);
         for round in 0..20 {
@@ -71,7 +71,7 @@ fn bounced_buffers_carry_bytes_both_ways_and_only_those_the_device_wrote() {
 #[test]
 fn bounce_memory_comes_back_with_pops_aborts_and_resets() {
     for tables in [0, 8] {
-        let mut bed = Bed::new(1 << 16);
+        let mut bed = Testbed::new(1 << 16);
         let mut queue = bouncing(&mut bed, 3, tables);
         let big = [7u8; 1024];
         for _ in 0..3 {
@@ -102,7 +102,7 @@ fn bounce_memory_comes_back_with_pops_aborts_and_resets() {
 
 #[test]
 fn a_bounced_writable_segment_never_shows_an_earlier_buffer() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = bouncing(&mut bed, 1, 0);
     let mut device = bed.device_end(queue.areas(), INDIRECT_DESC);
     for (outs, ins, token) in [(1, 0, private(&[b"secret"])), (0, 1, private(&[b"......"]))] {

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::driver::{AddError, Bounce, Builder, DmaBuf, MapError, RawSegment, Refusal, Window};
-use crate::mem::testbed::{Bed, elsewhere};
+use crate::mem::testbed::{Testbed, elsewhere};
 use crate::scatterlist::ScatterList;
 use crate::spec::feature::{EVENT_IDX, INDIRECT_DESC};
 use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE};
@@ -22,7 +22,7 @@ const BOTH: u64 = EVENT_IDX | INDIRECT_DESC;
 type List = ScatterList;
 
 /// A list of pieces of these lengths.
-fn list(bed: &mut Bed, lengths: &[usize]) -> List {
+fn list(bed: &mut Testbed, lengths: &[usize]) -> List {
     List::from_buffers(lengths.iter().map(|len| bed.take(*len)).collect::<Vec<_>>())
 }
 
@@ -31,7 +31,7 @@ fn why<T>(refused: Result<Ticket, crate::driver::Refused<T>>) -> Refusal {
 }
 
 /// Descriptor `slot` as address, length, flags, next.
-fn desc(bed: &Bed, areas: QueueAreas, slot: u16) -> (u64, u32, u16, u16) {
+fn desc(bed: &Testbed, areas: QueueAreas, slot: u16) -> (u64, u32, u16, u16) {
     let bytes = bed.read(areas.descriptors + u64::from(slot) * 16, 16);
     (
         u64::from_le_bytes(bytes[..8].try_into().unwrap()),
@@ -42,11 +42,11 @@ fn desc(bed: &Bed, areas: QueueAreas, slot: u16) -> (u64, u32, u16, u16) {
 }
 
 /// A queue of 4 with buffers of 2 + 8 bytes in slots 0 and 1-2.
-fn two_in_flight(bed: &mut Bed) -> Queue<List, Window> {
+fn two_in_flight(bed: &mut Testbed) -> Queue<List, Window> {
     two_in_flight_of(bed, QueueOptions::new(4, 0))
 }
 
-fn two_in_flight_of(bed: &mut Bed, options: QueueOptions) -> Queue<List, Window> {
+fn two_in_flight_of(bed: &mut Testbed, options: QueueOptions) -> Queue<List, Window> {
     let mut queue = bed.queue::<List>(options);
     let (small, large) = (list(bed, &[2]), list(bed, &[1, 8]));
     queue.add_inbuf(small, 1, |list| list).unwrap();

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn spurious_interrupts_find_nothing() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = two_in_flight(&mut bed);
     for _ in 0..3 {
         assert!(queue.pop().unwrap().is_none());
@@ -16,7 +16,7 @@ fn spurious_interrupts_find_nothing() {
 
 /// Drives `rounds` batches through both ends and checks every kick and interrupt decision.
 fn lap(size: u16, batch: u16, features: u64, rounds: u32) {
-    let mut bed = Bed::new(1 << 20);
+    let mut bed = Testbed::new(1 << 20);
     let mut queue = bed.queue::<(u32, DmaBytes)>(QueueOptions::new(size, features));
     let mut device = bed.device_end(queue.areas(), features);
     let mut spare: Vec<_> = (0..size).map(|_| bed.take(8)).collect();
@@ -61,7 +61,7 @@ fn indices_wrap_with_batched_adds_and_no_notification_is_lost() {
 
 #[test]
 fn a_device_that_does_not_ask_is_not_kicked() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     for features in [0, EVENT_IDX] {
         let mut queue = bed.queue::<List>(QueueOptions::new(4, features));
         let mut device = bed.device_end(queue.areas(), features);
@@ -81,7 +81,7 @@ fn a_device_that_does_not_ask_is_not_kicked() {
 #[test]
 fn more_than_two_to_the_sixteen_exposed_buffers_are_not_mistaken_for_few() {
     for over in [0u32, 1, 5] {
-        let mut bed = Bed::new(1 << 16);
+        let mut bed = Testbed::new(1 << 16);
         let mut queue = bed.queue::<DmaBytes>(QueueOptions::new(4, EVENT_IDX));
         let mut device = bed.device_end(queue.areas(), EVENT_IDX);
         let mut token = Some(bed.take(8));
@@ -103,7 +103,7 @@ fn more_than_two_to_the_sixteen_exposed_buffers_are_not_mistaken_for_few() {
 
 #[test]
 fn enabling_interrupts_tells_of_what_came_before() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     for features in [0, EVENT_IDX] {
         let mut queue = bed.queue::<List>(QueueOptions::new(4, features));
         let mut device = bed.device_end(queue.areas(), features);

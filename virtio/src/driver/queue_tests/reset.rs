@@ -4,10 +4,10 @@ use super::*;
 
 #[test]
 fn only_a_later_reset_of_the_same_device_gives_buffers_back() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let earlier = bed.proof();
     let mut queue = two_in_flight(&mut bed);
-    let other = Bed::new(4096).proof();
+    let other = Testbed::new(4096).proof();
     let nothing = |_| panic!("a buffer was given back");
     assert_eq!(queue.reclaim(&earlier, nothing), Err(NotProven));
     assert_eq!(queue.reclaim(&other, nothing), Err(NotProven));
@@ -40,7 +40,7 @@ fn only_a_later_reset_of_the_same_device_gives_buffers_back() {
 
 #[test]
 fn a_queue_that_goes_away_leaks_what_the_device_may_still_use() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let witness = Rc::new(());
     {
         let mut queue = bed.queue::<(List, Rc<()>)>(QueueOptions::new(4, 0));
@@ -61,7 +61,7 @@ fn a_queue_that_goes_away_leaks_what_the_device_may_still_use() {
 
 #[test]
 fn tickets_tell_buffers_of_one_slot_apart() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let mut queue = bed.queue::<List>(QueueOptions::new(1, 0));
     let token = list(&mut bed, &[1]);
     let first = queue.add_inbuf(token, 1, |list| list).unwrap();

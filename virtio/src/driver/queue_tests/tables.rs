@@ -4,7 +4,7 @@ use super::*;
 
 /// Adds `count` one-byte segments under a policy and says whether they went into a table.
 fn goes_indirect(policy: IndirectPolicy, filled: usize, count: usize) -> Option<bool> {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let options = QueueOptions::new(8, INDIRECT_DESC).tables(5).policy(policy);
     let mut queue = bed.queue::<List>(options);
     for _ in 0..filled {
@@ -57,7 +57,7 @@ fn policies_choose_between_ring_and_table() {
 
 #[test]
 fn without_the_feature_nothing_is_indirect_and_no_memory_is_set_aside() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let options = QueueOptions::new(8, 0)
         .tables(8)
         .policy(IndirectPolicy::Always);
@@ -70,7 +70,7 @@ fn without_the_feature_nothing_is_indirect_and_no_memory_is_set_aside() {
 
 #[test]
 fn an_indirect_buffer_takes_one_slot_and_a_table_of_exactly_its_segments() {
-    let mut bed = Bed::new(1 << 16);
+    let mut bed = Testbed::new(1 << 16);
     let options = QueueOptions::new(4, INDIRECT_DESC)
         .tables(4)
         .policy(IndirectPolicy::Rfc);

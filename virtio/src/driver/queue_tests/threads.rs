@@ -74,7 +74,7 @@ fn reap(queue: &mut Queue<(u32, Pair), Window>, spare: &mut Vec<Pair>) {
 #[test]
 fn ends_that_sleep_are_woken_and_see_what_was_written_before() {
     for features in [0, BOTH] {
-        let mut bed = Bed::new(1 << 16);
+        let mut bed = Testbed::new(1 << 16);
         let mut queue = bed.queue::<(u32, Pair)>(QueueOptions::new(16, features).tables(2));
         let device = bed.device_end(queue.areas(), features);
         let mut spare: Vec<_> = (0..7).map(|_| [bed.take(4), bed.take(4)]).collect();

@@ -13,7 +13,7 @@ use crate::spec::scsi::{
 
 /// A task-management function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Task {
+pub enum TaskFunction {
     /// Abort the task of this identifier.
     Abort(u64),
     /// Abort the tasks of this initiator.
@@ -32,7 +32,7 @@ pub enum Task {
     QuerySet,
 }
 
-impl Task {
+impl TaskFunction {
     const fn subtype(self) -> u32 {
         match self {
             Self::Abort(_) => control::ABORT_TASK,
@@ -70,7 +70,7 @@ pub struct PendingControl {
 
 /// A control request that is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ControlDone {
+pub struct CompletedControl {
     /// As given at submission.
     pub tag: u64,
     /// `response::…`.
@@ -80,12 +80,12 @@ pub struct ControlDone {
 }
 
 /// The driver of the control queue.
-pub struct Control<M: DmaMap = Identity> {
+pub struct ControlQueue<M: DmaMap = Identity> {
     queue: Queue<PendingControl, M>,
     frames: Vec<DmaBytes>,
 }
 
-impl<M: DmaMap> Control<M> {
+impl<M: DmaMap> ControlQueue<M> {
     /// Drives `queue`, with `frames` divided among requests ([`CONTROL_FRAME_LEN`] bytes each).
     pub fn new(queue: Queue<PendingControl, M>, frames: DmaBytes) -> Self {
         let slots = usize::from(queue.areas().size);
@@ -99,7 +99,7 @@ impl<M: DmaMap> Control<M> {
     ///
     /// # Errors
     /// The queue did not take it.
-    pub fn task(&mut self, tag: u64, lun: Lun, task: Task) -> Result<(), Refusal> {
+    pub fn task(&mut self, tag: u64, lun: Lun, task: TaskFunction) -> Result<(), Refusal> {
         let request = TaskManagement {
             kind: control::TMF.into(),
             subtype: task.subtype().into(),
@@ -174,7 +174,7 @@ impl<M: DmaMap> Control<M> {
     ///
     /// # Errors
     /// The device broke the queue; it has to be reset.
-    pub fn poll(&mut self) -> Result<Option<ControlDone>, Broken> {
+    pub fn poll(&mut self) -> Result<Option<CompletedControl>, Broken> {
         let Some(completion) = self.queue.pop()? else {
             return Ok(None);
         };
@@ -186,13 +186,13 @@ impl<M: DmaMap> Control<M> {
         } = completion.token;
         let done = if answer == size_of::<AsyncNotificationResponse>() {
             let answer: AsyncNotificationResponse = frame.get(ANSWER_AT).unwrap_or_default();
-            ControlDone {
+            CompletedControl {
                 tag,
                 response: answer.response,
                 events: answer.event_actual.get(),
             }
         } else {
-            ControlDone {
+            CompletedControl {
                 tag,
                 response: frame.get(ANSWER_AT).unwrap_or(response::FAILURE),
                 events: 0,
@@ -212,5 +212,5 @@ impl<M: DmaMap> Control<M> {
             .reclaim(proof, |pending| frames.push(pending.frame))
     }
 
-    passed_on!();
+    queue_methods!();
 }

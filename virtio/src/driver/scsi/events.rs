@@ -11,7 +11,7 @@ use crate::spec::scsi::{Event, event};
 
 /// What happened on the device's own account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Happened {
+pub struct ReceivedEvent {
     /// `event::…`, without the bit that says events were missed.
     pub event: u32,
     /// To which unit, if it names one.
@@ -30,12 +30,12 @@ pub const EVENT_FRAME_LEN: usize = 64;
 pub struct PendingEvent(DmaBytes);
 
 /// The driver of the event queue.
-pub struct Events<M: DmaMap = Identity> {
+pub struct EventQueue<M: DmaMap = Identity> {
     queue: Queue<PendingEvent, M>,
     idle: Vec<DmaBytes>,
 }
 
-impl<M: DmaMap> Events<M> {
+impl<M: DmaMap> EventQueue<M> {
     /// Drives `queue`, with `frames` divided into event buffers ([`EVENT_FRAME_LEN`] bytes each),
     /// which go to the device with [`refill`](Self::refill).
     pub fn new(queue: Queue<PendingEvent, M>, frames: DmaBytes) -> Self {
@@ -73,14 +73,14 @@ impl<M: DmaMap> Events<M> {
     ///
     /// # Errors
     /// The device broke the queue; it has to be reset.
-    pub fn poll(&mut self) -> Result<Option<Happened>, Broken> {
+    pub fn poll(&mut self) -> Result<Option<ReceivedEvent>, Broken> {
         let Some(completion) = self.queue.pop()? else {
             return Ok(None);
         };
         let mut frame = completion.token.0;
         let happened: Event = frame.get(0).unwrap_or_default();
         self.idle.push(frame);
-        Ok(Some(Happened {
+        Ok(Some(ReceivedEvent {
             event: happened.event.get() & !event::MISSED,
             lun: Lun::from_bytes(happened.lun),
             reason: happened.reason.get(),
@@ -97,5 +97,5 @@ impl<M: DmaMap> Events<M> {
         self.queue.reclaim(proof, |pending| idle.push(pending.0))
     }
 
-    passed_on!();
+    queue_methods!();
 }

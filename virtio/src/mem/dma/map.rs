@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use core::mem;
 use core::ptr::NonNull;
 
-use super::{DmaRegion, Place};
+use super::{DmaRegion, MemoryLocation};
 
 /// What the device does with a piece of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,8 +198,8 @@ impl<M: DmaMap> Mappings<M> {
         direction: Direction,
     ) -> Result<u64, MapError> {
         let (address, mapping) = match region.place {
-            Place::Bus(address) => (address, None),
-            Place::Memory(ptr) => {
+            MemoryLocation::Bus(address) => (address, None),
+            MemoryLocation::Memory(ptr) => {
                 // SAFETY: the region is a `DmaBuf`'s, valid and unreachable to others while the
                 // queue holds it; `len` is the region's length.
                 let (address, mapping) = unsafe { self.hook.map(ptr, len, direction)? };

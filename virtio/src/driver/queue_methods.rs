@@ -1,7 +1,7 @@
 //! What the drivers of all kinds of queues pass on to theirs as it is.
 
 /// Defines those calls for a type with a `queue`.
-macro_rules! passed_on {
+macro_rules! queue_methods {
     () => {
         /// Shows the device what was handed in; see
         /// [`Queue::publish`](crate::driver::Queue::publish).
