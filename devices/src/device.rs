@@ -19,7 +19,7 @@ pub use crate::sources::{Interest, Registry, Source, Trigger};
 pub type Queue = ActiveQueue<Ram>;
 
 /// One request of a [`Queue`].
-pub type Chain = splitring_virtio::device::chain::Chain<Ram>;
+pub type DescriptorChain = splitring_virtio::device::chain::DescriptorChain<Ram>;
 
 /// What a device is to its driver, and to whoever lists the bus: the same for all devices of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

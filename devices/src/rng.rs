@@ -9,8 +9,8 @@ use splitring_virtio::spec::id;
 
 use crate::debug::opaque_debug;
 use crate::device::{
-    Broken, Cause, Chain, DeviceKind, Outcome, QueueHandler, QueueSet, Start, StartError, Task,
-    VirtioDevice,
+    Broken, Cause, DescriptorChain, DeviceKind, Outcome, QueueHandler, QueueSet, Start, StartError,
+    Task, VirtioDevice,
 };
 use crate::log;
 use crate::throttle::Throttle;
@@ -112,7 +112,7 @@ impl QueueHandler for RngQueue {
 
 impl RngQueue {
     /// Fills the writable part, as far as one request may go, and returns how far. Readable bytes mean nothing.
-    fn fill(&self, chain: &mut Chain) -> u32 {
+    fn fill(&self, chain: &mut DescriptorChain) -> u32 {
         let mut writer = chain.writer();
         let mut left = writer.remaining().min(MAX_BYTES);
         let mut block = [0; BLOCK];

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
-use crate::device::Chain;
+use crate::device::DescriptorChain;
 use crate::testing::probe;
 
 /// What a [`Slow`] handler's backend may be done with, and how often it was asked.
@@ -29,7 +29,7 @@ impl Backend {
 /// Gives every chain to its backend.
 struct Slow {
     backend: Arc<Backend>,
-    kept: VecDeque<Chain>,
+    kept: VecDeque<DescriptorChain>,
     breaks: bool,
 }
 

@@ -8,7 +8,7 @@ use splitring_tests::arena::{
     self, ArenaRam, BouncingHal, PeerTransport, QueueAddresses, SharedDevice, arena, peer_add,
     peer_pop,
 };
-use splitring_virtio::device::chain::Chain;
+use splitring_virtio::device::chain::DescriptorChain;
 use splitring_virtio::device::queue::{ActiveQueue, QueueConfig, RingFeatures};
 use splitring_virtio::spec::blk::{self, RequestHeader};
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
@@ -32,7 +32,7 @@ fn activate(areas: &QueueAddresses, features: u64) -> OurDevice {
 }
 
 /// Serves every chain and publishes once.
-fn serve(device: &mut OurDevice, mut answer: impl FnMut(&mut Chain<ArenaRam>) -> u32) {
+fn serve(device: &mut OurDevice, mut answer: impl FnMut(&mut DescriptorChain<ArenaRam>) -> u32) {
     while let Some(mut chain) = device.pop().unwrap() {
         let written = answer(&mut chain);
         device.complete(chain, written);
@@ -41,7 +41,7 @@ fn serve(device: &mut OurDevice, mut answer: impl FnMut(&mut Chain<ArenaRam>) ->
     let _ = device.enable_notification();
 }
 
-fn read(chain: &Chain<ArenaRam>) -> Vec<u8> {
+fn read(chain: &DescriptorChain<ArenaRam>) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(chain.readable_len()).unwrap()];
     chain.reader().read_exact(&mut bytes).unwrap();
     bytes
@@ -132,7 +132,7 @@ fn disk(offered: u64) -> (PeerTransport, Rc<RefCell<Vec<u8>>>) {
     (transport, disk)
 }
 
-fn block(chain: &mut Chain<ArenaRam>, disk: &mut [u8]) -> u32 {
+fn block(chain: &mut DescriptorChain<ArenaRam>, disk: &mut [u8]) -> u32 {
     let mut reader = chain.reader();
     let header: RequestHeader = reader.read_obj().unwrap();
     let mut data = vec![0; usize::try_from(reader.remaining()).unwrap()];

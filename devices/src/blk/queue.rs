@@ -12,7 +12,7 @@ use splitring_virtio::spec::blk::{ID_BYTES, status};
 use super::request::{HEADER, Limits, NoStatus, Piece, Verdict, parse};
 use super::shared::Shared;
 use crate::device::{
-    Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, SHOW_AFTER, Source,
+    Broken, Cause, DescriptorChain, Outcome, Queue, QueueHandler, QueueSet, SHOW_AFTER, Source,
 };
 use crate::disk::metrics::{self, RequestKind};
 use crate::disk::{Completion, Data, DiskOp, DiskQueue, IoFault};
@@ -42,7 +42,7 @@ pub(super) struct BlkQueue {
     requests: Vec<Request>,
     free: Vec<u16>,
     /// Taken from the ring while the disk had no room or a rate limit held it back.
-    held: Option<Chain>,
+    held: Option<DescriptorChain>,
     /// When the disk is to be asked again, if a rate limit holds a request back.
     ready_at: Option<Instant>,
     /// Completions under way; kept for its room.
@@ -51,7 +51,7 @@ pub(super) struct BlkQueue {
 
 /// A request in flight.
 struct Request {
-    chain: Option<Chain>,
+    chain: Option<DescriptorChain>,
     kind: RequestKind,
     /// Bytes it moves, frees or zeroes.
     bytes: u64,
@@ -124,7 +124,7 @@ impl BlkQueue {
         &mut self,
         queue: &mut Queue,
         tag: u16,
-        mut chain: Chain,
+        mut chain: DescriptorChain,
         now: u64,
     ) -> Result<(), Broken> {
         match self.start(tag, &mut chain, now) {
@@ -162,7 +162,7 @@ impl BlkQueue {
     fn start(
         &mut self,
         tag: u16,
-        chain: &mut Chain,
+        chain: &mut DescriptorChain,
         now: u64,
     ) -> Result<Option<(u8, u64)>, NoStatus> {
         let Some(request) = self.requests.get_mut(usize::from(tag)) else {
@@ -308,7 +308,7 @@ impl Request {
 
 /// Completes a chain that ended well. A read has filled all but the status; anything else has written the status alone,
 /// and what of a writable part is in front of it is as the driver left it (section 2.7.8.2).
-fn answer_ok(queue: &mut Queue, chain: Chain, kind: RequestKind) {
+fn answer_ok(queue: &mut Queue, chain: DescriptorChain, kind: RequestKind) {
     let written = match kind {
         RequestKind::Read => chain.writable_len(),
         _ => 0,
@@ -318,7 +318,7 @@ fn answer_ok(queue: &mut Queue, chain: Chain, kind: RequestKind) {
 
 /// Writes the status into the last writable byte and completes the chain with the first `written` bytes written, or
 /// with the status if that is all there is.
-fn answer(queue: &mut Queue, mut chain: Chain, status: u8, written: u64) {
+fn answer(queue: &mut Queue, mut chain: DescriptorChain, status: u8, written: u64) {
     let room = chain.writable_len().saturating_sub(1);
     let mut writer = chain.writer();
     // `parse` found the byte, so neither fails.
@@ -333,7 +333,7 @@ fn answer(queue: &mut Queue, mut chain: Chain, status: u8, written: u64) {
 
 /// Writes the identification, which is 20 bytes however large the buffer is (section 5.2.6); the status to answer with,
 /// and the bytes written from the front.
-fn identify(chain: &mut Chain, serial: &[u8; ID_BYTES]) -> (u8, u64) {
+fn identify(chain: &mut DescriptorChain, serial: &[u8; ID_BYTES]) -> (u8, u64) {
     let mut writer = chain.writer();
     if writer.write_all(serial).is_err() {
         return (status::IOERR, 0);

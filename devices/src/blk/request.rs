@@ -8,7 +8,7 @@ use splitring_virtio::spec::blk::{
 
 use splitring_virtio::device::chain::Reader;
 
-use crate::device::Chain;
+use crate::device::DescriptorChain;
 use crate::disk::metrics::RequestKind;
 
 /// Most ranges in a discard or write-zeroes, as offered.
@@ -68,7 +68,7 @@ const UNSUPP: Verdict = Verdict::Refuse(status::UNSUPP);
 
 /// Judges a chain. The ranges of a discard or write-zeroes replace what is in `pieces`.
 pub(super) fn parse(
-    chain: &Chain,
+    chain: &DescriptorChain,
     limits: &Limits,
     pieces: &mut Vec<Piece>,
 ) -> Result<Verdict, NoStatus> {
@@ -123,14 +123,14 @@ fn place(offset: Option<u64>, len: u64, limits: &Limits) -> Option<u64> {
 }
 
 /// Segments for the data of a read: all that are writable, unless the last is for nothing but the status.
-fn pieces_to_fill(chain: &Chain) -> usize {
+fn pieces_to_fill(chain: &DescriptorChain) -> usize {
     let segments = chain.writable();
     let status_alone = segments.last().is_some_and(|last| last.len() == 1);
     segments.len().saturating_sub(usize::from(status_alone))
 }
 
 /// Segments with the data of a write, which `reader` is at the start of.
-fn pieces_to_store(chain: &Chain, reader: Reader<'_>) -> usize {
+fn pieces_to_store(chain: &DescriptorChain, reader: Reader<'_>) -> usize {
     match chain.readable() {
         // As most are: counting the pieces takes longer.
         [_] => 1,

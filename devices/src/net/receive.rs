@@ -22,7 +22,7 @@ use super::header::MAX_FRAME;
 use super::metrics::{Counters, Drop};
 use super::port::FramePort;
 use super::state::State;
-use crate::device::{Chain, Outcome, Queue};
+use crate::device::{DescriptorChain, Outcome, Queue};
 use crate::log;
 
 /// Frames of one pass.
@@ -36,7 +36,7 @@ const NUM_BUFFERS_AT: u64 = 10;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReceiveFault {
     #[error(transparent)]
-    Chain(#[from] ChainError),
+    DescriptorChain(#[from] ChainError),
     #[error("a receive buffer of {0} bytes can't hold even the header")]
     BufferTooSmall(u64),
 }
@@ -54,7 +54,7 @@ pub(super) struct Receiver {
     mergeable: bool,
     checksums: bool,
     /// Buffers taken and not used yet, in ring order.
-    held: VecDeque<Chain>,
+    held: VecDeque<DescriptorChain>,
     /// Bytes they hold.
     room: u64,
     /// Their segments, one after the other.
@@ -208,7 +208,7 @@ impl Receiver {
         let fits = if self.mergeable {
             self.room
         } else {
-            self.held.front().map_or(0, Chain::writable_len)
+            self.held.front().map_or(0, DescriptorChain::writable_len)
         };
         if len > fits {
             side.counters.drop_one(Drop::TooLong);
@@ -281,7 +281,7 @@ impl Receiver {
     }
 
     /// Sets the fields of the header in front of a frame that are the device's, not the host's.
-    fn finish_header(&self, chain: &mut Chain, count: u16) {
+    fn finish_header(&self, chain: &mut DescriptorChain, count: u16) {
         let mut writer = chain.writer();
         // The header was read into these bytes, so there is room; a failure leaves what the host wrote.
         if !self.checksums {
@@ -303,7 +303,7 @@ impl Receiver {
             counters.drop_one(Drop::LinkDown);
         }
         self.segments.clear();
-        self.held.drain(..).for_each(Chain::abandon);
+        self.held.drain(..).for_each(DescriptorChain::abandon);
         self.room = 0;
     }
 }

@@ -14,7 +14,9 @@ use super::port::{FramePort, NetBackend};
 use super::receive::{Receiver, Side};
 use super::state::State;
 use super::transmit::Transmitter;
-use crate::device::{Broken, Cause, Chain, Interest, Outcome, QueueHandler, QueueSet, Source};
+use crate::device::{
+    Broken, Cause, DescriptorChain, Interest, Outcome, QueueHandler, QueueSet, Source,
+};
 use crate::interrupt::ConfigNotifier;
 use crate::log;
 
@@ -181,7 +183,7 @@ impl ControlHandler {
     }
 
     /// Reads, does and answers one command; `None` if there is no byte for the answer.
-    fn serve(&self, chain: &mut Chain) -> Option<u32> {
+    fn serve(&self, chain: &mut DescriptorChain) -> Option<u32> {
         let mut reader = chain.reader();
         let len = usize::try_from(reader.remaining())
             .ok()

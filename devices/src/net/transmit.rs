@@ -14,7 +14,7 @@ use super::header;
 use super::metrics::{Counters, Drop};
 use super::port::{MOST_TAKEN, Refusal};
 use super::receive::Side;
-use crate::device::{Chain, Outcome, Queue};
+use crate::device::{DescriptorChain, Outcome, Queue};
 use crate::log;
 
 /// Packets of one pass.
@@ -26,11 +26,11 @@ pub(super) struct Transmitter {
     /// Packets must come from this address.
     only_from: Option<Mac>,
     /// Taken from the ring while the port had no room.
-    pending: Option<Chain>,
+    pending: Option<DescriptorChain>,
     /// Reused from packet to packet.
     segments: Vec<Segment>,
     /// What the port has taken and may not have sent yet, with the frames' lengths. Empty between two passes.
-    taken: Vec<(Chain, u64)>,
+    taken: Vec<(DescriptorChain, u64)>,
     refused: Vec<Refusal>,
 }
 
@@ -114,7 +114,7 @@ impl Transmitter {
     }
 
     /// Judges one packet and gives it to the port.
-    fn send(&mut self, chain: &Chain, side: &mut Side<'_>) -> Sent {
+    fn send(&mut self, chain: &DescriptorChain, side: &mut Side<'_>) -> Sent {
         let judged = if side.state.link_up() {
             self.judge(chain)
         } else {
@@ -144,7 +144,7 @@ impl Transmitter {
     }
 
     /// The header to send and the frame's length, with its segments in `self.segments`.
-    fn judge(&mut self, chain: &Chain) -> Result<(Header, u64), Drop> {
+    fn judge(&mut self, chain: &DescriptorChain) -> Result<(Header, u64), Drop> {
         let mut reader = chain.reader();
         let header: Header = reader.read_obj().map_err(|_| Drop::Malformed)?;
         let frame = reader.remaining();

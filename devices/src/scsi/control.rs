@@ -19,13 +19,15 @@ use super::hub::{Hub, Map};
 use super::sense::attention;
 use super::unit::Nexus;
 use super::workers::{Order, Sweep, Target, Waiter};
-use crate::device::{Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, Source};
+use crate::device::{
+    Broken, Cause, DescriptorChain, Outcome, Queue, QueueHandler, QueueSet, Source,
+};
 
 const MAIL: u32 = 0;
 
 /// A task management request that waits for commands to end.
 struct Pending {
-    chain: Chain,
+    chain: DescriptorChain,
     sweep: Arc<Sweep>,
     after: After,
 }
@@ -57,7 +59,7 @@ impl Control {
         })
     }
 
-    fn take(&mut self, queue: &mut Queue, chain: Chain) -> Result<(), Broken> {
+    fn take(&mut self, queue: &mut Queue, chain: DescriptorChain) -> Result<(), Broken> {
         let mut request = [0; size_of::<TaskManagement>()];
         let length = usize::try_from(chain.readable_len())
             .unwrap_or(usize::MAX)
@@ -110,7 +112,7 @@ impl Control {
         Ok(())
     }
 
-    fn manage(&mut self, queue: &mut Queue, chain: Chain, order: &TaskManagement) {
+    fn manage(&mut self, queue: &mut Queue, chain: DescriptorChain, order: &TaskManagement) {
         let map = self.hub.map();
         let plan = match address::parse(&order.lun) {
             None => Err(response::BAD_TARGET),
@@ -237,7 +239,7 @@ fn conclude(pending: &Pending) -> u8 {
     response::OK
 }
 
-fn answer(queue: &mut Queue, mut chain: Chain, bytes: &[u8]) {
+fn answer(queue: &mut Queue, mut chain: DescriptorChain, bytes: &[u8]) {
     let written = chain.writer().write_all(bytes).map_or(0, |()| bytes.len());
     queue.complete(chain, u32::try_from(written).unwrap_or(0));
 }

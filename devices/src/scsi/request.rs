@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::cdb::{Cdb, MAX_CDB};
 use super::job::DataOut;
 use super::sense::Status;
-use crate::device::{Chain, Queue};
+use crate::device::{DescriptorChain, Queue};
 
 /// Bounds of the sizes a driver may set. Sense data is 18 bytes at least and 252 at most (SPC-4 §4.5), CDBs are 16
 /// bytes at least here and 260 at most (SPC-4 §4.2.3).
@@ -51,7 +51,7 @@ impl Sizes {
 
 /// A command with the chain it came in.
 pub(crate) struct Request {
-    chain: Chain,
+    chain: DescriptorChain,
     sizes: Sizes,
     pub(crate) lun: [u8; 8],
     /// The driver's name for the command.
@@ -71,7 +71,10 @@ pub(crate) enum Answer<'a> {
 
 impl Request {
     /// Takes the request area apart. On an error the chain comes back, to be completed empty.
-    pub(crate) fn parse(chain: Chain, sizes: Sizes) -> Result<Self, (Chain, ShortChain)> {
+    pub(crate) fn parse(
+        chain: DescriptorChain,
+        sizes: Sizes,
+    ) -> Result<Self, (DescriptorChain, ShortChain)> {
         let areas = [
             (sizes.header(), chain.readable_len()),
             (sizes.response(), chain.writable_len()),

@@ -27,7 +27,7 @@ use super::slot::Slot;
 use super::unit::Nexus;
 use super::workers::{Enlistment, Mail, Reply};
 use crate::device::{
-    Broken, Cause, Chain, Outcome, Queue, QueueHandler, QueueSet, SHOW_AFTER, Source,
+    Broken, Cause, DescriptorChain, Outcome, Queue, QueueHandler, QueueSet, SHOW_AFTER, Source,
 };
 use crate::disk::{Completion, metrics};
 use crate::ram::Ram;
@@ -108,7 +108,7 @@ impl Requests {
     }
 
     /// A new command.
-    fn take(&mut self, queue: &mut Queue, chain: Chain) -> Result<(), Broken> {
+    fn take(&mut self, queue: &mut Queue, chain: DescriptorChain) -> Result<(), Broken> {
         let request = match Request::parse(chain, self.sizes) {
             Ok(request) => request,
             Err((chain, short)) => {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 
 use crate::device::{
-    Broken, Cause, Chain, DeviceKind, FeatureRule, Outcome, QueueHandler, QueueSet, ReadyQueue,
-    SharedRegion, Start, StartError, Task, VirtioDevice, read_window,
+    Broken, Cause, DescriptorChain, DeviceKind, FeatureRule, Outcome, QueueHandler, QueueSet,
+    ReadyQueue, SharedRegion, Start, StartError, Task, VirtioDevice, read_window,
 };
 use crate::interrupt::ConfigNotifier;
 
@@ -139,7 +139,7 @@ impl VirtioDevice for Probe {
 pub(crate) struct Handler {
     manner: Manner,
     record: Arc<Record>,
-    held: HashMap<u16, Vec<Chain>>,
+    held: HashMap<u16, Vec<DescriptorChain>>,
 }
 
 impl Handler {

@@ -322,7 +322,7 @@ mod tests {
     /// Keeps the first few and answers the others.
     struct Backend {
         keeps: u16,
-        kept: Vec<crate::device::Chain>,
+        kept: Vec<crate::device::DescriptorChain>,
     }
 
     impl QueueHandler for Backend {

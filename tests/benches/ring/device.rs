@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::num::Wrapping;
 
-use splitring_virtio::device::chain::Chain;
+use splitring_virtio::device::chain::DescriptorChain;
 use splitring_virtio::device::queue::{ActiveQueue, QueueConfig, RingFeatures};
 use splitring_virtio::ring;
 use splitring_virtio::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor};
@@ -176,7 +176,7 @@ fn our_queue(memory: &Memory) -> ActiveQueue<Memory> {
 }
 
 /// Reads the address and the length of each buffer, as a device does, one by one.
-fn look(chain: &Chain<Memory>) {
+fn look(chain: &DescriptorChain<Memory>) {
     for part in [chain.readable(), chain.writable()] {
         for segment in part {
             black_box(segment.as_ptr());

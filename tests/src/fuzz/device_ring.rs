@@ -6,7 +6,7 @@
 //! entries; an error is final; read-only memory does not change. A sanitizer also checks that
 //! nothing outside the regions is accessed; each of them is a separate allocation.
 
-use splitring_virtio::device::chain::Chain;
+use splitring_virtio::device::chain::DescriptorChain;
 use splitring_virtio::device::queue::{
     ActiveQueue, ChainError, Interrupt, QueueConfig, RingFeatures,
 };
@@ -42,7 +42,7 @@ pub fn run(data: &[u8]) {
     while !bytes.is_empty() {
         fuzzer.step(&mut bytes);
     }
-    fuzzer.held.drain(..).for_each(Chain::abandon);
+    fuzzer.held.drain(..).for_each(DescriptorChain::abandon);
     let mut rom = [0; ROM_LEN];
     fuzzer.ram.read(ROM, &mut rom);
     assert!(rom == [0x5a; ROM_LEN], "read-only memory has been written");
@@ -53,7 +53,7 @@ struct DeviceFuzzer {
     config: QueueConfig,
     features: RingFeatures,
     queue: ActiveQueue<TestRam>,
-    held: Vec<Chain<TestRam>>,
+    held: Vec<DescriptorChain<TestRam>>,
 }
 
 impl DeviceFuzzer {
@@ -188,7 +188,7 @@ impl DeviceFuzzer {
         panic!("more chains than entries were popped without one being completed");
     }
 
-    fn check(&self, chain: &Chain<TestRam>) {
+    fn check(&self, chain: &DescriptorChain<TestRam>) {
         assert!(chain.head() < self.queue.size());
         assert!(self.held.iter().all(|held| held.head() != chain.head()));
         let sum = |part: &[Segment], access| -> u64 {
@@ -272,7 +272,7 @@ impl DeviceFuzzer {
     fn restore(&mut self) {
         let state = self.queue.save();
         let broken = self.queue.is_broken();
-        self.held.drain(..).for_each(Chain::abandon);
+        self.held.drain(..).for_each(DescriptorChain::abandon);
         let config = QueueConfig::restore(self.config.max_size(), state);
         let queue = config
             .expect("a saved queue can be restored")

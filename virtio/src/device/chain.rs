@@ -39,7 +39,7 @@ impl Latch {
 
 /// What a chain is made of; queues keep and reuse them. What every request touches is one cache line.
 #[repr(C, align(64))]
-pub(super) struct Slot<M: GuestRam> {
+pub(super) struct ChainSlot<M: GuestRam> {
     pub(super) head: u16,
     /// The request is the driver's to get back: forgetting it breaks the queue.
     pub(super) armed: bool,
@@ -47,7 +47,7 @@ pub(super) struct Slot<M: GuestRam> {
     pub(super) buffers: Buffers<M>,
 }
 
-impl<M: GuestRam> Slot<M> {
+impl<M: GuestRam> ChainSlot<M> {
     pub(super) fn new(ram: M, latch: Arc<Latch>) -> Self {
         Self {
             head: 0,
@@ -73,7 +73,7 @@ impl<M: GuestRam> Slot<M> {
     }
 }
 
-impl<M: GuestRam> Drop for Slot<M> {
+impl<M: GuestRam> Drop for ChainSlot<M> {
     fn drop(&mut self) {
         if self.armed {
             self.buffers.mark_dirty();
@@ -88,9 +88,9 @@ impl<M: GuestRam> Drop for Slot<M> {
 /// [`ActiveQueue::complete`](super::queue::ActiveQueue::complete); dropping it instead latches its
 /// queue broken, because the driver would wait for it for ever.
 #[must_use = "a chain that is dropped breaks its queue: complete it"]
-pub struct Chain<M: GuestRam>(pub(super) Box<Slot<M>>);
+pub struct DescriptorChain<M: GuestRam>(pub(super) Box<ChainSlot<M>>);
 
-impl<M: GuestRam> Chain<M> {
+impl<M: GuestRam> DescriptorChain<M> {
     /// Index of its first descriptor: what the driver knows it by until it is completed.
     #[inline]
     #[must_use]
@@ -172,9 +172,9 @@ impl<M: GuestRam> Chain<M> {
     }
 }
 
-impl<M: GuestRam> fmt::Debug for Chain<M> {
+impl<M: GuestRam> fmt::Debug for DescriptorChain<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Chain")
+        f.debug_struct("DescriptorChain")
             .field("head", &self.head())
             .field("readable", &self.readable())
             .field("writable", &self.writable())

@@ -1,6 +1,6 @@
 //! Reader and writer over every framing of the same bytes.
 
-use super::chain::{Chain, ShortChain};
+use super::chain::{DescriptorChain, ShortChain};
 use super::play::{DATA, PLAIN, Play, WRITE};
 use super::queue::ActiveQueue;
 use crate::mem::testing::TestRam;
@@ -10,7 +10,10 @@ const OUT: u64 = DATA + 0x1000;
 const IN: u64 = DATA + 0x2000;
 
 /// A chain with the readable and writable parts cut as told; readable bytes count up from 0.
-fn framed(readable: &[u32], writable: &[u32]) -> (Play, ActiveQueue<TestRam>, Chain<TestRam>) {
+fn framed(
+    readable: &[u32],
+    writable: &[u32],
+) -> (Play, ActiveQueue<TestRam>, DescriptorChain<TestRam>) {
     let mut play = Play::new(32);
     let mut queue = play.activate(PLAIN);
     let mut buffers = Vec::new();

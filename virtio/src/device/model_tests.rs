@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::chain::Chain;
+use super::chain::DescriptorChain;
 use super::play::{DATA, EVENT, IN_ORDER, INDIRECT, NEXT, PLAIN, Play, RAM, WRITE, desc};
 use super::queue::{ActiveQueue, ChainError, Interrupt, QueueConfig, RingFeatures};
 use crate::mem::testing::TestRam;
@@ -238,7 +238,7 @@ struct Pair {
     play: Play,
     features: RingFeatures,
     queue: ActiveQueue<TestRam>,
-    held: Vec<Chain<TestRam>>,
+    held: Vec<DescriptorChain<TestRam>>,
     free: VecDeque<u16>,
     offered: VecDeque<u16>,
     /// Heads popped and not completed, in the order of popping.
@@ -324,7 +324,7 @@ impl Pair {
             }),
         };
         let chain = self.queue.pop().unwrap();
-        assert_eq!(chain.as_ref().map(Chain::head), next);
+        assert_eq!(chain.as_ref().map(DescriptorChain::head), next);
         if chain.is_none() {
             assert_eq!(self.queue.spent(), self.grant == Some(0));
             assert_eq!(self.queue.drained(), self.grant != Some(0));
@@ -396,7 +396,7 @@ impl Pair {
 
     fn restore(&mut self) {
         let state = self.queue.save();
-        self.held.drain(..).for_each(Chain::abandon);
+        self.held.drain(..).for_each(DescriptorChain::abandon);
         let config = QueueConfig::restore(self.play.size, state).unwrap();
         self.queue = config
             .activate(self.play.ram.clone(), self.features)
@@ -432,7 +432,7 @@ fn every_short_sequence_of_actions_on_a_small_queue_goes_as_plainly() {
                     pair.act(Action::Offer);
                 }
                 word.iter().for_each(|action| pair.act(*action));
-                pair.held.drain(..).for_each(Chain::abandon);
+                pair.held.drain(..).for_each(DescriptorChain::abandon);
             });
         }
     }
@@ -463,6 +463,6 @@ proptest! {
     ) {
         let mut pair = Pair::new(size, start, features);
         actions.into_iter().for_each(|action| pair.act(action));
-        pair.held.drain(..).for_each(Chain::abandon);
+        pair.held.drain(..).for_each(DescriptorChain::abandon);
     }
 }

@@ -13,7 +13,7 @@ use core::mem;
 
 use thiserror::Error;
 
-use super::chain::{Chain, Latch, Slot};
+use super::chain::{ChainSlot, DescriptorChain, Latch};
 pub use super::config::{QueueConfig, RestoreError};
 pub use super::state::{ActivateError, InFlight, Part, QueueState, RingFeatures};
 pub use super::walk::ChainFault;
@@ -82,7 +82,7 @@ pub struct ActiveQueue<M: GuestRam> {
     /// For each head `FREE`, or while it is in flight its place in the available ring's sequence.
     heads: Box<[u32]>,
     /// Unused slots, the last used on top.
-    pool: Vec<Box<Slot<M>>>,
+    pool: Vec<Box<ChainSlot<M>>>,
     /// In order only: which positions, modulo the size, are done but wait for earlier ones.
     done: Box<[bool]>,
     /// Restored requests, the next one last.
@@ -191,7 +191,7 @@ impl<M: GuestRam> ActiveQueue<M> {
     /// # Errors
     /// What the driver wrote is malformed; the queue is broken from then on.
     #[inline]
-    pub fn pop(&mut self) -> Result<Option<Chain<M>>, ChainError> {
+    pub fn pop(&mut self) -> Result<Option<DescriptorChain<M>>, ChainError> {
         if self.next_avail == self.horizon {
             match self.supply()? {
                 Supply::Nothing => return Ok(None),
@@ -243,11 +243,15 @@ impl<M: GuestRam> ActiveQueue<M> {
     }
 
     #[inline]
-    fn chain(&mut self, position: u16, head: u16) -> Result<Option<Chain<M>>, ChainError> {
+    fn chain(
+        &mut self,
+        position: u16,
+        head: u16,
+    ) -> Result<Option<DescriptorChain<M>>, ChainError> {
         match self.take(position, head) {
             Some(slot) => {
                 self.weigh(&slot);
-                Ok(Some(Chain(slot)))
+                Ok(Some(DescriptorChain(slot)))
             }
             None => Err(self.malformed(head)),
         }
@@ -255,7 +259,7 @@ impl<M: GuestRam> ActiveQueue<M> {
 
     /// Counts a chain's bytes. The one that exceeds the limit is still taken.
     #[inline]
-    fn weigh(&mut self, slot: &Slot<M>) {
+    fn weigh(&mut self, slot: &ChainSlot<M>) {
         // Each is at most 2^32.
         let (readable, writable) = (slot.buffers.readable_len(), slot.buffers.writable_len());
         let left = self.bytes.checked_sub(readable.saturating_add(writable));
@@ -278,7 +282,7 @@ impl<M: GuestRam> ActiveQueue<M> {
     /// back in a register, which a whole result does not.) A chain of one is dealt with right here;
     /// everything else is a call in the last place, so that nothing need be saved before.
     #[inline]
-    fn take(&mut self, position: u16, head: u16) -> Option<Box<Slot<M>>> {
+    fn take(&mut self, position: u16, head: u16) -> Option<Box<ChainSlot<M>>> {
         let Some(state) = self.heads.get_mut(usize::from(head)) else {
             return self.refuse(ChainFault::IndexOutOfRange);
         };
@@ -301,10 +305,10 @@ impl<M: GuestRam> ActiveQueue<M> {
     #[inline(never)]
     fn take_long(
         &mut self,
-        slot: Option<Box<Slot<M>>>,
+        slot: Option<Box<ChainSlot<M>>>,
         head: u16,
         first: Desc,
-    ) -> Option<Box<Slot<M>>> {
+    ) -> Option<Box<ChainSlot<M>>> {
         let mut slot = slot.unwrap_or_else(|| self.new_slot());
         match walk::walk(&self.ring, &self.rules, &mut slot.buffers, head, first) {
             Ok(()) => {
@@ -316,7 +320,7 @@ impl<M: GuestRam> ActiveQueue<M> {
     }
 
     #[cold]
-    fn refuse(&mut self, fault: ChainFault) -> Option<Box<Slot<M>>> {
+    fn refuse(&mut self, fault: ChainFault) -> Option<Box<ChainSlot<M>>> {
         self.fault = Some(fault);
         None
     }
@@ -332,15 +336,15 @@ impl<M: GuestRam> ActiveQueue<M> {
     }
 
     #[cold]
-    fn new_slot(&self) -> Box<Slot<M>> {
+    fn new_slot(&self) -> Box<ChainSlot<M>> {
         let latch = Arc::clone(&self.latch);
-        Box::new(Slot::new(self.ring.ram().clone(), latch))
+        Box::new(ChainSlot::new(self.ring.ram().clone(), latch))
     }
 
     /// Puts a chain onto the used ring with `written` bytes, cut to what its writable part holds.
     /// The driver sees it after [`publish`](Self::publish).
     #[inline]
-    pub fn complete(&mut self, chain: Chain<M>, written: u32) {
+    pub fn complete(&mut self, chain: DescriptorChain<M>, written: u32) {
         let mut slot = chain.0;
         let usual = Arc::ptr_eq(&slot.latch, &self.latch)
             && !self.features.in_order
@@ -360,7 +364,7 @@ impl<M: GuestRam> ActiveQueue<M> {
 
     /// The same with all that is not usual.
     #[inline(never)]
-    fn complete_long(&mut self, mut slot: Box<Slot<M>>, written: u32) {
+    fn complete_long(&mut self, mut slot: Box<ChainSlot<M>>, written: u32) {
         if !Arc::ptr_eq(&slot.latch, &self.latch) {
             // Another queue's: dropping it breaks that one, and this one can't be trusted either.
             self.latch.set();

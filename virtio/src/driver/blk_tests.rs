@@ -2,7 +2,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "numbers of small disks")]
 
 use super::*;
-use crate::device::chain::Chain;
+use crate::device::chain::DescriptorChain;
 use crate::device::queue::ActiveQueue;
 use crate::driver::{IndirectPolicy, QueueOptions, Window};
 use crate::mem::PlainRam;
@@ -80,7 +80,7 @@ impl Rig {
         let _ = self.device.publish();
     }
 
-    fn answer(&mut self, mut chain: Chain<PlainRam>) -> (Chain<PlainRam>, u32) {
+    fn answer(&mut self, mut chain: DescriptorChain<PlainRam>) -> (DescriptorChain<PlainRam>, u32) {
         let lengths =
             |segments: &[crate::mem::Segment]| segments.iter().map(|it| it.len()).collect();
         let (readable, writable) = (lengths(chain.readable()), lengths(chain.writable()));

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use crate::device::chain::Chain;
+use crate::device::chain::DescriptorChain;
 use crate::device::queue::{ActiveQueue, Interrupt};
 use crate::driver::{Bounce, DmaBytes, DmaMap, IndirectPolicy, Kick, Queue, QueueOptions, Refusal};
 use crate::mem::PlainRam;
@@ -70,7 +70,7 @@ struct Play<M: DmaMap> {
     bed: Testbed,
     queue: Queue<Token, M>,
     device: ActiveQueue<PlainRam>,
-    held: Vec<(Chain<PlainRam>, Expected)>,
+    held: Vec<(DescriptorChain<PlainRam>, Expected)>,
     model: Model,
     next: u32,
     spare: Vec<DmaBytes>,

@@ -9,14 +9,14 @@ mod notify;
 mod save;
 mod walk;
 
-use super::chain::Chain;
+use super::chain::DescriptorChain;
 use super::play::{PLAIN, Play};
 use super::queue::*;
 use crate::mem::testing::TestRam;
 
 pub(super) type Queue = ActiveQueue<TestRam>;
 
-pub(super) fn pop(queue: &mut Queue) -> Chain<TestRam> {
+pub(super) fn pop(queue: &mut Queue) -> DescriptorChain<TestRam> {
     queue.pop().unwrap().expect("a chain is available")
 }
 
@@ -39,7 +39,7 @@ pub(super) fn fault_of(queue: &mut Queue, head: u16) -> ChainFault {
     }
 }
 
-pub(super) fn lens(chain: &Chain<TestRam>) -> (Vec<usize>, Vec<usize>) {
+pub(super) fn lens(chain: &DescriptorChain<TestRam>) -> (Vec<usize>, Vec<usize>) {
     let of = |segments: &[crate::mem::Segment]| segments.iter().map(|s| s.len()).collect();
     (of(chain.readable()), of(chain.writable()))
 }
