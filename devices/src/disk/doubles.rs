@@ -10,7 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::blocking::BlockingQueue;
 use super::immediate::ImmediateQueue;
 use super::immediate::Perform;
-use super::transfer::{Reach, Transfer};
+use super::transfer::{MemoryAccess, Transfer};
 use super::{Completion, Disk, DiskError, DiskOp, DiskQueue, Full, Geometry, IoFault, RangeLimits};
 use crate::debug::opaque_debug;
 use crate::ram::Ram;
@@ -160,7 +160,7 @@ impl MemoryStream {
     fn new(disk: &Arc<MemoryDisk>, ram: Ram) -> Self {
         Self {
             disk: Arc::clone(disk),
-            reach: Reach::new(ram),
+            access: MemoryAccess::new(ram),
             transfer: Transfer::default(),
         }
     }
@@ -168,7 +168,7 @@ impl MemoryStream {
 
 struct MemoryStream {
     disk: Arc<MemoryDisk>,
-    reach: Reach,
+    access: MemoryAccess,
     transfer: Transfer,
 }
 
@@ -178,7 +178,7 @@ impl Perform for MemoryStream {
         let through = !disk.geometry.write_cache;
         match op {
             DiskOp::Read { offset, data } => {
-                self.transfer.load(data, &self.reach)?;
+                self.transfer.load(data, &self.access)?;
                 let (start, len) = disk.range(offset, self.transfer.len(), false)?;
                 let state = disk.state();
                 let bytes = state.cache.get(start..).and_then(|rest| rest.get(..len));
@@ -186,7 +186,7 @@ impl Perform for MemoryStream {
                 Ok(self.transfer.len())
             }
             DiskOp::Write { offset, data, fua } => {
-                self.transfer.load(data, &self.reach)?;
+                self.transfer.load(data, &self.access)?;
                 let (start, len) = disk.range(offset, self.transfer.len(), true)?;
                 let mut bytes = vec![0; len];
                 self.transfer.copy_into(&mut bytes);

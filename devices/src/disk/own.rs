@@ -5,7 +5,7 @@ use std::io;
 
 use super::blocking::BlockingQueue;
 use super::immediate::{ImmediateQueue, Perform};
-use super::transfer::{Reach, Transfer};
+use super::transfer::{MemoryAccess, Transfer};
 use super::{Data, DiskQueue, IoFault};
 use crate::ram::Ram;
 
@@ -15,7 +15,7 @@ use crate::ram::Ram;
 /// [`load`](Self::load), and gives access to it from the front.
 #[derive(Debug)]
 pub struct Memory {
-    reach: Reach,
+    access: MemoryAccess,
     transfer: Transfer,
 }
 
@@ -24,7 +24,7 @@ impl Memory {
     #[must_use]
     pub fn new(ram: Ram) -> Self {
         Self {
-            reach: Reach::new(ram),
+            access: MemoryAccess::new(ram),
             transfer: Transfer::default(),
         }
     }
@@ -34,7 +34,7 @@ impl Memory {
     /// # Errors
     /// [`IoFault::BadMemory`]: it is not in the `Ram` that this was made for.
     pub fn load(&mut self, data: Data<'_>) -> Result<u64, IoFault> {
-        self.transfer.load(data, &self.reach)?;
+        self.transfer.load(data, &self.access)?;
         Ok(self.transfer.len())
     }
 

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use super::handle::Handle;
 use super::immediate::Perform;
 use super::range::{self, Task};
-use super::transfer::{Reach, Transfer};
+use super::transfer::{MemoryAccess, Transfer};
 use super::{DiskOp, IoFault, calls};
 use crate::ram::Ram;
 
 pub(super) struct Plain {
     image: Arc<Handle>,
-    reach: Reach,
+    access: MemoryAccess,
     transfer: Transfer,
 }
 
@@ -20,7 +20,7 @@ impl Plain {
     pub(super) fn new(image: Arc<Handle>, ram: Ram) -> Self {
         Self {
             image,
-            reach: Reach::new(ram),
+            access: MemoryAccess::new(ram),
             transfer: Transfer::default(),
         }
     }
@@ -31,7 +31,7 @@ impl Plain {
             // fallocate(2) takes no empty ranges.
             return Ok(0);
         }
-        range::run(&self.image, &self.reach, task, offset, len)?;
+        range::run(&self.image, &self.access, task, offset, len)?;
         if fua || self.image.writethrough {
             calls::flush(&self.image)?;
         }
@@ -44,13 +44,13 @@ impl Perform for Plain {
         let image = &*self.image;
         match op {
             DiskOp::Read { offset, data } => {
-                self.transfer.load(data, &self.reach)?;
+                self.transfer.load(data, &self.access)?;
                 image.admit(offset, self.transfer.len(), false)?;
                 calls::read(image, &mut self.transfer, offset)?;
                 Ok(self.transfer.len())
             }
             DiskOp::Write { offset, data, fua } => {
-                self.transfer.load(data, &self.reach)?;
+                self.transfer.load(data, &self.access)?;
                 image.admit(offset, self.transfer.len(), true)?;
                 calls::write(image, &mut self.transfer, offset, fua || image.writethrough)?;
                 Ok(self.transfer.len())

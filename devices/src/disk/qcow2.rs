@@ -20,7 +20,7 @@ use super::immediate::Perform;
 use super::lock::Use;
 use super::opening::{self, Access};
 use super::partition;
-use super::transfer::{Reach, Transfer};
+use super::transfer::{MemoryAccess, Transfer};
 use super::{Disk, DiskError, DiskOp, DiskQueue, Geometry, IoFault, RangeLimits};
 use crate::debug::opaque_debug;
 use crate::ram::Ram;
@@ -235,7 +235,7 @@ impl Disk for Qcow2Disk {
     fn open_queue(&self, ram: Ram, _: u16, depth: u16) -> Result<Box<dyn DiskQueue>, DiskError> {
         let stream = Qcow2Stream {
             shared: Arc::clone(&self.shared),
-            reach: Reach::new(ram),
+            access: MemoryAccess::new(ram),
             transfer: Transfer::default(),
             buffer: Vec::new(),
         };
@@ -250,7 +250,7 @@ impl Disk for Qcow2Disk {
 
 struct Qcow2Stream {
     shared: Arc<Shared>,
-    reach: Reach,
+    access: MemoryAccess,
     transfer: Transfer,
     /// What guest memory is copied through; kept for its room.
     buffer: Vec<u8>,
@@ -319,7 +319,7 @@ impl Perform for Qcow2Stream {
         let shared = Arc::clone(&self.shared);
         let (len, fua) = match op {
             DiskOp::Read { offset, data } => {
-                self.transfer.load(data, &self.reach)?;
+                self.transfer.load(data, &self.access)?;
                 shared.admit(offset, self.transfer.len(), false)?;
                 self.in_pieces(offset, |at, buffer, transfer| {
                     shared.read().read(&mut *buffer, at)?;
@@ -329,7 +329,7 @@ impl Perform for Qcow2Stream {
                 (self.transfer.len(), false)
             }
             DiskOp::Write { offset, data, fua } => {
-                self.transfer.load(data, &self.reach)?;
+                self.transfer.load(data, &self.access)?;
                 shared.admit(offset, self.transfer.len(), true)?;
                 self.in_pieces(offset, |at, buffer, transfer| {
                     transfer.copy_into(buffer);

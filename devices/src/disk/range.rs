@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::handle::Handle;
 use super::image::Image;
-use super::transfer::{Reach, Transfer};
+use super::transfer::{MemoryAccess, Transfer};
 use super::{Data, IoFault, calls};
 
 /// Zeroes written at a time where the host has no call for it.
@@ -51,7 +51,7 @@ impl Task {
 /// Does it, blocking.
 pub(super) fn run(
     image: &Handle,
-    reach: &Reach,
+    access: &MemoryAccess,
     task: Task,
     offset: u64,
     len: u64,
@@ -59,15 +59,15 @@ pub(super) fn run(
     if let Task::Zero { .. } = task
         && !fits(image, offset, len)
     {
-        return zero_around_blocks(image, reach, task, offset, len);
+        return zero_around_blocks(image, access, task, offset, len);
     }
     match fallocate_mode(image, task) {
-        None => instead(image, reach, task, offset, len),
+        None => instead(image, access, task, offset, len),
         Some(mode) => match allocate(image, mode, offset, len) {
             Ok(()) => Ok(()),
             Err(error) if refused(error.raw_os_error()) => {
                 note_refusal(image, task, error.raw_os_error());
-                instead(image, reach, task, offset, len)
+                instead(image, access, task, offset, len)
             }
             Err(error) => Err(IoFault::from_errno(error.raw_os_error())),
         },
@@ -84,19 +84,19 @@ pub(super) fn fits(image: &Image, offset: u64, len: u64) -> bool {
 /// behind.
 fn zero_around_blocks(
     image: &Handle,
-    reach: &Reach,
+    access: &MemoryAccess,
     task: Task,
     offset: u64,
     len: u64,
 ) -> Result<(), IoFault> {
     let (blocks, end) = (whole_blocks(image, offset, len), offset.saturating_add(len));
     let Some((start, count)) = blocks else {
-        return write_zeroes(image, reach, offset, len);
+        return write_zeroes(image, access, offset, len);
     };
     let behind = start.saturating_add(count);
-    write_zeroes(image, reach, offset, start.saturating_sub(offset))?;
-    run(image, reach, task, start, count)?;
-    write_zeroes(image, reach, behind, end.saturating_sub(behind))
+    write_zeroes(image, access, offset, start.saturating_sub(offset))?;
+    run(image, access, task, start, count)?;
+    write_zeroes(image, access, behind, end.saturating_sub(behind))
 }
 
 /// First byte and length of the whole blocks of a block device's in a range, if there are any.
@@ -146,7 +146,7 @@ pub(super) fn note_refusal(image: &Image, task: Task, errno: i32) {
 /// What to do where fallocate can't.
 pub(super) fn instead(
     image: &Handle,
-    reach: &Reach,
+    access: &MemoryAccess,
     task: Task,
     offset: u64,
     len: u64,
@@ -158,9 +158,9 @@ pub(super) fn instead(
         // A hint, and nothing to take it.
         Task::Discard => Ok(()),
         Task::Zero { may_unmap: true } => {
-            run(image, reach, Task::Zero { may_unmap: false }, offset, len)
+            run(image, access, Task::Zero { may_unmap: false }, offset, len)
         }
-        Task::Zero { may_unmap: false } => write_zeroes(image, reach, offset, len),
+        Task::Zero { may_unmap: false } => write_zeroes(image, access, offset, len),
     }
 }
 
@@ -196,14 +196,19 @@ fn blkdiscard(file: &File, range: [u64; 2]) -> Result<(), Errno> {
     }
 }
 
-fn write_zeroes(image: &Handle, reach: &Reach, offset: u64, len: u64) -> Result<(), IoFault> {
+fn write_zeroes(
+    image: &Handle,
+    access: &MemoryAccess,
+    offset: u64,
+    len: u64,
+) -> Result<(), IoFault> {
     let mut transfer = Transfer::default();
     let mut zeroes = vec![0; usize::try_from(CHUNK.min(len)).unwrap_or(0)];
     let (mut at, mut left) = (offset, len);
     while left > 0 {
         let count = left.min(CHUNK);
         zeroes.truncate(usize::try_from(count).unwrap_or(0));
-        transfer.load(Data::Host(zeroes), reach)?;
+        transfer.load(Data::Host(zeroes), access)?;
         calls::write(image, &mut transfer, at, false)?;
         zeroes = transfer.clear().unwrap_or_default();
         at = at.saturating_add(count);

@@ -32,7 +32,7 @@ use super::cached::Cached;
 use super::flush::Mark;
 use super::handle::Handle;
 use super::range;
-use super::transfer::{Reach, Transfer};
+use super::transfer::{MemoryAccess, Transfer};
 use super::{Completion, DiskOp, DiskQueue, Full, IoFault};
 use crate::log;
 use crate::ram::Ram;
@@ -51,7 +51,7 @@ const BUSY_LIMIT: u8 = 100;
 pub(super) struct RingQueue {
     /// Whose file sits in which seat of the ring.
     images: Vec<Option<Arc<Handle>>>,
-    reach: Reach,
+    access: MemoryAccess,
     ring: Hold,
     /// Signalled by completions of the ring and of the blocking thread.
     event: Arc<OwnedFd>,
@@ -104,7 +104,7 @@ impl RingQueue {
         };
         Some(Self {
             images,
-            reach: Reach::new(ram),
+            access: MemoryAccess::new(ram),
             event: ring.event()?,
             throttle: ring.throttle()?,
             ring: match ring.is_refused() {
@@ -179,7 +179,7 @@ impl RingQueue {
         // There is an entry for each slot, and a slot is pushed once until the kernel took it, so there is room.
         let pushed = entry.is_some_and(|entry| {
             // SAFETY: the buffers and the iovec array belong to the slot, which is left alone until its completion,
-            // and the memory is mapped as long as `reach` or owned by the slot. Where completions can't be awaited,
+            // and the memory is mapped as long as `access` or owned by the slot. Where completions can't be awaited,
             // `abandon` leaks them.
             unsafe { io.submission().push(&entry) }.is_ok()
         });

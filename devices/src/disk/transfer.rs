@@ -23,14 +23,14 @@ pub(super) const IOV_MAX: usize = 1024;
 
 /// Guest memory and where the host has it mapped: what a segment has to lie in.
 #[derive(Clone, Debug)]
-pub(super) struct Reach {
+pub(super) struct MemoryAccess {
     /// Address and length of each region.
     regions: Vec<(usize, usize)>,
     /// Keeps them mapped.
     _ram: Ram,
 }
 
-impl Reach {
+impl MemoryAccess {
     pub(super) fn new(ram: Ram) -> Self {
         let regions = ram.mapping().iter().map(|region| {
             let len = usize::try_from(region.len()).unwrap_or(0);
@@ -103,7 +103,7 @@ fn count(entries: &[libc::iovec]) -> libc::c_int {
 
 /// The memory of a request in flight. Reused from request to request, so that its lists keep their room.
 ///
-/// Whoever loads guest memory into it keeps the `Reach` it was checked against until it is cleared.
+/// Whoever loads guest memory into it keeps the `MemoryAccess` it was checked against until it is cleared.
 #[derive(Debug, Default)]
 pub(super) struct Transfer {
     iov: Vec<libc::iovec>,
@@ -122,12 +122,12 @@ unsafe impl Send for Transfer {}
 
 impl Transfer {
     /// Takes the memory of a request. Empty segments are skipped. On an error nothing is held.
-    pub(super) fn load(&mut self, data: Data<'_>, reach: &Reach) -> Result<(), IoFault> {
+    pub(super) fn load(&mut self, data: Data<'_>, access: &MemoryAccess) -> Result<(), IoFault> {
         self.clear();
         match data {
             Data::Guest(segments) => {
                 for segment in segments {
-                    if !reach.holds(segment) {
+                    if !access.holds(segment) {
                         self.clear();
                         return Err(IoFault::BadMemory);
                     }

@@ -21,7 +21,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::aligned::Align;
 use super::super::bounce;
 use super::super::range::{self, Task};
-use super::super::transfer::{Reach, Transfer};
+use super::super::transfer::{MemoryAccess, Transfer};
 use super::*;
 use crate::disk::config::Cache;
 use crate::disk::{Completion, Data, DiskOp, Full, IoFault};

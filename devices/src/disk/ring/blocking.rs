@@ -23,7 +23,7 @@ impl RingQueue {
         let job = Job {
             index,
             image: Arc::clone(image),
-            reach: self.reach.clone(),
+            access: self.access.clone(),
             transfer: std::mem::take(&mut slot.transfer),
             offset: slot.offset,
             what,

@@ -130,7 +130,7 @@ impl RingQueue {
         // it.
         if in_ring {
             let images = std::mem::take(&mut self.images);
-            std::mem::forget((self.lose(), slots, self.reach.clone(), images));
+            std::mem::forget((self.lose(), slots, self.access.clone(), images));
             self.dead = true;
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::disk::handle::Handle;
 use crate::disk::range::{self, Task};
-use crate::disk::transfer::{Reach, Transfer};
+use crate::disk::transfer::{MemoryAccess, Transfer};
 use crate::disk::{IoFault, calls};
 
 /// What a request is at.
@@ -27,7 +27,7 @@ impl Step {
 pub(in crate::disk) struct Job {
     pub(super) index: u16,
     pub(super) image: Arc<Handle>,
-    pub(super) reach: Reach,
+    pub(super) access: MemoryAccess,
     pub(super) transfer: Transfer,
     pub(super) offset: u64,
     pub(super) what: What,
@@ -74,9 +74,9 @@ impl Job {
             What::Step(Step::Write { fua }) => calls::write(image, transfer, at, fua)?,
             What::Step(Step::Flush) => calls::flush(image)?,
             What::Step(Step::Range { task, len, .. }) => {
-                range::run(image, &self.reach, task, at, len)?;
+                range::run(image, &self.access, task, at, len)?;
             }
-            What::Instead { task, len } => range::instead(image, &self.reach, task, at, len)?,
+            What::Instead { task, len } => range::instead(image, &self.access, task, at, len)?,
         }
         Ok(transfer.len())
     }

@@ -24,7 +24,7 @@ impl RingQueue {
         let admitted = match op {
             DiskOp::Read { offset, data } => {
                 (slot.step, slot.offset) = (Step::Read, offset);
-                let loaded = slot.transfer.load(data, &self.reach);
+                let loaded = slot.transfer.load(data, &self.access);
                 loaded.and_then(|()| image.admit(offset, slot.transfer.len(), false))
             }
             DiskOp::Write { offset, data, fua } => {
@@ -34,7 +34,7 @@ impl RingQueue {
                     },
                     offset,
                 );
-                let loaded = slot.transfer.load(data, &self.reach);
+                let loaded = slot.transfer.load(data, &self.access);
                 loaded.and_then(|()| image.admit(offset, slot.transfer.len(), true))
             }
             DiskOp::Flush => {

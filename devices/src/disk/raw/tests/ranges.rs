@@ -229,13 +229,13 @@ fn a_host_that_refuses_to_free_while_zeroing_is_asked_once() {
         ..DiskConfig::new(device.path())
     };
     let image = Handle::first(Arc::new(Image::open(&config).expect("a block device")));
-    let reach = Reach::new(memory());
+    let access = MemoryAccess::new(memory());
     // As for a device whose limits promise more than it does.
     let task = Task::Zero { may_unmap: true };
-    assert_eq!(range::run(&image, &reach, task, 0, 4096), Ok(()));
+    assert_eq!(range::run(&image, &access, task, 0, 4096), Ok(()));
     assert!(image.refused.zero_unmap.load(Ordering::Relaxed));
     // A range that is no whole blocks is refused, too, and says nothing about others.
     let task = Task::Zero { may_unmap: false };
-    assert_eq!(range::run(&image, &reach, task, 100, 1000), Ok(()));
+    assert_eq!(range::run(&image, &access, task, 100, 1000), Ok(()));
     assert!(!image.refused.zero_range.load(Ordering::Relaxed));
 }

@@ -197,7 +197,7 @@ fn blocks_written_in_part_keep_their_other_part_around_the_cache() {
     let file = scratch.file();
     let old = pattern(1 << 20, 0x55);
     file.write_all_at(&old, 0).expect("image");
-    let reach = Reach::new(memory());
+    let access = MemoryAccess::new(memory());
     let mut transfer = Transfer::default();
     for (offset, len) in [
         (512, 512),
@@ -208,7 +208,7 @@ fn blocks_written_in_part_keep_their_other_part_around_the_cache() {
     ] {
         let new = pattern(len, 0xaa);
         transfer
-            .load(Data::Host(new.clone()), &reach)
+            .load(Data::Host(new.clone()), &access)
             .expect("memory");
         assert!(!bounce::fits(&image, &transfer, offset) || offset == 4096);
         bounce::write(&image, &mut transfer, offset, true).expect("written");
@@ -219,7 +219,7 @@ fn blocks_written_in_part_keep_their_other_part_around_the_cache() {
         file.read_exact_at(&mut bytes, 0).expect("image");
         assert!(bytes == expected, "{offset}+{len}");
         transfer
-            .load(Data::Host(vec![0; len]), &reach)
+            .load(Data::Host(vec![0; len]), &access)
             .expect("memory");
         bounce::read(&image, &mut transfer, offset).expect("read");
         assert!(transfer.clear().expect("buffer") == new, "{offset}+{len}");
