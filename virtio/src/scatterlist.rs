@@ -354,5 +354,4 @@ impl<'a, B: DmaBuf> Iterator for Iter<'a, B> {
 }
 
 #[cfg(test)]
-#[path = "scatterlist_tests.rs"]
 mod tests;

@@ -49,7 +49,7 @@ fn root() -> &'static Path {
 
 fn files(path: &Path, found: &mut Vec<PathBuf>) {
     let stem = path.file_stem().unwrap().to_string_lossy();
-    if stem.ends_with("_tests") || NOT_LISTED.contains(&&*stem) {
+    if stem == "tests" || NOT_LISTED.contains(&&*stem) {
         return;
     }
     if path.is_dir() {

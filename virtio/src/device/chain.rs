@@ -341,3 +341,6 @@ fn enough64(cursor: &Cursor<'_>, wanted: u64) -> Result<(), ShortChain> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

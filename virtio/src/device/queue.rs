@@ -528,3 +528,6 @@ impl<M: GuestRam> ActiveQueue<M> {
         state
     }
 }
+
+#[cfg(test)]
+mod tests;

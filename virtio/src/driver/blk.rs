@@ -459,5 +459,4 @@ impl<B: DmaBuf> PendingRequest<B> {
 }
 
 #[cfg(test)]
-#[path = "blk_tests.rs"]
 mod tests;

@@ -39,5 +39,4 @@ pub enum NetSubmitError {
 }
 
 #[cfg(test)]
-#[path = "net_tests.rs"]
 mod tests;

@@ -499,5 +499,4 @@ const fn low_half(value: u64) -> u32 {
 }
 
 #[cfg(test)]
-#[path = "pci_tests.rs"]
 mod tests;

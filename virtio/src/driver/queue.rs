@@ -377,5 +377,4 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
 }
 
 #[cfg(test)]
-#[path = "queue_tests/mod.rs"]
 mod tests;

@@ -375,5 +375,4 @@ impl<B: DmaBuf> CommandSlot<B> {
 }
 
 #[cfg(test)]
-#[path = "scsi_tests.rs"]
 mod tests;

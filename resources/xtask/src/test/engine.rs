@@ -49,8 +49,8 @@ pub(super) fn long() -> Result<()> {
             "splitring-virtio",
             "--lib",
             "--",
-            "model_tests",
-            "reference_tests",
+            "tests::model",
+            "tests::reference",
         ]
         .as_slice(),
         &["--package", "splitring-tests", "--test", "fuzz_corpus"],

@@ -2,47 +2,47 @@
 
 use zerocopy::little_endian::U16;
 
-use super::queue::{ActivateError, ActiveQueue, QueueConfig, RingFeatures};
+use crate::device::queue::{ActivateError, ActiveQueue, QueueConfig, RingFeatures};
 use crate::mem::testing::TestRam;
 use crate::ring;
 use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor, UsedElem};
 
-pub(super) const RAM: u64 = 0x1_0000;
-pub(super) const RAM_LEN: usize = 0x10_0000;
+pub(in crate::device) const RAM: u64 = 0x1_0000;
+pub(in crate::device) const RAM_LEN: usize = 0x10_0000;
 /// Where tests put their buffers and tables.
-pub(super) const DATA: u64 = RAM + 0x8_0000;
+pub(in crate::device) const DATA: u64 = RAM + 0x8_0000;
 
-pub(super) const NEXT: u16 = DESC_F_NEXT;
-pub(super) const WRITE: u16 = DESC_F_WRITE;
-pub(super) const INDIRECT: u16 = DESC_F_INDIRECT;
+pub(in crate::device) const NEXT: u16 = DESC_F_NEXT;
+pub(in crate::device) const WRITE: u16 = DESC_F_WRITE;
+pub(in crate::device) const INDIRECT: u16 = DESC_F_INDIRECT;
 
-pub(super) const PLAIN: RingFeatures = RingFeatures {
+pub(in crate::device) const PLAIN: RingFeatures = RingFeatures {
     event_idx: false,
     indirect: true,
     in_order: false,
 };
-pub(super) const EVENT: RingFeatures = RingFeatures {
+pub(in crate::device) const EVENT: RingFeatures = RingFeatures {
     event_idx: true,
     ..PLAIN
 };
-pub(super) const IN_ORDER: RingFeatures = RingFeatures {
+pub(in crate::device) const IN_ORDER: RingFeatures = RingFeatures {
     in_order: true,
     ..PLAIN
 };
 
 /// The driver's side of one ring.
 #[derive(Clone)]
-pub(super) struct Play {
-    pub(super) ram: TestRam,
-    pub(super) size: u16,
-    pub(super) desc: u64,
-    pub(super) avail: u64,
-    pub(super) used: u64,
+pub(in crate::device) struct TestDriver {
+    pub(in crate::device) ram: TestRam,
+    pub(in crate::device) size: u16,
+    pub(in crate::device) desc: u64,
+    pub(in crate::device) avail: u64,
+    pub(in crate::device) used: u64,
     /// Our copy of the available index.
-    pub(super) idx: u16,
+    pub(in crate::device) idx: u16,
 }
 
-pub(super) fn desc(addr: u64, len: u32, flags: u16, next: u16) -> Descriptor {
+pub(in crate::device) fn desc(addr: u64, len: u32, flags: u16, next: u16) -> Descriptor {
     Descriptor {
         addr: addr.into(),
         len: len.into(),
@@ -51,13 +51,13 @@ pub(super) fn desc(addr: u64, len: u32, flags: u16, next: u16) -> Descriptor {
     }
 }
 
-impl Play {
-    pub(super) fn new(size: u16) -> Self {
+impl TestDriver {
+    pub(in crate::device) fn new(size: u16) -> Self {
         Self::on(TestRam::new(RAM, RAM_LEN), size)
     }
 
     /// A ring at the start of memory that has at least half a megabyte at `RAM`.
-    pub(super) fn on(ram: TestRam, size: u16) -> Self {
+    pub(in crate::device) fn on(ram: TestRam, size: u16) -> Self {
         let avail = RAM + ring::desc_bytes(size);
         let used = (avail + ring::avail_bytes(size, true)).next_multiple_of(4);
         Self {
@@ -70,7 +70,7 @@ impl Play {
         }
     }
 
-    pub(super) fn config(&self) -> QueueConfig {
+    pub(in crate::device) fn config(&self) -> QueueConfig {
         let mut config = QueueConfig::new(self.size);
         config.set_desc(self.desc);
         config.set_avail(self.avail);
@@ -79,11 +79,11 @@ impl Play {
         config
     }
 
-    pub(super) fn activate(&self, features: RingFeatures) -> ActiveQueue<TestRam> {
+    pub(in crate::device) fn activate(&self, features: RingFeatures) -> ActiveQueue<TestRam> {
         self.try_activate(features).unwrap()
     }
 
-    pub(super) fn try_activate(
+    pub(in crate::device) fn try_activate(
         &self,
         features: RingFeatures,
     ) -> Result<ActiveQueue<TestRam>, ActivateError> {
@@ -91,7 +91,11 @@ impl Play {
     }
 
     /// Both ends as they are after `idx` buffers.
-    pub(super) fn activate_at(&mut self, idx: u16, features: RingFeatures) -> ActiveQueue<TestRam> {
+    pub(in crate::device) fn activate_at(
+        &mut self,
+        idx: u16,
+        features: RingFeatures,
+    ) -> ActiveQueue<TestRam> {
         let mut state = self.config().save();
         (state.next_avail, state.next_used, state.published) = (idx, idx, idx);
         self.set_idx(idx);
@@ -100,19 +104,19 @@ impl Play {
         config.activate(self.ram.clone(), features).unwrap()
     }
 
-    pub(super) fn set_desc(&self, index: u16, it: Descriptor) {
+    pub(in crate::device) fn set_desc(&self, index: u16, it: Descriptor) {
         self.ram.put(self.desc + 16 * u64::from(index), &it);
     }
 
     /// Writes a table, to be pointed to by an indirect descriptor.
-    pub(super) fn table(&self, addr: u64, table: &[Descriptor]) {
+    pub(in crate::device) fn table(&self, addr: u64, table: &[Descriptor]) {
         for (at, it) in (addr..).step_by(16).zip(table) {
             self.ram.put(at, it);
         }
     }
 
     /// Writes direct descriptors from index `first` on, linked one to the next.
-    pub(super) fn chain(&self, first: u16, buffers: &[(u64, u32, u16)]) {
+    pub(in crate::device) fn chain(&self, first: u16, buffers: &[(u64, u32, u16)]) {
         let last = buffers.len() - 1;
         for (n, &(addr, len, flags)) in buffers.iter().enumerate() {
             let index = first + u16::try_from(n).unwrap();
@@ -122,59 +126,59 @@ impl Play {
     }
 
     /// Makes a head available without showing it yet.
-    pub(super) fn stage(&mut self, head: u16) {
+    pub(in crate::device) fn stage(&mut self, head: u16) {
         let slot = u64::from(self.idx & (self.size - 1));
         self.put16(self.avail + 4 + 2 * slot, head);
         self.idx = self.idx.wrapping_add(1);
     }
 
     /// Shows what was staged.
-    pub(super) fn show(&self) {
+    pub(in crate::device) fn show(&self) {
         self.put16(self.avail + 2, self.idx);
     }
 
-    pub(super) fn offer(&mut self, head: u16) {
+    pub(in crate::device) fn offer(&mut self, head: u16) {
         self.stage(head);
         self.show();
     }
 
-    pub(super) fn set_idx(&mut self, idx: u16) {
+    pub(in crate::device) fn set_idx(&mut self, idx: u16) {
         self.idx = idx;
         self.show();
     }
 
-    pub(super) fn used_idx(&self) -> u16 {
+    pub(in crate::device) fn used_idx(&self) -> u16 {
         self.get16(self.used + 2)
     }
 
-    pub(super) fn used_flags(&self) -> u16 {
+    pub(in crate::device) fn used_flags(&self) -> u16 {
         self.get16(self.used)
     }
 
-    pub(super) fn avail_event(&self) -> u16 {
+    pub(in crate::device) fn avail_event(&self) -> u16 {
         self.get16(self.used + 4 + 8 * u64::from(self.size))
     }
 
-    pub(super) fn set_used_event(&self, value: u16) {
+    pub(in crate::device) fn set_used_event(&self, value: u16) {
         self.put16(self.avail + 4 + 2 * u64::from(self.size), value);
     }
 
-    pub(super) fn set_avail_flags(&self, value: u16) {
+    pub(in crate::device) fn set_avail_flags(&self, value: u16) {
         self.put16(self.avail, value);
     }
 
     /// Id and length of the used entry at `position`.
-    pub(super) fn used_entry(&self, position: u16) -> (u32, u32) {
+    pub(in crate::device) fn used_entry(&self, position: u16) -> (u32, u32) {
         let slot = u64::from(position & (self.size - 1));
         let it: UsedElem = self.ram.get(self.used + 4 + 8 * slot);
         (it.id.get(), it.len.get())
     }
 
-    pub(super) fn put16(&self, addr: u64, value: u16) {
+    pub(in crate::device) fn put16(&self, addr: u64, value: u16) {
         self.ram.put(addr, &U16::new(value));
     }
 
-    pub(super) fn get16(&self, addr: u64) -> u16 {
+    pub(in crate::device) fn get16(&self, addr: u64) -> u16 {
         self.ram.get::<U16>(addr).get()
     }
 }

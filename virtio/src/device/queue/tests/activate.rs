@@ -1,17 +1,17 @@
 //! Activation: what is checked, and what is frozen by it.
 
-use super::super::play::{DATA, EVENT, PLAIN, Play, RAM, RAM_LEN};
 use super::pop;
 use crate::device::queue::{ActivateError, Part, QueueConfig};
+use crate::device::tests::driver::{DATA, EVENT, PLAIN, RAM, RAM_LEN, TestDriver};
 use crate::mem::testing::TestRam;
 
 #[test]
 fn a_queue_the_driver_has_not_enabled_is_not_activated() {
-    let play = Play::new(4);
-    let mut config = play.config();
+    let driver = TestDriver::new(4);
+    let mut config = driver.config();
     config.set_ready(false);
     assert_eq!(
-        config.activate(play.ram.clone(), PLAIN).err(),
+        config.activate(driver.ram.clone(), PLAIN).err(),
         Some(ActivateError::NotReady)
     );
 }
@@ -23,16 +23,16 @@ fn a_misaligned_part_is_refused_by_name() {
         (Part::Available, 1),
         (Part::Used, 2),
     ] {
-        let mut play = Play::new(4);
+        let mut driver = TestDriver::new(4);
         let addr = match part {
-            Part::Descriptors => &mut play.desc,
-            Part::Available => &mut play.avail,
-            Part::Used => &mut play.used,
+            Part::Descriptors => &mut driver.desc,
+            Part::Available => &mut driver.avail,
+            Part::Used => &mut driver.used,
         };
         *addr += offset;
         let addr = *addr;
         assert_eq!(
-            play.try_activate(PLAIN).err(),
+            driver.try_activate(PLAIN).err(),
             Some(ActivateError::Misaligned { part, addr })
         );
     }
@@ -43,35 +43,35 @@ fn a_ring_part_may_touch_the_last_byte_of_memory_but_not_step_over_it() {
     let end = RAM + RAM_LEN as u64;
     // 4 + 8 × 4 bytes used and 4 + 2 × 4 available, and 2 more for the event index.
     for (features, used, avail) in [(PLAIN, 36, 12), (EVENT, 38, 14)] {
-        let mut play = Play::new(4);
-        play.used = (end - used) & !3;
-        assert!(play.try_activate(features).is_ok());
-        play.used += 4;
-        let addr = play.used;
+        let mut driver = TestDriver::new(4);
+        driver.used = (end - used) & !3;
+        assert!(driver.try_activate(features).is_ok());
+        driver.used += 4;
+        let addr = driver.used;
         assert_eq!(
-            play.try_activate(features).err(),
+            driver.try_activate(features).err(),
             Some(ActivateError::OutsideRam {
                 part: Part::Used,
                 addr
             })
         );
-        let mut play = Play::new(4);
-        play.avail = end - avail;
-        assert!(play.try_activate(features).is_ok());
-        play.avail += 2;
-        let addr = play.avail;
+        let mut driver = TestDriver::new(4);
+        driver.avail = end - avail;
+        assert!(driver.try_activate(features).is_ok());
+        driver.avail += 2;
+        let addr = driver.avail;
         assert_eq!(
-            play.try_activate(features).err(),
+            driver.try_activate(features).err(),
             Some(ActivateError::OutsideRam {
                 part: Part::Available,
                 addr
             })
         );
     }
-    let mut play = Play::new(4);
-    play.desc = u64::MAX - 15;
+    let mut driver = TestDriver::new(4);
+    driver.desc = u64::MAX - 15;
     assert!(matches!(
-        play.try_activate(PLAIN),
+        driver.try_activate(PLAIN),
         Err(ActivateError::OutsideRam {
             part: Part::Descriptors,
             ..
@@ -83,12 +83,12 @@ fn a_ring_part_may_touch_the_last_byte_of_memory_but_not_step_over_it() {
 fn a_used_ring_in_memory_the_device_may_not_write_is_refused() {
     let rom = RAM + RAM_LEN as u64;
     let ram = TestRam::with_regions(&[(RAM, RAM_LEN, true), (rom, 4096, false)]);
-    let mut play = Play::on(ram, 4);
-    play.desc = rom;
-    assert!(play.try_activate(PLAIN).is_ok());
-    (play.desc, play.used) = (RAM, rom);
+    let mut driver = TestDriver::on(ram, 4);
+    driver.desc = rom;
+    assert!(driver.try_activate(PLAIN).is_ok());
+    (driver.desc, driver.used) = (RAM, rom);
     assert_eq!(
-        play.try_activate(PLAIN).err(),
+        driver.try_activate(PLAIN).err(),
         Some(ActivateError::OutsideRam {
             part: Part::Used,
             addr: rom
@@ -116,15 +116,15 @@ fn sizes_are_powers_of_two_up_to_the_maximum_and_others_change_nothing() {
 
 #[test]
 fn registers_written_after_activation_change_nothing() {
-    let mut play = Play::new(8);
-    let mut config = play.config();
-    let mut queue = config.activate(play.ram.clone(), PLAIN).unwrap();
+    let mut driver = TestDriver::new(8);
+    let mut config = driver.config();
+    let mut queue = config.activate(driver.ram.clone(), PLAIN).unwrap();
     config.set_size(2);
     config.set_desc(0);
     config.set_avail(0);
     config.set_ready(false);
-    play.chain(7, &[(DATA, 16, 0)]);
-    play.offer(7);
+    driver.chain(7, &[(DATA, 16, 0)]);
+    driver.offer(7);
     let chain = pop(&mut queue);
     assert_eq!((queue.size(), chain.head()), (8, 7));
     queue.complete(chain, 0);

@@ -9,9 +9,9 @@ mod notify;
 mod save;
 mod walk;
 
-use super::chain::DescriptorChain;
-use super::play::{PLAIN, Play};
-use super::queue::*;
+use super::*;
+use crate::device::chain::DescriptorChain;
+use crate::device::tests::driver::{PLAIN, TestDriver};
 use crate::mem::testing::TestRam;
 
 pub(super) type Queue = ActiveQueue<TestRam>;
@@ -20,9 +20,9 @@ pub(super) fn pop(queue: &mut Queue) -> DescriptorChain<TestRam> {
     queue.pop().unwrap().expect("a chain is available")
 }
 
-pub(super) fn fault(play: &mut Play, head: u16) -> ChainFault {
-    let mut queue = play.activate(PLAIN);
-    play.offer(head);
+pub(super) fn fault(driver: &mut TestDriver, head: u16) -> ChainFault {
+    let mut queue = driver.activate(PLAIN);
+    driver.offer(head);
     fault_of(&mut queue, head)
 }
 

@@ -1,20 +1,20 @@
 //! Saving a queue and going on from what was saved.
 
-use super::super::play::{DATA, EVENT, IN_ORDER, PLAIN, Play, WRITE};
 use super::{fault_of, pop};
 use crate::device::queue::{
     ActivateError, ChainError, ChainFault, InFlight, Interrupt, QueueConfig, QueueState,
     RestoreError, RingFeatures,
 };
+use crate::device::tests::driver::{DATA, EVENT, IN_ORDER, PLAIN, TestDriver, WRITE};
 
 #[test]
 fn a_restored_queue_goes_on_where_the_saved_one_stopped() {
     for features in [PLAIN, EVENT, IN_ORDER] {
-        let mut play = Play::new(4);
-        let mut queue = play.activate_at(65534, features);
+        let mut driver = TestDriver::new(4);
+        let mut queue = driver.activate_at(65534, features);
         for head in 0..4 {
-            play.chain(head, &[(DATA, 16, WRITE)]);
-            play.offer(head);
+            driver.chain(head, &[(DATA, 16, WRITE)]);
+            driver.offer(head);
         }
         let (first, second, third) = (pop(&mut queue), pop(&mut queue), pop(&mut queue));
         queue.complete(second, 2);
@@ -26,7 +26,7 @@ fn a_restored_queue_goes_on_where_the_saved_one_stopped() {
 
         let config = QueueConfig::restore(4, state.clone()).unwrap();
         assert_eq!(config.save(), state);
-        let mut queue = config.activate(play.ram.clone(), features).unwrap();
+        let mut queue = config.activate(driver.ram.clone(), features).unwrap();
         assert_eq!(
             queue.save(),
             state,
@@ -47,8 +47,8 @@ fn a_restored_queue_goes_on_where_the_saved_one_stopped() {
         );
         assert!(queue.pop().unwrap().is_none());
         assert_eq!(queue.publish(), Interrupt::Needed);
-        assert_eq!(play.used_idx(), 2, "65534 and four more");
-        let mut used: Vec<_> = (0..4).map(|n| play.used_entry(n).0).collect();
+        assert_eq!(driver.used_idx(), 2, "65534 and four more");
+        let mut used: Vec<_> = (0..4).map(|n| driver.used_entry(n).0).collect();
         used.sort_unstable();
         assert_eq!(used, [0, 1, 2, 3]);
         assert_eq!((queue.in_flight(), queue.is_broken()), (0, false));
@@ -57,37 +57,37 @@ fn a_restored_queue_goes_on_where_the_saved_one_stopped() {
 
 #[test]
 fn a_state_saved_between_completion_and_publication_publishes_after_restore() {
-    let mut play = Play::new(4);
-    let mut queue = play.activate(PLAIN);
-    play.chain(0, &[(DATA, 16, WRITE)]);
-    play.offer(0);
+    let mut driver = TestDriver::new(4);
+    let mut queue = driver.activate(PLAIN);
+    driver.chain(0, &[(DATA, 16, WRITE)]);
+    driver.offer(0);
     let chain = pop(&mut queue);
     queue.complete(chain, 1);
     let state = queue.save();
     let config = QueueConfig::restore(4, state).unwrap();
-    let mut queue = config.activate(play.ram.clone(), PLAIN).unwrap();
+    let mut queue = config.activate(driver.ram.clone(), PLAIN).unwrap();
     assert_eq!(queue.publish(), Interrupt::Needed);
-    assert_eq!(play.used_idx(), 1);
+    assert_eq!(driver.used_idx(), 1);
 }
 
 /// The interrupt for what was shown is decided about at the next publication, which the restored queue makes.
 #[test]
 fn an_interrupt_that_was_put_off_survives_a_restore() {
     for features in [PLAIN, EVENT] {
-        let mut play = Play::new(4);
-        let mut queue = play.activate(features);
-        play.chain(0, &[(DATA, 16, WRITE)]);
-        play.offer(0);
+        let mut driver = TestDriver::new(4);
+        let mut queue = driver.activate(features);
+        driver.chain(0, &[(DATA, 16, WRITE)]);
+        driver.offer(0);
         let chain = pop(&mut queue);
         queue.complete(chain, 1);
         queue.publish_used();
         for _ in 0..2 {
             // Saved twice over: what is not yet published stays undecided.
             let config = QueueConfig::restore(4, queue.save()).unwrap();
-            queue = config.activate(play.ram.clone(), features).unwrap();
+            queue = config.activate(driver.ram.clone(), features).unwrap();
         }
         assert_eq!(queue.publish(), Interrupt::Needed);
-        assert_eq!(play.used_idx(), 1);
+        assert_eq!(driver.used_idx(), 1);
         assert!(!queue.save().undecided);
         assert_eq!(queue.publish(), Interrupt::NotNeeded);
     }
@@ -95,21 +95,21 @@ fn an_interrupt_that_was_put_off_survives_a_restore() {
 
 #[test]
 fn saving_marks_the_used_ring_whose_entries_may_not_be_published_yet() {
-    let mut play = Play::new(4);
-    let mut queue = play.activate(PLAIN);
-    play.chain(0, &[(DATA, 16, WRITE)]);
-    play.offer(0);
+    let mut driver = TestDriver::new(4);
+    let mut queue = driver.activate(PLAIN);
+    driver.chain(0, &[(DATA, 16, WRITE)]);
+    driver.offer(0);
     let chain = pop(&mut queue);
-    play.ram.track_dirty();
+    driver.ram.track_dirty();
     queue.complete(chain, 1);
-    assert!(!play.ram.is_dirty(play.used));
+    assert!(!driver.ram.is_dirty(driver.used));
     let _ = queue.save();
-    assert!(play.ram.is_dirty(play.used));
+    assert!(driver.ram.is_dirty(driver.used));
 }
 
 #[test]
 fn a_state_that_contradicts_itself_is_refused() {
-    let play = Play::new(4);
+    let driver = TestDriver::new(4);
     let good = QueueState {
         next_avail: 7,
         next_used: 5,
@@ -124,7 +124,7 @@ fn a_state_that_contradicts_itself_is_refused() {
                 head: 3,
             },
         ],
-        ..play.config().save()
+        ..driver.config().save()
     };
     assert!(QueueConfig::restore(4, good.clone()).is_ok());
     let bad = |change: &dyn Fn(&mut QueueState)| {
@@ -159,7 +159,7 @@ fn a_state_that_contradicts_itself_is_refused() {
         state.in_flight[0].position = position;
         let config = QueueConfig::restore(4, state).unwrap();
         assert_eq!(
-            config.activate(play.ram.clone(), IN_ORDER).err(),
+            config.activate(driver.ram.clone(), IN_ORDER).err(),
             Some(ActivateError::Position { head: 1, position })
         );
     }
@@ -167,7 +167,7 @@ fn a_state_that_contradicts_itself_is_refused() {
     state.in_flight[1].position = 5;
     let config = QueueConfig::restore(4, state).unwrap();
     assert_eq!(
-        config.activate(play.ram, IN_ORDER).err(),
+        config.activate(driver.ram, IN_ORDER).err(),
         Some(ActivateError::Position {
             head: 3,
             position: 5
@@ -177,7 +177,7 @@ fn a_state_that_contradicts_itself_is_refused() {
 
 #[test]
 fn a_state_that_lost_a_request_is_activated_only_in_order() {
-    let play = Play::new(4);
+    let driver = TestDriver::new(4);
     let state = QueueState {
         next_avail: 7,
         next_used: 5,
@@ -186,17 +186,17 @@ fn a_state_that_lost_a_request_is_activated_only_in_order() {
             position: 6,
             head: 3,
         }],
-        ..play.config().save()
+        ..driver.config().save()
     };
     let config = QueueConfig::restore(4, state).unwrap();
     assert_eq!(
-        config.activate(play.ram.clone(), PLAIN).err(),
+        config.activate(driver.ram.clone(), PLAIN).err(),
         Some(ActivateError::InFlight {
             listed: 1,
             counted: 2
         })
     );
-    let queue = config.activate(play.ram.clone(), IN_ORDER).unwrap();
+    let queue = config.activate(driver.ram.clone(), IN_ORDER).unwrap();
     assert_eq!(
         queue.in_flight(),
         1,
@@ -224,19 +224,19 @@ fn feature_bits_map_to_ring_features() {
 
 #[test]
 fn a_broken_queue_is_restored_broken() {
-    let mut play = Play::new(2);
-    let mut queue = play.activate(PLAIN);
-    play.chain(0, &[(DATA, 16, WRITE)]);
-    play.offer(0);
+    let mut driver = TestDriver::new(2);
+    let mut queue = driver.activate(PLAIN);
+    driver.chain(0, &[(DATA, 16, WRITE)]);
+    driver.offer(0);
     let chain = pop(&mut queue);
     // What was popped last is no request: a list of requests in flight would not add up.
-    play.offer(0);
+    driver.offer(0);
     assert_eq!(fault_of(&mut queue, 0), ChainFault::Duplicate);
     chain.abandon();
     let state = queue.save();
     assert!(state.broken && state.in_flight.is_empty());
     let config = QueueConfig::restore(2, state).unwrap();
-    let mut queue = config.activate(play.ram.clone(), PLAIN).unwrap();
+    let mut queue = config.activate(driver.ram.clone(), PLAIN).unwrap();
     assert!(queue.is_broken());
     assert_eq!(queue.pop().unwrap_err(), ChainError::Broken);
 }

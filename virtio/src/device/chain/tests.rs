@@ -1,8 +1,8 @@
 //! Reader and writer over every framing of the same bytes.
 
-use super::chain::{DescriptorChain, ShortChain};
-use super::play::{DATA, PLAIN, Play, WRITE};
-use super::queue::ActiveQueue;
+use super::{DescriptorChain, ShortChain};
+use crate::device::queue::ActiveQueue;
+use crate::device::tests::driver::{DATA, PLAIN, TestDriver, WRITE};
 use crate::mem::testing::TestRam;
 use crate::spec::blk::RequestHeader;
 
@@ -13,12 +13,12 @@ const IN: u64 = DATA + 0x2000;
 fn framed(
     readable: &[u32],
     writable: &[u32],
-) -> (Play, ActiveQueue<TestRam>, DescriptorChain<TestRam>) {
-    let mut play = Play::new(32);
-    let mut queue = play.activate(PLAIN);
+) -> (TestDriver, ActiveQueue<TestRam>, DescriptorChain<TestRam>) {
+    let mut driver = TestDriver::new(32);
+    let mut queue = driver.activate(PLAIN);
     let mut buffers = Vec::new();
     let bytes: Vec<u8> = (0..=255).collect();
-    play.ram.write(OUT, &bytes);
+    driver.ram.write(OUT, &bytes);
     for (start, lens, flags) in [(OUT, readable, 0), (IN, writable, WRITE)] {
         let mut addr = start;
         for &len in lens {
@@ -26,10 +26,10 @@ fn framed(
             addr += u64::from(len);
         }
     }
-    play.chain(0, &buffers);
-    play.offer(0);
+    driver.chain(0, &buffers);
+    driver.offer(0);
     let chain = queue.pop().unwrap().unwrap();
-    (play, queue, chain)
+    (driver, queue, chain)
 }
 
 /// All ways to cut `total` into parts.
@@ -80,7 +80,7 @@ fn a_header_reads_the_same_over_every_framing() {
 #[test]
 fn writes_land_at_the_same_bytes_over_every_framing() {
     for cut in framings(10) {
-        let (play, mut queue, mut chain) = framed(&[], &cut);
+        let (driver, mut queue, mut chain) = framed(&[], &cut);
         let writer = chain.writer();
         let (mut data, mut status) = writer.split_at(9).unwrap();
         data.write_all(&[1, 2, 3]).unwrap();
@@ -96,14 +96,14 @@ fn writes_land_at_the_same_bytes_over_every_framing() {
         assert_eq!((status.written(), status.remaining()), (1, 0));
         queue.complete(chain, 10);
         let mut bytes = [0xee; 11];
-        play.ram.read(IN, &mut bytes);
+        driver.ram.read(IN, &mut bytes);
         assert_eq!(bytes, [1, 2, 3, 0, 0, 0, 7, 8, 9, 0xff, 0]);
     }
 }
 
 #[test]
 fn too_short_moves_nothing_and_says_how_short() {
-    let (play, mut queue, mut chain) = framed(&[4, 4], &[2, 1]);
+    let (driver, mut queue, mut chain) = framed(&[4, 4], &[2, 1]);
     let mut reader = chain.reader();
     let short = |wanted, left| ShortChain { wanted, left };
     assert_eq!(
@@ -118,20 +118,20 @@ fn too_short_moves_nothing_and_says_how_short() {
     assert_eq!(writer.skip(u64::MAX).unwrap_err(), short(u64::MAX, 3));
     assert_eq!((writer.written(), writer.remaining()), (0, 3));
     assert!(writer.split_at(4).is_err());
-    assert_eq!(play.ram.get::<[u8; 3]>(IN), [0; 3]);
+    assert_eq!(driver.ram.get::<[u8; 3]>(IN), [0; 3]);
     queue.complete(chain, 0);
 }
 
 #[test]
 fn long_runs_of_zeroes_are_written_whole() {
-    let (play, mut queue, mut chain) = framed(&[], &[100, 1000, 13]);
-    play.ram.write(IN, &[0xaa; 1200]);
+    let (driver, mut queue, mut chain) = framed(&[], &[100, 1000, 13]);
+    driver.ram.write(IN, &[0xaa; 1200]);
     let mut writer = chain.writer();
     writer.skip(3).unwrap();
     writer.write_zeroes(1100).unwrap();
     assert_eq!(writer.remaining(), 10);
     queue.complete(chain, 0);
-    let bytes: [u8; 1120] = play.ram.get(IN);
+    let bytes: [u8; 1120] = driver.ram.get(IN);
     let zeroes: Vec<_> = (0..)
         .zip(bytes)
         .filter(|(_, b)| *b == 0)
@@ -152,7 +152,7 @@ fn ranges_split_segments_only_where_the_framing_cuts_them() {
     assert_eq!((chain.readable().len(), chain.writable().len()), (2, 2));
     queue.complete(chain, 0);
 
-    let (play, mut queue, mut chain) = framed(&[10, 20], &[7, 3, 5]);
+    let (driver, mut queue, mut chain) = framed(&[10, 20], &[7, 3, 5]);
     assert_eq!(lens(chain.readable_range(4, 20).unwrap()), [6, 14]);
     assert_eq!(lens(chain.readable()), [4, 6, 14, 6]);
     assert_eq!(lens(chain.writable()), [7, 3, 5]);
@@ -173,14 +173,14 @@ fn ranges_split_segments_only_where_the_framing_cuts_them() {
     assert!(bytes.iter().zip(0..).all(|(b, n)| *b == n));
     chain.writer().write_all(&[9; 15]).unwrap();
     queue.complete(chain, 15);
-    assert_eq!(play.ram.get::<[u8; 16]>(IN)[14..], [9, 0]);
+    assert_eq!(driver.ram.get::<[u8; 16]>(IN)[14..], [9, 0]);
 }
 
 #[test]
 fn a_header_is_copied_once_and_judged_as_copied() {
-    let (play, mut queue, chain) = framed(&[16], &[1]);
+    let (driver, mut queue, chain) = framed(&[16], &[1]);
     let header: RequestHeader = chain.reader().read_obj().unwrap();
-    play.ram.write(OUT, &[0xff; 16]);
+    driver.ram.write(OUT, &[0xff; 16]);
     assert_eq!(header.kind.get(), 0x0302_0100);
     queue.complete(chain, 0);
 }

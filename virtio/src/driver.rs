@@ -36,6 +36,4 @@ pub use crate::mem::mmio::{Mmio, PciFunction, Registers};
 pub use crate::mem::reset::{DeviceId, ResetProof};
 
 #[cfg(test)]
-mod model_tests;
-#[cfg(test)]
-mod reference_tests;
+mod tests;

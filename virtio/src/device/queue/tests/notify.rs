@@ -1,24 +1,24 @@
 //! Interrupts, notifications and the grant of a pass.
 
-use super::super::play::{DATA, EVENT, INDIRECT, NEXT, PLAIN, Play, WRITE, desc};
 use super::pop;
 use crate::device::queue::Interrupt;
+use crate::device::tests::driver::{DATA, EVENT, INDIRECT, NEXT, PLAIN, TestDriver, WRITE, desc};
 use crate::spec::ring::{AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY};
 
 #[test]
 fn without_event_idx_the_interrupt_flag_decides() {
-    let mut play = Play::new(8);
-    let mut queue = play.activate(PLAIN);
-    play.chain(0, &[(DATA, 16, 0)]);
+    let mut driver = TestDriver::new(8);
+    let mut queue = driver.activate(PLAIN);
+    driver.chain(0, &[(DATA, 16, 0)]);
     // The event index of the other mode must not matter.
-    play.set_used_event(0x1234);
+    driver.set_used_event(0x1234);
     for (flags, expected) in [
         (0, Interrupt::Needed),
         (AVAIL_F_NO_INTERRUPT, Interrupt::NotNeeded),
         (0xfffe, Interrupt::Needed),
     ] {
-        play.set_avail_flags(flags);
-        play.offer(0);
+        driver.set_avail_flags(flags);
+        driver.offer(0);
         let chain = pop(&mut queue);
         queue.complete(chain, 0);
         assert_eq!(queue.publish(), expected);
@@ -27,18 +27,18 @@ fn without_event_idx_the_interrupt_flag_decides() {
 
 #[test]
 fn with_event_idx_the_flag_is_ignored_and_used_event_decides() {
-    let mut play = Play::new(8);
-    let mut queue = play.activate(EVENT);
-    play.set_avail_flags(AVAIL_F_NO_INTERRUPT);
-    play.chain(0, &[(DATA, 16, 0)]);
+    let mut driver = TestDriver::new(8);
+    let mut queue = driver.activate(EVENT);
+    driver.set_avail_flags(AVAIL_F_NO_INTERRUPT);
+    driver.chain(0, &[(DATA, 16, 0)]);
     for (used_event, expected) in [
         (0, Interrupt::Needed),
         (0, Interrupt::NotNeeded),
         (5, Interrupt::NotNeeded),
         (3, Interrupt::Needed),
     ] {
-        play.set_used_event(used_event);
-        play.offer(0);
+        driver.set_used_event(used_event);
+        driver.offer(0);
         let chain = pop(&mut queue);
         queue.complete(chain, 0);
         assert_eq!(queue.publish(), expected);
@@ -47,42 +47,42 @@ fn with_event_idx_the_flag_is_ignored_and_used_event_decides() {
 
 #[test]
 fn an_empty_batch_publishes_nothing_and_interrupts_nobody() {
-    let play = Play::new(8);
+    let driver = TestDriver::new(8);
     for features in [PLAIN, EVENT] {
-        let mut queue = play.activate(features);
-        play.put16(play.used + 2, 0x55aa);
+        let mut queue = driver.activate(features);
+        driver.put16(driver.used + 2, 0x55aa);
         assert_eq!(queue.publish(), Interrupt::NotNeeded);
-        assert_eq!(play.used_idx(), 0x55aa);
+        assert_eq!(driver.used_idx(), 0x55aa);
     }
 }
 
 /// What was shown can be taken and offered again before the batch is published, and the decision is about all of it.
 #[test]
 fn a_batch_shown_early_is_decided_about_as_a_whole() {
-    let mut play = Play::new(4);
-    play.set_used_event(0);
-    let mut queue = play.activate(EVENT);
+    let mut driver = TestDriver::new(4);
+    driver.set_used_event(0);
+    let mut queue = driver.activate(EVENT);
     for head in 0..4 {
-        play.chain(head, &[(DATA, 16, 0)]);
-        play.offer(head);
+        driver.chain(head, &[(DATA, 16, 0)]);
+        driver.offer(head);
     }
     let first = pop(&mut queue);
     queue.complete(first, 0);
     queue.publish_used();
-    assert_eq!(play.used_idx(), 1);
+    assert_eq!(driver.used_idx(), 1);
     // The ring had been full: only what was shown makes room.
-    play.offer(0);
+    driver.offer(0);
     for _ in 0..4 {
         let chain = pop(&mut queue);
         queue.complete(chain, 0);
     }
-    assert_eq!(play.used_idx(), 1);
+    assert_eq!(driver.used_idx(), 1);
     assert_eq!(
         queue.publish(),
         Interrupt::Needed,
         "the first was asked about"
     );
-    assert_eq!(play.used_idx(), 5);
+    assert_eq!(driver.used_idx(), 5);
     assert_eq!(queue.publish(), Interrupt::NotNeeded);
 }
 
@@ -90,12 +90,12 @@ fn a_batch_shown_early_is_decided_about_as_a_whole() {
 #[test]
 fn more_than_two_to_the_sixteen_shown_entries_are_not_mistaken_for_few() {
     for over in [0, 1, 5] {
-        let mut play = Play::new(4);
-        let mut queue = play.activate(EVENT);
-        play.chain(0, &[(DATA, 16, 0)]);
-        play.set_used_event(0);
+        let mut driver = TestDriver::new(4);
+        let mut queue = driver.activate(EVENT);
+        driver.chain(0, &[(DATA, 16, 0)]);
+        driver.set_used_event(0);
         for _ in 0..65_536 + over {
-            play.offer(0);
+            driver.offer(0);
             let chain = pop(&mut queue);
             queue.complete(chain, 0);
             queue.publish_used();
@@ -108,15 +108,15 @@ fn more_than_two_to_the_sixteen_shown_entries_are_not_mistaken_for_few() {
 
 #[test]
 fn notification_is_suppressed_by_flag_without_event_idx() {
-    let mut play = Play::new(8);
-    let mut queue = play.activate(PLAIN);
+    let mut driver = TestDriver::new(8);
+    let mut queue = driver.activate(PLAIN);
     queue.disable_notification();
-    assert_eq!(play.used_flags(), USED_F_NO_NOTIFY);
+    assert_eq!(driver.used_flags(), USED_F_NO_NOTIFY);
     assert!(!queue.enable_notification());
-    assert_eq!(play.used_flags(), 0);
+    assert_eq!(driver.used_flags(), 0);
     queue.disable_notification();
-    play.chain(0, &[(DATA, 16, 0)]);
-    play.offer(0);
+    driver.chain(0, &[(DATA, 16, 0)]);
+    driver.offer(0);
     assert!(
         queue.enable_notification(),
         "the buffer that came meanwhile is seen"
@@ -125,27 +125,27 @@ fn notification_is_suppressed_by_flag_without_event_idx() {
 
 #[test]
 fn notification_follows_avail_event_with_event_idx_and_the_flags_stay_zero() {
-    let mut play = Play::new(8);
-    let mut queue = play.activate(EVENT);
-    play.chain(0, &[(DATA, 16, 0)]);
+    let mut driver = TestDriver::new(8);
+    let mut queue = driver.activate(EVENT);
+    driver.chain(0, &[(DATA, 16, 0)]);
     for next in 1..5 {
         queue.disable_notification();
-        assert_eq!(play.used_flags(), 0);
-        play.offer(0);
+        assert_eq!(driver.used_flags(), 0);
+        driver.offer(0);
         assert!(queue.enable_notification());
         let chain = pop(&mut queue);
         assert!(queue.pop().unwrap().is_none());
         queue.complete(chain, 0);
         assert!(!queue.enable_notification());
-        assert_eq!(play.avail_event(), next);
-        assert_eq!(play.used_flags(), 0);
+        assert_eq!(driver.avail_event(), next);
+        assert_eq!(driver.used_flags(), 0);
     }
 }
 
 #[test]
 fn a_spurious_notification_finds_nothing() {
-    let play = Play::new(8);
-    let mut queue = play.activate(EVENT);
+    let driver = TestDriver::new(8);
+    let mut queue = driver.activate(EVENT);
     for _ in 0..3 {
         assert!(queue.pop().unwrap().is_none());
         assert!(queue.drained());
@@ -154,11 +154,11 @@ fn a_spurious_notification_finds_nothing() {
 
 #[test]
 fn a_grant_bounds_a_pass_though_the_driver_refills_for_ever() {
-    let mut play = Play::new(4);
-    let mut queue = play.activate(PLAIN);
+    let mut driver = TestDriver::new(4);
+    let mut queue = driver.activate(PLAIN);
     for head in 0..4 {
-        play.chain(head, &[(DATA, 16, 0)]);
-        play.offer(head);
+        driver.chain(head, &[(DATA, 16, 0)]);
+        driver.offer(head);
     }
     queue.grant(10);
     let mut done = 0;
@@ -166,7 +166,7 @@ fn a_grant_bounds_a_pass_though_the_driver_refills_for_ever() {
         let head = chain.head();
         queue.complete(chain, 0);
         let _ = queue.publish();
-        play.offer(head);
+        driver.offer(head);
         done += 1;
         assert!(done <= 10);
     }
@@ -191,17 +191,17 @@ fn a_grant_bounds_a_pass_though_the_driver_refills_for_ever() {
 #[test]
 fn a_grant_bounds_the_bytes_of_a_pass_and_the_chain_that_exceeds_it_is_the_last() {
     const PIECE: u32 = 7 << 16;
-    let mut play = Play::new(16);
-    let mut queue = play.activate(PLAIN);
+    let mut driver = TestDriver::new(16);
+    let mut queue = driver.activate(PLAIN);
     // The same memory again and again: 7 MiB of it per chain, half of them writable.
     let link = |index: u16| if index < 15 { NEXT } else { 0 };
     let half = |index: u16| if index < 8 { 0 } else { WRITE };
     let entry = |index: u16| desc(DATA + 0x1000, PIECE, link(index) | half(index), index + 1);
     let table: Vec<_> = (0..16).map(entry).collect();
-    play.table(DATA, &table);
+    driver.table(DATA, &table);
     for head in 0..8 {
-        play.set_desc(head, desc(DATA, 16 * 16, INDIRECT, 0));
-        play.offer(head);
+        driver.set_desc(head, desc(DATA, 16 * 16, INDIRECT, 0));
+        driver.offer(head);
     }
     let mut pass = |chains| {
         queue.grant(chains);

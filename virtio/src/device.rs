@@ -9,10 +9,4 @@ pub mod transport;
 mod walk;
 
 #[cfg(test)]
-mod chain_tests;
-#[cfg(test)]
-mod model_tests;
-#[cfg(test)]
-mod play;
-#[cfg(test)]
-mod queue_tests;
+mod tests;

@@ -8,9 +8,9 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::chain::DescriptorChain;
-use super::play::{DATA, EVENT, IN_ORDER, INDIRECT, NEXT, PLAIN, Play, RAM, WRITE, desc};
-use super::queue::{ActiveQueue, ChainError, Interrupt, QueueConfig, RingFeatures};
+use super::driver::{DATA, EVENT, IN_ORDER, INDIRECT, NEXT, PLAIN, RAM, TestDriver, WRITE, desc};
+use crate::device::chain::DescriptorChain;
+use crate::device::queue::{ActiveQueue, ChainError, Interrupt, QueueConfig, RingFeatures};
 use crate::mem::testing::TestRam;
 use crate::mem::{Access, GuestRam, Segment};
 use crate::spec::ring::Descriptor;
@@ -20,28 +20,28 @@ use crate::tier;
 type Buffers = (Vec<(u64, u32)>, Vec<(u64, u32)>);
 
 /// What section 2.7.5 says a chain is, in the plainest way; `None` is malformed.
-fn plain_walk(play: &Play, head: u16, indirect: bool) -> Option<Buffers> {
-    let table: Vec<Descriptor> = (0..u64::from(play.size))
-        .map(|n| play.ram.get(play.desc + 16 * n))
+fn plain_walk(driver: &TestDriver, head: u16, indirect: bool) -> Option<Buffers> {
+    let table: Vec<Descriptor> = (0..u64::from(driver.size))
+        .map(|n| driver.ram.get(driver.desc + 16 * n))
         .collect();
-    let mut links = links(&table, head, usize::from(play.size))?;
+    let mut links = links(&table, head, usize::from(driver.size))?;
     if links.last()?.flags.get() & INDIRECT != 0 {
         let last = links.pop()?;
         let (addr, len) = (last.addr.get(), last.len.get());
         let whole = len > 0 && len % 16 == 0 && last.flags.get() & NEXT == 0;
-        if !indirect || !whole || play.ram.region(addr, Access::Read).is_none() {
+        if !indirect || !whole || driver.ram.region(addr, Access::Read).is_none() {
             return None;
         }
         let table: Vec<Descriptor> = (0..u64::from(len / 16))
             .map_while(|n| {
                 let at = addr + 16 * n;
-                play.ram.region(at, Access::Read)?.segment(at, 16)?;
-                Some(play.ram.get(at))
+                driver.ram.region(at, Access::Read)?.segment(at, 16)?;
+                Some(driver.ram.get(at))
             })
             .collect();
-        links.extend(self::links(&table, 0, usize::from(play.size))?);
+        links.extend(self::links(&table, 0, usize::from(driver.size))?);
     }
-    let ok = links.len() <= usize::from(play.size)
+    let ok = links.len() <= usize::from(driver.size)
         && links.iter().all(|it| it.flags.get() & INDIRECT == 0)
         && links.is_sorted_by_key(|it| it.flags.get() & WRITE);
     if !ok {
@@ -55,7 +55,7 @@ fn plain_walk(play: &Play, head: u16, indirect: bool) -> Option<Buffers> {
             _ => (Access::Write, &mut out.1),
         };
         if buffer.1 > 0 {
-            expected(&play.ram, buffer, access)?;
+            expected(&driver.ram, buffer, access)?;
             list.push(buffer);
         }
     }
@@ -81,15 +81,15 @@ fn expected(ram: &TestRam, (addr, len): (u64, u32), access: Access) -> Option<Se
 }
 
 /// Pops one chain and compares it with what the plain walker makes of it.
-fn compare(play: &mut Play, features: RingFeatures, head: u16) {
-    let mut queue = play.activate_at(0, features);
-    play.offer(head);
-    let plain = plain_walk(play, head, features.indirect);
+fn compare(driver: &mut TestDriver, features: RingFeatures, head: u16) {
+    let mut queue = driver.activate_at(0, features);
+    driver.offer(head);
+    let plain = plain_walk(driver, head, features.indirect);
     match (queue.pop(), plain) {
         (Ok(Some(chain)), Some((readable, writable))) => {
             let segments = |list: Vec<_>, access| -> Vec<_> {
                 list.into_iter()
-                    .map(|b| expected(&play.ram, b, access).unwrap())
+                    .map(|b| expected(&driver.ram, b, access).unwrap())
                     .collect()
             };
             assert_eq!(chain.readable(), segments(readable, Access::Read));
@@ -136,17 +136,17 @@ fn words<T: Copy>(alphabet: &[T], len: usize, each: &mut impl FnMut(&[T])) {
 fn every_direct_table_of_a_small_queue_is_walked_as_plainly() {
     for size in [1, 2, 4] {
         let ram = TestRam::with_regions(&[(RAM, 4096, true), (DATA, 4096, true)]);
-        let mut play = Play::on(ram, size);
+        let mut driver = TestDriver::on(ram, size);
         // A table of one readable descriptor, which is also the buffer of every other one.
-        play.table(DATA, &[desc(DATA, 16, 0, 0)]);
+        driver.table(DATA, &[desc(DATA, 16, 0, 0)]);
         let alphabet = alphabet(size, DATA, 16);
         words(&alphabet, usize::from(size), &mut |table| {
-            play.table(play.desc, table);
+            driver.table(driver.desc, table);
             // Tables are closed under renaming: it is enough to start at both ends.
-            compare(&mut play, PLAIN, 0);
-            compare(&mut play, PLAIN, size - 1);
+            compare(&mut driver, PLAIN, 0);
+            compare(&mut driver, PLAIN, size - 1);
         });
-        compare(&mut play, PLAIN, size);
+        compare(&mut driver, PLAIN, size);
     }
 }
 
@@ -154,19 +154,19 @@ fn every_direct_table_of_a_small_queue_is_walked_as_plainly() {
 fn every_indirect_table_of_up_to_three_entries_is_walked_as_plainly() {
     for size in [1, 2, 4] {
         let ram = TestRam::with_regions(&[(RAM, 4096, true), (DATA, 4096, true)]);
-        let mut play = Play::on(ram, size);
+        let mut driver = TestDriver::on(ram, size);
         for entries in 1..=3u16 {
             let bytes = 16 * u32::from(entries);
-            play.set_desc(0, desc(DATA, bytes, INDIRECT, 0));
+            driver.set_desc(0, desc(DATA, bytes, INDIRECT, 0));
             let alphabet = alphabet(entries, DATA + 64, 16);
             words(&alphabet, usize::from(entries), &mut |table| {
-                play.table(DATA, table);
-                compare(&mut play, PLAIN, 0);
+                driver.table(DATA, table);
+                compare(&mut driver, PLAIN, 0);
                 if size > 1 {
                     // The same table behind a direct descriptor, readable or writable.
                     for flags in [NEXT, NEXT | WRITE] {
-                        play.set_desc(1, desc(DATA + 64, 8, flags, 0));
-                        compare(&mut play, PLAIN, 1);
+                        driver.set_desc(1, desc(DATA + 64, 8, flags, 0));
+                        compare(&mut driver, PLAIN, 1);
                     }
                 }
             });
@@ -207,11 +207,11 @@ proptest! {
         negotiated in any::<bool>(),
     ) {
         let ram = TestRam::with_regions(&[(RAM, 4096, true), (DATA, 4096, true)]);
-        let mut play = Play::on(ram, 16);
-        play.table(play.desc, &table);
-        play.table(DATA, &indirect);
+        let mut driver = TestDriver::on(ram, 16);
+        driver.table(driver.desc, &table);
+        driver.table(DATA, &indirect);
         let features = RingFeatures { indirect: negotiated, ..PLAIN };
-        compare(&mut play, features, head);
+        compare(&mut driver, features, head);
     }
 }
 
@@ -235,7 +235,7 @@ enum Action {
 
 /// A queue and the plain model of it.
 struct Pair {
-    play: Play,
+    driver: TestDriver,
     features: RingFeatures,
     queue: ActiveQueue<TestRam>,
     held: Vec<DescriptorChain<TestRam>>,
@@ -259,13 +259,13 @@ struct Pair {
 impl Pair {
     fn new(size: u16, start: u16, features: RingFeatures) -> Self {
         let ram = TestRam::with_regions(&[(RAM, 2048, true), (DATA, 4096, true)]);
-        let mut play = Play::on(ram, size);
+        let mut driver = TestDriver::on(ram, size);
         for head in 0..size {
-            play.chain(head, &[(DATA + 64 * u64::from(head), 32, WRITE)]);
+            driver.chain(head, &[(DATA + 64 * u64::from(head), 32, WRITE)]);
         }
-        let queue = play.activate_at(start, features);
+        let queue = driver.activate_at(start, features);
         Self {
-            play,
+            driver,
             features,
             queue,
             held: Vec::new(),
@@ -286,7 +286,7 @@ impl Pair {
         match action {
             Action::Offer => {
                 if let Some(head) = self.free.pop_front() {
-                    self.play.offer(head);
+                    self.driver.offer(head);
                     self.offered.push_back(head);
                 }
             }
@@ -366,9 +366,9 @@ impl Pair {
             .wrapping_add(u16::try_from(self.used.len()).unwrap());
         let event = self.decided.wrapping_add(ahead);
         if self.features.event_idx {
-            self.play.set_used_event(event);
+            self.driver.set_used_event(event);
         } else {
-            self.play.set_avail_flags(ahead & 1);
+            self.driver.set_avail_flags(ahead & 1);
         }
         let batch = new.wrapping_sub(self.decided);
         let wanted = batch > 0
@@ -387,19 +387,19 @@ impl Pair {
     /// The driver takes everything it is shown.
     fn take(&mut self) {
         while let Some((head, len)) = self.used.pop_front() {
-            assert_eq!(self.play.used_entry(self.idx), (u32::from(head), len));
+            assert_eq!(self.driver.used_entry(self.idx), (u32::from(head), len));
             self.idx = self.idx.wrapping_add(1);
             self.free.push_back(head);
         }
-        assert_eq!(self.play.used_idx(), self.idx);
+        assert_eq!(self.driver.used_idx(), self.idx);
     }
 
     fn restore(&mut self) {
         let state = self.queue.save();
         self.held.drain(..).for_each(DescriptorChain::abandon);
-        let config = QueueConfig::restore(self.play.size, state).unwrap();
+        let config = QueueConfig::restore(self.driver.size, state).unwrap();
         self.queue = config
-            .activate(self.play.ram.clone(), self.features)
+            .activate(self.driver.ram.clone(), self.features)
             .unwrap();
         self.popped.clear();
         self.grant = None;

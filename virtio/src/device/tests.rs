@@ -1,0 +1,4 @@
+//! The device's end against a plain model, and the driver that its tests play.
+
+pub(super) mod driver;
+mod model;
