@@ -34,7 +34,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::attach::{DeviceManager, Devices};
 use crate::config::{SerialTarget, VmConfig};
 use crate::console::Console;
-use crate::control::Control;
+use crate::control::VcpuControl;
 use crate::error::BuildError;
 use crate::kvm::Vm;
 use crate::memory::{self, GuestMemory};
@@ -68,7 +68,7 @@ pub(crate) fn event() -> Result<EventFd, BuildError> {
 
 /// One build of a machine: a reboot makes the next.
 pub(crate) struct Generation {
-    pub(crate) control: Arc<Control>,
+    pub(crate) control: Arc<VcpuControl>,
     /// Empty once they run.
     pub(crate) vcpus: Mutex<Vec<Vcpu>>,
     pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
@@ -92,7 +92,7 @@ impl Generation {
         }
     }
 
-    /// Waits until the threads of its vCPUs are gone. To be called after [`Control::end`].
+    /// Waits until the threads of its vCPUs are gone. To be called after [`VcpuControl::end`].
     pub(crate) fn join_vcpus(&self) {
         let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
@@ -122,7 +122,7 @@ pub(crate) fn assemble(
     resources: &Resources,
     workers: &[Arc<Worker>],
     events: &EventSink,
-    control: Arc<Control>,
+    control: Arc<VcpuControl>,
 ) -> Result<Generation, BuildError> {
     let supported = resources.host.supported_cpuid()?;
     let layout = Layout::new(
@@ -238,7 +238,7 @@ fn map_memory(vm: &Vm, memory: &GuestMemory) -> Result<(), BuildError> {
     Ok(())
 }
 
-fn add_power(vm: &Vm, buses: &Buses, control: &Arc<Control>) -> Result<Arc<Power>, BuildError> {
+fn add_power(vm: &Vm, buses: &Buses, control: &Arc<VcpuControl>) -> Result<Arc<Power>, BuildError> {
     let line = event()?;
     vm.bind_edge(layout::GED_GSI, &line)?;
     let control = Arc::clone(control);

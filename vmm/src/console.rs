@@ -36,9 +36,9 @@ use crate::kick;
 pub use error::ConsoleError;
 use output::Output;
 use pty::Pty;
-use shared::Shared;
+use shared::ConsoleShared;
 use socket::Socket;
-use target::{Descriptor, Target, Writer};
+use target::{ConsoleTarget, FdTarget, WriterTarget};
 
 /// How much of the last output is kept for programs that open the pseudo-terminal or connect to the
 /// socket later.
@@ -58,10 +58,10 @@ const KICK_EVERY: Duration = Duration::from_millis(5);
 /// the buffer is full. Dropping the last clone gives the target up to half a second to take the
 /// remaining output, and ends the console's thread.
 #[derive(Clone)]
-pub struct Console(Arc<Handle>);
+pub struct Console(Arc<ConsoleInner>);
 
-struct Handle {
-    shared: Arc<Shared>,
+struct ConsoleInner {
+    shared: Arc<ConsoleShared>,
     thread: Option<JoinHandle<()>>,
     kind: Kind,
     pty: Option<PathBuf>,
@@ -109,7 +109,9 @@ impl Console {
     /// # Errors
     /// The process has no more descriptors or threads.
     pub fn writer(writer: impl Write + Send + 'static) -> Result<Self, ConsoleError> {
-        Self::start(0, None, |output| Box::new(Writer::new(writer, output)))
+        Self::start(0, None, |output| {
+            Box::new(WriterTarget::new(writer, output))
+        })
     }
 
     /// Creates a console whose output goes to an open file, pipe, socket or terminal. The status
@@ -281,7 +283,7 @@ impl Console {
 
     /// Where the UART writes. Never blocks.
     pub(crate) fn output(&self) -> splitring_devices::serial::Output {
-        Box::new(Sender(Arc::clone(&self.0.shared)))
+        Box::new(UartOutput(Arc::clone(&self.0.shared)))
     }
 
     /// Connects the UART that input is for; one that was connected before is disconnected.
@@ -300,8 +302,8 @@ impl Console {
     }
 
     fn without_thread(kind: Kind) -> Self {
-        Self(Arc::new(Handle {
-            shared: Arc::new(Shared::idle()),
+        Self(Arc::new(ConsoleInner {
+            shared: Arc::new(ConsoleShared::idle()),
             thread: None,
             kind,
             pty: None,
@@ -309,17 +311,17 @@ impl Console {
     }
 
     fn named(fd: OwnedFd, name: String) -> Result<Self, ConsoleError> {
-        let target = |output: &Output| Box::new(Descriptor::new(fd, name, output)) as _;
+        let target = |output: &Output| Box::new(FdTarget::new(fd, name, output)) as _;
         Self::start(0, None, target)
     }
 
     fn start(
         history: usize,
         pty: Option<PathBuf>,
-        target: impl FnOnce(&Output) -> Box<dyn Target>,
+        target: impl FnOnce(&Output) -> Box<dyn ConsoleTarget>,
     ) -> Result<Self, ConsoleError> {
         kick::ensure_installed()?;
-        let shared = Arc::new(Shared::new(history)?);
+        let shared = Arc::new(ConsoleShared::new(history)?);
         let target = target(&shared.output);
         let its = Arc::clone(&shared);
         let span = tracing::Span::current();
@@ -327,7 +329,7 @@ impl Console {
             .name("console".to_owned())
             .spawn(move || span.in_scope(|| thread::run(&its, target)))
             .map_err(ConsoleError::Thread)?;
-        Ok(Self(Arc::new(Handle {
+        Ok(Self(Arc::new(ConsoleInner {
             shared,
             thread: Some(thread),
             kind: Kind::Open,
@@ -347,9 +349,9 @@ impl fmt::Debug for Console {
 }
 
 /// The UART's way into the buffer.
-struct Sender(Arc<Shared>);
+struct UartOutput(Arc<ConsoleShared>);
 
-impl Write for Sender {
+impl Write for UartOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.output.push(bytes);
         Ok(bytes.len())
@@ -362,7 +364,7 @@ impl Write for Sender {
 /// What one vCPU thread waits for room with.
 #[derive(Debug)]
 pub(crate) struct RoomWaiter {
-    shared: Arc<Shared>,
+    shared: Arc<ConsoleShared>,
     /// Interruptions when the last wait returned.
     seen: u64,
 }
@@ -377,7 +379,7 @@ impl RoomWaiter {
     }
 }
 
-impl Drop for Handle {
+impl Drop for ConsoleInner {
     fn drop(&mut self) {
         // A port that is still connected and the shared state keep one another alive.
         self.shared.input.disconnect();

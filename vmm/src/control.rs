@@ -25,14 +25,14 @@ pub(crate) type Job = Box<dyn FnOnce(&mut VcpuFd) + Send>;
 
 /// What the vCPU threads are asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+enum RunState {
     Run,
     Pause,
     Leave,
 }
 
 /// What a vCPU thread does next.
-pub(crate) enum Turn {
+pub(crate) enum VcpuStep {
     /// Enter the guest.
     Run,
     /// Enter it after a pause: time passed that the guest did not see.
@@ -43,8 +43,8 @@ pub(crate) enum Turn {
     Leave,
 }
 
-struct State {
-    wanted: Wanted,
+struct ControlState {
+    run_state: RunState,
     /// vCPU threads that started and have not ended.
     alive: usize,
     /// Of those, how many stand still.
@@ -57,8 +57,8 @@ struct State {
 }
 
 /// One set of vCPUs, seen from outside and from its threads.
-pub(crate) struct Control {
-    state: Mutex<State>,
+pub(crate) struct VcpuControl {
+    state: Mutex<ControlState>,
     changed: Condvar,
     /// Whether a thread has a reason to ask for its turn; an atomic, since it is looked at after each
     /// port access.
@@ -68,7 +68,7 @@ pub(crate) struct Control {
     on_end: Box<dyn Fn() + Send + Sync>,
 }
 
-impl Control {
+impl VcpuControl {
     /// vCPUs that run as soon as their threads start, or stand still if `paused`; they may wait for room
     /// in `console`. `on_end` is called once, on whatever thread the reason comes from, and must not
     /// block.
@@ -78,8 +78,12 @@ impl Control {
         console: Console,
         on_end: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        let state = State {
-            wanted: if paused { Wanted::Pause } else { Wanted::Run },
+        let state = ControlState {
+            run_state: if paused {
+                RunState::Pause
+            } else {
+                RunState::Run
+            },
             alive: 0,
             parked: 0,
             end: None,
@@ -107,7 +111,7 @@ impl Control {
         self.console.interrupt();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ControlState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -120,7 +124,7 @@ impl Control {
     pub(crate) fn end(&self, reason: ExitReason) {
         let first = {
             let mut state = self.state();
-            state.wanted = Wanted::Leave;
+            state.run_state = RunState::Leave;
             let first = state.end.is_none();
             if first {
                 tracing::debug!(%reason, "the guest ends");
@@ -207,22 +211,26 @@ impl Control {
 
     /// Called by the thread of vCPU `index` before it enters the guest, with no I/O of it pending.
     /// Blocks while the machine is paused and there is nothing else to do.
-    pub(crate) fn turn(&self, index: u32) -> Turn {
+    pub(crate) fn next_step(&self, index: u32) -> VcpuStep {
         let mut state = self.state();
         let mut parked = false;
         loop {
-            if state.wanted == Wanted::Leave {
-                return Turn::Leave;
+            if state.run_state == RunState::Leave {
+                return VcpuStep::Leave;
             }
-            if let Some(job) = state.job(index) {
-                return Turn::Job(job);
+            if let Some(job) = state.next_job(index) {
+                return VcpuStep::Job(job);
             }
-            if state.wanted == Wanted::Run {
+            if state.run_state == RunState::Run {
                 // Only what nobody is waited for may be forgotten.
                 if state.jobs.iter().all(VecDeque::is_empty) {
                     self.attention.store(false, Ordering::SeqCst);
                 }
-                return if parked { Turn::Resume } else { Turn::Run };
+                return if parked {
+                    VcpuStep::Resume
+                } else {
+                    VcpuStep::Run
+                };
             }
             parked = true;
             state.parked += 1;
@@ -241,8 +249,8 @@ impl Control {
     /// The vCPUs ended instead, for this reason.
     pub(crate) fn pause(&self) -> Result<(), ExitReason> {
         let mut state = self.state();
-        if state.wanted == Wanted::Run {
-            state.wanted = Wanted::Pause;
+        if state.run_state == RunState::Run {
+            state.run_state = RunState::Pause;
         }
         self.call();
         loop {
@@ -262,8 +270,8 @@ impl Control {
     /// Lets the vCPUs run again.
     pub(crate) fn resume(&self) {
         let mut state = self.state();
-        if state.wanted == Wanted::Pause {
-            state.wanted = Wanted::Run;
+        if state.run_state == RunState::Pause {
+            state.run_state = RunState::Run;
             self.changed.notify_all();
         }
     }
@@ -309,8 +317,8 @@ impl Control {
     }
 }
 
-impl State {
-    fn job(&mut self, index: u32) -> Option<Job> {
+impl ControlState {
+    fn next_job(&mut self, index: u32) -> Option<Job> {
         let index = usize::try_from(index).ok()?;
         self.jobs.get_mut(index)?.pop_front()
     }
@@ -327,7 +335,7 @@ mod tests {
     fn the_first_reason_wins_and_is_told_once() {
         let told = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&told);
-        let control = Control::new(1, false, Console::null(), move || {
+        let control = VcpuControl::new(1, false, Console::null(), move || {
             count.fetch_add(1, Ordering::SeqCst);
         });
         assert_eq!(control.reason(), None);
@@ -335,15 +343,15 @@ mod tests {
         control.end(ExitReason::Stopped);
         assert_eq!(control.reason(), Some(ExitReason::Reboot));
         assert_eq!(told.load(Ordering::SeqCst), 1);
-        assert!(matches!(control.turn(0), Turn::Leave));
+        assert!(matches!(control.next_step(0), VcpuStep::Leave));
     }
 
     #[test]
     fn pause_waits_for_the_vcpu_and_resume_lets_it_go() {
-        let control = Control::new(1, false, Console::null(), || {});
+        let control = VcpuControl::new(1, false, Console::null(), || {});
         control.join();
         std::thread::scope(|scope| {
-            let vcpu = scope.spawn(|| while !matches!(control.turn(0), Turn::Leave) {});
+            let vcpu = scope.spawn(|| while !matches!(control.next_step(0), VcpuStep::Leave) {});
             control.pause().expect("paused");
             assert_eq!(control.state().parked, 1);
             control.resume();
@@ -358,11 +366,11 @@ mod tests {
 
     #[test]
     fn a_machine_that_starts_paused_runs_when_it_is_resumed() {
-        let control = Control::new(1, true, Console::null(), || {});
+        let control = VcpuControl::new(1, true, Console::null(), || {});
         assert!(control.wants_attention());
         control.join();
         std::thread::scope(|scope| {
-            let vcpu = scope.spawn(|| matches!(control.turn(0), Turn::Resume));
+            let vcpu = scope.spawn(|| matches!(control.next_step(0), VcpuStep::Resume));
             control.pause().expect("it stands still");
             control.resume();
             assert!(vcpu.join().expect("vcpu thread"));

@@ -93,19 +93,19 @@ impl Event {
 }
 
 #[derive(Debug)]
-struct Queue {
+struct EventQueue {
     events: VecDeque<Event>,
     lost: u64,
 }
 
 #[derive(Debug)]
-struct Reader {
-    queue: Mutex<Queue>,
+struct EventReader {
+    queue: Mutex<EventQueue>,
     ready: OwnedFd,
 }
 
-impl Reader {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+impl EventReader {
+    fn queue(&self) -> MutexGuard<'_, EventQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -131,7 +131,7 @@ impl Reader {
 /// Its descriptor ([`AsFd`]) is readable while events wait, so it fits `poll`, epoll and
 /// asynchronous runtimes.
 #[derive(Debug)]
-pub struct Events(Arc<Reader>);
+pub struct Events(Arc<EventReader>);
 
 impl Events {
     /// Returns the next event, or `None` if none waits. Does not block.
@@ -164,10 +164,10 @@ impl AsRawFd for Events {
 
 /// Where a machine's events come from; clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct EventHub(Arc<Mutex<Vec<Weak<Reader>>>>);
+pub(crate) struct EventHub(Arc<Mutex<Vec<Weak<EventReader>>>>);
 
 impl EventHub {
-    fn readers(&self) -> MutexGuard<'_, Vec<Weak<Reader>>> {
+    fn readers(&self) -> MutexGuard<'_, Vec<Weak<EventReader>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -175,8 +175,8 @@ impl EventHub {
     pub(crate) fn subscribe(&self) -> Result<Events, Error> {
         let ready = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| BuildError::Event(error.into()))?;
-        let reader = Arc::new(Reader {
-            queue: Mutex::new(Queue {
+        let reader = Arc::new(EventReader {
+            queue: Mutex::new(EventQueue {
                 events: VecDeque::new(),
                 lost: 0,
             }),

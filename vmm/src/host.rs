@@ -78,7 +78,7 @@ pub fn require_hardware() -> Result<(), SoftwareKvm> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum Outcome {
+pub enum FindingOutcome {
     /// It works.
     Ok,
     /// Works without; something is slower or not offered.
@@ -87,6 +87,10 @@ pub enum Outcome {
     Failed,
 }
 
+/// The former name of [`FindingOutcome`].
+#[deprecated = "renamed to `FindingOutcome`"]
+pub type Outcome = FindingOutcome;
+
 /// One thing that was tried.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
@@ -94,7 +98,7 @@ pub struct Finding {
     /// What was tried, as one word.
     pub name: &'static str,
     /// How it went.
-    pub outcome: Outcome,
+    pub outcome: FindingOutcome,
     /// What was found.
     pub detail: String,
     /// What to do about it; empty if nothing.
@@ -105,16 +109,20 @@ pub struct Finding {
 /// Everything that was tried.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
-pub struct Report {
+pub struct HostReport {
     /// A stock kernel can run.
     pub can_run: bool,
     /// One line each.
     pub findings: Vec<Finding>,
 }
 
+/// The former name of [`HostReport`].
+#[deprecated = "renamed to `HostReport`"]
+pub type Report = HostReport;
+
 fn finding(
     name: &'static str,
-    outcome: Outcome,
+    outcome: FindingOutcome,
     detail: impl Into<String>,
     remedy: impl Into<String>,
 ) -> Finding {
@@ -129,7 +137,7 @@ fn finding(
 /// Tries everything that a machine may need of this host. Takes some milliseconds; opens `/dev/kvm` and others and
 /// closes them again.
 #[must_use]
-pub fn report() -> Report {
+pub fn report() -> HostReport {
     let findings = vec![
         kvm_device(),
         hardware(),
@@ -140,8 +148,8 @@ pub fn report() -> Report {
     ];
     let can_run = findings
         .iter()
-        .all(|found| found.outcome != Outcome::Failed);
-    Report { can_run, findings }
+        .all(|found| found.outcome != FindingOutcome::Failed);
+    HostReport { can_run, findings }
 }
 
 fn kvm_device() -> Finding {
@@ -149,7 +157,7 @@ fn kvm_device() -> Finding {
     match kvm::Host::open() {
         Ok(host) => finding(
             NAME,
-            Outcome::Ok,
+            FindingOutcome::Ok,
             format!(
                 "/dev/kvm opens, up to {} vCPUs per machine",
                 host.max_vcpus()
@@ -158,11 +166,11 @@ fn kvm_device() -> Finding {
         ),
         Err(kvm::KvmError::Open(error)) => finding(
             NAME,
-            Outcome::Failed,
+            FindingOutcome::Failed,
             format!("cannot open /dev/kvm: {error}"),
             kvm_remedy(&error),
         ),
-        Err(error) => finding(NAME, Outcome::Failed, error.to_string(), ""),
+        Err(error) => finding(NAME, FindingOutcome::Failed, error.to_string(), ""),
     }
 }
 
@@ -171,14 +179,14 @@ fn hardware() -> Finding {
     match require_hardware() {
         Ok(()) => finding(
             NAME,
-            Outcome::Ok,
+            FindingOutcome::Ok,
             "VMX or SVM is there: stock kernels run",
             "",
         ),
         Err(error) => {
             let text = error.to_string();
             let (detail, remedy) = text.split_once("; ").unwrap_or((&text, ""));
-            finding(NAME, Outcome::Failed, detail, remedy)
+            finding(NAME, FindingOutcome::Failed, detail, remedy)
         }
     }
 }
@@ -199,10 +207,10 @@ fn huge_pages() -> Finding {
     };
     let detail = format!("{free} reserved pages of 2 MiB free, transparent ones {transparent}");
     if free > 0 {
-        finding(NAME, Outcome::Ok, detail, "")
+        finding(NAME, FindingOutcome::Ok, detail, "")
     } else {
         let remedy = "only for memory hugepages=on: echo 512 | sudo tee /proc/sys/vm/nr_hugepages";
-        finding(NAME, Outcome::Limited, detail, remedy)
+        finding(NAME, FindingOutcome::Limited, detail, remedy)
     }
 }
 
@@ -215,7 +223,7 @@ fn tun() -> Finding {
     {
         Ok(_) => finding(
             NAME,
-            Outcome::Ok,
+            FindingOutcome::Ok,
             "/dev/net/tun opens: tap networks can be used",
             "",
         ),
@@ -228,7 +236,7 @@ fn tun() -> Finding {
             };
             finding(
                 NAME,
-                Outcome::Limited,
+                FindingOutcome::Limited,
                 format!("cannot open /dev/net/tun: {error}"),
                 remedy,
             )
@@ -240,10 +248,10 @@ fn io_uring() -> Finding {
     const NAME: &str = "io-uring";
     // The ring a disk would use, made and dropped.
     match SharedRings::new(1, 8, 1) {
-        Ok(_) => finding(NAME, Outcome::Ok, "disks use io_uring", ""),
+        Ok(_) => finding(NAME, FindingOutcome::Ok, "disks use io_uring", ""),
         Err(error) => finding(
             NAME,
-            Outcome::Limited,
+            FindingOutcome::Limited,
             format!("io_uring is refused ({error}): disks use slower plain reads and writes"),
             "kernel.io_uring_disabled must be 0, and a container must allow the system calls",
         ),
@@ -260,12 +268,17 @@ fn open_files() -> Finding {
         let remedy = "raise it: ulimit -n 1024; every queue of a device needs a few";
         finding(
             NAME,
-            Outcome::Limited,
+            FindingOutcome::Limited,
             format!("at most {shown} open files"),
             remedy,
         )
     } else {
-        finding(NAME, Outcome::Ok, format!("{shown} files may be open"), "")
+        finding(
+            NAME,
+            FindingOutcome::Ok,
+            format!("{shown} files may be open"),
+            "",
+        )
     }
 }
 
@@ -280,7 +293,7 @@ mod tests {
             return;
         }
         let found = kvm_device();
-        assert_eq!(found.outcome, Outcome::Ok);
+        assert_eq!(found.outcome, FindingOutcome::Ok);
         let words = format!("up to {MAX_CPUS} vCPUs per machine");
         assert!(found.detail.ends_with(&words), "{}", found.detail);
     }

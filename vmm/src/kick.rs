@@ -95,7 +95,7 @@ pub(crate) fn ensure_installed() -> Result<(), KickError> {
 /// other signals go to other threads, and a write to a closed pipe or beyond a limit is an error
 /// here, whatever the process does with SIGPIPE and SIGXFSZ. SIGTTOU stops a background job whose
 /// terminal asks for that (`stty tostop`).
-pub(crate) fn accept_kicks_only() {
+pub(crate) fn block_other_signals() {
     let kick = SIGRTMIN() + INSTALLED.get().copied().unwrap_or(0);
     // SAFETY: the set is filled before it is used; every signal number exists.
     unsafe {
@@ -116,13 +116,13 @@ thread_local! {
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
-        // SAFETY: the pointer is set only by `Target::enter` on this thread, to a byte of the vCPU's mapping, and cleared before that can go away.
+        // SAFETY: the pointer is set only by `KickRegistration::register_vcpu` on this thread, to a byte of the vCPU's mapping, and cleared before that can go away.
         unsafe { flag.write_volatile(1) };
     }
 }
 
-/// The calling thread as the thing to be kicked, from `enter` to drop. Not Send: it is this thread's.
-pub(crate) struct Target<'a> {
+/// The calling thread as the thing to be kicked, from `register_vcpu` to drop. Not Send: it is this thread's.
+pub(crate) struct KickRegistration<'a> {
     kicks: &'a Kicks,
     thread: libc::pthread_t,
     not_send: PhantomData<*const ()>,
@@ -134,13 +134,13 @@ pub(crate) struct Kicks(Mutex<Vec<libc::pthread_t>>);
 
 impl Kicks {
     /// Registers the calling thread, which is about to run `vcpu` and drops the target before it drops the vCPU.
-    pub(crate) fn enter(&self, vcpu: &mut VcpuFd) -> Target<'_> {
+    pub(crate) fn register_vcpu(&self, vcpu: &mut VcpuFd) -> KickRegistration<'_> {
         IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
         unblock();
         // SAFETY: no argument, cannot fail.
         let thread = unsafe { libc::pthread_self() };
         self.threads().push(thread);
-        Target {
+        KickRegistration {
             kicks: self,
             thread,
             not_send: PhantomData,
@@ -148,11 +148,11 @@ impl Kicks {
     }
 
     /// Registers the calling thread, which runs no vCPU: a kick interrupts the system call it is in.
-    pub(crate) fn enter_thread(&self) -> Target<'_> {
+    pub(crate) fn register_thread(&self) -> KickRegistration<'_> {
         // SAFETY: no argument, cannot fail.
         let thread = unsafe { libc::pthread_self() };
         self.threads().push(thread);
-        Target {
+        KickRegistration {
             kicks: self,
             thread,
             not_send: PhantomData,
@@ -191,7 +191,7 @@ fn unblock() {
     }
 }
 
-impl Drop for Target<'_> {
+impl Drop for KickRegistration<'_> {
     fn drop(&mut self) {
         self.kicks.threads().retain(|&thread| thread != self.thread);
         IMMEDIATE_EXIT.set(ptr::null_mut());

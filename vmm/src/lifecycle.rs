@@ -18,7 +18,7 @@ use splitring_devices::worker::{self, Failure, Worker};
 use crate::assemble::{self, Generation, lock, thread_name};
 use crate::config::{OnReboot, VmConfig};
 use crate::console::Console;
-use crate::control::Control;
+use crate::control::VcpuControl;
 use crate::error::BuildError;
 use crate::events::{Event, EventHub};
 use crate::resources::Resources;
@@ -26,7 +26,7 @@ use crate::state::{ExitReason, MachineState, Status};
 use crate::vcpu::Vcpu;
 
 /// A guest that ran for less than this before it rebooted has probably not come far.
-const SHORT_LIFE: Duration = Duration::from_secs(1);
+const SHORT_RUN: Duration = Duration::from_secs(1);
 /// So many short lives in a row are a reboot loop: from there on each restart waits longer.
 const QUICK_RESTARTS: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(10);
@@ -34,9 +34,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long a pause waits for requests that the host's storage has.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// How long a console's target may take for what the guest printed last, before the end is reported.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const FINAL_OUTPUT_LIMIT: Duration = Duration::from_millis(500);
 /// The same for a machine that is stopped.
-const STOPPED_LAST_WORDS: Duration = Duration::from_millis(100);
+const STOPPED_FINAL_OUTPUT_LIMIT: Duration = Duration::from_millis(100);
 /// How long the end of a machine waits for its kernel to be put into the cache.
 const CACHE_LIMIT: Duration = Duration::from_secs(5);
 /// The `nice` value of work that the guest must not notice.
@@ -64,12 +64,12 @@ impl Command {
     }
 }
 
-type Answer = Result<(), BuildError>;
+type CommandResult = Result<(), BuildError>;
 
 /// What reaches the life-cycle thread.
 pub(crate) enum Message {
     /// A command, and where its result goes.
-    Command(Command, SyncSender<Answer>),
+    Command(Command, SyncSender<CommandResult>),
     /// The vCPUs have ended; their control says why.
     GuestEnded,
     /// A device thread cannot go on.
@@ -79,7 +79,7 @@ pub(crate) enum Message {
 }
 
 /// What the life-cycle thread shares with the handles.
-pub(crate) struct Shared {
+pub(crate) struct MachineShared {
     pub(crate) status: Status,
     pub(crate) events: EventHub,
     /// The present build; replaced by a restart.
@@ -98,12 +98,12 @@ pub(crate) struct Lifecycle {
     config: VmConfig,
     resources: Resources,
     workers: Vec<Arc<Worker>>,
-    shared: Arc<Shared>,
+    shared: Arc<MachineShared>,
     sender: Sender<Message>,
     inbox: Receiver<Message>,
     /// When the present build started to run.
-    born: Instant,
-    short_lives: u32,
+    started_at: Instant,
+    short_runs: u32,
     /// A restart that waits for its time.
     restart_at: Option<Instant>,
     saving: Option<JoinHandle<()>>,
@@ -131,7 +131,7 @@ impl Lifecycle {
         let generation = assemble::assemble(&config, &resources, &workers, &sink, control)?;
         let saving = resources.kernel.take_unsaved().and_then(save);
         resources.kernel.release_memory();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(MachineShared {
             status: Status::new().map_err(BuildError::Event)?,
             events,
             current: Mutex::new(Arc::new(generation)),
@@ -147,15 +147,15 @@ impl Lifecycle {
             shared,
             sender,
             inbox,
-            born: Instant::now(),
-            short_lives: 0,
+            started_at: Instant::now(),
+            short_runs: 0,
             restart_at: None,
             saving,
         })
     }
 
     /// Returns what it shares with the handles.
-    pub(crate) fn shared(&self) -> Arc<Shared> {
+    pub(crate) fn shared(&self) -> Arc<MachineShared> {
         Arc::clone(&self.shared)
     }
 
@@ -176,7 +176,7 @@ impl Lifecycle {
         loop {
             match self.next() {
                 Some(Message::Command(command, answer)) => {
-                    let result = self.carry_out(command);
+                    let result = self.execute(command);
                     // Nobody may be waiting any more.
                     let _ = answer.send(result);
                 }
@@ -209,7 +209,7 @@ impl Lifecycle {
         Arc::clone(&lock(&self.shared.current))
     }
 
-    fn carry_out(&mut self, command: Command) -> Answer {
+    fn execute(&mut self, command: Command) -> CommandResult {
         use MachineState::{Created, Ended, Paused, Running};
         match (command, self.shared.status.state()) {
             (Command::Stop, _) => {
@@ -239,7 +239,7 @@ impl Lifecycle {
         BuildError::Ended(reason.unwrap_or(ExitReason::Stopped))
     }
 
-    fn start(&mut self) -> Answer {
+    fn start(&mut self) -> CommandResult {
         let generation = self.generation();
         self.run(&generation)?;
         self.shared.status.set(MachineState::Running);
@@ -251,8 +251,8 @@ impl Lifecycle {
     }
 
     /// Starts the threads of the vCPUs.
-    fn run(&mut self, generation: &Arc<Generation>) -> Answer {
-        self.born = Instant::now();
+    fn run(&mut self, generation: &Arc<Generation>) -> CommandResult {
+        self.started_at = Instant::now();
         if let Some(serial) = &generation.serial
             && let Err(error) = self.shared.console.attach(Arc::clone(serial))
         {
@@ -276,7 +276,7 @@ impl Lifecycle {
 
     /// vCPUs first, since one of them may be waiting for a worker; then the devices, until nothing of
     /// them is in flight.
-    fn pause(&mut self) -> Answer {
+    fn pause(&mut self) -> CommandResult {
         let generation = self.generation();
         if self.restart_at.is_none() {
             match generation.control.pause() {
@@ -300,14 +300,14 @@ impl Lifecycle {
         Ok(())
     }
 
-    fn pause_devices(&self, generation: &Generation) -> Answer {
+    fn pause_devices(&self, generation: &Generation) -> CommandResult {
         worker::pause_all(&self.workers, DRAIN_LIMIT, &self.shared.stopping).map_err(|error| {
             generation.control.resume();
             BuildError::Drain(error)
         })
     }
 
-    fn resume(&mut self) -> Answer {
+    fn resume(&mut self) -> CommandResult {
         self.resume_devices();
         let generation = self.generation();
         generation.control.resume();
@@ -345,20 +345,20 @@ impl Lifecycle {
         if self.shared.stopping.load(Ordering::SeqCst) {
             return self.end(ExitReason::Stopped);
         }
-        if self.born.elapsed() >= SHORT_LIFE {
-            self.short_lives = 0;
+        if self.started_at.elapsed() >= SHORT_RUN {
+            self.short_runs = 0;
         }
-        self.short_lives += 1;
-        if self.short_lives < QUICK_RESTARTS {
+        self.short_runs += 1;
+        if self.short_runs < QUICK_RESTARTS {
             return self.rebuild();
         }
-        if self.short_lives == QUICK_RESTARTS {
+        if self.short_runs == QUICK_RESTARTS {
             tracing::warn!(
                 "the guest reboots again and again, less than a second after its start; from now on each \
                  restart waits, up to a second"
             );
         }
-        let doublings = (self.short_lives - QUICK_RESTARTS).min(16);
+        let doublings = (self.short_runs - QUICK_RESTARTS).min(16);
         let wait = FIRST_WAIT.saturating_mul(1 << doublings).min(LONGEST_WAIT);
         self.restart_at = Some(Instant::now() + wait);
     }
@@ -375,7 +375,7 @@ impl Lifecycle {
         self.shared.events.send(&Event::Rebooted);
     }
 
-    fn try_rebuild(&mut self, paused: bool) -> Answer {
+    fn try_rebuild(&mut self, paused: bool) -> CommandResult {
         // A reset may come while a restart waits for its time.
         self.restart_at = None;
         let old = self.generation();
@@ -426,8 +426,8 @@ impl Lifecycle {
     /// Lets what the guest printed last reach the console's target, if that takes it in time.
     fn finish_console(&self, reason: &ExitReason) {
         let limit = match reason {
-            ExitReason::Stopped => STOPPED_LAST_WORDS,
-            _ => LAST_WORDS,
+            ExitReason::Stopped => STOPPED_FINAL_OUTPUT_LIMIT,
+            _ => FINAL_OUTPUT_LIMIT,
         };
         let left = self.shared.console.finish_within(limit, limit);
         if left > 0 {
@@ -464,9 +464,9 @@ fn new_control(
     resources: &Resources,
     paused: bool,
     sender: &Sender<Message>,
-) -> Arc<Control> {
+) -> Arc<VcpuControl> {
     let sender = sender.clone();
-    Arc::new(Control::new(
+    Arc::new(VcpuControl::new(
         config.cpus,
         paused,
         resources.console.clone(),
@@ -479,7 +479,7 @@ fn new_control(
 
 fn spawn_vcpu(
     vcpu: Vcpu,
-    control: &Arc<Control>,
+    control: &Arc<VcpuControl>,
     machine: Option<&str>,
 ) -> Result<JoinHandle<()>, BuildError> {
     let control = Arc::clone(control);
@@ -521,7 +521,11 @@ fn save(unsaved: Unsaved) -> Option<JoinHandle<()>> {
 }
 
 /// Sends a command and waits for its result.
-pub(crate) fn ask(sender: &Sender<Message>, shared: &Shared, command: Command) -> Answer {
+pub(crate) fn ask(
+    sender: &Sender<Message>,
+    shared: &MachineShared,
+    command: Command,
+) -> CommandResult {
     let gone = || {
         let reason = shared.status.reason().unwrap_or(ExitReason::Stopped);
         BuildError::Ended(reason)

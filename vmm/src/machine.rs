@@ -19,7 +19,7 @@ use crate::console::Console;
 use crate::error::{BuildError, Error};
 use crate::events::{EventHub, Events};
 use crate::host;
-use crate::lifecycle::{self, Command, Lifecycle, Message, Shared};
+use crate::lifecycle::{self, Command, Lifecycle, MachineShared, Message};
 use crate::memory::{self, SharedMemory};
 use crate::registers::Registers;
 use crate::resources::{self, Resources};
@@ -34,7 +34,7 @@ use crate::vcpu::ExitCounts;
 pub struct Machine(Arc<Owner>);
 
 struct Owner {
-    shared: Arc<Shared>,
+    shared: Arc<MachineShared>,
     sender: Sender<Message>,
     thread: Mutex<Option<JoinHandle<()>>>,
     name: Option<String>,

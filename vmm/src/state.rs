@@ -91,7 +91,7 @@ pub enum ShutdownOutcome {
 }
 
 #[derive(Debug)]
-struct Now {
+struct StatusInner {
     state: MachineState,
     reason: Option<ExitReason>,
     /// How often the machine was built again.
@@ -101,7 +101,7 @@ struct Now {
 /// A machine's state as everybody sees it.
 #[derive(Debug)]
 pub(crate) struct Status {
-    now: Mutex<Now>,
+    now: Mutex<StatusInner>,
     changed: Condvar,
     /// Written once, when the machine has ended.
     ended: OwnedFd,
@@ -112,7 +112,7 @@ impl Status {
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
         let ended = rustix::event::eventfd(0, flags)?;
         Ok(Self {
-            now: Mutex::new(Now {
+            now: Mutex::new(StatusInner {
                 state: MachineState::Created,
                 reason: None,
                 restarts: 0,
@@ -122,7 +122,7 @@ impl Status {
         })
     }
 
-    fn now(&self) -> MutexGuard<'_, Now> {
+    fn now(&self) -> MutexGuard<'_, StatusInner> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

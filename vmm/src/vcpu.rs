@@ -11,7 +11,7 @@ use serde::Serialize;
 use splitring_devices::bus::Bus;
 
 use crate::console::RoomWaiter;
-use crate::control::{Control, Turn};
+use crate::control::{VcpuControl, VcpuStep};
 use crate::kvm::{self, Direction, PortAccess};
 use crate::registers::Registers;
 use crate::state::ExitReason;
@@ -93,7 +93,7 @@ pub(crate) struct Vcpu {
 }
 
 /// Why the run loop left the guest.
-enum Left {
+enum RunLoopExit {
     /// To see what is wanted.
     Asked,
     /// For good.
@@ -102,9 +102,9 @@ enum Left {
 
 impl Vcpu {
     /// Runs the guest on the calling thread until these vCPUs end.
-    pub(crate) fn run(mut self, control: &Control) {
+    pub(crate) fn run(mut self, control: &VcpuControl) {
         let kicks = control.kicks();
-        let target = kicks.enter(&mut self.fd);
+        let target = kicks.register_vcpu(&mut self.fd);
         let ran = catch_unwind(AssertUnwindSafe(|| self.serve(control)));
         // The thread must be off the list before the descriptor, and with it the mapping the signal handler writes, is dropped.
         drop(target);
@@ -119,21 +119,21 @@ impl Vcpu {
     }
 
     /// The run loop. `None`: somebody else ended the machine.
-    fn serve(&mut self, control: &Control) -> Option<ExitReason> {
+    fn serve(&mut self, control: &VcpuControl) -> Option<ExitReason> {
         let mut room = control.console().waiter();
         loop {
             if control.wants_attention() {
-                match control.turn(self.index) {
-                    Turn::Leave => return None,
-                    Turn::Resume => self.time_passed(),
-                    Turn::Run => {}
-                    Turn::Job(job) => {
+                match control.next_step(self.index) {
+                    VcpuStep::Leave => return None,
+                    VcpuStep::Resume => self.time_passed(),
+                    VcpuStep::Run => {}
+                    VcpuStep::Job(job) => {
                         job(&mut self.fd);
                         continue;
                     }
                 }
             }
-            if let Left::Ended(reason) = self.enter(control, &mut room) {
+            if let RunLoopExit::Ended(reason) = self.run_guest(control, &mut room) {
                 return Some(reason);
             }
         }
@@ -147,21 +147,21 @@ impl Vcpu {
 
     /// Enters the guest until something else is wanted or it ends. On return no I/O of it is pending:
     /// the instruction that caused the last exit is complete.
-    fn enter(&mut self, control: &Control, room: &mut RoomWaiter) -> Left {
+    fn run_guest(&mut self, control: &VcpuControl, room: &mut RoomWaiter) -> RunLoopExit {
         let mut again = 0;
         let mut completing = false;
         loop {
             match self.fd.run() {
                 Ok(exit) => {
                     again = 0;
-                    let mut answer = answer(exit, &self.mmio, &self.exits);
-                    if let Answer::Port = answer {
+                    let mut action = handle_exit(exit, &self.mmio, &self.exits);
+                    if let ExitAction::Port = action {
                         let access = kvm::port_access(&mut self.fd);
-                        answer = answer_port(access, &self.ports, &self.exits);
+                        action = handle_port(access, &self.ports, &self.exits);
                     }
-                    match answer {
-                        Answer::Again | Answer::Port => {}
-                        Answer::Check => {
+                    match action {
+                        ExitAction::Again | ExitAction::Port => {}
+                        ExitAction::Check => {
                             // The guest may just have printed. What is wanted during the wait is seen
                             // behind it.
                             room.wait_for_room();
@@ -171,13 +171,15 @@ impl Vcpu {
                                 completing = true;
                             }
                         }
-                        Answer::TripleFault => {
-                            return Left::Ended(ExitReason::TripleFault { cpu: self.index });
+                        ExitAction::TripleFault => {
+                            return RunLoopExit::Ended(ExitReason::TripleFault { cpu: self.index });
                         }
-                        Answer::Crash(detail) => return Left::Ended(self.crashed(&detail)),
-                        Answer::Internal => {
+                        ExitAction::Crash(detail) => {
+                            return RunLoopExit::Ended(self.crashed(&detail));
+                        }
+                        ExitAction::Internal => {
                             let detail = kvm::internal_error(&mut self.fd);
-                            return Left::Ended(self.crashed(&detail));
+                            return RunLoopExit::Ended(self.crashed(&detail));
                         }
                     }
                 }
@@ -192,18 +194,18 @@ impl Vcpu {
                         // debugger came.
                         self.time_passed();
                     }
-                    return Left::Asked;
+                    return RunLoopExit::Asked;
                 }
                 Err(error) if error.errno() == libc::EAGAIN && again < AGAIN_LIMIT => again += 1,
                 Err(error) if error.errno() == libc::EAGAIN => {
-                    return Left::Ended(ExitReason::Failed(format!(
+                    return RunLoopExit::Ended(ExitReason::Failed(format!(
                         "vCPU {}: KVM cannot start a thread of its own (KVM_RUN: {error}); raise the limit on \
                          processes (`ulimit -u`, or TasksMax= of the service)",
                         self.index
                     )));
                 }
                 Err(error) => {
-                    return Left::Ended(self.crashed(&format!("KVM_RUN failed: {error}")));
+                    return RunLoopExit::Ended(self.crashed(&format!("KVM_RUN failed: {error}")));
                 }
             }
         }
@@ -221,7 +223,7 @@ impl Vcpu {
     }
 }
 
-enum Answer {
+enum ExitAction {
     /// Enter again.
     Again,
     /// The device may have ended the machine: look before entering again.
@@ -233,13 +235,13 @@ enum Answer {
     Internal,
 }
 
-fn answer(exit: VcpuExit<'_>, mmio: &Bus, exits: &Exits) -> Answer {
+fn handle_exit(exit: VcpuExit<'_>, mmio: &Bus, exits: &Exits) -> ExitAction {
     match exit {
         VcpuExit::MmioWrite(address, data) => {
             count(&exits.mmio_write);
             tracing::trace!(address = format_args!("{address:#x}"), ?data, "mmio write");
             mmio.write(address, data);
-            Answer::Again
+            ExitAction::Again
         }
         VcpuExit::MmioRead(address, data) => {
             count(&exits.mmio_read);
@@ -247,29 +249,29 @@ fn answer(exit: VcpuExit<'_>, mmio: &Bus, exits: &Exits) -> Answer {
             data.fill(0xff);
             mmio.read(address, data);
             tracing::trace!(address = format_args!("{address:#x}"), ?data, "mmio read");
-            Answer::Again
+            ExitAction::Again
         }
-        VcpuExit::IoOut(..) | VcpuExit::IoIn(..) => Answer::Port,
-        VcpuExit::Shutdown => Answer::TripleFault,
-        VcpuExit::InternalError => Answer::Internal,
-        VcpuExit::FailEntry(reason, cpu) => Answer::Crash(format!(
+        VcpuExit::IoOut(..) | VcpuExit::IoIn(..) => ExitAction::Port,
+        VcpuExit::Shutdown => ExitAction::TripleFault,
+        VcpuExit::InternalError => ExitAction::Internal,
+        VcpuExit::FailEntry(reason, cpu) => ExitAction::Crash(format!(
             "the processor refused to enter the guest (reason {reason:#x}, host CPU {cpu})"
         )),
         VcpuExit::Intr | VcpuExit::IrqWindowOpen => {
             count(&exits.other);
-            Answer::Again
+            ExitAction::Again
         }
         other => {
             count(&exits.other);
-            Answer::Crash(format!("unexpected exit {other:?}"))
+            ExitAction::Crash(format!("unexpected exit {other:?}"))
         }
     }
 }
 
 /// Each element of a string instruction is an access of its own.
-fn answer_port(access: Option<PortAccess<'_>>, ports: &Bus, exits: &Exits) -> Answer {
+fn handle_port(access: Option<PortAccess<'_>>, ports: &Bus, exits: &Exits) -> ExitAction {
     let Some(access) = access else {
-        return Answer::Again;
+        return ExitAction::Again;
     };
     let (port, size) = (access.port, access.size);
     match access.direction {
@@ -278,7 +280,7 @@ fn answer_port(access: Option<PortAccess<'_>>, ports: &Bus, exits: &Exits) -> An
             tracing::trace!(port = format_args!("{port:#x}"), ?data, "port out");
             ports.write_string(u64::from(port), size, data);
             // The power and reset registers are ports.
-            Answer::Check
+            ExitAction::Check
         }
         Direction::In(data) => {
             count(&exits.port_in);
@@ -286,7 +288,7 @@ fn answer_port(access: Option<PortAccess<'_>>, ports: &Bus, exits: &Exits) -> An
             data.fill(0xff);
             ports.read_string(u64::from(port), size, data);
             tracing::trace!(port = format_args!("{port:#x}"), ?data, "port in");
-            Answer::Again
+            ExitAction::Again
         }
     }
 }

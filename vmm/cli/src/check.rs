@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Context;
 use splitring::Console;
-use splitring::host::{self, Outcome};
+use splitring::host::{self, FindingOutcome};
 
 use crate::args::{self, CheckArgs};
 use crate::exit::Failure;
@@ -30,8 +30,8 @@ pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
     } else {
         for found in &report.findings {
             let mark = match found.outcome {
-                Outcome::Ok => "ok     ",
-                Outcome::Limited => "limited",
+                FindingOutcome::Ok => "ok     ",
+                FindingOutcome::Limited => "limited",
                 _ => "FAILED ",
             };
             writeln!(text, "{mark} {:<11} {}", found.name, found.detail)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use splitring::host::{self, Virtualisation};
-use splitring::selftest::{self, Line, Options, Outcome, Report, Test};
+use splitring::selftest::{self, ReportLine, SelftestOptions, SelftestReport, Test, TestOutcome};
 
 use crate::exit::Failure;
 use crate::streams::{print, say};
@@ -43,7 +43,7 @@ pub(crate) fn selftest(args: &SelftestArgs) -> Result<u8, Failure> {
             .with_context(|| format!("cannot store the guest at {shown}"))?;
         return Ok(0);
     }
-    let options = Options::default().each(Duration::from_secs_f64(args.seconds));
+    let options = SelftestOptions::default().each(Duration::from_secs_f64(args.seconds));
     let mut progress = Progress::default();
     let result = selftest::run(options, |line| progress.show(line));
     progress.clear();
@@ -62,7 +62,7 @@ pub(crate) fn selftest(args: &SelftestArgs) -> Result<u8, Failure> {
     Ok(u8::from(!report.ok()))
 }
 
-fn json(report: &Report) -> Result<String, serde_json::Error> {
+fn json(report: &SelftestReport) -> Result<String, serde_json::Error> {
     let mut value = serde_json::to_value(report)?;
     value["ok"] = report.ok().into();
     value["host"] = kvm().into();
@@ -76,16 +76,16 @@ fn kvm() -> &'static str {
     }
 }
 
-fn verdict(report: &Report) -> String {
+fn verdict(report: &SelftestReport) -> String {
     let failed = report
         .tests
         .iter()
-        .filter(|test| matches!(test.outcome, Outcome::Failed(_)))
+        .filter(|test| matches!(test.outcome, TestOutcome::Failed(_)))
         .count();
     let skipped = report
         .tests
         .iter()
-        .filter(|test| matches!(test.outcome, Outcome::Skipped(_)))
+        .filter(|test| matches!(test.outcome, TestOutcome::Skipped(_)))
         .count();
     let passed = report.tests.len() - failed - skipped;
     let word = if report.ok() { "ok" } else { "FAILED" };
@@ -96,9 +96,9 @@ fn verdict(report: &Report) -> String {
 }
 
 /// One row a test, its variants behind it; failures and skips with their reason.
-fn show_tests(report: &Report, to: &mut String) -> fmt::Result {
+fn show_tests(report: &SelftestReport, to: &mut String) -> fmt::Result {
     writeln!(to, "{:<28} {:<8} variants", "test", "result")?;
-    let mut rows: BTreeMap<String, Vec<(&str, &Outcome)>> = BTreeMap::new();
+    let mut rows: BTreeMap<String, Vec<(&str, &TestOutcome)>> = BTreeMap::new();
     for Test { name, outcome } in &report.tests {
         let (base, variant) = name.rsplit_once(' ').unwrap_or((name, ""));
         rows.entry(base.to_owned())
@@ -106,29 +106,33 @@ fn show_tests(report: &Report, to: &mut String) -> fmt::Result {
             .push((variant, outcome));
     }
     for (base, variants) in &rows {
-        let with = |wanted: fn(&Outcome) -> bool| {
+        let with = |wanted: fn(&TestOutcome) -> bool| {
             let names = variants
                 .iter()
                 .filter(move |(_, outcome)| wanted(outcome))
                 .map(|(name, _)| *name);
             names.collect::<Vec<_>>().join(" ")
         };
-        let ok = with(|outcome| *outcome == Outcome::Ok);
+        let ok = with(|outcome| *outcome == TestOutcome::Ok);
         if !ok.is_empty() {
             writeln!(to, "{base:<28} {:<8} {ok}", "ok")?;
         }
         for (name, outcome) in variants {
             match outcome {
-                Outcome::Ok => {}
-                Outcome::Skipped(why) => writeln!(to, "{base:<28} {:<8} {name}: {why}", "skipped")?,
-                Outcome::Failed(why) => writeln!(to, "{base:<28} {:<8} {name}: {why}", "FAILED")?,
+                TestOutcome::Ok => {}
+                TestOutcome::Skipped(why) => {
+                    writeln!(to, "{base:<28} {:<8} {name}: {why}", "skipped")?
+                }
+                TestOutcome::Failed(why) => {
+                    writeln!(to, "{base:<28} {:<8} {name}: {why}", "FAILED")?
+                }
             }
         }
     }
     Ok(())
 }
 
-fn show_loops(report: &Report, to: &mut String) -> fmt::Result {
+fn show_loops(report: &SelftestReport, to: &mut String) -> fmt::Result {
     writeln!(to)?;
     writeln!(
         to,
@@ -156,13 +160,13 @@ struct Progress {
 }
 
 impl Progress {
-    fn show(&mut self, line: &Line) {
+    fn show(&mut self, line: &ReportLine) {
         let text = match line {
-            Line::Test(test) => {
+            ReportLine::Test(test) => {
                 self.tests += 1;
                 format!("{} tests, last: {}", self.tests, test.name)
             }
-            Line::Begin(name) => format!("{} tests done, timing {name}", self.tests),
+            ReportLine::Begin(name) => format!("{} tests done, timing {name}", self.tests),
             _ => return,
         };
         self.write(&format!("\r\x1b[K{text}"));

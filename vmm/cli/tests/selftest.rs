@@ -14,7 +14,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, apply_filter,
 };
-use splitring::selftest::{self, Options, Report, SelftestError};
+use splitring::selftest::{self, SelftestError, SelftestOptions, SelftestReport};
 use splitring_needs as needs;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_splitring");
@@ -25,8 +25,8 @@ const KVM_SET_MSRS: u64 = 0x4008_ae89;
 const KVM_SET_CPUID2: u64 = 0x4008_ae90;
 
 /// Runs a guest of these instructions as if it were the self-test's.
-fn run_tiny(code: &[u8]) -> Result<Report, SelftestError> {
-    let options = Options::default()
+fn run_tiny(code: &[u8]) -> Result<SelftestReport, SelftestError> {
+    let options = SelftestOptions::default()
         .each(Duration::from_millis(10))
         .silence(Duration::from_secs(1))
         .guest(tiny::elf(code).leak());

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use splitring_devices::serial::Serial;
 
-use super::wake::Event;
+use super::wake::WakeEvent;
 
 /// The most input that is queued: enough for a long paste on a terminal, which has no flow control.
 pub(super) const LIMIT: usize = 2 << 20;
@@ -15,15 +15,15 @@ pub(super) const LIMIT: usize = 2 << 20;
 const SOURCE_LIMIT: usize = 64 << 10;
 
 #[derive(Debug)]
-struct Port {
+struct AttachedUart {
     serial: Arc<Serial>,
     room: Arc<OwnedFd>,
 }
 
 #[derive(Debug)]
-struct State {
+struct InputState {
     pending: VecDeque<u8>,
-    port: Option<Port>,
+    port: Option<AttachedUart>,
     /// The most that waits.
     limit: usize,
     /// Less was accepted than was given since `room` was signalled.
@@ -33,14 +33,14 @@ struct State {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Input {
-    state: Mutex<State>,
-    room: Event,
+    state: Mutex<InputState>,
+    room: WakeEvent,
 }
 
 impl Input {
     /// Returns an empty queue that keeps at most `limit` bytes and signals `room`.
-    pub(super) fn new(limit: usize, room: Event) -> Self {
-        let state = State {
+    pub(super) fn new(limit: usize, room: WakeEvent) -> Self {
+        let state = InputState {
             pending: VecDeque::new(),
             port: None,
             limit,
@@ -52,14 +52,14 @@ impl Input {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, InputState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connects a port: what waits is for it.
     pub(super) fn attach(&self, serial: Arc<Serial>) -> io::Result<()> {
         let room = Arc::new(serial.room()?);
-        self.state().port = Some(Port { serial, room });
+        self.state().port = Some(AttachedUart { serial, room });
         Ok(())
     }
 
@@ -102,7 +102,7 @@ impl Input {
     /// port to take.
     pub(super) fn offer(&self) -> bool {
         let mut state = self.state();
-        let State {
+        let InputState {
             pending,
             port: Some(port),
             limit,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::wake::Event;
+use super::wake::WakeEvent;
 use crate::config::SerialPolicy;
 
 /// The amount of unread output at which a guest has to wait, or output is dropped.
@@ -31,7 +31,7 @@ const GATHER: Duration = Duration::from_millis(1);
 pub(super) struct ReaderId(u64);
 
 #[derive(Debug)]
-struct Reader {
+struct OutputReader {
     id: ReaderId,
     /// Position of the first byte it has not got.
     at: u64,
@@ -39,7 +39,7 @@ struct Reader {
     since: u64,
 }
 
-impl Reader {
+impl OutputReader {
     /// How much a guest has printed that it has not got.
     fn backlog(&self, end: u64) -> u64 {
         end - self.at.max(self.since)
@@ -48,7 +48,7 @@ impl Reader {
 
 /// What the console's thread does, and so what wakes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Thread {
+enum ThreadState {
     /// Sleeps until there is output.
     Idle,
     /// Sleeps until the time is up or half the buffer is full.
@@ -58,17 +58,17 @@ enum Thread {
 }
 
 #[derive(Debug)]
-struct State {
+struct OutputState {
     /// The last bytes, up to `end`.
     ring: VecDeque<u8>,
     /// Number of bytes ever pushed.
     end: u64,
-    readers: Vec<Reader>,
+    readers: Vec<OutputReader>,
     next: u64,
     /// How many of the last bytes are kept for readers to come.
     history: usize,
     policy: SerialPolicy,
-    thread: Thread,
+    thread: ThreadState,
     gather_until: Option<Instant>,
     /// Calls of `finish` under way: nothing is gathered meanwhile.
     finishing: usize,
@@ -82,18 +82,18 @@ struct State {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Output {
-    state: Mutex<State>,
+    state: Mutex<OutputState>,
     /// There is room again, everything was taken, or a wait was interrupted.
     changed: Condvar,
-    /// A copy of `State::waits`, for the fast path.
+    /// A copy of `OutputState::waits`, for the fast path.
     full: AtomicBool,
     interruptions: AtomicU64,
-    wake: Arc<Event>,
+    wake: Arc<WakeEvent>,
 }
 
 /// What the thread may do about output now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Turn {
+pub(super) struct OutputStep {
     /// Write what readers have not got.
     pub(super) write: bool,
     /// Sleep no longer than that.
@@ -103,15 +103,15 @@ pub(super) struct Turn {
 impl Output {
     /// Returns an empty buffer without readers, that wakes its thread by `wake` and keeps `history`
     /// bytes.
-    pub(super) fn new(wake: Arc<Event>, history: usize, policy: SerialPolicy) -> Self {
-        let state = State {
+    pub(super) fn new(wake: Arc<WakeEvent>, history: usize, policy: SerialPolicy) -> Self {
+        let state = OutputState {
             ring: VecDeque::new(),
             end: 0,
             readers: Vec::new(),
             next: 0,
             history,
             policy,
-            thread: Thread::Busy,
+            thread: ThreadState::Busy,
             gather_until: None,
             finishing: 0,
             taken: 0,
@@ -127,7 +127,7 @@ impl Output {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, OutputState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -142,12 +142,12 @@ impl Output {
         state.end += bytes.len() as u64;
         state.trim();
         let wake = match state.thread {
-            Thread::Idle => state.unread() > 0,
-            Thread::Gathering => state.unread() >= LOW,
-            Thread::Busy => false,
+            ThreadState::Idle => state.unread() > 0,
+            ThreadState::Gathering => state.unread() >= LOW,
+            ThreadState::Busy => false,
         };
         if wake {
-            state.thread = Thread::Busy;
+            state.thread = ThreadState::Busy;
         }
         self.update(&state);
         drop(state);
@@ -157,7 +157,7 @@ impl Output {
     }
 
     /// Publishes whether writers have to wait, and wakes them when they no longer have to.
-    fn update(&self, state: &State) {
+    fn update(&self, state: &OutputState) {
         let full = state.waits(self.full.load(Ordering::Relaxed));
         if self.full.swap(full, Ordering::Relaxed) && !full {
             self.changed.notify_all();
@@ -273,7 +273,7 @@ impl Output {
         state.next += 1;
         let at = state.end - state.history.min(state.ring.len()) as u64;
         let since = state.end;
-        state.readers.push(Reader { id, at, since });
+        state.readers.push(OutputReader { id, at, since });
         self.update(&state);
         id
     }
@@ -344,7 +344,7 @@ impl Output {
     }
 
     /// Called by the thread before it sleeps. `wrote`: it has just written.
-    pub(super) fn turn(&self, wrote: bool) -> Turn {
+    pub(super) fn next_step(&self, wrote: bool) -> OutputStep {
         let mut state = self.state();
         let now = Instant::now();
         if wrote && state.unread() == 0 {
@@ -355,12 +355,12 @@ impl Output {
             .map(|until| until.saturating_duration_since(now))
             .filter(|left| !left.is_zero());
         let unread = state.unread();
-        let (thread, turn) = match left {
+        let (thread, step) = match left {
             Some(left) if unread < LOW && state.finishing == 0 && !state.closed => {
                 let timeout = Some(left);
                 (
-                    Thread::Gathering,
-                    Turn {
+                    ThreadState::Gathering,
+                    OutputStep {
                         write: false,
                         timeout,
                     },
@@ -371,14 +371,14 @@ impl Output {
                 // wakes it.
                 let all = state.readers.iter().all(|reader| reader.at < state.end);
                 let thread = if unread > 0 && all {
-                    Thread::Busy
+                    ThreadState::Busy
                 } else {
-                    Thread::Idle
+                    ThreadState::Idle
                 };
                 let timeout = None;
                 (
                     thread,
-                    Turn {
+                    OutputStep {
                         write: unread > 0,
                         timeout,
                     },
@@ -389,17 +389,17 @@ impl Output {
             state.gather_until = None;
         }
         state.thread = thread;
-        turn
+        step
     }
 }
 
-impl State {
+impl OutputState {
     /// Position of the oldest byte in the ring.
     fn start(&self) -> u64 {
         self.end - self.ring.len() as u64
     }
 
-    fn reader(&self, id: ReaderId) -> Option<&Reader> {
+    fn reader(&self, id: ReaderId) -> Option<&OutputReader> {
         self.readers.iter().find(|reader| reader.id == id)
     }
 

@@ -14,7 +14,7 @@ use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, ptsname, unlo
 use rustix::termios::{OptionalActions, QueueSelector, tcflush, tcgetattr, tcsetattr};
 
 use super::output::{CHUNK, ReaderId};
-use super::target::{Pass, Target, Written, transfer};
+use super::target::{ConsoleTarget, Pass, Written, transfer};
 
 const OPEN: OpenptFlags = OpenptFlags::RDWR
     .union(OpenptFlags::NOCTTY)
@@ -130,7 +130,7 @@ fn make_raw(terminal: impl AsFd) -> Result<(), Errno> {
     tcsetattr(&terminal, OptionalActions::Now, &modes)
 }
 
-impl Target for Pty {
+impl ConsoleTarget for Pty {
     fn prepare(&mut self, pass: Pass<'_>) -> Option<Duration> {
         let room = pass.input.space() > 0;
         // poll reports a hang-up as long as it lasts, so a closed master is polled only to be read.

@@ -6,16 +6,16 @@ use std::sync::{Arc, OnceLock};
 use super::error::ConsoleError;
 use super::input::{self, Input};
 use super::output::Output;
-use super::wake::Event;
+use super::wake::WakeEvent;
 use crate::config::SerialPolicy;
 use crate::kick::Kicks;
 
 /// What the console shares with its thread, with the UART and with vCPUs.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct ConsoleShared {
     pub(super) output: Output,
     pub(super) input: Input,
-    pub(super) wake: Arc<Event>,
+    pub(super) wake: Arc<WakeEvent>,
     pub(super) closing: AtomicBool,
     pub(super) kicks: Kicks,
     /// That of the machine, once it has one: a console is older than its machine.
@@ -25,10 +25,10 @@ pub(super) struct Shared {
     pub(super) tid: std::sync::atomic::AtomicI32,
 }
 
-impl Shared {
+impl ConsoleShared {
     /// With a thread that `wake` wakes.
     pub(super) fn new(history: usize) -> Result<Self, ConsoleError> {
-        let event = || Event::new().map_err(ConsoleError::Descriptor);
+        let event = || WakeEvent::new().map_err(ConsoleError::Descriptor);
         Ok(Self::with(
             event()?,
             history,
@@ -38,10 +38,10 @@ impl Shared {
 
     /// Without a thread: nothing is kept, in either direction.
     pub(super) fn idle() -> Self {
-        Self::with(Event::unused(), 0, Input::new(0, Event::unused()))
+        Self::with(WakeEvent::unused(), 0, Input::new(0, WakeEvent::unused()))
     }
 
-    fn with(wake: Event, history: usize, input: Input) -> Self {
+    fn with(wake: WakeEvent, history: usize, input: Input) -> Self {
         let wake = Arc::new(wake);
         Self {
             output: Output::new(Arc::clone(&wake), history, SerialPolicy::default()),

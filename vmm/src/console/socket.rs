@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::error::ConsoleError;
 use super::output::{CHUNK, ReaderId};
-use super::target::{Pass, Target, Written, transfer};
+use super::target::{ConsoleTarget, Pass, Written, transfer};
 use bind::SocketFile;
 
 /// The most clients at a time.
@@ -152,7 +152,7 @@ impl Socket {
     }
 }
 
-impl Target for Socket {
+impl ConsoleTarget for Socket {
     fn prepare(&mut self, pass: Pass<'_>) -> Option<Duration> {
         let writer = self.writer();
         let room = pass.input.space() > 0;

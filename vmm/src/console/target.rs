@@ -28,7 +28,7 @@ impl Pass<'_> {
 }
 
 /// One kind of target, on the console's thread.
-pub(super) trait Target: Send {
+pub(super) trait ConsoleTarget: Send {
     /// Decides what to wait for; returns how long to wait at most.
     fn prepare(&mut self, pass: Pass<'_>) -> Option<Duration>;
 
@@ -79,7 +79,7 @@ pub(super) fn transfer(
 }
 
 /// A target with one reader and no input, and what is said about its failures.
-struct Plain {
+struct OutputOnly {
     name: String,
     reader: ReaderId,
     /// It failed, and that was logged.
@@ -87,7 +87,7 @@ struct Plain {
     not_before: Option<Instant>,
 }
 
-impl Plain {
+impl OutputOnly {
     fn new(name: String, output: &Output) -> Self {
         Self {
             name,
@@ -132,31 +132,31 @@ impl Plain {
 }
 
 /// A writer of the embedder's. It may block the thread for as long as it likes.
-pub(super) struct Writer<W> {
+pub(super) struct WriterTarget<W> {
     writer: W,
-    plain: Plain,
+    sink: OutputOnly,
 }
 
-impl<W: Write + Send> Writer<W> {
+impl<W: Write + Send> WriterTarget<W> {
     pub(super) fn new(writer: W, output: &Output) -> Self {
-        let plain = Plain::new("the writer".to_owned(), output);
-        Self { writer, plain }
+        let sink = OutputOnly::new("the writer".to_owned(), output);
+        Self { writer, sink }
     }
 }
 
-impl<W: Write + Send> Target for Writer<W> {
+impl<W: Write + Send> ConsoleTarget for WriterTarget<W> {
     fn prepare(&mut self, pass: Pass<'_>) -> Option<Duration> {
-        pass.writes(self.plain.reader).then(|| self.plain.pause())
+        pass.writes(self.sink.reader).then(|| self.sink.pause())
     }
 
     fn add_fds<'a>(&'a self, _: &mut Vec<PollFd<'a>>) {}
 
     fn serve(&mut self, pass: Pass<'_>, _: &[PollFlags]) -> bool {
-        if !pass.writes(self.plain.reader) || !self.plain.pause().is_zero() {
+        if !pass.writes(self.sink.reader) || !self.sink.pause().is_zero() {
             return false;
         }
         let writer = &mut self.writer;
-        self.plain.write(pass.output, |bytes| {
+        self.sink.write(pass.output, |bytes| {
             let written = writer.write(bytes)?;
             // What was written counts as written, also if it can't be flushed now.
             let _ = writer.flush();
@@ -168,28 +168,28 @@ impl<W: Write + Send> Target for Writer<W> {
 /// An open file, pipe or terminal. Other processes may share the open file description, so it is
 /// not made non-blocking. A write that blocks although the descriptor was ready is interrupted by a
 /// kick.
-pub(super) struct Descriptor {
+pub(super) struct FdTarget {
     fd: OwnedFd,
-    plain: Plain,
+    sink: OutputOnly,
     /// It is waited for.
     polled: bool,
 }
 
-impl Descriptor {
+impl FdTarget {
     pub(super) fn new(fd: OwnedFd, name: String, output: &Output) -> Self {
-        let plain = Plain::new(name, output);
+        let sink = OutputOnly::new(name, output);
         Self {
             fd,
-            plain,
+            sink,
             polled: false,
         }
     }
 }
 
-impl Target for Descriptor {
+impl ConsoleTarget for FdTarget {
     fn prepare(&mut self, pass: Pass<'_>) -> Option<Duration> {
-        let pause = self.plain.pause();
-        let writes = pass.writes(self.plain.reader);
+        let pause = self.sink.pause();
+        let writes = pass.writes(self.sink.reader);
         self.polled = writes && pause.is_zero();
         (writes && !self.polled).then_some(pause)
     }
@@ -206,7 +206,7 @@ impl Target for Descriptor {
             return false;
         }
         let fd = &self.fd;
-        self.plain
+        self.sink
             .write(pass.output, |bytes| Ok(rustix::io::write(fd, bytes)?))
     }
 }

@@ -8,19 +8,19 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::shared::Shared;
-use super::target::{Pass, Target};
+use super::shared::ConsoleShared;
+use super::target::{ConsoleTarget, Pass};
 use crate::kick;
 
 /// Serves `target` until the console is closed.
-pub(super) fn run(shared: &Shared, target: Box<dyn Target>) {
-    kick::accept_kicks_only();
+pub(super) fn run(shared: &ConsoleShared, target: Box<dyn ConsoleTarget>) {
+    kick::block_other_signals();
     #[cfg(test)]
     shared.tid.store(
         rustix::thread::gettid().as_raw_nonzero().get(),
         Ordering::SeqCst,
     );
-    let registered = shared.kicks.enter_thread();
+    let registered = shared.kicks.register_thread();
     if catch_unwind(AssertUnwindSafe(|| serve(shared, target))).is_err() {
         let _in_span = shared.span.get().map(tracing::Span::enter);
         tracing::error!("serial console: its thread has failed; output is dropped from now on");
@@ -30,19 +30,19 @@ pub(super) fn run(shared: &Shared, target: Box<dyn Target>) {
     drop(registered);
 }
 
-fn serve(shared: &Shared, mut target: Box<dyn Target>) {
+fn serve(shared: &ConsoleShared, mut target: Box<dyn ConsoleTarget>) {
     let mut wrote = false;
     while !shared.closing.load(Ordering::Acquire) {
-        let turn = shared.output.turn(wrote);
+        let step = shared.output.next_step(wrote);
         let _in_span = shared.span.get().map(tracing::Span::enter);
         let pass = Pass {
             output: &shared.output,
             input: &shared.input,
-            write: turn.write,
+            write: step.write,
         };
         let waiting = shared.input.offer();
         let pause = target.prepare(pass);
-        let timeout = shortest(turn.timeout, pause);
+        let timeout = shortest(step.timeout, pause);
         let ready = wait(shared, &*target, waiting, timeout);
         wrote = target.serve(pass, &ready);
     }
@@ -58,8 +58,8 @@ fn shortest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> 
 /// Waits; returns the events of the target's descriptors. `input`: input waits for room in the
 /// port.
 fn wait(
-    shared: &Shared,
-    target: &dyn Target,
+    shared: &ConsoleShared,
+    target: &dyn ConsoleTarget,
     input: bool,
     timeout: Option<Duration>,
 ) -> Vec<PollFlags> {

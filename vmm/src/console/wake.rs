@@ -7,9 +7,9 @@ use rustix::event::{EventfdFlags, eventfd};
 
 /// A flag with a descriptor that is readable while it is set; or one that nobody looks at, without.
 #[derive(Debug)]
-pub(super) struct Event(Option<OwnedFd>);
+pub(super) struct WakeEvent(Option<OwnedFd>);
 
-impl Event {
+impl WakeEvent {
     /// Returns an event that is not signalled.
     pub(super) fn new() -> io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;

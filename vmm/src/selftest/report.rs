@@ -9,7 +9,7 @@ const CHUNK: usize = 64 << 10;
 
 /// One line of the guest's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Line {
+pub enum ReportLine {
     /// A test is done.
     Test(Test),
     /// A timed loop begins.
@@ -30,13 +30,13 @@ pub struct Test {
     /// Device, test and variant.
     pub name: String,
     /// How it went.
-    pub outcome: Outcome,
+    pub outcome: TestOutcome,
 }
 
 /// How a test went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum TestOutcome {
     /// As it should.
     Ok,
     /// It can't be had here, for this reason.
@@ -47,7 +47,7 @@ pub enum Outcome {
 
 /// A timed loop.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Loop {
+pub struct TimedLoop {
     /// Device, operation, variant and depth.
     pub name: String,
     /// Operations done.
@@ -58,7 +58,7 @@ pub struct Loop {
     pub exits: u64,
 }
 
-impl Loop {
+impl TimedLoop {
     /// Operations a second.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
@@ -82,11 +82,11 @@ impl Loop {
 
 /// Everything the guest said.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
+pub struct SelftestReport {
     /// Tests in their order.
     pub tests: Vec<Test>,
     /// Timed loops in their order.
-    pub loops: Vec<Loop>,
+    pub loops: Vec<TimedLoop>,
     #[serde(skip)]
     pub(super) ended: bool,
     #[serde(skip)]
@@ -96,7 +96,7 @@ pub struct Report {
     began: u64,
 }
 
-impl Report {
+impl SelftestReport {
     /// Whether every test went well or was skipped.
     #[must_use]
     pub fn ok(&self) -> bool {
@@ -104,28 +104,28 @@ impl Report {
             && !self
                 .tests
                 .iter()
-                .any(|test| matches!(test.outcome, Outcome::Failed(_)))
+                .any(|test| matches!(test.outcome, TestOutcome::Failed(_)))
     }
 
     /// Adds a line that was read when the machine had made `exits` exits to user space.
-    pub(super) fn take(&mut self, line: Line, exits: u64) {
+    pub(super) fn take(&mut self, line: ReportLine, exits: u64) {
         match line {
-            Line::Test(test) => self.tests.push(test),
-            Line::Begin(_) => self.began = exits,
-            Line::Time(name, operations, nanoseconds) => self.loops.push(Loop {
+            ReportLine::Test(test) => self.tests.push(test),
+            ReportLine::Begin(_) => self.began = exits,
+            ReportLine::Time(name, operations, nanoseconds) => self.loops.push(TimedLoop {
                 name,
                 operations,
                 nanoseconds,
                 exits: exits.saturating_sub(self.began),
             }),
-            Line::Panic(text) => self.panic = Some(text),
-            Line::End => self.ended = true,
-            Line::Note(_) => {}
+            ReportLine::Panic(text) => self.panic = Some(text),
+            ReportLine::End => self.ended = true,
+            ReportLine::Note(_) => {}
         }
     }
 }
 
-impl Line {
+impl ReportLine {
     /// Reads one line; whatever it is not becomes a note.
     pub(super) fn parse(text: &str) -> Self {
         let note = || Self::Note(text.to_owned());
@@ -149,19 +149,19 @@ fn test(text: &str) -> Option<Test> {
         })
     };
     if let Some((name, why)) = text.split_once(" failed: ") {
-        return found(name, Outcome::Failed(why.to_owned()));
+        return found(name, TestOutcome::Failed(why.to_owned()));
     }
     if let Some((name, why)) = text.split_once(" skipped: ") {
-        return found(name, Outcome::Skipped(why.to_owned()));
+        return found(name, TestOutcome::Skipped(why.to_owned()));
     }
-    found(text.strip_suffix(" ok")?, Outcome::Ok)
+    found(text.strip_suffix(" ok")?, TestOutcome::Ok)
 }
 
-fn time(text: &str) -> Option<Line> {
+fn time(text: &str) -> Option<ReportLine> {
     let mut words = text.rsplitn(3, ' ');
     let nanoseconds = words.next()?.parse().ok()?;
     let operations = words.next()?.parse().ok()?;
-    Some(Line::Time(
+    Some(ReportLine::Time(
         words.next()?.to_owned(),
         operations,
         nanoseconds,
@@ -170,16 +170,16 @@ fn time(text: &str) -> Option<Line> {
 
 /// Follows the report as it grows.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
+pub(super) struct ReportReader {
     offset: u64,
     partial: Vec<u8>,
     /// The last whole line.
     pub(super) last: String,
 }
 
-impl Reader {
+impl ReportReader {
     /// The lines that are new.
-    pub(super) fn lines(&mut self, report: &OwnedFd) -> Vec<Line> {
+    pub(super) fn lines(&mut self, report: &OwnedFd) -> Vec<ReportLine> {
         let mut buffer = vec![0; CHUNK];
         let count = rustix::io::pread(report, &mut buffer, self.offset).unwrap_or(0);
         let text = buffer.iter().take(count).take_while(|byte| **byte != 0);
@@ -190,7 +190,7 @@ impl Reader {
         while let Some(end) = self.partial.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.partial.drain(..=end).collect();
             self.last = String::from_utf8_lossy(&line).trim_end().to_owned();
-            lines.push(Line::parse(&self.last));
+            lines.push(ReportLine::parse(&self.last));
         }
         lines
     }
@@ -202,45 +202,48 @@ mod tests {
 
     #[test]
     fn lines_are_read_as_the_guest_writes_them() {
-        let failed = Outcome::Failed("byte 3 is wrong".into());
+        let failed = TestOutcome::Failed("byte 3 is wrong".into());
         let test = |name: &str, outcome| {
-            Line::Test(Test {
+            ReportLine::Test(Test {
                 name: name.into(),
                 outcome,
             })
         };
         assert_eq!(
-            Line::parse("test blk bio direct ok"),
-            test("blk bio direct", Outcome::Ok)
+            ReportLine::parse("test blk bio direct ok"),
+            test("blk bio direct", TestOutcome::Ok)
         );
         assert_eq!(
-            Line::parse("test net echo big failed: byte 3 is wrong"),
+            ReportLine::parse("test net echo big failed: byte 3 is wrong"),
             test("net echo big", failed)
         );
         assert_eq!(
-            Line::parse("time blk 4k-read qd1 12 3456"),
-            Line::Time("blk 4k-read qd1".into(), 12, 3456)
+            ReportLine::parse("time blk 4k-read qd1 12 3456"),
+            ReportLine::Time("blk 4k-read qd1".into(), 12, 3456)
         );
-        assert_eq!(Line::parse("end"), Line::End);
-        assert!(matches!(Line::parse("time nonsense"), Line::Note(_)));
+        assert_eq!(ReportLine::parse("end"), ReportLine::End);
+        assert!(matches!(
+            ReportLine::parse("time nonsense"),
+            ReportLine::Note(_)
+        ));
     }
 
     #[test]
     fn a_report_without_tests_is_not_ok_and_one_failure_spoils_it() {
-        let mut report = Report::default();
+        let mut report = SelftestReport::default();
         assert!(!report.ok());
-        report.take(Line::parse("test a ok"), 0);
-        report.take(Line::parse("test b skipped: not offered"), 0);
+        report.take(ReportLine::parse("test a ok"), 0);
+        report.take(ReportLine::parse("test b skipped: not offered"), 0);
         assert!(report.ok());
-        report.take(Line::parse("test c failed: x"), 0);
+        report.take(ReportLine::parse("test c failed: x"), 0);
         assert!(!report.ok());
     }
 
     #[test]
     fn exits_are_those_between_the_lines_of_a_loop() {
-        let mut report = Report::default();
-        report.take(Line::parse("begin x"), 100);
-        report.take(Line::parse("time x 10 1000"), 105);
+        let mut report = SelftestReport::default();
+        report.take(ReportLine::parse("begin x"), 100);
+        report.take(ReportLine::parse("time x 10 1000"), 105);
         let [done] = &report.loops[..] else {
             panic!("one loop")
         };

@@ -6,9 +6,9 @@ use std::sync::mpsc::{Receiver, channel};
 
 use super::*;
 use crate::config::SerialPolicy;
-use crate::console::Shared;
+use crate::console::ConsoleShared;
 use crate::console::output::{CHUNK, LIMIT, Output};
-use crate::console::wake::Event;
+use crate::console::wake::WakeEvent;
 
 /// A file of the console's thread in /proc.
 fn thread_file(console: &Console, name: &str) -> String {
@@ -26,7 +26,7 @@ fn fill(pipe: &io::PipeWriter) {
 
 /// The guest prints until it stands still, and is called out of the wait by what the life cycle
 /// calls. Returns what the console's thread shared, if that is still there.
-fn stops_promptly(what: &str, console: Console) -> Weak<Shared> {
+fn stops_promptly(what: &str, console: Console) -> Weak<ConsoleShared> {
     let flood = Flood::start(Guest::new(&console));
     wait_until("the buffer is full", || console.0.shared.output.is_full());
     thread::sleep(Duration::from_millis(20));
@@ -195,7 +195,7 @@ fn the_policy_to_drop_never_waits_and_counts_exactly() {
 
 #[test]
 fn bytes_that_were_being_written_when_they_were_given_up_count_as_written() {
-    let output = Output::new(Arc::new(Event::unused()), 0, SerialPolicy::Drop);
+    let output = Output::new(Arc::new(WakeEvent::unused()), 0, SerialPolicy::Drop);
     let reader = output.add_reader();
     output.push(&[b'x'; CHUNK]);
     let (at, len) = output.peek(reader, &mut [0; CHUNK]);

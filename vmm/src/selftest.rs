@@ -19,7 +19,23 @@ use crate::config::{Bus, Bytes, DiskConfig, NetConfig, SerialTarget, VmConfig};
 use crate::host::{self, Virtualisation};
 use crate::{Error, ErrorKind, ExitReason, Machine, ResourceOptions, Resources};
 
-pub use report::{Line, Loop, Outcome, Report, Test};
+pub use report::{ReportLine, SelftestReport, Test, TestOutcome, TimedLoop};
+
+/// The former name of [`ReportLine`].
+#[deprecated = "renamed to `ReportLine`"]
+pub type Line = ReportLine;
+/// The former name of [`TimedLoop`].
+#[deprecated = "renamed to `TimedLoop`"]
+pub type Loop = TimedLoop;
+/// The former name of [`SelftestOptions`].
+#[deprecated = "renamed to `SelftestOptions`"]
+pub type Options = SelftestOptions;
+/// The former name of [`TestOutcome`].
+#[deprecated = "renamed to `TestOutcome`"]
+pub type Outcome = TestOutcome;
+/// The former name of [`SelftestReport`].
+#[deprecated = "renamed to `SelftestReport`"]
+pub type Report = SelftestReport;
 
 /// The guest's ELF image.
 pub const GUEST: &[u8] = include_bytes!(env!("SPLITRING_GUEST"));
@@ -80,7 +96,7 @@ impl SelftestError {
 /// What to run.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub struct Options {
+pub struct SelftestOptions {
     /// Length of each timed loop.
     pub each: Duration,
     /// How long the guest may say nothing, beyond the length of a timed loop, before it counts as hung.
@@ -89,7 +105,7 @@ pub struct Options {
     pub guest: &'static [u8],
 }
 
-impl Options {
+impl SelftestOptions {
     splitring_devices::setters! {
         each: Duration;
         silence: Duration;
@@ -97,7 +113,7 @@ impl Options {
     }
 }
 
-impl Default for Options {
+impl Default for SelftestOptions {
     fn default() -> Self {
         Self {
             each: Duration::from_secs(1),
@@ -111,7 +127,10 @@ impl Default for Options {
 ///
 /// # Errors
 /// The guest did not get to its end. Tests that fail are in the report.
-pub fn run(options: Options, mut progress: impl FnMut(&Line)) -> Result<Report, SelftestError> {
+pub fn run(
+    options: SelftestOptions,
+    mut progress: impl FnMut(&ReportLine),
+) -> Result<SelftestReport, SelftestError> {
     let files = Files::new(options.guest)?;
     let (ours, theirs) = peer::pair().map_err(|e| prepare("make a socket pair", e))?;
     let config = Files::config(options);
@@ -131,12 +150,12 @@ pub fn run(options: Options, mut progress: impl FnMut(&Line)) -> Result<Report, 
 fn follow(
     machine: &Machine,
     files: &Files,
-    options: Options,
-    progress: &mut impl FnMut(&Line),
-) -> Result<Report, SelftestError> {
+    options: SelftestOptions,
+    progress: &mut impl FnMut(&ReportLine),
+) -> Result<SelftestReport, SelftestError> {
     let silence = options.silence.saturating_add(options.each);
-    let mut report = Report::default();
-    let mut reader = report::Reader::default();
+    let mut report = SelftestReport::default();
+    let mut reader = report::ReportReader::default();
     let mut heard = Instant::now();
     loop {
         let end = machine.try_wait();
@@ -200,7 +219,7 @@ impl Files {
             .net_fds("net0", vec![net]))
     }
 
-    fn config(options: Options) -> VmConfig {
+    fn config(options: SelftestOptions) -> VmConfig {
         let khz = clock::tsc_khz();
         let millis = options.each.as_millis();
         // Sleeping until an interrupt takes ring 0, which only hardware runs at speed.
