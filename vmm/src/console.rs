@@ -1,4 +1,4 @@
-//! The other end of a machine's serial port.
+//! The host side of a machine's serial port.
 //!
 //! The guest's output goes through a bounded buffer to the console's own thread, the only one that
 //! writes to the target. A vCPU therefore never blocks in a write to the target, and holds no lock
@@ -51,7 +51,7 @@ const LAST_LIMIT: Duration = Duration::from_millis(500);
 const END_LIMIT: Duration = Duration::from_millis(400);
 const KICK_EVERY: Duration = Duration::from_millis(5);
 
-/// The other end of a machine's serial port. It is opened once, before the machine is built, and
+/// The host side of a machine's serial port. It is opened once, before the machine is built, and
 /// outlives its reboots. Clones are handles to the same console.
 ///
 /// Output goes to the target through a buffer of 64 KiB; [`SerialPolicy`] decides what happens when
@@ -69,7 +69,7 @@ struct ConsoleInner {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// There is a target, and a thread that serves it.
+    /// A target, and a thread that serves it.
     Open,
     /// A port without a target.
     Null,
@@ -81,8 +81,8 @@ impl Console {
     /// Opens what `config` names. Nothing is opened later.
     ///
     /// # Errors
-    /// The file, socket or pseudo-terminal can't be had, or the process has no more descriptors or
-    /// threads.
+    /// The file, socket or pseudo-terminal can't be opened, or the process has reached its limit of
+    /// descriptors or threads.
     pub fn open(config: &SerialConfig) -> Result<Self, ConsoleError> {
         let console = match &config.target {
             SerialTarget::Tty => Self::stdout(),
@@ -95,10 +95,11 @@ impl Console {
         Ok(console.with_policy(config.policy))
     }
 
-    /// Checks what `config` names without opening it, which would truncate a file or create a socket.
+    /// Checks what `config` names without opening it, which would truncate a file or create a
+    /// socket.
     ///
     /// # Errors
-    /// As far as that shows in advance, what [`Console::open`] would return.
+    /// What [`Console::open`] would return, as far as it can be found out in advance.
     pub fn check(config: &SerialConfig) -> Result<(), ConsoleError> {
         check::check(config)
     }
@@ -204,7 +205,7 @@ impl Console {
         Self::without_thread(Kind::Off)
     }
 
-    /// What is logged about it from now on carries the machine's span; the first one stays.
+    /// Logs about this console within the machine's span from now on. The first span stays.
     pub(crate) fn log_within(&self, span: &tracing::Span) {
         let _ = self.0.shared.span.set(span.clone());
     }
@@ -261,14 +262,13 @@ impl Console {
         self.0.shared.output.finish(grace, limit)
     }
 
-    /// Cuts short every [`RoomWaiter::wait_for_room`]: those under way, and for each waiter the
-    /// next one. To be called after the state that vCPU threads look at was changed, where they are
-    /// kicked.
+    /// Interrupts every [`RoomWaiter::wait_for_room`]: the current waits, and for each waiter the
+    /// next one. Call it after changing the state that vCPU threads check, together with the kick.
     pub(crate) fn interrupt(&self) {
         self.0.shared.output.interrupt();
     }
 
-    /// Returns what a vCPU thread waits with.
+    /// Returns the object with which a vCPU thread waits for room.
     pub(crate) fn waiter(&self) -> RoomWaiter {
         RoomWaiter {
             seen: self.0.shared.output.interruptions(),
@@ -281,7 +281,7 @@ impl Console {
         self.0.kind != Kind::Off
     }
 
-    /// Where the UART writes. Never blocks.
+    /// Returns the writer for the UART's output. Writing to it never blocks.
     pub(crate) fn output(&self) -> splitring_devices::serial::Output {
         Box::new(UartOutput(Arc::clone(&self.0.shared)))
     }
@@ -348,7 +348,7 @@ impl fmt::Debug for Console {
     }
 }
 
-/// The UART's way into the buffer.
+/// Writes the UART's output into the buffer.
 struct UartOutput(Arc<ConsoleShared>);
 
 impl Write for UartOutput {
@@ -361,7 +361,7 @@ impl Write for UartOutput {
     }
 }
 
-/// What one vCPU thread waits for room with.
+/// Waits for room in the output buffer, on behalf of one vCPU thread.
 #[derive(Debug)]
 pub(crate) struct RoomWaiter {
     shared: Arc<ConsoleShared>,
@@ -371,9 +371,9 @@ pub(crate) struct RoomWaiter {
 
 impl RoomWaiter {
     /// Blocks while the buffer is full and the policy is to wait, unless [`Console::interrupt`] was
-    /// called since this returned last. To be called after a port write, with no lock held, and
-    /// before the thread looks whether it has to pause or end: what is wanted before the return is
-    /// seen there, what is wanted later cuts the next wait short.
+    /// called since the last return. Call it after a port write, with no lock held, and before the
+    /// thread checks whether it has to pause or stop: a request made before the return is seen by
+    /// that check, a later one interrupts the next wait.
     pub(crate) fn wait_for_room(&mut self) {
         self.seen = self.shared.output.wait_for_room(self.seen);
     }
@@ -381,7 +381,7 @@ impl RoomWaiter {
 
 impl Drop for ConsoleInner {
     fn drop(&mut self) {
-        // A port that is still connected and the shared state keep one another alive.
+        // A connected UART and the shared state hold references to each other.
         self.shared.input.disconnect();
         let Some(thread) = self.thread.take() else {
             return;
@@ -397,11 +397,11 @@ impl Drop for ConsoleInner {
             ended = self.shared.output.wait_closed(KICK_EVERY);
         }
         if ended {
-            // Panics are caught inside.
+            // The thread catches its own panics.
             let _ = thread.join();
         } else {
             let _in_span = self.shared.span.get().map(tracing::Span::enter);
-            tracing::warn!("serial console: its target blocks for ever; the thread is left behind");
+            tracing::warn!("serial console: the target blocks for ever; its thread is abandoned");
         }
     }
 }

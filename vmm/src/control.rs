@@ -1,8 +1,8 @@
-//! What the vCPU threads of one machine share: whether they run, stand still or leave, what else they
-//! are asked to do, and why they ended.
+//! The state that the vCPU threads of one machine share: whether they run, pause or exit, the jobs
+//! they have to do, and why they ended.
 //!
-//! Knows no device. The first reason to end wins; everything after it is a consequence. A reboot makes a
-//! new one, so nothing of an old guest can end the new one.
+//! Knows no device. The first exit reason is kept; later ones are consequences of it. A reboot
+//! creates a new instance, so an old guest can't end the new one.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,13 +17,13 @@ use crate::error::BuildError;
 use crate::kick::Kicks;
 use crate::state::ExitReason;
 
-/// How long a vCPU may take to answer: longer than any device takes for one register access.
+/// How long a vCPU may take for a job: longer than any device takes for one register access.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// Work for the thread of a vCPU.
+/// A job for the thread of a vCPU.
 pub(crate) type Job = Box<dyn FnOnce(&mut VcpuFd) + Send>;
 
-/// What the vCPU threads are asked to do.
+/// The state that the vCPU threads are to reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RunState {
     Run,
@@ -35,33 +35,33 @@ enum RunState {
 pub(crate) enum VcpuStep {
     /// Enter the guest.
     Run,
-    /// Enter it after a pause: time passed that the guest did not see.
+    /// Enter the guest after a pause, which the guest's clock did not see.
     Resume,
-    /// Do this, and ask again.
+    /// Run this job, and ask again.
     Job(Job),
-    /// Leave.
+    /// End the thread.
     Leave,
 }
 
 struct ControlState {
     run_state: RunState,
-    /// vCPU threads that started and have not ended.
+    /// Number of vCPU threads that have started and not ended.
     alive: usize,
-    /// Of those, how many stand still.
+    /// How many of them are paused.
     parked: usize,
     end: Option<ExitReason>,
-    /// By vCPU.
+    /// Indexed by vCPU.
     jobs: Vec<VecDeque<Job>>,
-    /// The kernel's ids of the threads, by vCPU; 0 for one that has not begun or has ended.
+    /// The kernel's thread ids, indexed by vCPU; 0 for a thread that has not started or has ended.
     thread_ids: Vec<i32>,
 }
 
-/// One set of vCPUs, seen from outside and from its threads.
+/// Controls the vCPU threads of one build of a machine.
 pub(crate) struct VcpuControl {
     state: Mutex<ControlState>,
     changed: Condvar,
-    /// Whether a thread has a reason to ask for its turn; an atomic, since it is looked at after each
-    /// port access.
+    /// Whether a thread has to call `next_step`. Atomic, since it is checked after each port
+    /// access.
     attention: AtomicBool,
     kicks: Kicks,
     console: Console,
@@ -69,9 +69,9 @@ pub(crate) struct VcpuControl {
 }
 
 impl VcpuControl {
-    /// vCPUs that run as soon as their threads start, or stand still if `paused`; they may wait for room
-    /// in `console`. `on_end` is called once, on whatever thread the reason comes from, and must not
-    /// block.
+    /// Creates the control of vCPUs that run as soon as their threads start, or are paused if
+    /// `paused`. They may wait for room in `console`. `on_end` is called once, on any thread, and
+    /// must not block.
     pub(crate) fn new(
         cpus: u32,
         paused: bool,
@@ -100,12 +100,12 @@ impl VcpuControl {
         }
     }
 
-    /// The console that vCPU threads wait for.
+    /// Returns the console that vCPU threads wait for.
     pub(crate) fn console(&self) -> &Console {
         &self.console
     }
 
-    /// Calls the vCPUs out of the guest, or out of a wait for the console.
+    /// Interrupts the vCPUs in the guest and in a wait for the console.
     fn kick_all(&self) {
         self.kicks.kick_all();
         self.console.interrupt();
@@ -115,12 +115,12 @@ impl VcpuControl {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The list that vCPU threads put themselves on.
+    /// Returns the list on which vCPU threads register for kicks.
     pub(crate) fn kicks(&self) -> &Kicks {
         &self.kicks
     }
 
-    /// Ends these vCPUs unless they ended before, and calls them out of the guest.
+    /// Ends these vCPUs, unless they have ended before, and interrupts them.
     pub(crate) fn end(&self, reason: ExitReason) {
         let first = {
             let mut state = self.state();
@@ -138,9 +138,10 @@ impl VcpuControl {
         }
     }
 
-    /// Wakes threads that stand still, and calls the others out of the guest.
+    /// Wakes paused threads, and interrupts the others.
     fn call(&self) {
-        // Before the kick, whose handler makes the next KVM_RUN return: the thread then looks here.
+        // Set before the kick, whose handler makes the next KVM_RUN return: the thread then checks
+        // it.
         self.attention.store(true, Ordering::SeqCst);
         self.changed.notify_all();
         self.kick_all();
@@ -151,7 +152,7 @@ impl VcpuControl {
         self.state().end.clone()
     }
 
-    /// Counts a vCPU thread in; `leave` counts it out.
+    /// Counts a vCPU thread as started; `leave` counts it as ended.
     pub(crate) fn join(&self) {
         self.state().alive += 1;
     }
@@ -162,7 +163,7 @@ impl VcpuControl {
         self.changed.notify_all();
     }
 
-    /// Notes that the calling thread is that of vCPU `index`, from now on or no longer.
+    /// Records that the calling thread is that of vCPU `index`, or that it no longer is.
     pub(crate) fn note_thread(&self, index: u32, here: bool) {
         let id = if here {
             rustix::thread::gettid().as_raw_nonzero().get()
@@ -180,8 +181,8 @@ impl VcpuControl {
         self.changed.notify_all();
     }
 
-    /// Returns the kernel's ids of the vCPU threads, in the order of the vCPUs. Waits for those that were
-    /// counted in and have not begun.
+    /// Returns the kernel's ids of the vCPU threads, in the order of the vCPUs. Blocks until those
+    /// that were counted have started.
     pub(crate) fn threads(&self) -> Vec<i32> {
         let deadline = Instant::now() + ANSWER_LIMIT;
         let mut state = self.state();
@@ -204,13 +205,14 @@ impl VcpuControl {
         }
     }
 
-    /// Whether a vCPU thread has to ask for its turn before it enters the guest again.
+    /// Returns whether a vCPU thread has to call [`VcpuControl::next_step`] before it enters the
+    /// guest.
     pub(crate) fn wants_attention(&self) -> bool {
         self.attention.load(Ordering::SeqCst)
     }
 
-    /// Called by the thread of vCPU `index` before it enters the guest, with no I/O of it pending.
-    /// Blocks while the machine is paused and there is nothing else to do.
+    /// Returns what the thread of vCPU `index` does next. To be called with no I/O of the vCPU
+    /// pending. Blocks while the machine is paused and there is no job.
     pub(crate) fn next_step(&self, index: u32) -> VcpuStep {
         let mut state = self.state();
         let mut parked = false;
@@ -222,7 +224,7 @@ impl VcpuControl {
                 return VcpuStep::Job(job);
             }
             if state.run_state == RunState::Run {
-                // Only what nobody is waited for may be forgotten.
+                // Cleared only if no other vCPU has a job left.
                 if state.jobs.iter().all(VecDeque::is_empty) {
                     self.attention.store(false, Ordering::SeqCst);
                 }
@@ -243,10 +245,10 @@ impl VcpuControl {
         }
     }
 
-    /// Makes every vCPU stand still. Blocks until they do, with their I/O completed.
+    /// Pauses every vCPU. Blocks until all are paused, with their I/O completed.
     ///
     /// # Errors
-    /// The vCPUs ended instead, for this reason.
+    /// The exit reason, if the vCPUs ended instead.
     pub(crate) fn pause(&self) -> Result<(), ExitReason> {
         let mut state = self.state();
         if state.run_state == RunState::Run {
@@ -267,7 +269,7 @@ impl VcpuControl {
         }
     }
 
-    /// Lets the vCPUs run again.
+    /// Resumes paused vCPUs.
     pub(crate) fn resume(&self) {
         let mut state = self.state();
         if state.run_state == RunState::Pause {
@@ -276,10 +278,10 @@ impl VcpuControl {
         }
     }
 
-    /// Runs `work` on the thread of vCPU `cpu`, whether it runs or stands still, and returns its result.
+    /// Runs `work` on the thread of vCPU `cpu`, running or paused, and returns its result.
     ///
     /// # Errors
-    /// There is no such vCPU, it has ended, or it does not answer.
+    /// There is no such vCPU, it has ended, or it does not respond within ten seconds.
     pub(crate) fn run_on<T: Send + 'static>(
         &self,
         cpu: u32,
@@ -300,18 +302,18 @@ impl VcpuControl {
                 .and_then(|index| state.jobs.get_mut(index));
             jobs.ok_or_else(|| problem("the machine has no such vCPU"))?
                 .push_back(Box::new(move |fd| {
-                    // Nobody may be waiting any more.
+                    // The caller may have given up.
                     let _ = send.send(work(fd));
                 }));
         }
         self.call();
         answer.recv_timeout(ANSWER_LIMIT).map_err(|_| {
             self.reason()
-                .map_or_else(|| problem("it does not answer"), BuildError::Ended)
+                .map_or_else(|| problem("it does not respond"), BuildError::Ended)
         })
     }
 
-    /// Drops the jobs that no thread will do, so that nobody waits for them.
+    /// Drops the jobs that no thread will run, so that no caller waits for them.
     pub(crate) fn discard_jobs(&self) {
         self.state().jobs.clear();
     }

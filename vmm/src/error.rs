@@ -1,5 +1,5 @@
-//! What can go wrong with a machine: one opaque error for users of the library, with a kind to react
-//! to, over the errors of each step in their own words.
+//! The errors of a machine: one opaque error with a kind for users of the library, over one error
+//! per step.
 
 use splitring_arch::acpi::AcpiError;
 use splitring_arch::boot::BootError;
@@ -59,7 +59,7 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        // The private enum is passed over: what it wraps is the next link.
+        // The private enum is skipped: the next link of the chain is what it wraps.
         std::error::Error::source(self.0.as_ref())
     }
 }
@@ -97,144 +97,144 @@ impl From<KickError> for Error {
 /// Why a device can't be attached.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttachError {
-    /// The image.
+    /// A virtio-blk disk can't be opened or attached.
     #[error("{id}: {error}")]
     Disk {
-        /// The disk.
+        /// The disk's id.
         id: String,
-        /// What is wrong with it.
+        /// The cause.
         error: DiskError,
     },
-    /// A SCSI controller or a disk of it.
+    /// A SCSI controller or one of its disks can't be opened or attached.
     #[error(transparent)]
     Scsi(#[from] ScsiError),
-    /// The network's other end.
+    /// A network backend can't be opened.
     #[error("{id}: {error}")]
     Net {
-        /// The card.
+        /// The network card's id.
         id: String,
-        /// What is wrong.
+        /// The cause.
         error: NetError,
     },
-    /// The bus.
+    /// A device can't be added to the PCI bus.
     #[error("{id}: {error}")]
     Pci {
         /// The device.
         id: String,
-        /// Why it has no place.
+        /// The cause.
         error: PciError,
     },
-    /// The resources are those of another configuration.
-    #[error("{id}: nothing was opened for it; open the resources for the same configuration")]
+    /// The resources were opened for another configuration.
+    #[error("{id}: the resources have nothing for it; open them for the same configuration")]
     NotOpened {
         /// The device.
         id: String,
     },
-    /// More devices than slots.
+    /// There are more devices than PCI slots.
     #[error("{id}: all 31 PCI slots are taken; give the machine fewer devices")]
     Full {
-        /// The first without a slot.
+        /// The id of the first device without a slot.
         id: String,
     },
 }
 
-/// Everything that can go wrong, each step in its own words.
+/// Every error of this library.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BuildError {
-    /// The configuration.
+    /// The configuration is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The host's KVM.
+    /// KVM can't be used, or refuses an operation.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// The amount of memory.
+    /// The memory size is not possible.
     #[error("memory: {0}")]
     Layout(#[from] LayoutError),
-    /// Guest memory.
+    /// Guest memory can't be allocated.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// Kernel or initrd.
+    /// The kernel or the initrd can't be loaded.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// Boot parameters.
+    /// The boot parameters don't fit or are not valid.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// ACPI tables.
+    /// The ACPI tables can't be built.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
-    /// Two devices claim one address.
-    #[error("cannot place {what}: {error}")]
+    /// Two devices use the same address.
+    #[error("cannot map {what}: {error}")]
     Place {
         /// The device.
         what: &'static str,
-        /// With whom.
+        /// The conflict.
         error: BusError,
     },
-    /// The PCI bus.
+    /// A device can't be added to the PCI bus.
     #[error(transparent)]
     Pci(#[from] PciError),
-    /// A device.
+    /// A device can't be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// Devices' events.
+    /// A notification or an interrupt can't be connected to KVM.
     #[error(transparent)]
     Wiring(#[from] WiringError),
-    /// A table doesn't fit guest memory.
+    /// Data doesn't fit into guest memory.
     #[error("cannot write {what} at guest address {guest:#x}")]
     Write {
-        /// Which.
+        /// The data.
         what: &'static str,
-        /// Where.
+        /// The guest-physical address.
         guest: u64,
     },
-    /// No descriptor.
+    /// An eventfd can't be created.
     #[error("cannot create an event descriptor: {0}; raise the limit on open files")]
     Event(std::io::Error),
-    /// No thread.
+    /// A thread can't be started.
     #[error("cannot start the thread of {what}: {error}; {remedy}", remedy = thread_remedy(error))]
     Thread {
-        /// Whose.
+        /// The thread's owner.
         what: String,
-        /// Why not.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// The kick signal.
+    /// The kick signal can't be installed.
     #[error(transparent)]
     Kick(#[from] KickError),
-    /// KVM works without hardware virtualisation.
+    /// KVM has no hardware virtualisation.
     #[error(transparent)]
     SoftwareKvm(#[from] SoftwareKvm),
-    /// A resource for a device that the configuration does not have.
-    #[error("{id}: {what} is given for it, but the configuration has no such device")]
+    /// A resource was supplied for a device that the configuration does not have.
+    #[error("{id}: {what} was supplied for it, but the configuration has no such device")]
     NotInConfig {
-        /// The id it was given for.
+        /// The id it was supplied for.
         id: String,
-        /// What was given.
+        /// What was supplied.
         what: &'static str,
     },
-    /// The operation does not fit the state.
+    /// The operation is not possible in this state.
     #[error("cannot {operation}: the machine is {state}")]
     State {
-        /// As a verb.
+        /// The operation, as a verb.
         operation: &'static str,
-        /// What it is.
+        /// The state.
         state: MachineState,
     },
-    /// It is over.
+    /// The machine has ended.
     #[error("the machine has ended: {0}")]
     Ended(ExitReason),
-    /// Requests are still in flight.
+    /// A pause timed out with requests in flight.
     #[error("cannot pause: {0}")]
     Drain(PauseError),
-    /// A vCPU does not answer or does not exist.
+    /// A vCPU does not exist or does not respond.
     #[error("vCPU {cpu}: {problem}")]
     Vcpu {
         /// Its number.
         cpu: u32,
-        /// What is wrong.
+        /// The cause.
         problem: String,
     },
-    /// The power button's interrupt.
+    /// The power button's interrupt can't be raised.
     #[error("cannot press the power button: {0}")]
     PowerButton(std::io::Error),
 }
@@ -267,7 +267,7 @@ impl BuildError {
     }
 }
 
-/// What may help where a thread, or what it works with, is not to be had.
+/// Returns the remedy if a thread, or a descriptor for it, can't be created.
 fn thread_remedy(error: &std::io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files (`ulimit -n`)",

@@ -1,7 +1,8 @@
-//! What happens to a machine, for whoever wants to know: an embedder, the command line, a control API.
+//! The events of a machine, for an embedder, the command line or a control API.
 //!
-//! Each reader has a bounded queue of its own with a descriptor that is readable while it holds
-//! something. Sending never blocks: what a slow reader has no room for is counted and reported.
+//! Each reader has a bounded queue of its own, with a descriptor that is readable while the queue
+//! is not empty. Sending never blocks: events that find no room in a reader's queue are counted and
+//! reported.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -15,33 +16,33 @@ use splitring_devices::events::{DeviceEvent, EventSink};
 use crate::error::{BuildError, Error};
 use crate::state::ExitReason;
 
-/// Events a reader may leave unread.
+/// The most events in a reader's queue.
 const CAPACITY: usize = 256;
 
-/// Something that happened to a machine.
+/// An event of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
     /// The serial console is a pseudo-terminal at this path. Precedes [`Event::Started`].
     ConsolePty(PathBuf),
-    /// The guest runs for the first time.
+    /// The guest starts to run for the first time.
     Started,
-    /// Its vCPUs stand still and nothing writes its memory.
+    /// The vCPUs are stopped and nothing writes guest memory.
     Paused,
-    /// It goes on after a pause.
+    /// The machine continues after a pause.
     Resumed,
-    /// It was built again: after a reboot by the guest, or a reset from outside.
+    /// The machine was rebuilt after a reboot by the guest or a reset by the embedder.
     Rebooted,
-    /// The guest's kernel panicked and said so (pvpanic).
+    /// The guest's kernel reported a panic (pvpanic).
     GuestPanicked {
-        /// It has loaded a crash kernel, which goes on.
+        /// Whether it continues with a crash kernel.
         crash_kernel: bool,
     },
     /// A device stopped until the guest resets it.
     DeviceNeedsReset {
         /// Its id.
         device: String,
-        /// What was wrong.
+        /// The cause.
         reason: String,
     },
     /// A disk's host storage failed. At most one event per second and disk.
@@ -51,11 +52,11 @@ pub enum Event {
         /// What failed.
         error: String,
     },
-    /// A network card's link was switched.
+    /// The link of a network card changed.
     LinkChanged {
         /// Its id.
         net: String,
-        /// Whether it is up now.
+        /// Whether the link is up now.
         up: bool,
     },
     /// A disk was added while the guest runs.
@@ -68,14 +69,14 @@ pub enum Event {
         /// Its id.
         disk: String,
     },
-    /// The machine ended. Nothing follows.
+    /// The machine ended. This is the last event.
     Ended(ExitReason),
-    /// This many events found no room in this reader's queue, at this place.
+    /// This many events were lost at this point, because the reader's queue was full.
     Lost(u64),
 }
 
 impl Event {
-    /// What a device reported, or `None` for what this library does not know yet.
+    /// Converts a device's event; `None` if this library does not know it.
     fn of_device(event: DeviceEvent) -> Option<Self> {
         Some(match event {
             DeviceEvent::NeedsReset { device, reason } => Self::DeviceNeedsReset { device, reason },
@@ -111,7 +112,7 @@ impl EventReader {
 
     fn push(&self, event: Event) {
         let mut queue = self.queue();
-        // The end always has room: it is the one event that nobody may miss.
+        // `Ended` is always accepted: no reader may miss it.
         let last = matches!(event, Event::Ended(_));
         if queue.events.len() >= CAPACITY && !last {
             queue.lost += 1;
@@ -126,15 +127,15 @@ impl EventReader {
     }
 }
 
-/// Events of one machine, from the moment this was made.
+/// Events of one machine, from the creation of this reader on.
 ///
-/// Its descriptor ([`AsFd`]) is readable while events wait, so it fits `poll`, epoll and
-/// asynchronous runtimes.
+/// The descriptor ([`AsFd`]) is readable while events are queued, so it works with `poll`, epoll
+/// and asynchronous runtimes.
 #[derive(Debug)]
 pub struct Events(Arc<EventReader>);
 
 impl Events {
-    /// Returns the next event, or `None` if none waits. Does not block.
+    /// Returns the next event, or `None` if the queue is empty. Does not block.
     #[must_use]
     pub fn try_next(&self) -> Option<Event> {
         let mut queue = self.0.queue();
@@ -143,7 +144,7 @@ impl Events {
             (lost > 0).then_some(Event::Lost(lost))
         });
         if queue.events.is_empty() && queue.lost == 0 {
-            // Under the lock, so that no event comes in between.
+            // Under the lock, so that no event is queued in between.
             let _ = rustix::io::read(&self.0.ready, &mut [0; 8]);
         }
         event
@@ -162,7 +163,7 @@ impl AsRawFd for Events {
     }
 }
 
-/// Where a machine's events come from; clones are the same.
+/// Sends a machine's events to its readers. Clones send to the same readers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EventHub(Arc<Mutex<Vec<Weak<EventReader>>>>);
 
@@ -186,7 +187,7 @@ impl EventHub {
         Ok(Events(reader))
     }
 
-    /// Returns where the machine's devices send their events.
+    /// Returns the sink to which the machine's devices send their events.
     pub(crate) fn sink(&self) -> EventSink {
         let hub = self.clone();
         EventSink::new(move |event| {

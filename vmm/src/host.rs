@@ -1,6 +1,7 @@
-//! What this host can and cannot do for a virtual machine, and what to do about it.
+//! What this host can and cannot do for a virtual machine, and how to fix it.
 //!
-//! Reads /proc, /sys and /dev and tries each thing itself; changes nothing. Behind `splitring check` and the remedies in error messages.
+//! Reads /proc, /sys and /dev and tries each facility; changes nothing. Used by `splitring check`
+//! and for the remedies in error messages.
 
 mod access;
 mod hardware;
@@ -18,22 +19,23 @@ pub use access::kvm_remedy;
 
 use access::first_cpu;
 
-/// How far KVM on this host goes.
+/// The kind of virtualisation that KVM has on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Virtualisation {
-    /// VMX or SVM: everything runs.
+    /// VMX or SVM: every guest runs.
     Hardware,
-    /// KVM without either (KVM-PVM): guest kernel code is emulated instruction by instruction, which stock kernels don't survive.
+    /// KVM without either (KVM-PVM): guest kernel code is emulated instruction by instruction,
+    /// which stock kernels don't survive.
     SoftwareOnly,
 }
 
-/// A stock kernel was asked for where none can run.
+/// The host's KVM can't run a stock kernel.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "KVM here works without VMX or SVM{module}: it emulates kernel code and cannot run a stock kernel; \
-     use a host with hardware virtualisation (in a virtual machine: nested virtualisation switched on), or `splitring selftest`, which runs here"
+          use a host with hardware virtualisation (in a virtual machine: enable nested virtualisation), or `splitring selftest`, which runs here"
 )]
 pub struct SoftwareKvm {
     module: &'static str,
@@ -47,7 +49,7 @@ impl SoftwareKvm {
     }
 }
 
-/// How far KVM goes, by what the processor and the loaded modules say.
+/// Returns the kind of virtualisation, according to the processor and the loaded modules.
 #[must_use]
 pub fn virtualisation() -> Virtualisation {
     if hardware::is_hardware(&first_cpu(), hardware::is_loaded) {
@@ -57,10 +59,10 @@ pub fn virtualisation() -> Virtualisation {
     }
 }
 
-/// Refuses hosts whose KVM can't run a stock kernel.
+/// Checks that KVM can run a stock kernel.
 ///
 /// # Errors
-/// [`SoftwareKvm`] says what is missing.
+/// [`SoftwareKvm`] if there is no hardware virtualisation.
 pub fn require_hardware() -> Result<(), SoftwareKvm> {
     match virtualisation() {
         Virtualisation::Hardware => Ok(()),
@@ -74,14 +76,14 @@ pub fn require_hardware() -> Result<(), SoftwareKvm> {
     }
 }
 
-/// How one line of the report turned out.
+/// The outcome of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum FindingOutcome {
     /// It works.
     Ok,
-    /// Works without; something is slower or not offered.
+    /// Virtual machines run without it; something is slower or not available.
     Limited,
     /// Virtual machines can't run.
     Failed,
@@ -91,28 +93,28 @@ pub enum FindingOutcome {
 #[deprecated = "renamed to `FindingOutcome`"]
 pub type Outcome = FindingOutcome;
 
-/// One thing that was tried.
+/// The result of one check.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Finding {
-    /// What was tried, as one word.
+    /// The checked facility, as one word.
     pub name: &'static str,
-    /// How it went.
+    /// The outcome.
     pub outcome: FindingOutcome,
-    /// What was found.
+    /// The details.
     pub detail: String,
-    /// What to do about it; empty if nothing.
+    /// How to fix it; empty if there is nothing to fix.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub remedy: String,
 }
 
-/// Everything that was tried.
+/// The results of all checks.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct HostReport {
-    /// A stock kernel can run.
+    /// Whether a stock kernel can run.
     pub can_run: bool,
-    /// One line each.
+    /// The result of each check.
     pub findings: Vec<Finding>,
 }
 
@@ -134,8 +136,8 @@ fn finding(
     }
 }
 
-/// Tries everything that a machine may need of this host. Takes some milliseconds; opens `/dev/kvm` and others and
-/// closes them again.
+/// Checks everything that a machine may need of this host. Takes some milliseconds. Opens
+/// `/dev/kvm` and other devices, and closes them again.
 #[must_use]
 pub fn report() -> HostReport {
     let findings = vec![
@@ -180,7 +182,7 @@ fn hardware() -> Finding {
         Ok(()) => finding(
             NAME,
             FindingOutcome::Ok,
-            "VMX or SVM is there: stock kernels run",
+            "VMX or SVM is available: stock kernels run",
             "",
         ),
         Err(error) => {
@@ -205,11 +207,11 @@ fn huge_pages() -> Finding {
     } else {
         "off"
     };
-    let detail = format!("{free} reserved pages of 2 MiB free, transparent ones {transparent}");
+    let detail = format!("{free} free reserved pages of 2 MiB; transparent huge pages are {transparent}");
     if free > 0 {
         finding(NAME, FindingOutcome::Ok, detail, "")
     } else {
-        let remedy = "only for memory hugepages=on: echo 512 | sudo tee /proc/sys/vm/nr_hugepages";
+        let remedy = "needed for memory hugepages=on only: echo 512 | sudo tee /proc/sys/vm/nr_hugepages";
         finding(NAME, FindingOutcome::Limited, detail, remedy)
     }
 }
@@ -224,13 +226,13 @@ fn tun() -> Finding {
         Ok(_) => finding(
             NAME,
             FindingOutcome::Ok,
-            "/dev/net/tun opens: tap networks can be used",
+            "/dev/net/tun opens: TAP interfaces can be used",
             "",
         ),
         Err(error) => {
             let remedy = match error.kind() {
                 io::ErrorKind::PermissionDenied => {
-                    "have an administrator make the tap for you: ip tuntap add mode tap user \"$USER\" …; or use passt"
+                    "ask an administrator to create the TAP interface: ip tuntap add mode tap user \"$USER\" …; or use passt"
                 }
                 _ => "load its module: modprobe tun; or use passt",
             };
@@ -246,14 +248,14 @@ fn tun() -> Finding {
 
 fn io_uring() -> Finding {
     const NAME: &str = "io-uring";
-    // The ring a disk would use, made and dropped.
+    // The ring that a disk would use, created and dropped.
     match SharedRings::new(1, 8, 1) {
         Ok(_) => finding(NAME, FindingOutcome::Ok, "disks use io_uring", ""),
         Err(error) => finding(
             NAME,
             FindingOutcome::Limited,
-            format!("io_uring is refused ({error}): disks use slower plain reads and writes"),
-            "kernel.io_uring_disabled must be 0, and a container must allow the system calls",
+            format!("io_uring is refused ({error}): disks use slower blocking system calls"),
+            "set kernel.io_uring_disabled to 0, and allow the system calls in the container",
         ),
     }
 }
@@ -265,7 +267,7 @@ fn open_files() -> Finding {
         .current
         .map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
     if limit.current.is_some_and(|limit| limit < 256) {
-        let remedy = "raise it: ulimit -n 1024; every queue of a device needs a few";
+        let remedy = "raise the limit: ulimit -n 1024; each queue of a device needs several descriptors";
         finding(
             NAME,
             FindingOutcome::Limited,
@@ -276,7 +278,7 @@ fn open_files() -> Finding {
         finding(
             NAME,
             FindingOutcome::Ok,
-            format!("{shown} files may be open"),
+            format!("at most {shown} open files"),
             "",
         )
     }

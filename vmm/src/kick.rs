@@ -2,10 +2,12 @@
     unsafe_code,
     reason = "a signal handler writes immediate_exit of its own thread's kvm_run; pthread_kill of a live thread"
 )]
-//! How a vCPU thread is called out of the guest, and a console's thread out of a system call.
+//! Interrupts vCPU threads in the guest, and a console's thread in a system call.
 //!
-//! A real-time signal whose handler sets `immediate_exit` in the `kvm_run` of the thread it arrives on: wherever the signal lands (before, in or after KVM_RUN), the next
-//! KVM_RUN returns. The signal is the only thing this library installs in the process, once; an embedder that uses the default one itself picks another.
+//! A real-time signal whose handler sets `immediate_exit` in the `kvm_run` of the thread it arrives
+//! on: wherever the signal arrives (before, in or after KVM_RUN), the next KVM_RUN returns. The
+//! signal handler is the only thing that this library installs in the process, once; an embedder
+//! that uses the default signal itself chooses another one.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -16,27 +18,27 @@ use kvm_ioctls::VcpuFd;
 use splitring_devices::kind::ErrorKind;
 use vmm_sys_util::signal::{SIGRTMAX, SIGRTMIN, register_signal_handler};
 
-/// Why the signal can't be installed.
+/// Why the kick signal can't be installed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KickError {
-    /// Out of range.
+    /// There is no such real-time signal.
     #[error("kick signal SIGRTMIN+{offset} does not exist: the last one is SIGRTMIN+{last}")]
     Range {
-        /// As asked for.
+        /// The requested offset.
         offset: i32,
-        /// The largest there is.
+        /// The largest offset.
         last: i32,
     },
-    /// Another one was chosen before, or a machine started already.
+    /// Another signal was chosen before, or the default one is in use.
     #[error(
         "the kick signal is SIGRTMIN+{installed} already: choose it before the first console is opened or machine is built"
     )]
     Installed {
-        /// The one in use.
+        /// The offset in use.
         installed: i32,
     },
-    /// sigaction refused.
+    /// sigaction failed.
     #[error("cannot install the handler of the kick signal: {0}")]
     Install(std::io::Error),
 }
@@ -56,10 +58,11 @@ impl KickError {
 static INSTALLED: OnceLock<i32> = OnceLock::new();
 static INSTALLING: Mutex<()> = Mutex::new(());
 
-/// Chooses SIGRTMIN+`offset` as the signal that interrupts vCPU threads; the default is SIGRTMIN itself. To be called before the first console of the process is opened and the first machine is built.
+/// Chooses SIGRTMIN+`offset` as the signal that interrupts vCPU threads. The default is SIGRTMIN.
+/// Call it before the first console of the process is opened and the first machine is built.
 ///
 /// # Errors
-/// No such signal, another one in use, or sigaction's own error.
+/// There is no such signal, another one is in use, or sigaction fails.
 pub fn set_kick_signal(offset: i32) -> Result<(), KickError> {
     let last = SIGRTMAX() - SIGRTMIN();
     if !(0..=last).contains(&offset) {
@@ -84,7 +87,7 @@ pub(crate) fn ensure_installed() -> Result<(), KickError> {
     match INSTALLED.get() {
         Some(_) => Ok(()),
         None => match set_kick_signal(0) {
-            // Somebody else was faster; theirs is as good.
+            // Another thread installed it first.
             Err(KickError::Installed { .. }) => Ok(()),
             other => other,
         },
@@ -92,9 +95,9 @@ pub(crate) fn ensure_installed() -> Result<(), KickError> {
 }
 
 /// Blocks every signal on the calling thread except the kick signal and SIGTTOU. The process's
-/// other signals go to other threads, and a write to a closed pipe or beyond a limit is an error
-/// here, whatever the process does with SIGPIPE and SIGXFSZ. SIGTTOU stops a background job whose
-/// terminal asks for that (`stty tostop`).
+/// other signals go to other threads, and a write to a closed pipe or beyond a limit returns an
+/// error, whatever the process does with SIGPIPE and SIGXFSZ. SIGTTOU stops a background job if the
+/// terminal is configured so (`stty tostop`).
 pub(crate) fn block_other_signals() {
     let kick = SIGRTMIN() + INSTALLED.get().copied().unwrap_or(0);
     // SAFETY: the set is filled before it is used; every signal number exists.
@@ -109,31 +112,34 @@ pub(crate) fn block_other_signals() {
 }
 
 thread_local! {
-    /// This thread's `kvm_run.immediate_exit`, null while it runs no vCPU. Const-initialised and without destructor, so that a signal handler may read it.
+    /// This thread's `kvm_run.immediate_exit`; null while it runs no vCPU. Const-initialised and
+    /// without destructor, so that a signal handler may read it.
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
 
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
-        // SAFETY: the pointer is set only by `KickRegistration::register_vcpu` on this thread, to a byte of the vCPU's mapping, and cleared before that can go away.
+        // SAFETY: the pointer is set only by `Kicks::register_vcpu` on this thread, to a byte of
+        // the vCPU's mapping, and cleared before the mapping can be dropped.
         unsafe { flag.write_volatile(1) };
     }
 }
 
-/// The calling thread as the thing to be kicked, from `register_vcpu` to drop. Not Send: it is this thread's.
+/// The registration of the calling thread, until drop. Not `Send`: it belongs to this thread.
 pub(crate) struct KickRegistration<'a> {
     kicks: &'a Kicks,
     thread: libc::pthread_t,
     not_send: PhantomData<*const ()>,
 }
 
-/// The vCPU threads of one machine that are inside their run loop.
+/// The threads of one machine that can be kicked.
 #[derive(Debug, Default)]
 pub(crate) struct Kicks(Mutex<Vec<libc::pthread_t>>);
 
 impl Kicks {
-    /// Registers the calling thread, which is about to run `vcpu` and drops the target before it drops the vCPU.
+    /// Registers the calling thread, which is about to run `vcpu`. The registration must be dropped
+    /// before the vCPU.
     pub(crate) fn register_vcpu(&self, vcpu: &mut VcpuFd) -> KickRegistration<'_> {
         IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
         unblock();
@@ -165,7 +171,8 @@ impl Kicks {
             return;
         };
         for &thread in self.threads().iter() {
-            // SAFETY: a registered thread is alive: it takes itself off this list, under the lock held here, before it ends.
+            // SAFETY: a registered thread is alive: it removes itself from this list, under the
+            // lock held here, before it ends.
             unsafe { libc::pthread_kill(thread, SIGRTMIN() + offset) };
         }
     }
@@ -175,8 +182,8 @@ impl Kicks {
     }
 }
 
-/// Lets the kick signal through to the calling thread, which inherited the mask of whoever started the
-/// machine: programs that read signals from a descriptor block them all.
+/// Unblocks the kick signal on the calling thread. It inherited the signal mask of the thread that
+/// started the machine, and programs that read signals from a descriptor block all of them.
 fn unblock() {
     let Some(offset) = INSTALLED.get() else {
         return;

@@ -1,9 +1,9 @@
-//! The owner of a machine's life: one thread that carries out commands one after the other, builds the
-//! machine again after a reboot, and sees it to its end.
+//! The owner of a machine's life cycle: one thread that executes commands one after the other,
+//! rebuilds the machine after a reboot, and ends it.
 //!
-//! Everybody else sends commands and reads the status. So concurrent calls have one order, a reboot cannot
-//! undo a pause, and nobody's event loop waits for a kernel to be loaded. What the machine is made of is
-//! `assemble`'s business.
+//! Every other thread sends commands and reads the status. Concurrent calls therefore have one
+//! order, a reboot cannot undo a pause, and no event loop waits for a kernel to be loaded.
+//! `assemble` builds the machine.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
@@ -25,24 +25,24 @@ use crate::resources::Resources;
 use crate::state::{ExitReason, MachineState, Status};
 use crate::vcpu::Vcpu;
 
-/// A guest that ran for less than this before it rebooted has probably not come far.
+/// A guest that reboots after less than this has probably failed to boot.
 const SHORT_RUN: Duration = Duration::from_secs(1);
-/// So many short lives in a row are a reboot loop: from there on each restart waits longer.
+/// This many short runs in a row are a reboot loop: from then on each restart is delayed longer.
 const QUICK_RESTARTS: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// How long a pause waits for requests that the host's storage has.
+/// How long a pause waits for requests in flight at the host's storage.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// How long a console's target may take for what the guest printed last, before the end is reported.
+/// How long a console's target may take for the guest's last output before the end is reported.
 const FINAL_OUTPUT_LIMIT: Duration = Duration::from_millis(500);
-/// The same for a machine that is stopped.
+/// The same for a machine that is stopped by the embedder.
 const STOPPED_FINAL_OUTPUT_LIMIT: Duration = Duration::from_millis(100);
-/// How long the end of a machine waits for its kernel to be put into the cache.
+/// How long the end of a machine waits until its kernel is in the cache.
 const CACHE_LIMIT: Duration = Duration::from_secs(5);
-/// The `nice` value of work that the guest must not notice.
+/// The `nice` value of background work, which must not slow the guest down.
 const LOWEST_PRIORITY: i32 = 19;
 
-/// What can be asked of the life-cycle thread.
+/// A command for the life-cycle thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
     Start,
@@ -66,28 +66,28 @@ impl Command {
 
 type CommandResult = Result<(), BuildError>;
 
-/// What reaches the life-cycle thread.
+/// A message to the life-cycle thread.
 pub(crate) enum Message {
-    /// A command, and where its result goes.
+    /// A command, and the channel for its result.
     Command(Command, SyncSender<CommandResult>),
-    /// The vCPUs have ended; their control says why.
+    /// The vCPUs have ended; `VcpuControl` has the reason.
     GuestEnded,
-    /// A device thread cannot go on.
+    /// A device thread has failed.
     DeviceFailed(String),
-    /// Nobody has a handle any more.
+    /// The last handle was dropped.
     Abandoned,
 }
 
-/// What the life-cycle thread shares with the handles.
+/// The state that the life-cycle thread shares with the handles.
 pub(crate) struct MachineShared {
     pub(crate) status: Status,
     pub(crate) events: EventHub,
-    /// The present build; replaced by a restart.
+    /// The current build; replaced by a restart.
     pub(crate) current: Mutex<Arc<Generation>>,
-    /// `stop` was called: whatever takes long is to be cut short.
+    /// `stop` was called: long operations end early.
     pub(crate) stopping: AtomicBool,
     pub(crate) console: Console,
-    /// What is logged about the machine carries its name.
+    /// The span of the machine's log lines, with its name.
     pub(crate) span: tracing::Span,
     /// Kernel thread ids of the device threads.
     pub(crate) worker_threads: Vec<i32>,
@@ -101,10 +101,10 @@ pub(crate) struct Lifecycle {
     shared: Arc<MachineShared>,
     sender: Sender<Message>,
     inbox: Receiver<Message>,
-    /// When the present build started to run.
+    /// When the current build started to run.
     started_at: Instant,
     short_runs: u32,
-    /// A restart that waits for its time.
+    /// When a delayed restart is due.
     restart_at: Option<Instant>,
     saving: Option<JoinHandle<()>>,
 }
@@ -122,7 +122,7 @@ impl Lifecycle {
         let workers = assemble::start_workers(
             &config,
             &(Arc::new(move |failure: Failure| {
-                // Without a life-cycle thread the machine is over already.
+                // Without a life-cycle thread the machine has already ended.
                 let _ = failed.send(Message::DeviceFailed(failure.to_string()));
             }) as _),
         )?;
@@ -154,12 +154,12 @@ impl Lifecycle {
         })
     }
 
-    /// Returns what it shares with the handles.
+    /// Returns the state shared with the handles.
     pub(crate) fn shared(&self) -> Arc<MachineShared> {
         Arc::clone(&self.shared)
     }
 
-    /// Starts the thread, which ends when nobody has a handle any more.
+    /// Starts the thread, which ends when the last handle is dropped.
     pub(crate) fn spawn(self) -> Result<JoinHandle<()>, BuildError> {
         let name = thread_name("control", "", self.config.name.as_deref());
         let span = tracing::Span::current();
@@ -177,7 +177,7 @@ impl Lifecycle {
             match self.next() {
                 Some(Message::Command(command, answer)) => {
                     let result = self.execute(command);
-                    // Nobody may be waiting any more.
+                    // The caller may have given up.
                     let _ = answer.send(result);
                 }
                 Some(Message::GuestEnded) => self.guest_ended(),
@@ -190,7 +190,7 @@ impl Lifecycle {
         self.generation().release();
     }
 
-    /// Waits for a message; `None` when it is time to restart.
+    /// Blocks until there is a message, or returns `None` when a delayed restart is due.
     fn next(&self) -> Option<Message> {
         let Some(at) = self.restart_at else {
             return Some(self.inbox.recv().unwrap_or(Message::Abandoned));
@@ -250,7 +250,7 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Starts the threads of the vCPUs.
+    /// Starts the vCPU threads.
     fn run(&mut self, generation: &Arc<Generation>) -> CommandResult {
         self.started_at = Instant::now();
         if let Some(serial) = &generation.serial
@@ -274,15 +274,15 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// vCPUs first, since one of them may be waiting for a worker; then the devices, until nothing of
-    /// them is in flight.
+    /// Pauses the vCPUs first, since one of them may be waiting for a worker; then the devices,
+    /// until none has a request in flight.
     fn pause(&mut self) -> CommandResult {
         let generation = self.generation();
         if self.restart_at.is_none() {
             match generation.control.pause() {
                 Ok(()) => self.pause_devices(&generation)?,
                 Err(reason) if self.restarts_after(&reason) => {
-                    // It is between two lives: the next one begins paused.
+                    // A restart is due: the next build starts paused.
                     self.shared.status.set(MachineState::Paused);
                     self.guest_ended();
                 }
@@ -312,7 +312,7 @@ impl Lifecycle {
         let generation = self.generation();
         generation.control.resume();
         for net in generation.devices.handles::<NetHandle>() {
-            // The bridge may have forgotten where the guest is.
+            // The bridge may have aged out the guest's address.
             net.announce();
         }
         self.shared.status.set(MachineState::Running);
@@ -322,7 +322,7 @@ impl Lifecycle {
 
     fn resume_devices(&self) {
         for worker in &self.workers {
-            // Only a worker that has failed refuses, and then the machine is ending already.
+            // Only a failed worker refuses, and then the machine is already ending.
             if let Err(error) = worker.resume() {
                 tracing::warn!(%error, "cannot resume {}", worker.name());
             }
@@ -333,7 +333,7 @@ impl Lifecycle {
         *reason == ExitReason::Reboot && self.config.on_reboot == OnReboot::Restart
     }
 
-    /// The vCPUs have ended by themselves, or the message of an end that was dealt with comes late.
+    /// Handles the end of the vCPUs. The message may arrive after the end was handled.
     fn guest_ended(&mut self) {
         let over = self.shared.status.state() == MachineState::Ended || self.restart_at.is_some();
         let Some(reason) = self.generation().control.reason().filter(|_| !over) else {
@@ -363,11 +363,12 @@ impl Lifecycle {
         self.restart_at = Some(Instant::now() + wait);
     }
 
-    /// Builds the machine again from the same configuration and resources, in the state it is in.
+    /// Rebuilds the machine from the same configuration and resources; it keeps its state (running
+    /// or paused).
     fn rebuild(&mut self) {
         let paused = self.shared.status.state() == MachineState::Paused;
         if let Err(error) = self.try_rebuild(paused) {
-            let what = format!("cannot build the machine again after a reboot: {error}");
+            let what = format!("cannot rebuild the machine after a reboot: {error}");
             return self.end(ExitReason::Failed(what));
         }
         tracing::info!("rebooted");
@@ -376,10 +377,10 @@ impl Lifecycle {
     }
 
     fn try_rebuild(&mut self, paused: bool) -> CommandResult {
-        // A reset may come while a restart waits for its time.
+        // A reset may arrive while a restart is delayed.
         self.restart_at = None;
         let old = self.generation();
-        // Ended already, unless this is a reset.
+        // Already ended, unless this is a reset.
         old.control.end(ExitReason::Reboot);
         old.join_vcpus();
         old.release();
@@ -394,21 +395,21 @@ impl Lifecycle {
         let new = Arc::new(new);
         *lock(&self.shared.current) = Arc::clone(&new);
         drop(old);
-        // A `stop` that came meanwhile met the old build.
+        // A `stop` in the meantime applied to the old build.
         if self.shared.stopping.load(Ordering::SeqCst) {
             control.end(ExitReason::Stopped);
         }
         self.run(&new)
     }
 
-    /// Ends the machine: its vCPUs leave, and whoever waits learns why.
+    /// Ends the machine: stops the vCPU threads and publishes the reason.
     fn end(&mut self, reason: ExitReason) {
         if self.shared.status.state() == MachineState::Ended {
             return;
         }
         let generation = self.generation();
-        // A reason of the guest's own that came first is the true one, except for a reboot that was
-        // going to be no end.
+        // An earlier exit reason of the guest takes precedence, unless it is a reboot that would
+        // have restarted the machine.
         let reason = match generation.control.reason() {
             Some(own) if self.restart_at.is_none() && !self.restarts_after(&own) => own,
             _ => reason,
@@ -423,7 +424,7 @@ impl Lifecycle {
         self.shared.events.send(&Event::Ended(reason));
     }
 
-    /// Lets what the guest printed last reach the console's target, if that takes it in time.
+    /// Waits for a limited time until the console's target has taken the guest's last output.
     fn finish_console(&self, reason: &ExitReason) {
         let limit = match reason {
             ExitReason::Stopped => STOPPED_FINAL_OUTPUT_LIMIT,
@@ -433,13 +434,13 @@ impl Lifecycle {
         if left > 0 {
             tracing::debug!(
                 bytes = left,
-                "the console's target has not taken everything yet"
+                "the console's target has not taken all output yet"
             );
         }
     }
 
-    /// Waits until the kernel is in the cache, so that a machine that runs for a moment only fills it
-    /// too. Not for one that is stopped: the thread goes on by itself.
+    /// Waits until the kernel is in the cache, so that a machine that runs only for a moment fills
+    /// it too. Does not wait if the machine is stopped: the thread continues by itself.
     fn finish_saving(&mut self, reason: &ExitReason) {
         let Some(saving) = self.saving.take() else {
             return;
@@ -453,7 +454,7 @@ impl Lifecycle {
             thread::sleep(Duration::from_millis(5));
         }
         if saving.is_finished() {
-            // It says itself what went wrong.
+            // The thread logs its own errors.
             let _ = saving.join();
         }
     }
@@ -471,7 +472,7 @@ fn new_control(
         paused,
         resources.console.clone(),
         move || {
-            // Without a life-cycle thread the machine is over already.
+            // Without a life-cycle thread the machine has already ended.
             let _ = sender.send(Message::GuestEnded);
         },
     ))
@@ -483,7 +484,7 @@ fn spawn_vcpu(
     machine: Option<&str>,
 ) -> Result<JoinHandle<()>, BuildError> {
     let control = Arc::clone(control);
-    // Counted before the thread is there, so that a pause right after the start waits for it.
+    // Counted before the thread exists, so that a pause right after the start waits for it.
     control.join();
     let counted = Arc::clone(&control);
     let index = vcpu.index;
@@ -505,22 +506,23 @@ fn spawn_vcpu(
         })
 }
 
-/// Puts the kernel into the cache, with the processor time that nobody else wants: the guest comes first.
+/// Writes the kernel to the cache at the lowest priority, so that the guest is not slowed down.
 fn save(unsaved: Unsaved) -> Option<JoinHandle<()>> {
     let span = tracing::Span::current();
     let thread = thread::Builder::new()
         .name("cache".to_owned())
         .spawn(move || {
-            // On Linux the priority of one thread. Without it the guest only boots a little later.
+            // On Linux this is the priority of the calling thread. If it fails, the guest only
+            // boots a little later.
             let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
             span.in_scope(|| unsaved.save());
         });
     thread
-        .inspect_err(|error| tracing::warn!(%error, "the kernel is not cached: no thread to do it"))
+        .inspect_err(|error| tracing::warn!(%error, "cannot start the thread that caches the kernel"))
         .ok()
 }
 
-/// Sends a command and waits for its result.
+/// Sends a command and blocks until its result.
 pub(crate) fn ask(
     sender: &Sender<Message>,
     shared: &MachineShared,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
-/// The registers of one vCPU that tell where it is.
+/// The registers of one vCPU that show what it executes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Registers {
@@ -28,7 +28,7 @@ pub struct Registers {
     pub efer: u64,
 }
 
-/// Where the stack pointer is among the general registers.
+/// Index of the stack pointer in the general registers.
 const RSP: usize = 6;
 
 impl Registers {

@@ -1,8 +1,8 @@
-//! `splitring selftest`: boots the embedded freestanding guest, which drives every device through the
-//! piecewise path, and reads what it says.
+//! The self-test: boots the embedded freestanding guest, which drives every device through the
+//! piecewise path, and reads its report.
 //!
-//! Nothing is left behind: disks, kernel and report are memory files of this process. The guest needs
-//! no stock kernel's environment, so it runs on every KVM.
+//! It leaves no files: disks, kernel and report are memory files of this process. The guest needs
+//! none of a stock kernel's environment, so it runs on every KVM.
 
 mod clock;
 mod peer;
@@ -40,43 +40,43 @@ pub type Report = SelftestReport;
 /// The guest's ELF image.
 pub const GUEST: &[u8] = include_bytes!(env!("SPLITRING_GUEST"));
 
-/// Guest memory: the guest's arena and some.
+/// Guest memory: the guest's heap and its image.
 const MEMORY: Bytes = Bytes::mib(128);
 const REPORT_SIZE: u64 = 1 << 20;
 const DISK_SIZE: u64 = 64 << 20;
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Why the self-test could not be run to its end.
+/// Why the self-test did not complete.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SelftestError {
-    /// The host refuses something every run needs.
+    /// The host refuses something that every run needs.
     #[error("cannot prepare the self-test: cannot {what}: {error}")]
     Prepare {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// The kernel's answer.
+        /// The system's error.
         error: std::io::Error,
     },
     /// The machine can't be built.
     #[error(transparent)]
     Build(#[from] Error),
-    /// The guest ended early.
+    /// The guest ended before the end of its report.
     #[error(
         "the guest crashed: {end}{said}; please report this with the output of `splitring check`"
     )]
     Crashed {
         /// How the machine ended.
         end: ExitReason,
-        /// What the guest said last, if it panicked.
+        /// The guest's panic message, if it panicked.
         said: String,
     },
-    /// The guest says nothing any more.
-    #[error("the guest hangs: nothing from it for {} s after \"{last}\"; please report this with the output of `splitring check`", .silence.as_secs())]
+    /// The guest stopped writing its report.
+    #[error("the guest hangs: no output for {} s after \"{last}\"; please report this with the output of `splitring check`", .silence.as_secs())]
     Hangs {
-        /// For how long.
+        /// The time without output.
         silence: Duration,
-        /// Its last line.
+        /// The last line of its report.
         last: String,
     },
 }
@@ -93,15 +93,16 @@ impl SelftestError {
     }
 }
 
-/// What to run.
+/// Options of the self-test.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct SelftestOptions {
     /// Length of each timed loop.
     pub each: Duration,
-    /// How long the guest may say nothing, beyond the length of a timed loop, before it counts as hung.
+    /// How long the guest may be silent, in addition to the length of a timed loop, before it
+    /// counts as hung.
     pub silence: Duration,
-    /// What to boot: [`GUEST`], or what reports as it does.
+    /// The guest to boot: [`GUEST`], or another one with the same report.
     pub guest: &'static [u8],
 }
 
@@ -123,16 +124,17 @@ impl Default for SelftestOptions {
     }
 }
 
-/// Runs the self-test. `progress` sees each line as it comes.
+/// Runs the self-test and returns the guest's report. Calls `progress` for each line of it. Blocks
+/// until the guest has ended.
 ///
 /// # Errors
-/// The guest did not get to its end. Tests that fail are in the report.
+/// The guest did not complete its report. Failed tests are not errors: they are in the report.
 pub fn run(
     options: SelftestOptions,
     mut progress: impl FnMut(&ReportLine),
 ) -> Result<SelftestReport, SelftestError> {
     let files = Files::new(options.guest)?;
-    let (ours, theirs) = peer::pair().map_err(|e| prepare("make a socket pair", e))?;
+    let (ours, theirs) = peer::pair().map_err(|e| prepare("create a socket pair", e))?;
     let config = Files::config(options);
     let resources = files.resources(theirs)?.any_kvm(true).open(&config)?;
     let machine = Machine::new(config, resources)?;
@@ -140,7 +142,7 @@ pub fn run(
     let peer = thread::spawn(move || peer::echo(ours));
     let result = follow(&machine, &files, options, &mut progress);
     machine.stop();
-    // The card's end of the socket goes with the machine, which ends the peer.
+    // Dropping the machine closes the card's end of the socket, which ends the peer.
     drop(machine);
     let _ = peer.join();
     result
@@ -181,7 +183,7 @@ fn follow(
     }
 }
 
-/// The memory files a run needs.
+/// The memory files of a run.
 struct Files {
     kernel: OwnedFd,
     report: OwnedFd,
@@ -205,11 +207,12 @@ impl Files {
         Ok(files)
     }
 
-    /// What is handed over, the card's end of the connection `net` among it.
+    /// Returns the resources for the machine, with `net` as the network card's end of the
+    /// connection.
     fn resources(&self, net: OwnedFd) -> Result<ResourceOptions, SelftestError> {
         let again = |fd: &OwnedFd| {
             fd.try_clone()
-                .map_err(|error| prepare("use a memory file", error))
+                .map_err(|error| prepare("duplicate a memory file's descriptor", error))
         };
         Ok(Resources::options()
             .kernel(again(&self.kernel)?)
@@ -222,7 +225,8 @@ impl Files {
     fn config(options: SelftestOptions) -> VmConfig {
         let khz = clock::tsc_khz();
         let millis = options.each.as_millis();
-        // Sleeping until an interrupt takes ring 0, which only hardware runs at speed.
+        // Waiting for an interrupt needs ring 0, which is fast enough only with hardware
+        // virtualisation.
         let interrupts = match host::virtualisation() {
             Virtualisation::Hardware => "on",
             Virtualisation::SoftwareOnly => "off",
@@ -253,7 +257,7 @@ fn prepare(what: &'static str, error: impl Into<std::io::Error>) -> SelftestErro
 
 fn memory_file(len: u64) -> Result<OwnedFd, SelftestError> {
     let fd = memfd_create("splitring-selftest", MemfdFlags::CLOEXEC)
-        .map_err(|e| prepare("make a memory file", e))?;
-    ftruncate(&fd, len).map_err(|e| prepare("size a memory file", e))?;
+        .map_err(|e| prepare("create a memory file", e))?;
+    ftruncate(&fd, len).map_err(|e| prepare("resize a memory file", e))?;
     Ok(fd)
 }

@@ -1,6 +1,7 @@
-//! The states of a machine, why it ends, and who waits for that.
+//! The states of a machine, its exit reason, and waiting for its end.
 //!
-//! Knows no threads and no devices: the life-cycle thread writes here, everybody else reads and waits.
+//! Knows no threads and no devices: the life-cycle thread writes the status, every other thread
+//! reads it and waits.
 
 use std::fmt;
 use std::io;
@@ -14,11 +15,11 @@ use std::time::{Duration, Instant};
 pub enum MachineState {
     /// Built; its guest has not run yet.
     Created,
-    /// Its guest runs, or is being restarted.
+    /// The guest runs, or is being restarted.
     Running,
-    /// Its vCPUs stand still and its devices have nothing in flight.
+    /// The vCPUs are stopped and the devices have no request in flight.
     Paused,
-    /// It is over.
+    /// The machine has ended.
     Ended,
 }
 
@@ -28,7 +29,7 @@ impl fmt::Display for MachineState {
             Self::Created => "not started",
             Self::Running => "running",
             Self::Paused => "paused",
-            Self::Ended => "over",
+            Self::Ended => "ended",
         })
     }
 }
@@ -39,25 +40,25 @@ impl fmt::Display for MachineState {
 pub enum ExitReason {
     /// The guest powered itself off.
     PowerOff,
-    /// The guest asked for a reboot, and the configuration says that this ends the machine.
+    /// The guest requested a reboot, and the configuration makes that the end of the machine.
     Reboot,
-    /// It was stopped from outside.
+    /// It was stopped by the embedder.
     Stopped,
-    /// The guest faulted three deep, or reset itself that way.
+    /// A triple fault, or a guest that uses one to reset itself.
     TripleFault {
         /// The vCPU it happened on.
         cpu: u32,
     },
-    /// KVM cannot go on with the guest: an instruction it cannot emulate, an entry that the
+    /// KVM can't continue the guest: an instruction that it can't emulate, or an entry that the
     /// processor refused.
     Crashed {
         /// The vCPU it happened on.
         cpu: u32,
-        /// What KVM said, with registers.
+        /// The details from KVM, with registers.
         detail: String,
     },
-    /// The VMM failed: a panic on one of the machine's threads, a device thread that hangs, a restart
-    /// that could not be carried out.
+    /// The VMM failed: a panic on one of the machine's threads, a device thread that hangs, or a
+    /// failed restart.
     Failed(String),
 }
 
@@ -65,16 +66,16 @@ impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PowerOff => f.write_str("the guest powered off"),
-            Self::Reboot => f.write_str("the guest asked for a reboot"),
+            Self::Reboot => f.write_str("the guest requested a reboot"),
             Self::Stopped => f.write_str("stopped"),
             Self::TripleFault { cpu } => write!(f, "triple fault on vCPU {cpu}"),
-            Self::Crashed { cpu, detail } => write!(f, "vCPU {cpu} cannot go on: {detail}"),
+            Self::Crashed { cpu, detail } => write!(f, "vCPU {cpu} cannot continue: {detail}"),
             Self::Failed(what) => write!(f, "internal failure: {what}"),
         }
     }
 }
 
-/// How [`Machine::shutdown`](crate::Machine::shutdown) turned out.
+/// The outcome of [`Machine::shutdown`](crate::Machine::shutdown).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ShutdownOutcome {
@@ -82,9 +83,9 @@ pub enum ShutdownOutcome {
     PoweredOff,
     /// The guest rebooted instead. With `on-reboot=restart` it is running again.
     Rebooted,
-    /// The time was over before the guest had powered off; it goes on.
+    /// The guest did not power off within the timeout; it continues to run.
     TimedOut,
-    /// The machine had ended before.
+    /// The machine had already ended.
     AlreadyEnded(ExitReason),
     /// The machine ended in another way while the guest was shutting down.
     Ended(ExitReason),
@@ -94,11 +95,11 @@ pub enum ShutdownOutcome {
 struct StatusInner {
     state: MachineState,
     reason: Option<ExitReason>,
-    /// How often the machine was built again.
+    /// How often the machine was rebuilt.
     restarts: u64,
 }
 
-/// A machine's state as everybody sees it.
+/// A machine's status, shared by all threads.
 #[derive(Debug)]
 pub(crate) struct Status {
     now: Mutex<StatusInner>,
@@ -161,12 +162,13 @@ impl Status {
         self.changed.notify_all();
     }
 
-    /// Returns a descriptor that is readable from the end of the machine until [`Status::take_end`].
+    /// Returns a descriptor that is readable after the end of the machine, until
+    /// [`Status::take_end`].
     pub(crate) fn ended(&self) -> BorrowedFd<'_> {
         self.ended.as_fd()
     }
 
-    /// Returns why the machine ended, and makes the descriptor quiet.
+    /// Returns why the machine ended, and makes the descriptor unreadable.
     pub(crate) fn take_end(&self) -> Option<ExitReason> {
         let now = self.now();
         if now.reason.is_some() {
@@ -194,9 +196,9 @@ impl Status {
         self.now().restarts
     }
 
-    /// Blocks until the machine ends or restarts more often than `before`, at most for `timeout`.
+    /// Blocks until the machine ends or its restarts exceed `before`, at most for `timeout`.
     pub(crate) fn wait_for_shutdown(&self, before: u64, timeout: Duration) -> ShutdownOutcome {
-        // A time beyond what the clock can hold is no limit.
+        // A timeout that the clock can't represent is no limit.
         let deadline = Instant::now().checked_add(timeout);
         let mut now = self.now();
         loop {

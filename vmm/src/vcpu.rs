@@ -1,6 +1,7 @@
-//! One vCPU's thread: enter the guest, answer its exits, end with a reason.
+//! One vCPU's thread: enter the guest, handle its exits, end with a reason.
 //!
-//! Knows the two buses and the switchboard, no device. Exits the guest can cause are answered or end this machine; none ends the process.
+//! Knows the two buses and `VcpuControl`, but no device. Exits that a guest can cause are handled
+//! or end this machine; none ends the process.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::kvm::{self, Direction, PortAccess};
 use crate::registers::Registers;
 use crate::state::ExitReason;
 
-/// Exits to user space, by kind.
+/// Counters of exits to user space, by kind.
 #[derive(Debug, Default)]
 pub(crate) struct Exits {
     port_in: AtomicU64,
@@ -27,26 +28,26 @@ pub(crate) struct Exits {
     other: AtomicU64,
 }
 
-/// A reading of the exits to user space of all of a machine's vCPUs.
+/// The numbers of exits to user space of all of a machine's vCPUs.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ExitCounts {
-    /// `in`.
+    /// Port reads (`in`).
     pub port_in: u64,
-    /// `out`.
+    /// Port writes (`out`).
     pub port_out: u64,
-    /// Reads of device memory.
+    /// MMIO reads.
     pub mmio_read: u64,
-    /// Writes to device memory.
+    /// MMIO writes.
     pub mmio_write: u64,
-    /// Kicks and other signals.
+    /// Interruptions by kicks and other signals.
     pub interrupted: u64,
-    /// Everything else.
+    /// All other exits.
     pub other: u64,
 }
 
 impl ExitCounts {
-    /// The sum.
+    /// Returns the sum of all counters.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.port_in
@@ -74,29 +75,29 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// How often in a row KVM_RUN may ask to be called again. A vCPU that was started by another one does it
-/// once or twice; KVM that cannot make a thread of its own does it for ever.
+/// How often in a row KVM_RUN may return EAGAIN. A vCPU started by another one causes one or two; a
+/// KVM that can't create a kernel thread returns it for ever.
 const AGAIN_LIMIT: u32 = 1000;
 
-/// A vCPU that is set up and not running.
+/// A vCPU that is set up but not running.
 pub(crate) struct Vcpu {
     /// APIC id.
     pub(crate) index: u32,
-    /// Its KVM descriptor.
+    /// The KVM file descriptor.
     pub(crate) fd: VcpuFd,
     /// Port I/O.
     pub(crate) ports: Arc<Bus>,
     /// Memory-mapped I/O.
     pub(crate) mmio: Arc<Bus>,
-    /// What happened so far.
+    /// Its exit counters.
     pub(crate) exits: Arc<Exits>,
 }
 
-/// Why the run loop left the guest.
+/// Why the run loop returned.
 enum RunLoopExit {
-    /// To see what is wanted.
+    /// To check `VcpuControl`.
     Asked,
-    /// For good.
+    /// The guest ended.
     Ended(ExitReason),
 }
 
@@ -106,7 +107,8 @@ impl Vcpu {
         let kicks = control.kicks();
         let target = kicks.register_vcpu(&mut self.fd);
         let ran = catch_unwind(AssertUnwindSafe(|| self.serve(control)));
-        // The thread must be off the list before the descriptor, and with it the mapping the signal handler writes, is dropped.
+        // The registration must be dropped before the descriptor, whose mapping the signal handler
+        // writes to.
         drop(target);
         match ran {
             Ok(Some(reason)) => control.end(reason),
@@ -118,7 +120,7 @@ impl Vcpu {
         }
     }
 
-    /// The run loop. `None`: somebody else ended the machine.
+    /// The run loop. Returns `None` if the machine was ended by another thread.
     fn serve(&mut self, control: &VcpuControl) -> Option<ExitReason> {
         let mut room = control.console().waiter();
         loop {
@@ -139,14 +141,15 @@ impl Vcpu {
         }
     }
 
-    /// Keeps the guest's watchdogs quiet about time that it did not see.
+    /// Tells kvm-clock about time during which the guest was stopped, so that its watchdogs ignore
+    /// it.
     fn time_passed(&self) {
-        // EINVAL: it has no kvm-clock running, and nothing to be told.
+        // EINVAL: the guest does not use kvm-clock.
         let _ = self.fd.kvmclock_ctrl();
     }
 
-    /// Enters the guest until something else is wanted or it ends. On return no I/O of it is pending:
-    /// the instruction that caused the last exit is complete.
+    /// Runs the guest until it ends or `VcpuControl` has to be checked. On return no I/O is
+    /// pending: the instruction that caused the last exit is complete.
     fn run_guest(&mut self, control: &VcpuControl, room: &mut RoomWaiter) -> RunLoopExit {
         let mut again = 0;
         let mut completing = false;
@@ -162,11 +165,12 @@ impl Vcpu {
                     match action {
                         ExitAction::Again | ExitAction::Port => {}
                         ExitAction::Check => {
-                            // The guest may just have printed. What is wanted during the wait is seen
-                            // behind it.
+                            // The guest may have written to the console. A request during the wait
+                            // is seen by the check that follows.
                             room.wait_for_room();
                             if control.wants_attention() {
-                                // KVM completes the instruction at the next entry, and leaves at once.
+                                // KVM completes the instruction at the next entry, and then returns
+                                // at once.
                                 self.fd.set_kvm_immediate_exit(1);
                                 completing = true;
                             }
@@ -190,8 +194,8 @@ impl Vcpu {
                         count(&self.exits.interrupted);
                     }
                     if !kicked {
-                        // Not by us: the process was stopped and continued, the host was suspended, or a
-                        // debugger came.
+                        // Not a kick: the process was stopped and continued, the host was
+                        // suspended, or a debugger attached.
                         self.time_passed();
                     }
                     return RunLoopExit::Asked;
@@ -199,7 +203,7 @@ impl Vcpu {
                 Err(error) if error.errno() == libc::EAGAIN && again < AGAIN_LIMIT => again += 1,
                 Err(error) if error.errno() == libc::EAGAIN => {
                     return RunLoopExit::Ended(ExitReason::Failed(format!(
-                        "vCPU {}: KVM cannot start a thread of its own (KVM_RUN: {error}); raise the limit on \
+                        "vCPU {}: KVM cannot create a kernel thread (KVM_RUN: {error}); raise the limit on \
                          processes (`ulimit -u`, or TasksMax= of the service)",
                         self.index
                     )));
@@ -224,11 +228,11 @@ impl Vcpu {
 }
 
 enum ExitAction {
-    /// Enter again.
+    /// Enter the guest again.
     Again,
-    /// The device may have ended the machine: look before entering again.
+    /// A device may have ended the machine: check before entering again.
     Check,
-    /// It is an access to a port, to be answered as such.
+    /// A port access, to be handled by `handle_port`.
     Port,
     TripleFault,
     Crash(String),
@@ -245,7 +249,7 @@ fn handle_exit(exit: VcpuExit<'_>, mmio: &Bus, exits: &Exits) -> ExitAction {
         }
         VcpuExit::MmioRead(address, data) => {
             count(&exits.mmio_read);
-            // What nobody answers reads as ones, as on a PCI bus.
+            // An address without a device reads as ones, as on a PCI bus.
             data.fill(0xff);
             mmio.read(address, data);
             tracing::trace!(address = format_args!("{address:#x}"), ?data, "mmio read");
@@ -268,7 +272,7 @@ fn handle_exit(exit: VcpuExit<'_>, mmio: &Bus, exits: &Exits) -> ExitAction {
     }
 }
 
-/// Each element of a string instruction is an access of its own.
+/// Handles a port access. Each element of a string instruction is an access of its own.
 fn handle_port(access: Option<PortAccess<'_>>, ports: &Bus, exits: &Exits) -> ExitAction {
     let Some(access) = access else {
         return ExitAction::Again;
@@ -284,7 +288,7 @@ fn handle_port(access: Option<PortAccess<'_>>, ports: &Bus, exits: &Exits) -> Ex
         }
         Direction::In(data) => {
             count(&exits.port_in);
-            // What nobody answers reads as ones, and so does what a device leaves as it is.
+            // A port without a device reads as ones, and so do bytes that a device does not write.
             data.fill(0xff);
             ports.read_string(u64::from(port), size, data);
             tracing::trace!(port = format_args!("{port:#x}"), ?data, "port in");

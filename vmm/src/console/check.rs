@@ -1,4 +1,5 @@
-//! Whether a console could be opened, found out without opening it: that would truncate a file or create a socket.
+//! Checks whether a console could be opened, without opening it, which would truncate a file or
+//! create a socket.
 
 use std::fs;
 use std::io;
@@ -11,7 +12,7 @@ use super::error::ConsoleError;
 use super::socket::bind;
 use crate::config::{SerialConfig, SerialTarget};
 
-/// What `Console::open` would fail with, as far as that shows in advance.
+/// Returns the error that `Console::open` would return, as far as it can be found out in advance.
 pub(super) fn check(config: &SerialConfig) -> Result<(), ConsoleError> {
     match &config.target {
         SerialTarget::File(path) => writable(path).map_err(|error| ConsoleError::file(path, error)),
@@ -23,7 +24,7 @@ pub(super) fn check(config: &SerialConfig) -> Result<(), ConsoleError> {
     }
 }
 
-/// A file that exists must be writable; one that does not, its directory.
+/// Checks that an existing file is writable, or else its directory.
 fn writable(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),

@@ -12,7 +12,7 @@ use crate::kick::KickError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConsoleError {
-    /// The file of [`SerialTarget::File`].
+    /// The file of [`SerialTarget::File`] can't be opened.
     #[error("serial: cannot open {}: {error}; {remedy}", path.display())]
     File {
         /// As given.
@@ -22,22 +22,22 @@ pub enum ConsoleError {
         /// What to do.
         remedy: &'static str,
     },
-    /// No pseudo-terminal.
-    #[error("serial: cannot make a pseudo-terminal: {error}; {remedy}")]
+    /// A pseudo-terminal can't be created.
+    #[error("serial: cannot create a pseudo-terminal: {error}; {remedy}")]
     Pty {
         /// Of the system.
         error: io::Error,
         /// What to do.
         remedy: &'static str,
     },
-    /// Somebody listens at the path of [`SerialTarget::Socket`].
+    /// Another process listens at the path of [`SerialTarget::Socket`].
     #[error("serial: another process listens at {}; stop it, or give another path", .0.display())]
     SocketInUse(PathBuf),
-    /// The path of [`SerialTarget::Socket`] is something else's.
+    /// The path of [`SerialTarget::Socket`] is not that of a socket.
     #[error("serial: {} exists and is not a socket; remove it, or give another path", .0.display())]
     NotASocket(PathBuf),
-    /// The socket can't be made.
-    #[error("serial: cannot make the socket {}: {error}; {remedy}", path.display())]
+    /// The socket can't be created.
+    #[error("serial: cannot create the socket {}: {error}; {remedy}", path.display())]
     Socket {
         /// Its path.
         path: PathBuf,
@@ -46,13 +46,13 @@ pub enum ConsoleError {
         /// What to do.
         remedy: &'static str,
     },
-    /// No descriptor.
-    #[error("serial: cannot have another descriptor: {0}; raise the limit on open files")]
+    /// The process can't open another descriptor.
+    #[error("serial: cannot open another descriptor: {0}; raise the limit on open files")]
     Descriptor(io::Error),
-    /// No thread.
+    /// The console's thread can't be started.
     #[error("serial: cannot start the console's thread: {0}; raise the limit on processes")]
     Thread(io::Error),
-    /// The signal that calls the thread out of a system call.
+    /// The signal that interrupts the thread's system calls can't be installed.
     #[error(transparent)]
     Kick(#[from] KickError),
 }
@@ -72,7 +72,7 @@ impl ConsoleError {
         }
     }
 
-    /// The file at `path` cannot be opened.
+    /// Returns the error for a file at `path` that can't be opened.
     pub(super) fn file(path: &Path, error: io::Error) -> Self {
         let remedy = match error.kind() {
             io::ErrorKind::NotFound => "create its directory first",

@@ -1,4 +1,4 @@
-//! Input on its way to the guest: a bounded queue before the UART's receive FIFO.
+//! The guest's input: a bounded queue before the UART's receive FIFO.
 
 use std::collections::VecDeque;
 use std::io;
@@ -24,13 +24,13 @@ struct AttachedUart {
 struct InputState {
     pending: VecDeque<u8>,
     port: Option<AttachedUart>,
-    /// The most that waits.
+    /// The most bytes that are queued.
     limit: usize,
-    /// Less was accepted than was given since `room` was signalled.
+    /// Less was accepted than offered since `room` was signalled.
     short: bool,
 }
 
-/// See the module.
+/// A bounded queue of input; see the module.
 #[derive(Debug)]
 pub(super) struct Input {
     state: Mutex<InputState>,
@@ -56,28 +56,28 @@ impl Input {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Connects a port: what waits is for it.
+    /// Connects a UART, which gets the queued input.
     pub(super) fn attach(&self, serial: Arc<Serial>) -> io::Result<()> {
         let room = Arc::new(serial.room()?);
         self.state().port = Some(AttachedUart { serial, room });
         Ok(())
     }
 
-    /// Disconnects a port, if it is this one.
+    /// Disconnects a UART, if it is this one.
     pub(super) fn detach(&self, serial: &Arc<Serial>) {
         let mut state = self.state();
         state.port.take_if(|port| Arc::ptr_eq(&port.serial, serial));
     }
 
-    /// Disconnects whatever port there is.
+    /// Disconnects the UART, if there is one.
     pub(super) fn disconnect(&self) {
         let port = self.state().port.take();
-        // Without the lock: it may be the last reference.
+        // Dropped without the lock: it may be the last reference.
         drop(port);
     }
 
-    /// Accepts input: as much as the port takes at once if nothing waits before it, then as much as
-    /// the queue has room for. Returns how much that is.
+    /// Accepts input: as much as the UART takes at once if the queue is empty, then as much as the
+    /// queue has room for. Returns how many bytes were accepted.
     pub(super) fn accept(&self, bytes: &[u8]) -> usize {
         let mut state = self.state();
         let mut taken = 0;
@@ -98,8 +98,7 @@ impl Input {
         taken + queued
     }
 
-    /// Moves what waits to the port, as far as it takes it. Returns whether something is left for a
-    /// port to take.
+    /// Moves queued input to the UART, as far as it takes it. Returns whether some is left.
     pub(super) fn offer(&self) -> bool {
         let mut state = self.state();
         let InputState {
@@ -114,7 +113,7 @@ impl Input {
         if pending.is_empty() {
             return false;
         }
-        // The attempt that follows answers it.
+        // Clear the event first: the UART is tried right after.
         let _ = rustix::io::read(&port.room, &mut [0; 8]);
         loop {
             let (first, _) = pending.as_slices();
@@ -139,17 +138,17 @@ impl Input {
         !pending.is_empty()
     }
 
-    /// How many bytes a source may read now.
+    /// Returns how many bytes a source with flow control may read now.
     pub(super) fn space(&self) -> usize {
         SOURCE_LIMIT.saturating_sub(self.state().pending.len())
     }
 
-    /// The descriptor that is readable once input that was refused can be given again.
+    /// Returns the descriptor that becomes readable when refused input can be offered again.
     pub(super) fn room(&self) -> Option<BorrowedFd<'_>> {
         self.room.fd()
     }
 
-    /// The descriptor that is readable when the port has room again.
+    /// Returns the descriptor that becomes readable when the UART has room again.
     pub(super) fn port_room(&self) -> Option<Arc<OwnedFd>> {
         self.state()
             .port

@@ -1,7 +1,7 @@
-//! The guest's output on its way to a console's target: a bounded buffer with one position per
+//! The guest's output before it reaches a console's target: a bounded buffer with one position per
 //! reader.
 //!
-//! The UART pushes and returns at once; the console's thread takes. Knows neither.
+//! The UART pushes and returns at once; the console's thread takes. This module knows neither.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,25 +33,25 @@ pub(super) struct ReaderId(u64);
 #[derive(Debug)]
 struct OutputReader {
     id: ReaderId,
-    /// Position of the first byte it has not got.
+    /// Position of the first byte that it has not read.
     at: u64,
-    /// Position at which it was added. What is before is history, for which no guest waits.
+    /// Position at which it was added. Earlier bytes are history, for which no guest waits.
     since: u64,
 }
 
 impl OutputReader {
-    /// How much a guest has printed that it has not got.
+    /// Returns how many bytes printed since it was added it has not read.
     fn backlog(&self, end: u64) -> u64 {
         end - self.at.max(self.since)
     }
 }
 
-/// What the console's thread does, and so what wakes it.
+/// What the console's thread is doing, which decides what wakes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ThreadState {
     /// Sleeps until there is output.
     Idle,
-    /// Sleeps until the time is up or half the buffer is full.
+    /// Sleeps until the gathering time is over or half the buffer is full.
     Gathering,
     /// Looks at the buffer before it sleeps.
     Busy,
@@ -65,12 +65,12 @@ struct OutputState {
     end: u64,
     readers: Vec<OutputReader>,
     next: u64,
-    /// How many of the last bytes are kept for readers to come.
+    /// How many of the last bytes are kept for future readers.
     history: usize,
     policy: SerialPolicy,
     thread: ThreadState,
     gather_until: Option<Instant>,
-    /// Calls of `finish` under way: nothing is gathered meanwhile.
+    /// Calls of `finish` in progress: no output is gathered meanwhile.
     finishing: usize,
     /// Bytes taken by readers, as a measure of progress.
     taken: u64,
@@ -79,11 +79,11 @@ struct OutputState {
     closed: bool,
 }
 
-/// See the module.
+/// A bounded output buffer with one position per reader; see the module.
 #[derive(Debug)]
 pub(super) struct Output {
     state: Mutex<OutputState>,
-    /// There is room again, everything was taken, or a wait was interrupted.
+    /// Signalled when there is room again, everything was taken, or a wait was interrupted.
     changed: Condvar,
     /// A copy of `OutputState::waits`, for the fast path.
     full: AtomicBool,
@@ -91,12 +91,12 @@ pub(super) struct Output {
     wake: Arc<WakeEvent>,
 }
 
-/// What the thread may do about output now.
+/// What the thread does next about output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OutputStep {
-    /// Write what readers have not got.
+    /// Whether to write unread output.
     pub(super) write: bool,
-    /// Sleep no longer than that.
+    /// The longest time to sleep.
     pub(super) timeout: Option<Duration>,
 }
 
@@ -156,7 +156,7 @@ impl Output {
         }
     }
 
-    /// Publishes whether writers have to wait, and wakes them when they no longer have to.
+    /// Updates whether writers have to wait, and wakes them when they no longer have to.
     fn update(&self, state: &OutputState) {
         let full = state.waits(self.full.load(Ordering::Relaxed));
         if self.full.swap(full, Ordering::Relaxed) && !full {
@@ -177,7 +177,7 @@ impl Output {
         self.interruptions.load(Ordering::Acquire)
     }
 
-    /// Cuts every wait short, also one that begins with an older count of interruptions.
+    /// Interrupts every wait, including one that starts with an older count of interruptions.
     pub(super) fn interrupt(&self) {
         let _state = self.state();
         self.interruptions.fetch_add(1, Ordering::Release);
@@ -198,8 +198,8 @@ impl Output {
         self.interruptions()
     }
 
-    /// Blocks until readers have got everything, there was no progress for `grace`, or `limit` is
-    /// over. Returns how many bytes are left.
+    /// Blocks until the readers have read everything, there was no progress for `grace`, or `limit`
+    /// is over. Returns how many bytes are left.
     pub(super) fn finish(&self, grace: Duration, limit: Duration) -> u64 {
         let mut state = self.state();
         state.finishing += 1;
@@ -226,24 +226,24 @@ impl Output {
         state.unread() as u64
     }
 
-    /// Whether who writes has to wait.
+    /// Returns whether a writer has to wait.
     #[cfg(test)]
     pub(super) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// Number of readers.
+    /// Returns the number of readers.
     #[cfg(test)]
     pub(super) fn readers(&self) -> usize {
         self.state().readers.len()
     }
 
-    /// Returns the number of bytes that a reader has not got and will not get.
+    /// Returns the number of dropped bytes; a byte that several readers missed counts for each.
     pub(super) fn dropped(&self) -> u64 {
         self.state().dropped
     }
 
-    /// Drops all remaining and all future output: the thread has ended.
+    /// Drops all remaining and all future output, because the thread has ended.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
@@ -257,7 +257,7 @@ impl Output {
         self.changed.notify_all();
     }
 
-    /// Waits for `close`, at most `timeout`; returns whether it was called.
+    /// Blocks until `close` is called, at most for `timeout`; returns whether it was called.
     pub(super) fn wait_closed(&self, timeout: Duration) -> bool {
         let state = self.state();
         let waited = self
@@ -266,7 +266,7 @@ impl Output {
         waited.unwrap_or_else(PoisonError::into_inner).0.closed
     }
 
-    /// Adds a reader that gets the history first.
+    /// Adds a reader, which reads the history first.
     pub(super) fn add_reader(&self) -> ReaderId {
         let mut state = self.state();
         let id = ReaderId(state.next);
@@ -278,7 +278,7 @@ impl Output {
         id
     }
 
-    /// Removes a reader that is gone. What it has not got is not counted as dropped.
+    /// Removes a reader. What it has not read is not counted as dropped.
     pub(super) fn remove_reader(&self, id: ReaderId) {
         let mut state = self.state();
         state.readers.retain(|reader| reader.id != id);
@@ -287,7 +287,7 @@ impl Output {
         self.changed.notify_all();
     }
 
-    /// Returns whether there is something that a reader has not got.
+    /// Returns whether the reader has unread output.
     pub(super) fn has_unread(&self, id: ReaderId) -> bool {
         let state = self.state();
         state.reader(id).is_some_and(|reader| reader.at < state.end)
@@ -308,7 +308,7 @@ impl Output {
         (at, len)
     }
 
-    /// Notes that a reader got `len` bytes from position `at` on.
+    /// Records that a reader has read `len` bytes from position `at` on.
     pub(super) fn advance(&self, id: ReaderId, at: u64, len: usize) {
         let mut state = self.state();
         let until = at + len as u64;
@@ -327,7 +327,7 @@ impl Output {
         }
     }
 
-    /// Drops what a reader has not got: its target does not work. Returns the number of bytes.
+    /// Drops a reader's unread output, because its target fails. Returns the number of bytes.
     pub(super) fn discard(&self, id: ReaderId) -> u64 {
         let mut state = self.state();
         let end = state.end;
@@ -343,7 +343,7 @@ impl Output {
         lost
     }
 
-    /// Called by the thread before it sleeps. `wrote`: it has just written.
+    /// Decides what the thread does before it sleeps. `wrote`: it has just written.
     pub(super) fn next_step(&self, wrote: bool) -> OutputStep {
         let mut state = self.state();
         let now = Instant::now();
@@ -367,8 +367,8 @@ impl Output {
                 )
             }
             _ => {
-                // The thread waits for readers that have something to take. Output for another one
-                // wakes it.
+                // If every reader has unread output, the thread polls all of them. Otherwise output
+                // for another reader has to wake it.
                 let all = state.readers.iter().all(|reader| reader.at < state.end);
                 let thread = if unread > 0 && all {
                     ThreadState::Busy
@@ -394,7 +394,7 @@ impl Output {
 }
 
 impl OutputState {
-    /// Position of the oldest byte in the ring.
+    /// Returns the position of the oldest byte in the ring.
     fn start(&self) -> u64 {
         self.end - self.ring.len() as u64
     }
@@ -403,26 +403,26 @@ impl OutputState {
         self.readers.iter().find(|reader| reader.id == id)
     }
 
-    /// What the slowest reader has not got.
+    /// Returns how many bytes the slowest reader has not read.
     fn unread(&self) -> usize {
         let slowest = self.readers.iter().map(|reader| reader.at).min();
         let unread = self.end - slowest.unwrap_or(self.end);
         usize::try_from(unread).unwrap_or(usize::MAX)
     }
 
-    /// What was printed since it came that the slowest reader has not got.
+    /// Returns the largest backlog of all readers.
     fn backlog(&self) -> u64 {
         let backlogs = self.readers.iter().map(|reader| reader.backlog(self.end));
         backlogs.max().unwrap_or(0)
     }
 
-    /// Whether who writes has to wait; `already`: whether it had to before.
+    /// Returns whether a writer has to wait; `already`: whether it had to before (hysteresis).
     fn waits(&self, already: bool) -> bool {
         let from = if already { LOW } else { LIMIT };
         !self.closed && self.policy == SerialPolicy::Wait && self.backlog() >= from as u64
     }
 
-    /// Moves readers that are too far behind, and forgets what is neither unread nor history.
+    /// Moves readers that are too far behind, and drops bytes that are neither unread nor history.
     fn trim(&mut self) {
         let most = match self.policy {
             SerialPolicy::Wait => LIMIT + SLACK,

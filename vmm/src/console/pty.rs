@@ -20,7 +20,7 @@ const OPEN: OpenptFlags = OpenptFlags::RDWR
     .union(OpenptFlags::NOCTTY)
     .union(OpenptFlags::CLOEXEC);
 
-/// See the module.
+/// A pseudo-terminal; see the module.
 pub(super) struct Pty {
     master: OwnedFd,
     /// An inotify instance that reports when the other end is opened, which the master does not.
@@ -31,7 +31,7 @@ pub(super) struct Pty {
     /// The other end was closed; input from it may still be unread.
     hung_up: bool,
     reader: Option<ReaderId>,
-    /// The events of the master that are waited for.
+    /// The events of the master that are polled for.
     polled: Option<PollFlags>,
 }
 
@@ -41,7 +41,7 @@ impl Pty {
         let master = openpt(OPEN)?;
         grantpt(&master)?;
         unlockpt(&master)?;
-        // The open file description is not shared with anybody.
+        // The open file description is not shared with another process.
         rustix::io::ioctl_fionbio(&master, true)?;
         let path = PathBuf::from(OsString::from_vec(
             ptsname(&master, Vec::new())?.into_bytes(),
@@ -63,18 +63,18 @@ impl Pty {
         })
     }
 
-    /// Where it can be opened.
+    /// Returns the path at which it can be opened.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     fn read_watch(&self) {
         let mut events = [0; 1024];
-        // What the events say does not matter. The queue stays short: equal events are merged.
+        // The contents of the events do not matter. The queue stays short: equal events are merged.
         while rustix::io::read(&self.watch, &mut events).is_ok() {}
     }
 
-    /// Follows the state of the other end.
+    /// Adds or removes the reader according to the state of the other end.
     fn settle(&mut self, pass: Pass<'_>, hung_up: bool) {
         self.hung_up = hung_up;
         match (hung_up, self.reader) {
@@ -88,25 +88,25 @@ impl Pty {
         }
     }
 
-    /// Nobody has it open, and everything that was typed was read.
+    /// Handles that no program has it open and all of its input was read.
     fn disconnect(&mut self, pass: Pass<'_>) {
         self.settle(pass, true);
         self.connected = false;
         self.hung_up = false;
     }
 
-    /// Empties the buffers of the other end. What was not read is part of the history, which the
-    /// next reader gets.
+    /// Empties the buffers of the other end. Unread output is part of the history, which the next
+    /// reader gets.
     fn forget_unread(&self) {
         let _ = tcflush(&self.master, QueueSelector::OFlush);
-        // The line discipline of the other end has a second buffer. Opening it here causes an
-        // inotify event, too, after which the hang-up is found again.
+        // The line discipline of the other end has a second buffer. Opening it here also causes an
+        // inotify event, after which the hang-up is detected again.
         if let Ok(other) = ioctl_tiocgptpeer(&self.master, OPEN) {
             let _ = tcflush(&other, QueueSelector::IFlush);
         }
     }
 
-    /// Returns whether the other end is still there.
+    /// Reads input; returns whether the other end is still open.
     fn read(&mut self, pass: Pass<'_>) -> bool {
         let mut bytes = [0; CHUNK];
         let space = pass.input.space().min(CHUNK);

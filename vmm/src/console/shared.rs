@@ -1,4 +1,4 @@
-//! What a console, its thread, the UART and vCPUs have in common.
+//! The state that a console, its thread, the UART and vCPUs share.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -10,7 +10,7 @@ use super::wake::WakeEvent;
 use crate::config::SerialPolicy;
 use crate::kick::Kicks;
 
-/// What the console shares with its thread, with the UART and with vCPUs.
+/// The state that the console shares with its thread, with the UART and with vCPUs.
 #[derive(Debug)]
 pub(super) struct ConsoleShared {
     pub(super) output: Output,
@@ -18,15 +18,15 @@ pub(super) struct ConsoleShared {
     pub(super) wake: Arc<WakeEvent>,
     pub(super) closing: AtomicBool,
     pub(super) kicks: Kicks,
-    /// That of the machine, once it has one: a console is older than its machine.
+    /// The machine's span, once there is a machine: a console exists before its machine.
     pub(super) span: OnceLock<tracing::Span>,
-    /// The thread's id, for tests that look what it does.
+    /// The thread's id, for tests that observe it.
     #[cfg(test)]
     pub(super) tid: std::sync::atomic::AtomicI32,
 }
 
 impl ConsoleShared {
-    /// With a thread that `wake` wakes.
+    /// Returns the state of a console with a thread, which `wake` wakes.
     pub(super) fn new(history: usize) -> Result<Self, ConsoleError> {
         let event = || WakeEvent::new().map_err(ConsoleError::Descriptor);
         Ok(Self::with(
@@ -36,7 +36,7 @@ impl ConsoleShared {
         ))
     }
 
-    /// Without a thread: nothing is kept, in either direction.
+    /// Returns the state of a console without a thread, which keeps nothing in either direction.
     pub(super) fn idle() -> Self {
         Self::with(WakeEvent::unused(), 0, Input::new(0, WakeEvent::unused()))
     }

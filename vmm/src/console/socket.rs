@@ -16,7 +16,8 @@ use bind::SocketFile;
 
 /// The most clients at a time.
 const MAX_CLIENTS: usize = 64;
-/// How long no client is accepted after the system refused one, for lack of descriptors.
+/// How long to wait before accepting again after the system refused a client, for lack of
+/// descriptors.
 const REFUSED: Duration = Duration::from_secs(1);
 
 struct Client {
@@ -25,12 +26,12 @@ struct Client {
     reader: Option<ReaderId>,
     /// It has not ended its input.
     writes: bool,
-    /// The events that are waited for.
+    /// The events that are polled for.
     polled: Option<PollFlags>,
 }
 
 impl Client {
-    /// Whether it has disconnected and all of its input was read.
+    /// Returns whether it has disconnected and all of its input was read.
     fn is_gone(&self) -> bool {
         self.reader.is_none() && !self.writes
     }
@@ -55,18 +56,18 @@ impl Client {
     }
 }
 
-/// See the module.
+/// A listening Unix socket and its clients; see the module.
 pub(super) struct Socket {
     listener: UnixListener,
     clients: Vec<Client>,
     refused: Option<Instant>,
-    /// Clients to come are waited for.
+    /// The listener is polled for new clients.
     accepts: bool,
     _file: SocketFile,
 }
 
 impl Socket {
-    /// Makes a socket at `path` and listens.
+    /// Creates a socket at `path` and listens.
     pub(super) fn bind(path: PathBuf) -> Result<Self, ConsoleError> {
         let (listener, file) = bind::bind(path)?;
         Ok(Self {
@@ -78,7 +79,7 @@ impl Socket {
         })
     }
 
-    /// The client whose input is the guest's.
+    /// Returns the client whose input goes to the guest.
     fn writer(&self) -> Option<usize> {
         self.clients.iter().position(|client| client.writes)
     }
@@ -97,7 +98,7 @@ impl Socket {
                 }
             }
             Ok(_) => {
-                tracing::warn!("serial console: a client too many is turned away");
+                tracing::warn!("serial console: a client was refused: {MAX_CLIENTS} are connected already");
                 self.refused = Some(Instant::now());
             }
             Err(error) => match error.kind() {
@@ -110,7 +111,7 @@ impl Socket {
         }
     }
 
-    /// How long no client may be accepted still.
+    /// Returns how long to wait before the next client may be accepted.
     fn pause(&self) -> Duration {
         self.refused
             .map(|at| REFUSED.saturating_sub(at.elapsed()))

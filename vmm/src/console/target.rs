@@ -1,4 +1,4 @@
-//! What a console's thread writes to: the contract, and the targets that have no clients.
+//! The targets that a console's thread writes to: the contract, and the targets without clients.
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -9,10 +9,10 @@ use rustix::event::{PollFd, PollFlags};
 use super::input::Input;
 use super::output::{CHUNK, Output, ReaderId};
 
-/// How long to wait before the next attempt when a target is not ready and no event will tell.
+/// How long to wait before the next attempt when a target is not ready and can't be polled.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// The two buffers of a console, and whether output is to be written in this pass.
+/// The two buffers of a console, and whether to write output in this pass.
 #[derive(Clone, Copy)]
 pub(super) struct Pass<'a> {
     pub(super) output: &'a Output,
@@ -27,12 +27,12 @@ impl Pass<'_> {
     }
 }
 
-/// One kind of target, on the console's thread.
+/// A kind of target. It is used on the console's thread only.
 pub(super) trait ConsoleTarget: Send {
-    /// Decides what to wait for; returns how long to wait at most.
+    /// Decides what to poll for; returns the longest time to wait.
     fn prepare(&mut self, pass: Pass<'_>) -> Option<Duration>;
 
-    /// Adds the descriptors to wait for.
+    /// Adds the descriptors to poll.
     fn add_fds<'a>(&'a self, fds: &mut Vec<PollFd<'a>>);
 
     /// Does what is possible without waiting; `ready` has the events of the descriptors that
@@ -43,7 +43,7 @@ pub(super) trait ConsoleTarget: Send {
 /// How an attempt to write ended.
 #[derive(Debug)]
 pub(super) enum Written {
-    /// Something, or nothing was left.
+    /// Some bytes were written, or none were left.
     Some,
     /// The target is not ready.
     NotReady,
@@ -51,7 +51,7 @@ pub(super) enum Written {
     Failed(io::Error),
 }
 
-/// Gives a reader its next bytes by one call of `write`.
+/// Writes a reader's next bytes by one call of `write`.
 pub(super) fn transfer(
     output: &Output,
     reader: ReaderId,
@@ -78,11 +78,11 @@ pub(super) fn transfer(
     }
 }
 
-/// A target with one reader and no input, and what is said about its failures.
+/// A target with one reader and no input; it logs its failures once.
 struct OutputOnly {
     name: String,
     reader: ReaderId,
-    /// It failed, and that was logged.
+    /// The last write failed, which was logged.
     failed: bool,
     not_before: Option<Instant>,
 }
@@ -97,7 +97,7 @@ impl OutputOnly {
         }
     }
 
-    /// How long it has to be left alone still.
+    /// Returns how long to wait before the next write.
     fn pause(&self) -> Duration {
         self.not_before
             .map(|at| at.saturating_duration_since(Instant::now()))
@@ -131,7 +131,7 @@ impl OutputOnly {
     }
 }
 
-/// A writer of the embedder's. It may block the thread for as long as it likes.
+/// A writer supplied by the embedder. It may block the thread for any time.
 pub(super) struct WriterTarget<W> {
     writer: W,
     sink: OutputOnly,
@@ -158,7 +158,7 @@ impl<W: Write + Send> ConsoleTarget for WriterTarget<W> {
         let writer = &mut self.writer;
         self.sink.write(pass.output, |bytes| {
             let written = writer.write(bytes)?;
-            // What was written counts as written, also if it can't be flushed now.
+            // What was written counts, even if it can't be flushed now.
             let _ = writer.flush();
             Ok(written)
         })
@@ -171,7 +171,7 @@ impl<W: Write + Send> ConsoleTarget for WriterTarget<W> {
 pub(super) struct FdTarget {
     fd: OwnedFd,
     sink: OutputOnly,
-    /// It is waited for.
+    /// Whether it is polled.
     polled: bool,
 }
 

@@ -25,7 +25,7 @@ pub(super) fn run(shared: &ConsoleShared, target: Box<dyn ConsoleTarget>) {
         let _in_span = shared.span.get().map(tracing::Span::enter);
         tracing::error!("serial console: its thread has failed; output is dropped from now on");
     }
-    // Nobody takes anything any more; nobody must wait for it.
+    // Output is no longer taken, so nothing may wait for it.
     shared.output.close();
     drop(registered);
 }
@@ -55,8 +55,8 @@ fn shortest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> 
     }
 }
 
-/// Waits; returns the events of the target's descriptors. `input`: input waits for room in the
-/// port.
+/// Blocks until something is ready; returns the events of the target's descriptors. `input`: queued
+/// input waits for room in the UART.
 fn wait(
     shared: &ConsoleShared,
     target: &dyn ConsoleTarget,
@@ -74,7 +74,7 @@ fn wait(
     target.add_fds(&mut fds);
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     if poll(&mut fds, timeout.as_ref()).is_err() {
-        // A kick, or no memory for the call: what is ready is asked again.
+        // A kick, or out of memory: the next call asks again what is ready.
         for fd in &mut fds {
             fd.clear_revents();
         }

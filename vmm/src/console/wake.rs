@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// A flag with a descriptor that is readable while it is set; or one that nobody looks at, without.
+/// A flag with a descriptor that is readable while the flag is set; or, if unused, nothing at all.
 #[derive(Debug)]
 pub(super) struct WakeEvent(Option<OwnedFd>);
 
@@ -24,7 +24,7 @@ impl WakeEvent {
     /// Sets the flag.
     pub(super) fn signal(&self) {
         if let Some(fd) = &self.0 {
-            // A counter at its limit is readable already.
+            // A counter at its limit is already readable.
             let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
         }
     }

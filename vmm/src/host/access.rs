@@ -1,9 +1,10 @@
-//! Why `/dev/kvm` can't be opened, by what the kernel answers and the processor is.
+//! Why `/dev/kvm` can't be opened, according to the kernel's error and the processor.
 
 use std::fs::File;
 use std::io::{self, Read};
 
-/// What Linux says about the first processor, and perhaps a few more: all of a large host's are long to write out.
+/// Returns the entry of the first processor in /proc/cpuinfo, and possibly of a few more. On a
+/// large host the whole file takes long to produce.
 pub(super) fn first_cpu() -> String {
     const ENOUGH: u64 = 16 << 10;
     let mut text = String::new();
@@ -15,28 +16,28 @@ pub(super) fn first_cpu() -> String {
     }
 }
 
-/// What to do when /dev/kvm can't be opened for this reason.
+/// Returns the remedy if `/dev/kvm` can't be opened because of `error`.
 #[must_use]
 pub fn kvm_remedy(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => {
             let flags = first_cpu();
             if flags.contains("svm") {
-                "load its module: modprobe kvm-amd".into()
+                "load the module: modprobe kvm-amd".into()
             } else if flags.contains("vmx") {
-                "load its module: modprobe kvm-intel".into()
+                "load the module: modprobe kvm-intel".into()
             } else {
-                "this processor shows no VMX or SVM: switch virtualisation on in the firmware, or nested virtualisation for this virtual machine".into()
+                "this processor has no VMX or SVM: enable virtualisation in the firmware, or nested virtualisation for this virtual machine".into()
             }
         }
         io::ErrorKind::PermissionDenied => {
-            "join its group and log in again: sudo usermod -aG kvm \"$USER\"".into()
+            "join the group kvm and log in again: sudo usermod -aG kvm \"$USER\"".into()
         }
         _ => match error.raw_os_error() {
             Some(libc::ENXIO | libc::ENODEV) => {
-                "its module is not loaded: modprobe kvm-intel or kvm-amd".into()
+                "the module is not loaded: modprobe kvm-intel or kvm-amd".into()
             }
-            Some(libc::EBUSY) => "another hypervisor holds the processor's virtualisation".into(),
+            Some(libc::EBUSY) => "another hypervisor uses the processor's virtualisation: stop it".into(),
             _ => "see `splitring check`".into(),
         },
     }

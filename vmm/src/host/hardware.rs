@@ -1,5 +1,5 @@
-//! Whether KVM is backed by VMX or SVM. The one rule for `splitring check` and `cargo xtask`, which
-//! compiles this file too.
+//! Whether KVM uses VMX or SVM. `cargo xtask` compiles this file too, so that it has the same rule
+//! as `splitring check`.
 
 use std::path::Path;
 
@@ -8,15 +8,15 @@ const PVM: &str = "kvm_pvm";
 /// The modules of a KVM with hardware virtualisation. One module at a time owns `/dev/kvm`.
 const VENDORS: [&str; 2] = ["kvm_intel", "kvm_amd"];
 
-/// Returns whether KVM has hardware virtualisation: the processor has it, and KVM-PVM is not in its
-/// place. `cpuinfo` is the text of `/proc/cpuinfo`, `loaded` tells whether a kernel module is
-/// there.
+/// Returns whether KVM has hardware virtualisation: the processor has it, and KVM-PVM is not in use
+/// instead. `cpuinfo` is the text of `/proc/cpuinfo`; `loaded` returns whether a kernel module is
+/// loaded or built in.
 pub(crate) fn is_hardware(cpuinfo: &str, loaded: impl Fn(&str) -> bool) -> bool {
     let pvm_only = loaded(PVM) && !VENDORS.iter().any(|module| loaded(module));
     has_extensions(cpuinfo) && !pvm_only
 }
 
-/// Returns whether the module of KVM-PVM is there.
+/// Returns whether the module of KVM-PVM is loaded.
 pub(crate) fn is_pvm(loaded: impl Fn(&str) -> bool) -> bool {
     loaded(PVM)
 }

@@ -1,16 +1,17 @@
-//! How fast the time stamp counter runs, by comparing it with the system's clock: the guest has no other clock.
+//! Measures the frequency of the time stamp counter against the system's clock: the guest has no
+//! other clock.
 
 #![expect(unsafe_code, reason = "the time stamp counter is read by an intrinsic")]
 
 use std::arch::x86_64::_rdtsc;
 use std::time::{Duration, Instant};
 
-/// Long enough to measure to a few parts in ten thousand.
+/// Long enough for a precision of a few parts in ten thousand.
 const SPAN: Duration = Duration::from_millis(30);
 
-/// Thousands of ticks a second.
+/// Returns the frequency in kHz.
 pub(super) fn tsc_khz() -> u64 {
-    // SAFETY: every x86_64 processor has it.
+    // SAFETY: every x86-64 processor has a time stamp counter.
     let ticks = || unsafe { _rdtsc() };
     let (start, first) = (Instant::now(), ticks());
     while start.elapsed() < SPAN {

@@ -1,7 +1,7 @@
-//! The network peer of the self-test: sends every frame back as it came.
+//! The network peer of the self-test: sends every frame back unchanged.
 //!
-//! It speaks the stream protocol of passt and QEMU (a length, then the frame), which is symmetric, so
-//! sending every byte back is enough.
+//! It uses the stream protocol of passt and QEMU (a length, then the frame). The protocol is
+//! symmetric, so sending every byte back is enough.
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -9,16 +9,16 @@ use std::os::unix::net::UnixStream;
 
 const BUFFER: usize = 256 << 10;
 
-/// A connection: the peer's end, and the card's.
+/// Creates a connection; returns the peer's end and the network card's.
 pub(super) fn pair() -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = UnixStream::pair()?;
     Ok((ours, theirs.into()))
 }
 
-/// Until the other end is closed.
+/// Sends back every byte until the other end is closed.
 pub(super) fn echo(mut stream: UnixStream) {
     let mut buffer = vec![0; BUFFER];
-    // An error is the end as well: the card reports what it misses.
+    // An error ends the loop, too: the guest reports the missing frames.
     while let Ok(count @ 1..) = read(&mut stream, &mut buffer) {
         if stream.write_all(&buffer[..count]).is_err() {
             return;

@@ -1,47 +1,47 @@
-//! The guest's lines, and what they add up to.
+//! The lines of the guest's report, and their summary.
 
 use std::os::fd::OwnedFd;
 
 use serde::Serialize;
 
-/// Bytes read of the report at once.
+/// Bytes read from the report at a time.
 const CHUNK: usize = 64 << 10;
 
-/// One line of the guest's.
+/// A line of the guest's report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReportLine {
-    /// A test is done.
+    /// The result of a test.
     Test(Test),
-    /// A timed loop begins.
+    /// The start of a timed loop.
     Begin(String),
-    /// A timed loop is done: name, operations, nanoseconds.
+    /// The result of a timed loop: name, operations, nanoseconds.
     Time(String, u64, u64),
     /// The guest panicked.
     Panic(String),
-    /// It is done.
+    /// The end of the report.
     End,
-    /// What nobody acts on: version, memory used.
+    /// Other information, such as the version and the memory in use.
     Note(String),
 }
 
-/// A test and how it went.
+/// A test and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Test {
     /// Device, test and variant.
     pub name: String,
-    /// How it went.
+    /// The outcome.
     pub outcome: TestOutcome,
 }
 
-/// How a test went.
+/// The outcome of a test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TestOutcome {
-    /// As it should.
+    /// It passed.
     Ok,
-    /// It can't be had here, for this reason.
+    /// It was skipped, for this reason.
     Skipped(String),
-    /// It did not, for this reason.
+    /// It failed, for this reason.
     Failed(String),
 }
 
@@ -50,29 +50,29 @@ pub enum TestOutcome {
 pub struct TimedLoop {
     /// Device, operation, variant and depth.
     pub name: String,
-    /// Operations done.
+    /// Number of operations.
     pub operations: u64,
-    /// Nanoseconds it took.
+    /// Duration in nanoseconds.
     pub nanoseconds: u64,
-    /// Exits to user space of all vCPUs meanwhile.
+    /// Exits to user space of all vCPUs during the loop.
     pub exits: u64,
 }
 
 impl TimedLoop {
-    /// Operations a second.
+    /// Returns the operations per second.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     pub fn rate(&self) -> f64 {
         self.operations as f64 * 1e9 / self.nanoseconds.max(1) as f64
     }
 
-    /// Nanoseconds an operation.
+    /// Returns the nanoseconds per operation.
     #[must_use]
     pub fn each(&self) -> u64 {
         self.nanoseconds / self.operations.max(1)
     }
 
-    /// Exits to user space an operation.
+    /// Returns the exits to user space per operation.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     pub fn exits_each(&self) -> f64 {
@@ -80,24 +80,24 @@ impl TimedLoop {
     }
 }
 
-/// Everything the guest said.
+/// The guest's report.
 #[derive(Debug, Default, Serialize)]
 pub struct SelftestReport {
-    /// Tests in their order.
+    /// The tests, in order.
     pub tests: Vec<Test>,
-    /// Timed loops in their order.
+    /// The timed loops, in order.
     pub loops: Vec<TimedLoop>,
     #[serde(skip)]
     pub(super) ended: bool,
     #[serde(skip)]
     pub(super) panic: Option<String>,
-    /// Exits when the present loop began.
+    /// Number of exits when the current loop started.
     #[serde(skip)]
     began: u64,
 }
 
 impl SelftestReport {
-    /// Whether every test went well or was skipped.
+    /// Returns whether there are tests and none failed.
     #[must_use]
     pub fn ok(&self) -> bool {
         !self.tests.is_empty()
@@ -107,7 +107,7 @@ impl SelftestReport {
                 .any(|test| matches!(test.outcome, TestOutcome::Failed(_)))
     }
 
-    /// Adds a line that was read when the machine had made `exits` exits to user space.
+    /// Adds a line. `exits` is the machine's number of exits to user space when the line was read.
     pub(super) fn take(&mut self, line: ReportLine, exits: u64) {
         match line {
             ReportLine::Test(test) => self.tests.push(test),
@@ -126,7 +126,7 @@ impl SelftestReport {
 }
 
 impl ReportLine {
-    /// Reads one line; whatever it is not becomes a note.
+    /// Parses a line; an unknown line becomes a note.
     pub(super) fn parse(text: &str) -> Self {
         let note = || Self::Note(text.to_owned());
         let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
@@ -168,17 +168,17 @@ fn time(text: &str) -> Option<ReportLine> {
     ))
 }
 
-/// Follows the report as it grows.
+/// Reads the report as it grows.
 #[derive(Debug, Default)]
 pub(super) struct ReportReader {
     offset: u64,
     partial: Vec<u8>,
-    /// The last whole line.
+    /// The last complete line.
     pub(super) last: String,
 }
 
 impl ReportReader {
-    /// The lines that are new.
+    /// Returns the new complete lines.
     pub(super) fn lines(&mut self, report: &OwnedFd) -> Vec<ReportLine> {
         let mut buffer = vec![0; CHUNK];
         let count = rustix::io::pread(report, &mut buffer, self.offset).unwrap_or(0);

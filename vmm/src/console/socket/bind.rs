@@ -1,5 +1,4 @@
-//! The file of a socket: created where there is none or a dead process left one, removed at the
-//! end.
+//! The socket's file: created if there is none or if a dead process left one, removed at the end.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -11,7 +10,7 @@ use rustix::fs::FlockOperation;
 
 use crate::console::error::ConsoleError;
 
-/// The name of a socket in the file system, until dropped.
+/// A socket's name in the file system, removed on drop.
 pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
@@ -26,14 +25,14 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Somebody may have put another file there.
+        // Another file may have been put there meanwhile.
         if fs::symlink_metadata(&self.path).is_ok_and(|found| self.is(&found)) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Listens at `path`. A socket that nobody listens at any more is replaced.
+/// Listens at `path`. A socket without a listening process is replaced.
 pub(super) fn bind(path: PathBuf) -> Result<(UnixListener, SocketFile), ConsoleError> {
     let path = std::path::absolute(&path).map_err(|error| failed(&path, error))?;
     // Two machines that start at the same time must not replace each other's socket. Closing the
@@ -42,7 +41,7 @@ pub(super) fn bind(path: PathBuf) -> Result<(UnixListener, SocketFile), ConsoleE
         .parent()
         .and_then(|directory| File::open(directory).ok());
     if let Some(directory) = &directory {
-        // A file system without locks is no reason not to start.
+        // A file system without locks must not prevent the start.
         let _ = rustix::fs::flock(directory, FlockOperation::LockExclusive);
     }
     remove_stale(&path)?;
@@ -66,12 +65,12 @@ fn remove_stale(path: &Path) -> Result<(), ConsoleError> {
     Ok(())
 }
 
-/// Returns an error if something else is at `path` than a socket that nobody listens at any more.
+/// Returns an error if anything is at `path` except a socket without a listening process.
 pub(in crate::console) fn check_free(path: &Path) -> Result<(), ConsoleError> {
     is_stale(path).map(drop)
 }
 
-/// Whether a dead process left a socket at `path`.
+/// Returns whether a dead process left a socket at `path`.
 fn is_stale(path: &Path) -> Result<bool, ConsoleError> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
@@ -83,7 +82,7 @@ fn is_stale(path: &Path) -> Result<bool, ConsoleError> {
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
-        // Also with a full backlog or of another socket type it is alive.
+        // A socket with a full backlog or of another type is in use, too.
         _ => Err(ConsoleError::SocketInUse(path.to_owned())),
     }
 }
