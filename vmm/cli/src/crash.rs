@@ -16,7 +16,7 @@ const SIGNALS: [i32; 5] = [
 ];
 
 /// What was there before.
-static BEFORE: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
+static PREVIOUS: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
 
 /// Puts the terminal back; async-signal-safe.
 static RESTORE: OnceLock<fn()> = OnceLock::new();
@@ -25,9 +25,9 @@ static RESTORE: OnceLock<fn()> = OnceLock::new();
 ///
 /// # Errors
 /// Sigaction's own.
-pub(crate) fn call_at_crashes(restore: fn()) -> io::Result<()> {
+pub(crate) fn install_crash_handlers(restore: fn()) -> io::Result<()> {
     RESTORE.get_or_init(|| restore);
-    if BEFORE.get().is_some() {
+    if PREVIOUS.get().is_some() {
         return Ok(());
     }
     // SAFETY: an action of zeros is the default one.
@@ -37,7 +37,7 @@ pub(crate) fn call_at_crashes(restore: fn()) -> io::Result<()> {
         check(unsafe { libc::sigaction(signal, ptr::null(), action) })?;
     }
     // A handler finds them complete.
-    BEFORE.get_or_init(|| before);
+    PREVIOUS.get_or_init(|| before);
     for signal in SIGNALS {
         // SAFETY: the handler is async-signal-safe and has the signature that SA_SIGINFO asks for.
         // It runs on the alternate stack that Rust's threads have, since theirs may be what is used
@@ -64,7 +64,10 @@ extern "C" fn on_crash(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_
         restore();
     }
     let at = SIGNALS.iter().position(|known| *known == signal);
-    let before = BEFORE.get().zip(at).and_then(|(before, at)| before.get(at));
+    let before = PREVIOUS
+        .get()
+        .zip(at)
+        .and_then(|(before, at)| before.get(at));
     // SAFETY: the kernel gave the information. sigaction, signal and raise are async-signal-safe.
     unsafe {
         // Positive: a fault, which happens again behind this handler's back. Otherwise somebody

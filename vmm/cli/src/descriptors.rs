@@ -20,7 +20,9 @@ const FIRST: RawFd = 3;
 ///
 /// # Errors
 /// A number that is not open, or that is named twice.
-pub(crate) fn of_nets(config: &VmConfig) -> anyhow::Result<BTreeMap<String, Vec<OwnedFd>>> {
+pub(crate) fn take_over_net_fds(
+    config: &VmConfig,
+) -> anyhow::Result<BTreeMap<String, Vec<OwnedFd>>> {
     let mut taken: BTreeMap<RawFd, String> = BTreeMap::new();
     let mut nets = BTreeMap::new();
     for (id, net) in config.nets().filter(|(_, net)| !net.fd.is_empty()) {

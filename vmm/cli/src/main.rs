@@ -28,11 +28,11 @@ use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
 use exit::Failure;
-use streams::{Stderr, say};
+use streams::{Stderr, eprint};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    subscribe(cli.verbose);
+    init_logging(cli.verbose);
     let done = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Check(args) => check::check(&args),
@@ -47,31 +47,31 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(Failure::Usage(error)) => {
-            complain(&error);
+            report_error(&error);
             ExitCode::from(2)
         }
         Err(Failure::Failed(error)) => {
-            complain(&error);
+            report_error(&error);
             ExitCode::from(1)
         }
     }
 }
 
 /// The chain of an error, each link once: the outermost on the first line, its causes indented below.
-fn complain(error: &anyhow::Error) {
-    let mut said = error.to_string();
-    say(&format!("error: {said}\n"));
+fn report_error(error: &anyhow::Error) {
+    let mut last = error.to_string();
+    eprint(&format!("error: {last}\n"));
     for cause in error.chain().skip(1).map(ToString::to_string) {
         // Many messages name their cause themselves.
-        if !said.contains(&cause) {
-            say(&format!("  {cause}\n"));
-            said = cause;
+        if !last.contains(&cause) {
+            eprint(&format!("  {cause}\n"));
+            last = cause;
         }
     }
 }
 
 /// Log lines go to standard error: warnings, and more with each -v.
-fn subscribe(verbose: u8) {
+fn init_logging(verbose: u8) {
     let level = match verbose {
         0 => tracing::Level::WARN,
         1 => tracing::Level::INFO,

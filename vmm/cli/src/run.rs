@@ -15,7 +15,7 @@ use crate::descriptors;
 use crate::exit::{Failure, exit_code};
 use crate::session::Session;
 use crate::signals::Signals;
-use crate::streams::{print, say};
+use crate::streams::{eprint, print};
 
 const CANNOT_START: &str = "cannot start the virtual machine";
 
@@ -30,12 +30,12 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         .context(CANNOT_START)
         .map_err(Failure::Usage)?;
     // Before this program opens anything that could have a number which the operator has mistaken.
-    let nets = descriptors::of_nets(&config).context(CANNOT_START)?;
-    let signals = Signals::take().context("cannot take over the termination signals")?;
+    let nets = descriptors::take_over_net_fds(&config).context(CANNOT_START)?;
+    let signals = Signals::install().context("cannot take over the termination signals")?;
     let serial = config.serial.clone();
     let console = Console::open(&config.serial).context(CANNOT_START)?;
     if let Some(path) = console.pty_path() {
-        say(&format!("serial console: {}\n", path.display()));
+        eprint(&format!("serial console: {}\n", path.display()));
     }
     let machine = start(config, console.clone(), nets, args.any_kvm)?;
     let timeout = Duration::from_secs(args.shutdown_timeout.into());
@@ -68,7 +68,7 @@ fn print_metrics(machine: &Machine, console: &Console) -> Result<(), Failure> {
     metrics["nets"] = serde_json::to_value(nets)?;
     let lost = console.dropped() + console.finish(Duration::ZERO);
     metrics["serial"] = serde_json::json!({ "dropped": lost });
-    say(&format!("{metrics}\n"));
+    eprint(&format!("{metrics}\n"));
     Ok(())
 }
 
@@ -118,7 +118,7 @@ fn report(reason: &ExitReason) -> Result<u8, Failure> {
     match reason {
         ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Stopped => Ok(exit_code(reason)),
         ExitReason::TripleFault { .. } => {
-            say(&format!("the virtual machine ended: {reason}\n"));
+            eprint(&format!("the virtual machine ended: {reason}\n"));
             Ok(exit_code(reason))
         }
         _ => Err(Failure::Failed(

@@ -12,7 +12,7 @@ use splitring::host::{self, Virtualisation};
 use splitring::selftest::{self, ReportLine, SelftestOptions, SelftestReport, Test, TestOutcome};
 
 use crate::exit::Failure;
-use crate::streams::{print, say};
+use crate::streams::{eprint, print};
 
 /// What can be asked of the self-test.
 #[derive(Debug, Args)]
@@ -52,7 +52,7 @@ pub(crate) fn selftest(args: &SelftestArgs) -> Result<u8, Failure> {
     let verdict = verdict(&report);
     if args.json {
         print(&format!("{}\n", json(&report)?))?;
-        say(&format!("{verdict}\n"));
+        eprint(&format!("{verdict}\n"));
     } else {
         let mut text = String::new();
         show_tests(&report, &mut text)?;

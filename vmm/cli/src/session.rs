@@ -11,21 +11,21 @@ use splitring::{Console, ExitReason, Machine};
 
 use crate::exit::Failure;
 use crate::keyboard::{KEYS, Key, Keyboard};
-use crate::signals::{self, Request, Signals};
-use crate::streams::say;
+use crate::signals::{self, SignalRequest, Signals};
+use crate::streams::eprint;
 use crate::terminal::RawMode;
 
 /// How long a console's target that is not waited for may take for what is left.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const FINAL_OUTPUT_LIMIT: Duration = Duration::from_millis(200);
 /// While a target takes what a machine that ended by itself has left, how often signals and keys
 /// are looked at.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// What a terminal shows once when the guest has not read a lot of what was typed.
-const NOT_READ: &str =
+const INPUT_LOST: &str =
     "\r\nsplitring: the guest does not read its console; input is lost (Ctrl-A x stops it)\r\n";
 
 /// Standard input, if it is the guest's console.
-struct Input {
+struct ConsoleInput {
     /// Its escape keys, on a terminal only: piped input is all the guest's.
     keyboard: Option<Keyboard>,
     /// What was read and not accepted yet, not on a terminal: that is always read, for its escape
@@ -41,7 +41,7 @@ pub(crate) struct Session<'a> {
     machine: &'a Machine,
     console: &'a Console,
     signals: Signals,
-    input: Option<Input>,
+    input: Option<ConsoleInput>,
     raw: Option<RawMode>,
     shutdown_timeout: Duration,
     /// When a guest that was asked to power off is stopped.
@@ -49,7 +49,7 @@ pub(crate) struct Session<'a> {
     /// Somebody wants it to end now.
     stopped: bool,
     /// A target that takes no output is not waited for.
-    impatient: bool,
+    drops_output: bool,
 }
 
 impl<'a> Session<'a> {
@@ -67,9 +67,9 @@ impl<'a> Session<'a> {
         let connected = serial.target == SerialTarget::Tty;
         let raw = if connected { RawMode::enter()? } else { None };
         if raw.is_some() {
-            signals.take_job_control()?;
+            signals.install_job_control()?;
         }
-        let input = connected.then(|| Input {
+        let input = connected.then(|| ConsoleInput {
             keyboard: raw.is_some().then(Keyboard::default),
             pending: Vec::new(),
             open: true,
@@ -84,7 +84,7 @@ impl<'a> Session<'a> {
             shutdown_timeout,
             deadline: None,
             stopped: false,
-            impatient: serial.policy == SerialPolicy::Drop,
+            drops_output: serial.policy == SerialPolicy::Drop,
         })
     }
 
@@ -98,7 +98,7 @@ impl<'a> Session<'a> {
                 break end;
             }
             self.wait()?;
-            self.look();
+            self.handle_events();
         };
         self.finish();
         Ok(end)
@@ -107,18 +107,19 @@ impl<'a> Session<'a> {
     /// Lets the last output out: all of it, unless somebody stops the program or had set it a time.
     fn finish(&mut self) {
         let until = match self.deadline.take() {
-            None if self.impatient => Some(Instant::now() + LAST_WORDS),
+            None if self.drops_output => Some(Instant::now() + FINAL_OUTPUT_LIMIT),
             until => until,
         };
         // There is no guest to be asked any more.
         self.shutdown_timeout = Duration::ZERO;
         // Whoever stopped it may have met a guest that had just ended by itself.
-        while !self.stopped && self.console.finish_within(LOOK, LOOK) > 0 {
-            self.look();
+        while !self.stopped && self.console.finish_within(POLL_INTERVAL, POLL_INTERVAL) > 0 {
+            self.handle_events();
             self.stopped |= until.is_some_and(|at| at <= Instant::now());
         }
         if self.stopped {
-            self.console.finish_within(LAST_WORDS, LAST_WORDS);
+            self.console
+                .finish_within(FINAL_OUTPUT_LIMIT, FINAL_OUTPUT_LIMIT);
         }
     }
 
@@ -149,7 +150,7 @@ impl<'a> Session<'a> {
     }
 
     /// Does what signals, keys and time ask for, without waiting.
-    fn look(&mut self) {
+    fn handle_events(&mut self) {
         let mut stop = self.deadline.is_some_and(|at| at <= Instant::now());
         if stop {
             tracing::warn!(
@@ -160,11 +161,11 @@ impl<'a> Session<'a> {
         }
         for request in self.signals.pending() {
             match request {
-                Request::Stop => stop = true,
-                Request::Shutdown => stop |= self.shut_down(),
-                Request::Rescan => rescan_disks(self.machine),
-                Request::Suspend => self.suspend(),
-                Request::Continue => self.take_terminal(),
+                SignalRequest::Stop => stop = true,
+                SignalRequest::Shutdown => stop |= self.shut_down(),
+                SignalRequest::Rescan => rescan_disks(self.machine),
+                SignalRequest::Suspend => self.suspend(),
+                SignalRequest::Continue => self.take_terminal(),
             }
         }
         if let Some(input) = &mut self.input {
@@ -195,7 +196,7 @@ impl<'a> Session<'a> {
         if let Some(raw) = &self.raw {
             raw.leave();
         }
-        signals::stop_here();
+        signals::stop_process();
         self.take_terminal();
     }
 
@@ -209,7 +210,7 @@ impl<'a> Session<'a> {
     }
 }
 
-impl Input {
+impl ConsoleInput {
     /// Moves what can be read to the guest; returns whether the machine is to be stopped.
     fn serve(&mut self, console: &Console, machine: &Machine) -> bool {
         if !self.pending.is_empty() {
@@ -237,7 +238,7 @@ impl Input {
         match &mut self.keyboard {
             Some(keyboard) => {
                 let keys = keyboard.read(bytes);
-                self.press(keys, console, machine)
+                self.handle_keys(keys, console, machine)
             }
             None => {
                 let taken = console.input(bytes);
@@ -247,28 +248,28 @@ impl Input {
         }
     }
 
-    fn press(&mut self, keys: Vec<Key>, console: &Console, machine: &Machine) -> bool {
+    fn handle_keys(&mut self, keys: Vec<Key>, console: &Console, machine: &Machine) -> bool {
         let mut stop = false;
         for key in keys {
             match key {
                 Key::Input(bytes) => {
                     if console.input(&bytes) < bytes.len() {
-                        self.lost();
+                        self.warn_lost_input();
                     }
                 }
                 Key::Stop => stop = true,
                 Key::PowerButton => press_power_button(machine),
-                Key::Keys => say(KEYS),
+                Key::Keys => eprint(KEYS),
             }
         }
         stop
     }
 
     /// A bell, and a line the first time.
-    fn lost(&mut self) {
-        say("\x07");
+    fn warn_lost_input(&mut self) {
+        eprint("\x07");
         if !std::mem::replace(&mut self.warned, true) {
-            say(NOT_READ);
+            eprint(INPUT_LOST);
         }
     }
 }

@@ -12,7 +12,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Request {
+pub(crate) enum SignalRequest {
     /// SIGTERM: power off.
     Shutdown,
     /// SIGINT, SIGQUIT, SIGHUP: stop now.
@@ -33,7 +33,7 @@ impl Signals {
     ///
     /// # Errors
     /// No descriptors, or sigaction's own.
-    pub(crate) fn take() -> io::Result<Self> {
+    pub(crate) fn install() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         let ending = [SIGTERM, SIGINT, SIGQUIT, SIGHUP];
         let taken = ending
@@ -48,7 +48,7 @@ impl Signals {
     ///
     /// # Errors
     /// Sigaction's own.
-    pub(crate) fn take_job_control(&self) -> io::Result<()> {
+    pub(crate) fn install_job_control(&self) -> io::Result<()> {
         let handle = self.0.handle();
         for signal in [SIGTSTP, SIGCONT] {
             if !is_ignored(signal) {
@@ -59,11 +59,11 @@ impl Signals {
     }
 
     /// Returns what was asked for since the last call.
-    pub(crate) fn pending(&mut self) -> Vec<Request> {
+    pub(crate) fn pending(&mut self) -> Vec<SignalRequest> {
         let mut requests: Vec<_> = self.0.pending().filter_map(request).collect();
         // Whoever continued it after the stop would not do so again.
-        if requests.contains(&Request::Continue) {
-            requests.retain(|request| *request != Request::Suspend);
+        if requests.contains(&SignalRequest::Continue) {
+            requests.retain(|request| *request != SignalRequest::Suspend);
         }
         requests
     }
@@ -75,19 +75,19 @@ impl AsFd for Signals {
     }
 }
 
-fn request(signal: i32) -> Option<Request> {
+fn request(signal: i32) -> Option<SignalRequest> {
     Some(match signal {
-        SIGTERM => Request::Shutdown,
-        SIGINT | SIGQUIT | SIGHUP => Request::Stop,
-        SIGUSR1 => Request::Rescan,
-        SIGTSTP => Request::Suspend,
-        SIGCONT => Request::Continue,
+        SIGTERM => SignalRequest::Shutdown,
+        SIGINT | SIGQUIT | SIGHUP => SignalRequest::Stop,
+        SIGUSR1 => SignalRequest::Rescan,
+        SIGTSTP => SignalRequest::Suspend,
+        SIGCONT => SignalRequest::Continue,
         _ => return None,
     })
 }
 
 /// Stops the process as SIGTSTP would have, until somebody continues it.
-pub(crate) fn stop_here() {
+pub(crate) fn stop_process() {
     let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
 }
 

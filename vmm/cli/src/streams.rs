@@ -14,12 +14,12 @@ use rustix::net::SendFlags;
 use crate::exit::Failure;
 
 /// How long a line for standard error may wait for whoever reads it.
-const PATIENCE: Timespec = Timespec {
+const STALL_LIMIT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 200_000_000,
 };
 /// The same for one that has let a line wait that long before.
-const IMPATIENCE: Timespec = Timespec {
+const NO_WAIT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
 };
@@ -42,7 +42,7 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 }
 
 /// Says something on standard error, if that can be written.
-pub(crate) fn say(text: &str) {
+pub(crate) fn eprint(text: &str) {
     let _ = Stderr.write(text.as_bytes());
 }
 
@@ -52,51 +52,51 @@ pub(crate) fn say(text: &str) {
 pub(crate) struct Stderr;
 
 /// How standard error is written without blocking.
-enum Way {
+enum StderrMode {
     /// A pipe or a terminal, opened once more: others share the first description.
-    Own(OwnedFd),
+    Reopened(OwnedFd),
     /// A socket, which can be asked not to block.
     Socket,
     /// A file, or what can't be opened once more.
-    Plain,
+    Blocking,
 }
 
-static WAY: OnceLock<Way> = OnceLock::new();
-static STUCK: AtomicBool = AtomicBool::new(false);
+static STDERR_MODE: OnceLock<StderrMode> = OnceLock::new();
+static STALLED: AtomicBool = AtomicBool::new(false);
 
-fn way() -> &'static Way {
-    WAY.get_or_init(|| {
+fn stderr_mode() -> &'static StderrMode {
+    STDERR_MODE.get_or_init(|| {
         let stderr = rustix::stdio::stderr();
         match rustix::fs::fstat(stderr).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
-            Ok(FileType::Socket) => Way::Socket,
+            Ok(FileType::Socket) => StderrMode::Socket,
             Ok(FileType::Fifo | FileType::CharacterDevice) => {
                 let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
                 rustix::fs::open("/proc/self/fd/2", flags, Mode::empty())
-                    .map_or(Way::Plain, Way::Own)
+                    .map_or(StderrMode::Blocking, StderrMode::Reopened)
             }
-            _ => Way::Plain,
+            _ => StderrMode::Blocking,
         }
     })
 }
 
-impl Way {
+impl StderrMode {
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Own(fd) => fd.as_fd(),
-            Self::Socket | Self::Plain => rustix::stdio::stderr(),
+            Self::Reopened(fd) => fd.as_fd(),
+            Self::Socket | Self::Blocking => rustix::stdio::stderr(),
         }
     }
 
     /// Writes some of `bytes`, or says that it would block.
     fn write(&self, bytes: &[u8]) -> rustix::io::Result<usize> {
         match self {
-            Self::Own(fd) => rustix::io::write(fd, bytes),
+            Self::Reopened(fd) => rustix::io::write(fd, bytes),
             Self::Socket => {
                 let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
                 rustix::net::send(self.fd(), bytes, flags)
             }
-            Self::Plain if self.is_ready(&IMPATIENCE) => rustix::io::write(self.fd(), bytes),
-            Self::Plain => Err(rustix::io::Errno::AGAIN),
+            Self::Blocking if self.is_ready(&NO_WAIT) => rustix::io::write(self.fd(), bytes),
+            Self::Blocking => Err(rustix::io::Errno::AGAIN),
         }
     }
 
@@ -109,20 +109,20 @@ impl Way {
 impl Write for Stderr {
     /// Takes everything, whatever becomes of it: whoever logs could do nothing about it.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let way = way();
+        let stderr_mode = stderr_mode();
         let mut left = bytes;
         while !left.is_empty() {
-            match way.write(left) {
+            match stderr_mode.write(left) {
                 Ok(written) => {
-                    STUCK.store(false, Ordering::Relaxed);
+                    STALLED.store(false, Ordering::Relaxed);
                     left = left.get(written..).unwrap_or_default();
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
-                    let stuck = STUCK.load(Ordering::Relaxed);
-                    let patience = if stuck { &IMPATIENCE } else { &PATIENCE };
-                    if !way.is_ready(patience) {
-                        STUCK.store(true, Ordering::Relaxed);
+                    let stalled = STALLED.load(Ordering::Relaxed);
+                    let limit = if stalled { &NO_WAIT } else { &STALL_LIMIT };
+                    if !stderr_mode.is_ready(limit) {
+                        STALLED.store(true, Ordering::Relaxed);
                         break;
                     }
                 }

@@ -30,8 +30,8 @@ impl RawMode {
         }
         let before = tcgetattr(stdin())?;
         SAVED.get_or_init(|| before);
-        crate::crash::call_at_crashes(restore)?;
-        restore_at_panic();
+        crate::crash::install_crash_handlers(restore)?;
+        install_panic_hook();
         set_raw()?;
         Ok(Some(Self(())))
     }
@@ -86,7 +86,7 @@ fn in_background() -> bool {
     tcgetpgrp(stdin()).is_ok_and(|foreground| foreground != rustix::process::getpgrp())
 }
 
-fn restore_at_panic() {
+fn install_panic_hook() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         restore();
