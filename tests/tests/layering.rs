@@ -217,6 +217,7 @@ fn every_eventfd_comes_from_one_place() {
 const LOGS_WITHOUT_LIMIT: &[(&str, usize, &str)] = &[
     ("log.rs", 1, "the limit itself"),
     ("worker.rs", 1, "when a worker starts"),
+    ("disk/config/aio.rs", 1, "when a configuration is read"),
     ("disk/flush.rs", 1, "once per image"),
     ("disk/handle.rs", 1, "when an image is opened"),
     ("disk/image.rs", 5, "when an image is opened or resized"),

@@ -16,6 +16,6 @@ pub(crate) fn piped(len: u64, queues: u16) -> (RawDisk, PipeWriter) {
     let mut image = Image::open(&DiskConfig::new(file.path())).unwrap();
     let (reader, writer) = pipe().unwrap();
     image.file = File::from(OwnedFd::from(reader));
-    let disk = RawDisk::with_image(image, Aio::Ring, queues, 256).unwrap();
+    let disk = RawDisk::with_image(image, Aio::IoUring, queues, 256).unwrap();
     (disk, writer)
 }

@@ -34,7 +34,7 @@ impl RawDisk {
     /// used through a [`RingShare`](super::RingShare) only.
     ///
     /// # Errors
-    /// What is wrong with the image, or with io_uring if `aio=ring` insists on it.
+    /// What is wrong with the image, or with io_uring if `aio=io_uring` insists on it.
     pub fn open(config: &DiskConfig, queues: u16, depth: u16) -> Result<Self, DiskError> {
         Self::with_image(Image::open(config)?, config.aio, queues, depth)
     }
@@ -62,14 +62,14 @@ impl RawDisk {
         let handles = Handle::each(&image, queues);
         let path = image.path.display();
         let rings = match aio {
-            Aio::Plain => None,
+            Aio::Threads => None,
             Aio::Auto if image.in_memory => {
                 tracing::debug!(
                     "{path}: lives in memory, where io_uring would hand each request to another thread"
                 );
                 None
             }
-            Aio::Auto | Aio::Ring => {
+            Aio::Auto | Aio::IoUring => {
                 let rings = handles.iter().map(|handle| Ring::new(handle, depth));
                 Some(rings.collect::<io::Result<Vec<_>>>())
             }
@@ -77,7 +77,7 @@ impl RawDisk {
         let rings = match rings {
             None => None,
             Some(Ok(rings)) => Some(Pool::new(rings)),
-            Some(Err(error)) if aio == Aio::Ring => {
+            Some(Err(error)) if aio == Aio::IoUring => {
                 return Err(DiskError::Unusable {
                     path: image.path.clone(),
                     problem: format!("the host refuses io_uring ({error})"),

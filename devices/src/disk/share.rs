@@ -178,7 +178,7 @@ mod tests {
         let file = NamedTempFile::new().unwrap();
         file.as_file().write_all_at(&[fill; LEN], 0).unwrap();
         let config = DiskConfig {
-            aio: Aio::Ring,
+            aio: Aio::IoUring,
             ..DiskConfig::new(file.path())
         };
         let disk = RawDisk::open(&config, 0, 1).unwrap();

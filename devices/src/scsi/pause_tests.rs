@@ -250,7 +250,7 @@ fn a_thousand_pauses_under_load_lose_no_command() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(DISK_LEN).unwrap();
     let config = DiskConfig {
-        aio: Aio::Ring,
+        aio: Aio::IoUring,
         ..DiskConfig::new(file.path())
     };
     let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(&config, 0, 256).unwrap());

@@ -129,7 +129,7 @@ fn the_rings_of_a_controller_survive_every_start_that_fails() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
     let config = DiskConfig {
-        aio: Aio::Ring,
+        aio: Aio::IoUring,
         ..DiskConfig::new(file.path())
     };
     every_start_that_fails_leaves_nothing_behind(

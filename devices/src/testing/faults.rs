@@ -221,7 +221,7 @@ fn a_block_device_with_rings_needs_no_descriptor_once_it_is_plugged_in() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), [0x5a; 8192]).unwrap();
     let config = DiskConfig {
-        aio: Aio::Ring,
+        aio: Aio::IoUring,
         ..DiskConfig::new(file.path())
     };
     a_running_device_needs_no_descriptor(

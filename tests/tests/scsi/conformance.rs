@@ -196,7 +196,7 @@ fn units() -> Vec<Unit> {
             ..small
         },
         Image {
-            aio: Aio::Plain,
+            aio: Aio::Threads,
             discard: false,
             ..small
         },

@@ -368,7 +368,7 @@ impl Default for Image {
             block: 512,
             readonly: false,
             discard: true,
-            aio: Aio::Ring,
+            aio: Aio::IoUring,
             share: false,
         }
     }

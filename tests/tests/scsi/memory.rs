@@ -50,10 +50,10 @@ fn disks_take_little_memory(aio: Aio) {
 
 #[test]
 fn hundreds_of_disks_with_a_queue_each_take_little_memory() {
-    disks_take_little_memory(Aio::Plain);
+    disks_take_little_memory(Aio::Threads);
 }
 
 #[test]
 fn hundreds_of_disks_in_one_ring_take_little_memory() {
-    disks_take_little_memory(Aio::Ring);
+    disks_take_little_memory(Aio::IoUring);
 }

@@ -17,7 +17,7 @@ const SHARED: Image = Image {
     block: 512,
     readonly: false,
     discard: true,
-    aio: splitring_devices::disk::config::Aio::Plain,
+    aio: splitring_devices::disk::config::Aio::Threads,
     share: true,
 };
 

@@ -19,7 +19,9 @@ const MODE_SENSE_CONTROL: [u8; 6] = [0x1a, 8, 0x0a, 0, 64, 0];
 const EJECT: [u8; 6] = [0x1b, 0, 0, 0, 2, 0];
 
 fn scsi_disk(file: &NamedTempFile) -> DiskConfig {
-    DiskConfig::new(file.path()).bus(Bus::Scsi).aio(Aio::Ring)
+    DiskConfig::new(file.path())
+        .bus(Bus::Scsi)
+        .aio(Aio::IoUring)
 }
 
 /// Opens these disks for a machine without a name, which then has one controller.

@@ -279,7 +279,7 @@ fn hundreds_of_disks_share_the_queues_and_the_ring() {
     const DISKS: usize = 300;
     let image = Image {
         bytes: 1 << 20,
-        aio: Aio::Ring,
+        aio: Aio::IoUring,
         ..Image::default()
     };
     let files: Vec<_> = (0..DISKS).map(|_| image.file()).collect();

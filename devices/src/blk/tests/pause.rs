@@ -169,7 +169,7 @@ fn a_thousand_pauses_under_load_lose_no_request() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(DISK_LEN).unwrap();
     let config = DiskConfig {
-        aio: Aio::Ring,
+        aio: Aio::IoUring,
         ..DiskConfig::new(file.path())
     };
     let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(&config, QUEUES, 256).unwrap());

@@ -21,7 +21,7 @@ impl Host {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(DISK_LEN).unwrap();
         let config = DiskConfig {
-            aio: Aio::Ring,
+            aio: Aio::IoUring,
             ..DiskConfig::new(file.path())
         };
         Self {

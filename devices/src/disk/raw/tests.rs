@@ -71,16 +71,16 @@ impl Scratch {
 /// Runs a test over every backend, with the page cache and around it. What the machine lacks is said and left out.
 fn everywhere(mut test: impl FnMut(&Scratch, &RawDisk, &mut Stream)) {
     for (aio, direct) in [
-        (Aio::Plain, false),
-        (Aio::Plain, true),
-        (Aio::Ring, false),
-        (Aio::Ring, true),
+        (Aio::Threads, false),
+        (Aio::Threads, true),
+        (Aio::IoUring, false),
+        (Aio::IoUring, true),
     ] {
         let mut scratch = Scratch::new(LEN);
         (scratch.config.aio, scratch.config.direct) = (aio, direct);
         match scratch.open() {
             Ok(disk) => {
-                assert_eq!(disk.uses_ring(), aio == Aio::Ring);
+                assert_eq!(disk.uses_ring(), aio == Aio::IoUring);
                 let mut stream = Stream::new(&disk);
                 test(&scratch, &disk, &mut stream);
             }

@@ -182,7 +182,7 @@ fn without_io_uring_disks_work_and_the_operator_is_warned() {
 fn disks_without_rings() {
     let disk = Loop::new(16 * MIB, 512);
     let (launch, _root) = guest();
-    let errors = refused(launch, &disk.device, ",aio=ring");
+    let errors = refused(launch, &disk.device, ",aio=io_uring");
     let cause = format!(
         "cannot use {} as a disk: the host refuses io_uring",
         disk.name()

@@ -177,7 +177,7 @@ fn file_systems_stay_consistent_under_stress() {
     let (large, small) = (Disk::empty(256 * MIB), Disk::empty(256 * MIB));
     let mut guest = launch
         .disk(large.path(), ",queues=2")
-        .disk(small.path(), ",queues=2,aio=ring")
+        .disk(small.path(), ",queues=2,aio=io_uring")
         .boot();
     guest.succeed(
         "mkfs.ext4 -q -b 4096 /dev/vdb && mkfs.ext4 -q -b 1024 /dev/vdc && mkdir -p /a /b",

@@ -40,23 +40,23 @@ struct DiskSetup {
 const DISK_SETUPS: [DiskSetup; 5] = [
     DiskSetup {
         id: "flush",
-        keys: ",aio=ring",
-        drops_flushes: false,
+        keys: ",aio=io_uring",
+        careless: false,
     },
     DiskSetup {
         id: "direct",
-        keys: ",aio=ring,direct=on",
-        drops_flushes: false,
+        keys: ",aio=io_uring,direct=on",
+        careless: false,
     },
     DiskSetup {
         id: "through",
-        keys: ",aio=plain,cache=writethrough",
-        drops_flushes: false,
+        keys: ",aio=threads,cache=writethrough",
+        careless: false,
     },
     DiskSetup {
         id: "fua",
-        keys: ",aio=ring,direct=on,cache=writethrough",
-        drops_flushes: false,
+        keys: ",aio=io_uring,direct=on,cache=writethrough",
+        careless: false,
     },
     DiskSetup {
         id: "drops_flushes",

@@ -32,22 +32,22 @@ struct DiskSetup {
 const DISK_SETUPS: [DiskSetup; 6] = [
     DiskSetup {
         id: "ring",
-        keys: |disk| disk.aio = Aio::Ring,
+        keys: |disk| disk.aio = Aio::IoUring,
         cached: true,
     },
     DiskSetup {
         id: "plain",
-        keys: |disk| disk.aio = Aio::Plain,
+        keys: |disk| disk.aio = Aio::Threads,
         cached: true,
     },
     DiskSetup {
         id: "ring4",
-        keys: |disk| (disk.aio, disk.queues) = (Aio::Ring, Some(4)),
+        keys: |disk| (disk.aio, disk.queues) = (Aio::IoUring, Some(4)),
         cached: true,
     },
     DiskSetup {
         id: "plain4",
-        keys: |disk| (disk.aio, disk.queues) = (Aio::Plain, Some(4)),
+        keys: |disk| (disk.aio, disk.queues) = (Aio::Threads, Some(4)),
         cached: true,
     },
     DiskSetup {

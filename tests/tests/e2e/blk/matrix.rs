@@ -82,7 +82,7 @@ impl MatrixDisk {
             (false, false) => ",hide=event-idx:indirect-desc",
         };
         format!(
-            ",queue-size={},queues={},block-size={},direct={},aio=ring{hide}",
+            ",queue-size={},queues={},block-size={},direct={},aio=io_uring{hide}",
             self.ring,
             self.queues,
             BLOCKS[self.block],
@@ -196,11 +196,11 @@ fn data_is_read_as_written_in_a_pairwise_sample_of_the_matrix() {
 /// stable.
 const OTHERS: [&str; 6] = [
     "",
-    ",aio=plain,direct=on",
-    ",aio=ring,cache=writethrough,queues=2",
-    ",aio=plain,cache=writethrough,block-size=4096",
-    ",aio=ring,hide=flush:config-wce,queue-size=32",
-    ",aio=ring,direct=on,hide=flush:config-wce,block-size=4096",
+    ",aio=threads,direct=on",
+    ",aio=io_uring,cache=writethrough,queues=2",
+    ",aio=threads,cache=writethrough,block-size=4096",
+    ",aio=io_uring,hide=flush:config-wce,queue-size=32",
+    ",aio=io_uring,direct=on,hide=flush:config-wce,block-size=4096",
 ];
 
 #[test]

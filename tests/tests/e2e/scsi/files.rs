@@ -36,7 +36,7 @@ fn a_guest_boots_from_an_ext4_root() {
 const SAMPLE: [(&str, &str); 6] = [
     ("", "--rw=randwrite --bs=4k --iodepth=32 --direct=1"),
     (
-        ",controller=1,queue-size=16,aio=ring",
+        ",controller=1,queue-size=16,aio=io_uring",
         "--rw=randwrite --bsrange=512-16k --iodepth=8 --direct=1",
     ),
     (
@@ -44,15 +44,15 @@ const SAMPLE: [(&str, &str); 6] = [
         "--rw=randwrite --bsrange=4k-128k --iodepth=128 --direct=1",
     ),
     (
-        ",controller=3,queue-size=1024,queues=2,block-size=4096,aio=ring,direct=on",
+        ",controller=3,queue-size=1024,queues=2,block-size=4096,aio=io_uring,direct=on",
         "--rw=randwrite --bs=64k --iodepth=16 --direct=1",
     ),
     (
-        ",controller=4,aio=plain,cache=writethrough",
+        ",controller=4,aio=threads,cache=writethrough",
         "--rw=write --bs=4k --iodepth=1 --direct=0 --fsync=64",
     ),
     (
-        ",controller=5,aio=ring,iops=100000",
+        ",controller=5,aio=io_uring,iops=100000",
         "--rw=randtrimwrite --bs=4k --iodepth=16 --direct=1",
     ),
 ];

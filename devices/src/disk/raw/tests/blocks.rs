@@ -17,7 +17,7 @@ fn partitioned(path: &Path, block: u64) -> Vec<u8> {
 
 /// Opens `path` with every backend, with the page cache and around it.
 fn each_way(path: &Path, mut test: impl FnMut(&RawDisk, &mut Stream)) {
-    for aio in [Aio::Plain, Aio::Ring] {
+    for aio in [Aio::Threads, Aio::IoUring] {
         for direct in [false, true] {
             let config = DiskConfig {
                 aio,
@@ -136,7 +136,7 @@ fn a_device_without_a_table_has_its_own_blocks_and_the_operator_may_want_smaller
     });
     let old = pattern(usize::try_from(LEN).expect("small"), 9);
     fs::write(device.path(), &old).expect("filled");
-    for aio in [Aio::Plain, Aio::Ring] {
+    for aio in [Aio::Threads, Aio::IoUring] {
         for direct in [false, true] {
             let config = DiskConfig {
                 aio,
@@ -186,7 +186,7 @@ fn a_block_that_is_being_patched_is_written_by_nobody_else() {
     let Some(device) = Loop::new(&scratch.config.path, 4096) else {
         return;
     };
-    for aio in [Aio::Plain, Aio::Ring] {
+    for aio in [Aio::Threads, Aio::IoUring] {
         let config = DiskConfig {
             aio,
             direct: true,

@@ -41,7 +41,11 @@ fn a_write_beyond_the_limit_on_file_sizes_fails_and_kills_nobody() {
         };
         setrlimit(Resource::Fsize, limit).expect("lower");
         let config = DiskConfig {
-            aio: if aio == "Ring" { Aio::Ring } else { Aio::Plain },
+            aio: if aio == "Ring" {
+                Aio::IoUring
+            } else {
+                Aio::Threads
+            },
             ..DiskConfig::new(path)
         };
         let mut disk = None;

@@ -9,7 +9,7 @@ const BYTES: u64 = 4 << 20;
 /// Runs a test on such a medium with every backend that caches, once with one queue and once with
 /// four.
 fn everywhere_cached(mut test: impl FnMut(&Medium, &RawDisk)) {
-    for aio in [Aio::Plain, Aio::Ring] {
+    for aio in [Aio::Threads, Aio::IoUring] {
         for queues in [1, 4] {
             let Some(medium) = Medium::new(BYTES) else {
                 return;

@@ -39,7 +39,7 @@ fn a_larger_image_is_a_larger_disk_after_a_rescan() {
 
 #[test]
 fn a_read_only_disk_writes_nothing() {
-    for aio in [Aio::Plain, Aio::Auto] {
+    for aio in [Aio::Threads, Aio::Auto] {
         let mut scratch = Scratch::new(LEN);
         (scratch.config.readonly, scratch.config.aio) = (true, aio);
         let disk = scratch.open().expect("image");

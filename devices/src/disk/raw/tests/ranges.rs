@@ -123,7 +123,7 @@ fn empty_ranges_do_nothing_and_do_not_make_the_host_look_unable() {
 
 /// A disk on a loop device over a file, with the backends that can be had.
 fn on_loop(dir: &Path, mut test: impl FnMut(&File, &RawDisk, &mut Stream)) {
-    for aio in [Aio::Plain, Aio::Ring] {
+    for aio in [Aio::Threads, Aio::IoUring] {
         let path = dir.join("image");
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(true);
@@ -225,7 +225,7 @@ fn a_host_that_refuses_to_free_while_zeroing_is_asked_once() {
         return;
     };
     let config = DiskConfig {
-        aio: Aio::Plain,
+        aio: Aio::Threads,
         ..DiskConfig::new(device.path())
     };
     let image = Handle::first(Arc::new(Image::open(&config).expect("a block device")));

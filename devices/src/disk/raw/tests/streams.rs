@@ -52,7 +52,7 @@ fn a_drain_returns_everything() {
 #[test]
 fn a_batch_reaches_the_host_when_it_is_committed_and_not_before() {
     let mut scratch = Scratch::new(LEN);
-    let Some(disk) = backed(&mut scratch, Aio::Ring, true) else {
+    let Some(disk) = backed(&mut scratch, Aio::IoUring, true) else {
         return;
     };
     let mut stream = Stream::new(&disk);
@@ -94,7 +94,7 @@ fn backed(scratch: &mut Scratch, aio: Aio, direct: bool) -> Option<RawDisk> {
 #[test]
 fn a_stream_is_taken_once_and_comes_back_when_its_queue_is_dropped() {
     let mut scratch = Scratch::new(LEN);
-    let Some(disk) = backed(&mut scratch, Aio::Ring, false) else {
+    let Some(disk) = backed(&mut scratch, Aio::IoUring, false) else {
         return;
     };
     let first = disk.open_queue(memory(), 0, DEPTH).expect("free");
@@ -115,7 +115,7 @@ fn a_stream_is_taken_once_and_comes_back_when_its_queue_is_dropped() {
 #[test]
 fn a_ring_used_from_another_thread_has_its_requests_carried_out_and_does_not_hang() {
     let mut scratch = Scratch::new(LEN);
-    let Some(disk) = backed(&mut scratch, Aio::Ring, false) else {
+    let Some(disk) = backed(&mut scratch, Aio::IoUring, false) else {
         return;
     };
     let mut stream = Stream::new(&disk);
@@ -134,7 +134,7 @@ fn images_in_memory_are_served_without_a_ring() {
     let mut scratch = Scratch::at(dir, LEN);
     assert!(!scratch.open().expect("image").uses_ring());
     // With a ring the kernel hands each request to a thread of its own, so every completion comes by the event.
-    let Some(disk) = backed(&mut scratch, Aio::Ring, false) else {
+    let Some(disk) = backed(&mut scratch, Aio::IoUring, false) else {
         return;
     };
     let mut stream = Stream::new(&disk);
@@ -170,7 +170,7 @@ fn alone(disk: &RawDisk) -> Guard {
 #[test]
 fn what_o_direct_refuses_holds_up_no_other_request() {
     let mut scratch = Scratch::new(LEN);
-    let Some(disk) = backed(&mut scratch, Aio::Ring, true) else {
+    let Some(disk) = backed(&mut scratch, Aio::IoUring, true) else {
         return;
     };
     let mut stream = Stream::new(&disk);
@@ -207,7 +207,7 @@ fn what_o_direct_refuses_holds_up_no_other_request() {
 #[test]
 fn a_plain_request_that_waits_holds_up_only_its_own_queue() {
     let mut scratch = Scratch::new(LEN);
-    let Some(disk) = backed(&mut scratch, Aio::Plain, true) else {
+    let Some(disk) = backed(&mut scratch, Aio::Threads, true) else {
         return;
     };
     if disk.image.in_memory {
@@ -238,7 +238,7 @@ fn a_plain_request_that_waits_holds_up_only_its_own_queue() {
 #[test]
 fn a_plain_queue_dropped_in_the_middle_leaves_nothing_behind() {
     let mut scratch = Scratch::new(LEN);
-    let Some(disk) = backed(&mut scratch, Aio::Plain, false) else {
+    let Some(disk) = backed(&mut scratch, Aio::Threads, false) else {
         return;
     };
     let mut queue = disk.open_queue(memory(), 0, DEPTH).expect("queue");
@@ -263,7 +263,7 @@ fn a_plain_queue_dropped_in_the_middle_leaves_nothing_behind() {
 #[test]
 fn a_drain_gives_up_what_has_not_begun_and_waits_for_the_rest() {
     let mut scratch = Scratch::new(LEN);
-    let Some(disk) = backed(&mut scratch, Aio::Ring, true) else {
+    let Some(disk) = backed(&mut scratch, Aio::IoUring, true) else {
         return;
     };
     let image = Arc::clone(&disk.image);
@@ -304,7 +304,7 @@ fn a_drain_gives_up_what_has_not_begun_and_waits_for_the_rest() {
 #[test]
 fn a_disk_without_streams_of_its_own_holds_up_no_event_loop_either() {
     let mut scratch = Scratch::new(LEN);
-    (scratch.config.aio, scratch.config.direct) = (Aio::Plain, true);
+    (scratch.config.aio, scratch.config.direct) = (Aio::Threads, true);
     let disk = match RawDisk::open(&scratch.config, 0, DEPTH) {
         Ok(disk) if !disk.image.in_memory => disk.shared_by(2),
         _ => {

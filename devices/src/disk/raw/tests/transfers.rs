@@ -159,7 +159,7 @@ fn an_image_that_was_cut_short_behind_our_back_reads_short_and_still_flushes() {
 #[test]
 fn a_flush_that_ends_well_beside_one_that_failed_is_not_believed() {
     let mut scratch = Scratch::new(LEN);
-    scratch.config.aio = Aio::Ring;
+    scratch.config.aio = Aio::IoUring;
     let disk = match scratch.open() {
         Ok(disk) => disk,
         Err(error) => {
