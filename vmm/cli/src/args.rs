@@ -1,4 +1,4 @@
-//! What can be typed, and how it becomes a `VmConfig`: the file first, flags over it.
+//! The command line, and its conversion to a `VmConfig`: flags override the configuration file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -20,11 +20,11 @@ use crate::keyvalue;
 
 const EXIT_CODES: &str = "\
 Exit codes of `splitring run`:
-  0  the guest powered off          3  the guest asked for a reboot (on-reboot=exit)
-  1  failure; the reason is said    4  triple fault
-  2  usage                          5  stopped from outside (Ctrl-A x, SIGTERM)";
+  0  the guest powered off          3  the guest requested a reboot (on-reboot=exit)
+  1  failure (reason on stderr)     4  triple fault
+  2  usage error                    5  stopped (Ctrl-A x, SIGTERM)";
 
-/// What `--serial` takes, with a line of help each.
+/// The values of `--serial`, each with one line of help.
 const SERIAL: &[(&str, &str)] = &[
     (
         "tty",
@@ -32,19 +32,19 @@ const SERIAL: &[(&str, &str)] = &[
     ),
     (
         "file=PATH",
-        "output to a file, which is created or truncated",
+        "write output to a file, which is created or truncated",
     ),
-    ("pty", "a new pseudo-terminal, whose path is printed"),
+    ("pty", "create a pseudo-terminal and print its path"),
     (
         "socket=PATH",
-        "a Unix socket: several clients read, the first one writes",
+        "listen on a Unix socket: all clients read, the first one also writes",
     ),
-    ("null", "nothing"),
-    ("off", "there is no serial port"),
+    ("null", "a serial port that is not connected to anything"),
+    ("off", "no serial port"),
     (
         "policy=drop",
-        "behind the target: where it does not take the output, the oldest is dropped and counted; with policy=wait \
-         the guest waits [wait]",
+        "after the target: drop the oldest output, and count it, while the target does not accept output; policy=wait \
+         makes the guest wait instead [wait]",
     ),
 ];
 
@@ -52,8 +52,8 @@ const SERIAL: &[(&str, &str)] = &[
 #[derive(Debug, Parser)]
 #[command(name = "splitring", version, about = "A KVM-based virtual machine monitor", after_help = EXIT_CODES)]
 pub(crate) struct Cli {
-    /// Say more: -v information, -vv debugging, -vvv every exit
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    /// Increase log verbosity: -v information, -vv debugging, -vvv every exit
+    #[arg(short, long, global = true, display_order = 1000, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -63,24 +63,24 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a virtual machine until it ends
     Run(Box<RunArgs>),
-    /// Say what this host can and cannot do, and what to do about it
+    /// Check what this host supports, and how to fix what is missing
     Check(CheckArgs),
-    /// Boot the embedded guest, which drives every device through the piecewise path
+    /// Boot the embedded test guest, which exercises every device
     #[cfg(feature = "selftest")]
     Selftest(crate::selftest::SelftestArgs),
-    /// Print completions for a shell
+    /// Print a shell completion script
     Completions {
-        /// Which one
+        /// Shell
         shell: clap_complete::Shell,
     },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// A configuration to check as well; the files it names are opened
+    /// Configuration file to check, including the files that it names
     #[arg(value_name = "VM.toml")]
     pub(crate) file: Option<PathBuf>,
-    /// As JSON
+    /// Print the results as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -118,48 +118,52 @@ pub(crate) struct RunArgs {
     cpus: Option<u32>,
     #[arg(long, value_name = "SIZE[,KEY=VALUE…]", help = keys("Guest memory", MemoryConfig::KEYS))]
     memory: Option<OsString>,
-    #[arg(long, value_name = "path=FILE[,KEY=VALUE…]", help = keys("A disk; may be repeated. One with the id of a disk in the file replaces it. A comma in a value is written twice, as in a,,b", DISK_KEYS))]
+    #[arg(long, value_name = "path=FILE[,KEY=VALUE…]", help = keys("Add a disk; may be repeated. A disk with the id of one in the file replaces it. Double a comma in a value, as in a,,b", DISK_KEYS))]
     disk: Vec<OsString>,
-    #[arg(long, value_name = "tap=NAME|passt[,KEY=VALUE…]", help = keys("A network card; may be repeated. One with the id of a card in the file replaces it. A comma in a value is written twice, as in a,,b", NET_KEYS))]
+    #[arg(long, value_name = "tap=NAME|passt[,KEY=VALUE…]", help = keys("Add a network card; may be repeated. A card with the id of one in the file replaces it. Double a comma in a value, as in a,,b", NET_KEYS))]
     net: Vec<OsString>,
-    /// Name of the machine; network addresses are derived from it
+    /// Name of the machine; MAC addresses are derived from it
     #[arg(long)]
     name: Option<String>,
-    /// Threads that the devices' queues are spread over [default: 1]
-    #[arg(long, value_name = "N")]
+    /// Number of I/O threads that serve the devices' queues [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Tuning")]
     workers: Option<u16>,
-    /// Microseconds a device thread looks for more work before it sleeps, while that pays; 0 is never [default: measured]
-    #[arg(long, value_name = "N")]
+    /// Longest time in microseconds that an idle I/O thread busy-polls before it sleeps; 0 disables
+    /// polling [default: measured]
+    #[arg(long, value_name = "N", help_heading = "Tuning")]
     poll_us: Option<u32>,
-    /// What a reboot by the guest does [default: exit]
-    #[arg(long, value_name = "WHAT")]
+    /// Action on a reboot by the guest [default: exit]
+    #[arg(long, value_name = "ACTION")]
     on_reboot: Option<Reboot>,
-    #[arg(long, value_name = "TARGET[,policy=drop]", help = keys("What is connected to the serial port. A comma in a path is written twice, as in a,,b", SERIAL))]
+    #[arg(long, value_name = "TARGET[,policy=drop]", help = keys("Target of the serial port. Double a comma in a path, as in a,,b", SERIAL))]
     serial: Option<OsString>,
-    /// Seconds a guest has to power off after SIGTERM before it is stopped; 0 stops it at once, as a second SIGTERM does
+    /// Seconds to wait after SIGTERM until the guest powers off, before it is stopped; 0 stops it
+    /// at once, as a second SIGTERM does
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub(crate) shutdown_timeout: u32,
     #[command(flatten)]
     devices: DeviceFlags,
-    /// PCI configuration by ports 0xcf8/0xcfc too; guests that find them get slower [default: off]
-    #[arg(long, value_name = "SWITCH")]
+    /// Also offer PCI configuration through ports 0xcf8 and 0xcfc, which is slower for guests that
+    /// use it [default: off]
+    #[arg(long, value_name = "SWITCH", help_heading = "Tuning")]
     pci_ports: Option<Switch>,
     /// Keep unpacked kernels in the user's cache directory [default: on]
     #[arg(long, value_name = "SWITCH")]
     kernel_cache: Option<Switch>,
-    /// Print the resulting configuration as a file, and run nothing
+    /// Print the resulting configuration in file format, and exit
     #[arg(long)]
     pub(crate) print_config: bool,
-    /// Print exits and the counters of disks and network cards as JSON on standard error when the machine ends;
-    /// latency_us has how many requests took less than so many microseconds, and at least half of that
+    /// Print exit counts and the I/O counters of disks and network cards as JSON on standard error
+    /// when the machine ends; latency_us is a histogram: the number of requests by upper bound in
+    /// microseconds, in powers of two
     #[arg(long)]
     pub(crate) metrics: bool,
-    /// Try even where KVM has no hardware virtualisation, which no stock kernel survives
+    /// Start even if KVM has no hardware virtualisation; stock kernels do not run then
     #[arg(long)]
     pub(crate) any_kvm: bool,
 }
 
-/// The keys of `--memory`: each that is given overrides the file's.
+/// The keys of `--memory`. Each given key overrides that of the file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct Memory {
@@ -178,14 +182,15 @@ pub(crate) fn read_file(path: &Path) -> Result<VmConfig, Failure> {
         .map_err(|error| Failure::Usage(one_line(&error)))
 }
 
-/// toml's messages end in a newline and carry a picture of the place, which stands better under the first line than beside it.
+/// Formats an error of the TOML parser. Its messages end in a newline and show the line of the
+/// file, which is indented below the first line.
 fn one_line(error: &anyhow::Error) -> anyhow::Error {
     let cause = error.root_cause().to_string();
     anyhow!(cause.trim_end().replace('\n', "\n  ")).context(error.to_string())
 }
 
 impl RunArgs {
-    /// The file with the flags over it.
+    /// Returns the configuration: the file, overridden by the flags.
     pub(crate) fn config(&self) -> Result<VmConfig, Failure> {
         let mut config = match &self.file {
             Some(path) => read_file(path)?,
@@ -241,7 +246,7 @@ impl RunArgs {
     }
 }
 
-/// `--net passt,…` reads better than `--net passt=on,…`.
+/// Expands `--net passt,…` to `--net passt=on,…`.
 fn passt_on(text: &OsStr) -> OsString {
     match text.as_bytes().strip_prefix(b"passt") {
         Some(rest) if rest.is_empty() || rest.starts_with(b",") => {
@@ -251,7 +256,7 @@ fn passt_on(text: &OsStr) -> OsString {
     }
 }
 
-/// A device of a known id takes the other's place; any other comes last.
+/// Replaces the device with the same id, or else appends the device.
 fn put<T>(devices: &mut Vec<T>, device: T, id: impl Fn(&T) -> Option<&str>) {
     match devices
         .iter_mut()
@@ -296,6 +301,26 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_has_tuning_in_a_section_of_its_own_and_nothing_for_tests() {
+        use clap::CommandFactory;
+        let mut command = Cli::command();
+        let run = command.find_subcommand_mut("run").expect("run");
+        let help = run.render_help().to_string();
+        let (daily, tuning) = help.split_once("\nTuning:\n").expect("a section");
+        for flag in ["--workers", "--poll-us", "--pci-ports"] {
+            assert!(tuning.contains(flag) && !daily.contains(flag), "{flag}");
+        }
+        for word in ["hide", "null, which", "for tests"] {
+            assert!(!help.contains(word), "{word}: {help}");
+        }
+        for disk in ["/d,hide=event-idx", "/d,format=null"] {
+            assert!(run_args(&["--disk", disk]).config().is_ok(), "{disk}");
+        }
+        let net = "tap=t,hide=mq";
+        assert!(run_args(&["--net", net]).config().is_ok(), "{net}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `splitring check`: what this host can do, for people and for programs.
+//! `splitring check`: checks what this host supports, as text or as JSON.
 
 use std::fmt::Write;
 
@@ -10,7 +10,8 @@ use crate::args::{self, CheckArgs};
 use crate::exit::Failure;
 use crate::streams::print;
 
-/// Exit code 0 if a stock kernel can run here and the configuration, if given, is valid and its files can be opened.
+/// Runs the checks; returns exit code 0 if a stock kernel can run here and the configuration, if
+/// given, is valid and its files can be opened.
 pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
     if let Some(path) = &args.file {
         let config = args::read_file(path)?;
@@ -40,9 +41,9 @@ pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
             }
         }
         text += if report.can_run {
-            "stock kernels run here\n"
+            "stock kernels can run here\n"
         } else {
-            "stock kernels do not run here\n"
+            "stock kernels cannot run here\n"
         };
     }
     print(&text)?;

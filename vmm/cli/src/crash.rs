@@ -1,6 +1,6 @@
 #![expect(unsafe_code, reason = "handlers of crash signals")]
-//! A crash puts the terminal back and is a crash otherwise: the handlers that were there, such as
-//! Rust's for a stack overflow, run afterwards.
+//! Restores the terminal on a crash. The previous handlers, such as Rust's for a stack overflow,
+//! run afterwards, so the process still crashes.
 
 use std::io;
 use std::mem::zeroed;
@@ -15,33 +15,33 @@ const SIGNALS: [i32; 5] = [
     libc::SIGABRT,
 ];
 
-/// What was there before.
+/// The previous handlers.
 static PREVIOUS: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
 
-/// Puts the terminal back; async-signal-safe.
+/// Restores the terminal; async-signal-safe.
 static RESTORE: OnceLock<fn()> = OnceLock::new();
 
-/// Installs the handlers, once; each crash calls `restore`, which must be async-signal-safe.
+/// Installs the handlers, once. They call `restore`, which must be async-signal-safe.
 ///
 /// # Errors
-/// Sigaction's own.
+/// sigaction fails.
 pub(crate) fn install_crash_handlers(restore: fn()) -> io::Result<()> {
     RESTORE.get_or_init(|| restore);
     if PREVIOUS.get().is_some() {
         return Ok(());
     }
-    // SAFETY: an action of zeros is the default one.
+    // SAFETY: a zeroed sigaction is the default action.
     let mut before: [libc::sigaction; SIGNALS.len()] = unsafe { zeroed() };
     for (signal, action) in SIGNALS.into_iter().zip(&mut before) {
-        // SAFETY: only reads, into an action of this function's own.
+        // SAFETY: only reads the current action, into a local variable.
         check(unsafe { libc::sigaction(signal, ptr::null(), action) })?;
     }
-    // A handler finds them complete.
+    // Set before any handler is installed, so that a handler finds all of them.
     PREVIOUS.get_or_init(|| before);
     for signal in SIGNALS {
-        // SAFETY: the handler is async-signal-safe and has the signature that SA_SIGINFO asks for.
-        // It runs on the alternate stack that Rust's threads have, since theirs may be what is used
-        // up.
+        // SAFETY: the handler is async-signal-safe and has the signature that SA_SIGINFO requires.
+        // It runs on the alternate stack of Rust's threads, since the normal stack may have
+        // overflowed.
         check(unsafe {
             let mut action: libc::sigaction = zeroed();
             action.sa_sigaction = on_crash as *const () as usize;
@@ -70,8 +70,8 @@ extern "C" fn on_crash(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_
         .and_then(|(before, at)| before.get(at));
     // SAFETY: the kernel gave the information. sigaction, signal and raise are async-signal-safe.
     unsafe {
-        // Positive: a fault, which happens again behind this handler's back. Otherwise somebody
-        // sent it, and it is sent again, to end the process as it would have.
+        // si_code > 0: a fault, which recurs when this handler returns. Otherwise a process sent
+        // the signal, and it is raised again to end this process as it would have.
         match before {
             Some(before) if (*info).si_code > 0 => {
                 libc::sigaction(signal, before, ptr::null_mut());
@@ -97,7 +97,7 @@ mod tests {
 
     const OVERFLOW: &str = "SPLITRING_TEST_OVERFLOW";
 
-    #[expect(unconditional_recursion, reason = "that is what it is for")]
+    #[expect(unconditional_recursion, reason = "the test needs a stack overflow")]
     fn overflow(depth: &mut [u8; 4096]) -> u8 {
         let mut more = *depth;
         more[0] = more[0].wrapping_add(1);
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_stack_overflow_is_reported_and_gives_the_terminal_back() {
-        // This test is the program, too, that it looks at.
+        // This test runs itself as the crashing program.
         if std::env::var_os(OVERFLOW).is_some() {
             let _raw = RawMode::enter().expect("raw mode").expect("a terminal");
             overflow(&mut [0; 4096]);

@@ -1,4 +1,4 @@
-//! A flag for each device that the library's configuration has a key for. Knows none of them.
+//! One flag per device for which the library's configuration has a key. Knows no particular device.
 
 use std::ffi::{OsStr, OsString};
 
@@ -9,7 +9,7 @@ use splitring::config::DeviceKey;
 
 use crate::help::keys;
 
-/// The devices that were given, with the text of their flags.
+/// The given devices, with the text of their flags.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DeviceFlags(Vec<(&'static DeviceKey, OsString)>);
 

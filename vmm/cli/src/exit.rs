@@ -1,12 +1,12 @@
-//! How a command ends: its exit code, or why it did not do what it was asked.
+//! The result of a command: its exit code, or why it failed.
 
 use splitring::ExitReason;
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 pub(crate) enum Failure {
-    /// What was typed makes no sense: exit code 2.
+    /// A usage error: exit code 2.
     Usage(anyhow::Error),
-    /// It made sense and went wrong: exit code 1.
+    /// Any other failure: exit code 1.
     Failed(anyhow::Error),
 }
 
@@ -16,14 +16,14 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// Exit codes of `splitring run`, in `--help` too.
+/// Returns the exit code of `splitring run`. `--help` lists them, too.
 pub(crate) fn exit_code(reason: &ExitReason) -> u8 {
     match reason {
         ExitReason::PowerOff => 0,
         ExitReason::Reboot => 3,
         ExitReason::TripleFault { .. } => 4,
         ExitReason::Stopped => 5,
-        // What the library may add: a failure until it has a code of its own.
+        // Reasons that the library adds later are failures until they have a code.
         _ => 1,
     }
 }

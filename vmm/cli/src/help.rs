@@ -1,10 +1,10 @@
-//! Help texts of flags that have keys of their own.
+//! Help texts of flags with sub-keys.
 
-/// Columns that help has behind clap's indentation on a terminal of 80.
+/// Columns behind clap's indentation on a terminal of 80.
 const HELP_WIDTH: usize = 70;
 
-/// Help of a flag with keys of its own: each in lines of its own, broken here, for clap would begin what it breaks
-/// below the key.
+/// Returns the help of a flag with sub-keys, one paragraph per key. Wrapped here, because clap
+/// would not indent continuation lines below the text.
 pub(crate) fn keys(what: &str, keys: &[(&str, &str)]) -> String {
     let width = keys.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
     let margin = width + 3;

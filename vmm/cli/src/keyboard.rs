@@ -1,33 +1,33 @@
-//! The escape keys in what is typed.
+//! The escape keys of the terminal.
 
 /// Ctrl-A, as in QEMU and screen.
 const ESCAPE: u8 = 0x01;
 
-/// The keys, as shown by Ctrl-A c.
+/// The list of escape keys that Ctrl-A c prints.
 pub(crate) const KEYS: &str = "\r\n\
 Ctrl-A x  stop the virtual machine\r\n\
 Ctrl-A s  press its power button\r\n\
-Ctrl-A c  this list\r\n\
+Ctrl-A c  print this list\r\n\
 Ctrl-A Ctrl-A  send Ctrl-A to the guest\r\n";
 
-/// What typed bytes ask for.
+/// The meaning of typed bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Key {
-    /// For the guest.
+    /// Input for the guest.
     Input(Vec<u8>),
     Stop,
     PowerButton,
     Keys,
 }
 
-/// Finds the escape keys in what is typed.
+/// Finds the escape keys in typed bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Keyboard {
     escaped: bool,
 }
 
 impl Keyboard {
-    /// Splits `bytes` into what is for the guest and what is for us, in order.
+    /// Splits `bytes` into input for the guest and escape keys, in order.
     pub(crate) fn read(&mut self, bytes: &[u8]) -> Vec<Key> {
         let mut keys = Vec::new();
         let mut input = Vec::new();
@@ -40,7 +40,7 @@ impl Keyboard {
                 (true, b'x' | b'X') => Key::Stop,
                 (true, b's' | b'S') => Key::PowerButton,
                 (true, b'c' | b'C' | b'?' | b'h') => Key::Keys,
-                // Any other key after the escape is the guest's, without it.
+                // Any other key after the escape goes to the guest, without the escape.
                 (_, byte) => {
                     input.push(byte);
                     continue;

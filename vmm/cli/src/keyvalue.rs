@@ -1,7 +1,7 @@
 //! `key=value,key=value` on the command line, read through the same serde types as the file.
 //!
-//! Knows nothing of any particular option: names, types and refusals of unknown keys are the target
-//! type's. A comma inside a value is written twice.
+//! Knows no particular option: names, types and the refusal of unknown keys come from the target
+//! type. A comma in a value is doubled.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -11,13 +11,13 @@ use serde::de::value::{Error, MapDeserializer};
 use serde::de::{self, DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
 use splitring::VmConfig;
 
-/// For whoever did not mean the comma as the end of a value.
-const COMMA_RULE: &str = "a comma in a value is written twice, as in a,,b";
+/// The remedy if a comma was meant as part of a value.
+const COMMA_RULE: &str = "double a comma in a value, as in a,,b";
 
-/// Reads `text` as the fields of `T`. `shorthand` is the key a leading word without `=` stands for.
+/// Reads `text` as the fields of `T`. `shorthand` is the key of a first item without `=`.
 ///
 /// # Errors
-/// A key without value, a key given twice, and everything `T` refuses, as one line.
+/// A key without a value, a key given twice, or an error of `T`, as one line.
 pub(crate) fn parse<T: DeserializeOwned>(
     text: &OsStr,
     shorthand: Option<&str>,
@@ -25,8 +25,8 @@ pub(crate) fn parse<T: DeserializeOwned>(
     parse_with_path(text, shorthand, None).map(|(value, _)| value)
 }
 
-/// Reads `text` as the value of the device `key`, in a configuration that has nothing else. With `keys`, a device's
-/// value is on, off or its keys; otherwise it is a switch.
+/// Reads `text` as the value of the device `key`; returns a configuration that has only this device.
+/// With `keys`, the value is on, off or the device's keys; otherwise it is a switch.
 ///
 /// # Errors
 /// As [`parse`].
@@ -46,8 +46,8 @@ pub(crate) fn parse_device(
     VmConfig::deserialize(value).map_err(|error| error.to_string())
 }
 
-/// The same as [`parse`], where the value of the key `path` need not be UTF-8: it is returned beside, since no
-/// serde type takes it.
+/// As [`parse`], except that the value of the key `path` need not be UTF-8: it is returned
+/// separately, since no serde type accepts it.
 ///
 /// # Errors
 /// As [`parse`].
@@ -62,7 +62,8 @@ pub(crate) fn parse_with_path<T: DeserializeOwned>(
     Ok((value, given))
 }
 
-/// The keys of `text` with their values, and the value of the key `path` as it was typed if it is not UTF-8.
+/// Returns the keys of `text` with their values, and the value of the key `path` as typed if it is
+/// not UTF-8.
 fn pairs(
     text: &OsStr,
     shorthand: Option<&str>,
@@ -89,7 +90,7 @@ fn pairs(
     Ok((pairs, given))
 }
 
-/// Key and value of one item; without a key it is the `shorthand`'s value.
+/// Returns key and value of one item. Without a key it is the value of `shorthand`.
 fn pair(item: &[u8], shorthand: Option<&str>) -> Result<(String, Vec<u8>), String> {
     let shown = || String::from_utf8_lossy(item).into_owned();
     match (item.iter().position(|byte| *byte == b'='), shorthand) {
@@ -104,7 +105,7 @@ fn pair(item: &[u8], shorthand: Option<&str>) -> Result<(String, Vec<u8>), Strin
     }
 }
 
-/// Splits at single commas; a doubled one stands for itself.
+/// Splits at single commas; a doubled comma stands for one.
 fn split(text: &[u8]) -> Vec<Vec<u8>> {
     let mut items = vec![Vec::new()];
     let mut bytes = text.iter().peekable();
@@ -118,7 +119,7 @@ fn split(text: &[u8]) -> Vec<Vec<u8>> {
     items
 }
 
-/// One value as typed; the field it goes into decides what it means.
+/// A value as typed; the field's type determines how it is read.
 struct Word(String);
 
 impl Word {
@@ -216,7 +217,7 @@ impl<'de> Deserializer<'de> for Word {
 /// Keys with their values.
 type Pairs = Vec<(String, Word)>;
 
-/// What stands behind a device's key.
+/// The value of a device's key.
 enum DeviceValue {
     Absent,
     Switch(Word),
@@ -307,7 +308,7 @@ mod tests {
             ("path=a,colour=green", "unknown variant `green`"),
             ("queues=1", "missing field `path`"),
             ("path=a,", "not key=value"),
-            ("path=a,b", "a comma in a value is written twice"),
+            ("path=a,b", "double a comma in a value"),
         ] {
             let error = parse::<Target>(text.as_ref(), None).expect_err(text);
             assert!(error.contains(wanted), "{text}: {error}");

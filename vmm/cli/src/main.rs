@@ -1,8 +1,10 @@
-//! The `splitring` command line: parses arguments, runs a machine through the library and reports how it ended.
+//! The command `splitring`: parses arguments, runs a machine through the library and reports how it
+//! ended.
 //!
-//! Owns what belongs to a process and not to the library: arguments, log subscriber, terminal, exit codes.
+//! Owns what belongs to a process and not to the library: arguments, log subscriber, terminal, exit
+//! codes.
 
-#![deny(clippy::print_stdout, clippy::print_stderr)] // They panic where nobody reads: `streams` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)] // They panic if the reader is gone; `streams` does not.
 
 mod args;
 mod check;
@@ -57,12 +59,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// The chain of an error, each link once: the outermost on the first line, its causes indented below.
+/// Prints the chain of an error, each link once: the outermost on the first line, its causes
+/// indented below.
 fn report_error(error: &anyhow::Error) {
     let mut last = error.to_string();
     eprint(&format!("error: {last}\n"));
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        // Many messages name their cause themselves.
+        // Many messages already contain their cause.
         if !last.contains(&cause) {
             eprint(&format!("  {cause}\n"));
             last = cause;
@@ -70,7 +73,7 @@ fn report_error(error: &anyhow::Error) {
     }
 }
 
-/// Log lines go to standard error: warnings, and more with each -v.
+/// Installs the log subscriber: warnings, and more with each -v, go to standard error.
 fn init_logging(verbose: u8) {
     let level = match verbose {
         0 => tracing::Level::WARN,
@@ -81,7 +84,7 @@ fn init_logging(verbose: u8) {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(|| Stderr)
-        // It would say so on the standard error that can't be written.
+        // It would report errors of writing to standard error on standard error.
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(verbose > 1)

@@ -1,4 +1,4 @@
-//! `splitring run`: build, start, serve the console, report.
+//! `splitring run`: builds and starts the machine, serves its console, and reports its end.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -19,7 +19,7 @@ use crate::streams::{eprint, print};
 
 const CANNOT_START: &str = "cannot start the virtual machine";
 
-/// Runs the machine; the result is the exit code.
+/// Runs the machine; returns the exit code.
 pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     let config = args.config()?;
     if args.print_config {
@@ -29,7 +29,8 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
         .validate()
         .context(CANNOT_START)
         .map_err(Failure::Usage)?;
-    // Before this program opens anything that could have a number which the operator has mistaken.
+    // Before this program opens any file, which could get a number that the operator named by
+    // mistake.
     let nets = descriptors::take_over_net_fds(&config).context(CANNOT_START)?;
     let signals = Signals::install().context("cannot take over the termination signals")?;
     let serial = config.serial.clone();
@@ -49,8 +50,8 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     report(&end)
 }
 
-/// What happened, as one line of JSON: the exits, what each disk's requests and each card's frames came to, and the
-/// bytes of the serial console's output that nobody got.
+/// Prints one line of JSON: the exit counts, each disk's and network card's I/O counters, and the
+/// bytes of serial output that were dropped.
 fn print_metrics(machine: &Machine, console: &Console) -> Result<(), Failure> {
     let disks = machine.disks();
     let disks: BTreeMap<_, _> = disks
@@ -91,8 +92,8 @@ fn start(
     Ok(machine)
 }
 
-/// `$XDG_CACHE_HOME/splitring/images`, else `$HOME/.cache/splitring/images`; relative paths there are to
-/// be ignored (XDG base directory specification).
+/// Returns `$XDG_CACHE_HOME/splitring/images`, or else `$HOME/.cache/splitring/images`. Relative
+/// paths in these variables are ignored (XDG base directory specification).
 fn kernel_cache() -> Option<PathBuf> {
     let absolute = |name: &str| {
         std::env::var_os(name)

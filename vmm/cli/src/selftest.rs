@@ -1,4 +1,4 @@
-//! `splitring selftest`: the table, the progress line and the verdict.
+//! `splitring selftest`: prints the results, the progress line and the verdict.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -14,7 +14,7 @@ use splitring::selftest::{self, ReportLine, SelftestOptions, SelftestReport, Tes
 use crate::exit::Failure;
 use crate::streams::{eprint, print};
 
-/// What can be asked of the self-test.
+/// The arguments of `splitring selftest`.
 #[derive(Debug, Args)]
 pub(crate) struct SelftestArgs {
     /// Print the results as JSON
@@ -23,7 +23,7 @@ pub(crate) struct SelftestArgs {
     /// Length of each timed loop in seconds
     #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
-    /// Store the guest's image there, for other machine monitors, and run nothing
+    /// Write the guest's image to PATH, for other virtual machine monitors, and exit
     #[arg(long, value_name = "PATH")]
     image: Option<PathBuf>,
 }
@@ -35,12 +35,12 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Runs it; exit code 1 if anything failed.
+/// Runs the self-test; returns exit code 1 if a test failed.
 pub(crate) fn selftest(args: &SelftestArgs) -> Result<u8, Failure> {
     if let Some(path) = &args.image {
         let shown = path.display();
         std::fs::write(path, selftest::GUEST)
-            .with_context(|| format!("cannot store the guest at {shown}"))?;
+            .with_context(|| format!("cannot write the guest's image to {shown}"))?;
         return Ok(0);
     }
     let options = SelftestOptions::default().each(Duration::from_secs_f64(args.seconds));
@@ -95,7 +95,7 @@ fn verdict(report: &SelftestReport) -> String {
     )
 }
 
-/// One row a test, its variants behind it; failures and skips with their reason.
+/// Prints one row per test with its variants, and one per failure or skip with its reason.
 fn show_tests(report: &SelftestReport, to: &mut String) -> fmt::Result {
     writeln!(to, "{:<28} {:<8} variants", "test", "result")?;
     let mut rows: BTreeMap<String, Vec<(&str, &TestOutcome)>> = BTreeMap::new();
@@ -152,7 +152,7 @@ fn show_loops(report: &SelftestReport, to: &mut String) -> fmt::Result {
     Ok(())
 }
 
-/// One line on the terminal that is written over and goes away.
+/// A progress line on the terminal, which is overwritten and finally removed.
 #[derive(Default)]
 struct Progress {
     tests: usize,
@@ -182,7 +182,7 @@ impl Progress {
     fn write(&self, text: &str) {
         let mut out = std::io::stderr();
         if out.is_terminal() {
-            // A terminal that is gone is no reason to end the test.
+            // A terminal that has gone away must not end the test.
             let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         }
     }

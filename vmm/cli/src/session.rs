@@ -1,5 +1,5 @@
-//! The main thread while a machine runs: keys to the guest, signals and keys for us, until the
-//! machine ends.
+//! The main thread while a machine runs: passes input to the guest and handles signals and escape
+//! keys, until the machine ends.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -15,28 +15,28 @@ use crate::signals::{self, SignalRequest, Signals};
 use crate::streams::eprint;
 use crate::terminal::RawMode;
 
-/// How long a console's target that is not waited for may take for what is left.
+/// How long a console's target with policy=drop may take for the remaining output.
 const FINAL_OUTPUT_LIMIT: Duration = Duration::from_millis(200);
-/// While a target takes what a machine that ended by itself has left, how often signals and keys
-/// are looked at.
+/// How often signals and keys are checked while a target takes the last output of a machine that
+/// ended by itself.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// What a terminal shows once when the guest has not read a lot of what was typed.
+/// The message if the guest does not read its input.
 const INPUT_LOST: &str =
     "\r\nsplitring: the guest does not read its console; input is lost (Ctrl-A x stops it)\r\n";
 
-/// Standard input, if it is the guest's console.
+/// Standard input, connected to the guest's console.
 struct ConsoleInput {
-    /// Its escape keys, on a terminal only: piped input is all the guest's.
+    /// Finds escape keys. Only on a terminal: piped input all goes to the guest.
     keyboard: Option<Keyboard>,
-    /// What was read and not accepted yet, not on a terminal: that is always read, for its escape
-    /// keys.
+    /// Input that was read but not accepted yet. Not on a terminal, which is always read for its
+    /// escape keys.
     pending: Vec<u8>,
     open: bool,
-    /// That input is lost was shown.
+    /// The message about lost input was printed.
     warned: bool,
 }
 
-/// A running machine and what it is controlled by.
+/// A running machine, with its signals and its terminal.
 pub(crate) struct Session<'a> {
     machine: &'a Machine,
     console: &'a Console,
@@ -46,14 +46,14 @@ pub(crate) struct Session<'a> {
     shutdown_timeout: Duration,
     /// When a guest that was asked to power off is stopped.
     deadline: Option<Instant>,
-    /// Somebody wants it to end now.
+    /// The machine is to be stopped now.
     stopped: bool,
-    /// A target that takes no output is not waited for.
+    /// The session does not wait for a target that does not accept output.
     drops_output: bool,
 }
 
 impl<'a> Session<'a> {
-    /// Connects standard input to the console, if that is what `serial` asks for.
+    /// Connects standard input to the console, if `serial` has the terminal as its target.
     ///
     /// # Errors
     /// The terminal can't be switched to raw mode.
@@ -88,10 +88,10 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Serves the machine until it has ended and its last output is out.
+    /// Serves the machine until it has ended and its last output is written.
     ///
     /// # Errors
-    /// The system refuses to wait.
+    /// poll fails.
     pub(crate) fn serve(&mut self) -> Result<ExitReason, Failure> {
         let end = loop {
             if let Some(end) = self.machine.try_wait() {
@@ -104,15 +104,16 @@ impl<'a> Session<'a> {
         Ok(end)
     }
 
-    /// Lets the last output out: all of it, unless somebody stops the program or had set it a time.
+    /// Waits for the last output: for all of it, unless the program is stopped or the time is
+    /// limited.
     fn finish(&mut self) {
         let until = match self.deadline.take() {
             None if self.drops_output => Some(Instant::now() + FINAL_OUTPUT_LIMIT),
             until => until,
         };
-        // There is no guest to be asked any more.
+        // The guest has ended and can't be asked to power off.
         self.shutdown_timeout = Duration::ZERO;
-        // Whoever stopped it may have met a guest that had just ended by itself.
+        // The stop may have coincided with the guest's own end.
         while !self.stopped && self.console.finish_within(POLL_INTERVAL, POLL_INTERVAL) > 0 {
             self.handle_events();
             self.stopped |= until.is_some_and(|at| at <= Instant::now());
@@ -123,7 +124,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Waits until there is something to look at.
+    /// Blocks until there is an event to handle, or the deadline.
     fn wait(&self) -> io::Result<()> {
         let ended = self.machine.ended();
         let mut fds = vec![
@@ -149,12 +150,12 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Does what signals, keys and time ask for, without waiting.
+    /// Handles signals, keys and the deadline, without blocking.
     fn handle_events(&mut self) {
         let mut stop = self.deadline.is_some_and(|at| at <= Instant::now());
         if stop {
             tracing::warn!(
-                "the guest has not powered off within {} s: it is stopped",
+                "the guest has not powered off within {} s and is stopped",
                 self.shutdown_timeout.as_secs()
             );
             self.deadline = None;
@@ -177,13 +178,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Asks the guest to power off; returns whether it is to be stopped instead.
+    /// Asks the guest to power off. Returns whether to stop it instead.
     fn shut_down(&mut self) -> bool {
         if self.deadline.is_some() || self.shutdown_timeout.is_zero() {
             return true;
         }
         tracing::info!(
-            "SIGTERM: the guest is asked to power off, and stopped in {} s; a second one stops it at once",
+            "SIGTERM: asking the guest to power off; it is stopped after {} s, or at once by a second SIGTERM",
             self.shutdown_timeout.as_secs()
         );
         press_power_button(self.machine);
@@ -191,7 +192,7 @@ impl<'a> Session<'a> {
         false
     }
 
-    /// SIGTSTP: whoever has the terminal next finds it as it was.
+    /// Handles SIGTSTP: restores the terminal before the process stops.
     fn suspend(&self) {
         if let Some(raw) = &self.raw {
             raw.leave();
@@ -200,7 +201,7 @@ impl<'a> Session<'a> {
         self.take_terminal();
     }
 
-    /// Takes the terminal over again after a stop.
+    /// Switches the terminal to raw mode again after a stop.
     fn take_terminal(&self) {
         if let Some(raw) = &self.raw
             && let Err(error) = raw.enter_again()
@@ -211,7 +212,7 @@ impl<'a> Session<'a> {
 }
 
 impl ConsoleInput {
-    /// Moves what can be read to the guest; returns whether the machine is to be stopped.
+    /// Passes available input to the guest. Returns whether to stop the machine.
     fn serve(&mut self, console: &Console, machine: &Machine) -> bool {
         if !self.pending.is_empty() {
             let taken = console.input(&self.pending);
@@ -221,7 +222,7 @@ impl ConsoleInput {
             return false;
         }
         let mut bytes = [0; 4096];
-        // Not through std's buffer: what waits there would not wake the poll.
+        // Not through std's buffer: poll would not report what is buffered there.
         let bytes = match rustix::io::read(stdin(), &mut bytes) {
             Ok(0) => {
                 self.open = false;
@@ -230,7 +231,7 @@ impl ConsoleInput {
             Ok(len) => bytes.get(..len).unwrap_or_default(),
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return false,
             Err(error) => {
-                tracing::warn!(%error, "cannot read standard input any more");
+                tracing::warn!(%error, "cannot read standard input; the guest gets no more input");
                 self.open = false;
                 return false;
             }
@@ -265,7 +266,7 @@ impl ConsoleInput {
         stop
     }
 
-    /// A bell, and a line the first time.
+    /// Rings the terminal's bell, and prints a message the first time.
     fn warn_lost_input(&mut self) {
         eprint("\x07");
         if !std::mem::replace(&mut self.warned, true) {
@@ -280,14 +281,14 @@ fn press_power_button(machine: &Machine) {
     }
 }
 
-/// Whether a read of standard input would return at once.
+/// Returns whether a read of standard input would not block.
 fn is_readable() -> bool {
     let stdin = stdin();
     let now = Timespec::default();
     poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// The images may have grown: the guest is told.
+/// Reads the sizes of the images again and reports changes to the guest.
 fn rescan_disks(machine: &Machine) {
     for disk in machine.disks() {
         let id = disk.id().unwrap_or_default();

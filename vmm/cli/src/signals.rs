@@ -1,6 +1,6 @@
 #![expect(unsafe_code, reason = "reads the disposition of signals")]
-//! Signals as a readable descriptor. Those that whoever started the program ignores stay ignored
-//! (nohup, background jobs of a shell without job control).
+//! Signals as a readable descriptor. Signals that the parent process ignores stay ignored (nohup,
+//! background jobs of a shell without job control).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SI
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
-/// What a signal asks for.
+/// The request that a signal makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SignalRequest {
     /// SIGTERM: power off.
@@ -19,20 +19,20 @@ pub(crate) enum SignalRequest {
     Stop,
     /// SIGUSR1: the disks' sizes may have changed.
     Rescan,
-    /// SIGTSTP: give the terminal back and stand still.
+    /// SIGTSTP: restore the terminal and stop.
     Suspend,
-    /// SIGCONT: the terminal may have been changed meanwhile.
+    /// SIGCONT: switch the terminal to raw mode again.
     Continue,
 }
 
-/// See the module.
+/// Receives signals; see the module.
 pub(crate) struct Signals(SignalDelivery<UnixStream, SignalOnly>);
 
 impl Signals {
-    /// Takes over the signals that end the program or ask it for something.
+    /// Handles the signals that end the program or make a request.
     ///
     /// # Errors
-    /// No descriptors, or sigaction's own.
+    /// There are no descriptors, or sigaction fails.
     pub(crate) fn install() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         let ending = [SIGTERM, SIGINT, SIGQUIT, SIGHUP];
@@ -43,11 +43,11 @@ impl Signals {
         SignalDelivery::with_pipe(read, write, SignalOnly, taken).map(Self)
     }
 
-    /// Takes over SIGTSTP and SIGCONT too: the terminal is in a mode that others must not find it
-    /// in.
+    /// Handles SIGTSTP and SIGCONT, too, because other programs must not find the terminal in raw
+    /// mode.
     ///
     /// # Errors
-    /// Sigaction's own.
+    /// sigaction fails.
     pub(crate) fn install_job_control(&self) -> io::Result<()> {
         let handle = self.0.handle();
         for signal in [SIGTSTP, SIGCONT] {
@@ -58,10 +58,10 @@ impl Signals {
         Ok(())
     }
 
-    /// Returns what was asked for since the last call.
+    /// Returns the requests since the last call.
     pub(crate) fn pending(&mut self) -> Vec<SignalRequest> {
         let mut requests: Vec<_> = self.0.pending().filter_map(request).collect();
-        // Whoever continued it after the stop would not do so again.
+        // The process was already continued after this SIGTSTP: a second SIGCONT may never come.
         if requests.contains(&SignalRequest::Continue) {
             requests.retain(|request| *request != SignalRequest::Suspend);
         }
@@ -86,13 +86,13 @@ fn request(signal: i32) -> Option<SignalRequest> {
     })
 }
 
-/// Stops the process as SIGTSTP would have, until somebody continues it.
+/// Stops the process as SIGTSTP does by default, until it is continued.
 pub(crate) fn stop_process() {
     let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
 }
 
 fn is_ignored(signal: i32) -> bool {
-    // SAFETY: an action of zeros is a valid one to be written over, and nothing is installed.
+    // SAFETY: a zeroed sigaction is valid to be overwritten, and no action is installed.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, std::ptr::null(), &raw mut action) == 0

@@ -1,5 +1,5 @@
-//! Standard output and standard error: a reader that has gone ends nothing with a panic, and one
-//! that does not read holds nothing up for long.
+//! Standard output and standard error. A reader that has gone away causes no panic, and one that
+//! does not read blocks the program only briefly.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,18 +13,18 @@ use rustix::net::SendFlags;
 
 use crate::exit::Failure;
 
-/// How long a line for standard error may wait for whoever reads it.
+/// How long a write to standard error may wait for the reader.
 const STALL_LIMIT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 200_000_000,
 };
-/// The same for one that has let a line wait that long before.
+/// The same for a reader that has let a write time out.
 const NO_WAIT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
 };
 
-/// Prints what a command was asked for. A reader that has seen enough (`| head`) is no failure.
+/// Prints the output of a command. A reader that stops reading (`| head`) is not an error.
 ///
 /// # Errors
 /// Standard output can't be written for another reason.
@@ -41,23 +41,23 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Says something on standard error, if that can be written.
+/// Prints to standard error. Errors are ignored.
 pub(crate) fn eprint(text: &str) {
     let _ = Stderr.write(text.as_bytes());
 }
 
-/// Standard error for lines that must not hold up who writes them: log lines come from every thread
-/// of a machine. What is not taken in time is lost.
+/// Standard error for log lines, which come from every thread of a machine and must not block it.
+/// Output that the reader does not accept in time is dropped.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stderr;
 
 /// How standard error is written without blocking.
 enum StderrMode {
-    /// A pipe or a terminal, opened once more: others share the first description.
+    /// A pipe or a terminal, reopened: other processes share the first open file description.
     Reopened(OwnedFd),
-    /// A socket, which can be asked not to block.
+    /// A socket, written with MSG_DONTWAIT.
     Socket,
-    /// A file, or what can't be opened once more.
+    /// A file, or a descriptor that can't be reopened.
     Blocking,
 }
 
@@ -87,7 +87,7 @@ impl StderrMode {
         }
     }
 
-    /// Writes some of `bytes`, or says that it would block.
+    /// Writes some of `bytes`, or returns EAGAIN instead of blocking.
     fn write(&self, bytes: &[u8]) -> rustix::io::Result<usize> {
         match self {
             Self::Reopened(fd) => rustix::io::write(fd, bytes),
@@ -107,7 +107,7 @@ impl StderrMode {
 }
 
 impl Write for Stderr {
-    /// Takes everything, whatever becomes of it: whoever logs could do nothing about it.
+    /// Accepts all bytes even if they can't be written: the caller could not handle an error.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let stderr_mode = stderr_mode();
         let mut left = bytes;

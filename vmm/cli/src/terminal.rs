@@ -1,6 +1,7 @@
-//! The terminal under the guest's console: raw mode, and putting everything back on every way out.
+//! The terminal of the guest's console: switches it to raw mode, and restores it on every exit
+//! path.
 //!
-//! Belongs to the binary: the library touches no terminal. Restored on return, panic, termination
+//! Belongs to the command: the library touches no terminal. Restored on return, panic, termination
 //! signals (which arrive as events), suspension, and crash signals (`crash.rs`).
 
 use std::io::{self, IsTerminal};
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::stdio::stdin;
 use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
-/// What was there before raw mode; read by the crash handler too.
+/// The terminal's previous modes; the crash handler reads them, too.
 static SAVED: OnceLock<Termios> = OnceLock::new();
 static RAW: AtomicBool = AtomicBool::new(false);
 
@@ -18,12 +19,12 @@ static RAW: AtomicBool = AtomicBool::new(false);
 pub(crate) struct RawMode(());
 
 impl RawMode {
-    /// Switches standard input to raw mode, wherever standard output goes. None if it is not a
-    /// terminal. A background job is stopped here until it is in the foreground, as every program
-    /// is that sets a terminal's modes.
+    /// Switches standard input to raw mode, whatever standard output is. Returns `None` if it is
+    /// not a terminal. A background job is stopped here until it is in the foreground, like every
+    /// program that sets a terminal's modes.
     ///
     /// # Errors
-    /// The terminal's own.
+    /// The terminal's modes can't be read or set.
     pub(crate) fn enter() -> io::Result<Option<Self>> {
         if !io::stdin().is_terminal() {
             return Ok(None);
@@ -36,15 +37,15 @@ impl RawMode {
         Ok(Some(Self(())))
     }
 
-    /// Puts the terminal back, for the time the program is stopped.
+    /// Restores the terminal while the program is stopped.
     pub(crate) fn leave(&self) {
         restore();
     }
 
-    /// Switches to raw mode again: somebody may have changed it meanwhile.
+    /// Switches to raw mode again, which another program may have changed meanwhile.
     ///
     /// # Errors
-    /// The terminal's own.
+    /// The terminal's modes can't be set.
     pub(crate) fn enter_again(&self) -> io::Result<()> {
         set_raw()
     }
@@ -62,16 +63,15 @@ fn set_raw() -> io::Result<()> {
     };
     let mut raw = saved.clone();
     raw.make_raw();
-    // Output keeps its newline translation: our own messages stay readable beside the guest's,
-    // whose CR LF it doesn't change.
+    // Output keeps its newline translation, so that our own messages stay readable. It does not
+    // change the guest's CR LF.
     raw.output_modes |= OutputModes::OPOST | OutputModes::ONLCR;
     RAW.store(true, Ordering::SeqCst);
-    // Now: a terminal that takes no output must not hold this up.
+    // Now, not Drain: a terminal that accepts no output must not block this.
     Ok(tcsetattr(stdin(), OptionalActions::Now, &raw)?)
 }
 
-/// Puts the terminal back, once. Safe to call from a signal handler: atomics and three system
-/// calls.
+/// Restores the terminal, once. Async-signal-safe: atomics and three system calls.
 fn restore() {
     if RAW.swap(false, Ordering::SeqCst)
         && let Some(saved) = SAVED.get()
@@ -81,7 +81,8 @@ fn restore() {
     }
 }
 
-/// Whether the terminal is another job's, whose modes it has: setting them would stop this process.
+/// Returns whether another job has the terminal, in its own modes: setting them would stop this
+/// process.
 fn in_background() -> bool {
     tcgetpgrp(stdin()).is_ok_and(|foreground| foreground != rustix::process::getpgrp())
 }

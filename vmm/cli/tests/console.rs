@@ -1,5 +1,5 @@
-//! The serial console on the command line: its targets, and how a machine ends whose console nobody
-//! reads.
+//! The serial console on the command line: its targets, and the end of a machine whose console is
+//! not read.
 
 mod session;
 #[path = "../../tests/tiny/mod.rs"]
@@ -87,7 +87,7 @@ fn sigterm_presses_the_power_button_and_gives_the_guest_time() {
 #[test]
 fn the_last_output_of_a_guest_that_powered_off_is_waited_for() {
     let Some(dir) = directory() else { return };
-    // More than a pipe holds.
+    // More than a pipe buffers.
     let lines = 60_000;
     let mut program = on_pipes(guest(dir.path(), &print_lines(lines), &[]));
     wait_until_it_waits(&program);
@@ -99,7 +99,7 @@ fn the_last_output_of_a_guest_that_powered_off_is_waited_for() {
     assert!(text == printed_lines(lines));
     assert_eq!(end(&mut program, "a reader").code(), Some(POWERED_OFF));
 
-    // And not when somebody does not want to wait.
+    // A signal ends the wait.
     let mut program = on_pipes(guest(dir.path(), &print_lines(lines), &[]));
     wait_until_it_waits(&program);
     thread::sleep(Duration::from_millis(500));
@@ -137,7 +137,7 @@ fn a_paste_on_a_terminal_comes_back_whole() {
     let mut keyboard = session.terminal.keyboard.try_clone().expect("clone");
     let typed = text.clone();
     let typing = thread::spawn(move || keyboard.write_all(&typed).expect("type"));
-    // The terminal makes CR LF of a line feed.
+    // The terminal translates a line feed to CR LF.
     let shown: Vec<u8> = text
         .iter()
         .flat_map(|byte| match byte {
@@ -231,7 +231,7 @@ fn output_that_is_dropped_is_not_waited_for_and_is_counted_in_the_metrics() {
         .spawn()
         .expect("start");
     drop(command);
-    // Nor is what the buffer holds at the end waited for.
+    // Nor does the end wait for the output in the buffer.
     let status = end(&mut program, "the guest's power-off");
     assert_eq!(status.code(), Some(POWERED_OFF));
     let mut said = String::new();

@@ -1,4 +1,5 @@
-//! Which descriptors a machine's process hands on to the programs it starts: none but those they are meant to have.
+//! The descriptors that a machine's process passes to the programs it starts: only those that are
+//! meant for them.
 
 #[path = "../../tests/tiny/mod.rs"]
 mod tiny;
@@ -12,10 +13,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Notes its process number and stays as a program that inherited what the script did.
+/// A script that writes its process id and keeps running as a program that inherited the script's
+/// descriptors.
 const FAKE_PASST: &str = "#!/bin/sh\necho $$ > \"$PASST_PID.new\"\nmv \"$PASST_PID.new\" \"$PASST_PID\"\nexec sleep 60\n";
 
-/// A `splitring run` whose guest does nothing, with a disk, a SCSI disk and a card that starts our `passt`.
+/// A `splitring run` whose guest does nothing, with a disk, a SCSI disk and a network card that
+/// starts our `passt`.
 struct Running {
     program: Child,
     passt: u32,
@@ -50,7 +53,7 @@ impl Running {
         running.wait(|running| {
             let text = fs::read_to_string(&pid).ok()?;
             running.passt = text.trim().parse().ok()?;
-            // The script's own descriptors are gone with it.
+            // The script's own descriptors are closed by exec.
             let name = fs::read_to_string(format!("/proc/{}/comm", running.passt)).ok()?;
             (name.trim() == "sleep" && running.has_vcpus()).then_some(())
         });
@@ -79,12 +82,12 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.program.kill();
         let _ = self.program.wait();
-        // The program had no time to end it.
+        // The program may not have ended it.
         let _ = Command::new("kill").arg(self.passt.to_string()).status();
     }
 }
 
-/// The descriptors of a process, with what each is.
+/// Returns the descriptors of a process and what each refers to.
 fn descriptors(pid: u32) -> BTreeMap<u32, PathBuf> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("list descriptors");
     entries
@@ -96,7 +99,7 @@ fn descriptors(pid: u32) -> BTreeMap<u32, PathBuf> {
         .collect()
 }
 
-/// Those that a program started by this process gets.
+/// Returns the descriptors that a program started by this process inherits.
 fn inheritable(pid: u32) -> BTreeMap<u32, PathBuf> {
     let mut all = descriptors(pid);
     all.retain(|number, _| {
@@ -113,7 +116,7 @@ fn inheritable(pid: u32) -> BTreeMap<u32, PathBuf> {
 #[test]
 fn a_machines_descriptors_are_closed_on_exec_and_passt_gets_its_socket_only() {
     let Some(dir) = tiny::directory() else { return };
-    // Whoever runs the tests may have left some open: they go through all processes.
+    // The test runner may have left some open: every process inherits them.
     let mut expected: Vec<u32> = inheritable(std::process::id()).into_keys().collect();
     expected.retain(|number| *number > 2);
     expected.splice(..0, 0..=2);

@@ -1,4 +1,4 @@
-//! Descriptors that the operator names by number: taken over once, whatever the guest does.
+//! Descriptors that the operator names by number are taken over once, whatever the guest does.
 
 #[path = "../../tests/tiny/mod.rs"]
 mod tiny;
@@ -18,9 +18,9 @@ const FAILURE: Option<i32> = Some(1);
 const STOPPED: Option<i32> = Some(5);
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A descriptor that a program started from here gets under the same number.
+/// A descriptor that a program started from here inherits under the same number.
 fn inherited(fd: impl AsFd) -> OwnedFd {
-    // High enough for nobody else to be given it meanwhile.
+    // High enough that no other open gets the number meanwhile.
     let fd = rustix::io::fcntl_dupfd_cloexec(fd, 300).expect("a copy");
     fcntl_setfd(&fd, FdFlags::empty()).expect("inheritable");
     fd
@@ -136,7 +136,7 @@ fn a_number_that_is_nothing_of_the_kind_is_named() {
     }
 }
 
-/// What the program opens for itself has the next free numbers, and is not the card's.
+/// The program's own descriptors get the next free numbers, and must not be used for the card.
 #[test]
 fn a_number_that_nobody_opened_is_not_the_programs_own_by_then() {
     let Some(dir) = tiny::directory() else { return };

@@ -1,5 +1,4 @@
-//! Pipes that nobody reads, or that nobody reads any more: no panic, no abort, no program that
-//! hangs.
+//! Pipes that are not read, or no longer read: the program neither panics nor aborts nor hangs.
 
 mod session;
 #[path = "../../tests/tiny/mod.rs"]
@@ -17,7 +16,7 @@ fn closed() -> io::PipeWriter {
     io::pipe().expect("a pipe").1
 }
 
-/// A pipe that is full and that nobody reads.
+/// A full pipe that is not read.
 fn full() -> (io::PipeReader, io::PipeWriter) {
     let (reader, writer) = io::pipe().expect("a pipe");
     rustix::io::ioctl_fionbio(&writer, true).expect("non-blocking");
@@ -47,7 +46,7 @@ fn output_to_a_closed_pipe_ends_quietly() {
             .expect("wait");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(said, "", "{words:?}");
-        // `check` says by its code whether the host can run a stock kernel.
+        // The exit code of `check` tells whether the host can run a stock kernel.
         assert!(matches!(output.status.code(), Some(0 | 1)), "{words:?}");
     }
 }
@@ -87,7 +86,7 @@ fn errors_to_a_closed_pipe_keep_their_exit_code() {
 #[test]
 fn a_warning_of_a_running_machine_to_a_closed_pipe_is_lost() {
     let Some(dir) = directory() else { return };
-    // The console's target has gone, which is worth a warning, and so has who reads that.
+    // The console's target has gone away, which causes a warning; so has the reader of the warning.
     let status = guest(dir.path(), PRINT, &["--metrics"])
         .stdin(Stdio::null())
         .stdout(closed())
@@ -95,7 +94,7 @@ fn a_warning_of_a_running_machine_to_a_closed_pipe_is_lost() {
         .status()
         .expect("run");
     assert_eq!(status.code(), Some(POWERED_OFF));
-    // It is one.
+    // The same with a reader: there is one warning.
     let output = guest(dir.path(), PRINT, &[])
         .stdin(Stdio::null())
         .stdout(closed())
@@ -114,7 +113,7 @@ fn standard_error_that_nobody_reads_holds_nothing_up() {
     let Some(dir) = directory() else { return };
     let (_reader, writer) = full();
     let start = Instant::now();
-    // At this level every exit is a line.
+    // At this level every exit is logged.
     let mut command = guest(dir.path(), POWEROFF, &["--metrics", "-vvv"]);
     let mut program = command
         .stdin(Stdio::null())

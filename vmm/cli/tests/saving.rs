@@ -1,6 +1,6 @@
-//! A kernel that is not in the cache yet gets there behind the guest's back.
+//! A kernel is written to the cache in the background while its guest runs.
 //!
-//! Without /dev/kvm the tests are skipped.
+//! Skipped without /dev/kvm.
 
 #[path = "../../tests/tiny/mod.rs"]
 mod tiny;
@@ -17,12 +17,12 @@ use flate2::write::GzEncoder;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A bzImage whose payload is an ELF file with a PVH entry at these instructions.
+/// Builds a bzImage whose payload is an ELF file with a PVH entry at `code`.
 fn bzimage(code: &[u8]) -> Vec<u8> {
     const SETUP_SECTORS: u8 = 3;
     const PAYLOAD_AT: u32 = 0x100;
     let mut elf = tiny::elf(code);
-    // One more program header: a note of Xen's, type 18 (XEN_ELFNOTE_PHYS32_ENTRY).
+    // A second program header: a Xen note of type 18 (XEN_ELFNOTE_PHYS32_ENTRY).
     elf[56] = 2;
     let note = [4u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), 0x20_0000];
     let note: Vec<u8> = note.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -54,7 +54,7 @@ fn bzimage(code: &[u8]) -> Vec<u8> {
     [file, protected].concat()
 }
 
-/// A guest of these instructions whose kernel may be kept in `dir`.
+/// Starts a guest that runs `code`, with its kernel cache in `dir`.
 fn start(dir: &Path, code: &[u8]) -> Child {
     let kernel = dir.join("vmlinuz");
     if !kernel.exists() {
@@ -69,7 +69,8 @@ fn start(dir: &Path, code: &[u8]) -> Child {
         .expect("starts")
 }
 
-/// The endings of the names in the cache, each once: how many records there are depends on how old the kernel's file is.
+/// Returns the extensions of the files in the cache, each once: the number of records depends on
+/// the age of the kernel's file.
 fn saved(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir.join("splitring/images")) else {
         return Vec::new();

@@ -1,4 +1,5 @@
-//! `splitring selftest` where it can't succeed, each with its verdict; and for an ordinary user, where it can.
+//! `splitring selftest` where it can't pass, with the verdict of each case; and for an ordinary
+//! user, where it can.
 
 #[path = "../../tests/tiny/mod.rs"]
 mod tiny;
@@ -20,11 +21,11 @@ use splitring_needs as needs;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_splitring");
 const SHORT: [&str; 3] = ["selftest", "--seconds", "0.01"];
 
-/// KVM's requests (`include/uapi/linux/kvm.h`).
+/// KVM ioctls (`include/uapi/linux/kvm.h`).
 const KVM_SET_MSRS: u64 = 0x4008_ae89;
 const KVM_SET_CPUID2: u64 = 0x4008_ae90;
 
-/// Runs a guest of these instructions as if it were the self-test's.
+/// Runs a guest that executes `code` in place of the self-test's guest.
 fn run_tiny(code: &[u8]) -> Result<SelftestReport, SelftestError> {
     let options = SelftestOptions::default()
         .each(Duration::from_millis(10))
@@ -67,7 +68,7 @@ fn a_guest_that_hangs_is_ended_by_the_watchdog() {
     assert!(text.contains("splitring check"), "{text}");
 }
 
-/// Runs the self-test where one of KVM's requests is refused with EINVAL.
+/// Runs the self-test while a seccomp filter refuses one KVM ioctl with EINVAL.
 fn run_refused(request: u64) -> Output {
     thread::spawn(move || {
         let asked = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request);
@@ -79,7 +80,7 @@ fn run_refused(request: u64) -> Output {
             TargetArch::x86_64,
         );
         let program: BpfProgram = filter.and_then(TryInto::try_into).expect("a filter");
-        // It holds for this thread and what it starts.
+        // The filter applies to this thread and the threads it starts.
         apply_filter(&program).expect("install the filter");
         Command::new(PROGRAM).args(SHORT).output()
     })
@@ -113,10 +114,10 @@ fn a_kvm_that_refuses_the_processors_features_is_named() {
     says(&run_refused(KVM_SET_CPUID2), 1, &parts);
 }
 
-/// Exit code of a script that may not make what it needs.
+/// Exit code of a script that lacks the permission to prepare its test.
 const NOT_ALLOWED: Option<i32> = Some(9);
 
-/// Runs `script` in a mount namespace of its own with the program as `$0`.
+/// Runs `script` in a mount namespace of its own, with the program as `$0`.
 fn run_in_namespace(script: &str, program: &Path) -> Output {
     let namespaces = if rustix::process::geteuid().is_root() {
         "-m"
@@ -143,15 +144,15 @@ fn a_host_without_kvm_is_told_what_to_do() {
     );
 }
 
-/// As an ordinary user: without access to /dev/kvm it says how to get it, with access it passes, and nothing is
-/// left either way.
+/// As an ordinary user: without access to /dev/kvm the error says how to get it; with access the
+/// test passes. Neither leaves files behind.
 #[test]
 fn an_ordinary_user_needs_nothing_but_access_to_kvm() {
     if !needs::kvm() || !needs::root() {
         return;
     }
     let dir = tempfile::tempdir().expect("a directory");
-    // The program may lie where only root looks.
+    // The program may be in a directory that only root can access.
     let program = dir.path().join("splitring");
     fs::copy(PROGRAM, &program).expect("copy the program");
     let files = dir.path().join("tmp");

@@ -1,5 +1,5 @@
-//! The terminal: raw while the guest has it, its escape keys always at work, and as it was,
-//! whatever way the program goes.
+//! The terminal: in raw mode while the guest uses it, with working escape keys, and restored
+//! however the program ends.
 
 mod session;
 #[path = "../../tests/tiny/mod.rs"]
@@ -87,7 +87,7 @@ fn a_refused_start_leaves_the_terminal_alone() {
 fn the_escape_key_works_while_the_guest_reads_nothing() {
     let Some(dir) = directory() else { return };
     let mut session = Session::start(dir.path(), SPIN, &[]);
-    // More than the UART holds.
+    // More than the UART's FIFO holds.
     session.terminal.press(&[b'k'; 100]);
     session.terminal.press(b"\x01x");
     assert_eq!(session.end("Ctrl-A x").code(), Some(STOPPED));
@@ -119,7 +119,7 @@ fn the_terminal_is_raw_too_when_output_goes_to_a_pipe() {
         .expect("start");
     drop(command);
     wait_until("raw mode", || terminal.is_raw());
-    // Ctrl-C is the guest's.
+    // Ctrl-C goes to the guest.
     terminal.press(b"\x03ls\r");
     let mut echo = [0; 4];
     reader.read_exact(&mut echo).expect("read");

@@ -1,4 +1,4 @@
-//! The files that mistakes are made with, and what every refusal must look like.
+//! The files of the test cases, and the checks that apply to every error.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ pub(crate) const USAGE: i32 = 2;
 pub(crate) const FAILURE: i32 = 1;
 pub(crate) const REBOOT: i32 = 3;
 
-/// Files the cases are made of.
+/// Files that the cases use.
 pub(crate) struct Files {
     pub(crate) dir: tempfile::TempDir,
 }
@@ -28,7 +28,7 @@ impl Files {
         files.write("empty", Vec::new());
         files.write("elf32", elf32());
         files.write("truncated", truncated_bzimage());
-        // It resets the machine, where a guest can run at all.
+        // It resets the machine, if a guest can run at all.
         files.write("kernel", tiny::elf(tiny::RESET));
         files.write("disk", vec![0; 1 << 20]);
         files.write("big-initrd", vec![0; 64 << 20]);
@@ -46,7 +46,7 @@ impl Files {
         self.dir.path().join(name)
     }
 
-    /// `word` with the path of a test file in the place of `@name`.
+    /// Replaces `@name` in `word` by the path of a test file.
     pub(crate) fn named(&self, word: &str) -> String {
         let Some((before, name)) = word.split_once('@') else {
             return word.to_owned();
@@ -79,7 +79,7 @@ fn truncated_bzimage() -> Vec<u8> {
     bytes
 }
 
-/// `splitring run` with these words.
+/// Runs `splitring run` with these arguments.
 pub(crate) fn run(files: &Files, words: &[&str]) -> Output {
     let words = words.iter().map(|word| files.named(word));
     Command::new(PROGRAM)
@@ -90,7 +90,7 @@ pub(crate) fn run(files: &Files, words: &[&str]) -> Output {
         .expect("run the program")
 }
 
-/// One message, clear and said once, the exit code, and nothing else.
+/// Checks the exit code, and that there is exactly one message, which contains `says`.
 pub(crate) fn check(name: &str, output: &Output, code: i32, says: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(
@@ -133,7 +133,7 @@ pub(crate) fn check(name: &str, output: &Output, code: i32, says: &[&str]) {
     );
 }
 
-/// What is in a directory, sorted.
+/// Returns the names in a directory, sorted.
 pub(crate) fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(directory)
         .expect("list")

@@ -1,4 +1,4 @@
-//! What the host refuses: no KVM, no permission, no memory.
+//! What the host refuses: KVM, permissions, memory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,8 @@ use splitring_needs as needs;
 use crate::files::{FAILURE, Files, PROGRAM, REBOOT, check, run};
 use crate::tiny;
 
-/// Runs the program where `/dev` is what `prepare` makes of it; None where this system allows no mount namespaces.
+/// Runs the program in a mount namespace whose `/dev` was changed by `prepare`; returns `None` if
+/// this system allows no mount namespaces.
 fn run_in_other_dev(files: &Files, prepare: &str) -> Option<Output> {
     let namespaces: &[&str] = if rustix::process::geteuid().is_root() {
         &["-m"]
@@ -46,7 +47,7 @@ fn a_host_without_kvm_says_what_to_do() {
         ("not KVM", "mount --bind /dev/null /dev/kvm", &["KVM"][..]),
     ];
     for (name, prepare, says) in cases {
-        // Something must be there to be covered.
+        // The mount point must exist.
         if name == "not KVM" && !needs::kvm() {
             continue;
         }
@@ -144,8 +145,8 @@ fn files_that_this_user_may_not_read_are_named() {
     }
 }
 
-/// Some threads are the program's, and one is KVM's own, which it asks for when the guest is entered first: whichever
-/// is one too many is named.
+/// Some threads are the program's, and one is a kernel thread that KVM creates at the first entry:
+/// the error names the one that exceeds the limit.
 #[test]
 fn too_few_threads_are_an_error_that_names_the_limit() {
     let files = Files::new();
@@ -197,7 +198,7 @@ fn memory_that_cannot_be_mapped_is_refused_with_its_size() {
     );
 }
 
-/// The host's pages of 2 MiB; as many as before once it is dropped.
+/// The host's reserved pages of 2 MiB; their number is restored on drop.
 struct HugePages(String);
 
 const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
@@ -209,7 +210,7 @@ impl HugePages {
         (pages.set(0) == Some(0)).then_some(pages)
     }
 
-    /// How many there are then.
+    /// Sets their number; returns how many there are then.
     fn set(&self, count: u32) -> Option<u32> {
         fs::write(HUGE_PAGES, count.to_string()).ok()?;
         fs::read_to_string(HUGE_PAGES).ok()?.trim().parse().ok()
@@ -235,7 +236,7 @@ fn huge_pages_that_are_not_there_are_refused_shared_or_not_and_those_that_are_th
         return;
     };
     for memory in ["64M,hugepages=on", "64M,hugepages=on,shared=on"] {
-        // The last are enough for the kernel, but not for all of the memory.
+        // The last number is enough for the kernel, but not for all of the memory.
         for count in [0, 1, 31] {
             if pages.set(count) != Some(count) {
                 needs::lack(format!("the host has no {count} pages of 2 MiB"));
@@ -258,7 +259,7 @@ fn huge_pages_that_are_not_there_are_refused_shared_or_not_and_those_that_are_th
     }
 }
 
-/// At each number of open files a machine is refused, and the message says why, or it runs without a word.
+/// With each limit on open files a machine is either refused with a message, or runs without one.
 #[test]
 fn a_machine_with_too_few_descriptors_is_refused_or_runs() {
     let files = Files::new();
@@ -319,7 +320,7 @@ fn more_memory_than_the_host_has_is_worth_a_warning_only() {
         &["--any-kvm", "--kernel", "@kernel", "--memory", "512G"],
     );
     let stderr = String::from_utf8_lossy(&output.stderr);
-    // Where address space is rationed it is refused instead, as unmappable.
+    // With limited address space it is refused instead, because it can't be mapped.
     if stderr.contains("cannot map") {
         return check("unmappable", &output, FAILURE, &["524288 MiB"]);
     }

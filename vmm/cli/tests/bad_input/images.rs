@@ -1,4 +1,4 @@
-//! Disk images that somebody else has, and configuration files.
+//! Disk images in use, and configuration files.
 
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -88,7 +88,7 @@ fn a_check_of_a_configuration_tries_its_files() {
     let (kernel, log) = (path("kernel"), path("log"));
     let text = format!("kernel = \"{kernel}\"\nserial = \"file={log}\"\n");
     files.write("vm.toml", text);
-    // Whether a stock kernel runs here is another matter.
+    // Whether a stock kernel can run here is not checked.
     let output = check_file(&files);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!said.contains("serial"), "{said}");
@@ -96,7 +96,7 @@ fn a_check_of_a_configuration_tries_its_files() {
     assert_eq!(log, "of an earlier run");
 }
 
-/// `splitring check` with the configuration `vm.toml`.
+/// Runs `splitring check` with the configuration `vm.toml`.
 fn check_file(files: &Files) -> Output {
     Command::new(PROGRAM)
         .arg("check")

@@ -1,5 +1,5 @@
-//! What an operator can get wrong, each with one clear message and its exit code. Everything is tried on the real program; most of it
-//! needs no KVM that can run a guest.
+//! Operator errors, each with one clear message and its exit code. All of them use the real
+//! program; most need no KVM that can run a guest.
 
 mod files;
 mod host;

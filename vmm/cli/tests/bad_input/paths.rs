@@ -1,4 +1,4 @@
-//! Paths that are unusual and right: not UTF-8, with commas.
+//! Unusual but valid paths: not UTF-8, with commas.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -37,7 +37,7 @@ fn paths_need_not_be_utf_8_and_may_have_commas() {
         "a single comma",
         &run(&odd),
         USAGE,
-        &["is not key=value", "a comma in a value is written twice"],
+        &["is not key=value", "double a comma in a value"],
     );
     let printed = Command::new(PROGRAM)
         .args(["run", "--print-config", "--kernel"])

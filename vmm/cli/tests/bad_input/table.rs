@@ -1,8 +1,8 @@
-//! Everything that can be got wrong in one line, on any host that has /dev/kvm.
+//! Errors on the command line, on any host with /dev/kvm.
 
 use crate::files::{FAILURE, Files, USAGE, check, names, run};
 
-/// One mistake: words after `splitring run`, the exit code, and what the message must say.
+/// An error: the arguments of `splitring run`, the exit code, and what the message must contain.
 struct Case {
     name: &'static str,
     words: &'static [&'static str],

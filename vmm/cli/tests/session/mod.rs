@@ -1,5 +1,5 @@
 #![allow(dead_code, reason = "each test binary uses some of it")]
-//! The program on a terminal of its own, or on pipes.
+//! Runs the program on a terminal of its own, or on pipes.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -22,14 +22,14 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_splitring");
 pub(crate) const POWERED_OFF: i32 = 0;
 pub(crate) const STOPPED: i32 = 5;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// What a stop may take, with room for a busy host.
+/// The longest time that a stop may take, with room for a busy host.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// A terminal.
 pub(crate) struct Terminal {
-    /// What is typed and shown.
+    /// The master: keyboard and screen.
     pub(crate) keyboard: File,
-    /// The end that programs have.
+    /// The end that programs use.
     pub(crate) end: File,
     pub(crate) path: PathBuf,
     before: Termios,
@@ -71,7 +71,7 @@ impl Terminal {
         format!("{now:?}") == format!("{:?}", self.before)
     }
 
-    /// As `stty sane`.
+    /// Sets the modes of `stty sane`.
     pub(crate) fn make_sane(&self) {
         tcsetattr(&self.end, OptionalActions::Now, &self.before).expect("set the modes");
     }
@@ -80,7 +80,7 @@ impl Terminal {
         self.keyboard.write_all(keys).expect("type");
     }
 
-    /// Reads the screen until `text` is on it.
+    /// Reads the screen until it contains `text`.
     pub(crate) fn wait_for_text(&mut self, text: &str) -> String {
         let start = Instant::now();
         let mut shown = String::new();
@@ -108,8 +108,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Starts a guest of these instructions on a terminal and waits until the program has taken
-    /// that over.
+    /// Starts a guest that runs `code` on a terminal, and waits until the program has switched the
+    /// terminal to raw mode.
     pub(crate) fn start(dir: &Path, code: &[u8], words: &[&str]) -> Self {
         let terminal = Terminal::new();
         let program = on_terminal(guest(dir, code, words), &terminal);
@@ -118,7 +118,7 @@ impl Session {
         session
     }
 
-    /// Starts `splitring run` with these words on a terminal.
+    /// Starts `splitring run` with these arguments on a terminal.
     pub(crate) fn run(words: &[&OsStr]) -> Self {
         let terminal = Terminal::new();
         let mut command = Command::new(PROGRAM);
@@ -131,7 +131,7 @@ impl Session {
         signal(&self.program, what);
     }
 
-    /// Waits for the end and checks the terminal.
+    /// Waits for the end of the program and checks the terminal's modes.
     pub(crate) fn end(mut self, how: &str) -> ExitStatus {
         let status = end(&mut self.program, how);
         assert!(self.terminal.is_as_before(), "after {how}");
@@ -139,7 +139,7 @@ impl Session {
     }
 }
 
-/// `splitring run` with a guest of these instructions.
+/// Returns the command `splitring run` with a guest that runs `code`.
 pub(crate) fn guest(dir: &Path, code: &[u8], words: &[&str]) -> Command {
     let kernel = tiny::config(dir, code).kernel.expect("a kernel");
     let mut command = Command::new(PROGRAM);
@@ -150,7 +150,7 @@ pub(crate) fn guest(dir: &Path, code: &[u8], words: &[&str]) -> Command {
     command
 }
 
-/// Starts it with a terminal as its standard streams.
+/// Starts a command with a terminal as its standard streams.
 pub(crate) fn on_terminal(mut command: Command, terminal: &Terminal) -> Child {
     command
         .stdin(terminal.stdio())
@@ -160,7 +160,7 @@ pub(crate) fn on_terminal(mut command: Command, terminal: &Terminal) -> Child {
         .expect("start the program")
 }
 
-/// Starts it on pipes.
+/// Starts a command with pipes as its standard streams.
 pub(crate) fn on_pipes(mut command: Command) -> Child {
     command
         .stdin(Stdio::piped())
@@ -170,8 +170,7 @@ pub(crate) fn on_pipes(mut command: Command) -> Child {
         .expect("start the program")
 }
 
-/// The same command with the terminal as the one that its signals come from, in a session of its
-/// own.
+/// Runs the command in a session of its own, with the terminal as its controlling terminal.
 pub(crate) fn in_session(command: &Command) -> Command {
     let mut session = Command::new("setsid");
     session
@@ -186,7 +185,7 @@ pub(crate) fn signal(program: &Child, signal: Signal) {
     kill_process(Pid::from_raw(pid).expect("a process id"), signal).expect("signal");
 }
 
-/// Waits for the end, and not for ever.
+/// Waits for the end of the program, with a limit.
 pub(crate) fn end(program: &mut Child, how: &str) -> ExitStatus {
     let start = Instant::now();
     loop {
@@ -210,8 +209,8 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until the program has taken its signals over, which it does before it opens anything of
-/// the machine.
+/// Waits until the program handles its signals, which it does before it opens anything of the
+/// machine.
 pub(crate) fn wait_until_it_runs(program: &Child) {
     wait_until("a vCPU", || {
         let tasks = fs::read_dir(format!("/proc/{}/task", program.id()));
@@ -224,7 +223,7 @@ pub(crate) fn wait_until_it_runs(program: &Child) {
     });
 }
 
-/// Processor time of a program, in clock ticks.
+/// Returns the CPU time of a process in clock ticks.
 pub(crate) fn processor_time(program: &Child) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", program.id())).expect("stat");
     let (_, numbers) = stat.rsplit_once(')').expect("a name");
@@ -233,14 +232,14 @@ pub(crate) fn processor_time(program: &Child) -> u64 {
     times.iter().sum()
 }
 
-/// The state letter of a program's process.
+/// Returns the state letter of a process.
 pub(crate) fn state(program: &Child) -> char {
     let stat = fs::read_to_string(format!("/proc/{}/stat", program.id())).expect("stat");
     let (_, rest) = stat.rsplit_once(") ").expect("a name");
     rest.chars().next().expect("a state")
 }
 
-/// Waits until a guest that prints for ever stands still, because nobody reads.
+/// Waits until a guest that prints for ever is blocked, because its output is not read.
 pub(crate) fn wait_until_it_waits(program: &Child) {
     let mut last = u64::MAX;
     wait_until("a guest that waits", || {
