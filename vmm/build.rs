@@ -1,11 +1,11 @@
-//! Builds the freestanding guest that `splitring selftest` embeds, with a cargo of its own: it has
+//! Builds the freestanding guest that `splitring selftest` embeds, by a separate cargo: it has
 //! another profile, other code generation and no standard library.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The guest has no red zone (whatever interrupts it would use it) and is linked to run where it is
+/// The guest has no red zone (an interrupt would overwrite it) and is linked to run where it is
 /// loaded; the vectorizers are off to keep it small.
 const FLAGS: &str = "-Cno-redzone=yes\x1f-Crelocation-model=static\x1f-Cno-vectorize-loops\x1f-Cno-vectorize-slp\x1f-Cstrip=symbols";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -32,7 +32,7 @@ fn main() {
         .current_dir(&guest)
         .env("CARGO_TARGET_DIR", &target)
         .env("CARGO_ENCODED_RUSTFLAGS", FLAGS);
-    // What is meant for this build is not for the guest: flags, wrappers, a sanitizer.
+    // Flags, wrappers and sanitizers of this build do not apply to the guest.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         let ours =

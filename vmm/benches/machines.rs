@@ -1,5 +1,6 @@
-//! What a machine costs its host besides its guest: time and private memory, for many at once and for
-//! many one after the other, with a guest of two instructions that runs wherever `/dev/kvm` opens.
+//! What a machine costs its host in addition to its guest: time and private memory, for many at
+//! once and for many one after the other, with a guest of two instructions that runs wherever
+//! `/dev/kvm` opens.
 //!
 //! `cargo bench --package splitring --bench machines`
 
@@ -29,7 +30,7 @@ fn main() {
 }
 
 fn at_once(config: &VmConfig) {
-    // What the first machine of a process sets up is no other's.
+    // The first machine of a process sets up what the later ones share.
     drop(build(config));
     let before = private_kib(config);
     let machines: Vec<_> = timed("build", AT_ONCE, || {
@@ -87,8 +88,8 @@ fn timed<T>(what: &str, times: u32, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Anonymous memory that is resident, in KiB: the process's own and the guests'. Guests' mappings are as large as their
-/// memory, or larger where several lie side by side.
+/// Returns the resident anonymous memory in KiB: the process's own and the guests'. Guests' mappings
+/// are as large as their memory, or larger if several are adjacent.
 fn private_kib(config: &VmConfig) -> [u64; 2] {
     let smaps = fs::read_to_string("/proc/self/smaps").expect("smaps");
     let kib = |line: &str, key: &str| {
@@ -106,7 +107,7 @@ fn private_kib(config: &VmConfig) -> [u64; 2] {
     sum
 }
 
-/// Descriptors, threads and mappings of this process.
+/// Returns the numbers of descriptors, threads and mappings of this process.
 fn leftovers() -> [i64; 3] {
     let number = |count: usize| i64::try_from(count).expect("few");
     let count = |path: &str| number(fs::read_dir(path).expect("list").count());

@@ -1,6 +1,7 @@
-//! Boots a kernel, with its console on standard output, and says how the machine ended.
+//! Boots a kernel with its console on standard output, and prints how the machine ended.
 //!
-//! `cargo run --example boot -- vmlinuz`; `any-kvm` behind it also tries a KVM without hardware virtualisation.
+//! `cargo run --example boot -- vmlinuz`; a last argument `any-kvm` also allows a KVM without
+//! hardware virtualisation.
 
 use std::error::Error;
 

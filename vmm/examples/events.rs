@@ -1,6 +1,7 @@
-//! A machine's events in tokio: one task waits for them, another one may do something else.
+//! A machine's events in tokio: one task waits for them while other tasks run.
 //!
-//! `cargo run --example events -- KERNEL`; `any-kvm` behind it also tries a KVM without hardware virtualisation.
+//! `cargo run --example events -- KERNEL`; a last argument `any-kvm` also allows a KVM without
+//! hardware virtualisation.
 
 use std::error::Error;
 

@@ -1,7 +1,7 @@
-//! A SCSI disk that comes and goes while the guest runs.
+//! Adds and removes a SCSI disk while the guest runs.
 //!
-//! `cargo run --example hotplug -- KERNEL IMAGE IMAGE`, the second image being the one that comes and goes; `any-kvm`
-//! behind it also tries a KVM without hardware virtualisation.
+//! `cargo run --example hotplug -- KERNEL IMAGE IMAGE`; the second image is added and removed. A
+//! last argument `any-kvm` also allows a KVM without hardware virtualisation.
 
 use std::error::Error;
 use std::thread;
@@ -17,23 +17,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (first, second) = args.next().zip(args.next()).ok_or(usage)?;
     let any_kvm = args.next().is_some();
 
-    // The first disk makes the controller.
+    // The first disk creates the controller.
     let config = VmConfig::new(kernel).disk(DiskConfig::new(first).bus(Bus::Scsi));
     let resources = Resources::options().any_kvm(any_kvm).open(&config)?;
     let machine = Machine::new(config, resources)?;
     let events = machine.events()?;
     machine.start()?;
 
-    // A restart makes new handles, so they are asked for when they are used.
+    // A restart creates new handles, so get them when they are used.
     let controller = &machine.scsi()[0];
     let added = controller.add_disk("extra", &DiskConfig::new(second).bus(Bus::Scsi))?;
     println!(
         "added {} at target {}, {} bytes",
         added.id, added.target, added.capacity
     );
-    // As long as it is needed.
+    // Use the disk for a while.
     thread::sleep(Duration::from_millis(10));
-    // Blocks until nothing of it is in flight and its image is closed.
+    // Blocks until the disk has no request in flight and its image is closed.
     controller.remove("extra")?;
     println!(
         "removed; left: {:?}",

@@ -1,6 +1,7 @@
 //! One hundred machines in one process: all of them start, pause, resume and stop.
 //!
-//! `cargo run --example hundred -- KERNEL`; `any-kvm` behind it also tries a KVM without hardware virtualisation.
+//! `cargo run --example hundred -- KERNEL`; a last argument `any-kvm` also allows a KVM without
+//! hardware virtualisation.
 
 use std::error::Error;
 use std::time::Instant;

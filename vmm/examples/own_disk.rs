@@ -1,6 +1,8 @@
-//! A disk of one's own: its sectors hold their own number, and nothing can be written. Says how much the guest read.
+//! A custom disk: each sector contains its own number, and writes fail. Prints how much the guest
+//! read.
 //!
-//! `cargo run --example own_disk -- KERNEL`; `any-kvm` behind it also tries a KVM without hardware virtualisation.
+//! `cargo run --example own_disk -- KERNEL`; a last argument `any-kvm` also allows a KVM without
+//! hardware virtualisation.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -12,10 +14,10 @@ use splitring::disk::{
 };
 use splitring::{Console, Machine, Resources, VmConfig};
 
-/// Bytes of the disk.
+/// Size of the disk in bytes.
 const CAPACITY: u64 = 1 << 30;
 
-/// A disk whose every sector is full of its own number.
+/// A disk in which each sector is filled with its own number.
 #[derive(Default)]
 struct Numbers {
     served: Arc<AtomicU64>,
@@ -31,7 +33,7 @@ impl Disk for Numbers {
             memory: Memory::new(ram),
             served: Arc::clone(&self.served),
         };
-        // Nothing here waits for anything; a disk that does takes `queue_on_thread`.
+        // Requests never block here; a disk whose requests block uses `queue_on_thread`.
         Ok(queue_of(stream, depth))
     }
 }
@@ -77,7 +79,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let disk = Numbers::default();
     let served = Arc::clone(&disk.served);
-    // The path is only a name here.
+    // The path is only a name.
     let config =
         VmConfig::new(kernel).disk(DiskConfig::new("numbers").id("numbers").readonly(true));
     let resources = Resources::options()

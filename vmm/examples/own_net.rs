@@ -1,6 +1,7 @@
-//! A network backend of one's own: a cable between two machines, each frame one datagram.
+//! A custom network backend: a cable between two machines, each frame one datagram.
 //!
-//! `cargo run --example own_net -- KERNEL`; `any-kvm` behind it also tries a KVM without hardware virtualisation.
+//! `cargo run --example own_net -- KERNEL`; a last argument `any-kvm` also allows a KVM without
+//! hardware virtualisation.
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
@@ -12,7 +13,7 @@ use splitring::config::NetConfig;
 use splitring::net::{FramePort, GuestBuffers, HEADER_SIZE, Header, NetBackend};
 use splitring::{Machine, Resources, VmConfig};
 
-/// Room for the longest frame behind its header.
+/// Size of the longest frame with its header.
 const ROOM: usize = HEADER_SIZE + (64 << 10) + 64;
 
 /// One end of the cable.
@@ -29,10 +30,10 @@ impl NetBackend for End {
     }
 }
 
-/// One end in use, by one thread.
+/// One end of the cable in use by one thread.
 struct Port {
     socket: UnixDatagram,
-    /// A header of zeroes, which leaves the guest nothing to finish, and the last frame.
+    /// A header of zeroes, which requires no offload by the guest, and the last frame.
     buffer: Vec<u8>,
     rest: std::ops::Range<usize>,
 }

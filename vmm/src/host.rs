@@ -207,11 +207,13 @@ fn huge_pages() -> Finding {
     } else {
         "off"
     };
-    let detail = format!("{free} free reserved pages of 2 MiB; transparent huge pages are {transparent}");
+    let detail =
+        format!("{free} free reserved pages of 2 MiB; transparent huge pages are {transparent}");
     if free > 0 {
         finding(NAME, FindingOutcome::Ok, detail, "")
     } else {
-        let remedy = "needed for memory hugepages=on only: echo 512 | sudo tee /proc/sys/vm/nr_hugepages";
+        let remedy =
+            "needed for memory hugepages=on only: echo 512 | sudo tee /proc/sys/vm/nr_hugepages";
         finding(NAME, FindingOutcome::Limited, detail, remedy)
     }
 }
@@ -267,7 +269,8 @@ fn open_files() -> Finding {
         .current
         .map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
     if limit.current.is_some_and(|limit| limit < 256) {
-        let remedy = "raise the limit: ulimit -n 1024; each queue of a device needs several descriptors";
+        let remedy =
+            "raise the limit: ulimit -n 1024; each queue of a device needs several descriptors";
         finding(
             NAME,
             FindingOutcome::Limited,

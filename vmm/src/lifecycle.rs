@@ -518,7 +518,9 @@ fn save(unsaved: Unsaved) -> Option<JoinHandle<()>> {
             span.in_scope(|| unsaved.save());
         });
     thread
-        .inspect_err(|error| tracing::warn!(%error, "cannot start the thread that caches the kernel"))
+        .inspect_err(
+            |error| tracing::warn!(%error, "cannot start the thread that caches the kernel"),
+        )
         .ok()
 }
 

@@ -1,7 +1,7 @@
-//! Consoles of running machines, on small guests: nothing is lost, and nobody who does not read
-//! holds a machine up.
+//! Consoles of running machines, with small guests: no output is lost, and a reader that does not
+//! read blocks no machine.
 //!
-//! Without /dev/kvm the tests say so and pass.
+//! Skipped without /dev/kvm.
 
 mod tiny;
 
@@ -26,14 +26,14 @@ fn start(config: VmConfig, console: &Console) -> Machine {
     machine
 }
 
-/// A console on a pipe that nobody reads.
+/// A console on a pipe that is not read.
 fn unread() -> (io::PipeReader, Console) {
     let (reader, writer) = io::pipe().expect("a pipe");
     let console = Console::descriptor(writer.into()).expect("a console");
     (reader, console)
 }
 
-/// Waits until the guest, which prints for ever, stands still because nobody reads.
+/// Waits until the guest, which prints for ever, is blocked because its output is not read.
 fn wait_until_it_waits(machine: &Machine) {
     let start = Instant::now();
     let mut exits = machine.exits().port_out;
@@ -54,7 +54,7 @@ fn a_hundred_thousand_lines_arrive_complete() {
     let (mut reader, console) = unread();
     let machine = start(config(dir.path(), &print_lines(LINES)), &console);
     let reading = thread::spawn(move || {
-        // A reader slower than the guest at first.
+        // At first the reader is slower than the guest.
         thread::sleep(Duration::from_millis(300));
         let mut text = vec![0; printed_lines(LINES).len()];
         reader.read_exact(&mut text).expect("read");
@@ -84,7 +84,7 @@ fn a_long_paste_comes_back_whole_from_an_echo() {
     let console = Console::socket(&path).expect("a console");
     let _machine = start(config(dir.path(), ECHO), &console);
     let mut client = UnixStream::connect(&path).expect("connect");
-    // The console knows the client once that has got something.
+    // The console has accepted the client once the client has received something.
     client.write_all(b"!").expect("type");
     client.read_exact(&mut [0]).expect("read");
     let text = printed_lines(75_000);
@@ -128,7 +128,7 @@ fn pause_and_input_do_not_wait_for_a_console_that_nobody_reads() {
     }
     assert_eq!(machine.input(b"typed"), 5);
     assert_eq!(console.dropped(), 0);
-    // Then somebody reads, and it goes on.
+    // Once the pipe is read, the guest continues.
     let before = machine.exits().port_out;
     reader.read_exact(&mut vec![0; 200_000]).expect("read");
     let start = Instant::now();
@@ -152,7 +152,7 @@ fn a_guest_whose_output_is_dropped_never_waits() {
 fn a_console_outlives_reboots() {
     let Some(dir) = directory() else { return };
     let (mut reader, console) = unread();
-    // PRINT powers off after its letter; this one resets instead.
+    // PRINT powers off after its letter; this guest resets instead.
     let mut code = PRINT[..7].to_vec();
     code.extend(RESET);
     let machine = start(

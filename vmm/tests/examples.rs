@@ -1,4 +1,4 @@
-//! The examples do what they say, with guests of a few instructions.
+//! The examples work as described, with guests of a few instructions.
 
 mod tiny;
 
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use tiny::{POWEROFF, PRINT, SLEEP, SPIN, config, directory};
 
-/// The example `name`, built.
+/// Builds the example `name`; returns its path.
 fn built(name: &str) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
@@ -32,8 +32,8 @@ fn built(name: &str) -> PathBuf {
     target.join("debug/examples").join(name)
 }
 
-/// What the example `name` prints over a guest of these instructions, which is its first argument; `images` are made and
-/// follow. It has to succeed.
+/// Returns the output of the example `name` with a guest that runs `code`, which is its first
+/// argument; the paths of the created `images` follow. The example must succeed.
 #[track_caller]
 fn printed(name: &str, code: &[u8], images: &[&str]) -> Option<String> {
     let dir = directory()?;

@@ -1,4 +1,5 @@
-//! What machines leave behind: nothing. One test in a process of its own, so that it can count exactly.
+//! Machines leave no descriptors, threads or mappings behind. One test in a process of its own, so
+//! that it can count exactly.
 
 mod tiny;
 
@@ -42,7 +43,8 @@ fn entries(directory: &str) -> usize {
     fs::read_dir(directory).expect("list").count()
 }
 
-/// Mappings of guest memory, of vCPUs and of configuration space. Stacks of ended threads are the C library's to keep.
+/// Returns the mappings of guest memory, of vCPUs and of configuration space. The C library keeps
+/// the stacks of ended threads.
 fn mappings() -> usize {
     let maps = fs::read_to_string("/proc/self/maps").expect("maps");
     let ours = |line: &&str| {

@@ -1,4 +1,5 @@
-//! A machine's life through the library: built, run, paused, stopped, started over, on small guests.
+//! The life cycle of a machine through the library: built, run, paused, stopped, restarted, with
+//! small guests.
 
 mod tiny;
 
@@ -15,7 +16,7 @@ use splitring::{
 };
 use tiny::{COUNT, POWEROFF, PRINT, RESET, RESET_AT_INPUT, SPIN, TRIPLE_FAULT, config, directory};
 
-/// Longer than anything here takes, even on a busy machine.
+/// A time limit that no test reaches, even on a busy host.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn build(config: VmConfig) -> Machine {
@@ -45,7 +46,7 @@ fn readable(fd: impl AsFd) -> bool {
     poll(&mut fds, Some(&Timespec::default())).expect("poll") == 1
 }
 
-/// The next event, waited for.
+/// Blocks until the next event.
 #[track_caller]
 fn next(events: &Events) -> Event {
     until("an event", || readable(events));
@@ -56,7 +57,7 @@ fn kind<T: std::fmt::Debug>(result: Result<T, splitring::Error>) -> ErrorKind {
     result.expect_err("it cannot be done").kind()
 }
 
-/// How far the guest has counted.
+/// Returns the guest's counter.
 fn count(machine: &Machine) -> u64 {
     machine.registers(0).expect("registers").general[0]
 }
@@ -155,7 +156,7 @@ fn a_shutdown_tells_how_it_turned_out() {
     machine.stop();
     let after = machine.shutdown(soon).expect("no error");
     assert_eq!(after, ShutdownOutcome::AlreadyEnded(ExitReason::Stopped));
-    // Resets itself all the time: what the caller wanted did not happen.
+    // The guest resets itself instead of shutting down.
     let reboots = start(config(dir.path(), RESET).on_reboot(OnReboot::Restart));
     let outcome = reboots.shutdown(PATIENCE).expect("it runs");
     assert_eq!(outcome, ShutdownOutcome::Rebooted);
@@ -170,7 +171,7 @@ fn a_reboot_starts_over_until_it_is_stopped() {
         .on_reboot(OnReboot::Restart)
         .disk(DiskConfig::new(disk));
     let machine = start(with_disk.clone());
-    // What was opened counts, not what is at the paths now.
+    // The opened files count, not what is at the paths now.
     fs::remove_dir_all(dir.path()).expect("removed");
     let events = machine.events().expect("events");
     for _ in 0..3 {
@@ -200,7 +201,7 @@ fn a_reboot_keeps_the_lock_of_an_image() {
     }
 }
 
-/// The threads of a test race the guest's reboots: whatever comes first, a pause that succeeded holds.
+/// The threads of this test race with the guest's reboots: a successful pause holds in every order.
 #[test]
 fn a_reboot_does_not_undo_a_pause() {
     let Some(dir) = directory() else { return };
@@ -242,7 +243,8 @@ fn a_reset_builds_the_machine_again_in_its_state() {
     assert_eq!(events.try_next(), None);
 }
 
-/// A guest that reboots again and again waits longer each time; a reset is that restart, and not one besides.
+/// A guest in a reboot loop is restarted after growing delays; a reset replaces the delayed
+/// restart, and does not add to it.
 #[test]
 fn a_reset_takes_the_place_of_a_restart_that_waits() {
     let Some(dir) = directory() else { return };
@@ -254,7 +256,7 @@ fn a_reset_takes_the_place_of_a_restart_that_waits() {
         assert_eq!(next(&events), Event::Rebooted);
     }
     reboot();
-    // It has written its reset by now, and waits for some 600 ms.
+    // It has requested its reset by now; the restart is due in some 600 ms.
     thread::sleep(Duration::from_millis(100));
     assert_eq!(events.try_next(), None, "it waits");
     machine.reset().expect("resets");
@@ -266,7 +268,7 @@ fn a_reset_takes_the_place_of_a_restart_that_waits() {
     assert_eq!(machine.stop(), ExitReason::Stopped);
 }
 
-/// Without an interrupt table nobody survives one.
+/// Without an interrupt table an NMI is a triple fault.
 #[test]
 fn an_nmi_reaches_every_vcpu_that_runs() {
     let Some(dir) = directory() else { return };
@@ -284,7 +286,7 @@ fn calls_from_many_threads_have_one_order() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..50 {
-                    // Whoever comes second learns that it is paused, or runs, already.
+                    // The second caller gets an error: already paused, or running.
                     if machine.pause().is_ok() {
                         machine.resume().expect("nobody else may resume it");
                     }
@@ -323,7 +325,7 @@ fn a_thread_that_blocks_every_signal_can_start_a_machine() {
     });
 }
 
-/// As daemons do that read signals from a descriptor.
+/// Blocks all signals, like daemons that read signals from a descriptor.
 #[expect(unsafe_code, reason = "pthread_sigmask")]
 fn block_all_signals() {
     // SAFETY: sigfillset initialises the set before it is used; it lives across both calls.
@@ -384,7 +386,7 @@ fn a_kernel_and_kvm_that_are_handed_over_need_no_path() {
     assert_eq!(machine.wait(), ExitReason::PowerOff);
 }
 
-/// The processors that a thread may run on.
+/// Returns the CPUs that a thread may run on.
 fn processors(thread: i32) -> rustix::thread::CpuSet {
     let pid = rustix::thread::Pid::from_raw(thread).expect("a thread's id");
     rustix::thread::sched_getaffinity(Some(pid)).expect("its processors")

@@ -1,4 +1,4 @@
-//! What guests do with I/O ports, on small guests.
+//! I/O ports, with small guests.
 
 mod tiny;
 
@@ -33,7 +33,7 @@ fn a_panic_of_the_guest_is_an_event_and_ends_nothing() {
     assert_eq!(seen, [panicked(true), panicked(false)]);
 }
 
-/// What 100 bytes that the guest takes or makes with one instruction come to at its console.
+/// Returns the console output of a guest that reads or writes 100 bytes with one instruction.
 fn printed(dir: &Path, code: &[u8]) -> Vec<u8> {
     let file = tempfile::tempfile().expect("file");
     let console = Console::writer(file.try_clone().expect("clone")).expect("a console");
@@ -53,7 +53,7 @@ const PRINT_STRING: &[u8] = &[0xb9, 100, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 
 fn a_string_written_to_the_serial_port_is_printed_byte_by_byte() {
     let Some(dir) = directory() else { return };
     let text: Vec<u8> = (b' '..b' ' + 90).chain(0..10).collect();
-    // lea rsi, [rip + what lies between here and the text]; the rest of the code follows it.
+    // lea rsi, [rip + distance to the text]; the rest of the code follows.
     let between = u8::try_from(PRINT_STRING.len() + POWEROFF.len()).expect("short");
     let code = [
         &[0x48, 0x8d, 0x35, between, 0, 0, 0],
@@ -65,7 +65,7 @@ fn a_string_written_to_the_serial_port_is_printed_byte_by_byte() {
     assert_eq!(printed(dir.path(), &code), text);
 }
 
-/// KVM asks for many elements at once; each is a read of its own.
+/// KVM reports many elements in one exit; each is a read of its own.
 #[test]
 fn a_string_read_from_a_port_is_read_byte_by_byte() {
     let Some(dir) = directory() else { return };

@@ -1,10 +1,11 @@
-//! The public interface of the whole library, as text, compared with what it was: a change shows in the diff of
-//! `public_api.txt` (written anew under `UPDATE_PUBLIC_API=1`). And the rule it has to keep: nothing in a signature
-//! that a user would have to name another crate of ours for, or one that we may want to replace.
+//! The public interface of the whole library, as text, compared with a snapshot: changes show in
+//! the diff of `public_api.txt` (updated under `UPDATE_PUBLIC_API=1`). It also checks a rule: no
+//! signature has a type for which a user would have to name another crate of this workspace, or a
+//! crate that may be replaced.
 //!
-//! rustdoc says what is public, as JSON, in which a re-export is only a name; so each name that leads to another crate of
-//! ours is followed there. JSON is an unstable output: the stable rustdoc is told to be unstable, and nothing else is,
-//! so that no dependency is built again. Tier: quick.
+//! rustdoc lists the public items as JSON, in which a re-export is only a name; so each name that
+//! leads to another crate of this workspace is followed there. JSON is an unstable output: only the
+//! stable rustdoc is told to allow it, so that no dependency is rebuilt. Tier: quick.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,8 +20,9 @@ const SNAPSHOT: &str = "tests/public_api.txt";
 /// The crates behind the facade, by package.
 const BEHIND: [&str; 2] = ["splitring-devices", "splitring-virtio"];
 
-/// What may stand in a signature: the standard library, and crates whose traits or types are part of the contract.
-/// serde and bitflags are in traits that ours implement, zerocopy's little-endian numbers are in `net::Header`.
+/// Crates that may occur in a signature: the standard library, and crates whose traits or types are
+/// part of the contract. serde and bitflags are in traits that our types implement, zerocopy's
+/// little-endian numbers are in `net::Header`.
 const ALLOWED: [&str; 9] = [
     "splitring",
     "core",
@@ -37,7 +39,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A rustdoc that writes JSON.
+/// Returns a rustdoc command that writes JSON.
 fn rustdoc() -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rustdoc-json");
     fs::write(&path, "#!/bin/sh\nRUSTC_BOOTSTRAP=1 exec rustdoc \"$@\"\n").expect("written");
@@ -45,7 +47,7 @@ fn rustdoc() -> PathBuf {
     path
 }
 
-/// The rustdoc JSON of `package`.
+/// Returns the rustdoc JSON of `package`.
 fn json(rustdoc: &Path, package: &str) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .parent()
@@ -74,7 +76,8 @@ fn json(rustdoc: &Path, package: &str) -> PathBuf {
     target.join(format!("doc/{}.json", package.replace('-', "_")))
 }
 
-/// What is public in a crate, one item a line. Implementations that the compiler or `derive` writes are left out.
+/// Returns the public items of a crate, one per line. Implementations by the compiler or by
+/// `derive` are left out.
 fn listed(json: &Path) -> Vec<String> {
     let api = public_api::Builder::from_rustdoc_json(json)
         .omit_blanket_impls(true)
@@ -85,7 +88,8 @@ fn listed(json: &Path) -> Vec<String> {
     api.items().map(ToString::to_string).collect()
 }
 
-/// A crate's public names: the path where each can be used, and that where it is defined.
+/// Returns a crate's public names: the path under which each can be used, and the path at which it
+/// is defined.
 fn names(json: &Path) -> Vec<(String, String)> {
     let text = fs::read_to_string(json).expect("JSON");
     let of: Value = serde_json::from_str(&text).expect("JSON");
@@ -163,7 +167,7 @@ fn renamed(line: &str, names: &BTreeMap<String, String>) -> String {
     out + rest
 }
 
-/// What a line is about: the first path of ours in it, or what an implementation is for.
+/// Returns the subject of a line: the first path of ours in it, or the type of an implementation.
 fn subject(line: &str) -> &str {
     let line = line.split_once(" for ").map_or(line, |(_, rest)| rest);
     let start = line.find("splitring").unwrap_or(line.len());
@@ -174,7 +178,7 @@ fn subject(line: &str) -> &str {
 fn api() -> Vec<String> {
     let rustdoc = rustdoc();
     let facade = json(&rustdoc, "splitring");
-    // Where each item is defined, and under which name users find it; the shortest, if there are several.
+    // The path at which each item is defined, and the shortest name under which users find it.
     let mut exported: BTreeMap<String, String> = BTreeMap::new();
     let mut keep = |defined: String, name: String| {
         let known = exported.entry(defined).or_insert_with(|| name.clone());
@@ -206,11 +210,11 @@ fn api() -> Vec<String> {
     ours(lines)
 }
 
-/// Those of `lines` that are about what is exported. Of an implementation of a trait its first line, unless the trait
-/// is not exported, and so is nobody's business.
+/// Returns those of `lines` whose subject is exported. Of an implementation of a trait the first
+/// line is kept, unless the trait is not exported.
 fn ours(lines: Vec<String>) -> Vec<String> {
     let mut kept: Vec<String> = Vec::new();
-    // What a trait is being implemented for.
+    // The type for which a trait is being implemented.
     let mut implementor: Option<String> = None;
     for line in lines {
         if line.starts_with("impl") {
@@ -237,7 +241,7 @@ fn ours(lines: Vec<String>) -> Vec<String> {
     kept
 }
 
-/// Whether a signature names a crate that a user must not have to know.
+/// Returns whether a signature names a crate that a user should not need.
 fn is_private(line: &str) -> bool {
     let part = |it: char| it.is_alphanumeric() || it == '_' || it == ':';
     line.split(|it| !part(it))

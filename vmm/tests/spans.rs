@@ -1,5 +1,5 @@
-//! What is logged about a machine carries its name, on whichever thread. In a process of its own: the subscriber is the
-//! process's.
+//! Log lines about a machine have its name, on every thread. In a process of its own, because the
+//! subscriber is per process.
 
 mod tiny;
 
@@ -12,7 +12,7 @@ use splitring::{Console, Event, ExitReason, Machine, Resources};
 use tiny::{PRINT, RESET, config, directory};
 use tracing_subscriber::filter::LevelFilter;
 
-/// Everything that was logged.
+/// All log lines.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -27,7 +27,7 @@ impl io::Write for Log {
     }
 }
 
-/// A console's target that is gone.
+/// A console's target that fails.
 struct Broken;
 
 impl io::Write for Broken {
@@ -39,10 +39,10 @@ impl io::Write for Broken {
     }
 }
 
-/// Prints a letter and resets itself, until it has done so three times.
+/// Prints a letter and resets itself, three times.
 fn live(name: &str) {
     let Some(dir) = directory() else { return };
-    // PRINT powers off after its letter; this one resets instead.
+    // PRINT powers off after its letter; this guest resets instead.
     let code = [&PRINT[..7], RESET].concat();
     let config = config(dir.path(), &code)
         .name(name)
@@ -92,7 +92,7 @@ fn every_line_about_a_machine_has_its_name_whichever_thread_logs_it() {
             .filter(|name| line.contains(&of(name)))
             .collect();
         assert_eq!(named.len(), 1, "one machine's name in: {line}");
-        // Threads carry the name too, except those that are older than their machine.
+        // Thread names have it, too, except those of threads that existed before their machine.
         let other = if named == ["one"] { ":two" } else { ":one" };
         assert!(!line.contains(other), "the other machine's thread: {line}");
     }

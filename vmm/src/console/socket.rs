@@ -98,7 +98,9 @@ impl Socket {
                 }
             }
             Ok(_) => {
-                tracing::warn!("serial console: a client was refused: {MAX_CLIENTS} are connected already");
+                tracing::warn!(
+                    "serial console: a client was refused: {MAX_CLIENTS} are connected already"
+                );
                 self.refused = Some(Instant::now());
             }
             Err(error) => match error.kind() {

@@ -1,4 +1,4 @@
-//! Consoles between a real UART and real pipes, terminals, sockets and files; the test is the
+//! Consoles between a real UART and real pipes, terminals, sockets and files; the test plays the
 //! guest.
 
 mod clients;
@@ -24,11 +24,11 @@ use splitring_devices::serial::Serial;
 use super::{Console, RoomWaiter};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What the console promises about its end, with room for a busy host.
+/// The time in which a console must end, with room for a busy host.
 const SOON: Duration = Duration::from_secs(3);
 const LSR: u64 = 5;
 
-/// A guest of one vCPU with nothing but its UART.
+/// A guest with one vCPU and only a UART.
 struct Guest {
     uart: Arc<Serial>,
     room: RoomWaiter,
@@ -83,7 +83,7 @@ impl Guest {
     }
 }
 
-/// Reads `len` bytes on a thread of its own.
+/// Reads `len` bytes on another thread.
 fn collect(mut from: impl Read + Send + 'static, len: usize) -> JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = vec![0; len];
@@ -92,7 +92,7 @@ fn collect(mut from: impl Read + Send + 'static, len: usize) -> JoinHandle<Vec<u
     })
 }
 
-/// Bytes in which a gap or a repetition shows: numbered lines.
+/// Returns numbered lines, in which a gap or a repetition can be detected.
 fn lines(count: usize) -> Vec<u8> {
     let mut text = Vec::new();
     for number in 0..count {
@@ -101,7 +101,7 @@ fn lines(count: usize) -> Vec<u8> {
     text
 }
 
-/// `got` is `wanted`, without printing megabytes if it is not.
+/// Asserts that `got` is `wanted`, without printing megabytes if it is not.
 fn assert_same(got: &[u8], wanted: &[u8], what: &str) {
     let differs = got
         .iter()
@@ -111,7 +111,7 @@ fn assert_same(got: &[u8], wanted: &[u8], what: &str) {
     assert_eq!(got.len(), wanted.len(), "{what}: length");
 }
 
-/// A terminal in raw mode: its keyboard and screen, and the end that programs have.
+/// Returns a terminal in raw mode: its master (keyboard and screen), and the end that programs use.
 fn terminal() -> (File, OwnedFd) {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = openpt(flags).expect("a terminal");
@@ -145,7 +145,7 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Prints without end on a thread of its own, until told to stop.
+/// Prints on another thread until it is stopped.
 struct Flood {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
@@ -166,7 +166,7 @@ impl Flood {
         Self { stop, thread }
     }
 
-    /// As the life cycle stops a vCPU; returns how many bytes the guest printed.
+    /// Stops as the life cycle stops a vCPU; returns how many bytes the guest printed.
     fn stop(self, console: &Console) -> u64 {
         self.stop.store(true, Ordering::SeqCst);
         console.interrupt();

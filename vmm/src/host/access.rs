@@ -37,7 +37,9 @@ pub fn kvm_remedy(error: &io::Error) -> String {
             Some(libc::ENXIO | libc::ENODEV) => {
                 "the module is not loaded: modprobe kvm-intel or kvm-amd".into()
             }
-            Some(libc::EBUSY) => "another hypervisor uses the processor's virtualisation: stop it".into(),
+            Some(libc::EBUSY) => {
+                "another hypervisor uses the processor's virtualisation: stop it".into()
+            }
             _ => "see `splitring check`".into(),
         },
     }

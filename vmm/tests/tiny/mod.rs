@@ -1,5 +1,5 @@
 #![allow(dead_code, reason = "each test binary uses some of it")]
-//! Guests of a few instructions, so small that they run wherever /dev/kvm opens, with hardware virtualisation or without.
+//! Guests of a few instructions, which run on every KVM, with hardware virtualisation or without.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ pub(crate) const LOAD_AT: u64 = 0x20_0000;
 pub(crate) const POWEROFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4];
 /// mov dx, 0x602; mov al, 1; out dx, al; hlt: reset.
 pub(crate) const RESET: &[u8] = &[0x66, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4];
-/// jmp to itself.
+/// jmp to itself: spins for ever.
 pub(crate) const SPIN: &[u8] = &[0xeb, 0xfe];
 /// hlt; jmp back: sleeps for ever.
 pub(crate) const SLEEP: &[u8] = &[0xf4, 0xeb, 0xfd];
-/// inc rax; jmp back: how far it came can be read from outside.
+/// inc rax; jmp back: the test can read its progress from the register.
 pub(crate) const COUNT: &[u8] = &[0x48, 0xff, 0xc0, 0xeb, 0xfb];
 /// ud2 without an interrupt table.
 pub(crate) const TRIPLE_FAULT: &[u8] = &[0x0f, 0x0b];
@@ -47,7 +47,7 @@ pub(crate) const RESET_AT_INPUT: &[u8] = &[
     0x66, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4, // as RESET
 ];
 
-/// A guest that prints so many lines of one character each, and powers off.
+/// A guest that prints `count` lines of one character each, and powers off.
 pub(crate) fn print_lines(count: u32) -> Vec<u8> {
     let mut code = vec![0xb9]; // mov ecx, count
     code.extend(count.to_le_bytes());
@@ -59,7 +59,7 @@ pub(crate) fn print_lines(count: u32) -> Vec<u8> {
     code
 }
 
-/// What that guest prints.
+/// The output of that guest.
 pub(crate) fn printed_lines(count: u32) -> Vec<u8> {
     let lines = (1..=count).rev();
     lines
@@ -90,14 +90,14 @@ pub(crate) fn elf(code: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A machine that runs `code`, kept as a file in `dir`.
+/// The configuration of a machine that runs `code`, stored as a file in `dir`.
 pub(crate) fn config(dir: &Path, code: &[u8]) -> VmConfig {
     let kernel: PathBuf = dir.join("kernel");
     fs::write(&kernel, elf(code)).expect("write the kernel");
     VmConfig::default().kernel(kernel).kernel_cache(false)
 }
 
-/// Returns a directory for a test; `None`, noted as a skipped test, where there is no KVM.
+/// Returns a directory for a test, or `None`, recorded as a skipped test, without KVM.
 #[track_caller]
 pub(crate) fn directory() -> Option<tempfile::TempDir> {
     splitring_needs::kvm().then(|| tempfile::tempdir().expect("temporary directory"))

@@ -1,4 +1,4 @@
-//! Who may read and write a console, and what late readers see.
+//! Which clients may read and write a console, and what late readers see.
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
@@ -50,7 +50,7 @@ fn several_clients_read_and_the_first_one_writes() {
     clients[2].write_all(b"third").expect("write");
     clients[0].write_all(b"first").expect("write");
     assert_eq!(guest.read(5), b"first");
-    // The next one takes over, with what it writes from then on.
+    // The next client takes over, with its input from then on.
     drop(clients.remove(0));
     wait_until("the second client's input is the guest's", || {
         clients[0].write_all(b"2").expect("write");
@@ -199,7 +199,7 @@ fn a_pseudo_terminal_can_be_opened_again_and_again() {
         printed.extend(mark);
         let got = read_to(&mut reader, &mark);
         assert!(got.len() >= HISTORY, "{}", got.len());
-        // The history, exactly once, whatever the last one has left unread.
+        // The history, exactly once, whatever the previous program has left unread.
         assert_same(&got, &printed[printed.len() - got.len()..], "history");
         reader.write_all(&[round]).expect("type");
         assert_eq!(guest.read(1), [round]);
@@ -216,7 +216,7 @@ fn a_pseudo_terminal_can_be_opened_again_and_again() {
 fn output_never_comes_back_as_input() {
     let console = Console::pty().expect("console");
     let mut guest = Guest::new(&console);
-    // Somebody leaves it in cooked mode with echo.
+    // A program leaves it in cooked mode with echo.
     let other = open_pty(&console);
     let mut modes = tcgetattr(&other).expect("modes");
     modes.local_modes |= rustix::termios::LocalModes::ECHO | rustix::termios::LocalModes::ICANON;
@@ -249,7 +249,7 @@ fn input_waits_for_the_next_port_while_a_machine_restarts() {
     assert_eq!(console.input(b"typed"), 5);
     let second = Guest::new(&console);
     assert_eq!(second.read(5), b"typed");
-    // A late detach of the old one leaves the new one connected.
+    // A late detach of the old port does not disconnect the new one.
     console.detach(&first.uart);
     assert_eq!(console.input(b"more"), 4);
     assert_eq!(second.read(4), b"more");

@@ -1,4 +1,5 @@
-//! Targets that block, vanish or fail: the guest goes on or is stopped, nothing is left behind.
+//! Targets that block, vanish or fail: the guest continues or is stopped, and nothing is left
+//! behind.
 
 use std::io::{self, Write};
 use std::sync::Weak;
@@ -10,7 +11,7 @@ use crate::console::ConsoleShared;
 use crate::console::output::{CHUNK, LIMIT, Output};
 use crate::console::wake::WakeEvent;
 
-/// A file of the console's thread in /proc.
+/// Reads a file of the console's thread in /proc.
 fn thread_file(console: &Console, name: &str) -> String {
     let tid = || console.0.shared.tid.load(Ordering::SeqCst);
     wait_until("the thread runs", || tid() != 0);
@@ -24,8 +25,8 @@ fn fill(pipe: &io::PipeWriter) {
     rustix::io::ioctl_fionbio(pipe, false).expect("blocking");
 }
 
-/// The guest prints until it stands still, and is called out of the wait by what the life cycle
-/// calls. Returns what the console's thread shared, if that is still there.
+/// The guest prints until it is blocked, and is interrupted as the life cycle does it. Returns the
+/// console thread's shared state, if it still exists.
 fn stops_promptly(what: &str, console: Console) -> Weak<ConsoleShared> {
     let flood = Flood::start(Guest::new(&console));
     wait_until("the buffer is full", || console.0.shared.output.is_full());
@@ -78,7 +79,7 @@ fn a_guest_that_waits_for_a_socket_stops_promptly() {
     assert!(!path.exists(), "the socket is removed");
 }
 
-/// Blocks in a way that no signal ends, until the test lets it go.
+/// Blocks, uninterruptibly, until the test releases it.
 struct Blocked(Receiver<()>);
 
 impl Write for Blocked {
@@ -105,8 +106,7 @@ fn a_writer_that_blocks_for_ever_holds_up_its_own_thread_only() {
 
 #[test]
 fn a_thread_in_a_blocking_write_is_called_out_of_it() {
-    // Ready for the first byte, and then not for the rest: another process fills the pipe in
-    // between.
+    // Ready for the first byte, but not for the rest: another process fills the pipe in between.
     let (mut reader, writer) = io::pipe().expect("a pipe");
     fill(&writer);
     reader.read_exact(&mut [0; 4096]).expect("make room");
@@ -122,7 +122,7 @@ fn a_thread_in_a_blocking_write_is_called_out_of_it() {
     assert_eq!(shared.strong_count(), 0, "the thread is not left behind");
 }
 
-/// Writes without looking whether the pipe has room.
+/// Writes without checking whether the pipe has room.
 struct Stuck(File);
 
 impl Write for Stuck {
@@ -158,7 +158,7 @@ fn output_beyond_the_slack_is_dropped_and_counted() {
     let (_reader, writer) = io::pipe().expect("a pipe");
     fill(&writer);
     let console = Console::descriptor(writer.into()).expect("console");
-    // A vCPU that is interrupted at every byte.
+    // The vCPU is interrupted at every byte.
     let guest = Guest::new(&console);
     guest.shout(&vec![b'y'; 3 * LIMIT]);
     assert_eq!(console.dropped(), LIMIT as u64);
@@ -174,7 +174,7 @@ fn the_policy_to_drop_never_waits_and_counts_exactly() {
     let mut guest = Guest::new(&console);
     let text = lines(100_000);
     guest.print(&text);
-    // What the pipe and the buffer hold is still there; the rest is counted.
+    // The pipe's and the buffer's contents are still there; the rest is counted.
     let reading = thread::spawn(move || {
         let mut got = Vec::new();
         reader.read_to_end(&mut got).expect("read");
@@ -232,13 +232,13 @@ fn vanishes(console: Console) {
     Guest::new(&console).print(&text);
     assert_eq!(console.finish(PATIENCE), 0);
     assert_eq!(console.dropped(), text.len() as u64);
-    // As long as nothing is printed, nothing is tried.
+    // Without output there is no attempt to write.
     let before = thread_time(&console);
     thread::sleep(Duration::from_millis(200));
     assert!(thread_time(&console) - before < 5, "the thread sleeps");
 }
 
-/// Processor time of the console's thread in clock ticks.
+/// Returns the CPU time of the console's thread in clock ticks.
 fn thread_time(console: &Console) -> u64 {
     let stat = thread_file(console, "stat");
     let (_, numbers) = stat.rsplit_once(')').expect("a name");
@@ -249,7 +249,7 @@ fn thread_time(console: &Console) -> u64 {
         .sum()
 }
 
-/// Fails until the test says otherwise.
+/// Fails until the test lets it succeed.
 struct Flaky {
     works: Arc<AtomicBool>,
     file: File,
@@ -332,7 +332,7 @@ fn an_idle_console_does_not_wake() {
     let console = Console::pty().expect("console");
     let mut guest = Guest::new(&console);
     guest.print(b"hello");
-    // Also after somebody was there.
+    // Also after a client was connected.
     open_pty(&console).read_exact(&mut [0; 5]).expect("read");
     wait_until("it sleeps for 300 ms", || {
         let before = voluntary_switches(&console);
@@ -341,7 +341,7 @@ fn an_idle_console_does_not_wake() {
     });
 }
 
-/// How often the console's thread went to sleep.
+/// Returns how often the console's thread went to sleep.
 fn voluntary_switches(console: &Console) -> u64 {
     let status = thread_file(console, "status");
     let mut lines = status.lines();

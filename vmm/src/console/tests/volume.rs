@@ -1,4 +1,4 @@
-//! Much in one go arrives complete, on every kind of console, in both directions.
+//! Large amounts of data arrive completely, on every kind of console, in both directions.
 
 use std::fs;
 use std::io::{self, Write};
@@ -25,10 +25,10 @@ impl Write for Sink {
     }
 }
 
-/// Prints the lines to a reader that is there already.
+/// Prints the lines to a reader that is already connected.
 fn print_to(what: &str, console: &Console, mut reader: impl Read + Send + 'static) {
     let mut guest = Guest::new(console);
-    // The console knows of the reader once that has got something.
+    // The console has accepted the reader once the reader has received something.
     guest.print(b"!");
     let mut first = [0];
     reader.read_exact(&mut first).expect("the first byte");
@@ -88,7 +88,7 @@ fn a_hundred_thousand_lines_reach_a_writer_and_a_file() {
     let config: SerialConfig = format!("file={escaped}").parse().expect("valid");
     let console = Console::open(&config).expect("a console");
     Guest::new(&console).print(&text);
-    // Its last clone's end is enough.
+    // Dropping the last clone is enough.
     drop(console);
     assert_same(&fs::read(&path).expect("read"), &text, "a file");
 }
@@ -99,7 +99,7 @@ fn paste() -> Vec<u8> {
     text
 }
 
-/// Types into `keyboard` what the guest must get.
+/// Writes to `keyboard` the input that the guest must receive.
 fn paste_into(what: &str, console: &Console, mut keyboard: impl Write + Send + 'static) {
     let guest = Guest::new(console);
     let text = paste();
@@ -157,7 +157,7 @@ fn input_beyond_the_queue_is_refused_and_asked_for_when_there_is_room() {
     assert!((2 << 20..text.len()).contains(&taken), "{taken}");
     assert_eq!(console.input(&text[taken..]), 0);
     assert!(!ready(0), "no room");
-    // Half of the queue, and more than the UART's FIFO may hold besides.
+    // Half of the queue, and more than the UART's FIFO may hold in addition.
     let mut got = guest.read((1 << 20) + 4096);
     assert!(ready(60), "the guest has made room");
     let more = console.input(&text[taken..]);
@@ -174,7 +174,7 @@ fn what_a_pasting_program_leaves_behind_is_read_after_it_has_gone() {
     let pty = Console::pty().expect("a console");
     let text = paste();
     let few = &text[..3000];
-    // Gone before the guest has a port at all.
+    // It has disconnected before the guest has a port.
     open_pty(&pty).write_all(few).expect("type");
     assert_same(&Guest::new(&pty).read(few.len()), few, "a pty");
     let mut client = UnixStream::connect(&path).expect("connect");
