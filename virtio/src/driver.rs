@@ -1,10 +1,10 @@
 //! The driver's (guest's) end: a queue that is filled piecewise, and drivers for blk, net, scsi and
 //! virtio-pci on top of it.
 //!
-//! Everything allocates at set-up only and works with memory the caller supplies, so that firmware
-//! and unikernels can use it. The drivers know queues, not transports: they answer a [`Kick`] and
-//! leave it to the caller to ring the bell. See `queue` for what is owned by whom, and `piecewise`
-//! for how a buffer is built.
+//! Memory is allocated only at set-up and is supplied by the caller where the device uses it, so
+//! that firmware and unikernels can use these drivers. The drivers know queues, not transports:
+//! they return a [`Kick`], and the caller notifies the device. `queue` describes the ownership of
+//! memory, `piecewise` how a buffer is built.
 
 #[macro_use]
 mod queue_methods;

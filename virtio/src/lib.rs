@@ -1,7 +1,7 @@
-//! Split-ring virtqueues, both ends: the device's and the driver's, with piecewise submission.
+//! Split virtqueues, both ends: the device's, and the driver's with piecewise submission.
 //!
-//! It knows ring bytes and the wire structures of the device chapters. It does not know PCI buses,
-//! KVM, threads or files. Section numbers are those of the Virtual I/O Device specification,
+//! Knows the bytes of the rings and the wire structures of the device chapters. Does not know PCI
+//! buses, KVM, threads or files. Section numbers are those of the Virtual I/O Device specification,
 //! version 1.3.
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(

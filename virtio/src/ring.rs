@@ -1,9 +1,11 @@
 //! What both ends share: sizes and offsets of the three parts of a split ring, the wrap-safe event
-//! comparison, and the two protocols the ends race on: publish and notify, re-arm and look again.
+//! comparison, and the two protocols on which the ends race: publish and notify, and enable
+//! notifications and check again.
 //!
-//! The protocols are the same in both directions, and written against a trait of the words alone, so
-//! that a model checker can run the very code, with its orderings, over words of its own. It knows
-//! neither where a ring lies nor what a descriptor means. Sections 2.7.5 to 2.7.13.
+//! The protocols are the same in both directions. They are written against a trait for the ring's
+//! words, so that a model checker can run the same code, with its memory orderings, over its own
+//! words. This module knows neither the ring's location nor the meaning of a descriptor. Sections
+//! 2.7.5 to 2.7.13.
 
 use core::sync::atomic::Ordering;
 
@@ -18,87 +20,89 @@ pub const IDX_OFFSET: usize = 2;
 /// Offset of the first entry in the available and the used ring.
 pub const ENTRIES_OFFSET: usize = 4;
 
-/// Bytes before the entries, and of the event word behind them.
+/// Bytes before the entries, and bytes of the event word behind them.
 const HEADER: u64 = 4;
 const EVENT: u64 = 2;
 
-/// Bytes of the descriptor table of a queue of `size` entries.
+/// Returns the bytes of the descriptor table of a queue of `size` entries.
 #[must_use]
 pub fn desc_bytes(size: u16) -> u64 {
     u64::from(size).wrapping_mul(u64::from(DESC_SIZE))
 }
 
-/// Bytes of the available ring; `used_event` lies behind the entries only under `EVENT_IDX`.
+/// Returns the bytes of the available ring. It ends with `used_event` only under `EVENT_IDX`.
 #[must_use]
 pub fn avail_bytes(size: u16, event_idx: bool) -> u64 {
     ring_bytes(size, AVAIL_ELEM_SIZE, event_idx)
 }
 
-/// Bytes of the used ring; `avail_event` lies behind the entries only under `EVENT_IDX`.
+/// Returns the bytes of the used ring. It ends with `avail_event` only under `EVENT_IDX`.
 #[must_use]
 pub fn used_bytes(size: u16, event_idx: bool) -> u64 {
     ring_bytes(size, USED_ELEM_SIZE, event_idx)
 }
 
 fn ring_bytes(size: u16, elem: u32, event_idx: bool) -> u64 {
-    // At most 2^15 × 2^3 + 6: nothing here can wrap.
+    // At most 2^15 × 2^3 + 6: this can't wrap.
     let entries = u64::from(size).wrapping_mul(u64::from(elem));
     entries
         .wrapping_add(HEADER)
         .wrapping_add(if event_idx { EVENT } else { 0 })
 }
 
-/// Whether moving an index from `old` to `new` passes the place the other end asked to be told at
-/// (section 2.7.10): true when `event` lies in `old..new`, modulo 2^16.
+/// Returns whether moving an index from `old` to `new` passes the index at which the other end
+/// requested a notification (section 2.7.10): true if `event` is in `old..new`, modulo 2^16.
+/// Linux's `vring_need_event`.
 #[must_use]
 pub const fn need_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
-/// What an end tells the other: each has three words of its own, in the ring that it writes, and reads
-/// the other's three.
+/// A word of a ring. Each end writes the three words of one ring, and reads the three of the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// Whether it wants to be told, without `EVENT_IDX`: `avail.flags` of the driver, `used.flags` of the
-    /// device.
+    /// Whether notifications are suppressed, without `EVENT_IDX`: `avail.flags` of the driver,
+    /// `used.flags` of the device.
     Flags,
-    /// How far it has come: `avail.idx`, `used.idx`.
+    /// The index: `avail.idx` of the driver, `used.idx` of the device.
     Idx,
-    /// Where it wants to be told, under `EVENT_IDX`: `used_event` of the driver, `avail_event` of the
-    /// device.
+    /// The index at which a notification is requested, under `EVENT_IDX`: `used_event` of the
+    /// driver, `avail_event` of the device.
     Event,
 }
 
-/// The words of a ring as one end sees them.
+/// Access to a queue's ring words by one end.
 pub trait Words {
-    /// Loads a word of the other end's.
+    /// Loads a word that the other end writes.
     fn load(&self, theirs: Word, order: Ordering) -> u16;
-    /// Stores a word of its own.
+    /// Stores a word that this end writes.
     fn store(&self, own: Word, value: u16, order: Ordering);
-    /// A sequentially consistent fence: the store before it is seen before the load after it is made.
+    /// Executes a sequentially consistent fence: the store before it becomes visible before the
+    /// load after it.
     fn fence(&self);
 }
 
-/// The flag by which either end asks not to be told.
+/// The flag by which either end suppresses notifications.
 const NO_NOTIFY: u16 = AVAIL_F_NO_INTERRUPT;
 const _: () = assert!(NO_NOTIFY == USED_F_NO_NOTIFY);
 
-/// How far the other end has come: entries up to there, and what they stand for, can be read.
+/// Loads the other end's index. The entries before it, and what they refer to, can be read.
 #[inline]
 pub fn peer_idx(words: &impl Words) -> u16 {
     words.load(Word::Idx, Ordering::Acquire)
 }
 
-/// Shows the other end the entries up to `new`, which have been written.
+/// Stores this end's index, which makes the entries before `new` visible to the other end.
 #[inline]
 pub fn publish_idx(words: &impl Words, new: u16) {
     words.store(Word::Idx, new, Ordering::Release);
 }
 
-/// Shows the other end the entries `old..new` and says whether it asked to be told.
+/// Makes the entries `old..new` visible to the other end, and returns whether it has to be
+/// notified.
 ///
-/// The fence pairs with the one in [`enable_notifications`]: either the other end's second look sees the new index,
-/// or the load here sees what it asked for.
+/// The fence pairs with the one in [`enable_notifications`]: either the other end's second check
+/// sees the new index, or the load here sees its request for a notification.
 #[inline]
 pub fn publish(words: &impl Words, event_idx: bool, old: u16, new: u16) -> bool {
     publish_idx(words, new);
@@ -110,8 +114,9 @@ pub fn publish(words: &impl Words, event_idx: bool, old: u16, new: u16) -> bool 
     }
 }
 
-/// Asks the other end not to tell. Under `EVENT_IDX` nothing is written: an event index that has been
-/// passed stays silent for the next 2^16 entries, and `used.flags` must stay 0.
+/// Suppresses notifications by the other end. Under `EVENT_IDX` nothing is written: an event index
+/// that was passed causes no notification for the next 2^16 entries, and `used.flags` must stay 0.
+/// Linux's `virtqueue_disable_cb`.
 #[inline]
 pub fn disable_notifications(words: &impl Words, event_idx: bool) {
     if !event_idx {
@@ -119,8 +124,9 @@ pub fn disable_notifications(words: &impl Words, event_idx: bool) {
     }
 }
 
-/// Asks the other end to tell of the entry at `next`, and says whether it is there already, in which
-/// case it may not: look again.
+/// Requests a notification for the entry at `next`. Returns true if the entry is already there;
+/// then there may be no notification, so check the ring again. Linux's `virtqueue_enable_cb`, with
+/// the result inverted.
 #[inline]
 pub fn enable_notifications(words: &impl Words, event_idx: bool, next: u16) -> bool {
     if event_idx {

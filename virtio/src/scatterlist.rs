@@ -1,24 +1,24 @@
-//! Scatterlists: lists of owned pieces of memory, with end markers and chained lists.
+//! Scatterlists: lists of owned memory buffers, with end markers and chained lists.
 //!
-//! The shape is that of Linux's `struct scatterlist`: a fixed array of entries, an end marker on
-//! any of them, and a link from the last entry to a further list. What the February 2013 RFC
-//! ("virtio: new API for addition of buffers, scatterlist changes") needed on top of it is here
-//! too: lists are walked through their links (patch 1), and a recycled list can have a stale end
-//! marker removed (`sg_unmark_end`, patches 5 and 6). Links own what they lead to, so a list never
-//! runs in a circle.
+//! The layout is that of Linux's `struct scatterlist`: a fixed array of entries, an end marker on
+//! any of them, and a link from the last entry to another list. It also has what the RFC of
+//! February 2013 ("virtio: new API for addition of buffers, scatterlist changes") added: lists are
+//! walked through their links (patch 1), and a stale end marker can be removed from a recycled list
+//! (`sg_unmark_end`, patches 5 and 6). Links own the list that they lead to, so lists can't form a
+//! cycle.
 //!
-//! It knows neither queues nor devices.
+//! This module knows neither queues nor devices.
 
 use alloc::boxed::Box;
 use core::mem;
 
 use crate::mem::dma::{DmaBuf, DmaBytes};
 
-/// A list of memory pieces, made once and recycled: nothing here allocates but the constructors.
+/// A list of memory buffers, which is recycled: only the constructors allocate.
 #[derive(Debug)]
 pub struct ScatterList<B: DmaBuf = DmaBytes> {
     entries: Box<[Entry<B>]>,
-    /// Where the last entry leads, if it is a link.
+    /// The list to which the last entry links, if it is a link.
     link: Option<Box<ScatterList<B>>>,
 }
 
@@ -29,12 +29,12 @@ struct Entry<B: DmaBuf> {
 }
 
 impl<B: DmaBuf> ScatterList<B> {
-    /// A list of `entries` empty entries, the last one marked as the end (`sg_init_table`).
+    /// Creates a list of `entries` empty entries, the last one marked as the end (`sg_init_table`).
     pub fn new(entries: usize) -> Self {
         Self::of((0..entries).map(|_| None))
     }
 
-    /// A list of exactly these pieces, the last one marked as the end.
+    /// Creates a list of exactly these buffers, the last one marked as the end.
     pub fn from_buffers(buffers: impl IntoIterator<Item = B>) -> Self {
         Self::of(buffers.into_iter().map(Some))
     }
@@ -51,22 +51,22 @@ impl<B: DmaBuf> ScatterList<B> {
         }
     }
 
-    /// Entries of this array; those of lists it is chained to don't count.
+    /// Returns the number of entries of this array, without those of linked lists.
     pub fn capacity(&self) -> usize {
         self.entries.len()
     }
 
-    /// Entry `index`, unless it is a link.
+    /// Returns entry `index`, unless it is a link.
     fn entry(&mut self, index: usize) -> Option<&mut Entry<B>> {
         let links = usize::from(self.link.is_some());
         let usable = self.entries.len().saturating_sub(links);
         self.entries.get_mut(index).filter(|_| index < usable)
     }
 
-    /// Puts a piece into entry `index` and answers the one that was there. Markers stay.
+    /// Stores a buffer in entry `index` and returns the previous one. Markers stay.
     ///
     /// # Errors
-    /// There is no such entry, or it is a link: the piece comes back.
+    /// There is no such entry, or it is a link; returns the buffer.
     pub fn set(&mut self, index: usize, buffer: B) -> Result<Option<B>, B> {
         match self.entry(index) {
             Some(entry) => Ok(entry.buffer.replace(buffer)),
@@ -74,17 +74,18 @@ impl<B: DmaBuf> ScatterList<B> {
         }
     }
 
-    /// Takes the piece out of entry `index`. Markers stay.
+    /// Takes the buffer out of entry `index`. Markers stay.
     pub fn take(&mut self, index: usize) -> Option<B> {
         self.entry(index)?.buffer.take()
     }
 
-    /// The piece in entry `index`.
+    /// Returns the buffer in entry `index`.
     pub fn get_mut(&mut self, index: usize) -> Option<&mut B> {
         self.entry(index)?.buffer.as_mut()
     }
 
-    /// Marks entry `index` as the list's last (`sg_mark_end`). A link can't be the end.
+    /// Marks entry `index` as the list's last (`sg_mark_end`). Returns false for a link, which
+    /// can't be the end, and for an entry that does not exist.
     pub fn mark_end(&mut self, index: usize) -> bool {
         match self.entry(index) {
             Some(entry) => {
@@ -95,19 +96,21 @@ impl<B: DmaBuf> ScatterList<B> {
         }
     }
 
-    /// Removes the end marker of entry `index` (`sg_unmark_end`): a recycled list would otherwise
-    /// be cut short at its former end.
+    /// Removes the end marker of entry `index` (`sg_unmark_end`). Otherwise a recycled list would
+    /// end at its former end.
     pub fn unmark_end(&mut self, index: usize) {
         if let Some(entry) = self.entry(index) {
             entry.end = false;
         }
     }
 
-    /// Fills the list from entry 0 and marks the last piece as the end; pieces that were there are
-    /// dropped, older end markers stay (see [`unmark_end`](Self::unmark_end)).
+    /// Fills the list from entry 0 on and marks the last buffer as the end; returns the number of
+    /// buffers. Previous buffers are dropped; previous end markers stay (see
+    /// [`unmark_end`](Self::unmark_end)).
     ///
     /// # Errors
-    /// More pieces than entries: the first one too many comes back, the others are in the list.
+    /// There are more buffers than entries. Returns the first that does not fit; those before it
+    /// are in the list.
     pub fn fill(&mut self, buffers: impl IntoIterator<Item = B>) -> Result<usize, B> {
         let mut filled = 0usize;
         for buffer in buffers {
@@ -120,10 +123,10 @@ impl<B: DmaBuf> ScatterList<B> {
         Ok(filled)
     }
 
-    /// Links the last entry to a further list (`sg_chain`). The entry loses its end marker.
+    /// Links the last entry to another list (`sg_chain`). The entry loses its end marker.
     ///
     /// # Errors
-    /// The last entry holds a piece or a link already, or there is no entry: the list comes back.
+    /// The last entry holds a buffer or a link, or there is no entry. Returns the list.
     pub fn chain(&mut self, next: Self) -> Result<(), Self> {
         match self.entries.last_mut() {
             Some(entry) if entry.buffer.is_none() && self.link.is_none() => {
@@ -135,13 +138,13 @@ impl<B: DmaBuf> ScatterList<B> {
         }
     }
 
-    /// Undoes [`chain`](Self::chain).
+    /// Removes the link of [`chain`](Self::chain) and returns the list.
     pub fn unchain(&mut self) -> Option<Self> {
         self.link.take().map(|mut next| mem::take(&mut *next))
     }
 
-    /// The pieces in order: through links, up to and including the first entry that is marked as
-    /// the end; empty entries are passed over.
+    /// Returns an iterator over the buffers in order: through links, up to and including the first
+    /// entry that is marked as the end. Empty entries are skipped.
     #[inline]
     pub fn iter(&self) -> Iter<'_, B> {
         Iter {
@@ -150,8 +153,9 @@ impl<B: DmaBuf> ScatterList<B> {
         }
     }
 
-    /// As [`iter`](Self::iter), until `each` stops it: the same walk as a loop of its own, which is
-    /// what adding a list to a queue comes down to.
+    /// Calls `each` for the buffers of [`iter`](Self::iter), until it returns an error. A separate
+    /// loop, because the compiler generates better code for it; adding a list to a queue spends its
+    /// time here.
     #[inline(always)]
     pub(crate) fn each<E>(&self, mut each: impl FnMut(&B) -> Result<(), E>) -> Result<(), E> {
         let mut list = self;
@@ -173,27 +177,27 @@ impl<B: DmaBuf> ScatterList<B> {
         }
     }
 
-    /// The same in step with `places`, one for each piece, until `each` stops it or there are no more
-    /// places. Answers how many were used, and how it ended.
+    /// As [`each`](Self::each), with one element of `slots` per buffer, until there are no more
+    /// slots. Returns how many slots were used, and what ended the walk.
     ///
-    /// A loop of one counter, for long lists.
+    /// A loop with a single counter, for long lists.
     #[inline(always)]
     pub(crate) fn pair<'p, P, E>(
         &self,
-        places: &'p [P],
+        slots: &'p [P],
         mut each: impl FnMut(&B, &'p P) -> Result<(), E>,
     ) -> (usize, Result<Ended, E>) {
         let mut rest = self.iter();
-        let mut free = places;
+        let mut free = slots;
         loop {
             let entries = rest.rest.as_slice();
-            let used = places.len().wrapping_sub(free.len());
+            let used = slots.len().wrapping_sub(free.len());
             let mut step = 0usize;
-            for (entry, place) in entries.iter().zip(free) {
+            for (entry, slot) in entries.iter().zip(free) {
                 let Some(buffer) = &entry.buffer else {
                     break;
                 };
-                if let Err(error) = each(buffer, place) {
+                if let Err(error) = each(buffer, slot) {
                     return (used.wrapping_add(step), Err(error));
                 }
                 step = step.wrapping_add(1);
@@ -203,22 +207,22 @@ impl<B: DmaBuf> ScatterList<B> {
             }
             free = free.get(step..).unwrap_or_default();
             rest.rest = entries.get(step..).unwrap_or_default().iter();
-            // An empty entry, the end of an array, or no place left.
-            let ended = match rest.pass_empty() {
+            // An empty entry, the end of an array, or no slot left.
+            let ended = match rest.skip_empty() {
                 true => Ended::List,
-                false if free.is_empty() => Ended::Places,
+                false if free.is_empty() => Ended::Slots,
                 false => continue,
             };
             return (used.wrapping_add(step), Ok(ended));
         }
     }
 
-    /// Number of pieces [`iter`](Self::iter) gives.
+    /// Returns the number of buffers of [`iter`](Self::iter).
     pub fn segments(&self) -> usize {
         self.iter().count()
     }
 
-    /// Bytes of the pieces [`iter`](Self::iter) gives.
+    /// Returns the total bytes of the buffers of [`iter`](Self::iter).
     pub fn bytes(&self) -> u64 {
         self.iter().fold(0, |sum, buffer| {
             let len = u64::try_from(buffer.region().len()).unwrap_or(u64::MAX);
@@ -226,7 +230,7 @@ impl<B: DmaBuf> ScatterList<B> {
         })
     }
 
-    /// The pieces in order, to read and write; as [`iter`](Self::iter).
+    /// Calls `each` for the buffers of [`iter`](Self::iter), mutably.
     pub fn for_each_mut(&mut self, mut each: impl FnMut(&mut B)) {
         let mut list = self;
         loop {
@@ -245,8 +249,8 @@ impl<B: DmaBuf> ScatterList<B> {
         }
     }
 
-    /// Takes every piece out, whatever the markers say, through links as well; entries, markers
-    /// and links stay.
+    /// Takes out every buffer, also behind end markers and through links. Entries, markers and
+    /// links stay.
     pub fn clear(&mut self, mut each: impl FnMut(B)) {
         let mut list = self;
         loop {
@@ -264,7 +268,7 @@ impl<B: DmaBuf> ScatterList<B> {
 }
 
 impl<B: DmaBuf> Default for ScatterList<B> {
-    /// A list without entries.
+    /// Returns a list without entries.
     fn default() -> Self {
         Self {
             entries: Box::default(),
@@ -280,7 +284,7 @@ impl<B: DmaBuf> From<B> for ScatterList<B> {
 }
 
 impl<B: DmaBuf> Drop for ScatterList<B> {
-    /// Link by link: a long chain must not recurse as deep as it is long.
+    /// Drops link by link: recursion could overflow the stack.
     fn drop(&mut self) {
         let mut next = self.unchain();
         while let Some(mut list) = next {
@@ -305,19 +309,19 @@ pub struct Iter<'a, B: DmaBuf> {
     link: Option<&'a ScatterList<B>>,
 }
 
-/// How a walk in step with places ended.
+/// What ended a walk with slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// With the list.
+    /// The end of the list.
     List,
-    /// With the places, before the list.
-    Places,
+    /// The end of the slots, before that of the list.
+    Slots,
 }
 
 impl<B: DmaBuf> Iter<'_, B> {
-    /// Moves on to the next piece; true if there is none.
+    /// Advances to the next buffer. Returns true if there is none.
     #[cold]
-    fn pass_empty(&mut self) -> bool {
+    fn skip_empty(&mut self) -> bool {
         loop {
             match self.rest.as_slice() {
                 [entry, ..] if entry.buffer.is_some() => return false,

@@ -3,7 +3,7 @@
 //! Every multi-byte field is little-endian (section 1.4 of the specification); the structures have
 //! no padding and no alignment, so they can be laid over any byte of a buffer.
 
-/// Structures as they lie in memory that is shared, or in a configuration space.
+/// Defines structures as they are laid out in shared memory, or in a configuration space.
 macro_rules! wire {
     ($($structure:item)+) => {
         $(
@@ -30,7 +30,7 @@ pub mod status {
     pub const ACKNOWLEDGE: u8 = 1;
     /// The driver knows how to drive the device.
     pub const DRIVER: u8 = 2;
-    /// The driver is set up; the device is live.
+    /// The driver is ready; the device may run.
     pub const DRIVER_OK: u8 = 4;
     /// Feature negotiation is complete.
     pub const FEATURES_OK: u8 = 8;

@@ -1,13 +1,13 @@
-//! Every test that `evidence.md` names exists, so that the list can be relied on. Tier: quick.
+//! Checks that every test that `evidence.md` names exists. Tier: quick.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// Where tests of the rings and of the devices on them are.
+/// Folders with tests of the rings and of the devices on them.
 const FOLDERS: [&str; 4] = ["virtio/src", "virtio/tests", "devices/src", "tests/tests"];
 
-/// Names of the functions that are tests, in all files below `folder`.
+/// Adds the names of all test functions in the files below `folder` to `found`.
 fn tests(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -20,7 +20,7 @@ fn tests(folder: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Functions behind `#[test]`, whatever other attributes they have.
+/// Returns the names of the functions behind `#[test]`, whatever other attributes they have.
 fn tests_in(text: &str) -> impl Iterator<Item = &str> {
     text.split("#[test]").skip(1).filter_map(|rest| {
         let (_, rest) = rest.split_once("fn ")?;
@@ -28,7 +28,7 @@ fn tests_in(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Words between backticks in the last column of the tables.
+/// Returns the words between backticks in the last column of the tables.
 fn named(text: &str) -> Vec<&str> {
     let rows = text.lines().filter(|line| line.starts_with('|'));
     let last = rows.filter_map(|row| row.trim_end_matches('|').rsplit('|').next());

@@ -1,10 +1,11 @@
-//! The two protocols the ends race on, under a model checker: publish and notify against re-arm and
-//! look again, in both directions, by flags and by event index.
+//! The two protocols on which the ends race, under a model checker: publish and notify against
+//! enable notifications and check again, in both directions, by flags and by event index.
 //!
-//! Every interleaving and every reordering the memory model allows is tried; an end that would sleep
-//! for ever over work that is there fails the model. Run by
-//! `RUSTFLAGS='--cfg loom' cargo test -p splitring-virtio --test loom --release --target-dir target/loom`;
-//! tier: plain. Without `--cfg loom` there is nothing in it.
+//! Loom tries every interleaving and every reordering that the memory model allows. The model fails
+//! if an end would sleep for ever although there is work. Run by
+//! `RUSTFLAGS='--cfg loom' cargo test -p splitring-virtio --test loom --release --target-dir
+//! target/loom`;
+//! tier: plain. Empty without `--cfg loom`.
 #![cfg(loom)]
 
 use loom::sync::Arc;
@@ -45,7 +46,7 @@ impl Words for End<'_> {
     }
 }
 
-/// A queue whose entries carry a number, and the eventfd that wakes the reader.
+/// A queue whose entries are numbers, and the eventfd that wakes the reader.
 struct Shared {
     avail: Ring,
     used: Ring,
@@ -80,20 +81,20 @@ impl Shared {
         }
     }
 
-    /// Reads the entries `from..to` and finds what belongs there.
+    /// Reads the entries `from..to` and checks them.
     fn check(&self, from: u16, to: u16) {
         for n in from..to {
             let entry = self.entries[usize::from(n)].load(Ordering::Relaxed);
             assert_eq!(
                 entry,
                 u32::from(n) + 1,
-                "an index was seen before its entry"
+                "an index was visible before its entry"
             );
         }
     }
 }
 
-/// Who writes, and who reads.
+/// Which end writes, and which reads.
 #[derive(Clone, Copy)]
 enum Direction {
     ToDevice,
@@ -117,7 +118,7 @@ impl Direction {
 }
 use Direction::{ToDevice, ToDriver};
 
-/// The protocol under test, or one with something left out.
+/// The protocol under test, or one from which something is omitted.
 #[derive(Clone, Copy)]
 struct Protocol {
     event_idx: bool,
@@ -131,8 +132,9 @@ const OURS: Protocol = Protocol {
     enable_notifications: |end, event_idx, next| ring::enable_notifications(&end, event_idx, next),
 };
 
-/// The writer publishes two entries, in batches as told; the reader takes what it sees, re-arms and
-/// goes to sleep. When both are done, either all has been taken or a wake-up is under way.
+/// The writer publishes two entries, in the given batches; the reader takes the entries that it
+/// sees, enables notifications and goes to sleep. In the end either all entries have been taken or
+/// a wake-up is pending.
 fn race(direction: Direction, batches: &'static [(u16, u16)], protocol: Protocol) {
     let Protocol {
         event_idx,
@@ -142,7 +144,7 @@ fn race(direction: Direction, batches: &'static [(u16, u16)], protocol: Protocol
     loom::model(move || {
         let shared = Shared::new();
         let reader = direction.reader(&shared);
-        // The reader went to sleep before, armed for the first entry.
+        // The reader is asleep at the start, with a notification requested for the first entry.
         assert!(!ring::enable_notifications(&reader, event_idx, 0));
         let writer = {
             let shared = shared.clone();
@@ -155,7 +157,7 @@ fn race(direction: Direction, batches: &'static [(u16, u16)], protocol: Protocol
                 }
             })
         };
-        // A pass that was begun by a kick that came early, or by none.
+        // A pass that was started by an early notification, or by none.
         let mut next = 0;
         shared.kicked.swap(false, Ordering::AcqRel);
         ring::disable_notifications(&reader, event_idx);
@@ -175,7 +177,7 @@ fn race(direction: Direction, batches: &'static [(u16, u16)], protocol: Protocol
     });
 }
 
-/// One entry, two at a time, and one after the other.
+/// Two entries together, and one after the other.
 fn lossless(direction: Direction, event_idx: bool) {
     let protocol = Protocol { event_idx, ..OURS };
     race(direction, &[(0, 1)], protocol);
@@ -218,7 +220,8 @@ fn no_interrupt_is_lost_when_a_part_of_the_batch_is_shown_early() {
     }
 }
 
-/// The model can fail: without the fence before the second look a wake-up is lost, in either direction.
+/// The model can fail: without the fence before the second check a wake-up is lost, in either
+/// direction.
 const LISTENS_WITHOUT_FENCE: Protocol = Protocol {
     enable_notifications: |end, _, next| {
         end.store(Word::Event, next, Ordering::Relaxed);
@@ -239,7 +242,7 @@ fn without_the_fence_an_interrupt_is_lost() {
     race(ToDriver, &[(0, 1)], LISTENS_WITHOUT_FENCE);
 }
 
-/// Nor can whoever publishes do without its own.
+/// The publisher's fence is needed, too.
 #[test]
 #[should_panic(expected = "asleep")]
 fn without_the_publisher_s_fence_an_interrupt_is_lost() {
@@ -253,7 +256,7 @@ fn without_the_publisher_s_fence_an_interrupt_is_lost() {
     race(ToDriver, &[(0, 1)], protocol);
 }
 
-/// An index that is stored without release overtakes what it stands for.
+/// An index that is stored without release becomes visible before its entries.
 #[test]
 #[should_panic(expected = "before its entry")]
 fn without_release_an_index_overtakes_its_entries() {

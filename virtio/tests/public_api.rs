@@ -1,8 +1,8 @@
-//! The public interface of both ends, as text, compared with what it was: a change shows in the diff of
-//! `public_api.txt` (written anew under `UPDATE_PUBLIC_API=1`). And the rule it has to keep: no
-//! descriptor and no ring pointer in any signature.
+//! The public interface of both ends, as text, compared with a snapshot: changes show in the diff
+//! of `public_api.txt` (updated under `UPDATE_PUBLIC_API=1`). It also checks a rule: no descriptor
+//! and no ring pointer in any signature.
 //!
-//! The compiler's `unreachable_pub` lint makes sure that what says `pub` is public. Tier: quick.
+//! The compiler's `unreachable_pub` lint ensures that every `pub` item is public. Tier: quick.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use syn::{Attribute, Item, ItemImpl, Visibility};
 
 const SNAPSHOT: &str = "tests/public_api.txt";
 
-/// What is left out: the wire structures, which are descriptors and nothing else, and memory for tests.
+/// Modules that are left out: the wire structures, which are descriptors, and memory for tests.
 const NOT_LISTED: [&str; 3] = ["spec", "testing", "testbed"];
 
-/// What must not be in a signature: the ring's insides, by type or by pointer.
+/// Types that must not be in a signature: the internals of a ring, by type or by pointer.
 const INSIDES: [&str; 12] = [
     "Descriptor",
     "Descs",
@@ -31,8 +31,8 @@ const INSIDES: [&str; 12] = [
     "AtomicU64",
 ];
 
-/// Where pointers are: a caller's own memory becomes a buffer, a region, a window or registers, and a
-/// buffer of the guest's, checked, is read and written.
+/// Signatures that may have pointers: a caller's memory becomes a buffer, a region, a window or
+/// registers, and a validated guest buffer is read and written.
 const OWN_MEMORY: [&str; 6] = [
     "fn memory(ptr: NonNull<u8>",
     "fn from_raw(ptr: NonNull<u8>",
@@ -69,14 +69,14 @@ fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|it| it.path().is_ident("cfg"))
 }
 
-/// Whether an item of a kind that is not listed would have to be.
+/// Returns whether an item of an unlisted kind is public and would have to be listed.
 fn says_pub(item: &Item) -> bool {
     match item {
         Item::Static(it) => is_public(&it.vis),
         Item::Union(it) => is_public(&it.vis),
         Item::TraitAlias(it) => is_public(&it.vis),
         Item::ExternCrate(it) => is_public(&it.vis),
-        // With its contents here; in a file of its own it is listed by that.
+        // Inline modules are listed here, modules in files with their file.
         Item::Mod(it) => is_public(&it.vis) && it.content.is_some(),
         Item::Macro(it) => it.attrs.iter().any(|it| it.path().is_ident("macro_export")),
         Item::ForeignMod(_) | Item::Verbatim(_) => true,
@@ -84,7 +84,7 @@ fn says_pub(item: &Item) -> bool {
     }
 }
 
-/// Tokens as text, with the spaces a reader wants.
+/// Formats tokens as text, with spaces for readability.
 fn text(tokens: &impl ToTokens) -> String {
     let mut text = tokens.to_token_stream().to_string();
     for (from, to) in [
@@ -117,9 +117,9 @@ fn text(tokens: &impl ToTokens) -> String {
 
 struct Api {
     lines: Vec<String>,
-    /// Names of public types: implementations for others are nobody's business.
+    /// Names of public types: implementations for other types are not listed.
     types: Vec<String>,
-    /// Our macros: name and body.
+    /// The macros of this crate: name and body.
     macros: Vec<(String, String)>,
 }
 
@@ -215,7 +215,7 @@ impl Api {
         }
     }
 
-    /// The public functions that a macro of ours without arguments defines.
+    /// Returns the public functions that a macro of this crate without arguments defines.
     fn defined(&self, mac: &syn::Macro) -> Vec<String> {
         let name = mac.path.get_ident().expect("a macro of ours").to_string();
         let found = self.macros.iter().find(|it| it.0 == name);
@@ -229,7 +229,7 @@ impl Api {
     }
 }
 
-/// The name of a macro and what it puts in its place, in braces.
+/// Returns the name of a macro and its expansion, which is in braces.
 fn macro_of(item: &Item) -> Option<(String, String)> {
     let Item::Macro(it) = item else { return None };
     let mut tokens = it.mac.tokens.clone().into_iter().map(|it| it.to_string());

@@ -1,23 +1,25 @@
-//! A queue's accounting: what every buffer changes, and what is remembered of one until it comes back.
+//! A queue's accounting: its free slots and indices, and the record of a closed buffer until it
+//! comes back.
 
 use crate::mem::dma::{DmaMap, Mappings};
 use crate::mem::driver_ring::DriverRing;
 
-/// What every buffer changes.
+/// The free slots and the available index.
 ///
 /// The free list is kept here and in the ring's links, from slot to slot; the links in the shared
-/// table are copies that nobody reads back. A buffer takes slots from its front and gives them back
-/// there, as Linux 3.8 did, so that recently used (cached) slots are used first.
+/// table are copies that are never read back. A buffer takes slots from the front of the list and
+/// returns them there, as in Linux 3.8, so that recently used slots, which are cached, are used
+/// first.
 pub(super) struct Accounting {
     pub(super) free_head: u16,
     pub(super) free: u16,
-    /// Buffers ever added, counted on over resets so that it tells them apart. Its low half is the
-    /// available index of the next one.
+    /// Number of buffers ever added, across resets, so that it identifies them. Its low half is the
+    /// available index of the next buffer.
     pub(super) added: u64,
 }
 
 impl Accounting {
-    /// The available index of the next buffer.
+    /// Returns the available index of the next buffer.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "indices have 16 bits")]
     pub(super) const fn index(&self) -> u16 {
@@ -25,7 +27,7 @@ impl Accounting {
     }
 }
 
-/// A buffer that has been closed, as the in-flight table remembers it.
+/// A closed buffer, as recorded in the in-flight table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Closed {
     pub(super) head: u16,
@@ -33,18 +35,17 @@ pub(super) struct Closed {
     pub(super) segments: u16,
     pub(super) indirect: bool,
     pub(super) writable: u32,
-    /// Which of all buffers ever it is, modulo 2^32.
+    /// The buffer's number among all buffers ever added, modulo 2^32.
     pub(super) generation: u32,
 }
 
-/// Where the records of a table's entries start, of which `first` is the first entry.
+/// Returns the index of the first mapping record of a table whose first entry is `first`.
 #[inline(always)]
 pub(super) fn table_records(ring: &DriverRing, first: usize) -> usize {
     usize::from(ring.size()).wrapping_add(first)
 }
 
-/// Undoes the mappings of a buffer of which the device wrote `written` bytes, in the order of its
-/// segments.
+/// Unmaps a buffer of which the device wrote `written` bytes, in the order of its segments.
 #[inline(always)]
 pub(super) fn unmap<M: DmaMap>(
     maps: &mut Mappings<M>,

@@ -1,12 +1,12 @@
 //! A driver for virtio-blk: one request queue of a device (section 5.2).
 //!
-//! It has the two paths the RFC kept apart (patches 2 to 4). On the bio path one bio's segments go in
-//! as they are, between the header and the status. On the request path a request is put together:
-//! from several bios of adjacent sectors, list after list, or from a payload of ranges, or from
-//! nothing at all. Header, status and payload live in frames the caller supplies memory for.
+//! It has the two paths of the RFC (patches 2 to 4). On the bio path the segments of one bio are
+//! added unchanged, between the header and the status. On the request path a request is composed of
+//! several bios of adjacent sectors, list after list, or of a payload of ranges, or has no data.
+//! Header, status and payload are in frames, for which the caller supplies memory.
 //!
-//! A device with several queues has one of these for each. It knows no transport: what is submitted
-//! goes out with [`publish`](Blk::publish).
+//! A device with several queues has one driver per queue. The driver knows no transport: submitted
+//! requests are exposed with [`publish`](Blk::publish).
 
 mod request;
 
@@ -21,7 +21,7 @@ use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, Identity};
 use crate::mem::reset::ResetProof;
 use crate::spec::blk::{ID_BYTES, Range, RequestHeader, feature, request as kind, status};
 
-/// Features this driver knows what to do with.
+/// Features that this driver supports.
 pub const FEATURES: u64 = feature::SIZE_MAX
     | feature::SEG_MAX
     | feature::RO
@@ -33,70 +33,71 @@ pub const FEATURES: u64 = feature::SIZE_MAX
     | feature::DISCARD
     | feature::WRITE_ZEROES;
 
-/// Offsets in a frame: the header, the status byte, and a payload of ranges or the identification.
+/// Offsets in a frame: the status byte behind the header, and a payload of ranges or the
+/// identification string.
 const STATUS_AT: usize = size_of::<RequestHeader>();
 const PAYLOAD_AT: usize = 32;
 const LINE: usize = 64;
-/// What the status byte holds until the device writes it.
+/// The value of the status byte until the device writes it.
 const NOT_WRITTEN: u8 = 0xff;
 
 /// Why a request was not submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BlkSubmitError {
-    /// The queue did not take it; if it is full, publish and poll.
+    /// The queue refused it. If it is full, publish and poll.
     #[error(transparent)]
     Queue(#[from] Refusal),
-    /// A write to a read-only device.
+    /// It writes to a read-only device.
     #[error("the device is read-only")]
     ReadOnly,
-    /// The device does not have this kind of request, or not with so many or such large ranges.
+    /// The device does not offer this kind of request, or not with that many or that large ranges.
     #[error("the device does not offer this request")]
     NotOffered,
-    /// Past the end of the device, or no whole sectors.
+    /// It is not of whole sectors, or exceeds the end of the device.
     #[error("the request is not of whole sectors inside the device")]
     OutOfRange,
-    /// More segments than the device takes, or larger ones.
-    #[error("the request has more or larger segments than the device takes")]
+    /// It has more segments than the device accepts, or larger ones.
+    #[error("the request has more or larger segments than the device accepts")]
     Segments,
 }
 
 /// A request that was not submitted.
 #[derive(Debug)]
 pub struct NotSubmitted<B: DmaBuf = DmaBytes> {
-    /// It.
+    /// The request.
     pub work: Work<B>,
-    /// Why.
+    /// The cause.
     pub why: BlkSubmitError,
 }
 
-/// Why the device did not do what was asked.
+/// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// An error of the device or of the request.
+    /// An I/O error of the device, or an invalid request.
     #[error("the device reports an I/O error")]
     Io,
     /// The device does not support the request.
     #[error("the device does not support the request")]
     Unsupported,
-    /// A status that is none, or none was written.
-    #[error("the device answered with status {0}, which is none")]
+    /// The device wrote an unknown status, or none.
+    #[error("the device reports the unknown status {0}")]
     Status(u8),
 }
 
-/// A request that is done.
+/// A completed request.
 #[derive(Debug)]
 pub struct CompletedRequest<B: DmaBuf = DmaBytes> {
-    /// As given at submission.
+    /// The tag given at submission.
     pub tag: u64,
-    /// What it was, with its memory.
+    /// The request, with its memory.
     pub work: Work<B>,
-    /// How it went.
+    /// The result.
     pub result: Result<(), RequestError>,
-    /// The identification string, after a `GetId` that went well.
+    /// The identification string, after a successful `GetId`.
     pub id: Option<[u8; ID_BYTES]>,
 }
 
-/// A request in flight: what the queue holds for it.
+/// A request in flight: the queue's token.
 #[derive(Debug)]
 pub struct PendingRequest<B: DmaBuf = DmaBytes>(Box<RequestSlot<B>>);
 
@@ -117,18 +118,18 @@ pub struct Blk<B: DmaBuf = DmaBytes, M: DmaMap = Identity> {
 }
 
 impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
-    /// Bytes of frame memory for each request in flight, of up to `ranges` discard or write-zeroes
-    /// ranges.
+    /// Returns the bytes of frame memory per request in flight, for up to `ranges` discard or
+    /// write-zeroes ranges.
     pub const fn frame_len(ranges: usize) -> usize {
-        // Two ranges cover the identification string as well.
+        // Two ranges are large enough for the identification string as well.
         let ranges = if ranges < 2 { 2 } else { ranges };
         PAYLOAD_AT
             .saturating_add(ranges.saturating_mul(size_of::<Range>()))
             .next_multiple_of(LINE)
     }
 
-    /// Drives `queue`, with `frames` divided among requests of up to `ranges` ranges; the device
-    /// says `info` of itself. As many requests can be in flight as there are frames.
+    /// Creates a driver of `queue`, with `frames` divided among requests of up to `ranges` ranges;
+    /// `info` is what the device offers. The number of frames limits the requests in flight.
     pub fn new(
         queue: Queue<PendingRequest<B>, M>,
         frames: DmaBytes,
@@ -153,20 +154,20 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         }
     }
 
-    /// What the device says about itself.
+    /// Returns what the device offers.
     pub const fn info(&self) -> &Info {
         &self.info
     }
 
-    /// Takes note of a changed configuration.
+    /// Updates what the device offers, after a configuration change.
     pub const fn set_info(&mut self, info: Info) {
         self.info = info;
     }
 
-    /// The bio path: one bio's segments as they are.
+    /// Submits the segments of one bio unchanged (the bio path).
     ///
     /// # Errors
-    /// See [`BlkSubmitError`]; the bio comes back.
+    /// See [`BlkSubmitError`]; returns the bio.
     #[inline]
     pub fn bio(&mut self, tag: u64, bio: Bio<B>) -> Result<(), NotSubmitted<B>> {
         let sector = bio.sector;
@@ -179,10 +180,10 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         }
     }
 
-    /// The request path: adjacent bios as one request.
+    /// Submits adjacent bios as one request (the request path).
     ///
     /// # Errors
-    /// See [`BlkSubmitError`]; the bios come back.
+    /// See [`BlkSubmitError`]; returns the bios.
     pub fn merged(&mut self, tag: u64, merged: Merged<B>) -> Result<(), NotSubmitted<B>> {
         let sector = merged.bios.first().map_or(0, |bio| bio.sector);
         match self.check_bios(&merged.bios) {
@@ -194,7 +195,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         }
     }
 
-    /// Everything written before is stable when this is done.
+    /// Submits a flush: when it completes, all completed writes are stable.
     ///
     /// # Errors
     /// See [`BlkSubmitError`].
@@ -202,7 +203,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         self.plain(tag, Work::Flush, self.info.flush)
     }
 
-    /// Asks for the identification string.
+    /// Requests the identification string.
     ///
     /// # Errors
     /// See [`BlkSubmitError`].
@@ -210,7 +211,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         self.plain(tag, Work::GetId, true)
     }
 
-    /// Says that the contents of these ranges don't matter any more.
+    /// Discards these ranges, whose contents are no longer needed.
     ///
     /// # Errors
     /// See [`BlkSubmitError`].
@@ -249,7 +250,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         }
     }
 
-    /// Whether bios can be asked of the device; answers their segments.
+    /// Checks bios against the device's limits; returns the number of their segments.
     #[inline]
     fn check_bios(&self, bios: &[Bio<B>]) -> Result<usize, BlkSubmitError> {
         let mut segments = 0usize;
@@ -333,7 +334,7 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         }
     }
 
-    /// Takes back one request that is done.
+    /// Returns one completed request, or `Ok(None)` if there is none.
     ///
     /// # Errors
     /// The device broke the queue; it has to be reset.
@@ -369,11 +370,11 @@ impl<B: DmaBuf, M: DmaMap> Blk<B, M> {
         done
     }
 
-    /// Gives every request in flight back after a reset, with whatever status it has; then the
-    /// device has to be told of the queue anew.
+    /// Passes every request in flight to `each` after a reset, with the status that its frame has.
+    /// The device has to be given the queue's addresses again.
     ///
     /// # Errors
-    /// The proof is not of this device or not later than the queue.
+    /// The proof is of another device or not later than the queue.
     pub fn reclaim(
         &mut self,
         proof: &ResetProof,
@@ -409,7 +410,7 @@ impl<B: DmaBuf> RequestSlot<B> {
         self.work = work;
     }
 
-    /// Header, then data to write or ranges.
+    /// Adds the header, then the data to write or the ranges.
     #[inline]
     fn readable<'t>(&'t self, parts: &mut Parts<'_, '_, 't, impl DmaMap>) -> Result<(), AddError> {
         parts.bytes(&self.frame, 0..STATUS_AT)?;
@@ -420,7 +421,7 @@ impl<B: DmaBuf> RequestSlot<B> {
         }
     }
 
-    /// Room for what is read, then the status, always the last byte.
+    /// Adds the memory for data to read, then the status, always the last byte.
     #[inline]
     fn writable<'t>(&'t self, parts: &mut Parts<'_, '_, 't, impl DmaMap>) -> Result<(), AddError> {
         match self.work.kind() {
@@ -448,7 +449,7 @@ impl<B: DmaBuf> RequestSlot<B> {
 }
 
 impl<B: DmaBuf> PendingRequest<B> {
-    /// Adds everything to the buffer. What can't be added, `end_buf` refuses.
+    /// Adds everything to the buffer. If adding fails, `end_buf` returns the error.
     #[inline]
     fn fill<M: DmaMap>(mut buffer: Builder<'_, Self, M, Readable>) -> Result<(), Refused<Self>> {
         let _ = buffer.add_all(|pending, parts| pending.0.readable(parts));

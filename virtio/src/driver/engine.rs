@@ -1,5 +1,5 @@
-//! The part of a driver's queue that does not care what the tokens are: free slots, indices, mappings.
-//! See `queue` for the whole, `open` for the buffer under construction.
+//! The part of a driver's queue that does not depend on the token type: free slots, indices,
+//! mappings. `queue` is the whole queue, `open` the buffer under construction.
 
 use super::accounting::{Accounting, Closed, unmap};
 use super::error::{Broken, Refusal};
@@ -15,7 +15,8 @@ pub(super) struct QueueCore<M: DmaMap> {
     pub(super) accounting: Accounting,
     pub(super) policy: IndirectPolicy,
     pub(super) event_idx: bool,
-    /// Of `added`, as last stored in the ring, and at the last kick decision.
+    /// The available index last stored in the ring, and the number of buffers at the last
+    /// notification decision.
     pub(super) exposed: u16,
     pub(super) decided: u64,
     pub(super) broken: Option<Broken>,
@@ -25,7 +26,7 @@ impl<M: DmaMap> QueueCore<M> {
     pub(super) fn new(ring: DriverRing, hook: M, policy: IndirectPolicy, event_idx: bool) -> Self {
         let size = ring.size();
         let mut core = Self {
-            // One record for each slot and, behind them, each entry of a table.
+            // One record per slot, followed by one per entry of all tables.
             maps: Mappings::new(hook, usize::from(size).saturating_add(ring.all_cells())),
             ring,
             accounting: Accounting {
@@ -43,13 +44,13 @@ impl<M: DmaMap> QueueCore<M> {
         core
     }
 
-    /// A fresh ring with every slot free.
+    /// Initialises the ring with every slot free.
     pub(super) fn start_over(&mut self) {
         self.ring.initialise();
         self.accounting = Accounting {
             free_head: 0,
             free: self.ring.size(),
-            // The next count of which the low half is 0.
+            // The next number whose low half is 0.
             added: self.accounting.added.next_multiple_of(1 << 16),
         };
         self.decided = self.accounting.added;
@@ -87,15 +88,15 @@ impl<M: DmaMap> QueueCore<M> {
         Ok(OpenBuffer::new(ring, maps, accounting, table, count, lists))
     }
 
-    /// Whether a buffer of `count` segments goes into its slot's table.
+    /// Returns whether a buffer of `count` segments uses its slot's indirect table.
     #[inline(always)]
     fn use_table(&self, count: u16) -> Result<bool, Refusal> {
         if count <= 1 || self.policy == IndirectPolicy::Never {
             return Ok(false);
         }
         if count > self.ring.table_entries() {
-            // As `virtqueue_add_buf` had it: where no table can be had (there, because memory was
-            // short), direct after all.
+            // As in `virtqueue_add_buf`: if no table is available (there, for lack of memory), the
+            // buffer is direct.
             return match self.policy {
                 IndirectPolicy::Always => Err(Refusal::TooLong),
                 _ => Ok(false),
@@ -104,16 +105,16 @@ impl<M: DmaMap> QueueCore<M> {
         Ok(self.policy != IndirectPolicy::Auto || !self.roomy(count))
     }
 
-    /// Whether a chain of `count` is short and leaves a quarter of the ring free: it costs the
-    /// device less than a table does, but the ring must not become what limits the number of
-    /// buffers in flight.
+    /// Returns whether a chain of `count` is short and leaves a quarter of the ring free. Then it
+    /// costs the device less than a table; but the ring must not limit the number of buffers in
+    /// flight.
     #[inline]
     fn roomy(&self, count: u16) -> bool {
         let reserve = self.ring.size() >> 2;
         count <= AUTO_DIRECT && self.accounting.free.saturating_sub(count) >= reserve
     }
 
-    /// Gives a buffer's slots back, in front of the others.
+    /// Returns a buffer's slots to the front of the free list.
     #[inline(always)]
     pub(super) fn free_slots(&mut self, closed: Closed) {
         self.ring.set_link(closed.last, self.accounting.free_head);
@@ -122,12 +123,13 @@ impl<M: DmaMap> QueueCore<M> {
         self.accounting.free = self.accounting.free.wrapping_add(slots);
     }
 
-    /// Undoes the mappings of a buffer of which the device wrote `written` bytes.
+    /// Unmaps a buffer of which the device wrote `written` bytes.
     #[inline(always)]
     pub(super) fn unmap(&mut self, closed: Closed, written: u32) {
         unmap(&mut self.maps, &self.ring, closed, written);
     }
 }
 
-/// The most segments [`IndirectPolicy::Auto`] puts into the ring itself: one cache line of them.
+/// The maximum number of segments that [`IndirectPolicy::Auto`] puts into the ring itself: one
+/// cache line.
 const AUTO_DIRECT: u16 = 4;

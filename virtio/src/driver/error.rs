@@ -1,68 +1,68 @@
-//! What can go wrong with a queue: a buffer that it refuses, a device that breaks it, a reset that is not proven.
+//! Errors of a queue: a refused buffer, a device that breaks the queue, a reset that is not proven.
 
 use crate::mem::dma::MapError;
 
-/// Why a buffer was not accepted.
+/// Why a buffer was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// There are not enough free slots now. Publish, and pop what the device has used.
+    /// There are not enough free slots now. Publish, and pop used buffers.
     #[error("the queue has not enough free slots")]
     Full,
-    /// It has no segment.
+    /// The buffer has no segment.
     #[error("the buffer has no segment")]
     Empty,
-    /// It has more segments than the queue can ever hold in one buffer.
+    /// The buffer has more segments than the queue can ever hold in one buffer.
     #[error("the buffer has more segments than the queue takes")]
     TooLong,
-    /// The queue is out of use.
+    /// The queue is broken.
     #[error("the queue is broken: {0}")]
     Broken(Broken),
-    /// A part of it could not be added.
+    /// A part of the buffer could not be added.
     #[error(transparent)]
     Add(#[from] AddError),
 }
 
-/// Why a list could not be added. The buffer can only be abandoned.
+/// Why a list could not be added. The buffer can only be aborted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddError {
-    /// More segments or lists than `start_buf` was told of.
+    /// There are more segments or lists than announced to `start_buf`.
     #[error("more segments or lists than were announced")]
     OverReserved,
-    /// A segment without bytes.
-    #[error("a segment has no byte")]
+    /// A segment has no bytes.
+    #[error("a segment has no bytes")]
     EmptySegment,
-    /// A list is shorter than the caller says, or a range outside its memory.
-    #[error("a list or a piece of memory is shorter than asked for")]
+    /// A list is shorter than requested, or a range is outside its memory.
+    #[error("a list or a memory buffer is shorter than requested")]
     TooShort,
     /// More than 2^32 bytes in the buffer, or 2^32 or more in a segment or the writable part.
     #[error("more bytes than one buffer can have")]
     TooLong,
-    /// The device can't be shown the memory.
+    /// The device can't access the memory.
     #[error(transparent)]
     Map(#[from] MapError),
 }
 
-/// A buffer that was not accepted, and its token.
+/// A refused buffer's token, and why it was refused.
 #[derive(Debug, thiserror::Error)]
 #[error("buffer refused: {why}")]
 pub struct Refused<T> {
-    /// What would have gone in.
+    /// The token.
     pub token: T,
-    /// Why it did not.
+    /// The cause.
     pub why: Refusal,
 }
 
-/// What a device did that no device may do. The queue is out of use until it is reset.
+/// A violation of the protocol by the device. The queue is out of use until it is reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// A used entry names a slot the queue does not have.
+    /// A used entry names a slot that the queue does not have.
     #[error("the device used slot {0}, which the queue does not have")]
     NoSuchSlot(u32),
-    /// A used entry names no buffer in flight: never made available, or completed twice.
+    /// A used entry names no buffer in flight: never made available, or used twice.
     #[error("the device used slot {0}, where no buffer is in flight")]
     NotInFlight(u16),
     /// A used entry claims more bytes than the buffer has room for.
-    #[error("the device claims {claimed} bytes in the {writable} of slot {slot}")]
+    #[error("the device claims {claimed} bytes written to the {writable} of slot {slot}")]
     TooLong {
         /// Head of the buffer.
         slot: u16,
@@ -74,9 +74,9 @@ pub enum Broken {
     /// The used index is further ahead than there are buffers in flight.
     #[error("the device moved its index by {moved} with {in_flight} buffers in flight")]
     IndexJump {
-        /// Entries it claims.
+        /// Number of claimed used entries.
         moved: u16,
-        /// Buffers it could have used.
+        /// Number of buffers in flight.
         in_flight: u16,
     },
 }

@@ -1,12 +1,12 @@
 //! Drivers for the queues of virtio-net: receive, transmit and control (section 5.1).
 //!
-//! Receiving has the three ways of section 5.1.6.3: *small*, a header of the driver's and a buffer
-//! for a packet; *big*, a header and a list of buffers for the largest packet; *mergeable*, where a
-//! packet fills as many buffers as it needs. Transmitting keeps header and data in lists of their
-//! own, as the RFC had it (patch 6): the data's list is recycled, so its end marker is removed when
-//! the packet is done.
+//! There are three receive modes (section 5.1.6.3): *small*, a header of the driver's and a buffer
+//! for one packet; *big*, a header and a list of buffers for the largest packet; *mergeable*, where
+//! a packet fills as many buffers as it needs. On transmission header and data are separate lists,
+//! as in the RFC (patch 6): the data's list is recycled, so its end marker is removed when the
+//! packet is done.
 //!
-//! Each queue is a driver of its own and knows no transport; queue pairs are several of each.
+//! There is one driver per queue, which knows no transport; queue pairs have one driver per queue.
 
 mod control;
 mod receive;
@@ -20,21 +20,21 @@ pub use transmit::{PendingTransmit, Transmitter};
 
 use super::piecewise::Refusal;
 
-/// Bytes of frame memory for each buffer in flight, receiving or transmitting.
+/// Bytes of frame memory per buffer in flight, for receiving or transmitting.
 pub const FRAME_LEN: usize = 64;
 
-/// Why a buffer or packet was not taken.
+/// Why a buffer or packet was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetSubmitError {
-    /// The queue did not take it; if it is full, publish and poll.
+    /// The queue refused it. If it is full, publish and poll.
     #[error(transparent)]
     Queue(#[from] Refusal),
-    /// A receive buffer smaller than [`ReceiveMode::least`], or whose first piece has no room for a
-    /// header where it goes there.
+    /// A receive buffer is smaller than [`ReceiveMode::least`], or its first memory buffer has no
+    /// room for the header that belongs there.
     #[error("the receive buffer is too small")]
     TooSmall,
-    /// More pieces than the transmitter's lists hold.
-    #[error("the packet has too many pieces")]
+    /// The packet has more memory buffers than the transmitter's lists hold.
+    #[error("the packet has too many segments")]
     TooManyPieces,
 }
 

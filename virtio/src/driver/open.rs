@@ -1,5 +1,6 @@
 //! A buffer under construction: its descriptors, in the ring or in its slot's table, one list after
-//! the other. It knows neither tokens nor what was published; `piecewise` is its public face.
+//! the other. This module knows neither tokens nor what was published; `piecewise` is the public
+//! interface.
 
 use core::ops::Range;
 
@@ -10,8 +11,8 @@ use crate::mem::driver_ring::{Cell, Cells, DriverRing, Tail};
 use crate::scatterlist::{Ended, ScatterList};
 use crate::spec::ring::{DESC_F_NEXT, DESC_F_WRITE, MAX_CHAIN_BYTES};
 
-/// A buffer being built. Nothing of it is in the queue's accounting before `close`: dropping it leaves
-/// the queue as it was, but for descriptors of free slots, which mean nothing.
+/// A buffer under construction. It is not in the queue's accounting before `close`: dropping it
+/// leaves the queue unchanged, except for the contents of free descriptors.
 pub(super) struct OpenBuffer<'q, M: DmaMap> {
     ring: &'q DriverRing,
     maps: &'q mut Mappings<M>,
@@ -21,38 +22,38 @@ pub(super) struct OpenBuffer<'q, M: DmaMap> {
 
 #[derive(Clone, Copy)]
 struct Draft<'q> {
-    /// Whether it goes into the table of its slot, and that table's entries.
+    /// Whether it uses its slot's table, and the entries of that table.
     table: bool,
     cells: Cells<'q>,
     head: u16,
     /// Slot, or index in the table, of the next descriptor; slot of the last one written.
     next: u16,
     last: u16,
-    /// Segments and lists that may still come, and segments that are there.
+    /// Segments that may still be added, segments added, and lists that may still be added.
     left: u16,
     segments: u16,
     lists: usize,
     readable: u64,
     writable: u64,
-    spoiled: Option<AddError>,
+    poisoned: Option<AddError>,
 }
 
-/// A list on its way into a buffer, of which at most so many segments are taken.
+/// A list to be added, of which at most `most` segments are used.
 struct ListPart<'l, B: DmaBuf> {
     list: &'l ScatterList<B>,
     most: u16,
     direction: Direction,
 }
 
-/// Why a walk over a list ended before the list did.
+/// Why a walk over a list ended before the list.
 enum ListEnd {
-    /// There were as many segments as were asked for, or announced.
+    /// The requested or announced number of segments was reached.
     Enough,
     Error(AddError),
 }
 
 impl ListEnd {
-    /// Whether that is as it should be: if there were as many as were `asked` for.
+    /// Returns whether this is a success: if the number of segments was `asked` for by the caller.
     #[cold]
     fn judge(self, asked: bool) -> Result<(), AddError> {
         match self {
@@ -70,8 +71,8 @@ impl From<AddError> for ListEnd {
 }
 
 impl<'q, M: DmaMap> OpenBuffer<'q, M> {
-    /// A buffer of `count` segments from `lists` lists, for which there are slots and, if it is to
-    /// go into a `table`, entries.
+    /// Creates a buffer of `count` segments from `lists` lists. The caller has checked that there
+    /// are slots and, for a `table`, entries.
     #[inline(always)]
     pub(super) fn new(
         ring: &'q DriverRing,
@@ -93,7 +94,7 @@ impl<'q, M: DmaMap> OpenBuffer<'q, M> {
             lists,
             readable: 0,
             writable: 0,
-            spoiled: None,
+            poisoned: None,
         };
         Self {
             ring,
@@ -103,7 +104,7 @@ impl<'q, M: DmaMap> OpenBuffer<'q, M> {
         }
     }
 
-    /// Appends a list of up to `nents` segments; answers how many there were.
+    /// Appends a list of up to `nents` segments; returns how many there were.
     #[inline(always)]
     pub(super) fn list<B: DmaBuf>(
         &mut self,
@@ -125,7 +126,7 @@ impl<'q, M: DmaMap> OpenBuffer<'q, M> {
             Ok(()) => Ok(()),
             Err(stop) => stop.judge(usize::from(wanted.most) == nents),
         };
-        self.settle(added)?;
+        self.count_list(added)?;
         Ok(usize::from(self.draft.segments.wrapping_sub(before)))
     }
 
@@ -176,7 +177,7 @@ impl<'q, M: DmaMap> OpenBuffer<'q, M> {
         stopped
     }
 
-    /// Appends a range of one piece of memory, as a list.
+    /// Appends a range of one memory buffer, as a list.
     #[inline(always)]
     pub(super) fn part<B: DmaBuf>(
         &mut self,
@@ -186,7 +187,7 @@ impl<'q, M: DmaMap> OpenBuffer<'q, M> {
     ) -> Result<(), AddError> {
         let region = buffer.region().part(range).ok_or(AddError::TooShort);
         let added = region.and_then(|region| self.segment(region, direction));
-        self.settle(added)
+        self.count_list(added)
     }
 
     /// Appends segments one by one, as a list.
@@ -197,7 +198,7 @@ impl<'q, M: DmaMap> OpenBuffer<'q, M> {
     ) -> Result<usize, AddError> {
         let before = self.draft.segments;
         let added = segments.try_for_each(|buffer| self.segment(buffer.region(), direction));
-        self.settle(added)?;
+        self.count_list(added)?;
         Ok(usize::from(self.draft.segments.wrapping_sub(before)))
     }
 
@@ -235,35 +236,36 @@ impl<'q, M: DmaMap> OpenBuffer<'q, M> {
         Ok(())
     }
 
-    /// Counts a list in, however it went. An error spoils the buffer: it can't be closed.
+    /// Counts a list, whether or not adding it succeeded. An error poisons the buffer: it can't be
+    /// closed.
     #[inline(always)]
-    fn settle(&mut self, added: Result<(), AddError>) -> Result<(), AddError> {
+    fn count_list(&mut self, added: Result<(), AddError>) -> Result<(), AddError> {
         let draft = &mut self.draft;
         let total = draft.readable.wrapping_add(draft.writable);
-        let settled = match added {
+        let result = match added {
             Ok(()) if draft.lists == 0 => Err(AddError::OverReserved),
-            // Below 2^32 in all neither part can be too long.
+            // With a total below 2^32 neither part can be too long.
             Ok(()) if total > u64::from(u32::MAX) => draft.long(total),
             added => added,
         };
         draft.lists = draft.lists.saturating_sub(1);
-        if let Err(error) = settled {
-            draft.spoiled = Some(error);
+        if let Err(error) = result {
+            draft.poisoned = Some(error);
         }
-        settled
+        result
     }
 
-    /// Spoils the buffer.
-    pub(super) fn spoil(&mut self, error: AddError) {
-        self.draft.spoiled = Some(error);
+    /// Poisons the buffer.
+    pub(super) fn poison(&mut self, error: AddError) {
+        self.draft.poisoned = Some(error);
     }
 
-    /// Segments that may still come.
+    /// Returns the number of segments that may still be added.
     pub(super) fn room(&self) -> usize {
         usize::from(self.draft.left)
     }
 
-    /// Ends the chain and puts it behind the others, without exposing it.
+    /// Ends the chain and adds it to the available ring, without exposing it to the device.
     #[inline(always)]
     pub(super) fn close(mut self) -> Result<Closed, Refusal> {
         let Self {
@@ -272,7 +274,7 @@ impl<'q, M: DmaMap> OpenBuffer<'q, M> {
             draft,
             ..
         } = &mut self;
-        if let Some(error) = draft.spoiled {
+        if let Some(error) = draft.poisoned {
             return Err(Refusal::Add(error));
         }
         if draft.segments == 0 {
@@ -284,8 +286,8 @@ impl<'q, M: DmaMap> OpenBuffer<'q, M> {
             _ => DESC_F_WRITE,
         };
         if draft.table {
-            // In a table the last descriptor links nowhere; in the ring it keeps its place in the
-            // free list as its link. (Both as Linux 3.8 wrote them.)
+            // In a table the last descriptor has no link; in the ring its link stays that of the
+            // free list. (Both as written by Linux 3.8.)
             let last = draft.next.wrapping_sub(1);
             if let Some(cell) = draft.cells.part(last, 1).next() {
                 cell.finish(Tail::new(flags, 0));
@@ -301,14 +303,14 @@ impl<'q, M: DmaMap> OpenBuffer<'q, M> {
         }
         ring.set_avail_entry(accounting.index(), draft.head);
         accounting.added = accounting.added.wrapping_add(1);
-        // Nothing is left to undo.
+        // Nothing is left to unmap.
         draft.segments = 0;
         Ok(closed)
     }
 }
 
 impl Draft<'_> {
-    /// What the in-flight table is to remember.
+    /// Returns the record for the in-flight table.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "generations wrap")]
     fn closed(&self, accounting: &Accounting) -> Closed {
@@ -317,19 +319,19 @@ impl Draft<'_> {
             last: if self.table { self.head } else { self.last },
             segments: self.segments,
             indirect: self.table,
-            // At most u32::MAX: `settle` checked.
+            // At most u32::MAX, as checked by `count_list`.
             writable: u32::try_from(self.writable).unwrap_or(u32::MAX),
             generation: accounting.added as u32,
         }
     }
 
-    /// How many of `nents` segments may still come.
+    /// Returns how many of `nents` segments may still be added.
     #[inline(always)]
     fn most(&self, nents: usize) -> u16 {
         u16::try_from(nents).map_or(self.left, |nents| nents.min(self.left))
     }
 
-    /// Whether 2^32 bytes or more are too many.
+    /// Checks a buffer of 2^32 bytes or more.
     #[cold]
     fn long(&self, total: u64) -> Result<(), AddError> {
         if total > MAX_CHAIN_BYTES || self.writable > u64::from(u32::MAX) {
@@ -338,7 +340,7 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// Counts segments in. At most 2^15 of less than 2^32 bytes: the sums can't wrap.
+    /// Counts segments: at most 2^15 of less than 2^32 bytes, so the sums can't wrap.
     #[inline(always)]
     fn count(&mut self, segments: u16, bytes: u64, direction: Direction) {
         self.left = self.left.wrapping_sub(segments);
@@ -351,7 +353,7 @@ impl Draft<'_> {
 }
 
 impl<M: DmaMap> Drop for OpenBuffer<'_, M> {
-    /// Abort: the device never saw the buffer. After `close` there is nothing left to undo.
+    /// Aborts the buffer, which the device has not seen. After `close` nothing is left to unmap.
     #[inline(always)]
     fn drop(&mut self) {
         if M::UNMAPS && self.draft.segments > 0 {
@@ -361,12 +363,12 @@ impl<M: DmaMap> Drop for OpenBuffer<'_, M> {
     }
 }
 
-/// Lists with so many entries are long.
+/// The number of entries from which a list counts as long.
 const LONG: usize = 16;
 
-/// Puts a long list into a table, by a loop that takes longer to get going and less for each segment.
-/// It shares nothing with its caller, whose state else would have to be in memory. Answers how many
-/// segments and bytes there were.
+/// Adds a long list to a table, by a loop that has more overhead to start and less per segment. A
+/// separate function, so that the caller's state need not be kept in memory. Returns the numbers of
+/// segments and bytes.
 #[inline(never)]
 fn long_list<M: DmaMap, B: DmaBuf>(
     maps: &mut Mappings<M>,
@@ -376,23 +378,23 @@ fn long_list<M: DmaMap, B: DmaBuf>(
     wanted: &ListPart<'_, B>,
 ) -> (u16, u64, Result<(), ListEnd>) {
     let mut fill = TableFill::new(maps, record, next, wanted.direction);
-    let places = cells.as_slice();
+    let slots = cells.as_slice();
     let (added, stopped) = wanted
         .list
-        .pair(places, |buffer, cell| fill.put(buffer, cell));
+        .pair(slots, |buffer, cell| fill.put(buffer, cell));
     let stopped = match stopped {
         Ok(Ended::List) => Ok(()),
-        Ok(Ended::Places) => Err(ListEnd::Enough),
+        Ok(Ended::Slots) => Err(ListEnd::Enough),
         Err(error) => Err(ListEnd::Error(error)),
     };
     let added = u16::try_from(added).unwrap_or(cells.left());
     (added, fill.bytes, stopped)
 }
 
-/// Segments on their way into a table.
+/// Writes segments to a table.
 struct TableFill<'f, M: DmaMap> {
     maps: &'f mut Mappings<M>,
-    /// The number of the next one's mapping.
+    /// The index of the next mapping record.
     record: usize,
     direction: Direction,
     bytes: u64,
@@ -400,7 +402,7 @@ struct TableFill<'f, M: DmaMap> {
 }
 
 impl<'f, M: DmaMap> TableFill<'f, M> {
-    /// Begins at entry `next`.
+    /// Starts at entry `next`.
     #[inline(always)]
     fn new(maps: &'f mut Mappings<M>, record: usize, next: u16, direction: Direction) -> Self {
         Self {
@@ -412,7 +414,7 @@ impl<'f, M: DmaMap> TableFill<'f, M> {
         }
     }
 
-    /// Writes the next one.
+    /// Writes the next segment.
     #[inline(always)]
     fn put<B: DmaBuf>(&mut self, buffer: &B, cell: &Cell) -> Result<(), AddError> {
         let region = buffer.region();
@@ -426,7 +428,7 @@ impl<'f, M: DmaMap> TableFill<'f, M> {
     }
 }
 
-/// Flags of a segment, as if there were more to come; `close` ends the chain.
+/// Returns the flags of a segment that is not the last; `close` ends the chain.
 #[inline(always)]
 const fn flags(direction: Direction) -> u16 {
     match direction {
@@ -435,12 +437,12 @@ const fn flags(direction: Direction) -> u16 {
     }
 }
 
-/// The length of a segment: not 0, and below 2^32.
+/// Returns the length of a segment, which must be above 0 and below 2^32.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "compared just before")]
 fn length(region: DmaRegion) -> Result<u32, AddError> {
     const LONGEST: usize = u32::MAX as usize;
-    // One comparison for both: less one, 0 is more than any length.
+    // One comparison for both bounds: 0 minus one wraps to the largest value.
     if region.len.wrapping_sub(1) < LONGEST {
         Ok(region.len as u32)
     } else {
@@ -448,7 +450,7 @@ fn length(region: DmaRegion) -> Result<u32, AddError> {
     }
 }
 
-/// What is wrong with a length.
+/// Returns the error for an invalid length.
 #[cold]
 fn unfit(len: usize) -> AddError {
     match len {

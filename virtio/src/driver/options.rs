@@ -1,24 +1,24 @@
-//! What a queue is to be.
+//! Options of a queue.
 
 use crate::mem::driver_ring::memory_len;
 use crate::spec::feature;
 
-/// When a buffer's segments go into an indirect table rather than into the ring (section 2.7.5.3).
+/// When a buffer's segments use an indirect table instead of the ring (section 2.7.5.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IndirectPolicy {
     /// Never.
     Never,
-    /// Whenever there is more than one segment; what does not fit into a table is refused.
+    /// If there is more than one segment; a buffer that does not fit into a table is refused.
     Always,
-    /// As the RFC kept it from `virtqueue_add_buf`: more than one segment and a free slot; what
-    /// does not fit into a table goes into the ring.
+    /// As `virtqueue_add_buf`, and so the RFC: if there is more than one segment and a free slot. A
+    /// buffer that does not fit into a table uses the ring.
     Rfc,
-    /// Short chains into the ring while it has room to spare, everything else as `Rfc`.
+    /// Short chains use the ring while it has room to spare; otherwise as `Rfc`.
     #[default]
     Auto,
 }
 
-/// What a queue is to be.
+/// Options of a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueOptions {
     pub(super) size: u16,
@@ -30,7 +30,8 @@ pub struct QueueOptions {
 }
 
 impl QueueOptions {
-    /// A queue of `size` slots, a power of two, as far as `features`, the negotiated ones, allow.
+    /// Creates the options of a queue of `size` slots, a power of two, with the negotiated
+    /// `features`.
     pub const fn new(size: u16, features: u64) -> Self {
         Self {
             size,
@@ -42,27 +43,27 @@ impl QueueOptions {
         }
     }
 
-    /// Cuts used lengths to what the buffer has room for, where otherwise one that is too long
-    /// breaks the queue. QEMU's virtio-scsi needs it: it counts the data it has read as well.
+    /// Clamps used lengths to the size of the buffer, where otherwise a length that is too long
+    /// breaks the queue. QEMU's virtio-scsi needs it: it counts the data that it has read as well.
     pub const fn clamp_lengths(mut self) -> Self {
         self.clamp_lengths = true;
         self
     }
 
-    /// Sets `entries` indirect descriptors aside for every slot, at most as many as the queue has
-    /// slots (a longer chain is never legal). Without `INDIRECT_DESC` there are none.
+    /// Reserves `entries` indirect descriptors per slot, at most as many as the queue has slots (a
+    /// longer chain is never legal). Without `INDIRECT_DESC` there are none.
     pub const fn tables(mut self, entries: u16) -> Self {
         self.table_entries = entries;
         self
     }
 
-    /// When to use them; [`IndirectPolicy::Auto`] if nothing is said.
+    /// Sets when to use the tables; default [`IndirectPolicy::Auto`].
     pub const fn policy(mut self, policy: IndirectPolicy) -> Self {
         self.policy = policy;
         self
     }
 
-    /// Entries of each slot's table.
+    /// Returns the number of entries of each slot's table.
     pub(super) const fn entries(&self) -> u16 {
         match self.indirect {
             true if self.table_entries > self.size => self.size,
@@ -71,7 +72,7 @@ impl QueueOptions {
         }
     }
 
-    /// Bytes of shared memory the queue needs, starting at a multiple of 64.
+    /// Returns the bytes of shared memory that the queue needs, starting at a multiple of 64.
     pub fn memory_len(&self) -> usize {
         memory_len(self.size, self.entries())
     }

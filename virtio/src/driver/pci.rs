@@ -1,10 +1,10 @@
 //! The guest side of virtio over PCI, modern devices only (section 4.1).
 //!
-//! It sees one function through [`PciFunction`]: configuration space, and BARs once they are mapped.
-//! Finding functions on a bus and giving BARs addresses is the guest's business. The order of
-//! section 3.1.1 is: [`Pci::new`], [`reset`](Pci::reset), [`negotiate`](Pci::negotiate), queues with
-//! [`set_up_queue`](Pci::set_up_queue), [`set_driver_ok`](Pci::set_driver_ok). Interrupts are polled, or MSI-X vectors set
-//! with [`Msix`].
+//! It accesses one function through [`PciFunction`]: its configuration space, and its BARs once
+//! they are mapped. Finding functions on a bus and assigning BARs is up to the guest. The order of
+//! section 3.1.1 is: [`Pci::new`], [`reset`](Pci::reset), [`negotiate`](Pci::negotiate), queues
+//! with [`set_up_queue`](Pci::set_up_queue), [`set_driver_ok`](Pci::set_driver_ok). Queues are
+//! polled, or MSI-X vectors set with [`Msix`].
 
 use alloc::vec::Vec;
 
@@ -30,11 +30,11 @@ mod config {
     pub(super) const MSIX_MASK: u32 = 1 << 30;
 }
 
-/// Capabilities lie on multiples of 4 behind the header: there can't be more than this.
+/// Capabilities are at multiples of 4 behind the header, which limits their number.
 const MOST_CAPABILITIES: usize = 48;
 /// The highest number of a BAR.
 const LAST_BAR: u8 = 5;
-/// How often the status is read until a reset is given up.
+/// How often the status is read before a reset counts as failed.
 const RESET_READS: u32 = 1_000_000;
 /// How often a configuration field that keeps changing is read again.
 const CONFIG_READS: u32 = 1000;
@@ -42,25 +42,25 @@ const CONFIG_READS: u32 = 1000;
 /// Why a function can't be driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PciError {
-    /// It is no modern virtio device.
-    #[error("vendor {vendor:#06x} device {device:#06x} is no modern virtio device")]
+    /// It is not a modern virtio device.
+    #[error("vendor {vendor:#06x} device {device:#06x} is not a modern virtio device")]
     NotVirtio {
         /// PCI vendor.
         vendor: u16,
         /// PCI device.
         device: u16,
     },
-    /// It lacks one of the structures every device has.
+    /// It lacks one of the structures that every device has.
     #[error("the device has no usable {0} capability")]
     Missing(&'static str),
     /// Its status did not become 0.
     #[error("the device did not finish its reset")]
     ResetStuck,
-    /// It refuses these features.
-    #[error("the device refuses features {0:#x}")]
+    /// It rejects these features.
+    #[error("the device rejects the features {0:#x}")]
     FeaturesRefused(u64),
     /// It does not comply with version 1.
-    #[error("the device offers no version 1")]
+    #[error("the device does not offer VERSION_1")]
     Legacy,
     /// It has no such queue, or only a smaller one.
     #[error("the device has no queue {queue} of {size} entries")]
@@ -74,7 +74,7 @@ pub enum PciError {
     #[error("the device can't assign vector {0}")]
     NoVector(u16),
     /// Its configuration kept changing while it was read.
-    #[error("the device's configuration does not come to rest")]
+    #[error("the device's configuration keeps changing")]
     Unsteady,
 }
 
@@ -83,9 +83,9 @@ pub enum PciError {
 pub struct BarRange {
     /// Number of the BAR, 0 to 5.
     pub bar: u8,
-    /// Offset in it.
+    /// Offset in the BAR.
     pub offset: u64,
-    /// Bytes.
+    /// Number of bytes.
     pub len: u64,
 }
 
@@ -97,18 +97,18 @@ pub struct Pci<F: PciFunction> {
     isr: F::Registers,
     device: Option<F::Registers>,
     multiplier: u64,
-    /// Where to notify each queue that was set up.
+    /// The offset of each queue's notification address.
     notify_addresses: Vec<u64>,
     kind: u16,
     id: DeviceId,
 }
 
 impl<F: PciFunction> Pci<F> {
-    /// Finds the device's structures and switches memory decoding and bus mastering on. The device
-    /// is not touched otherwise.
+    /// Finds the device's structures and enables memory decoding and bus mastering. The device is
+    /// not accessed otherwise.
     ///
     /// # Errors
-    /// The function is no modern virtio device, or lacks a structure.
+    /// The function is not a modern virtio device, or lacks a structure.
     pub fn new(mut function: F) -> Result<Self, PciError> {
         let [vendor, device] = halves(function.read_config(config::ID));
         let kind = device.checked_sub(DEVICE_BASE).filter(|_| vendor == VENDOR);
@@ -135,26 +135,26 @@ impl<F: PciFunction> Pci<F> {
         })
     }
 
-    /// The device's identifier of section 5.
+    /// Returns the device identifier of section 5.
     pub const fn kind(&self) -> u16 {
         self.kind
     }
 
-    /// The device, for the queues that are set up for it.
+    /// Returns the identity of the device, for its queues.
     pub const fn id(&self) -> &DeviceId {
         &self.id
     }
 
-    /// The function, to reach what is not virtio's.
+    /// Returns the function, for access to what is not specific to virtio.
     pub const fn function(&mut self) -> &mut F {
         &mut self.function
     }
 
-    /// Resets the device and waits for it: afterwards it uses no memory, and its queues give their
-    /// buffers back for the proof.
+    /// Resets the device and blocks until it has finished. After that it uses no memory, and the
+    /// proof makes its queues return their buffers.
     ///
     /// # Errors
-    /// It does not come back.
+    /// The device does not finish its reset.
     pub fn reset(&mut self) -> Result<ResetProof, PciError> {
         self.common.write8(common::DEVICE_STATUS, 0);
         for _ in 0..RESET_READS {
@@ -167,12 +167,12 @@ impl<F: PciFunction> Pci<F> {
         Err(PciError::ResetStuck)
     }
 
-    /// The device status field.
+    /// Returns the device status field.
     pub fn status(&self) -> u8 {
         self.common.read8(common::DEVICE_STATUS)
     }
 
-    /// Whether the device gave up and has to be reset.
+    /// Returns whether the device has failed and has to be reset.
     pub fn needs_reset(&self) -> bool {
         self.status() & status::NEEDS_RESET != 0
     }
@@ -182,7 +182,7 @@ impl<F: PciFunction> Pci<F> {
         self.common.write8(common::DEVICE_STATUS, status);
     }
 
-    /// Features the device offers.
+    /// Returns the offered features.
     pub fn offered(&self) -> u64 {
         let half = |select: u32| {
             self.common.write32(common::DEVICE_FEATURE_SELECT, select);
@@ -191,10 +191,10 @@ impl<F: PciFunction> Pci<F> {
         half(0) | half(1) << 32
     }
 
-    /// Takes the features that are both wanted and offered, and version 1, and answers them.
+    /// Accepts the features that are both wanted and offered, and VERSION_1; returns them.
     ///
     /// # Errors
-    /// The device is a legacy one, or refuses the combination; it is then marked failed.
+    /// The device is a legacy device, or rejects the combination; it is then marked as failed.
     pub fn negotiate(&mut self, wanted: u64) -> Result<u64, PciError> {
         self.add_status(status::ACKNOWLEDGE);
         self.add_status(status::DRIVER);
@@ -217,24 +217,24 @@ impl<F: PciFunction> Pci<F> {
         Ok(accepted)
     }
 
-    /// Gives the device up.
+    /// Sets the FAILED status bit.
     pub fn fail(&self) {
         self.add_status(status::FAILED);
     }
 
-    /// Number of queues the device has.
+    /// Returns the number of queues.
     pub fn queues(&self) -> u16 {
         self.common.read16(common::NUM_QUEUES)
     }
 
-    /// Most entries of queue `index`; 0 if there is none.
+    /// Returns the maximum number of entries of queue `index`, or 0 if there is none.
     pub fn queue_max(&self, index: u16) -> u16 {
         self.common.write16(common::QUEUE_SELECT, index);
         self.common.read16(common::QUEUE_SIZE)
     }
 
-    /// Tells the device where queue `index` is and enables it. Its used buffers raise MSI-X vector
-    /// `vector`; without one they are polled or come with the INTx line.
+    /// Passes the addresses of queue `index` to the device and enables the queue. Used buffers
+    /// raise MSI-X vector `vector`; without one the queue is polled or uses the INTx line.
     ///
     /// # Errors
     /// There is no such queue, or no such vector.
@@ -263,19 +263,19 @@ impl<F: PciFunction> Pci<F> {
             registers.write32(at, low_half(area));
             registers.write32(at.wrapping_add(4), low_half(area >> 32));
         }
-        let bell = u64::from(registers.read16(common::QUEUE_NOTIFY_OFF));
+        let offset_units = u64::from(registers.read16(common::QUEUE_NOTIFY_OFF));
         let at = usize::from(index);
         if self.notify_addresses.len() <= at {
             self.notify_addresses.resize(at.saturating_add(1), u64::MAX);
         }
         if let Some(slot) = self.notify_addresses.get_mut(at) {
-            *slot = bell.saturating_mul(self.multiplier);
+            *slot = offset_units.saturating_mul(self.multiplier);
         }
         registers.write16(common::QUEUE_ENABLE, 1);
         Ok(())
     }
 
-    /// Has configuration changes raise MSI-X vector `vector`, or none.
+    /// Sets the MSI-X vector of configuration changes, or none.
     ///
     /// # Errors
     /// There is no such vector.
@@ -283,20 +283,20 @@ impl<F: PciFunction> Pci<F> {
         set_vector(&self.common, common::CONFIG_MSIX_VECTOR, vector)
     }
 
-    /// The device is live from here on.
+    /// Sets DRIVER_OK: the device may run from now on.
     pub fn set_driver_ok(&mut self) {
         self.add_status(status::DRIVER_OK);
     }
 
-    /// Tells the device that queue `index` has new buffers.
+    /// Notifies the device that queue `index` has new buffers.
     #[inline]
     pub fn notify(&self, index: u16) {
-        if let Some(bell) = self.notify_addresses.get(usize::from(index)) {
-            self.notify.write16(*bell, index);
+        if let Some(offset) = self.notify_addresses.get(usize::from(index)) {
+            self.notify.write16(*offset, index);
         }
     }
 
-    /// Reads, and so clears, the interrupt status: bits of `spec::pci::isr`. For INTx only.
+    /// Reads, and thereby clears, the interrupt status: bits of `spec::pci::isr`. For INTx only.
     pub fn interrupt_status(&self) -> u8 {
         self.isr.read8(0)
     }
@@ -304,7 +304,7 @@ impl<F: PciFunction> Pci<F> {
     /// Reads `data.len()` bytes of the device's configuration at `offset`, all of one generation.
     ///
     /// # Errors
-    /// The device has none, or it does not come to rest.
+    /// The device has no configuration, or it keeps changing.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) -> Result<(), PciError> {
         let registers = self.device.as_ref();
         let registers = registers.ok_or(PciError::Missing("device"))?;
@@ -324,7 +324,7 @@ impl<F: PciFunction> Pci<F> {
     /// Writes one byte of the device's configuration.
     ///
     /// # Errors
-    /// The device has none.
+    /// The device has no configuration.
     pub fn write_config(&mut self, offset: u64, value: u8) -> Result<(), PciError> {
         let registers = self.device.as_ref();
         registers
@@ -333,8 +333,8 @@ impl<F: PciFunction> Pci<F> {
         Ok(())
     }
 
-    /// Where the region `id` of shared memory is (section 4.1.4.7), if the device has one of this identifier. Which
-    /// regions there are, and what is in them, says the device's section.
+    /// Returns the range of the shared memory region `id` (section 4.1.4.7), if the device has one
+    /// with this identifier. The device's section specifies the regions and their contents.
     pub fn shared_memory(&self, id: u8) -> Option<BarRange> {
         let function = &self.function;
         virtio_capabilities(function, cfg_type::SHARED_MEMORY).find_map(|at| {
@@ -355,7 +355,7 @@ impl<F: PciFunction> Pci<F> {
         })
     }
 
-    /// The MSI-X table, with every vector masked and MSI-X switched on.
+    /// Returns the MSI-X table, with every vector masked and MSI-X enabled.
     ///
     /// # Errors
     /// The function has no MSI-X.
@@ -395,12 +395,13 @@ pub struct Msix<R: Registers> {
 }
 
 impl<R: Registers> Msix<R> {
-    /// Vectors of the table.
+    /// Returns the number of vectors.
     pub const fn vectors(&self) -> u16 {
         self.entries
     }
 
-    /// Has vector `vector` write `data` to `address`, and unmasks it. False if there is none.
+    /// Makes vector `vector` write `data` to `address`, and unmasks it. Returns false if there is
+    /// no such vector.
     pub fn set(&mut self, vector: u16, address: u64, data: u32) -> bool {
         if vector >= self.entries {
             return false;
@@ -415,14 +416,14 @@ impl<R: Registers> Msix<R> {
         true
     }
 
-    /// Masks a vector, or not.
+    /// Masks or unmasks a vector.
     pub fn mask(&self, vector: u16, masked: bool) {
         let at = u64::from(vector).wrapping_mul(MSIX_ENTRY);
         self.table.write32(at.wrapping_add(12), u32::from(masked));
     }
 }
 
-/// Assigns a vector and makes sure that the device took it.
+/// Assigns a vector and checks that the device accepted it.
 fn set_vector(registers: &impl Registers, at: u64, vector: Option<u16>) -> Result<(), PciError> {
     let wanted = vector.unwrap_or(NO_VECTOR);
     registers.write16(at, wanted);
@@ -433,7 +434,7 @@ fn set_vector(registers: &impl Registers, at: u64, vector: Option<u16>) -> Resul
     }
 }
 
-/// Offsets of the function's capabilities; a list that runs in a circle ends.
+/// Returns the offsets of the function's capabilities. A circular list ends at the limit.
 fn capabilities(function: &impl PciFunction) -> Vec<u16> {
     let mut found = Vec::new();
     if function.read_config(config::COMMAND) & config::HAS_CAPABILITIES == 0 {
@@ -449,8 +450,8 @@ fn capabilities(function: &impl PciFunction) -> Vec<u16> {
     found
 }
 
-/// Maps the first usable structure of this type, of at least `least` bytes; answers its
-/// capability's offset as well. Types with unknown BARs are passed over (section 4.1.4).
+/// Maps the first usable structure of this type with at least `least` bytes; also returns the
+/// offset of its capability. Structures in unknown BARs are skipped (section 4.1.4).
 fn map<F: PciFunction>(function: &mut F, kind: u8, least: u64) -> Option<(F::Registers, u16)> {
     let found: Vec<u16> = virtio_capabilities(function, kind).collect();
     for at in found {

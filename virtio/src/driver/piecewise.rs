@@ -1,5 +1,5 @@
-//! Building a buffer piece by piece, after the RFC of February 2013 ("virtio: new API for addition of
-//! buffers, scatterlist changes", Paolo Bonzini): `start_buf`, any number of `add_sg`, `end_buf`.
+//! Piecewise construction of a buffer, after the RFC of February 2013 ("virtio: new API for addition
+//! of buffers, scatterlist changes", Paolo Bonzini): `start_buf`, any number of `add_sg`, `end_buf`.
 //!
 //! ```
 //! # use splitring_virtio::driver::{DeviceId, DmaBytes, Kick, Queue, QueueOptions, Refused};
@@ -30,9 +30,9 @@
 //! # Ok::<(), Box<dyn core::error::Error>>(())
 //! ```
 //!
-//! What differs from the RFC, and why:
-//! - Lists are picked out of the token, which the queue keeps: what the device is lent is owned, so
-//!   that no borrow can end while it is in use. One from elsewhere does not compile:
+//! Differences from the RFC, and the reasons:
+//! - Lists are selected from the token, which the queue keeps: the memory that the device may use is
+//!   owned, so that no borrow can end while it is in use. A list from elsewhere does not compile:
 //!   ```compile_fail
 //!   # use splitring_virtio::driver::Queue;
 //!   # use splitring_virtio::scatterlist::ScatterList;
@@ -61,10 +61,10 @@
 //!       let _ = buffer.add_sg(|token| token, 1);
 //!   }
 //!   ```
-//! - Adding can fail, and a buffer that is dropped instead of ended was never there: nothing of it
-//!   is in the queue's accounting before `end_buf`.
-//! - `end_buf` exposes nothing; one `publish` does, for as many buffers as there are, and what it
-//!   says about notifying must not be ignored:
+//! - Adding can fail, and dropping a buffer instead of ending it aborts it: it is not in the queue's
+//!   accounting before `end_buf`.
+//! - `end_buf` exposes nothing; one `publish` exposes any number of buffers, and its result, whether
+//!   to notify the device, must be used:
 //!   ```
 //!   #![deny(unused_must_use)]
 //!   # use splitring_virtio::driver::Queue;
@@ -91,15 +91,15 @@ use super::queue::{InFlightTable, Queue, Ticket};
 use crate::mem::dma::{Direction, DmaBuf, DmaMap};
 use crate::scatterlist::ScatterList;
 
-/// State of a [`Builder`]: lists that are added are for the device to read.
+/// State of a [`Builder`] that adds device-readable lists.
 #[derive(Debug)]
 pub enum Readable {}
 
-/// State of a [`Builder`]: lists that are added are for the device to write.
+/// State of a [`Builder`] that adds device-writable lists.
 #[derive(Debug)]
 pub enum Writable {}
 
-/// What a [`Builder`] adds at present.
+/// The direction of the lists that a [`Builder`] adds.
 pub trait State: sealed::Sealed {}
 impl State for Readable {}
 impl State for Writable {}
@@ -120,10 +120,10 @@ mod sealed {
     }
 }
 
-/// A buffer under construction. Dropping it abandons the buffer: nothing of it was in the queue.
+/// A buffer under construction. Dropping it aborts the buffer, of which the queue keeps nothing.
 #[must_use = "a buffer that is not ended is abandoned"]
 pub struct Builder<'q, T: 'static, M: DmaMap, S: State = Readable> {
-    // Dropped before the token: undoes mappings of memory the token owns.
+    // Dropped before the token: unmaps memory that the token owns.
     open: OpenBuffer<'q, M>,
     in_flight: &'q mut InFlightTable<T>,
     token: T,
@@ -131,11 +131,11 @@ pub struct Builder<'q, T: 'static, M: DmaMap, S: State = Readable> {
 }
 
 impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
-    /// Appends a list the token owns: its segments in order, through links to further lists, up to
-    /// its end marker or until there were `nents`. Answers how many there were.
+    /// Appends a list that the token owns: its segments in order, through links to further lists,
+    /// up to its end marker or until there were `nents`. Returns how many there were.
     ///
     /// # Errors
-    /// See [`AddError`]. The buffer is spoiled: `end_buf` refuses it.
+    /// See [`AddError`]. The buffer is poisoned: `end_buf` refuses it.
     #[inline(always)]
     pub fn add_sg<B: DmaBuf>(
         &mut self,
@@ -145,7 +145,7 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
         self.open.list(pick(&self.token), nents, S::DIRECTION)
     }
 
-    /// Appends a range of one piece of memory the token owns. It counts as a list.
+    /// Appends a range of one memory buffer that the token owns. It counts as a list.
     ///
     /// # Errors
     /// As [`add_sg`](Self::add_sg).
@@ -158,11 +158,11 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
         self.open.part(pick(&self.token), range, S::DIRECTION)
     }
 
-    /// Appends any number of lists and ranges in one go: `add` is shown the token and where to put
-    /// what it finds there.
+    /// Appends any number of lists and ranges in one call: `add` gets the token and an object to
+    /// which it adds the token's lists.
     ///
     /// # Errors
-    /// What `add` says, and the buffer is spoiled.
+    /// The error of `add`; the buffer is poisoned.
     #[inline(always)]
     pub fn add_all(
         &mut self,
@@ -175,22 +175,21 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
         };
         let added = add(&self.token, &mut parts);
         if let Err(error) = added {
-            self.open.spoil(error);
+            self.open.poison(error);
         }
         added
     }
 
-    /// Segments that may still be added.
+    /// Returns the number of segments that may still be added.
     pub fn room(&self) -> usize {
         self.open.room()
     }
 
-    /// Closes the buffer and puts it behind the others. The device does not see it yet: see
-    /// [`Queue::publish`]. Fewer segments than announced are fine.
+    /// Ends the buffer and adds it to the available ring. The device does not see it before
+    /// [`Queue::publish`]. It may have fewer segments than announced.
     ///
     /// # Errors
-    /// The buffer has no segment, or adding one failed: the token comes back, the buffer is
-    /// abandoned.
+    /// The buffer has no segment, or adding one failed. Returns the token; the buffer is aborted.
     #[inline(always)]
     pub fn end_buf(self) -> Result<Ticket, Refused<T>> {
         match self.open.close() {
@@ -202,14 +201,14 @@ impl<'q, T: 'static, M: DmaMap, S: State> Builder<'q, T, M, S> {
         }
     }
 
-    /// Abandons the buffer and gives the token back.
+    /// Aborts the buffer and returns the token.
     pub fn abort(self) -> T {
         self.token
     }
 }
 
 impl<'q, T: 'static, M: DmaMap> Builder<'q, T, M, Readable> {
-    /// Goes on to what the device writes. There is no way back.
+    /// Continues with device-writable lists. Readable ones can't be added afterwards.
     #[inline(always)]
     pub fn writable(self) -> Builder<'q, T, M, Writable> {
         Builder {
@@ -221,11 +220,11 @@ impl<'q, T: 'static, M: DmaMap> Builder<'q, T, M, Readable> {
     }
 }
 
-/// Where [`Builder::add_all`] puts lists: only what the token owns, for `'t`, is taken.
+/// Adds lists in [`Builder::add_all`]: only those that the token owns, for `'t`.
 pub struct Parts<'p, 'q, 't, M: DmaMap> {
     open: &'p mut OpenBuffer<'q, M>,
     direction: Direction,
-    // Invariant: a shorter 't would let in lists that are borrowed from elsewhere.
+    // Invariant: a shorter 't would allow lists that are borrowed from elsewhere.
     token: PhantomData<fn(&'t ()) -> &'t ()>,
 }
 
@@ -254,7 +253,7 @@ impl<'t, M: DmaMap> Parts<'_, '_, 't, M> {
 }
 
 impl<M: DmaMap> OpenBuffer<'_, M> {
-    /// Appends segments of which exactly `count` have to come.
+    /// Appends segments; there must be exactly `count`.
     fn exactly<'b, B: DmaBuf>(
         &mut self,
         segments: impl Iterator<Item = &'b B>,
@@ -271,7 +270,8 @@ impl<M: DmaMap> OpenBuffer<'_, M> {
 }
 
 impl<M: DmaMap> QueueCore<M> {
-    /// One list whose first `outs` segments are readable and the next `ins` writable.
+    /// Builds a buffer from one list, whose first `outs` segments are readable and the next `ins`
+    /// writable.
     fn build_buf<B: DmaBuf>(
         &mut self,
         list: &ScatterList<B>,
@@ -284,7 +284,8 @@ impl<M: DmaMap> QueueCore<M> {
         open.close()
     }
 
-    /// Lists up to their end markers, the first `outs` readable, the others writable.
+    /// Builds a buffer from lists up to their end markers, the first `outs` readable, the others
+    /// writable.
     fn build_sgs<B: DmaBuf>(
         &mut self,
         lists: &[&ScatterList<B>],
@@ -306,11 +307,11 @@ impl<M: DmaMap> QueueCore<M> {
 
 impl<T: 'static, M: DmaMap> Queue<T, M> {
     /// Opens a buffer of up to `count` segments from up to `lists` lists, and decides whether it
-    /// goes into the ring or into a table. `token` owns the memory and stays with the queue once
-    /// the buffer is ended.
+    /// uses the ring or an indirect table. `token` owns the memory; the queue keeps it once the
+    /// buffer is ended.
     ///
     /// # Errors
-    /// See [`Refusal`]; the token comes back.
+    /// See [`Refusal`]; returns the token.
     #[inline(always)]
     pub fn start_buf(
         &mut self,
@@ -332,11 +333,11 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         }
     }
 
-    /// Adds a whole buffer from one list of the token's: `outs` segments for the device to read,
-    /// then `ins` for it to write (`virtqueue_add_buf`).
+    /// Adds a buffer from one list of the token: `outs` device-readable segments, then `ins`
+    /// device-writable ones (`virtqueue_add_buf`).
     ///
     /// # Errors
-    /// See [`Refusal`]; the token comes back.
+    /// See [`Refusal`]; returns the token.
     pub fn add_buf<B: DmaBuf>(
         &mut self,
         token: T,
@@ -348,11 +349,11 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         self.enter(built, token)
     }
 
-    /// Adds a whole buffer from several lists of the token's, each up to its end marker: the first
-    /// `outs` are for the device to read, the others for it to write (`virtqueue_add_sgs`).
+    /// Adds a buffer from several lists of the token, each up to its end marker: the first `outs`
+    /// are device-readable, the others device-writable (`virtqueue_add_sgs`).
     ///
     /// # Errors
-    /// See [`Refusal`]; the token comes back.
+    /// See [`Refusal`]; returns the token.
     pub fn add_sgs<B: DmaBuf, const N: usize>(
         &mut self,
         token: T,
@@ -363,10 +364,10 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         self.enter(built, token)
     }
 
-    /// Adds `nents` segments of one list for the device to read (`virtqueue_add_outbuf`).
+    /// Adds `nents` device-readable segments of one list (`virtqueue_add_outbuf`).
     ///
     /// # Errors
-    /// See [`Refusal`]; the token comes back.
+    /// See [`Refusal`]; returns the token.
     pub fn add_outbuf<B: DmaBuf>(
         &mut self,
         token: T,
@@ -376,10 +377,10 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         self.add_buf(token, nents, 0, pick)
     }
 
-    /// Adds `nents` segments of one list for the device to write (`virtqueue_add_inbuf`).
+    /// Adds `nents` device-writable segments of one list (`virtqueue_add_inbuf`).
     ///
     /// # Errors
-    /// See [`Refusal`]; the token comes back.
+    /// See [`Refusal`]; returns the token.
     pub fn add_inbuf<B: DmaBuf>(
         &mut self,
         token: T,

@@ -1,15 +1,17 @@
-//! A virtqueue as its driver sees it: buffers go in, completed ones come out.
+//! The driver's end of a virtqueue: buffers are added, and used ones come back.
 //!
-//! Who owns what: a buffer goes in with a token, any value, that owns the memory the device is lent
-//! (through [`ScatterList`](crate::scatterlist::ScatterList)s and other [`DmaBuf`](super::DmaBuf)s
-//! inside it). The queue keeps the token until the device completes the buffer or is proven to have
-//! been reset; if the queue goes away earlier, what is in flight is leaked, never freed.
+//! Ownership: a buffer is added with a token, any value, which owns the memory that the device may
+//! use (through [`ScatterList`](crate::scatterlist::ScatterList)s and other
+//! [`DmaBuf`](super::DmaBuf)s in it). The queue keeps the token until the device has used the
+//! buffer or is proven to have been reset. If the queue is dropped earlier, the buffers in flight
+//! are leaked, never freed.
 //!
-//! What the device writes is judged before it is believed: a used entry must name a live buffer and
-//! claim no more bytes than that buffer has room for, else the queue is [`Broken`] and gives nothing
-//! back but for a [`ResetProof`]. The in-flight table is private; the shared one is never read.
+//! Values written by the device are validated before use: a used entry must name a buffer in flight
+//! and claim no more bytes than the buffer has room for. Otherwise the queue is [`Broken`] and
+//! returns buffers only for a [`ResetProof`]. The in-flight table is private; the shared descriptor
+//! table is never read.
 //!
-//! It knows neither transports nor what the buffers mean. Sections 2.7.13 and 2.7.14.
+//! This module knows neither transports nor the meaning of buffers. Sections 2.7.13 and 2.7.14.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -24,7 +26,7 @@ use crate::mem::driver_ring::{DriverRing, QueueMemoryError};
 use crate::mem::reset::{DeviceId, ResetProof, SetUp};
 use crate::ring;
 
-/// Where the three parts of a queue are, in the device's addresses: what a transport tells it.
+/// The device addresses of the three parts of a queue, which the transport passes to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueAreas {
     /// Number of slots.
@@ -37,18 +39,18 @@ pub struct QueueAreas {
     pub device: u64,
 }
 
-/// Whether the device wants to be told of what was published.
+/// Whether the device has to be notified of the published buffers.
 #[must_use = "a device that asked for a notification waits for it"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kick {
-    /// Notify it.
+    /// Notify the device.
     Needed,
-    /// It looks by itself, or nothing is new.
+    /// The device polls, or there are no new buffers.
     NotNeeded,
 }
 
 impl Kick {
-    /// Rings the bell if that is needed.
+    /// Calls `notify` if a notification is needed.
     #[inline]
     pub fn send(self, notify: impl FnOnce()) {
         if self == Self::Needed {
@@ -56,7 +58,7 @@ impl Kick {
         }
     }
 
-    /// Needed if either is: one notification covers both.
+    /// Returns `Needed` if either is: one notification covers both.
     pub const fn or(self, other: Self) -> Self {
         match self {
             Self::Needed => self,
@@ -65,26 +67,26 @@ impl Kick {
     }
 }
 
-/// Names a buffer in flight; the same slot's next buffer has another one.
+/// Identifies a buffer in flight. The next buffer in the same slot has another ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket {
     slot: u16,
     generation: u32,
 }
 
-/// A buffer that came back.
+/// A buffer that the device has used.
 #[derive(Debug)]
 pub struct Completion<T> {
-    /// What went in with it.
+    /// The token that was added with it.
     pub token: T,
-    /// Bytes the device says it wrote, from the start of the writable part; never more than that
-    /// has. What lies behind is not to be believed.
+    /// Bytes that the device claims to have written from the start of the writable part, at most
+    /// the size of that part. The bytes behind them are not valid.
     pub written: u32,
-    /// Its name while it was in flight.
+    /// Its ticket.
     pub ticket: Ticket,
 }
 
-/// A slot's entry in the in-flight table. A token says that the buffer is live.
+/// A slot's entry in the in-flight table. It is in use if it has a token.
 struct InFlightBuffer<T> {
     token: Option<T>,
     closed: Closed,
@@ -92,13 +94,13 @@ struct InFlightBuffer<T> {
 
 /// The in-flight table.
 pub(super) struct InFlightTable<T> {
-    /// Leaked unless a reset is proven, like everything the device may still use.
+    /// Leaked unless a reset is proven, like all memory that the device may still use.
     buffers: ManuallyDrop<Box<[InFlightBuffer<T>]>>,
     clamp_lengths: bool,
 }
 
 impl Closed {
-    /// Its name.
+    /// Returns its ticket.
     #[inline(always)]
     const fn ticket(&self) -> Ticket {
         Ticket {
@@ -128,7 +130,7 @@ impl<T> InFlightTable<T> {
         }
     }
 
-    /// Enters a closed buffer.
+    /// Adds a closed buffer.
     #[inline]
     pub(super) fn enter(&mut self, closed: Closed, token: T) -> Ticket {
         if let Some(entry) = self.buffers.get_mut(usize::from(closed.head)) {
@@ -138,10 +140,10 @@ impl<T> InFlightTable<T> {
         closed.ticket()
     }
 
-    /// Takes a buffer out, if what the device says of it can be true.
+    /// Removes a buffer, if the device's used entry is valid.
     #[inline(always)]
     fn leave(&mut self, id: u32, written: u32) -> Result<(T, Closed), Broken> {
-        // Compared before it is cut down to 16 bits.
+        // Compared before the conversion to 16 bits.
         let slot = u16::try_from(id).map_err(|_| Broken::NoSuchSlot(id))?;
         let entry = self.buffers.get_mut(usize::from(slot));
         let entry = entry.ok_or(Broken::NoSuchSlot(id))?;
@@ -172,23 +174,23 @@ impl<T> InFlightTable<T> {
     }
 }
 
-/// The driver's end of one split virtqueue; see the module's description.
+/// The driver's end of one split virtqueue; see the module.
 pub struct Queue<T: 'static, M: DmaMap = Identity> {
-    /// Leaked, with the hook and the ring's memory, unless a reset is proven.
+    /// Leaked, with the DMA hook and the ring's memory, unless a reset is proven.
     pub(super) core: ManuallyDrop<QueueCore<M>>,
     pub(super) in_flight: InFlightTable<T>,
-    /// Used entries taken, and the used index as last seen.
+    /// Number of used entries taken, and the used index last loaded.
     taken: u16,
     seen: u16,
     set_up: SetUp,
 }
 
 impl<T: 'static, M: DmaMap> Queue<T, M> {
-    /// Sets a queue up in `memory` ([`QueueOptions::memory_len`] bytes), of which the device,
-    /// `device`, has not been told yet. `hook` finds addresses for it.
+    /// Creates a queue in `memory` ([`QueueOptions::memory_len`] bytes) for `device`, which must
+    /// not use it yet. `hook` translates addresses for the device.
     ///
     /// # Errors
-    /// The size or the memory is not fit for a queue.
+    /// The size or the memory is not suitable for a queue.
     pub fn new(
         options: QueueOptions,
         memory: DmaBytes,
@@ -209,7 +211,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         })
     }
 
-    /// What to tell the device about the queue.
+    /// Returns the addresses to pass to the device.
     pub fn areas(&self) -> QueueAreas {
         let [descriptors, driver, device] = self.core.ring.areas();
         QueueAreas {
@@ -220,28 +222,30 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         }
     }
 
-    /// Slots that are free: a buffer takes one for each segment, or one with a table.
+    /// Returns the number of free slots. A buffer takes one slot per segment, or a single one with
+    /// an indirect table.
     pub fn free_slots(&self) -> u16 {
         self.core.accounting.free
     }
 
-    /// Buffers the queue holds, published or not.
+    /// Returns the number of buffers in flight, published or not.
     pub fn in_flight(&self) -> u16 {
         self.core.accounting.index().wrapping_sub(self.taken)
     }
 
-    /// Whether this buffer has not come back yet.
+    /// Returns whether this buffer is still in flight.
     pub fn holds(&self, ticket: Ticket) -> bool {
         self.in_flight.holds(ticket)
     }
 
-    /// What broke the queue, if it is broken.
+    /// Returns why the queue is broken, if it is.
     pub fn broken(&self) -> Option<Broken> {
         self.core.broken
     }
 
-    /// Shows the device what was added, without deciding on a notification: for a device that
-    /// polls, or before more is added. A [`publish`](Self::publish) has to follow.
+    /// Makes added buffers visible to the device, without a decision about a notification: for a
+    /// device that polls, or before more buffers are added. [`publish`](Self::publish) has to
+    /// follow.
     #[inline]
     pub fn expose(&mut self) {
         let added = self.core.accounting.index();
@@ -251,8 +255,8 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         }
     }
 
-    /// Shows the device everything that was added and says whether it wants to be told: one index
-    /// store, one fence and one decision for the whole batch.
+    /// Makes all added buffers visible to the device and returns whether it has to be notified: one
+    /// store of the index, one fence and one decision per batch.
     #[inline]
     pub fn publish(&mut self) -> Kick {
         let core = &mut *self.core;
@@ -263,8 +267,9 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         let index = core.accounting.index();
         #[expect(clippy::cast_possible_truncation, reason = "indices have 16 bits")]
         let asked = ring::publish(&core.ring, core.event_idx, decided as u16, index);
-        // Exposed piece by piece, more than 2^16 - 1 buffers may have passed the index the device
-        // asked to be told at, which the difference of two indices no longer shows.
+        // With several calls of `expose`, more than 2^16 - 1 buffers may have passed the index at
+        // which the device requested a notification. The difference of two indices does not show
+        // that.
         let lapped = added.wrapping_sub(decided) > u64::from(u16::MAX);
         core.exposed = index;
         core.decided = added;
@@ -275,10 +280,10 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         }
     }
 
-    /// Takes back one buffer the device has used. `Ok(None)` if there is none.
+    /// Returns one buffer that the device has used, or `Ok(None)` if there is none.
     ///
     /// # Errors
-    /// The device did what no device may do, now or before: the queue is out of use.
+    /// The device violated the protocol, now or before: the queue is out of use.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<Completion<T>>, Broken> {
         if let Some(broken) = self.core.broken {
@@ -302,7 +307,7 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         }))
     }
 
-    /// Looks at the used index; true if there is something new.
+    /// Loads the used index. Returns whether there are new used entries.
     #[inline]
     fn look(&mut self) -> Result<bool, Broken> {
         self.seen = ring::peer_idx(&self.core.ring);
@@ -320,24 +325,24 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         broken
     }
 
-    /// Asks the device not to interrupt for used buffers. It may still do so: spurious interrupts
+    /// Suppresses interrupts for used buffers. The device may still interrupt: spurious interrupts
     /// are normal.
     pub fn disable_interrupts(&mut self) {
         ring::disable_notifications(&self.core.ring, self.core.event_idx);
     }
 
-    /// Asks the device to interrupt for the next used buffer. True if there is one already, in
-    /// which case none may come: pop first, then ask again.
+    /// Requests an interrupt for the next used buffer. Returns true if there already is one, in
+    /// which case there may be no interrupt: pop first, then call this again.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
         ring::enable_notifications(&self.core.ring, self.core.event_idx, self.taken)
     }
 
-    /// Gives back everything in flight, published or not, because the device was reset, and makes
-    /// the queue a fresh one, of which the device has to be told anew.
+    /// Returns all buffers in flight, published or not, after a reset of the device, and
+    /// reinitialises the queue. The device has to be given its addresses again.
     ///
     /// # Errors
-    /// The proof is not of this device or not later than the queue; nothing happens.
+    /// The proof is of another device or not later than the queue; nothing changes.
     pub fn reclaim(&mut self, proof: &ResetProof, each: impl FnMut(T)) -> Result<(), NotProven> {
         if !self.set_up.ended_by(proof) {
             return Err(NotProven);
@@ -350,17 +355,19 @@ impl<T: 'static, M: DmaMap> Queue<T, M> {
         Ok(())
     }
 
-    /// As [`reclaim`](Self::reclaim), all at once, for callers that want themselves back for each.
+    /// As [`reclaim`](Self::reclaim), but returns all tokens at once, for callers that need `&mut
+    /// self` for each.
     pub(super) fn take_back(&mut self, proof: &ResetProof) -> Result<Vec<T>, NotProven> {
         let mut back = Vec::with_capacity(usize::from(self.in_flight()));
         self.reclaim(proof, |token| back.push(token))?;
         Ok(back)
     }
 
-    /// Takes the queue apart after a reset: tokens first, then its memory and hook.
+    /// Takes the queue apart after a reset: passes the tokens to `each`, and returns its memory and
+    /// hook.
     ///
     /// # Errors
-    /// The proof is not of this device or not later than the queue, which comes back.
+    /// The proof is of another device or not later than the queue; returns the queue.
     #[expect(clippy::result_large_err, reason = "the error is the queue itself")]
     pub fn dismantle(
         mut self,

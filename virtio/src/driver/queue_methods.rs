@@ -1,21 +1,21 @@
-//! What the drivers of all kinds of queues pass on to theirs as it is.
+//! The methods of a queue that every driver has.
 
-/// Defines those calls for a type with a `queue`.
+/// Defines the methods for a type with a field `queue`.
 macro_rules! queue_methods {
     () => {
-        /// Shows the device what was handed in; see
+        /// Makes submitted buffers visible to the device; see
         /// [`Queue::publish`](crate::driver::Queue::publish).
         #[inline]
         pub fn publish(&mut self) -> crate::driver::Kick {
             self.queue.publish()
         }
 
-        /// What to tell the device about the queue.
+        /// Returns the addresses to pass to the device.
         pub fn areas(&self) -> crate::driver::QueueAreas {
             self.queue.areas()
         }
 
-        /// Buffers the device has.
+        /// Returns the number of buffers in flight.
         pub fn in_flight(&self) -> u16 {
             self.queue.in_flight()
         }

@@ -1,11 +1,11 @@
 //! Drivers for the queues of virtio-scsi: requests, control and events (section 5.6).
 //!
-//! A command's data lists go into the queue as they are, between the request and the response, and
-//! come back with it: nothing is copied, and nothing is locked, because the queue is `&mut` (the RFC's
-//! patch 7 got rid of a copy under a lock). Request and response lie in frames the caller supplies
-//! memory for.
+//! A command's data lists are added to the queue unchanged, between the request and the response,
+//! and returned with it: nothing is copied, and nothing is locked, because the queue is `&mut`
+//! (patch 7 of the RFC removed a copy under a lock). Request and response are in frames, for which
+//! the caller supplies memory.
 //!
-//! Each queue is a driver of its own and knows no transport.
+//! There is one driver per queue, which knows no transport.
 
 mod control;
 mod events;
@@ -30,15 +30,15 @@ use crate::spec::scsi::{
     task_attr,
 };
 
-/// Features this driver knows what to do with.
+/// Features that this driver supports.
 pub const FEATURES: u64 = feature::INOUT | feature::HOTPLUG | feature::CHANGE;
 
-/// Most bytes of a command block and of sense data this driver keeps.
+/// Maximum number of bytes of a command descriptor block (CDB).
 pub const CDB_MAX: usize = 32;
-/// See [`CDB_MAX`].
+/// Maximum number of bytes of sense data.
 pub const SENSE_MAX: usize = 96;
 
-/// The sizes after reset are the ones this driver uses; it changes neither.
+/// The sizes after reset are those of this driver; it does not change them.
 const _: () = assert!(CDB_MAX == DEFAULT_CDB_SIZE as usize);
 const _: () = assert!(SENSE_MAX == DEFAULT_SENSE_SIZE as usize);
 
@@ -48,10 +48,10 @@ const SENSE_AT: usize = RESPONSE_AT + size_of::<ResponseHeader>();
 const RESPONSE_LEN: usize = size_of::<ResponseHeader>() + SENSE_MAX;
 const _: () = assert!(REQUEST_LEN <= RESPONSE_AT);
 
-/// Bytes of frame memory for each command in flight.
+/// Bytes of frame memory per command in flight.
 pub const FRAME_LEN: usize = (RESPONSE_AT + RESPONSE_LEN).next_multiple_of(64);
 
-/// A logical unit, addressed in the single-level format.
+/// The address of a logical unit in the single-level format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lun {
     /// Target.
@@ -61,13 +61,13 @@ pub struct Lun {
 }
 
 impl Lun {
-    /// As it is written in requests (section 5.6.6.1).
+    /// Returns the address as written in requests (section 5.6.6.1).
     pub const fn bytes(self) -> [u8; 8] {
         let [high, low] = self.unit.to_be_bytes();
         [1, self.target, high & 0x3f | 0x40, low, 0, 0, 0, 0]
     }
 
-    /// Reads the format back, as it stands in events. `None` if it is another one.
+    /// Reads an address, as found in events. Returns `None` for another format.
     pub const fn from_bytes(bytes: [u8; 8]) -> Option<Self> {
         match bytes {
             [1, target, high, low, 0, 0, 0, 0] if high & 0x80 == 0 => Some(Self {
@@ -82,12 +82,12 @@ impl Lun {
 /// Task attribute of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Attribute {
-    /// In any order.
+    /// Executed in any order.
     #[default]
     Simple,
-    /// After everything before it.
+    /// Executed after all earlier commands.
     Ordered,
-    /// Before everything.
+    /// Executed before all other commands.
     Head,
     /// Under auto contingent allegiance.
     Aca,
@@ -107,20 +107,20 @@ impl Attribute {
 /// A SCSI command with its data.
 #[derive(Debug)]
 pub struct Command<B: DmaBuf = DmaBytes> {
-    /// Whom it is for.
+    /// The logical unit.
     pub lun: Lun,
-    /// The command block; what lies behind the command's own length is 0.
+    /// The command descriptor block, padded with zeroes.
     pub cdb: [u8; CDB_MAX],
-    /// In which order.
+    /// The task attribute.
     pub attribute: Attribute,
-    /// Data for the device; without entries if there are none.
+    /// Data for the device; without entries if there is none.
     pub data_out: ScatterList<B>,
-    /// Room for data from the device; without entries if there are none.
+    /// Memory for data from the device; without entries if there is none.
     pub data_in: ScatterList<B>,
 }
 
 impl<B: DmaBuf> Command<B> {
-    /// A command without data, of which `cdb` is the block, cut to 32 bytes.
+    /// Creates a command without data. `cdb` is truncated to 32 bytes.
     pub fn new(lun: Lun, cdb: &[u8]) -> Self {
         let mut block = [0; CDB_MAX];
         for (to, from) in block.iter_mut().zip(cdb) {
@@ -135,23 +135,23 @@ impl<B: DmaBuf> Command<B> {
         }
     }
 
-    /// With data for the device.
+    /// Sets the data for the device.
     pub fn data_out(mut self, list: ScatterList<B>) -> Self {
         self.data_out = list;
         self
     }
 
-    /// With room for data from the device.
+    /// Sets the memory for data from the device.
     pub fn data_in(mut self, list: ScatterList<B>) -> Self {
         self.data_in = list;
         self
     }
 }
 
-/// What the device answered.
+/// The device's response.
 #[derive(Clone, Debug)]
 pub struct Response {
-    /// `response::…`: whether the command got as far as a SCSI status.
+    /// `response::…`: whether the command reached a SCSI status.
     pub response: u8,
     /// SCSI status, if `response` is OK.
     pub status: u8,
@@ -164,12 +164,13 @@ pub struct Response {
 }
 
 impl Response {
-    /// The sense data.
+    /// Returns the sense data.
     pub fn sense(&self) -> &[u8] {
         self.sense.get(..self.sense_len).unwrap_or(&[])
     }
 
-    /// Sense key, code and qualifier of fixed-format sense data, if there are any.
+    /// Returns sense key, additional sense code and qualifier of fixed-format sense data, if there
+    /// is any.
     pub fn sense_code(&self) -> Option<[u8; 3]> {
         match self.sense() {
             [
@@ -193,24 +194,24 @@ impl Response {
         }
     }
 
-    /// Whether everything went well.
+    /// Returns whether the command succeeded.
     pub const fn good(&self) -> bool {
         self.response == response::OK && self.status == 0
     }
 }
 
-/// A command that is done.
+/// A completed command.
 #[derive(Debug)]
 pub struct CompletedCommand<B: DmaBuf = DmaBytes> {
     /// Its task identifier.
     pub id: u64,
-    /// It, with its memory.
+    /// The command, with its memory.
     pub command: Command<B>,
-    /// What the device answered.
+    /// The device's response.
     pub response: Response,
 }
 
-/// A command in flight: what the queue holds for it.
+/// A command in flight: the queue's token.
 #[derive(Debug)]
 pub struct PendingCommand<B: DmaBuf = DmaBytes>(Box<CommandSlot<B>>);
 
@@ -229,8 +230,9 @@ pub struct RequestQueue<B: DmaBuf = DmaBytes, M: DmaMap = Identity> {
 }
 
 impl<B: DmaBuf, M: DmaMap> RequestQueue<B, M> {
-    /// Drives `queue`, with `frames` divided among commands ([`FRAME_LEN`] bytes each); the device
-    /// says `config` of itself. As many commands can be in flight as there are frames.
+    /// Creates a driver of `queue`, with `frames` divided among commands ([`FRAME_LEN`] bytes
+    /// each); `config` is the device's configuration. The number of frames limits the commands in
+    /// flight.
     pub fn new(queue: Queue<PendingCommand<B>, M>, frames: DmaBytes, config: &Config) -> Self {
         let nobody = Lun { target: 0, unit: 0 };
         let pending = |frame| {
@@ -248,11 +250,11 @@ impl<B: DmaBuf, M: DmaMap> RequestQueue<B, M> {
         }
     }
 
-    /// Submits a command as task `id`, which should be one of its own. It goes out with
+    /// Submits a command with the task identifier `id`, which should be unique, to be exposed with
     /// [`publish`](Self::publish).
     ///
     /// # Errors
-    /// The queue did not take it, or it has more segments than the device does; it comes back.
+    /// The queue refused it, or it has more segments than the device accepts. Returns the command.
     #[inline]
     pub fn submit(&mut self, id: u64, command: Command<B>) -> Result<(), (Command<B>, Refusal)> {
         let segments = command.data_out.segments();
@@ -280,7 +282,7 @@ impl<B: DmaBuf, M: DmaMap> RequestQueue<B, M> {
         }
     }
 
-    /// Takes back one command that is done.
+    /// Returns one completed command, or `Ok(None)` if there is none.
     ///
     /// # Errors
     /// The device broke the queue; it has to be reset.
@@ -292,7 +294,7 @@ impl<B: DmaBuf, M: DmaMap> RequestQueue<B, M> {
         Ok(Some(self.put_back(completion.token)))
     }
 
-    /// Reads the response and makes the frame free again.
+    /// Reads the response and frees the frame.
     #[inline]
     fn put_back(&mut self, mut pending: PendingCommand<B>) -> CompletedCommand<B> {
         let slot = &mut *pending.0;
@@ -306,11 +308,11 @@ impl<B: DmaBuf, M: DmaMap> RequestQueue<B, M> {
         done
     }
 
-    /// Gives every command in flight back after a reset, with whatever response it has; then the
-    /// device has to be told of the queue anew.
+    /// Passes every command in flight to `each` after a reset, with the response that its frame
+    /// has. The device has to be given the queue's addresses again.
     ///
     /// # Errors
-    /// The proof is not of this device or not later than the queue.
+    /// The proof is of another device or not later than the queue.
     pub fn reclaim(
         &mut self,
         proof: &ResetProof,
@@ -337,7 +339,7 @@ impl<B: DmaBuf> CommandSlot<B> {
         };
         self.frame.put(0, &header);
         self.frame.put(size_of::<RequestHeader>(), &command.cdb);
-        // If the device writes nothing, that must not pass for success.
+        // If the device writes nothing, this must not look like success.
         let blank = ResponseHeader {
             response: response::FAILURE,
             ..ResponseHeader::new_zeroed()

@@ -49,19 +49,19 @@ pub mod request {
     pub const FLUSH: u32 = 4;
     /// Read the identification string.
     pub const GET_ID: u32 = 8;
-    /// Read the wear of the device.
+    /// Read the lifetime estimate of the device.
     pub const GET_LIFETIME: u32 = 10;
     /// Discard ranges.
     pub const DISCARD: u32 = 11;
     /// Zero ranges.
     pub const WRITE_ZEROES: u32 = 13;
-    /// Erase ranges for good.
+    /// Erase ranges securely.
     pub const SECURE_ERASE: u32 = 14;
 }
 
 /// The status byte (section 5.2.6).
 pub mod status {
-    /// Done.
+    /// Success.
     pub const OK: u8 = 0;
     /// Device or driver error.
     pub const IOERR: u8 = 1;
@@ -69,7 +69,7 @@ pub mod status {
     pub const UNSUPP: u8 = 2;
 }
 
-/// Flag of a [`Range`]: the device may unmap (write-zeroes only).
+/// Flag of a [`Range`]: the device may deallocate the sectors (write-zeroes only).
 pub const RANGE_F_UNMAP: u32 = 1;
 
 wire! {
@@ -97,9 +97,9 @@ wire! {
     pub struct Config {
         /// Size of the device in sectors of 512 bytes.
         pub capacity: U64,
-        /// Most bytes of one segment.
+        /// Maximum number of bytes of one segment.
         pub size_max: U32,
-        /// Most segments of one request.
+        /// Maximum number of segments of one request.
         pub seg_max: U32,
         /// Legacy geometry: cylinders.
         pub cylinders: U16,
@@ -123,23 +123,23 @@ wire! {
         pub unused0: u8,
         /// Number of request queues.
         pub num_queues: U16,
-        /// Most sectors of a discard range.
+        /// Maximum number of sectors of a discard range.
         pub max_discard_sectors: U32,
-        /// Most ranges of a discard.
+        /// Maximum number of ranges of a discard.
         pub max_discard_seg: U32,
         /// Alignment of a discard range in sectors.
         pub discard_sector_alignment: U32,
-        /// Most sectors of a write-zeroes range.
+        /// Maximum number of sectors of a write-zeroes range.
         pub max_write_zeroes_sectors: U32,
-        /// Most ranges of a write-zeroes.
+        /// Maximum number of ranges of a write-zeroes.
         pub max_write_zeroes_seg: U32,
-        /// 1 if a write-zeroes may unmap.
+        /// 1 if a write-zeroes request may deallocate sectors.
         pub write_zeroes_may_unmap: u8,
         /// Reserved.
         pub unused1: [u8; 3],
-        /// Most sectors of a secure-erase range.
+        /// Maximum number of sectors of a secure-erase range.
         pub max_secure_erase_sectors: U32,
-        /// Most ranges of a secure-erase.
+        /// Maximum number of ranges of a secure-erase.
         pub max_secure_erase_seg: U32,
         /// Alignment of a secure-erase range in sectors.
         pub secure_erase_sector_alignment: U32,

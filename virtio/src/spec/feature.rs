@@ -1,12 +1,12 @@
-//! Feature bits that belong to no device (section 6), as masks.
+//! Feature bits that are not specific to a device (section 6), as masks.
 
-/// Buffers may be described by a table of their own (section 2.7.5.3).
+/// Buffers may be described by an indirect descriptor table (section 2.7.5.3).
 pub const INDIRECT_DESC: u64 = 1 << 28;
 /// `used_event` and `avail_event` replace the suppression flags (section 2.7.10).
 pub const EVENT_IDX: u64 = 1 << 29;
 /// The device complies with version 1 or later.
 pub const VERSION_1: u64 = 1 << 32;
-/// Addresses go through the platform's translation (an IOMMU, say).
+/// Addresses are translated by the platform, for example by an IOMMU.
 pub const ACCESS_PLATFORM: u64 = 1 << 33;
 /// Packed virtqueues (section 2.8).
 pub const RING_PACKED: u64 = 1 << 34;
@@ -18,13 +18,13 @@ pub const ORDER_PLATFORM: u64 = 1 << 36;
 pub const SR_IOV: u64 = 1 << 37;
 /// The driver passes extra data in its notifications.
 pub const NOTIFICATION_DATA: u64 = 1 << 38;
-/// The driver takes the notification's data from the device.
+/// The driver uses notification data that the device supplies.
 pub const NOTIF_CONFIG_DATA: u64 = 1 << 39;
 /// One queue can be reset by itself (section 2.6.1).
 pub const RING_RESET: u64 = 1 << 40;
 /// Administration virtqueues (section 2.13).
 pub const ADMIN_VQ: u64 = 1 << 41;
-/// First bit the core keeps for itself; bits 0 to 23 and 50 to 127 belong to the device chapters.
+/// First bit reserved for the core; bits 0 to 23 and 50 to 127 are specific to the device.
 pub const CORE_FIRST: u32 = 24;
-/// Last bit the core keeps for itself.
+/// Last bit reserved for the core.
 pub const CORE_LAST: u32 = 49;

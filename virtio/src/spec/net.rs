@@ -4,9 +4,9 @@ use zerocopy::little_endian::{U16, U32};
 
 /// Feature bits (section 5.1.3), as masks.
 pub mod feature {
-    /// The device takes packets with partial checksum.
+    /// The device accepts packets with a partial checksum.
     pub const CSUM: u64 = 1 << 0;
-    /// The driver takes packets with partial checksum.
+    /// The driver accepts packets with a partial checksum.
     pub const GUEST_CSUM: u64 = 1 << 1;
     /// Offloads can be changed over the control queue.
     pub const CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
@@ -72,7 +72,7 @@ pub mod feature {
 pub mod status {
     /// The link is up.
     pub const LINK_UP: u16 = 1;
-    /// The driver is asked to announce itself.
+    /// The device requests that the driver announce itself.
     pub const ANNOUNCE: u16 = 2;
 }
 
@@ -147,9 +147,9 @@ pub mod ctrl {
     pub const MQ: u8 = 4;
     /// Sets the number of pairs in use.
     pub const MQ_VQ_PAIRS_SET: u8 = 0;
-    /// Least number of pairs.
+    /// Minimum number of pairs.
     pub const MQ_VQ_PAIRS_MIN: u16 = 1;
-    /// Most pairs.
+    /// Maximum number of pairs.
     pub const MQ_VQ_PAIRS_MAX: u16 = 0x8000;
 
     /// Class: offloads of the receiving side.
@@ -188,7 +188,7 @@ wire! {
         pub mac: [u8; 6],
         /// `status::…`.
         pub status: U16,
-        /// Most queue pairs.
+        /// Maximum number of queue pairs.
         pub max_virtqueue_pairs: U16,
         /// Largest MTU the driver should use.
         pub mtu: U16,

@@ -6,7 +6,7 @@ use zerocopy::little_endian::{U16, U32};
 pub const VENDOR: u16 = 0x1af4;
 /// Added to the device identifier of section 5, it makes the PCI device identifier.
 pub const DEVICE_BASE: u16 = 0x1040;
-/// Least revision of a modern device.
+/// Minimum revision of a modern device.
 pub const REVISION: u8 = 1;
 /// Vendor-specific capability: the identifier of a virtio capability.
 pub const CAP_ID: u8 = 0x09;
@@ -33,7 +33,7 @@ pub mod cfg_type {
 
 /// Bits of the interrupt status (section 4.1.4.5).
 pub mod isr {
-    /// A queue has something.
+    /// A queue has used buffers.
     pub const QUEUE: u8 = 1;
     /// The configuration changed.
     pub const CONFIG: u8 = 2;
@@ -50,9 +50,9 @@ wire! {
         pub cap_len: u8,
         /// `cfg_type::…`.
         pub cfg_type: u8,
-        /// Which BAR.
+        /// Number of the BAR.
         pub bar: u8,
-        /// Tells capabilities of one type apart.
+        /// Distinguishes capabilities of one type.
         pub id: u8,
         /// Zero.
         pub padding: [u8; 2],
@@ -91,11 +91,11 @@ wire! {
 
 /// Offsets in the common configuration (section 4.1.4.3).
 pub mod common {
-    /// 32 bits: which half of the offered features shows.
+    /// 32 bits: selects the half of the offered features.
     pub const DEVICE_FEATURE_SELECT: u64 = 0x00;
     /// 32 bits, read-only: offered features.
     pub const DEVICE_FEATURE: u64 = 0x04;
-    /// 32 bits: which half of the accepted features shows.
+    /// 32 bits: selects the half of the accepted features.
     pub const DRIVER_FEATURE_SELECT: u64 = 0x08;
     /// 32 bits: accepted features.
     pub const DRIVER_FEATURE: u64 = 0x0c;
@@ -107,7 +107,7 @@ pub mod common {
     pub const DEVICE_STATUS: u64 = 0x14;
     /// 8 bits, read-only: changes when the configuration does.
     pub const CONFIG_GENERATION: u64 = 0x15;
-    /// 16 bits: which queue shows in the fields below.
+    /// 16 bits: selects the queue of the fields below.
     pub const QUEUE_SELECT: u64 = 0x16;
     /// 16 bits: size of the queue, 0 if there is none.
     pub const QUEUE_SIZE: u64 = 0x18;
@@ -115,7 +115,7 @@ pub mod common {
     pub const QUEUE_MSIX_VECTOR: u64 = 0x1a;
     /// 16 bits: 1 enables the queue.
     pub const QUEUE_ENABLE: u64 = 0x1c;
-    /// 16 bits, read-only: where to notify.
+    /// 16 bits, read-only: offset of the queue's notification address.
     pub const QUEUE_NOTIFY_OFF: u64 = 0x1e;
     /// 64 bits: descriptor table.
     pub const QUEUE_DESC: u64 = 0x20;
@@ -127,12 +127,12 @@ pub mod common {
     pub const QUEUE_NOTIFY_CONFIG_DATA: u64 = 0x38;
     /// 16 bits: 1 resets the queue, under `RING_RESET`.
     pub const QUEUE_RESET: u64 = 0x3a;
-    /// Bytes of the part every device has.
+    /// Bytes of the part that every device has.
     pub const SIZE: u64 = 0x38;
 }
 
 wire! {
-    /// What a notification carries under `NOTIFICATION_DATA` (section 2.9).
+    /// Data of a notification under `NOTIFICATION_DATA` (section 2.9).
     pub struct NotificationData {
         /// Number of the queue.
         pub queue: U16,

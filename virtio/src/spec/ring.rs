@@ -19,19 +19,19 @@ pub const AVAIL_ELEM_SIZE: u32 = 2;
 /// Bytes of one entry of the used ring.
 pub const USED_ELEM_SIZE: u32 = 8;
 
-/// The chain goes on at `next`.
+/// The chain continues at `next`.
 pub const DESC_F_NEXT: u16 = 1;
-/// The buffer is for the device to write; without it, to read.
+/// The buffer is device-writable; without this flag it is device-readable.
 pub const DESC_F_WRITE: u16 = 2;
 /// The buffer holds a table of descriptors (section 2.7.5.3).
 pub const DESC_F_INDIRECT: u16 = 4;
 
-/// `avail.flags`: the driver wants no interrupt when buffers are used; void under `EVENT_IDX`.
+/// `avail.flags`: the driver suppresses used buffer notifications; ignored under `EVENT_IDX`.
 pub const AVAIL_F_NO_INTERRUPT: u16 = 1;
-/// `used.flags`: the device wants no notification when buffers are added; void under `EVENT_IDX`.
+/// `used.flags`: the device suppresses available buffer notifications; ignored under `EVENT_IDX`.
 pub const USED_F_NO_NOTIFY: u16 = 1;
 
-/// Most bytes one descriptor chain may describe (section 2.7.5.2).
+/// Maximum number of bytes that one descriptor chain may describe (section 2.7.5.2).
 pub const MAX_CHAIN_BYTES: u64 = 1 << 32;
 
 wire! {
@@ -43,15 +43,15 @@ wire! {
         pub len: U32,
         /// `DESC_F_…`.
         pub flags: U16,
-        /// Index of the descriptor the chain goes on at, under `DESC_F_NEXT`.
+        /// Index of the chain's next descriptor, under `DESC_F_NEXT`.
         pub next: U16,
     }
 
     /// One entry of the used ring (section 2.7.8).
     pub struct UsedElem {
-        /// Head of the chain that was used.
+        /// Head of the used chain.
         pub id: U32,
-        /// Bytes written to its writable part.
+        /// Bytes written to the chain's writable part.
         pub len: U32,
     }
 }

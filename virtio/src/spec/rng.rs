@@ -1,4 +1,5 @@
-//! Entropy device (section 5.4): one queue of writable buffers, no feature, no configuration space.
+//! Entropy device (section 5.4): one queue of writable buffers; no features, no configuration
+//! space.
 
 /// Number of queues.
 pub const QUEUES: u16 = 1;

@@ -28,7 +28,7 @@ pub mod feature {
 
 /// The response byte (sections 5.6.6.1 and 5.6.6.2).
 pub mod response {
-    /// Completed: the status byte says how. Also: function complete.
+    /// Completed; the status byte has the SCSI status. Also: function complete.
     pub const OK: u8 = 0;
     /// The data did not fit into the buffers.
     pub const OVERRUN: u8 = 1;
@@ -83,25 +83,25 @@ pub mod control {
     pub const ABORT_TASK_SET: u32 = 1;
     /// Clear auto contingent allegiance.
     pub const CLEAR_ACA: u32 = 2;
-    /// Abort everybody's tasks.
+    /// Abort the tasks of all initiators.
     pub const CLEAR_TASK_SET: u32 = 3;
-    /// Reset the nexus.
+    /// Reset the I_T nexus.
     pub const I_T_NEXUS_RESET: u32 = 4;
     /// Reset the logical unit.
     pub const LOGICAL_UNIT_RESET: u32 = 5;
-    /// Is this task there?
+    /// Query whether this task exists.
     pub const QUERY_TASK: u32 = 6;
-    /// Is any task there?
+    /// Query whether any task exists.
     pub const QUERY_TASK_SET: u32 = 7;
 }
 
 /// Events and their reasons (section 5.6.6.3).
 pub mod event {
-    /// Added to an event: others before it were lost.
+    /// Added to an event: earlier events were lost.
     pub const MISSED: u32 = 0x8000_0000;
-    /// Nothing, besides what `MISSED` says.
+    /// No event; only `MISSED` matters.
     pub const NONE: u32 = 0;
-    /// A unit came, went or was reset.
+    /// A unit was added, removed or reset.
     pub const TRANSPORT_RESET: u32 = 1;
     /// Asynchronous notification.
     pub const ASYNC_NOTIFY: u32 = 2;
@@ -110,7 +110,7 @@ pub mod event {
 
     /// Transport reset: the unit was reset.
     pub const RESET_HARD: u32 = 0;
-    /// Transport reset: look at the unit anew.
+    /// Transport reset: rescan the unit.
     pub const RESET_RESCAN: u32 = 1;
     /// Transport reset: the unit was removed.
     pub const RESET_REMOVED: u32 = 2;
@@ -121,11 +121,11 @@ wire! {
     pub struct Config {
         /// Number of request queues.
         pub num_queues: U32,
-        /// Most segments of a command.
+        /// Maximum number of segments of a command.
         pub seg_max: U32,
-        /// Most sectors of a transfer: a hint.
+        /// Maximum number of sectors of a transfer: a hint.
         pub max_sectors: U32,
-        /// Most commands in flight per unit.
+        /// Maximum number of commands in flight per unit.
         pub cmd_per_lun: U32,
         /// Bytes of an event buffer.
         pub event_info_size: U32,
@@ -169,7 +169,7 @@ wire! {
         pub response: u8,
     }
 
-    /// Task management request; a response byte answers it.
+    /// Task management request; the answer is a response byte.
     pub struct TaskManagement {
         /// `control::TMF`.
         pub kind: U32,
@@ -187,19 +187,19 @@ wire! {
         pub kind: U32,
         /// Address, as in a command.
         pub lun: [u8; 8],
-        /// Events asked for.
+        /// Requested events.
         pub event_requested: U32,
     }
 
-    /// Answer to an [`AsyncNotification`].
+    /// Response to an [`AsyncNotification`].
     pub struct AsyncNotificationResponse {
-        /// Events that will come.
+        /// Events that will be reported.
         pub event_actual: U32,
         /// `response::…`.
         pub response: u8,
     }
 
-    /// What an event buffer is filled with.
+    /// Contents of an event buffer.
     pub struct Event {
         /// `event::…`.
         pub event: U32,

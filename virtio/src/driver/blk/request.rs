@@ -1,4 +1,4 @@
-//! What can be asked of a block device: bios, merged bios, and the limits it states.
+//! The requests to a block device: bios, merged bios, and the limits that the device states.
 
 use alloc::vec::Vec;
 
@@ -6,40 +6,40 @@ use crate::mem::dma::{DmaBuf, DmaBytes};
 use crate::scatterlist::ScatterList;
 use crate::spec::blk::{Config, SECTOR_SIZE, feature, request};
 
-/// Limits of discards or write-zeroes.
+/// Limits of discard or write-zeroes requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeLimits {
-    /// Most ranges of a request.
+    /// Maximum number of ranges of a request.
     pub ranges: u32,
-    /// Most sectors of a range.
+    /// Maximum number of sectors of a range.
     pub sectors: u32,
 }
 
-/// What the device says about itself.
+/// What the device offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Info {
     /// Size in sectors of 512 bytes.
     pub capacity: u64,
-    /// Block size in bytes; requests should keep to it.
+    /// Block size in bytes, to which requests should be aligned.
     pub block_size: u32,
-    /// Writes are refused.
+    /// Whether the device is read-only.
     pub read_only: bool,
-    /// Most data segments of a request.
+    /// Maximum number of data segments of a request.
     pub seg_max: u32,
-    /// Most bytes of a segment.
+    /// Maximum number of bytes of a segment.
     pub size_max: u32,
-    /// Whether there is a flush.
+    /// Whether flush requests are supported.
     pub flush: bool,
-    /// Discards, if there are any.
+    /// Limits of discard requests, if they are supported.
     pub discard: Option<RangeLimits>,
-    /// Write-zeroes, if there are any.
+    /// Limits of write-zeroes requests, if they are supported.
     pub write_zeroes: Option<RangeLimits>,
     /// Number of request queues.
     pub queues: u16,
 }
 
 impl Info {
-    /// Reads the configuration space as far as the negotiated features make it valid.
+    /// Reads the fields of the configuration space that the negotiated features make valid.
     pub fn new(config: &Config, features: u64) -> Self {
         let has = |feature: u64| features & feature != 0;
         let or = |feature, value: u32, default| if has(feature) { value } else { default };
@@ -49,7 +49,7 @@ impl Info {
             capacity: config.capacity.get(),
             block_size: or(feature::BLK_SIZE, config.blk_size.get(), 512),
             read_only: has(feature::RO),
-            // Without the feature nothing is promised: one segment always works (Linux's choice).
+            // Without the feature nothing is specified: one segment always works (as in Linux).
             seg_max: or(feature::SEG_MAX, config.seg_max.get(), 1).max(1),
             size_max: or(feature::SIZE_MAX, config.size_max.get(), u32::MAX),
             flush: has(feature::FLUSH),
@@ -72,7 +72,7 @@ impl Info {
     }
 }
 
-/// Which way data goes.
+/// The direction of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transfer {
     /// From the device.
@@ -84,7 +84,7 @@ pub enum Transfer {
 /// A run of sectors and the memory for it.
 #[derive(Debug)]
 pub struct Bio<B: DmaBuf = DmaBytes> {
-    /// Which way.
+    /// The direction.
     pub transfer: Transfer,
     /// First sector, of 512 bytes.
     pub sector: u64,
@@ -93,7 +93,8 @@ pub struct Bio<B: DmaBuf = DmaBytes> {
 }
 
 impl<B: DmaBuf> Bio<B> {
-    /// The sector behind the last. `None` if the data are no whole sectors, or too many.
+    /// Returns the sector behind the last, or `None` if the data are not whole sectors, or too
+    /// many.
     pub(super) fn end(&self) -> Option<u64> {
         let bytes = self.data.bytes();
         if bytes == 0 || !bytes.is_multiple_of(SECTOR_SIZE) {
@@ -103,14 +104,14 @@ impl<B: DmaBuf> Bio<B> {
     }
 }
 
-/// Bios of one direction and adjacent sectors that go out as one request.
+/// Bios of one direction and adjacent sectors, submitted as one request.
 #[derive(Debug)]
 pub struct Merged<B: DmaBuf = DmaBytes> {
     pub(super) bios: Vec<Bio<B>>,
 }
 
 impl<B: DmaBuf> Merged<B> {
-    /// Room for `bios` bios; the only allocation.
+    /// Returns an empty request with room for `bios` bios. Only this allocates.
     pub fn with_capacity(bios: usize) -> Self {
         Self {
             bios: Vec::with_capacity(bios),
@@ -120,7 +121,8 @@ impl<B: DmaBuf> Merged<B> {
     /// Adds a bio behind the others or in front of them, wherever its sectors are adjacent.
     ///
     /// # Errors
-    /// It does not fit: another direction, other sectors, or no room. It comes back.
+    /// It has another direction, its sectors are not adjacent, or there is no room. Returns the
+    /// bio.
     pub fn merge(&mut self, bio: Bio<B>) -> Result<(), Bio<B>> {
         let full = self.bios.len() == self.bios.capacity();
         let (Some(end), false) = (bio.end(), full) else {
@@ -143,31 +145,31 @@ impl<B: DmaBuf> Merged<B> {
         Ok(())
     }
 
-    /// The bios, by sector.
+    /// Returns the bios, ordered by sector.
     pub fn bios(&self) -> &[Bio<B>] {
         &self.bios
     }
 
-    /// Takes the bios out, by sector; the room stays.
+    /// Removes the bios, ordered by sector; the room stays.
     pub fn drain(&mut self) -> impl Iterator<Item = Bio<B>> + '_ {
         self.bios.drain(..)
     }
 }
 
-/// What a request was, with the memory it had.
+/// A request with its memory.
 #[derive(Debug)]
 pub enum Work<B: DmaBuf = DmaBytes> {
     /// One bio.
     Bio(Bio<B>),
-    /// Several.
+    /// Merged bios.
     Merged(Merged<B>),
     /// A flush of the cache.
     Flush,
-    /// Ranges discarded.
+    /// A discard of ranges.
     Discard,
-    /// Ranges zeroed.
+    /// A write-zeroes of ranges.
     WriteZeroes,
-    /// The identification string.
+    /// A read of the identification string.
     GetId,
 }
 

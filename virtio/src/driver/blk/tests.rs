@@ -1,4 +1,4 @@
-//! The driver against a device of a few lines on the crate's own device end.
+//! The block driver against a minimal device on the crate's own device end.
 #![expect(clippy::cast_possible_truncation, reason = "numbers of small disks")]
 
 use super::*;
@@ -20,9 +20,9 @@ struct Rig {
     blk: Blk<DmaBytes, Window>,
     device: ActiveQueue<PlainRam>,
     disk: Vec<u8>,
-    /// Kind, readable and writable descriptors' lengths of what the device saw.
+    /// Request type, and the lengths of readable and writable descriptors, as seen by the device.
     seen: Vec<(u32, Vec<usize>, Vec<usize>)>,
-    /// Answers with this status instead.
+    /// The status to answer with, if set.
     force: Option<u8>,
 }
 
@@ -114,7 +114,7 @@ impl Rig {
         (chain, reply.len() as u32 + 1)
     }
 
-    /// Submits, lets the device work and takes the answer.
+    /// Submits a request, runs the device and returns the completed request.
     fn run(&mut self, submit: impl FnOnce(&mut Blk<DmaBytes, Window>)) -> CompletedRequest {
         submit(&mut self.blk);
         let _ = self.blk.publish();

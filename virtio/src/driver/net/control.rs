@@ -6,22 +6,22 @@ use crate::mem::dma::{DmaBytes, DmaMap, Identity};
 use crate::mem::reset::ResetProof;
 use crate::spec::net::{CtrlHeader, ctrl};
 
-/// Offsets in the control queue's frame: command and data, then the acknowledgement.
+/// Bytes of the acknowledgement, which follows command and data in the frame.
 const ACK_LEN: usize = 1;
 
-/// A command in flight: what the queue holds for it.
+/// A command in flight: the queue's token.
 #[derive(Debug)]
 pub struct PendingNetControl {
     frame: DmaBytes,
     len: usize,
 }
 
-/// What became of a control command.
+/// The result of a control command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ack {
-    /// Done.
+    /// The command succeeded.
     Ok,
-    /// Refused, or not understood.
+    /// The command was refused, or is not supported.
     Refused,
 }
 
@@ -32,7 +32,8 @@ pub struct NetControl<M: DmaMap = Identity> {
 }
 
 impl<M: DmaMap> NetControl<M> {
-    /// Drives `queue`; `frame` holds a command, its data and the acknowledgement.
+    /// Creates a driver of `queue`; `frame` is the memory for a command, its data and the
+    /// acknowledgement.
     pub const fn new(queue: Queue<PendingNetControl, M>, frame: DmaBytes) -> Self {
         Self {
             queue,
@@ -40,7 +41,7 @@ impl<M: DmaMap> NetControl<M> {
         }
     }
 
-    /// Submits a command with its data. It goes out with [`publish`](Self::publish).
+    /// Submits a command with its data, to be exposed with [`publish`](Self::publish).
     ///
     /// # Errors
     /// [`Refusal::Full`] while a command is in flight, [`Refusal::TooLong`] for data that don't fit
@@ -71,7 +72,7 @@ impl<M: DmaMap> NetControl<M> {
         })
     }
 
-    /// The acknowledgement, once it has come.
+    /// Returns the acknowledgement, or `Ok(None)` while the command is in flight.
     ///
     /// # Errors
     /// The device broke the queue; it has to be reset.
@@ -88,10 +89,11 @@ impl<M: DmaMap> NetControl<M> {
         Ok(Some(ack))
     }
 
-    /// Forgets the command in flight after a reset; the device has to be told of the queue anew.
+    /// Discards the command in flight after a reset. The device has to be given the queue's
+    /// addresses again.
     ///
     /// # Errors
-    /// The proof is not of this device or not later than the queue.
+    /// The proof is of another device or not later than the queue.
     pub fn reclaim(&mut self, proof: &ResetProof) -> Result<(), NotProven> {
         let frame = &mut self.frame;
         self.queue

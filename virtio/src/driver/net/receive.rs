@@ -1,4 +1,4 @@
-//! Receiving: buffers go to the device, packets come back in them (section 5.1.6.3).
+//! Receiving: buffers are added for the device, which fills them with packets (section 5.1.6.3).
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -13,12 +13,12 @@ use crate::mem::reset::ResetProof;
 use crate::scatterlist::ScatterList;
 use crate::spec::net::{HEADER_SIZE, Header, feature};
 
-/// Least payload of a receive buffer without large packets: an Ethernet frame with a VLAN tag.
+/// Minimum payload of a receive buffer without large packets: an Ethernet frame with a VLAN tag.
 pub const SMALL_LEN: u64 = 1514 + 4;
-/// Least payload of a receive buffer with large packets: 64 KiB of IP and an Ethernet header.
+/// Minimum payload of a receive buffer with large packets: 64 KiB of IP and an Ethernet header.
 pub const BIG_LEN: u64 = 65536 + 14;
 
-/// How packets are received.
+/// The receive mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReceiveMode {
     /// A header and room for one ordinary packet.
@@ -30,7 +30,7 @@ pub enum ReceiveMode {
 }
 
 impl ReceiveMode {
-    /// What the negotiated features ask for.
+    /// Returns the mode that the negotiated features require.
     pub const fn new(features: u64) -> Self {
         const LARGE: u64 = feature::GUEST_TSO4
             | feature::GUEST_TSO6
@@ -47,7 +47,7 @@ impl ReceiveMode {
         }
     }
 
-    /// Least bytes a receive buffer has to have.
+    /// Returns the minimum size of a receive buffer in bytes.
     pub const fn least(self) -> u64 {
         match self {
             Self::Small => SMALL_LEN,
@@ -60,21 +60,21 @@ impl ReceiveMode {
 const HEADER_LEN: u64 = 12;
 const _: () = assert!(HEADER_SIZE == 12);
 
-/// What can be wrong with a packet that came.
+/// Why a packet can't be received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReceiveError {
     /// The device broke the queue; it has to be reset.
     #[error(transparent)]
     Broken(#[from] Broken),
-    /// Shorter than its header. Its buffer is idle again.
+    /// The packet is shorter than its header. Its buffer is idle again.
     #[error("a packet of {0} bytes is shorter than its header")]
     Short(u32),
-    /// It says it fills no buffer, or more than the device has. Its buffer is idle again.
-    #[error("a packet says it fills {0} buffers")]
+    /// The packet claims to fill no buffer, or more than the device has. Its buffer is idle again.
+    #[error("a packet claims to fill {0} buffers")]
     Buffers(u16),
 }
 
-/// A receive buffer in flight: what the queue holds for it.
+/// A receive buffer in flight: the queue's token.
 #[derive(Debug)]
 pub struct PendingReceive<B: DmaBuf = DmaBytes>(Box<ReceiveSlot<B>>);
 
@@ -87,23 +87,23 @@ struct ReceiveSlot<B: DmaBuf> {
 
 /// The driver of a receive queue.
 ///
-/// Buffers are handed in with [`add`](Self::add), filled by the device, read in
-/// [`receive`](Self::receive) and then idle until [`refill`](Self::refill) hands them in again.
+/// Buffers are added with [`add`](Self::add), filled by the device, read in
+/// [`receive`](Self::receive) and then idle until [`refill`](Self::refill) adds them again.
 pub struct Receiver<B: DmaBufMut = DmaBytes, M: DmaMap = Identity> {
     queue: Queue<PendingReceive<B>, M>,
     mode: ReceiveMode,
     frames: Vec<DmaBytes>,
-    /// The buffers of the packet that is coming in, in order.
+    /// The buffers of the packet that is being received, in order.
     packet: Vec<PendingReceive<B>>,
-    /// Its header and how many buffers it says it fills.
+    /// Its header, and the number of buffers that it claims to fill.
     header: Header,
     expected: usize,
     idle: Vec<PendingReceive<B>>,
 }
 
 impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
-    /// Drives `queue`. `frames` holds the headers, [`FRAME_LEN`] bytes for each buffer; mergeable
-    /// buffers need none.
+    /// Creates a driver of `queue`. `frames` is the memory for the headers, [`FRAME_LEN`] bytes per
+    /// buffer; mergeable buffers need none.
     pub fn new(queue: Queue<PendingReceive<B>, M>, frames: DmaBytes, mode: ReceiveMode) -> Self {
         let slots = usize::from(queue.areas().size);
         Self {
@@ -117,15 +117,15 @@ impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
         }
     }
 
-    /// How packets are received.
+    /// Returns the receive mode.
     pub const fn mode(&self) -> ReceiveMode {
         self.mode
     }
 
-    /// Adds a buffer; this is set-up and allocates.
+    /// Adds a buffer. Part of the set-up: allocates.
     ///
     /// # Errors
-    /// See [`NetSubmitError`]; the buffer comes back.
+    /// See [`NetSubmitError`]; returns the buffer.
     pub fn add(&mut self, data: ScatterList<B>) -> Result<(), (ScatterList<B>, NetSubmitError)> {
         let first = data.iter().next().map_or(0, |piece| piece.region().len());
         let headless = self.mode == ReceiveMode::Mergeable && first < HEADER_SIZE;
@@ -168,10 +168,10 @@ impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
         }
     }
 
-    /// Hands every idle buffer in again. They go out with [`publish`](Self::publish).
+    /// Adds every idle buffer again, to be exposed with [`publish`](Self::publish).
     ///
     /// # Errors
-    /// The queue took only some; the others stay idle.
+    /// The queue accepted only some buffers; the others stay idle.
     #[inline]
     pub fn refill(&mut self) -> Result<(), Refusal> {
         while let Some(pending) = self.idle.pop() {
@@ -183,7 +183,7 @@ impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
         Ok(())
     }
 
-    /// Takes the next whole packet. `Ok(None)` if there is none, or if only a part of it has come.
+    /// Returns the next complete packet, or `Ok(None)` if there is none yet.
     ///
     /// # Errors
     /// See [`ReceiveError`].
@@ -228,7 +228,7 @@ impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
             ReceiveMode::Mergeable => self.header.num_buffers.get(),
             _ => 1,
         };
-        // This buffer, and those the device still has.
+        // This buffer, and those that the device still has.
         let most = self.queue.in_flight().saturating_add(1);
         if buffers == 0 || buffers > most {
             return Err(ReceiveError::Buffers(buffers));
@@ -237,11 +237,11 @@ impl<B: DmaBufMut, M: DmaMap> Receiver<B, M> {
         Ok(())
     }
 
-    /// Takes every buffer back after a reset: they are idle, and go to the device again with
-    /// [`refill`](Self::refill) once it has been told of the queue anew.
+    /// Makes every buffer idle after a reset. [`refill`](Self::refill) adds them again once the
+    /// device has been given the queue's addresses.
     ///
     /// # Errors
-    /// The proof is not of this device or not later than the queue.
+    /// The proof is of another device or not later than the queue.
     pub fn reclaim(&mut self, proof: &ResetProof) -> Result<(), NotProven> {
         let idle = &mut self.idle;
         self.queue.reclaim(proof, |pending| idle.push(pending))?;
@@ -262,7 +262,7 @@ impl<B: DmaBufMut> ReceiveSlot<B> {
         parts.sg(&self.data, usize::MAX).map(drop)
     }
 
-    /// The header, from the frame or from the start of the buffer itself.
+    /// Reads the header from the frame, or from the start of the buffer itself.
     #[inline]
     fn header(&mut self) -> Header {
         let mut header = Header::default();
@@ -282,7 +282,7 @@ impl<B: DmaBufMut> ReceiveSlot<B> {
     }
 }
 
-/// A packet that came. When it is dropped, its buffers are idle.
+/// A received packet. Dropping it makes its buffers idle.
 pub struct Packet<'r, B: DmaBufMut = DmaBytes> {
     header: Header,
     mode: ReceiveMode,
@@ -291,17 +291,17 @@ pub struct Packet<'r, B: DmaBufMut = DmaBytes> {
 }
 
 impl<B: DmaBufMut> Packet<'_, B> {
-    /// Its header.
+    /// Returns its header.
     pub const fn header(&self) -> &Header {
         &self.header
     }
 
-    /// Buffers it fills.
+    /// Returns the number of buffers that it fills.
     pub const fn buffers(&self) -> usize {
         self.parts.len()
     }
 
-    /// Bytes behind the header.
+    /// Returns the number of bytes behind the header.
     pub fn len(&self) -> u64 {
         let written = self
             .parts
@@ -311,12 +311,12 @@ impl<B: DmaBufMut> Packet<'_, B> {
         written.saturating_sub(HEADER_LEN)
     }
 
-    /// Whether there is nothing behind the header.
+    /// Returns whether there are no bytes behind the header.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The bytes behind the header, piece by piece.
+    /// Passes the bytes behind the header to `each`, one slice per memory buffer.
     #[inline]
     pub fn for_each(&mut self, mut each: impl FnMut(&mut [u8])) {
         let merged = self.mode == ReceiveMode::Mergeable;
@@ -343,7 +343,7 @@ impl<B: DmaBufMut> Packet<'_, B> {
         }
     }
 
-    /// Copies the bytes behind the header, as far as they fit; answers how many.
+    /// Copies the bytes behind the header, as far as they fit; returns how many.
     pub fn copy_to(&mut self, out: &mut [u8]) -> usize {
         let mut filled = 0usize;
         self.for_each(|piece| {

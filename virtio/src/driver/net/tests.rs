@@ -1,4 +1,4 @@
-//! The drivers against a device of a few lines on the crate's own device end.
+//! The network drivers against a minimal device on the crate's own device end.
 #![expect(clippy::cast_possible_truncation, reason = "numbers of small packets")]
 
 use super::*;
@@ -46,7 +46,7 @@ impl Rx {
         added.map_err(|(_, why)| why)
     }
 
-    /// Fills one buffer with these bytes, header included.
+    /// Fills one buffer with these bytes, including the header.
     fn fill(&mut self, bytes: &[u8]) {
         let mut chain = self.device.pop().unwrap().expect("a buffer");
         assert_eq!(chain.readable_len(), 0);
@@ -55,7 +55,7 @@ impl Rx {
             .complete(chain, u32::try_from(bytes.len()).unwrap());
     }
 
-    /// Delivers a packet into as many buffers of `room` bytes as it takes.
+    /// Delivers a packet into as many buffers of `room` bytes as it needs.
     fn deliver(&mut self, payload: &[u8], room: usize) {
         let total = payload.len() + HEADER_SIZE;
         let mut bytes = header(u16::try_from(total.div_ceil(room)).unwrap());
@@ -66,7 +66,7 @@ impl Rx {
         let _ = self.device.publish();
     }
 
-    /// The next packet's payload, once contiguous and once in pieces.
+    /// Returns the next packet's payload, contiguous and per memory buffer.
     fn receive(&mut self) -> Vec<u8> {
         let mut packet = self.driver.receive().unwrap().expect("a packet");
         let mut pieces = Vec::new();
@@ -274,7 +274,7 @@ impl Tx {
         sent.map_err(|why| (why, back))
     }
 
-    /// What the device gets: descriptors' lengths, and all bytes behind the header.
+    /// Returns what the device gets: the descriptors' lengths, and all bytes behind the header.
     fn take(&mut self) -> (Vec<usize>, Vec<u8>) {
         let chain = self.device.pop().unwrap().expect("a packet");
         let lengths = chain.readable().iter().map(|it| it.len()).collect();
@@ -291,7 +291,7 @@ impl Tx {
 
 #[test]
 fn header_and_data_go_out_as_lists_of_their_own_and_the_data_s_is_recycled() {
-    // One frame: every packet uses the same list, longer and shorter than the one before.
+    // With one frame every packet uses the same list, longer and shorter than the one before.
     let mut tx = Tx::new(1);
     for (tag, count) in [2usize, 5, 1, 4, 0, 3, 5].into_iter().enumerate() {
         let pieces = vec![&b"abc"[..]; count];

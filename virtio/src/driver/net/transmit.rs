@@ -11,7 +11,7 @@ use crate::mem::reset::ResetProof;
 use crate::scatterlist::ScatterList;
 use crate::spec::net::{HEADER_SIZE, Header};
 
-/// A packet on its way out: what the queue holds for it.
+/// A packet in flight: the queue's token.
 #[derive(Debug)]
 pub struct PendingTransmit<B: DmaBuf = DmaBytes>(Box<TransmitSlot<B>>);
 
@@ -31,8 +31,8 @@ pub struct Transmitter<B: DmaBuf = DmaBytes, M: DmaMap = Identity> {
 }
 
 impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
-    /// Drives `queue`, with `frames` divided among the headers of packets ([`FRAME_LEN`] bytes
-    /// each) of up to `pieces` pieces.
+    /// Creates a driver of `queue`, with `frames` divided among the headers of packets
+    /// ([`FRAME_LEN`] bytes each), which have up to `pieces` memory buffers.
     pub fn new(queue: Queue<PendingTransmit<B>, M>, frames: DmaBytes, pieces: usize) -> Self {
         let pending = |frame| {
             PendingTransmit(Box::new(TransmitSlot {
@@ -49,10 +49,10 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
         }
     }
 
-    /// Sends a packet: its header, and its pieces as a list of their own.
+    /// Sends a packet: its header, and its memory buffers as a list of their own.
     ///
     /// # Errors
-    /// See [`NetSubmitError`]; `back` gets the pieces.
+    /// See [`NetSubmitError`]; passes the memory buffers to `back`.
     #[inline]
     pub fn send(
         &mut self,
@@ -109,7 +109,8 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
         }
     }
 
-    /// Takes back one packet the device is done with: answers its tag; `back` gets the pieces.
+    /// Returns the tag of one packet that the device has used, or `Ok(None)`; passes its memory
+    /// buffers to `back`.
     ///
     /// # Errors
     /// The device broke the queue; it has to be reset.
@@ -125,11 +126,11 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
         Ok(Some(tag))
     }
 
-    /// Takes every packet back after a reset, sent or not; then the device has to be told of the
-    /// queue anew.
+    /// Passes the memory buffers of every packet in flight, sent or not, to `back` after a reset.
+    /// The device has to be given the queue's addresses again.
     ///
     /// # Errors
-    /// The proof is not of this device or not later than the queue.
+    /// The proof is of another device or not later than the queue.
     pub fn reclaim(
         &mut self,
         proof: &ResetProof,
@@ -146,7 +147,7 @@ impl<B: DmaBuf, M: DmaMap> Transmitter<B, M> {
 }
 
 impl<B: DmaBuf> TransmitSlot<B> {
-    /// Takes the pieces out and makes the list fit for a longer packet again.
+    /// Removes the memory buffers and the end marker, so that the list can hold a longer packet.
     #[inline]
     fn empty(&mut self, back: impl FnMut(B)) {
         self.data.clear(back);

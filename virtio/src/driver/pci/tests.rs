@@ -1,4 +1,4 @@
-//! The PCI driver against a model of a function: every register by name, nothing behind it.
+//! The PCI driver against a model of a function: registers only, without a device behind them.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "registers of a small model"
@@ -31,9 +31,9 @@ struct Model {
     vectors: u16,
     config_vector: u16,
     generation: u8,
-    /// Changes the generation at each of so many reads of the configuration.
+    /// For how many reads of the configuration the generation changes.
     unsteady: u32,
-    /// Reads of the status that still answer something after a reset.
+    /// For how many reads the status is not yet 0 after a reset.
     slow_reset: u32,
     msix: [u32; 16],
     log: Vec<String>,
@@ -167,7 +167,7 @@ impl PlainFunction for Model {
     }
 
     fn set_config(&mut self, offset: u16, value: u32) {
-        // The status half of the command register is cleared by ones.
+        // The status half of the command register is cleared by writing ones.
         let kept = if offset == 4 {
             self.space[1] & 0xffff_0000 & !value
         } else {

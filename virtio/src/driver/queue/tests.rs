@@ -21,7 +21,7 @@ const BOTH: u64 = EVENT_IDX | INDIRECT_DESC;
 
 type List = ScatterList;
 
-/// A list of pieces of these lengths.
+/// Returns a list of memory buffers of these lengths.
 fn list(bed: &mut Testbed, lengths: &[usize]) -> List {
     List::from_buffers(lengths.iter().map(|len| bed.take(*len)).collect::<Vec<_>>())
 }
@@ -30,7 +30,7 @@ fn why<T>(refused: Result<Ticket, crate::driver::Refused<T>>) -> Refusal {
     refused.expect_err("refused").why
 }
 
-/// Descriptor `slot` as address, length, flags, next.
+/// Returns address, length, flags and next of descriptor `slot`.
 fn desc(bed: &Testbed, areas: QueueAreas, slot: u16) -> (u64, u32, u16, u16) {
     let bytes = bed.read(areas.descriptors + u64::from(slot) * 16, 16);
     (
@@ -41,7 +41,7 @@ fn desc(bed: &Testbed, areas: QueueAreas, slot: u16) -> (u64, u32, u16, u16) {
     )
 }
 
-/// A queue of 4 with buffers of 2 + 8 bytes in slots 0 and 1-2.
+/// Returns a queue of 4 slots with buffers of 2 + 8 bytes in slots 0 and 1-2.
 fn two_in_flight(bed: &mut Testbed) -> Queue<List, Window> {
     two_in_flight_of(bed, QueueOptions::new(4, 0))
 }

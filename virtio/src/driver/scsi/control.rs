@@ -14,21 +14,21 @@ use crate::spec::scsi::{
 /// A task-management function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskFunction {
-    /// Abort the task of this identifier.
+    /// Abort the task with this identifier.
     Abort(u64),
     /// Abort the tasks of this initiator.
     AbortSet,
     /// Clear auto contingent allegiance.
     ClearAca,
-    /// Abort everybody's tasks.
+    /// Abort the tasks of all initiators.
     ClearSet,
-    /// Reset the nexus.
+    /// Reset the I_T nexus.
     NexusReset,
     /// Reset the unit.
     UnitReset,
-    /// Is the task of this identifier there?
+    /// Query whether the task with this identifier exists.
     Query(u64),
-    /// Is any task there?
+    /// Query whether any task exists.
     QuerySet,
 }
 
@@ -54,12 +54,12 @@ impl TaskFunction {
     }
 }
 
-/// Where a control request's answer is in its frame, and how large frames are.
+/// Offset of the response in a frame.
 const ANSWER_AT: usize = 32;
-/// Bytes of frame memory for each control request in flight.
+/// Bytes of frame memory per control request in flight.
 pub const CONTROL_FRAME_LEN: usize = 64;
 
-/// A control request in flight: what the queue holds for it.
+/// A control request in flight: the queue's token.
 #[derive(Debug)]
 pub struct PendingControl {
     frame: DmaBytes,
@@ -68,14 +68,14 @@ pub struct PendingControl {
     answer: usize,
 }
 
-/// A control request that is done.
+/// A completed control request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompletedControl {
-    /// As given at submission.
+    /// The tag given at submission.
     pub tag: u64,
     /// `response::…`.
     pub response: u8,
-    /// Events that will come, if the request was about them.
+    /// Events that will be reported, for an asynchronous notification request.
     pub events: u32,
 }
 
@@ -86,7 +86,8 @@ pub struct ControlQueue<M: DmaMap = Identity> {
 }
 
 impl<M: DmaMap> ControlQueue<M> {
-    /// Drives `queue`, with `frames` divided among requests ([`CONTROL_FRAME_LEN`] bytes each).
+    /// Creates a driver of `queue`, with `frames` divided among requests ([`CONTROL_FRAME_LEN`]
+    /// bytes each).
     pub fn new(queue: Queue<PendingControl, M>, frames: DmaBytes) -> Self {
         let slots = usize::from(queue.areas().size);
         Self {
@@ -95,10 +96,10 @@ impl<M: DmaMap> ControlQueue<M> {
         }
     }
 
-    /// Submits a task-management function for a unit.
+    /// Submits a task management function for a logical unit.
     ///
     /// # Errors
-    /// The queue did not take it.
+    /// The queue refused it.
     pub fn task(&mut self, tag: u64, lun: Lun, task: TaskFunction) -> Result<(), Refusal> {
         let request = TaskManagement {
             kind: control::TMF.into(),
@@ -112,10 +113,11 @@ impl<M: DmaMap> ControlQueue<M> {
         self.submit(frame, tag, size_of::<TaskManagement>(), 1)
     }
 
-    /// Asks which of these asynchronous events a unit has, and, if `subscribe`, for their delivery.
+    /// Queries which of these asynchronous events a logical unit supports, and, if `subscribe`,
+    /// subscribes to them.
     ///
     /// # Errors
-    /// The queue did not take it.
+    /// The queue refused it.
     pub fn events(
         &mut self,
         tag: u64,
@@ -170,7 +172,7 @@ impl<M: DmaMap> ControlQueue<M> {
         })
     }
 
-    /// Takes back one request that is done.
+    /// Returns one completed request, or `Ok(None)` if there is none.
     ///
     /// # Errors
     /// The device broke the queue; it has to be reset.
@@ -202,10 +204,11 @@ impl<M: DmaMap> ControlQueue<M> {
         Ok(Some(done))
     }
 
-    /// Forgets every request in flight after a reset; the device has to be told of the queue anew.
+    /// Discards every request in flight after a reset. The device has to be given the queue's
+    /// addresses again.
     ///
     /// # Errors
-    /// The proof is not of this device or not later than the queue.
+    /// The proof is of another device or not later than the queue.
     pub fn reclaim(&mut self, proof: &ResetProof) -> Result<(), NotProven> {
         let frames = &mut self.frames;
         self.queue

@@ -1,4 +1,4 @@
-//! The event queue: buffers the device fills on its own account (section 5.6.6.3).
+//! The event queue: buffers that the device fills when an event occurs (section 5.6.6.3).
 
 use alloc::vec::Vec;
 
@@ -9,23 +9,23 @@ use crate::mem::dma::{DmaBytes, DmaMap, Identity};
 use crate::mem::reset::ResetProof;
 use crate::spec::scsi::{Event, event};
 
-/// What happened on the device's own account.
+/// An event reported by the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceivedEvent {
-    /// `event::…`, without the bit that says events were missed.
+    /// `event::…`, without the bit for missed events.
     pub event: u32,
-    /// To which unit, if it names one.
+    /// The logical unit, if the event names one.
     pub lun: Option<Lun>,
-    /// Why: `event::RESET_…` or a sense code.
+    /// The reason: `event::RESET_…` or a sense code.
     pub reason: u32,
-    /// Others were lost before it.
+    /// Whether earlier events were lost.
     pub missed: bool,
 }
 
-/// Bytes of frame memory for each event buffer.
+/// Bytes of frame memory per event buffer.
 pub const EVENT_FRAME_LEN: usize = 64;
 
-/// An event buffer in flight: what the queue holds for it.
+/// An event buffer in flight: the queue's token.
 #[derive(Debug)]
 pub struct PendingEvent(DmaBytes);
 
@@ -36,8 +36,8 @@ pub struct EventQueue<M: DmaMap = Identity> {
 }
 
 impl<M: DmaMap> EventQueue<M> {
-    /// Drives `queue`, with `frames` divided into event buffers ([`EVENT_FRAME_LEN`] bytes each),
-    /// which go to the device with [`refill`](Self::refill).
+    /// Creates a driver of `queue`, with `frames` divided into event buffers ([`EVENT_FRAME_LEN`]
+    /// bytes each), which [`refill`](Self::refill) adds to the queue.
     pub fn new(queue: Queue<PendingEvent, M>, frames: DmaBytes) -> Self {
         let slots = usize::from(queue.areas().size);
         Self {
@@ -46,10 +46,10 @@ impl<M: DmaMap> EventQueue<M> {
         }
     }
 
-    /// Hands every idle buffer in. They go out with [`publish`](Self::publish).
+    /// Adds every idle buffer, to be exposed with [`publish`](Self::publish).
     ///
     /// # Errors
-    /// The queue took only some; the others stay idle.
+    /// The queue accepted only some buffers; the others stay idle.
     pub fn refill(&mut self) -> Result<(), Refusal> {
         while let Some(mut frame) = self.idle.pop() {
             frame.put(0, &Event::default());
@@ -69,7 +69,7 @@ impl<M: DmaMap> EventQueue<M> {
         Ok(())
     }
 
-    /// Takes one event.
+    /// Returns one event, or `Ok(None)` if there is none.
     ///
     /// # Errors
     /// The device broke the queue; it has to be reset.
@@ -88,10 +88,11 @@ impl<M: DmaMap> EventQueue<M> {
         }))
     }
 
-    /// Takes every buffer back after a reset; the device has to be told of the queue anew.
+    /// Makes every buffer idle after a reset. The device has to be given the queue's addresses
+    /// again.
     ///
     /// # Errors
-    /// The proof is not of this device or not later than the queue.
+    /// The proof is of another device or not later than the queue.
     pub fn reclaim(&mut self, proof: &ResetProof) -> Result<(), NotProven> {
         let idle = &mut self.idle;
         self.queue.reclaim(proof, |pending| idle.push(pending.0))

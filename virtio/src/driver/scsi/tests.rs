@@ -1,4 +1,4 @@
-//! The drivers against a device of a few lines on the crate's own device end.
+//! The SCSI drivers against a minimal device on the crate's own device end.
 
 use super::*;
 use crate::device::queue::ActiveQueue;

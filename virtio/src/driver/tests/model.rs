@@ -1,5 +1,5 @@
 //! Both ends over one memory against a plain model: command sequences, and every framing and every
-//! order of completion in small queues. Tier: quick, twenty times the sequences in soak.
+//! order of completion in small queues. Tier: quick; twenty times as many sequences in soak.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "bytes of a buffer's number"
@@ -25,7 +25,7 @@ struct Token {
     writable: ScatterList,
 }
 
-/// A buffer as the model knows it.
+/// A buffer in the model.
 #[derive(Clone, Debug, PartialEq)]
 struct Expected {
     number: u32,
@@ -46,21 +46,22 @@ impl Expected {
     }
 }
 
-/// A buffer the device has finished with: how much it wrote.
+/// A buffer that the device has used, and how many bytes it wrote.
 type Answered = (Expected, usize);
 
-/// What each end should have, in plain queues.
+/// The expected state of each end, as plain queues.
 #[derive(Default)]
 struct Model {
     added: VecDeque<Expected>,
     published: VecDeque<Expected>,
     answered: VecDeque<Answered>,
     used: VecDeque<Answered>,
-    /// Whether the device asked to be told of the next buffer, and the driver of the next answer.
+    /// Whether the device requested a notification for the next buffer, and the driver an interrupt
+    /// for the next used buffer.
     device_asked: bool,
     driver_asked: bool,
-    /// Whether some were exposed, or answers shown, that no decision has been made about; and that the
-    /// other end had not seen when it asked.
+    /// Whether buffers were exposed, or used buffers published, without a decision about a
+    /// notification; and whether the other end had not seen them when it requested one.
     exposed: bool,
     exposed_unseen: bool,
     shown_unseen: bool,
@@ -138,7 +139,7 @@ impl<M: DmaMap> Play<M> {
             queue,
             device,
             held: Vec::new(),
-            // A fresh ring asks for everything.
+            // A new ring requests every notification.
             model: Model {
                 device_asked: true,
                 driver_asked: true,
@@ -181,7 +182,7 @@ impl<M: DmaMap> Play<M> {
         }
     }
 
-    /// Adds piece by piece, each segment a range of a piece of memory.
+    /// Adds a buffer piecewise, each segment a range of a memory buffer.
     fn add(&mut self, buffer: Expected, abort: bool, slack: u8) -> Result<(), TestCaseError> {
         let token = self.token(&buffer);
         let (out, ins) = (buffer.out.clone(), buffer.ins.clone());
@@ -397,7 +398,7 @@ fn run<M: DmaMap>(mut play: Play<M>, features: u64, steps: Vec<Step>) -> Result<
 }
 
 proptest! {
-    // Soak has no more, since a case's memory is never freed.
+    // Not more in soak, since a case's memory is never freed.
     #![proptest_config(tier::cases(48, 1000))]
 
     #[test]
@@ -438,8 +439,8 @@ fn every_framing_and_order_of_completion_in_small_queues() {
     }
 }
 
-/// All pairs of framings that fit, published together or apart, completed in either order, from
-/// every state of the free list that such a pair leaves behind.
+/// All pairs of framings that fit, published together or separately, completed in either order,
+/// from every state of the free list that such a pair leaves.
 fn exhaust(size: u16, features: u64, policy: IndirectPolicy) {
     let framings: Vec<(usize, usize)> = (0..=usize::from(size))
         .flat_map(|out| (0..=usize::from(size) - out).map(move |ins| (out, ins)))
@@ -479,7 +480,7 @@ fn pair(play: &mut Play<crate::driver::Window>, framings: [(usize, usize); 2], o
     }
     walk(Step::DevicePop);
     walk(Step::DevicePop);
-    // Which of the two first, and whether each is published for itself.
+    // Which of the two is completed first, and whether each is published separately.
     for _ in 0..2 {
         walk(Step::DeviceComplete {
             which: usize::from(order >> 1 & 1),

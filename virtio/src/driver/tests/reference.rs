@@ -1,5 +1,5 @@
-//! The rings a queue writes, byte for byte against what Linux 3.8 wrote before the RFC: its
-//! `virtqueue_add_buf` and `detach_buf`, retold over plain vectors with nothing of this crate's.
+//! The rings that a queue writes, compared byte for byte with those of Linux 3.8, before the RFC:
+//! its `virtqueue_add_buf` and `detach_buf`, rewritten over plain vectors without this crate.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "queues of at most 16 slots"
@@ -15,7 +15,7 @@ use crate::tier;
 
 type List = ScatterList<crate::driver::RawSegment>;
 
-/// One descriptor as Linux laid it out.
+/// A descriptor in Linux's layout.
 #[derive(Clone, Copy, Default)]
 struct VringDesc {
     addr: u64,
@@ -35,7 +35,7 @@ impl VringDesc {
     }
 }
 
-/// The state Linux 3.8 kept: free list threaded through the shared table itself.
+/// The state of Linux 3.8: its free list is threaded through the shared table.
 struct Linux38 {
     desc: Vec<VringDesc>,
     avail: Vec<u16>,
@@ -43,8 +43,8 @@ struct Linux38 {
     free_head: u16,
     num_free: usize,
     indirect: bool,
-    /// What the allocation of an indirect table answered, by head: here a table per slot, so far
-    /// apart, and no memory for longer ones.
+    /// The result of the allocation of an indirect table, by head: here one table per slot at a
+    /// fixed distance, and no memory for longer tables.
     tables_at: u64,
     stride: u64,
     table_len: usize,
@@ -165,7 +165,7 @@ impl Linux38 {
     }
 }
 
-/// The segments of one buffer in every shape a form may want them in.
+/// The segments of one buffer as every kind of list that a form may need.
 struct Token {
     whole: List,
     halves: [List; 2],
@@ -179,7 +179,7 @@ fn list(segments: &[(u64, u32)]) -> List {
 
 impl Token {
     fn new(segments: &[(u64, u32)], out: usize, head: u16) -> Self {
-        // The whole is two lists, chained in the middle.
+        // The complete list is two lists, chained in the middle.
         let (front, back) = segments.split_at(segments.len() / 2);
         let mut whole = List::new(front.len() + 1);
         for (index, (addr, len)) in front.iter().enumerate() {
@@ -198,7 +198,7 @@ impl Token {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Adds a buffer of these many readable and writable segments, by one of the forms.
+    /// Adds a buffer with these numbers of readable and writable segments, by one of the forms.
     Add {
         out: usize,
         ins: usize,
@@ -224,7 +224,8 @@ fn steps(size: usize) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(prop_oneof![3 => add, 2 => used], 1..200)
 }
 
-/// Adds through one of the forms, which all have to write the same. False if the queue is full.
+/// Adds a buffer by one of the forms, all of which must write the same. Returns false if the queue
+/// is full.
 fn add(queue: &mut Queue<Token, Window>, token: Token, out: usize, ins: usize, form: u8) -> bool {
     let added = match form {
         0 => queue.add_buf(token, out, ins, |token| &token.whole),
@@ -253,7 +254,7 @@ fn add(queue: &mut Queue<Token, Window>, token: Token, out: usize, ins: usize, f
     }
 }
 
-/// Runs the steps on both and compares all they wrote after each.
+/// Runs the steps on both and compares everything that they wrote after each.
 fn compare(size: u16, table: u16, indirect: bool, steps: Vec<Step>) -> Result<(), TestCaseError> {
     let features = if indirect { INDIRECT_DESC } else { 0 };
     let options = QueueOptions::new(size, features)

@@ -1,4 +1,4 @@
-//! Buffers built piece by piece: what the device gets, and what is refused.
+//! Piecewise construction of buffers: what the device gets, and what is refused.
 
 use super::*;
 
@@ -237,7 +237,7 @@ fn add_sgs_takes_the_first_lists_as_readable_and_the_others_as_writable() {
     chain.abandon();
 }
 
-/// A list of up to 40 entries, of which some are empty and one may be the end, linked to one more.
+/// A list of up to 40 entries, some of them empty and one possibly the end, linked to another list.
 fn long_list(bed: &mut Testbed, seed: u64) -> List {
     let mut state = seed;
     let mut below = |limit: u64| {
@@ -284,7 +284,7 @@ fn long_lists_with_gaps_ends_and_links_go_in_whole_as_short_ones_do() {
                 if most == 0 {
                     continue;
                 }
-                // Room for exactly what has to go in, and for more.
+                // Announced exactly, and with more than needed.
                 for room in [most, usize::from(SIZE)] {
                     let mut buffer = queue.start_buf(token, room, 1).unwrap();
                     assert_eq!(buffer.add_sg(|list| list, nents), Ok(most), "{lengths:?}");

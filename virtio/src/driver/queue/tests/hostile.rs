@@ -1,4 +1,4 @@
-//! Used rings that can not be true.
+//! Invalid used rings.
 
 use super::*;
 
@@ -58,7 +58,7 @@ fn jump(moved: u16) -> Broken {
     }
 }
 
-/// QEMU's virtio-scsi counts the data it has read as written.
+/// QEMU's virtio-scsi counts data that it has read as written.
 #[test]
 fn a_length_that_is_too_long_is_cut_where_that_is_asked_for() {
     let mut bed = Testbed::new(1 << 16);

@@ -1,4 +1,4 @@
-//! Memory for queues and buffers, and the hook that bounces them.
+//! Memory for queues and buffers, and the DMA hook that bounces them.
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn memory_that_is_no_queue_is_refused() {
     assert_eq!(refused(8, heap), QueueMemoryError::Unreachable);
 }
 
-/// A queue whose buffers bounce through `slots` slots of memory of the device's own.
+/// Returns a queue whose buffers are bounced through `slots` slots of the device's own memory.
 fn bouncing(bed: &mut Testbed, slots: usize, tables: u16) -> Queue<List, Bounce> {
     let memory = bed.take(slots * 512);
     let bus = bed.address(&memory);
@@ -36,7 +36,7 @@ fn bouncing(bed: &mut Testbed, slots: usize, tables: u16) -> Queue<List, Bounce>
     bed.queue_with(options, hook).unwrap()
 }
 
-/// A list outside the memory the device sees.
+/// Returns a list outside the memory that the device can access.
 fn private(contents: &[&[u8]]) -> List {
     List::from_buffers(contents.iter().map(|bytes| DmaBytes::from(bytes.to_vec())))
 }
@@ -55,7 +55,7 @@ fn bounced_buffers_carry_bytes_both_ways_and_only_those_the_device_wrote() {
             let mut read = [0; 3];
             chain.reader().read_exact(&mut read).unwrap();
             assert_eq!(&read, b"out", "round {round}");
-            // One byte more than is owned up to: it stays out.
+            // One byte more than the writable part: it is not copied.
             chain.writer().write_all(b"abcdefghi").unwrap();
             device.complete(chain, 8);
             let _ = device.publish();
@@ -109,7 +109,7 @@ fn a_bounced_writable_segment_never_shows_an_earlier_buffer() {
         queue.add_buf(token, outs, ins, |list| list).unwrap();
         let _ = queue.publish();
         let chain = device.pop().unwrap().unwrap();
-        // The device claims six bytes and writes none.
+        // The device claims six bytes but writes none.
         let claimed = if ins == 1 { 6 } else { 0 };
         device.complete(chain, claimed);
         let _ = device.publish();

@@ -1,4 +1,4 @@
-//! Kick and interrupt decisions, over many turns of the indices.
+//! Notification and interrupt decisions, over many wraps of the indices.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn spurious_interrupts_find_nothing() {
     assert!(queue.pop().unwrap().is_none());
 }
 
-/// Drives `rounds` batches through both ends and checks every kick and interrupt decision.
+/// Runs `rounds` batches through both ends and checks every notification and interrupt decision.
 fn lap(size: u16, batch: u16, features: u64, rounds: u32) {
     let mut bed = Testbed::new(1 << 20);
     let mut queue = bed.queue::<(u32, DmaBytes)>(QueueOptions::new(size, features));
@@ -85,7 +85,7 @@ fn more_than_two_to_the_sixteen_exposed_buffers_are_not_mistaken_for_few() {
         let mut queue = bed.queue::<DmaBytes>(QueueOptions::new(4, EVENT_IDX));
         let mut device = bed.device_end(queue.areas(), EVENT_IDX);
         let mut token = Some(bed.take(8));
-        // The device asks to be told of the very first buffer, and then polls.
+        // The device requests a notification for the first buffer only, and then polls.
         assert!(!device.enable_notification());
         for _ in 0..65_535 + over {
             let mut buffer = queue.start_buf(token.take().unwrap(), 1, 1).unwrap();

@@ -1,4 +1,4 @@
-//! Who gets a buffer back, and when.
+//! Which resets return buffers.
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn only_a_later_reset_of_the_same_device_gives_buffers_back() {
         "the queue is younger now"
     );
 
-    // A fresh queue, which the device is told of anew.
+    // The queue is reinitialised; the device gets its addresses again.
     let mut device = bed.device_end(queue.areas(), 0);
     queue
         .add_inbuf(back.pop().unwrap(), 1, |list| list)

@@ -1,8 +1,8 @@
-//! Which buffers go into tables, and how they lie there.
+//! Which buffers use indirect tables, and the layout of the tables.
 
 use super::*;
 
-/// Adds `count` one-byte segments under a policy and says whether they went into a table.
+/// Adds `count` one-byte segments under a policy; returns whether they use a table.
 fn goes_indirect(policy: IndirectPolicy, filled: usize, count: usize) -> Option<bool> {
     let mut bed = Testbed::new(1 << 16);
     let options = QueueOptions::new(8, INDIRECT_DESC).tables(5).policy(policy);

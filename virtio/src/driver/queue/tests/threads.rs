@@ -1,6 +1,7 @@
-//! Both ends on a thread each, asleep whenever the ring says that they may be.
+//! Both ends on a thread each, which sleep whenever the ring permits it.
 //!
-//! What the model checker shows of the protocols alone, with rings in memory and ends that really sleep.
+//! Complements the model checker, which checks the protocols alone, with rings in memory and
+//! threads that really sleep.
 
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -10,10 +11,10 @@ use crate::device::queue::{ActiveQueue, Interrupt};
 use crate::mem::PlainRam;
 
 const BUFFERS: u32 = 100_000;
-/// Far longer than the whole takes: who sleeps so long was not told.
+/// Far longer than the test takes: a thread that sleeps this long has lost a wake-up.
 const FOR_EVER: Duration = Duration::from_secs(120);
 
-/// What a kick or an interrupt rings.
+/// The event that a notification or an interrupt signals.
 #[derive(Default)]
 struct Bell {
     rung: Mutex<bool>,
@@ -58,10 +59,10 @@ fn serve(mut device: ActiveQueue<PlainRam>, kicked: &Bell, interrupt: &Bell) {
     }
 }
 
-/// A number, and where its complement goes.
+/// A number, and the memory for its complement.
 type Pair = [DmaBytes; 2];
 
-/// Takes back everything there is.
+/// Pops all used buffers.
 fn reap(queue: &mut Queue<(u32, Pair), Window>, spare: &mut Vec<Pair>) {
     queue.disable_interrupts();
     while let Some(done) = queue.pop().unwrap() {
