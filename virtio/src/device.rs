@@ -1,5 +1,5 @@
-//! The device's end of a virtqueue: taking chains off the available ring and putting them onto the
-//! used ring.
+//! The device's end of a virtqueue: takes descriptor chains off the available ring and puts them
+//! onto the used ring.
 
 pub mod chain;
 mod config;

@@ -1,11 +1,12 @@
-//! Shared memory: the one place of this crate where it is touched, and the one place with unsafe code.
+//! Shared memory: the only module of this crate that accesses it, and the only one with unsafe
+//! code.
 //!
-//! For the device's end (`ram`, `device_ring`, `buffers`, `copy`) it is the guest's:
-//! An address of the guest's becomes a [`Segment`] only after a bounds check; bytes and ring words
-//! move only by volatile and atomic accesses, because the guest may write them at any moment; and no
-//! Rust reference to guest memory ever exists. For the driver's end (`dma`, `driver_ring`, `bounce`,
-//! `mmio`, `reset`) it is what a device was lent: owned until it comes back. It knows neither chains
-//! nor what the bytes mean.
+//! For the device's end (`ram`, `device_ring`, `buffers`, `copy`) it is guest memory: a guest
+//! address becomes a [`Segment`] only after a bounds check; bytes and ring words are copied only by
+//! volatile and atomic accesses, because the guest may write them at any time; and there is never a
+//! Rust reference to guest memory. For the driver's end (`dma`, `driver_ring`, `bounce`, `mmio`,
+//! `reset`) it is memory that a device may use: owned until the device returns it. This module
+//! knows neither chains nor the meaning of the bytes.
 #![expect(
     unsafe_code,
     reason = "ring words and buffers live in memory that is shared with the guest"

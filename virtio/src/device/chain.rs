@@ -1,7 +1,8 @@
-//! One request of the driver's: its segments, and a reader and a writer over any framing of them.
+//! A descriptor chain: the segments of one request, and a reader and a writer over any framing of
+//! them.
 //!
-//! Descriptors have been fetched and checked once when the chain was popped; nothing here looks at
-//! the ring again. It does not know what the bytes mean. Sections 2.7.4 and 2.7.5.
+//! Descriptors were fetched and checked once when the chain was popped; the ring is not accessed
+//! again. This module does not know the meaning of the bytes. Sections 2.7.4 and 2.7.5.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -13,17 +14,17 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::mem::{Buffers, Cursor, GuestRam, Segment};
 
-/// A chain has fewer bytes than asked for.
+/// A chain has fewer bytes than requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the chain has {left} bytes left where {wanted} are needed")]
 pub struct ShortChain {
-    /// Bytes asked for.
+    /// Bytes requested.
     pub wanted: u64,
-    /// Bytes there.
+    /// Bytes left.
     pub left: u64,
 }
 
-/// Set for good when a queue has met something it can't go on after.
+/// Set permanently when a queue is broken.
 #[derive(Debug, Default)]
 pub(super) struct Latch(AtomicBool);
 
@@ -37,11 +38,12 @@ impl Latch {
     }
 }
 
-/// What a chain is made of; queues keep and reuse them. What every request touches is one cache line.
+/// The memory of a chain, which its queue pools. The fields that every request uses are on one
+/// cache line.
 #[repr(C, align(64))]
 pub(super) struct ChainSlot<M: GuestRam> {
     pub(super) head: u16,
-    /// The request is the driver's to get back: forgetting it breaks the queue.
+    /// The request must be completed: dropping it breaks the queue.
     pub(super) armed: bool,
     pub(super) latch: Arc<Latch>,
     pub(super) buffers: Buffers<M>,
@@ -57,14 +59,14 @@ impl<M: GuestRam> ChainSlot<M> {
         }
     }
 
-    /// Makes it the request at `head`.
+    /// Makes this the request at `head`.
     #[inline(always)]
     pub(super) fn arm(&mut self, head: u16) {
         self.head = head;
         self.armed = true;
     }
 
-    /// Makes it nobody's; cuts `written` to what the writable part holds.
+    /// Ends the request; returns `written`, clamped to the size of the writable part.
     #[inline(always)]
     pub(super) fn disarm(&mut self, written: u32) -> u32 {
         self.armed = false;
@@ -82,58 +84,58 @@ impl<M: GuestRam> Drop for ChainSlot<M> {
     }
 }
 
-/// One request, from the moment it is popped until it is completed.
+/// One request, from pop to completion.
 ///
-/// It keeps guest memory mapped. Hand it back with
-/// [`ActiveQueue::complete`](super::queue::ActiveQueue::complete); dropping it instead latches its
-/// queue broken, because the driver would wait for it for ever.
+/// It keeps guest memory mapped. Complete it with
+/// [`ActiveQueue::complete`](super::queue::ActiveQueue::complete). Dropping it instead breaks its
+/// queue, because the driver would wait for it for ever.
 #[must_use = "a chain that is dropped breaks its queue: complete it"]
 pub struct DescriptorChain<M: GuestRam>(pub(super) Box<ChainSlot<M>>);
 
 impl<M: GuestRam> DescriptorChain<M> {
-    /// Index of its first descriptor: what the driver knows it by until it is completed.
+    /// Returns the index of its first descriptor, by which the driver identifies the request.
     #[inline]
     #[must_use]
     pub fn head(&self) -> u16 {
         self.0.head
     }
 
-    /// The device-readable segments, none of them empty.
+    /// Returns the device-readable segments, none of them empty.
     #[inline]
     #[must_use]
     pub fn readable(&self) -> &[Segment] {
         self.0.buffers.readable()
     }
 
-    /// The device-writable segments, none of them empty.
+    /// Returns the device-writable segments, none of them empty.
     #[inline]
     #[must_use]
     pub fn writable(&self) -> &[Segment] {
         self.0.buffers.writable()
     }
 
-    /// Bytes of the readable part.
+    /// Returns the number of bytes of the readable part.
     #[inline]
     #[must_use]
     pub fn readable_len(&self) -> u64 {
         self.0.buffers.readable_len()
     }
 
-    /// Bytes of the writable part.
+    /// Returns the number of bytes of the writable part.
     #[inline]
     #[must_use]
     pub fn writable_len(&self) -> u64 {
         self.0.buffers.writable_len()
     }
 
-    /// A reader at the start of the readable part.
+    /// Returns a reader at the start of the readable part.
     #[inline]
     #[must_use]
     pub fn reader(&self) -> Reader<'_> {
         Reader(self.0.buffers.reading())
     }
 
-    /// A writer at the start of the writable part.
+    /// Returns a writer at the start of the writable part.
     #[inline]
     #[must_use]
     pub fn writer(&mut self) -> Writer<'_> {
@@ -141,8 +143,8 @@ impl<M: GuestRam> DescriptorChain<M> {
         Writer { cursor, written: 0 }
     }
 
-    /// The `len` readable bytes from `start` on as whole segments, in the layout of an iovec. Where
-    /// the framing cuts through a segment, the segment is split for good.
+    /// Returns the `len` readable bytes from `start` on as whole segments, in the layout of an
+    /// iovec. A segment at a boundary of the range is split permanently.
     ///
     /// # Errors
     /// The readable part ends before `start + len`.
@@ -152,7 +154,7 @@ impl<M: GuestRam> DescriptorChain<M> {
         range.ok_or(short(start, len, left))
     }
 
-    /// The `len` writable bytes from `start` on as whole segments; see
+    /// Returns the `len` writable bytes from `start` on as whole segments; see
     /// [`readable_range`](Self::readable_range).
     ///
     /// # Errors
@@ -163,9 +165,9 @@ impl<M: GuestRam> DescriptorChain<M> {
         range.ok_or(short(start, len, left))
     }
 
-    /// Gives the chain up without completing it and without breaking its queue. Only for a queue that
-    /// is being reset, when the driver has taken all its buffers back, or is being saved, when the
-    /// restored queue hands the chain out again.
+    /// Drops the chain without completing it and without breaking its queue. Only for a queue that
+    /// is being reset, when the driver takes back all its buffers, or saved, when the restored
+    /// queue returns the chain again.
     pub fn abandon(mut self) {
         self.0.buffers.mark_dirty();
         self.0.armed = false;
@@ -182,7 +184,7 @@ impl<M: GuestRam> fmt::Debug for DescriptorChain<M> {
     }
 }
 
-/// Reads the readable part of a chain as one stream of bytes.
+/// Reads the readable part of a chain as a byte stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a>(Cursor<'a>);
 
@@ -194,30 +196,30 @@ impl<'a> Reader<'a> {
         self.0.remaining()
     }
 
-    /// Fills `out`, or moves nothing.
+    /// Fills `out`.
     ///
     /// # Errors
-    /// Fewer bytes are ahead.
+    /// Fewer bytes remain; nothing is read.
     pub fn read_exact(&mut self, out: &mut [u8]) -> Result<(), ShortChain> {
         enough(&self.0, out.len())?;
         self.0.copy_to(out);
         Ok(())
     }
 
-    /// Copies a structure out, once: what is judged is what was copied.
+    /// Reads a structure. It is copied once, so that the validated bytes are those that are used.
     ///
     /// # Errors
-    /// Fewer bytes are ahead.
+    /// Fewer bytes remain; nothing is read.
     pub fn read_obj<T: FromBytes + IntoBytes>(&mut self) -> Result<T, ShortChain> {
         let mut value = T::new_zeroed();
         self.read_exact(value.as_mut_bytes())?;
         Ok(value)
     }
 
-    /// Moves on by `len` bytes, or nowhere.
+    /// Skips `len` bytes.
     ///
     /// # Errors
-    /// Fewer bytes are ahead.
+    /// Fewer bytes remain; nothing is skipped.
     pub fn skip(&mut self, len: u64) -> Result<(), ShortChain> {
         enough64(&self.0, len)?;
         self.0.skip(len);
@@ -230,7 +232,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writes the writable part of a chain as one stream of bytes.
+/// Writes the writable part of a chain as a byte stream.
 #[derive(Debug)]
 pub struct Writer<'a> {
     cursor: Cursor<'a>,
@@ -245,17 +247,18 @@ impl<'a> Writer<'a> {
         self.cursor.remaining()
     }
 
-    /// Bytes this writer has written or skipped since it was made or split off.
+    /// Returns the number of bytes that this writer has written or skipped since it was created or
+    /// split off.
     #[inline]
     #[must_use]
     pub fn written(&self) -> u64 {
         self.written
     }
 
-    /// Writes all of `data`, or nothing.
+    /// Writes all of `data`.
     ///
     /// # Errors
-    /// Fewer bytes are ahead.
+    /// Fewer bytes remain; nothing is written.
     pub fn write_all(&mut self, data: &[u8]) -> Result<(), ShortChain> {
         enough(&self.cursor, data.len())?;
         let done = self.cursor.copy_from(data);
@@ -263,18 +266,18 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Writes a structure, or nothing.
+    /// Writes a structure.
     ///
     /// # Errors
-    /// Fewer bytes are ahead.
+    /// Fewer bytes remain; nothing is written.
     pub fn write_obj<T: IntoBytes + Immutable>(&mut self, value: &T) -> Result<(), ShortChain> {
         self.write_all(value.as_bytes())
     }
 
-    /// Writes `len` zeroes, or nothing.
+    /// Writes `len` zeroes.
     ///
     /// # Errors
-    /// Fewer bytes are ahead.
+    /// Fewer bytes remain; nothing is written.
     pub fn write_zeroes(&mut self, len: u64) -> Result<(), ShortChain> {
         enough64(&self.cursor, len)?;
         let zeroes = [0; 256];
@@ -290,10 +293,10 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Moves on by `len` bytes that somebody else writes, or nowhere.
+    /// Skips `len` bytes, which are written by other means.
     ///
     /// # Errors
-    /// Fewer bytes are ahead.
+    /// Fewer bytes remain; nothing is skipped.
     pub fn skip(&mut self, len: u64) -> Result<(), ShortChain> {
         enough64(&self.cursor, len)?;
         self.cursor.skip(len);
@@ -301,10 +304,10 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// A writer over the next `len` bytes, and one over what follows.
+    /// Splits the writer into one over the next `len` bytes and one over the rest.
     ///
     /// # Errors
-    /// Fewer bytes are ahead.
+    /// Fewer bytes remain.
     pub fn split_at(self, len: u64) -> Result<(Self, Self), ShortChain> {
         enough64(&self.cursor, len)?;
         let (first, second) = self.cursor.split_at(len).ok_or(ShortChain {

@@ -1,6 +1,7 @@
-//! What the driver may still change about a queue, and its check when the device goes live.
+//! The configuration of a queue, which the driver may change, and its validation when the queue is
+//! activated.
 //!
-//! It does not know the registers the fields are set through. Sections 2.6 and 2.7.
+//! This module does not know the registers through which the fields are set. Sections 2.6 and 2.7.
 
 use thiserror::Error;
 
@@ -12,7 +13,7 @@ use crate::spec::ring::MAX_SIZE;
 /// Why a saved state is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum RestoreError {
-    /// The size is no power of two, or above the device's maximum.
+    /// The size is not a power of two, or exceeds the device's maximum.
     #[error("queue size {size} is not a power of two up to {max}")]
     Size {
         /// Size in the state.
@@ -20,7 +21,7 @@ pub enum RestoreError {
         /// The device's maximum.
         max: u16,
     },
-    /// The indices are further apart than the queue is long.
+    /// The indices are further apart than the queue size.
     #[error("the indices {next_avail}, {next_used} and {published} do not fit a queue of {size}")]
     Indices {
         /// Next entry of the available ring.
@@ -32,19 +33,19 @@ pub enum RestoreError {
         /// Queue size.
         size: u16,
     },
-    /// A request in flight with an impossible or repeated head or position.
+    /// A request in flight has an impossible or repeated head or position.
     #[error(
         "request in flight with head {head} at position {position} is out of range or repeated"
     )]
     InFlight {
         /// Its head.
         head: u16,
-        /// Its place in the available ring's sequence.
+        /// Its position in the available ring.
         position: u16,
     },
 }
 
-/// What the driver may still change about a queue.
+/// The configuration of a queue, which the driver may change until activation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueConfig {
     max_size: u16,
@@ -52,8 +53,8 @@ pub struct QueueConfig {
 }
 
 impl QueueConfig {
-    /// A queue after reset, of at most `max_size` entries: rounded down to a power of two, at least
-    /// one and at most [`MAX_SIZE`].
+    /// Returns the configuration after reset. `max_size` is rounded down to a power of two, at
+    /// least one and at most [`MAX_SIZE`].
     #[must_use]
     pub fn new(max_size: u16) -> Self {
         let max_size = 1 << max_size.clamp(1, MAX_SIZE).ilog2();
@@ -64,11 +65,11 @@ impl QueueConfig {
         Self { max_size, state }
     }
 
-    /// A queue as it was saved; the state is checked here against itself and, at activation, against
-    /// memory and features.
+    /// Returns the configuration of a saved queue. The state is checked for consistency here, and
+    /// against memory and features at activation.
     ///
     /// # Errors
-    /// The state contradicts itself or the device.
+    /// The state is inconsistent, or impossible for the device.
     pub fn restore(max_size: u16, state: QueueState) -> Result<Self, RestoreError> {
         let mut config = Self::new(max_size);
         let size = state.size;
@@ -97,19 +98,20 @@ impl QueueConfig {
         Ok(config)
     }
 
-    /// Largest size the device offers.
+    /// Returns the maximum size that the device offers.
     #[must_use]
     pub fn max_size(&self) -> u16 {
         self.max_size
     }
 
-    /// Entries.
+    /// Returns the number of entries.
     #[must_use]
     pub fn size(&self) -> u16 {
         self.state.size
     }
 
-    /// Sets the size; false, and nothing changes, unless it is a power of two up to the maximum.
+    /// Sets the size. Returns false, and changes nothing, unless it is a power of two up to the
+    /// maximum.
     pub fn set_size(&mut self, size: u16) -> bool {
         let fits = size.is_power_of_two() && size <= self.max_size;
         if fits {
@@ -118,18 +120,18 @@ impl QueueConfig {
         fits
     }
 
-    /// Whether the driver has enabled the queue.
+    /// Returns whether the driver has enabled the queue.
     #[must_use]
     pub fn ready(&self) -> bool {
         self.state.ready
     }
 
-    /// Enables the queue, or not.
+    /// Enables or disables the queue.
     pub fn set_ready(&mut self, ready: bool) {
         self.state.ready = ready;
     }
 
-    /// Guest-physical address of the descriptor table.
+    /// Returns the guest-physical address of the descriptor table.
     #[must_use]
     pub fn desc(&self) -> u64 {
         self.state.desc
@@ -140,7 +142,7 @@ impl QueueConfig {
         self.state.desc = addr;
     }
 
-    /// Guest-physical address of the available ring.
+    /// Returns the guest-physical address of the available ring.
     #[must_use]
     pub fn avail(&self) -> u64 {
         self.state.avail
@@ -151,7 +153,7 @@ impl QueueConfig {
         self.state.avail = addr;
     }
 
-    /// Guest-physical address of the used ring.
+    /// Returns the guest-physical address of the used ring.
     #[must_use]
     pub fn used(&self) -> u64 {
         self.state.used
@@ -162,19 +164,19 @@ impl QueueConfig {
         self.state.used = addr;
     }
 
-    /// Back to the state after reset.
+    /// Resets the configuration.
     pub fn reset(&mut self) {
         *self = Self::new(self.max_size);
     }
 
-    /// The configuration as plain numbers; a live queue saves itself.
+    /// Returns the configuration as plain data. An active queue is saved by [`ActiveQueue::save`].
     #[must_use]
     pub fn save(&self) -> QueueState {
         self.state.clone()
     }
 
-    /// Checks the whole ring against memory and makes it live. What the driver writes into the
-    /// registers from now on changes nothing about it.
+    /// Checks the whole ring against memory and activates the queue. Later register writes of the
+    /// driver have no effect on the active queue.
     ///
     /// # Errors
     /// The queue is not enabled, a part of it is misaligned or outside memory, or a restored state

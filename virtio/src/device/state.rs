@@ -1,4 +1,4 @@
-//! A queue as plain numbers: the features it works by, its state in a snapshot, and why it can't go live.
+//! A queue as plain data: its features, its state in a snapshot, and why it can't be activated.
 
 use alloc::vec::Vec;
 
@@ -13,7 +13,7 @@ pub struct RingFeatures {
     pub event_idx: bool,
     /// Indirect descriptor tables (section 2.7.5.3).
     pub indirect: bool,
-    /// Buffers are used in the order they became available (section 2.7.9).
+    /// Buffers are used in the order in which they became available (section 2.7.9).
     pub in_order: bool,
 }
 
@@ -21,7 +21,7 @@ impl RingFeatures {
     /// The feature bits an [`ActiveQueue`](super::queue::ActiveQueue) can honour.
     pub const SUPPORTED: u64 = feature::EVENT_IDX | feature::INDIRECT_DESC | feature::IN_ORDER;
 
-    /// Picks them out of a device's negotiated features.
+    /// Selects them from a device's negotiated features.
     #[must_use]
     pub const fn from_bits(features: u64) -> Self {
         Self {
@@ -32,7 +32,7 @@ impl RingFeatures {
     }
 }
 
-/// A part of a ring.
+/// A part of a virtqueue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Descriptor table.
@@ -53,13 +53,13 @@ impl core::fmt::Display for Part {
     }
 }
 
-/// Why a queue can't go live: the driver's doing, or a saved state that contradicts itself.
+/// Why a queue can't be activated: an error of the driver, or an inconsistent saved state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ActivateError {
     /// The driver has not enabled it.
     #[error("the driver has not enabled the queue")]
     NotReady,
-    /// An address that is not aligned as section 2.7 demands.
+    /// An address is not aligned as required by section 2.7.
     #[error("the {part} at {addr:#x} is misaligned")]
     Misaligned {
         /// Which part.
@@ -67,7 +67,7 @@ pub enum ActivateError {
         /// Its guest-physical address.
         addr: u64,
     },
-    /// A part that is not wholly inside one region of guest memory.
+    /// A part is not completely inside one region of guest memory.
     #[error("the {part} at {addr:#x} does not lie in one region of guest memory")]
     OutsideRam {
         /// Which part.
@@ -75,7 +75,7 @@ pub enum ActivateError {
         /// Its guest-physical address.
         addr: u64,
     },
-    /// A restored state whose requests in flight don't match its indices.
+    /// The requests in flight of a restored state do not match its indices.
     #[error("the saved state lists {listed} requests in flight where its indices say {counted}")]
     InFlight {
         /// Requests listed.
@@ -83,7 +83,7 @@ pub enum ActivateError {
         /// Requests between the two indices.
         counted: u16,
     },
-    /// A restored state, in order, with a request outside its indices or two in one place.
+    /// A request in flight of a restored state, with IN_ORDER, is outside the indices or repeated.
     #[error("the saved request with head {head} can't be at position {position}")]
     Position {
         /// Its head.
@@ -102,7 +102,7 @@ pub struct InFlight {
     pub head: u16,
 }
 
-/// A queue as plain numbers, for a snapshot. Guest memory holds the rest.
+/// A queue as plain data, for a snapshot. Guest memory has the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueState {
     /// Entries.
@@ -119,14 +119,14 @@ pub struct QueueState {
     pub next_avail: u16,
     /// Next entry of the used ring to fill.
     pub next_used: u16,
-    /// The used index the driver has been shown.
+    /// The published used index.
     pub published: u16,
-    /// It was shown entries about which it was not decided whether to interrupt it: the restored
-    /// queue does so when it publishes next.
+    /// Entries were published without a decision about an interrupt: the restored queue decides
+    /// when it publishes next.
     pub undecided: bool,
-    /// Requests popped and not completed: a restored queue hands them out again, first.
+    /// Requests popped and not completed: a restored queue returns them first.
     pub in_flight: Vec<InFlight>,
-    /// The queue was broken, and stays so until it is reset; nothing is in flight then.
+    /// The queue was broken, and stays so until it is reset; no request is in flight then.
     pub broken: bool,
 }
 
@@ -142,7 +142,8 @@ impl QueueState {
                 Err(ActivateError::InFlight { listed, counted })
             };
         }
-        // In order, what is missing from the list is done and waits for an earlier one.
+        // With IN_ORDER, a position missing from the list is completed and waits for an earlier
+        // one.
         let mut taken = alloc::vec![false; usize::from(counted)];
         for &InFlight { position, head } in &self.in_flight {
             let age = usize::from(position.wrapping_sub(self.next_used));
@@ -154,7 +155,7 @@ impl QueueState {
         Ok(())
     }
 
-    /// Puts the requests in flight into the order in which they became available.
+    /// Sorts the requests in flight by the order in which they became available.
     pub(super) fn sort_in_flight(&mut self) {
         let next = self.next_avail;
         self.in_flight

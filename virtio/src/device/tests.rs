@@ -1,4 +1,4 @@
-//! The device's end against a plain model, and the driver that its tests play.
+//! The device's end against a plain model, and the driver that its tests use.
 
 pub(super) mod driver;
 mod model;

@@ -1,7 +1,9 @@
-//! The virtio status and feature state machine and the queues' configuration, for any transport.
+//! The virtio status and feature state machine and the configuration of the queues, for any
+//! transport.
 //!
-//! It decides what a driver's register writes mean and when; it does not know registers, buses, interrupts or
-//! what starting a device does: the transport acts on the [`Transition`] it is told. Sections 2.1, 2.2, 3.1.
+//! It decides the meaning and the validity of a driver's register writes. It does not know
+//! registers, buses, interrupts or how a device is started: the transport performs the returned
+//! [`Transition`]. Sections 2.1, 2.2, 3.1.
 
 use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
@@ -9,13 +11,13 @@ use alloc::vec::Vec;
 use super::queue::{QueueConfig, RingFeatures};
 use crate::spec::{feature, status};
 
-/// `feature` may be negotiated only together with at least one bit of `needs_any`. Both are masks, and several
-/// bits in `feature` share the condition.
+/// A dependency: `feature` may be negotiated only together with at least one bit of `needs_any`.
+/// Both are masks; several bits in `feature` share the condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeatureRule {
-    /// The bits that depend.
+    /// The dependent bits.
     pub feature: u64,
-    /// What they depend on.
+    /// The bits on which they depend.
     pub needs_any: u64,
 }
 
@@ -25,24 +27,25 @@ impl FeatureRule {
     }
 }
 
-/// What a write to the status register asks of the transport.
+/// The action that a write to the status register requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the device has to follow the driver"]
 pub enum Transition {
-    /// Nothing.
+    /// No action.
     None,
     /// The driver wrote 0. Quiesce the device, then call [`Transport::reset`].
     Reset,
-    /// The driver asked for features the device can't go along with; FEATURES_OK stays clear.
+    /// The driver accepted features that the device does not support together; FEATURES_OK stays
+    /// clear.
     Refused {
-        /// The bits it accepted.
+        /// The accepted bits.
         accepted: u64,
     },
     /// DRIVER_OK: start the device. Features and queues are frozen.
     Start,
 }
 
-/// One device's negotiation with its driver.
+/// The negotiation of one device with its driver.
 #[derive(Clone, Debug)]
 pub struct Transport {
     offered: u64,
@@ -52,19 +55,19 @@ pub struct Transport {
     queues: Vec<QueueConfig>,
 }
 
-/// Status bits a driver may set.
+/// Status bits that a driver may set.
 const DRIVER_BITS: u8 =
     status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK | status::FAILED;
 
 impl Transport {
-    /// A device after reset. `features` are the device's own; the ring's and VERSION_1 are added. Of all that,
-    /// only what is in `mask` is offered, but always VERSION_1, and nothing whose dependency is masked out.
-    /// `queue_sizes` are the largest sizes, one a queue.
+    /// Returns the state after reset. `features` are the device's own; the ring features and
+    /// VERSION_1 are added. Only features in `mask` are offered, but always VERSION_1, and none
+    /// whose dependency is masked. `queue_sizes` are the maximum sizes, one per queue.
     #[must_use]
     pub fn new(features: u64, mask: u64, rules: &[FeatureRule], queue_sizes: &[u16]) -> Self {
         let ring = feature::EVENT_IDX | feature::INDIRECT_DESC;
         let mut offered = ((features | ring) & mask) | feature::VERSION_1;
-        // Each round takes away at least one bit or is the last.
+        // Each iteration removes at least one bit, or is the last.
         while let Some(rule) = rules.iter().find(|rule| !rule.holds(offered)) {
             offered &= !rule.feature;
         }
@@ -80,38 +83,39 @@ impl Transport {
         }
     }
 
-    /// All features on offer.
+    /// Returns the offered features.
     #[must_use]
     pub fn offered(&self) -> u64 {
         self.offered
     }
 
-    /// The features the driver has accepted so far; final once [`Transport::features_ok`].
+    /// Returns the features that the driver has accepted so far; final after
+    /// [`Transport::features_ok`].
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.accepted
     }
 
-    /// What of them concerns the rings.
+    /// Returns the accepted ring features.
     #[must_use]
     pub fn ring_features(&self) -> RingFeatures {
         RingFeatures::from_bits(self.accepted)
     }
 
-    /// Half `select` of the offered features; halves beyond the second are 0.
+    /// Returns half `select` of the offered features, or 0 for `select` above 1.
     #[must_use]
     pub fn offered_half(&self, select: u32) -> u32 {
         half(self.offered, select)
     }
 
-    /// Half `select` of the accepted features.
+    /// Returns half `select` of the accepted features, or 0 for `select` above 1.
     #[must_use]
     pub fn accepted_half(&self, select: u32) -> u32 {
         half(self.accepted, select)
     }
 
-    /// The driver accepts features, half by half. Ignored once FEATURES_OK is set, and in halves that are not
-    /// there.
+    /// Accepts features for the driver, half by half. Ignored after FEATURES_OK, and for `select`
+    /// above 1.
     pub fn accept_half(&mut self, select: u32, bits: u32) {
         if self.features_ok() {
             return;
@@ -124,26 +128,26 @@ impl Transport {
         self.accepted = (self.accepted & kept) | (u64::from(bits) << shift);
     }
 
-    /// The status register, without NEEDS_RESET, which belongs to the data side.
+    /// Returns the status register, without NEEDS_RESET, which belongs to the data side.
     #[must_use]
     pub fn status(&self) -> u8 {
         self.status
     }
 
-    /// Whether negotiation is complete.
+    /// Returns whether negotiation is complete.
     #[must_use]
     pub fn features_ok(&self) -> bool {
         self.status & status::FEATURES_OK != 0
     }
 
-    /// Whether the driver runs the device.
+    /// Returns whether DRIVER_OK is set.
     #[must_use]
     pub fn driver_ok(&self) -> bool {
         self.status & status::DRIVER_OK != 0
     }
 
-    /// The driver writes the status register. Bits are only ever added, but by 0, which resets; DRIVER_OK counts
-    /// only after FEATURES_OK.
+    /// Writes the status register for the driver. Bits can only be added, except by 0, which
+    /// resets; DRIVER_OK counts only after FEATURES_OK.
     pub fn write_status(&mut self, value: u8) -> Transition {
         if value == 0 {
             return Transition::Reset;
@@ -173,32 +177,33 @@ impl Transport {
             && self.rules.iter().all(|rule| rule.holds(self.accepted))
     }
 
-    /// Everything as after power-on, once the device is quiet.
+    /// Resets the state. To be called once the device is quiesced.
     pub fn reset(&mut self) {
         self.accepted = 0;
         self.status = 0;
         self.queues.iter_mut().for_each(QueueConfig::reset);
     }
 
-    /// Number of queues.
+    /// Returns the number of queues.
     #[must_use]
     pub fn queue_count(&self) -> u16 {
         u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
     }
 
-    /// All queues.
+    /// Returns all queues.
     #[must_use]
     pub fn queues(&self) -> &[QueueConfig] {
         &self.queues
     }
 
-    /// Queue `index`, if there is one.
+    /// Returns queue `index`, if there is one.
     #[must_use]
     pub fn queue(&self, index: u16) -> Option<&QueueConfig> {
         self.queues.get(usize::from(index))
     }
 
-    /// Queue `index` if the driver may still change it: it is not enabled and the device not running.
+    /// Returns queue `index` if the driver may still change it: it is not enabled and the device
+    /// not running.
     pub fn open_queue(&mut self, index: u16) -> Option<&mut QueueConfig> {
         if self.driver_ok() {
             return None;

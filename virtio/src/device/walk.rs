@@ -1,7 +1,7 @@
-//! Following one chain of descriptors, direct and indirect, into segments.
+//! Walks one chain of descriptors, direct and indirect, and collects its segments.
 //!
-//! Each descriptor is copied out of guest memory once and judged as copied; the number of steps is
-//! bounded over both tables together. Section 2.7.5.
+//! Each descriptor is copied out of guest memory once, and the copy is validated. The number of
+//! steps is bounded over both tables together. Section 2.7.5.
 
 use thiserror::Error;
 
@@ -14,52 +14,52 @@ use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE};
 /// What is wrong with a descriptor chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ChainFault {
-    /// A head or next index beyond the queue, or beyond the indirect table.
+    /// A head or next index exceeds the queue size, or the indirect table.
     #[error("a descriptor index is out of range")]
     IndexOutOfRange,
-    /// The head is in flight already.
+    /// The head is already in flight.
     #[error("it was made available again before it was used")]
     Duplicate,
-    /// More descriptors than the queue is long: a loop, perhaps.
+    /// The chain has more descriptors than the queue size; it may be a loop.
     #[error("it is longer than the queue")]
     TooLong,
-    /// More than 2^32 bytes.
+    /// The chain has more than 2^32 bytes.
     #[error("it describes more than 2^32 bytes")]
     TooManyBytes,
-    /// A buffer or an indirect table that is not guest memory, or may not be accessed so.
+    /// A buffer or an indirect table is not guest memory, or not accessible as required.
     #[error("an address is outside guest memory")]
     OutsideRam,
-    /// Crossing memory regions, it falls into too many pieces.
+    /// The chain crosses memory regions and has too many segments.
     #[error("it is scattered over too many memory regions")]
     Fragmented,
-    /// A writable descriptor comes before a readable one.
+    /// A readable descriptor follows a writable one.
     #[error("a readable descriptor follows a writable one")]
     ReadableAfterWritable,
-    /// An indirect table without the feature.
+    /// The chain has an indirect table, but the feature was not negotiated.
     #[error("it uses an indirect table, which was not negotiated")]
     IndirectNotNegotiated,
-    /// An indirect descriptor that goes on.
+    /// An indirect descriptor has the flag NEXT.
     #[error("an indirect descriptor has a next one")]
     IndirectWithNext,
-    /// A table whose length is zero or no multiple of a descriptor's.
+    /// The length of an indirect table is zero or not a multiple of that of a descriptor.
     #[error("the length of its indirect table is not that of whole descriptors")]
     IndirectLength,
-    /// A table in a table.
+    /// An indirect table contains an indirect descriptor.
     #[error("its indirect table holds an indirect descriptor")]
     IndirectNested,
 }
 
-/// What holds for all chains of a queue.
+/// The rules for all chains of a queue.
 pub(super) struct Rules {
     pub(super) translator: Translator,
-    /// Most descriptors of a chain, direct and indirect together.
+    /// Maximum number of descriptors of a chain, direct and indirect together.
     pub(super) limit: u16,
     /// Whether indirect tables were negotiated.
     pub(super) indirect: bool,
 }
 
-/// Takes a chain of one descriptor into `buffers`, if that is what `first` is and its buffer lies
-/// where the last one did. False says nothing: [`walk`] finds out.
+/// Adds a chain of one descriptor to `buffers`, if `first` is such a chain and its buffer is in the
+/// region of the previous one. After a result of false, [`walk`] has to be used.
 #[inline(always)]
 pub(super) fn single<M: GuestRam>(rules: &Rules, buffers: &mut Buffers<M>, first: Desc) -> bool {
     let (addr, len) = (first.addr(), first.len());
@@ -71,7 +71,7 @@ pub(super) fn single<M: GuestRam>(rules: &Rules, buffers: &mut Buffers<M>, first
     }
 }
 
-/// Takes the chain that begins with `first`, the descriptor at its head, into `buffers`.
+/// Adds the chain that begins with `first`, the descriptor at its head, to `buffers`.
 #[inline(always)]
 pub(super) fn walk<M: GuestRam>(
     ring: &DeviceRing<M>,
@@ -87,7 +87,7 @@ pub(super) fn walk<M: GuestRam>(
     }
 }
 
-/// Follows a chain through the ring's own table and, at its end perhaps, an indirect one.
+/// Walks a chain through the ring's own table and, possibly, an indirect table at its end.
 #[inline(always)]
 fn direct<M: GuestRam>(
     ring: &DeviceRing<M>,
@@ -103,7 +103,7 @@ fn direct<M: GuestRam>(
     }
 }
 
-/// A chain that has a table from its head on.
+/// Walks a chain whose head is an indirect descriptor.
 #[inline(always)]
 fn indirect<M: GuestRam>(
     ram: &M,
@@ -123,7 +123,7 @@ fn indirect<M: GuestRam>(
     }
 }
 
-/// Goes on in a table in the unusual cases: behind direct descriptors, or scattered.
+/// Continues in an indirect table in the unusual cases: behind direct descriptors, or scattered.
 #[cold]
 #[inline(never)]
 fn onward<M: GuestRam>(walk: Walk<'_, M>, table: Table<'_, M>) -> Result<(), ChainFault> {
@@ -133,8 +133,8 @@ fn onward<M: GuestRam>(walk: Walk<'_, M>, table: Table<'_, M>) -> Result<(), Cha
     }
 }
 
-/// The table that `desc`, the last direct descriptor, points to. Its own `DESC_F_WRITE` says nothing
-/// (section 2.7.5.3.2).
+/// Returns the table to which `desc`, the last direct descriptor, points. Its `DESC_F_WRITE` is
+/// ignored (section 2.7.5.3.2).
 #[inline(always)]
 fn table<'r, M: GuestRam>(
     ram: &'r M,
@@ -155,12 +155,12 @@ fn table<'r, M: GuestRam>(
     Ok(rules.translator.table(ram, desc.addr(), entries)?)
 }
 
-/// One chain being taken apart.
+/// The state of the walk over one chain.
 struct Walk<'a, M: GuestRam> {
     gather: Gather<'a, M>,
-    /// Descriptors the chain may still have.
+    /// Number of descriptors that the chain may still have.
     left: u16,
-    /// Whether a writable descriptor has been seen.
+    /// Whether there was a writable descriptor.
     writable: bool,
 }
 
@@ -174,7 +174,7 @@ impl<'a, M: GuestRam> Walk<'a, M> {
         }
     }
 
-    /// Follows the links of one table from `first` on until they end, or come to an indirect
+    /// Follows the links of one table from `first` on until they end, or until an indirect
     /// descriptor.
     #[inline(always)]
     fn follow(
@@ -185,7 +185,7 @@ impl<'a, M: GuestRam> Walk<'a, M> {
     ) -> Result<Option<Desc>, ChainFault> {
         let mut desc = first;
         let mut at = u32::from(at);
-        // Two loops, so that neither has to remember which one it is.
+        // Two loops, so that neither has to check for the direction.
         while !self.writable {
             match desc.flags(DESC_F_INDIRECT | DESC_F_WRITE) {
                 0 => {}
@@ -216,7 +216,7 @@ impl<'a, M: GuestRam> Walk<'a, M> {
         }
     }
 
-    /// Takes one descriptor's buffer, and answers the next descriptor.
+    /// Adds one descriptor's buffer, and returns the next descriptor.
     #[inline(always)]
     fn take(
         &mut self,

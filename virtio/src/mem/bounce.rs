@@ -1,8 +1,9 @@
-//! A DMA hook that copies: the device sees only a window set aside for it.
+//! A DMA hook that copies: the device accesses only a window reserved for it (bounce buffers,
+//! Linux's swiotlb).
 //!
-//! For devices that can't reach all memory (confidential guests, narrow buses) and for drivers that
-//! don't trust them with it. The window is divided into slots; a segment takes as many adjacent ones
-//! as it needs. It knows neither queues nor descriptors.
+//! For devices that can't access all memory (confidential guests, narrow buses) and for drivers
+//! that don't trust them with it. The window is divided into slots; a segment uses as many adjacent
+//! slots as it needs. This module knows neither queues nor descriptors.
 
 use alloc::boxed::Box;
 use core::ptr::{self, NonNull};
@@ -12,19 +13,19 @@ use crate::mem::dma::{Direction, DmaBuf, DmaBytes, DmaMap, MapError, MemoryLocat
 /// Bytes of a slot.
 const SLOT: usize = 512;
 
-/// Copies segments through a window; see the module's description.
+/// Copies segments through a window; see the module.
 ///
-/// The rings themselves have to lie in memory the device can reach: the second window.
+/// The rings themselves must be in memory that the device can access: the second window.
 pub struct Bounce {
     memory: DmaBytes,
     window: Window,
     rings: Window,
     taken: Box<[bool]>,
-    /// Where to look first.
+    /// The slot at which the search starts.
     hint: usize,
 }
 
-/// A segment that went through the window.
+/// A segment that is bounced through the window.
 #[derive(Debug)]
 pub struct Bounced {
     original: NonNull<u8>,
@@ -38,8 +39,8 @@ pub struct Bounced {
 unsafe impl Send for Bounced {}
 
 impl Bounce {
-    /// Bounces through `memory`, which the device sees at `bus`; rings are found through `rings`.
-    /// `None` if the memory's end overflows.
+    /// Creates a hook that bounces through `memory`, which the device accesses at `bus`; `rings`
+    /// translates the addresses of rings. Returns `None` if the end of the memory overflows.
     pub fn new(memory: DmaBytes, bus: u64, rings: Window) -> Option<Self> {
         let MemoryLocation::Memory(start) = memory.region().place else {
             return None;
@@ -55,12 +56,12 @@ impl Bounce {
         })
     }
 
-    /// Slots of 512 bytes that are free.
+    /// Returns the number of free slots of 512 bytes.
     pub fn free_slots(&self) -> usize {
         self.taken.iter().filter(|taken| !**taken).count()
     }
 
-    /// Takes `slots` adjacent ones: first fit from the hint on, then from the start.
+    /// Allocates `slots` adjacent slots: first fit from the hint on, then from the start.
     fn take(&mut self, slots: usize) -> Option<usize> {
         let first = self
             .find(self.hint, slots)
@@ -94,8 +95,8 @@ impl Bounce {
     }
 }
 
-// SAFETY: the device is only ever given addresses inside `memory`, which nobody else reaches, and
-// slots are handed out once until they come back.
+// SAFETY: the device only gets addresses inside `memory`, which has no other user, and slots are
+// allocated once until they are freed.
 unsafe impl DmaMap for Bounce {
     type Mapping = Bounced;
     const UNMAPS: bool = true;
@@ -114,8 +115,8 @@ unsafe impl DmaMap for Bounce {
         let first = self.take(slots.max(1)).ok_or(MapError::Exhausted)?;
         let copy = self.slot(first).ok_or(MapError::Unreachable)?;
         let writable = direction == Direction::Writable;
-        // SAFETY: the slots cover `bytes` bytes and are ours; the caller vouches for `ptr`. What
-        // the device may write is zeroed: it must not show the driver an earlier buffer's bytes.
+        // SAFETY: the slots have `bytes` bytes and are ours; the caller vouches for `ptr`.
+        // Device-writable memory is zeroed: the driver must not see an earlier buffer's bytes.
         unsafe {
             if writable {
                 ptr::write_bytes(copy.as_ptr(), 0, bytes);
@@ -143,7 +144,7 @@ unsafe impl DmaMap for Bounce {
             && let Some(copy) = self.slot(mapping.first)
         {
             // SAFETY: at most the mapped length; the caller vouches that the original is still
-            // valid and that this mapping's slots were not given back yet.
+            // valid and that this mapping's slots were not freed yet.
             unsafe { ptr::copy_nonoverlapping(copy.as_ptr(), mapping.original.as_ptr(), bytes) }
         }
         let end = mapping.first.wrapping_add(mapping.slots);

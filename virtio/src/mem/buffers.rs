@@ -1,4 +1,4 @@
-//! The segments of one chain, and the cursor that moves bytes through them.
+//! The segments of one chain, and a cursor that copies bytes from and to them.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -6,13 +6,14 @@ use core::ops::Range;
 use super::copy;
 use crate::mem::{GuestRam, Segment};
 
-/// The segments of one chain, with what keeps them mapped. Only translation adds to them.
+/// The segments of one chain, with the memory that keeps them mapped. Only translation adds
+/// segments.
 #[repr(C)]
 pub(crate) struct Buffers<M> {
     pub(super) segments: Vec<Segment>,
-    /// Segments before this one are readable, those from it on writable.
+    /// Index of the first writable segment; those before it are readable.
     pub(super) writable_at: usize,
-    /// Bytes of the two parts.
+    /// Number of bytes of the two parts.
     pub(super) readable_len: u64,
     pub(super) writable_len: u64,
     pub(super) ram: M,
@@ -49,7 +50,8 @@ impl<M: GuestRam> Buffers<M> {
         self.writable_len
     }
 
-    /// Marks the writable part dirty. All of it: what the kernel wrote into it nobody counted.
+    /// Marks the whole writable part dirty: the number of bytes that the kernel wrote into it is
+    /// not known.
     #[inline]
     pub(crate) fn mark_dirty(&self) {
         if self.ram.tracks_dirty() {
@@ -59,8 +61,8 @@ impl<M: GuestRam> Buffers<M> {
         }
     }
 
-    /// The readable segments from byte `start` on for `len` bytes, split for good where need be;
-    /// `None` when there are fewer.
+    /// Returns the readable segments from byte `start` on for `len` bytes, permanently split where
+    /// needed, or `None` if there are fewer bytes.
     pub(crate) fn readable_range(&mut self, start: u64, len: u64) -> Option<&[Segment]> {
         if start.checked_add(len)? > self.readable_len {
             return None;
@@ -72,7 +74,7 @@ impl<M: GuestRam> Buffers<M> {
         self.segments.get(range)
     }
 
-    /// The writable segments likewise.
+    /// As `readable_range`, for the writable segments.
     pub(crate) fn writable_range(&mut self, start: u64, len: u64) -> Option<&[Segment]> {
         if start.checked_add(len)? > self.writable_len {
             return None;
@@ -87,7 +89,8 @@ impl<M: GuestRam> Buffers<M> {
         Some(first..last)
     }
 
-    /// Index of the segment that begins `bytes` after segment `from`, made so by a split if need be.
+    /// Returns the index of the segment that begins `bytes` after segment `from`, which is split if
+    /// needed.
     fn boundary(&mut self, from: usize, bytes: u64) -> Option<usize> {
         let mut left = usize::try_from(bytes).ok()?;
         let mut index = from;
@@ -105,7 +108,7 @@ impl<M: GuestRam> Buffers<M> {
         Some(index)
     }
 
-    /// A cursor at the start of the readable part.
+    /// Returns a cursor at the start of the readable part.
     #[inline]
     pub(crate) fn reading(&self) -> Cursor<'_> {
         Cursor {
@@ -115,7 +118,7 @@ impl<M: GuestRam> Buffers<M> {
         }
     }
 
-    /// A cursor at the start of the writable part.
+    /// Returns a cursor at the start of the writable part.
     #[inline]
     pub(crate) fn writing(&mut self) -> Cursor<'_> {
         Cursor {
@@ -126,13 +129,13 @@ impl<M: GuestRam> Buffers<M> {
     }
 }
 
-/// A place in a run of segments. Copying it remembers the place.
+/// A position in a list of segments.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor<'a> {
     segments: &'a [Segment],
-    /// Bytes of the first segment that lie behind.
+    /// Offset in the first segment.
     offset: usize,
-    /// Bytes ahead: never more than the segments hold.
+    /// Bytes left: never more than the segments have.
     remaining: u64,
 }
 
@@ -143,7 +146,7 @@ impl<'a> Cursor<'a> {
         self.remaining
     }
 
-    /// Moves on by as many of `len` bytes as are there; `each` gets the pieces, never empty.
+    /// Advances by `len` bytes, or as many as are left; passes the pieces, never empty, to `each`.
     fn walk(&mut self, len: u64, mut each: impl FnMut(Segment)) {
         let mut left = len.min(self.remaining);
         self.remaining = self.remaining.saturating_sub(left);
@@ -167,14 +170,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Moves on by `len` bytes, or as many as are there; returns how many.
+    /// Advances by `len` bytes, or as many as are left; returns how many.
     pub(crate) fn skip(&mut self, len: u64) -> u64 {
         let before = self.remaining;
         self.walk(len, |_| ());
         before.saturating_sub(self.remaining)
     }
 
-    /// The next `len` bytes, moved past, if they lie in one piece: most of what is copied does.
+    /// Advances by `len` bytes and returns them if they are in one segment, the common case.
     #[inline]
     fn one_piece(&mut self, len: usize) -> Option<Segment> {
         let (first, rest) = self.segments.split_first()?;
@@ -191,7 +194,7 @@ impl<'a> Cursor<'a> {
         Some(piece)
     }
 
-    /// Copies out as many bytes as `dst` takes and are there; returns how many.
+    /// Copies bytes to `dst` until it is full or none are left; returns how many.
     pub(crate) fn copy_to(&mut self, dst: &mut [u8]) -> usize {
         if let Some(piece) = self.one_piece(dst.len()) {
             // SAFETY: the piece is as long as `dst`, and the buffers this cursor borrows keep it mapped.
@@ -213,12 +216,12 @@ impl<'a> Cursor<'a> {
         done
     }
 
-    /// Copies in as many bytes as `src` has and fit; returns how many. The cursor must be over
-    /// segments that were translated for writing.
+    /// Copies bytes from `src` until it or the room is exhausted; returns how many. The cursor must
+    /// be over segments that were translated for writing.
     pub(crate) fn copy_from(&mut self, src: &[u8]) -> usize {
         if let Some(piece) = self.one_piece(src.len()) {
-            // SAFETY: the piece is as long as `src`; the buffers this cursor borrows keep it mapped, for
-            // writing because the caller made it over writable segments.
+            // SAFETY: the piece is as long as `src`; the buffers that this cursor borrows keep it
+            // mapped, for writing because the caller created the cursor over writable segments.
             unsafe { copy::to_guest(piece.as_ptr(), src) };
             return src.len();
         }
@@ -226,8 +229,9 @@ impl<'a> Cursor<'a> {
         let mut done: usize = 0;
         self.walk(u64::try_from(src.len()).unwrap_or(u64::MAX), |piece| {
             if let Some((now, later)) = rest.split_at_checked(piece.len()) {
-                // SAFETY: the piece has as many bytes as `now`; the buffers this cursor borrows keep
-                // them mapped, for writing because the caller made it over writable segments.
+                // SAFETY: the piece has as many bytes as `now`; the buffers that this cursor
+                // borrows keep them mapped, for writing because the caller created the cursor over
+                // writable segments.
                 unsafe { copy::to_guest(piece.as_ptr(), now) };
                 done = done.saturating_add(now.len());
                 rest = later;
@@ -236,7 +240,7 @@ impl<'a> Cursor<'a> {
         done
     }
 
-    /// The pieces ahead, none of them empty.
+    /// Returns the segments that are left, none of them empty.
     pub(crate) fn segments(&self) -> impl Iterator<Item = Segment> + Clone + use<'a> {
         let (mut offset, mut left) = (self.offset, self.remaining);
         self.segments.iter().map_while(move |segment| {
@@ -250,7 +254,8 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// The next `len` bytes, and what follows; `None` when there are fewer.
+    /// Splits the cursor into one over the next `len` bytes and one over the rest. Returns `None`
+    /// if there are fewer bytes.
     pub(crate) fn split_at(self, len: u64) -> Option<(Self, Self)> {
         self.remaining.checked_sub(len)?;
         let mut rest = self;

@@ -1,10 +1,11 @@
-//! Moving bytes between guest memory and ours, volatile, a word at a time where alignment allows.
+//! Volatile copies between guest memory and ordinary memory, a word at a time where alignment
+//! permits.
 
 use core::ptr;
 
 const WORD: usize = size_of::<u64>();
 
-/// Copies `dst.len()` bytes out of guest memory.
+/// Copies `dst.len()` bytes from guest memory.
 ///
 /// # Safety
 /// `src` must be valid for volatile reads of `dst.len()` bytes.
@@ -56,7 +57,8 @@ pub(super) unsafe fn to_guest(dst: *mut u8, src: &[u8]) {
     }
 }
 
-/// Splits `len` bytes at guest address `at` into bytes up to alignment, aligned words, bytes left.
+/// Splits `len` bytes at guest address `at` into bytes up to alignment, aligned words, and
+/// remaining bytes.
 fn shape(at: usize, len: usize) -> (usize, usize, usize) {
     let head = at.wrapping_neg().wrapping_rem(WORD).min(len);
     let rest = len.saturating_sub(head);

@@ -1,4 +1,5 @@
-//! The three parts of a ring, translated and bounds-checked once, as the device's end touches them.
+//! The three parts of a virtqueue, translated and bounds-checked once, as accessed by the device's
+//! end.
 
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
@@ -12,19 +13,19 @@ use crate::spec::ring::{AVAIL_ALIGN, DESC_ALIGN, USED_ALIGN};
 pub(crate) enum RingFault {
     /// Its address is not aligned, in the guest or in the host.
     Misaligned,
-    /// It does not lie in one region of memory.
+    /// It is not in one region of memory.
     OutsideRam,
 }
 
-/// The ring of one queue. Indices are taken modulo the size, so no call can leave it.
+/// The ring of one queue. Indices are taken modulo the size, so no access can leave it.
 pub(crate) struct DeviceRing<M> {
     desc: *const u8,
     avail: *const u8,
     used: *mut u8,
     /// Size less one; the size is a power of two.
     mask: u16,
-    /// Offsets of `used_event` in the available and of `avail_event` in the used ring; without
-    /// `EVENT_IDX` nobody asks for them, and they point at the index, which is always inside.
+    /// Offsets of `used_event` in the available and of `avail_event` in the used ring. Without
+    /// `EVENT_IDX` they are not used, and are the offset of the index, which is always inside.
     used_event_at: usize,
     avail_event_at: usize,
     used_segment: Segment,
@@ -32,13 +33,13 @@ pub(crate) struct DeviceRing<M> {
     ram: M,
 }
 
-// SAFETY: the pointers are into guest memory, which may be touched from any thread, and `ram`, which
-// keeps them valid, is Send.
+// SAFETY: the pointers are into guest memory, which may be accessed from any thread, and `ram`,
+// which keeps them valid, is Send.
 unsafe impl<M: GuestRam> Send for DeviceRing<M> {}
 
 impl<M: GuestRam> DeviceRing<M> {
-    /// Checks and translates the parts of a ring of `size` entries, a power of two. The error names
-    /// the part: 0 descriptors, 1 available, 2 used.
+    /// Checks and translates the parts of a ring of `size` entries, a power of two. The error has
+    /// the number of the part: 0 descriptors, 1 available, 2 used.
     pub(crate) fn map(
         ram: M,
         size: u16,
@@ -74,7 +75,7 @@ impl<M: GuestRam> DeviceRing<M> {
         self.mask.wrapping_add(1)
     }
 
-    /// Descriptor `index`, modulo the size.
+    /// Reads descriptor `index`, modulo the size.
     #[inline]
     pub(crate) fn desc(&self, index: u16) -> Desc {
         let table = self.table();
@@ -82,7 +83,7 @@ impl<M: GuestRam> DeviceRing<M> {
         unsafe { table.get_unchecked(u32::from(index & self.mask)) }
     }
 
-    /// The descriptor table.
+    /// Returns the descriptor table.
     #[inline]
     pub(crate) fn table(&self) -> Descs<'_> {
         // SAFETY: `map` checked size × 16 bytes at `desc`, aligned to 16, and `ram` keeps them mapped
@@ -90,7 +91,7 @@ impl<M: GuestRam> DeviceRing<M> {
         unsafe { Descs::new(self.desc, u32::from(self.mask).wrapping_add(1)) }
     }
 
-    /// Entry `position` of the available ring, modulo the size: the head of a chain.
+    /// Reads entry `position` of the available ring, modulo the size: the head of a chain.
     #[inline]
     pub(crate) fn avail_entry(&self, position: u16) -> u16 {
         let slot = usize::from(position & self.mask);
@@ -112,7 +113,7 @@ impl<M: GuestRam> DeviceRing<M> {
         }
     }
 
-    /// Marks the used ring dirty where memory tracks it.
+    /// Marks the used ring dirty, if dirty pages are tracked.
     #[inline]
     pub(crate) fn mark_used_dirty(&self) {
         if self.ram.tracks_dirty() {
@@ -121,7 +122,7 @@ impl<M: GuestRam> DeviceRing<M> {
         }
     }
 
-    /// The 16-bit word at `at` of the available ring.
+    /// Reads the 16-bit word at `at` of the available ring.
     #[inline]
     fn avail_word(&self, at: usize, order: Ordering) -> u16 {
         // SAFETY: private, and called with offsets that `map` checked: the header, an entry below
@@ -130,7 +131,7 @@ impl<M: GuestRam> DeviceRing<M> {
         u16::from_le(word.load(order))
     }
 
-    /// The 16-bit word at `at` of the used ring.
+    /// Returns the 16-bit word at `at` of the used ring.
     #[inline]
     fn used_word(&self, at: usize) -> &AtomicU16 {
         // SAFETY: private, and called with offsets that `map` checked: the header or
@@ -139,7 +140,7 @@ impl<M: GuestRam> DeviceRing<M> {
     }
 }
 
-/// Offset of the event word behind `size` entries of `elem` bytes.
+/// Returns the offset of the event word behind `size` entries of `elem` bytes.
 fn event_offset(size: u16, elem: usize, event_idx: bool) -> usize {
     if event_idx {
         ENTRIES_OFFSET.wrapping_add(usize::from(size).wrapping_mul(elem))
@@ -162,7 +163,7 @@ fn map_part<M: GuestRam>(
         .ok()
         .and_then(|len| ram.region(addr, access)?.segment(addr, len))
         .ok_or(RingFault::OutsideRam)?;
-    // A mapping is page-aligned, so this follows from the guest address; the atomics rely on it.
+    // A mapping is page-aligned, so this follows from the guest address; the atomics depend on it.
     if !u64::try_from(segment.as_ptr().addr()).is_ok_and(|host| host.is_multiple_of(align)) {
         return Err(RingFault::Misaligned);
     }

@@ -1,12 +1,12 @@
-//! Memory a device may touch while the driver's end has lent it out.
+//! Memory that a device may access while a driver's queue holds it.
 //!
-//! [`DmaBuf`] says what owns such memory, [`DmaMap`] (`dma/map.rs`) where the device finds it; their
-//! few implementations are beside them. Who lends the memory, and for how long, is the
-//! business of `driver::queue`; this file does not know descriptors.
+//! [`DmaBuf`] is the owner of such memory, [`DmaMap`] (`dma/map.rs`) translates its address for the
+//! device; their few implementations are beside them. `driver::queue` decides when a device may use
+//! the memory; this module does not know descriptors.
 //!
-//! A borrowed slice is no [`DmaBuf`]: a queue that is forgotten (`mem::forget`) never ends its
-//! borrow's use by the device. So whatever is lent is owned, and what is owned goes into the queue
-//! with its token and comes back with it.
+//! A borrowed slice is not a [`DmaBuf`]: a queue that is forgotten (`mem::forget`) never ends the
+//! device's use of the memory. Therefore the memory is owned, and the owner is added to the queue
+//! with its token and returned with it.
 
 mod map;
 
@@ -22,7 +22,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub(crate) use map::Mappings;
 pub use map::{Direction, DmaMap, Identity, MapError, Window};
 
-/// Where a piece of memory is, and how long it is.
+/// The location and the length of a memory buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct DmaRegion {
     pub(crate) place: MemoryLocation,
@@ -31,14 +31,14 @@ pub struct DmaRegion {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum MemoryLocation {
-    /// Addressable by this program; a [`DmaMap`] finds the device's address.
+    /// Addressable by this program; a [`DmaMap`] translates the address.
     Memory(NonNull<u8>),
-    /// The device's own address, known to the caller.
+    /// An address of the device, known to the caller.
     Bus(u64),
 }
 
 impl DmaRegion {
-    /// `len` bytes at `ptr`, in this program's address space.
+    /// Returns the region of `len` bytes at `ptr`, in this program's address space.
     #[inline]
     pub const fn memory(ptr: NonNull<u8>, len: usize) -> Self {
         Self {
@@ -47,7 +47,8 @@ impl DmaRegion {
         }
     }
 
-    /// `len` bytes at `address`, as the device sees them; no [`DmaMap`] is asked.
+    /// Returns the region of `len` bytes at the device's address `address`, which no [`DmaMap`]
+    /// translates.
     #[inline]
     pub const fn bus(address: u64, len: usize) -> Self {
         Self {
@@ -56,7 +57,7 @@ impl DmaRegion {
         }
     }
 
-    /// The bytes of `range` alone. `None` if they are not inside.
+    /// Returns the part `range` of the region, or `None` if it is not inside.
     #[inline]
     pub(crate) fn part(self, range: Range<usize>) -> Option<Self> {
         let len = range.end.checked_sub(range.start)?;
@@ -73,34 +74,34 @@ impl DmaRegion {
         Some(Self { place, len })
     }
 
-    /// Bytes of the region.
+    /// Returns the number of bytes.
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether the region has no byte.
+    /// Returns whether the region has no bytes.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 }
 
-/// An owner of one contiguous piece of memory that a device may read and write.
+/// An owner of one contiguous memory buffer that a device may read and write.
 ///
 /// # Safety
 /// - The region stays the same, and valid for reads and writes, until the owner is dropped; moving
 ///   the owner does not move it.
-/// - Safe code reaches the bytes only through `&mut Self` or by consuming the owner, never through
+/// - Safe code accesses the bytes only through `&mut Self` or by consuming the owner, never through
 ///   `&Self`: while a queue holds the owner, it holds it by shared reference at most, and the
 ///   device may be writing.
 /// - Two live owners never overlap.
 pub unsafe trait DmaBuf: 'static {
-    /// The memory owned.
+    /// Returns the owned memory.
     fn region(&self) -> DmaRegion;
 }
 
-/// A [`DmaBuf`] whose bytes this program can look at.
+/// A [`DmaBuf`] whose bytes this program can access.
 pub trait DmaBufMut: DmaBuf {
-    /// The bytes.
+    /// Returns the bytes.
     fn bytes_mut(&mut self) -> &mut [u8];
 }
 
@@ -111,9 +112,9 @@ impl DmaBufMut for DmaBytes {
     }
 }
 
-/// Owned bytes: from the heap, or from memory that is there for good.
+/// Owned bytes: from the heap, or from memory that is never freed.
 ///
-/// The bytes are reached through `&mut` only, reading included (see [`DmaBuf`]).
+/// The bytes are accessible through `&mut` only, even for reading (see [`DmaBuf`]).
 pub struct DmaBytes {
     ptr: NonNull<u8>,
     len: usize,
@@ -136,8 +137,8 @@ unsafe impl DmaBuf for DmaBytes {
 }
 
 impl DmaBytes {
-    /// `len` zero bytes from the heap at a multiple of `align`, a power of two. `None` if there is
-    /// no such memory.
+    /// Allocates `len` zero bytes on the heap at a multiple of `align`, a power of two. Returns
+    /// `None` if there is no such memory.
     pub fn zeroed(len: usize, align: usize) -> Option<Self> {
         let layout = Layout::from_size_align(len, align).ok()?;
         if len == 0 {
@@ -152,7 +153,7 @@ impl DmaBytes {
         })
     }
 
-    /// Memory that is there for good, such as a `static` array of the guest.
+    /// Takes over memory that is never freed, such as a `static` array of the guest.
     pub fn from_static(bytes: &'static mut [u8]) -> Self {
         Self {
             len: bytes.len(),
@@ -161,48 +162,50 @@ impl DmaBytes {
         }
     }
 
-    /// Memory found by other means: a page allocator, or a piece of a virtual machine's memory.
+    /// Takes over memory from another source: a page allocator, or a part of a virtual machine's
+    /// memory.
     ///
     /// # Safety
-    /// `ptr` is valid for reads and writes of `len` bytes for as long as the result, or any device
-    /// it was lent to, lives; nobody else but a device it is lent to touches these bytes; they are
-    /// initialised.
+    /// `ptr` must be valid for reads and writes of `len` initialised bytes for as long as the
+    /// result, or a device that may use it, lives. Only the result, and such a device, may access
+    /// these bytes.
     pub const unsafe fn from_raw(ptr: NonNull<u8>, len: usize) -> Self {
         Self { ptr, len, heap: 0 }
     }
 
-    /// Bytes owned.
+    /// Returns the number of owned bytes.
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no byte is owned.
+    /// Returns whether there are no bytes.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The bytes, to read; `&mut` because nobody may be lent them meanwhile.
+    /// Returns the bytes for reading. Takes `&mut` because no device may use them meanwhile.
     #[inline]
     pub fn bytes(&mut self) -> &[u8] {
         self.bytes_mut()
     }
 
-    /// The bytes, to read and write.
+    /// Returns the bytes for reading and writing.
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: valid and initialised for `len` bytes by every constructor, and exclusively
-        // ours: a queue that lends the bytes to a device owns `self` meanwhile.
+        // SAFETY: valid and initialised for `len` bytes by every constructor, and exclusively ours:
+        // a queue that lets a device use the bytes owns `self` meanwhile.
         unsafe { core::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
     }
 
-    /// Copies a wire structure to offset `at`. False, and nothing is written, if it does not fit.
+    /// Copies a wire structure to offset `at`. Returns false, and writes nothing, if it does not
+    /// fit.
     #[inline]
     pub fn put(&mut self, at: usize, value: &(impl IntoBytes + Immutable + ?Sized)) -> bool {
         let rest = self.bytes_mut().get_mut(at..);
         rest.is_some_and(|rest| value.write_to_prefix(rest).is_ok())
     }
 
-    /// Copies a wire structure out of offset `at`.
+    /// Reads a wire structure at offset `at`. Returns `None` if it does not fit.
     #[inline]
     pub fn get<V: FromBytes>(&mut self, at: usize) -> Option<V> {
         V::read_from_prefix(self.bytes().get(at..)?)
@@ -210,15 +213,15 @@ impl DmaBytes {
             .map(|(value, _)| value)
     }
 
-    /// Divides the memory into pieces of `len` bytes; what is left over is lost. Memory from the
-    /// heap is never freed afterwards.
+    /// Divides the memory into parts of `len` bytes; a remainder is lost. Memory from the heap is
+    /// not freed afterwards.
     pub(crate) fn divide(self, len: usize) -> impl Iterator<Item = Self> {
         let mut rest = self.leak();
         core::iter::from_fn(move || rest.split_to(len).filter(|piece| !piece.is_empty()))
     }
 
-    /// Takes the first `len` bytes off as an owner of their own. `None`, and nothing happens, if
-    /// there are fewer, or if the memory came from the heap, where it can only be freed whole.
+    /// Splits off the first `len` bytes as a separate owner. Returns `None`, and changes nothing,
+    /// if there are fewer, or if the memory is from the heap, where it can only be freed whole.
     pub fn split_to(&mut self, len: usize) -> Option<Self> {
         let rest = self.len.checked_sub(len)?;
         if self.heap != 0 {
@@ -235,7 +238,7 @@ impl DmaBytes {
         Some(front)
     }
 
-    /// Gives up ever freeing the memory, which lets [`split_to`](Self::split_to) divide it.
+    /// Leaks the memory, so that [`split_to`](Self::split_to) can divide it.
     pub const fn leak(mut self) -> Self {
         self.heap = 0;
         self
@@ -277,7 +280,7 @@ impl fmt::Debug for DmaBytes {
     }
 }
 
-/// An address and a length that were found elsewhere, such as in a page list.
+/// An address and a length from another source, such as a page list.
 #[derive(Debug)]
 pub struct RawSegment {
     address: u64,
@@ -285,18 +288,18 @@ pub struct RawSegment {
 }
 
 impl RawSegment {
-    /// `len` bytes at the device's address `address`.
+    /// Returns a segment of `len` bytes at the device's address `address`.
     ///
     /// # Safety
-    /// From the moment this goes into a queue until the queue gives it back, the memory stays
-    /// valid and nobody but the device touches it. A queue that is dropped or forgotten while the
-    /// device may still use it never gives it back.
+    /// From the time at which this is added to a queue until the queue returns it, the memory must
+    /// stay valid and only the device may access it. A queue that is dropped or forgotten while the
+    /// device may still use the memory never returns it.
     pub const unsafe fn new(address: u64, len: u32) -> Self {
         Self { address, len }
     }
 }
 
-// SAFETY: the constructor's caller vouches for the memory; nothing here reaches its bytes.
+// SAFETY: the constructor's caller vouches for the memory; nothing here accesses its bytes.
 unsafe impl DmaBuf for RawSegment {
     #[inline]
     fn region(&self) -> DmaRegion {

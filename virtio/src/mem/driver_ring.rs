@@ -1,8 +1,8 @@
-//! The memory of one queue as the driver's end touches it: the three parts of the ring and a table
-//! for indirect descriptors per slot, laid out in one piece that the caller supplies.
+//! The memory of one queue as accessed by the driver's end: the three parts of the ring and an
+//! indirect table per slot, in one block of memory that the caller supplies.
 //!
-//! Everything the device may read is only ever written here, never read back: what the driver needs
-//! to remember it keeps in its own tables. Sections 2.7.5 to 2.7.8.
+//! Memory that the device may read is only written here, never read back: the driver's state is in
+//! its own tables. Sections 2.7.5 to 2.7.8.
 
 use alloc::boxed::Box;
 use core::marker::PhantomData;
@@ -14,11 +14,11 @@ use crate::mem::dma::{DmaBuf, DmaBytes, DmaMap, MemoryLocation};
 use crate::ring::{ENTRIES_OFFSET, FLAGS_OFFSET, IDX_OFFSET, Word, Words};
 use crate::spec::ring::{DESC_F_INDIRECT, MAX_SIZE};
 
-/// The parts lie on cache lines of their own: the two rings are written by different ends.
+/// The parts are on separate cache lines, because the two rings are written by different ends.
 const LINE: usize = 64;
 const DESC: usize = 16;
 
-/// What the memory of a queue can't be used for.
+/// Why memory can't be used for a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueMemoryError {
     /// The size is not a power of two between 1 and 32768.
@@ -33,10 +33,10 @@ pub enum QueueMemoryError {
         have: usize,
     },
     /// The memory does not start at a multiple of 64.
-    #[error("queue memory has to start at a multiple of 64")]
+    #[error("queue memory must start at a multiple of 64")]
     Misaligned,
-    /// The device can't reach the memory as it is.
-    #[error("queue memory is outside what the device can reach")]
+    /// The device can't access the memory directly.
+    #[error("the device can't access the queue memory")]
     Unreachable,
 }
 
@@ -50,8 +50,8 @@ struct Layout {
 }
 
 impl Layout {
-    /// Sizes are at most 2^15, so nothing here exceeds 2^35 and wraps on a 64-bit machine; on a
-    /// 32-bit one `None` says that it would.
+    /// Returns the layout. With sizes of at most 2^15 nothing exceeds 2^35, so this can't overflow
+    /// on a 64-bit machine; on a 32-bit one it returns `None`.
     fn new(size: u16, table_entries: u16) -> Option<Self> {
         let entries = usize::from(size);
         let line = |bytes: usize| bytes.checked_next_multiple_of(LINE);
@@ -69,8 +69,9 @@ impl Layout {
     }
 }
 
-/// Entries from one table to the next: whole cache lines, and an odd number of them, lest the first
-/// lines of all tables, which are used most, contend for the same few places in a cache.
+/// Returns the number of entries from one table to the next: whole cache lines, and an odd number
+/// of them, so that the first lines of all tables, which are used most, do not compete for a few
+/// sets of a cache.
 fn stride(table_entries: u16) -> usize {
     const PER_LINE: usize = LINE / DESC;
     match usize::from(table_entries).div_ceil(PER_LINE) {
@@ -79,32 +80,32 @@ fn stride(table_entries: u16) -> usize {
     }
 }
 
-/// Bytes of memory a queue of `size` entries needs, with tables for `table_entries` indirect
-/// descriptors per slot.
+/// Returns the bytes of memory that a queue of `size` entries needs, with tables for
+/// `table_entries` indirect descriptors per slot.
 pub(crate) fn memory_len(size: u16, table_entries: u16) -> usize {
     Layout::new(size, table_entries).map_or(usize::MAX, |layout| layout.total)
 }
 
-/// The ring of one queue. Slots and positions are taken modulo the size, and indices into a table
-/// are checked, so no call can leave the memory.
+/// The ring of one queue. Slots and positions are taken modulo the size, and table indices are
+/// checked, so no access can leave the memory.
 pub(crate) struct DriverRing {
     base: NonNull<u8>,
     avail: NonNull<u8>,
     used: NonNull<u8>,
-    /// The first table and its address as the device sees it.
+    /// The first table, and its device address.
     tables: NonNull<u8>,
     tables_bus: u64,
     table_entries: u16,
-    /// Entries from one table to the next, and of all tables together.
+    /// Entries from one table to the next, and of all tables.
     stride: usize,
     cells: usize,
     /// Size less one; the size is a power of two.
     mask: u16,
     bus: u64,
     layout: Layout,
-    /// Where each slot's link leads: the driver's own copy, one for each slot.
+    /// The link of each slot: the driver's own copy.
     links: Box<[u16]>,
-    /// Freed only by `release`: the device may use the ring for as long as nobody proved otherwise.
+    /// Freed only by `release`: the device may use the ring until a reset is proven.
     memory: ManuallyDrop<DmaBytes>,
 }
 
@@ -112,7 +113,7 @@ pub(crate) struct DriverRing {
 unsafe impl Send for DriverRing {}
 
 impl DriverRing {
-    /// Lays a ring out in `memory`, which `hook` must be able to show to the device as it is.
+    /// Creates a ring in `memory`, which `hook` must be able to map directly.
     pub(crate) fn new(
         memory: DmaBytes,
         hook: &impl DmaMap,
@@ -161,8 +162,8 @@ impl DriverRing {
         Ok(ring)
     }
 
-    /// Makes the memory a fresh ring: zero, and every slot linked to the next. Only before the
-    /// device is told of it or after it was reset.
+    /// Initialises the memory: zeroes, and every slot linked to the next. Only before the device
+    /// uses it or after a reset.
     pub(crate) fn initialise(&mut self) {
         self.memory.bytes_mut().fill(0);
         for slot in 0..self.mask {
@@ -171,12 +172,12 @@ impl DriverRing {
         self.set_link(self.mask, 0);
     }
 
-    /// Gives the memory back. Only before the device was told of it or after it was reset.
+    /// Returns the memory. Only before the device uses it or after a reset.
     pub(crate) fn release(self) -> DmaBytes {
         ManuallyDrop::into_inner(self.memory)
     }
 
-    /// Addresses, for the device, of the descriptor table, the available and the used ring.
+    /// Returns the device addresses of the descriptor table, the available and the used ring.
     pub(crate) fn areas(&self) -> [u64; 3] {
         [0, self.layout.avail, self.layout.used].map(|offset| self.bus.wrapping_add(wide(offset)))
     }
@@ -189,7 +190,7 @@ impl DriverRing {
         self.table_entries
     }
 
-    /// Descriptor `slot`, to write.
+    /// Returns descriptor `slot` for writing.
     #[inline(always)]
     pub(crate) fn cell(&self, slot: u16) -> &Cell {
         // SAFETY: the masked slot is below size, so the descriptor is inside the table.
@@ -201,18 +202,19 @@ impl DriverRing {
         }
     }
 
-    /// Entries of all tables together.
+    /// Returns the number of entries of all tables.
     pub(crate) const fn all_cells(&self) -> usize {
         self.cells
     }
 
-    /// Which of all tables' entries is the first of the table of `slot`.
+    /// Returns the index, among all tables' entries, of the first entry of the table of `slot`.
     #[inline]
     pub(crate) fn table(&self, slot: u16) -> usize {
         usize::from(slot & self.mask).wrapping_mul(self.stride)
     }
 
-    /// The first `count` entries of the table of `slot`, or as many as there are, to write.
+    /// Returns the first `count` entries of the table of `slot`, or as many as there are, for
+    /// writing.
     #[inline(always)]
     pub(crate) fn cells(&self, slot: u16, count: u16) -> Cells<'_> {
         // SAFETY: a slot's table is among those behind `tables`, aligned as the memory is.
@@ -224,7 +226,7 @@ impl DriverRing {
         }
     }
 
-    /// Where the link of `slot` leads.
+    /// Returns the link of `slot`.
     #[inline]
     pub(crate) fn link(&self, slot: u16) -> u16 {
         // SAFETY: there is one for each slot, and the masked slot is below size.
@@ -264,8 +266,8 @@ impl DriverRing {
         word.store(head.to_le(), Ordering::Relaxed);
     }
 
-    /// Entry `position` of the used ring, modulo the size: what the device says it used, and how
-    /// many bytes it says it wrote. Loaded once; whatever it says is to be judged.
+    /// Reads entry `position` of the used ring, modulo the size: the id and the length that the
+    /// device wrote. Loaded once; both have to be validated.
     #[inline]
     pub(crate) fn used_entry(&self, position: u16) -> (u32, u32) {
         let slot = usize::from(position & self.mask);
@@ -281,7 +283,7 @@ impl DriverRing {
         }
     }
 
-    /// The 16-bit word at `at` of the available ring, which must be even and inside it.
+    /// Returns the 16-bit word at `at` of the available ring, which must be even and inside it.
     #[inline]
     fn avail_word(&self, at: usize) -> &AtomicU16 {
         // SAFETY: private, and called with offsets inside the ring: the header, an entry below
@@ -296,7 +298,7 @@ impl DriverRing {
         unsafe { &*self.used.add(at).cast::<AtomicU16>().as_ptr() }
     }
 
-    /// Offset of the event word behind entries of `elem` bytes.
+    /// Returns the offset of the event word behind entries of `elem` bytes.
     #[inline]
     const fn event_offset(&self, elem: usize) -> usize {
         #[expect(clippy::as_conversions, reason = "u16 to usize in a const fn")]
@@ -305,7 +307,7 @@ impl DriverRing {
     }
 }
 
-/// The last two fields of a descriptor, as they lie in memory: flags and link.
+/// The last two fields of a descriptor in memory: flags and link.
 #[derive(Clone, Copy)]
 pub(crate) struct Tail(u32);
 
@@ -315,14 +317,14 @@ impl Tail {
         Self(u32::from(flags) | u32::from(next) << 16)
     }
 
-    /// The same with its link one further on.
+    /// Returns the same with the link incremented.
     #[inline(always)]
     pub(crate) const fn stepped(self) -> Self {
         Self(self.0.wrapping_add(1 << 16))
     }
 }
 
-/// Entries of a slot's table, to write one after the other.
+/// Entries of a slot's table, to be written in order.
 #[derive(Clone, Copy)]
 pub(crate) struct Cells<'r> {
     /// The next of `left` entries inside the ring's memory.
@@ -332,7 +334,7 @@ pub(crate) struct Cells<'r> {
 }
 
 impl<'r> Cells<'r> {
-    /// Up to `most` of them from the `skip`th on.
+    /// Returns up to `most` entries after the first `skip`.
     #[inline(always)]
     pub(crate) fn part(self, skip: u16, most: u16) -> Self {
         let skip = skip.min(self.left);
@@ -344,7 +346,7 @@ impl<'r> Cells<'r> {
         }
     }
 
-    /// The next one.
+    /// Returns the next entry.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> Option<&'r Cell> {
         self.left = self.left.checked_sub(1)?;
@@ -356,21 +358,21 @@ impl<'r> Cells<'r> {
         }
     }
 
-    /// How many are left.
+    /// Returns how many are left.
     #[inline(always)]
     pub(crate) const fn left(&self) -> u16 {
         self.left
     }
 
-    /// All that are left.
+    /// Returns all that are left.
     #[inline(always)]
     pub(crate) fn as_slice(&self) -> &'r [Cell] {
-        // SAFETY: there are so many, and they live as long as the ring.
+        // SAFETY: this many entries are left, and they live as long as the ring.
         unsafe { core::slice::from_raw_parts(self.first.as_ptr(), usize::from(self.left)) }
     }
 }
 
-/// The memory of one descriptor. Atomics, because a device in this process may be reading.
+/// The memory of one descriptor. Atomic, because a device in this process may be reading.
 #[repr(C, align(16))]
 pub(crate) struct Cell {
     addr: AtomicU64,

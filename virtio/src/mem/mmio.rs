@@ -1,16 +1,16 @@
-//! Registers of a device: how a driver reaches a PCI function's configuration space and its BARs.
+//! Access to device registers: a PCI function's configuration space and its BARs.
 //!
-//! The traits are unsafe because buffers are given back on what a status register reads: whoever
-//! implements them vouches that it is the device that answers.
+//! The traits are unsafe because buffers are returned according to a status register: an
+//! implementation vouches that the value is the device's.
 
 use core::ptr::NonNull;
 
-/// One mapped range of a BAR. Offsets count from its start; accesses reach the device in program
+/// A mapped range of a BAR. Offsets count from its start; accesses reach the device in program
 /// order, each as one access of its width.
 ///
 /// # Safety
-/// Reads and writes reach the mapped registers of the one device they were mapped from, and what a
-/// read answers comes from there. Out-of-range offsets touch nothing and read as all ones.
+/// Reads and writes must access the mapped registers of the one device from which they were mapped.
+/// Out-of-range offsets access nothing and read as all ones.
 pub unsafe trait Registers {
     /// Reads 8 bits.
     fn read8(&self, offset: u64) -> u8;
@@ -26,10 +26,7 @@ pub unsafe trait Registers {
     fn write32(&self, offset: u64, value: u32);
 }
 
-/// One PCI function, as the environment (firmware, a unikernel, a test) gives access to it.
-///
-/// # Safety
-/// `map_bar` maps the registers of this function and of no other.
+/// A PCI function, accessed through the environment (firmware, a unikernel, a test).
 pub unsafe trait PciFunction {
     /// A mapped range of a BAR.
     type Registers: Registers;
@@ -44,27 +41,27 @@ pub unsafe trait PciFunction {
     fn map_bar(&mut self, bar: u8, offset: u64, len: u64) -> Option<Self::Registers>;
 }
 
-/// [`Registers`] at a pointer, by volatile accesses.
+/// [`Registers`] at a pointer, with volatile accesses.
 #[derive(Debug)]
 pub struct Mmio {
     start: NonNull<u8>,
     len: u64,
 }
 
-// SAFETY: device registers may be reached from any thread; each access is one instruction.
+// SAFETY: device registers may be accessed from any thread; each access is one instruction.
 unsafe impl Send for Mmio {}
 
 impl Mmio {
-    /// The registers mapped at `start`.
+    /// Returns the registers mapped at `start`.
     ///
     /// # Safety
-    /// `len` bytes of one device's registers are mapped there for as long as this lives, aligned at
-    /// least as the device's widest register.
+    /// `len` bytes of one device's registers must be mapped there for as long as this lives,
+    /// aligned at least as its widest register.
     pub const unsafe fn new(start: NonNull<u8>, len: u64) -> Self {
         Self { start, len }
     }
 
-    /// Where to access `T` at `offset`: inside the range and aligned.
+    /// Returns the pointer to `T` at `offset`, if it is inside the range and aligned.
     #[inline]
     fn at<T>(&self, offset: u64) -> Option<*mut T> {
         let size = u64::try_from(size_of::<T>()).ok()?;

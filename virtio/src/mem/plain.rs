@@ -1,4 +1,4 @@
-//! Guest memory that is a plain allocation of this process, for both ends in one program: tests,
+//! Guest memory that is an allocation of this process, for both ends in one program: tests,
 //! benchmarks, and devices driven without a virtual machine.
 
 use core::ptr::NonNull;
@@ -14,19 +14,19 @@ pub struct PlainRam {
     base: u64,
 }
 
-// SAFETY: the memory is never freed and may be touched from any thread; see `RamRegion`.
+// SAFETY: the memory is never freed and may be accessed from any thread; see `RamRegion`.
 unsafe impl Send for PlainRam {}
 // SAFETY: as above.
 unsafe impl Sync for PlainRam {}
 
 impl PlainRam {
-    /// Allocates `len` zero bytes that the device's end finds at guest address `base`, and the
-    /// driver's end as the bytes answered, to be divided with [`DmaBytes::split_to`]. `None` if
-    /// there is no such memory.
+    /// Allocates `len` zero bytes. The device's end accesses them at guest address `base`, the
+    /// driver's end as the returned bytes, to be divided with [`DmaBytes::split_to`]. Returns
+    /// `None` if there is no such memory.
     ///
     /// # Safety
-    /// While a device's end uses the region, the driver's end holds no reference to bytes that are
-    /// named in the ring the device serves.
+    /// While a device's end uses the region, the driver's end must not hold references to bytes
+    /// that the device's ring names.
     pub unsafe fn leak(len: usize, base: u64) -> Option<(Self, DmaBytes)> {
         let bytes = DmaBytes::zeroed(len, 4096)?.leak();
         let MemoryLocation::Memory(start) = bytes.region().place else {
@@ -37,13 +37,13 @@ impl PlainRam {
         Some((Self { start, len, base }, bytes))
     }
 
-    /// The hook by which a driver's queue names this memory to the device.
+    /// Returns the DMA hook by which a driver's queue maps this memory.
     pub fn window(&self) -> Option<Window> {
         Window::new(self.start, self.len, self.base)
     }
 }
 
-// SAFETY: one region, valid for reads and writes for good; `region` answers it for its own
+// SAFETY: one region, valid for reads and writes for ever; `region` returns it for its own
 // addresses only.
 unsafe impl GuestRam for PlainRam {
     fn region(&self, addr: u64, _access: Access) -> Option<RamRegion> {

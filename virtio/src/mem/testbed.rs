@@ -1,4 +1,4 @@
-//! For tests: memory shared by both ends of a queue, raw views of it, and a PCI function.
+//! Test support: memory shared by both ends of a queue, raw access to it, and a PCI function.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "narrow reads of a model's registers"
@@ -27,7 +27,7 @@ pub(crate) struct Testbed {
 
 impl Testbed {
     pub(crate) fn new(len: usize) -> Self {
-        // SAFETY: tests touch lent bytes only through `read` and `write` below.
+        // SAFETY: tests access bytes in use by a device only through `read` and `write` below.
         let (ram, rest) = unsafe { PlainRam::leak(len, BASE) }.unwrap();
         Self {
             ram,
@@ -40,7 +40,7 @@ impl Testbed {
         self.ram.window().unwrap()
     }
 
-    /// The next `len` bytes, at a multiple of 64.
+    /// Allocates the next `len` bytes, at a multiple of 64.
     pub(crate) fn take(&mut self, len: usize) -> DmaBytes {
         let mut piece = self
             .rest
@@ -49,7 +49,7 @@ impl Testbed {
         piece.split_to(len).unwrap()
     }
 
-    /// Bytes of a piece's own, with these contents.
+    /// Allocates bytes with these contents.
     pub(crate) fn piece(&mut self, contents: &[u8]) -> DmaBytes {
         let mut piece = self.take(contents.len());
         piece.bytes_mut().copy_from_slice(contents);
@@ -70,7 +70,7 @@ impl Testbed {
         Queue::new(options, memory, hook, &self.device)
     }
 
-    /// The device's end of a queue.
+    /// Returns the device's end of a queue.
     pub(crate) fn device_end(&self, areas: QueueAreas, features: u64) -> ActiveQueue<PlainRam> {
         let mut config = QueueConfig::new(areas.size);
         config.set_desc(areas.descriptors);
@@ -108,7 +108,7 @@ impl Testbed {
         }
     }
 
-    /// Writes a used entry as a device would, without regard to what is in flight.
+    /// Writes a used entry as a device would, regardless of the buffers in flight.
     pub(crate) fn forge_used(&self, areas: QueueAreas, idx: u16, id: u32, len: u32) {
         let slot = u64::from(idx.wrapping_sub(1) % areas.size);
         let mut entry = id.to_le_bytes().to_vec();
@@ -117,7 +117,7 @@ impl Testbed {
         self.write(areas.device + 2, &idx.to_le_bytes());
     }
 
-    /// The guest address of a piece of this memory.
+    /// Returns the guest address of a buffer in this memory.
     pub(crate) fn address(&self, piece: &impl DmaBuf) -> u64 {
         let region = piece.region();
         let MemoryLocation::Memory(ptr) = region.place else {
@@ -127,13 +127,13 @@ impl Testbed {
     }
 }
 
-/// A pointer outside every window.
+/// Returns memory outside every window.
 pub(crate) fn elsewhere() -> DmaBytes {
-    // SAFETY: never dereferenced: no hook answers an address for it.
+    // SAFETY: never dereferenced: no hook returns an address for it.
     unsafe { DmaBytes::from_raw(NonNull::dangling(), 16) }
 }
 
-/// A raw segment that no device of a test is shown.
+/// Returns a raw segment that no device of a test accesses.
 pub(crate) fn raw(address: u64, len: u32) -> RawSegment {
     // SAFETY: tests only look at the descriptor.
     unsafe { RawSegment::new(address, len) }
@@ -148,7 +148,7 @@ pub(crate) trait PlainFunction {
     fn bar_len(&self, bar: u8) -> u64;
 }
 
-/// Gives a [`PlainFunction`] to the PCI driver.
+/// A [`PlainFunction`] for the PCI driver.
 pub(crate) struct Function<P>(pub(crate) Rc<RefCell<P>>);
 
 pub(crate) struct BarRange<P> {
@@ -220,6 +220,6 @@ unsafe impl<P: PlainFunction> Registers for BarRange<P> {
 /// Ordinary memory as device registers.
 pub(crate) fn registers_in_memory(words: &'static mut [u32]) -> Mmio {
     let len = u64::try_from(size_of_val(words)).unwrap();
-    // SAFETY: the memory is there for good and nobody else has it.
+    // SAFETY: the memory is never freed and has no other user.
     unsafe { Mmio::new(NonNull::from(words).cast(), len) }
 }

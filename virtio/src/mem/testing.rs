@@ -1,5 +1,5 @@
-//! Guest memory from the allocator, for tests, fuzzing and benchmarks: any number of regions, bytes
-//! read and written by guest address, and a dirty log.
+//! Guest memory from the allocator, for tests, fuzzing and benchmarks: any number of regions,
+//! accessible by guest address, with a dirty log.
 
 use alloc::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use alloc::sync::Arc;
@@ -10,10 +10,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Access, GuestRam, RamRegion, Segment, copy};
 
-/// Bytes a bit of the dirty log stands for.
+/// Number of bytes per bit of the dirty log.
 pub const DIRTY_PAGE: usize = 4096;
 
-/// Guest memory of the test's making. Clones share it.
+/// Guest memory of a test. Clones share it.
 #[derive(Clone, Debug)]
 pub struct TestRam(Arc<Regions>);
 
@@ -33,30 +33,31 @@ struct Region {
     dirty: Vec<AtomicBool>,
 }
 
-// SAFETY: the memory is only touched by volatile and atomic accesses.
+// SAFETY: the memory is only accessed by volatile and atomic accesses.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: allocated in `with_regions` with this layout, and nobody has a clone any more.
+        // SAFETY: allocated in `with_regions` with this layout, and no clone is left.
         unsafe { dealloc(self.host, self.layout) };
     }
 }
 
 impl TestRam {
-    /// `len` zeroed bytes at guest address `guest`.
+    /// Creates memory of `len` zeroed bytes at guest address `guest`.
     #[must_use]
     pub fn new(guest: u64, len: usize) -> Self {
         Self::with_regions(&[(guest, len, true)])
     }
 
-    /// Zeroed regions of guest address, length and whether a device may write; each is an allocation
-    /// of its own, so that a sanitizer sees a step over its end.
+    /// Creates memory of zeroed regions, given by guest address, length and whether a device may
+    /// write. Each is an allocation of its own, so that a sanitizer detects an access beyond its
+    /// end.
     ///
     /// # Panics
-    /// A length is 0 or absurd.
+    /// A length is 0 or too large.
     #[must_use]
     #[expect(clippy::expect_used, reason = "memory of a test's making")]
     pub fn with_regions(regions: &[(u64, usize, bool)]) -> Self {
@@ -84,7 +85,7 @@ impl TestRam {
         }))
     }
 
-    /// Starts the dirty log, all clean.
+    /// Starts the dirty log with all pages clean.
     pub fn track_dirty(&self) {
         for page in self.0.regions.iter().flat_map(|region| &region.dirty) {
             page.store(false, Ordering::Relaxed);
@@ -92,7 +93,7 @@ impl TestRam {
         self.0.tracking.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the page of `addr` was marked since [`track_dirty`](Self::track_dirty).
+    /// Returns whether the page of `addr` was marked since [`track_dirty`](Self::track_dirty).
     #[must_use]
     pub fn is_dirty(&self, addr: u64) -> bool {
         self.0.regions.iter().any(|region| {
@@ -103,13 +104,13 @@ impl TestRam {
         })
     }
 
-    /// How often a device's end has asked for a region.
+    /// Returns the number of region lookups.
     #[must_use]
     pub fn lookups(&self) -> usize {
         self.0.lookups.load(Ordering::Relaxed)
     }
 
-    /// Copies bytes out.
+    /// Reads bytes.
     ///
     /// # Panics
     /// They are not in one region.
@@ -119,7 +120,7 @@ impl TestRam {
         unsafe { copy::from_guest(out, segment.as_ptr()) };
     }
 
-    /// Copies bytes in.
+    /// Writes bytes.
     ///
     /// # Panics
     /// They are not in one region.
@@ -129,7 +130,7 @@ impl TestRam {
         unsafe { copy::to_guest(segment.as_ptr(), data) };
     }
 
-    /// Copies a structure out.
+    /// Reads a structure.
     ///
     /// # Panics
     /// It is not in one region.
@@ -140,7 +141,7 @@ impl TestRam {
         value
     }
 
-    /// Copies a structure in.
+    /// Writes a structure.
     ///
     /// # Panics
     /// It is not in one region.

@@ -9,7 +9,8 @@ use crate::spec::blk::RequestHeader;
 const OUT: u64 = DATA + 0x1000;
 const IN: u64 = DATA + 0x2000;
 
-/// A chain with the readable and writable parts cut as told; readable bytes count up from 0.
+/// Returns a chain whose readable and writable parts have segments of these lengths; readable bytes
+/// count up from 0.
 fn framed(
     readable: &[u32],
     writable: &[u32],
@@ -32,7 +33,7 @@ fn framed(
     (driver, queue, chain)
 }
 
-/// All ways to cut `total` into parts.
+/// Returns all partitions of `total` into parts.
 fn framings(total: u32) -> Vec<Vec<u32>> {
     if total == 0 {
         return vec![vec![]];
@@ -168,7 +169,7 @@ fn ranges_split_segments_only_where_the_framing_cuts_them() {
         assert_eq!(error.left, 30);
     }
     assert!(chain.writable_range(15, 1).is_err());
-    // Readers and writers see the same bytes as before.
+    // Readers and writers have the same bytes as before.
     let bytes: [u8; 30] = chain.reader().read_obj().unwrap();
     assert!(bytes.iter().zip(0..).all(|(b, n)| *b == n));
     chain.writer().write_all(&[9; 15]).unwrap();

@@ -1,4 +1,4 @@
-//! A driver for tests: it writes whatever it is told into a ring, sane or not.
+//! A driver for tests, which writes any values into a ring, valid or not.
 
 use zerocopy::little_endian::U16;
 
@@ -9,7 +9,7 @@ use crate::spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor, 
 
 pub(in crate::device) const RAM: u64 = 0x1_0000;
 pub(in crate::device) const RAM_LEN: usize = 0x10_0000;
-/// Where tests put their buffers and tables.
+/// The address of the tests' buffers and tables.
 pub(in crate::device) const DATA: u64 = RAM + 0x8_0000;
 
 pub(in crate::device) const NEXT: u16 = DESC_F_NEXT;
@@ -30,7 +30,7 @@ pub(in crate::device) const IN_ORDER: RingFeatures = RingFeatures {
     ..PLAIN
 };
 
-/// The driver's side of one ring.
+/// The driver's end of one ring.
 #[derive(Clone)]
 pub(in crate::device) struct TestDriver {
     pub(in crate::device) ram: TestRam,
@@ -38,7 +38,7 @@ pub(in crate::device) struct TestDriver {
     pub(in crate::device) desc: u64,
     pub(in crate::device) avail: u64,
     pub(in crate::device) used: u64,
-    /// Our copy of the available index.
+    /// The driver's copy of the available index.
     pub(in crate::device) idx: u16,
 }
 
@@ -56,7 +56,7 @@ impl TestDriver {
         Self::on(TestRam::new(RAM, RAM_LEN), size)
     }
 
-    /// A ring at the start of memory that has at least half a megabyte at `RAM`.
+    /// Returns a ring at the start of `ram`, which has at least half a megabyte at `RAM`.
     pub(in crate::device) fn on(ram: TestRam, size: u16) -> Self {
         let avail = RAM + ring::desc_bytes(size);
         let used = (avail + ring::avail_bytes(size, true)).next_multiple_of(4);
@@ -90,7 +90,7 @@ impl TestDriver {
         self.config().activate(self.ram.clone(), features)
     }
 
-    /// Both ends as they are after `idx` buffers.
+    /// Sets both ends to the state after `idx` buffers.
     pub(in crate::device) fn activate_at(
         &mut self,
         idx: u16,
@@ -108,7 +108,7 @@ impl TestDriver {
         self.ram.put(self.desc + 16 * u64::from(index), &it);
     }
 
-    /// Writes a table, to be pointed to by an indirect descriptor.
+    /// Writes a table for an indirect descriptor.
     pub(in crate::device) fn table(&self, addr: u64, table: &[Descriptor]) {
         for (at, it) in (addr..).step_by(16).zip(table) {
             self.ram.put(at, it);
@@ -125,14 +125,14 @@ impl TestDriver {
         }
     }
 
-    /// Makes a head available without showing it yet.
+    /// Adds a head to the available ring without publishing it.
     pub(in crate::device) fn stage(&mut self, head: u16) {
         let slot = u64::from(self.idx & (self.size - 1));
         self.put16(self.avail + 4 + 2 * slot, head);
         self.idx = self.idx.wrapping_add(1);
     }
 
-    /// Shows what was staged.
+    /// Publishes the added heads.
     pub(in crate::device) fn show(&self) {
         self.put16(self.avail + 2, self.idx);
     }
@@ -167,7 +167,7 @@ impl TestDriver {
         self.put16(self.avail, value);
     }
 
-    /// Id and length of the used entry at `position`.
+    /// Returns id and length of the used entry at `position`.
     pub(in crate::device) fn used_entry(&self, position: u16) -> (u32, u32) {
         let slot = u64::from(position & (self.size - 1));
         let it: UsedElem = self.ram.get(self.used + 4 + 8 * slot);

@@ -1,8 +1,9 @@
-//! The device's end against plain models of it: a walker of descriptor tables over vectors, tried
-//! on every small table there is and on random large ones, and a queue of heads, tried with every
-//! short sequence of actions and with random long ones.
+//! The device's end against plain models: a walker of descriptor tables over vectors, tested on
+//! every small table and on random large ones, and a queue of heads, tested with every short
+//! sequence of actions and with random long ones.
 //!
-//! Tiers: quick; with `SPLITRING_SOAK` set the sequences are longer and the random ones many more.
+//! Tiers: quick; with `SPLITRING_SOAK` set the sequences are longer and there are many more random
+//! ones.
 
 use std::collections::VecDeque;
 
@@ -16,10 +17,10 @@ use crate::mem::{Access, GuestRam, Segment};
 use crate::spec::ring::Descriptor;
 use crate::tier;
 
-/// Buffers as guest address and length, readable then writable.
+/// Guest addresses and lengths of the readable, then of the writable buffers.
 type Buffers = (Vec<(u64, u32)>, Vec<(u64, u32)>);
 
-/// What section 2.7.5 says a chain is, in the plainest way; `None` is malformed.
+/// A plain implementation of a chain after section 2.7.5; `None` is malformed.
 fn plain_walk(driver: &TestDriver, head: u16, indirect: bool) -> Option<Buffers> {
     let table: Vec<Descriptor> = (0..u64::from(driver.size))
         .map(|n| driver.ram.get(driver.desc + 16 * n))
@@ -62,7 +63,8 @@ fn plain_walk(driver: &TestDriver, head: u16, indirect: bool) -> Option<Buffers>
     Some(out)
 }
 
-/// The descriptors from `head` on, at most one more than `limit`, the last one perhaps indirect.
+/// Returns the descriptors from `head` on, at most one more than `limit`, the last one possibly
+/// indirect.
 fn links(table: &[Descriptor], head: u16, limit: usize) -> Option<Vec<Descriptor>> {
     let mut out = vec![*table.get(usize::from(head))?];
     loop {
@@ -75,12 +77,12 @@ fn links(table: &[Descriptor], head: u16, limit: usize) -> Option<Vec<Descriptor
     }
 }
 
-/// The segment a buffer in one region must become.
+/// Returns the expected segment of a buffer in one region.
 fn expected(ram: &TestRam, (addr, len): (u64, u32), access: Access) -> Option<Segment> {
     ram.region(addr, access)?.segment(addr, len as usize)
 }
 
-/// Pops one chain and compares it with what the plain walker makes of it.
+/// Pops one chain and compares it with the result of the plain walker.
 fn compare(driver: &mut TestDriver, features: RingFeatures, head: u16) {
     let mut queue = driver.activate_at(0, features);
     driver.offer(head);
@@ -101,7 +103,8 @@ fn compare(driver: &mut TestDriver, features: RingFeatures, head: u16) {
     }
 }
 
-/// Every descriptor that differs in more than the address: flags, and links where they count.
+/// Returns every descriptor that differs in more than the address: flags, and links where they
+/// matter.
 fn alphabet(size: u16, addr: u64, len: u32) -> Vec<Descriptor> {
     let flags = [0, WRITE, INDIRECT, INDIRECT | WRITE];
     let mut all: Vec<_> = flags
@@ -137,12 +140,12 @@ fn every_direct_table_of_a_small_queue_is_walked_as_plainly() {
     for size in [1, 2, 4] {
         let ram = TestRam::with_regions(&[(RAM, 4096, true), (DATA, 4096, true)]);
         let mut driver = TestDriver::on(ram, size);
-        // A table of one readable descriptor, which is also the buffer of every other one.
+        // A table of one readable descriptor, which is also the buffer of all others.
         driver.table(DATA, &[desc(DATA, 16, 0, 0)]);
         let alphabet = alphabet(size, DATA, 16);
         words(&alphabet, usize::from(size), &mut |table| {
             driver.table(driver.desc, table);
-            // Tables are closed under renaming: it is enough to start at both ends.
+            // Tables are closed under renaming: starting at both ends is enough.
             compare(&mut driver, PLAIN, 0);
             compare(&mut driver, PLAIN, size - 1);
         });
@@ -215,25 +218,25 @@ proptest! {
     }
 }
 
-/// What can happen to a queue.
+/// An action on a queue.
 #[derive(Clone, Copy, Debug)]
 enum Action {
-    /// The driver offers a free head, if it has one.
+    /// The driver makes a free head available, if it has one.
     Offer,
     Pop,
-    /// The device completes the n-th of what it holds, modulo their number.
+    /// The device completes the n-th request that it holds, modulo their number.
     Complete(usize),
-    /// Shown, without a decision about the interrupt.
+    /// The device publishes without a decision about an interrupt.
     Show,
-    /// With the driver asking for an interrupt so many entries ahead.
+    /// The device publishes while the driver requests an interrupt this many entries ahead.
     Publish(u16),
     Notify(bool),
     Grant(u16),
-    /// The device goes away and comes back; what it held it gives up.
+    /// The queue is saved and restored; requests that the device holds are abandoned.
     Restore,
 }
 
-/// A queue and the plain model of it.
+/// A queue and its plain model.
 struct Pair {
     driver: TestDriver,
     features: RingFeatures,
@@ -243,14 +246,15 @@ struct Pair {
     offered: VecDeque<u16>,
     /// Heads popped and not completed, in the order of popping.
     popped: Vec<u16>,
-    /// In order: popped heads in ring order, with the length once they are done.
+    /// With IN_ORDER: popped heads in ring order, with the length once they are completed.
     line: VecDeque<(u16, Option<u32>)>,
-    /// Heads a restored queue must hand out again first.
+    /// Heads that a restored queue must return first.
     again: VecDeque<u16>,
     /// Entries on the used ring, published or not, that the driver has not taken.
     used: VecDeque<(u16, u32)>,
     idx: u16,
-    /// Up to where it was decided about an interrupt, and whether one is due by a restore.
+    /// The used index of the last decision about an interrupt, and whether one is due after a
+    /// restore.
     decided: u16,
     due: bool,
     grant: Option<u16>,
@@ -350,7 +354,7 @@ impl Pair {
             .unwrap();
         self.line[place].1 = Some(len);
         if !self.features.in_order {
-            // Out of order it is used at once.
+            // Without IN_ORDER it is used at once.
             self.used.push_back((head, len));
             self.line.remove(place);
         }
@@ -384,7 +388,7 @@ impl Pair {
         self.take();
     }
 
-    /// The driver takes everything it is shown.
+    /// The driver takes all published entries.
     fn take(&mut self) {
         while let Some((head, len)) = self.used.pop_front() {
             assert_eq!(self.driver.used_entry(self.idx), (u32::from(head), len));
@@ -403,7 +407,7 @@ impl Pair {
             .unwrap();
         self.popped.clear();
         self.grant = None;
-        // What was shown is not decided about any more: the next publication tells of it.
+        // Published entries are no longer decided about: the next publication covers them.
         self.due |= self.idx != self.decided;
         self.decided = self.idx;
         let waiting = self.line.iter().filter(|(_, len)| len.is_none());

@@ -1,4 +1,5 @@
-//! Where the device finds the driver's memory: the hook of a queue, and its account of what is mapped.
+//! The translation of a driver's memory to device addresses: the DMA hook of a queue, and the
+//! record of its mappings.
 
 use alloc::boxed::Box;
 use core::mem;
@@ -6,46 +7,47 @@ use core::ptr::NonNull;
 
 use super::{DmaRegion, MemoryLocation};
 
-/// What the device does with a piece of memory.
+/// The device's access to a memory buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// It reads.
+    /// The device reads.
     Readable,
-    /// It writes.
+    /// The device writes.
     Writable,
 }
 
-/// Why memory could not be made visible to the device.
+/// Why memory can't be mapped for the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
-    /// The memory is not where the device can reach it.
-    #[error("the memory is outside what the device can reach")]
+    /// The device can't access the memory.
+    #[error("the device can't access the memory")]
     Unreachable,
-    /// There is no room left to make it reachable; some comes back with completed buffers.
+    /// There is no bounce memory left; some is freed with used buffers.
     #[error("no bounce memory is left")]
     Exhausted,
 }
 
-/// How the device finds the driver's memory: the DMA hook of a queue.
+/// Translates the driver's memory to device addresses: the DMA hook of a queue.
 ///
 /// # Safety
-/// What `map` answers, and nothing else, is what the device is given: an implementation vouches
-/// that a device that reads or writes `len` bytes there touches the mapped memory, or a stand-in of
-/// its own that no safe code reaches, until `unmap`.
+/// The device only gets addresses that `map` returns. An implementation vouches that a device that
+/// accesses `len` bytes there accesses the mapped memory, or a substitute of its own that no safe
+/// code accesses, until `unmap`.
 pub unsafe trait DmaMap: 'static {
-    /// What `unmap` needs to know.
+    /// The data that `unmap` needs.
     type Mapping;
 
-    /// Whether `unmap` does anything. If not, queues keep no record of mappings.
+    /// Whether `unmap` has an effect. If not, queues keep no record of mappings.
     const UNMAPS: bool;
 
-    /// Makes `len` bytes at `ptr` visible and answers their address for the device.
+    /// Maps `len` bytes at `ptr` for the device; returns their device address.
     ///
     /// # Errors
-    /// The memory can't be reached, or there is no room to make it reachable.
+    /// The device can't access the memory, or there is no bounce memory left.
     ///
     /// # Safety
-    /// The memory is valid for reads and writes and nobody writes it, until the mapping is undone.
+    /// The memory must be valid for reads and writes, and must not be written by others, until it
+    /// is unmapped.
     unsafe fn map(
         &mut self,
         ptr: NonNull<u8>,
@@ -53,19 +55,19 @@ pub unsafe trait DmaMap: 'static {
         direction: Direction,
     ) -> Result<(u64, Self::Mapping), MapError>;
 
-    /// Undoes `map`; the device wrote at most the first `written` bytes.
+    /// Undoes `map`. The device wrote at most the first `written` bytes.
     ///
     /// # Safety
-    /// `mapping` came from `map`, is undone once, the device is done with it, and the memory is
-    /// still valid.
+    /// `mapping` must come from `map` and be unmapped once, the device must no longer use it, and
+    /// the memory must still be valid.
     unsafe fn unmap(&mut self, mapping: Self::Mapping, written: u32);
 
-    /// The device's address of memory that both ends use at the same time (the rings), if it is
-    /// reachable as it is.
+    /// Returns the device address of memory that both ends use at the same time (the rings), or
+    /// `None` if the device can't access it directly.
     fn shared(&self, ptr: NonNull<u8>, len: usize) -> Option<u64>;
 }
 
-/// The device's address is the pointer itself: a guest whose memory is mapped one to one.
+/// Uses the pointer as the device address: for a guest whose memory is mapped one to one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Identity;
 
@@ -93,7 +95,7 @@ unsafe impl DmaMap for Identity {
     }
 }
 
-/// One window of memory that the device sees at another address: direct maps of kernels, and both
+/// Maps one window of memory at another device address: for direct maps of kernels, and for both
 /// ends in one process.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
@@ -103,8 +105,8 @@ pub struct Window {
 }
 
 impl Window {
-    /// The device sees the `len` bytes at `start` at its own address `bus`. `None` if either range
-    /// runs over the end of the address space.
+    /// Creates a hook that maps the `len` bytes at `start` to the device address `bus`. Returns
+    /// `None` if either range exceeds the address space.
     pub fn new(start: NonNull<u8>, len: u64, bus: u64) -> Option<Self> {
         let start = address(start);
         start.checked_add(len)?;
@@ -121,7 +123,8 @@ impl Window {
     }
 }
 
-// SAFETY: only memory inside the window is answered, at the place the constructor's caller named.
+// SAFETY: returns addresses only for memory inside the window, as named by the constructor's
+// caller.
 unsafe impl DmaMap for Window {
     type Mapping = ();
     const UNMAPS: bool = false;
@@ -154,11 +157,11 @@ fn address(ptr: NonNull<u8>) -> u64 {
     ptr.as_ptr() as usize as u64
 }
 
-/// The mappings of a queue's segments, by a number the queue gives each (its slot, or its place in
-/// a slot's table). Empty where the hook needs no undoing.
+/// The mappings of a queue's segments, by a number that the queue assigns (its slot, or its index
+/// in a slot's table). Empty if the hook does not unmap.
 ///
-/// Invariant the queue keeps: from `map` until `unmap` it owns the token that owns the memory, and
-/// by then the device has completed the buffer, never saw it, or was reset.
+/// Invariant kept by the queue: from `map` until `unmap` it owns the token that owns the memory,
+/// and at `unmap` the device has used the buffer, never saw it, or was reset.
 pub(crate) struct Mappings<M: DmaMap> {
     hook: M,
     records: Box<[Record<M::Mapping>]>,
@@ -166,9 +169,9 @@ pub(crate) struct Mappings<M: DmaMap> {
 
 /// One mapped segment.
 struct Record<T> {
-    /// `None` if the segment was the device's own address, or there is no segment.
+    /// `None` if the segment has a device address, or there is no segment.
     mapping: Option<T>,
-    /// Bytes the device may write.
+    /// Number of bytes that the device may write.
     writable: u32,
 }
 
@@ -200,7 +203,7 @@ impl<M: DmaMap> Mappings<M> {
         let (address, mapping) = match region.place {
             MemoryLocation::Bus(address) => (address, None),
             MemoryLocation::Memory(ptr) => {
-                // SAFETY: the region is a `DmaBuf`'s, valid and unreachable to others while the
+                // SAFETY: the region is a `DmaBuf`'s, valid and inaccessible to others while the
                 // queue holds it; `len` is the region's length.
                 let (address, mapping) = unsafe { self.hook.map(ptr, len, direction)? };
                 (address, Some(mapping))
@@ -221,8 +224,8 @@ impl<M: DmaMap> Mappings<M> {
         Ok(address)
     }
 
-    /// Undoes the mapping under this number, if there is one. `written` bytes were written to this
-    /// segment and those behind it; answers how many are left for those.
+    /// Unmaps the mapping with this number, if there is one. `written` bytes were written to this
+    /// segment and those behind it; returns how many are left for those.
     pub(crate) fn unmap(&mut self, record: usize, written: u32) -> u32 {
         let Some(record) = self.records.get_mut(record) else {
             return written;
@@ -236,7 +239,7 @@ impl<M: DmaMap> Mappings<M> {
         written.wrapping_sub(here)
     }
 
-    /// Undoes all of them after a reset; nothing the device wrote counts.
+    /// Unmaps all mappings after a reset, without copying bytes that the device wrote.
     pub(crate) fn unmap_all(&mut self) {
         for record in 0..self.records.len() {
             self.unmap(record, 0);

@@ -1,4 +1,4 @@
-//! Activation: what is checked, and what is frozen by it.
+//! Activation: what is checked, and what it freezes.
 
 use super::pop;
 use crate::device::queue::{ActivateError, Part, QueueConfig};

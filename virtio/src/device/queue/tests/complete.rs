@@ -1,4 +1,4 @@
-//! Completion: lengths, forgotten chains, order of use, dirty pages.
+//! Completion: lengths, dropped chains, order of use, dirty pages.
 
 use super::pop;
 use crate::device::queue::{ChainError, Interrupt};
@@ -24,7 +24,8 @@ fn a_request_given_up_half_way_reports_what_was_written_and_not_what_others_wrot
     let mut queue = driver.activate(PLAIN);
     driver.chain(0, &[(DATA, 16, 0), (DATA, 10, WRITE)]);
     let mut position = 0;
-    // Whole, given up after 3 bytes, given up before the first: each in the slot of the one before.
+    // Completed, cancelled after 3 bytes, cancelled before the first: each in the slot of the
+    // previous one.
     for written in [10usize, 3, 0] {
         driver.offer(0);
         let mut chain = pop(&mut queue);
@@ -39,7 +40,7 @@ fn a_request_given_up_half_way_reports_what_was_written_and_not_what_others_wrot
         );
         position += 1;
     }
-    // Given up at a reset: the driver is shown nothing of it.
+    // Abandoned at a reset: nothing is published.
     driver.offer(0);
     pop(&mut queue).abandon();
     assert_eq!(queue.publish(), Interrupt::NotNeeded);

@@ -1,4 +1,4 @@
-//! What is done once and not for each chain.
+//! Work that is done once, and not per chain.
 
 use super::pop;
 use crate::device::queue::ChainError;

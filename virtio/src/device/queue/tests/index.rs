@@ -34,7 +34,7 @@ fn a_head_made_available_twice_is_refused() {
     let chain = pop(&mut queue);
     driver.offer(3);
     assert_eq!(fault_of(&mut queue, 3), ChainFault::Duplicate);
-    // What is in flight still completes.
+    // Requests in flight can still be completed.
     queue.complete(chain, 0);
     assert_eq!(queue.publish(), Interrupt::Needed);
     assert_eq!(driver.used_idx(), 1);

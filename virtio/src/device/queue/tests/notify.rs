@@ -1,4 +1,4 @@
-//! Interrupts, notifications and the grant of a pass.
+//! Interrupts, notifications and the limits of a pass.
 
 use super::pop;
 use crate::device::queue::Interrupt;
@@ -56,7 +56,8 @@ fn an_empty_batch_publishes_nothing_and_interrupts_nobody() {
     }
 }
 
-/// What was shown can be taken and offered again before the batch is published, and the decision is about all of it.
+/// Published entries can be taken and made available again before the decision about the batch,
+/// which covers all of it.
 #[test]
 fn a_batch_shown_early_is_decided_about_as_a_whole() {
     let mut driver = TestDriver::new(4);
@@ -70,7 +71,7 @@ fn a_batch_shown_early_is_decided_about_as_a_whole() {
     queue.complete(first, 0);
     queue.publish_used();
     assert_eq!(driver.used_idx(), 1);
-    // The ring had been full: only what was shown makes room.
+    // The ring was full: only published entries make room.
     driver.offer(0);
     for _ in 0..4 {
         let chain = pop(&mut queue);
@@ -86,7 +87,7 @@ fn a_batch_shown_early_is_decided_about_as_a_whole() {
     assert_eq!(queue.publish(), Interrupt::NotNeeded);
 }
 
-/// 2^16 entries shown without a decision look like none, and more of them like few.
+/// 2^16 entries published without a decision look like none, and more of them like few.
 #[test]
 fn more_than_two_to_the_sixteen_shown_entries_are_not_mistaken_for_few() {
     for over in [0, 1, 5] {
@@ -100,7 +101,7 @@ fn more_than_two_to_the_sixteen_shown_entries_are_not_mistaken_for_few() {
             queue.complete(chain, 0);
             queue.publish_used();
         }
-        // The driver asked to be told of the very first, and then polled.
+        // The driver requested an interrupt for the first entry, and then polled.
         assert_eq!(queue.publish(), Interrupt::Needed, "{over} over");
         assert_eq!(queue.publish(), Interrupt::NotNeeded);
     }
@@ -176,7 +177,7 @@ fn a_grant_bounds_a_pass_though_the_driver_refills_for_ever() {
     let chain = pop(&mut queue);
     queue.complete(chain, 0);
     assert!(queue.pop().unwrap().is_none());
-    // A grant that is not used up does not add to the next.
+    // The rest of a limit does not add to the next one.
     queue.grant(3);
     let chain = pop(&mut queue);
     queue.complete(chain, 0);
@@ -193,7 +194,7 @@ fn a_grant_bounds_the_bytes_of_a_pass_and_the_chain_that_exceeds_it_is_the_last(
     const PIECE: u32 = 7 << 16;
     let mut driver = TestDriver::new(16);
     let mut queue = driver.activate(PLAIN);
-    // The same memory again and again: 7 MiB of it per chain, half of them writable.
+    // The same memory repeatedly: 7 MiB per chain, half of it writable.
     let link = |index: u16| if index < 15 { NEXT } else { 0 };
     let half = |index: u16| if index < 8 { 0 } else { WRITE };
     let entry = |index: u16| desc(DATA + 0x1000, PIECE, link(index) | half(index), index + 1);

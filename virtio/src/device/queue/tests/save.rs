@@ -1,4 +1,4 @@
-//! Saving a queue and going on from what was saved.
+//! Saving a queue and continuing from the saved state.
 
 use super::{fault_of, pop};
 use crate::device::queue::{
@@ -70,7 +70,7 @@ fn a_state_saved_between_completion_and_publication_publishes_after_restore() {
     assert_eq!(driver.used_idx(), 1);
 }
 
-/// The interrupt for what was shown is decided about at the next publication, which the restored queue makes.
+/// The interrupt for published entries is decided at the next publication, by the restored queue.
 #[test]
 fn an_interrupt_that_was_put_off_survives_a_restore() {
     for features in [PLAIN, EVENT] {
@@ -82,7 +82,7 @@ fn an_interrupt_that_was_put_off_survives_a_restore() {
         queue.complete(chain, 1);
         queue.publish_used();
         for _ in 0..2 {
-            // Saved twice over: what is not yet published stays undecided.
+            // Saved twice: entries not yet published stay undecided.
             let config = QueueConfig::restore(4, queue.save()).unwrap();
             queue = config.activate(driver.ram.clone(), features).unwrap();
         }
@@ -229,7 +229,7 @@ fn a_broken_queue_is_restored_broken() {
     driver.chain(0, &[(DATA, 16, WRITE)]);
     driver.offer(0);
     let chain = pop(&mut queue);
-    // What was popped last is no request: a list of requests in flight would not add up.
+    // The last pop was not a request, so that a list of requests in flight would be inconsistent.
     driver.offer(0);
     assert_eq!(fault_of(&mut queue, 0), ChainFault::Duplicate);
     chain.abandon();

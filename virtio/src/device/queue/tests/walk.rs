@@ -1,4 +1,4 @@
-//! Taking chains apart: every legal shape, and every illegal one.
+//! Walking chains: every legal shape, and every illegal one.
 
 use super::{fault, fault_of, lens, pop};
 use crate::device::queue::{ChainFault, Interrupt, QueueConfig, RingFeatures};
@@ -39,7 +39,7 @@ fn direct_descriptors_may_be_followed_by_one_indirect_and_its_write_flag_says_no
         let mut queue = driver.activate(PLAIN);
         driver.set_desc(0, desc(DATA, 16, NEXT, 1));
         driver.set_desc(1, desc(DATA + 0x1000, 48, INDIRECT | write, 0));
-        // Out of order in the table on purpose: the links say how it goes.
+        // Out of order in the table on purpose: the links define the order.
         driver.table(
             DATA + 0x1000,
             &[
