@@ -288,29 +288,4 @@ fn open_files() -> Finding {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::MAX_CPUS;
-
-    #[test]
-    fn the_report_says_how_many_vcpus_a_machine_can_have() {
-        if !splitring_needs::kvm() {
-            return;
-        }
-        let found = kvm_device();
-        assert_eq!(found.outcome, FindingOutcome::Ok);
-        let words = format!("up to {MAX_CPUS} vCPUs per machine");
-        assert!(found.detail.ends_with(&words), "{}", found.detail);
-    }
-
-    #[test]
-    fn every_way_of_not_opening_kvm_has_its_own_remedy() {
-        let remedies: Vec<String> = [libc::EACCES, libc::ENXIO, libc::EBUSY, libc::EIO]
-            .map(|errno| kvm_remedy(&io::Error::from_raw_os_error(errno)))
-            .into();
-        assert!(remedies[0].contains("usermod"));
-        assert!(remedies[1].contains("modprobe"));
-        assert!(remedies[2].contains("another hypervisor"));
-        assert!(remedies[3].contains("splitring check"));
-    }
-}
+mod tests;

@@ -33,29 +33,3 @@ fn has_extensions(cpuinfo: &str) -> bool {
         .flat_map(str::split_whitespace)
         .any(|flag| flag == "vmx" || flag == "svm")
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NONE: fn(&str) -> bool = |_| false;
-
-    #[test]
-    fn extensions_are_read_from_whole_flag_words() {
-        assert!(is_hardware(
-            "processor : 0\nflags\t\t: fpu vme svm sse\n",
-            NONE
-        ));
-        assert!(is_hardware("flags\t\t: fpu vmx\n", NONE));
-        let others = "flags\t\t: fpu svm_lock vmxnet\nvmx flags\t: vnmi\nbugs : vmx\n";
-        assert!(!is_hardware(others, NONE));
-    }
-
-    #[test]
-    fn a_processor_with_svm_is_no_hardware_to_a_kvm_that_is_pvm() {
-        const FLAGS: &str = "flags\t\t: fpu svm npt\n";
-        assert!(!is_hardware(FLAGS, |module| module == "kvm_pvm"));
-        assert!(is_hardware(FLAGS, |module| ["kvm_pvm", "kvm_amd"].contains(&module)));
-        assert!(!is_hardware("flags\t\t: fpu\n", |module| module == "kvm_amd"));
-    }
-}
