@@ -4,13 +4,11 @@
 //!
 //! `cargo bench --package splitring --bench machines`
 
-#[path = "../tests/tiny/mod.rs"]
-mod tiny;
-
 use std::fs;
 use std::time::Instant;
 
 use splitring::{Machine, Resources, VmConfig};
+use splitring_needs::tiny;
 
 const AT_ONCE: u32 = 200;
 const CYCLES: u32 = 1000;
@@ -23,7 +21,7 @@ fn build(config: &VmConfig) -> Machine {
 
 fn main() {
     let Some(dir) = tiny::directory() else { return };
-    let mut config = tiny::config(dir.path(), tiny::SLEEP);
+    let mut config = VmConfig::new(tiny::kernel(dir.path(), tiny::SLEEP));
     config.memory.size.0 = 16 << 20;
     at_once(&config);
     cycles(&config);

@@ -3,8 +3,6 @@
 //!
 //! Skipped without /dev/kvm.
 
-mod tiny;
-
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use splitring::config::{OnReboot, SerialConfig, SerialPolicy};
 use splitring::{Console, Event, ExitReason, Machine, Resources, VmConfig};
-use tiny::{ECHO, FLOOD, PRINT, RESET, config, directory, print_lines, printed_lines};
+use splitring_needs::tiny::{
+    ECHO, FLOOD, PRINT, RESET, directory, kernel, print_lines, printed_lines,
+};
 
 const LINES: u32 = 100_000;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,7 +52,10 @@ fn wait_until_it_waits(machine: &Machine) {
 fn a_hundred_thousand_lines_arrive_complete() {
     let Some(dir) = directory() else { return };
     let (mut reader, console) = unread();
-    let machine = start(config(dir.path(), &print_lines(LINES)), &console);
+    let machine = start(
+        VmConfig::new(kernel(dir.path(), &print_lines(LINES))),
+        &console,
+    );
     let reading = thread::spawn(move || {
         // At first the reader is slower than the guest.
         thread::sleep(Duration::from_millis(300));
@@ -72,7 +75,10 @@ fn a_file_is_complete_when_the_machine_has_ended() {
     let text = format!("file={}", log.display());
     let serial: SerialConfig = text.parse().expect("valid");
     let console = Console::open(&serial).expect("a console");
-    let machine = start(config(dir.path(), &print_lines(LINES)), &console);
+    let machine = start(
+        VmConfig::new(kernel(dir.path(), &print_lines(LINES))),
+        &console,
+    );
     assert_eq!(machine.wait(), ExitReason::PowerOff);
     assert!(fs::read(&log).expect("read") == printed_lines(LINES));
 }
@@ -82,7 +88,7 @@ fn a_long_paste_comes_back_whole_from_an_echo() {
     let Some(dir) = directory() else { return };
     let path = dir.path().join("socket");
     let console = Console::socket(&path).expect("a console");
-    let _machine = start(config(dir.path(), ECHO), &console);
+    let _machine = start(VmConfig::new(kernel(dir.path(), ECHO)), &console);
     let mut client = UnixStream::connect(&path).expect("connect");
     // The console has accepted the client once the client has received something.
     client.write_all(b"!").expect("type");
@@ -102,7 +108,7 @@ fn stop_does_not_wait_for_a_console_that_nobody_reads() {
     let Some(dir) = directory() else { return };
     for _ in 0..3 {
         let (_reader, console) = unread();
-        let machine = start(config(dir.path(), FLOOD), &console);
+        let machine = start(VmConfig::new(kernel(dir.path(), FLOOD)), &console);
         wait_until_it_waits(&machine);
         let start = Instant::now();
         machine.stop();
@@ -120,7 +126,7 @@ fn stop_does_not_wait_for_a_console_that_nobody_reads() {
 fn pause_and_input_do_not_wait_for_a_console_that_nobody_reads() {
     let Some(dir) = directory() else { return };
     let (mut reader, console) = unread();
-    let machine = start(config(dir.path(), FLOOD), &console);
+    let machine = start(VmConfig::new(kernel(dir.path(), FLOOD)), &console);
     wait_until_it_waits(&machine);
     for _ in 0..100 {
         machine.pause().expect("pauses");
@@ -143,7 +149,10 @@ fn a_guest_whose_output_is_dropped_never_waits() {
     let Some(dir) = directory() else { return };
     let (_reader, console) = unread();
     let console = console.with_policy(SerialPolicy::Drop);
-    let machine = start(config(dir.path(), &print_lines(LINES * 2)), &console);
+    let machine = start(
+        VmConfig::new(kernel(dir.path(), &print_lines(LINES * 2))),
+        &console,
+    );
     assert_eq!(machine.wait(), ExitReason::PowerOff);
     assert!(console.dropped() > 0);
 }
@@ -156,7 +165,7 @@ fn a_console_outlives_reboots() {
     let mut code = PRINT[..7].to_vec();
     code.extend(RESET);
     let machine = start(
-        config(dir.path(), &code).on_reboot(OnReboot::Restart),
+        VmConfig::new(kernel(dir.path(), &code)).on_reboot(OnReboot::Restart),
         &console,
     );
     thread::scope(|scope| {
@@ -172,7 +181,7 @@ fn a_console_outlives_reboots() {
 fn the_path_of_a_pseudo_terminal_is_an_event() {
     let Some(dir) = directory() else { return };
     let console = Console::pty().expect("a console");
-    let config = config(dir.path(), PRINT);
+    let config = VmConfig::new(kernel(dir.path(), PRINT));
     let options = Resources::options().any_kvm(true).console(console.clone());
     let resources = options.open(&config).expect("opens");
     let machine = Machine::new(config, resources).expect("builds");
@@ -195,7 +204,7 @@ fn a_dropped_machine_leaves_no_console_behind() {
     let path = dir.path().join("socket");
     let machine = {
         let console = Console::socket(&path).expect("a console");
-        start(config(dir.path(), FLOOD), &console)
+        start(VmConfig::new(kernel(dir.path(), FLOOD)), &console)
     };
     assert!(path.exists());
     drop(machine);

@@ -1,12 +1,10 @@
 //! The examples work as described, with guests of a few instructions.
 
-mod tiny;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tiny::{POWEROFF, PRINT, SLEEP, SPIN, config, directory};
+use splitring_needs::tiny::{POWEROFF, PRINT, SLEEP, SPIN, directory, kernel};
 
 /// Builds the example `name`; returns its path.
 fn built(name: &str) -> PathBuf {
@@ -37,7 +35,7 @@ fn built(name: &str) -> PathBuf {
 #[track_caller]
 fn printed(name: &str, code: &[u8], images: &[&str]) -> Option<String> {
     let dir = directory()?;
-    let kernel = config(dir.path(), code).kernel.expect("a path");
+    let kernel = kernel(dir.path(), code);
     let mut command = Command::new(built(name));
     command.arg(kernel);
     for image in images {

@@ -1,13 +1,11 @@
 //! Machines leave no descriptors, threads or mappings behind. One test in a process of its own, so
 //! that it can count exactly.
 
-mod tiny;
-
 use std::fs;
 
 use splitring::config::SerialTarget;
 use splitring::{ExitReason, Machine, Resources, VmConfig};
-use tiny::{SPIN, config, directory};
+use splitring_needs::tiny::{SPIN, directory, kernel};
 
 fn start(config: VmConfig) -> Machine {
     let options = Resources::options().any_kvm(true);
@@ -20,7 +18,9 @@ fn start(config: VmConfig) -> Machine {
 #[test]
 fn machines_live_side_by_side_and_leave_nothing_behind() {
     let Some(dir) = directory() else { return };
-    let spin = config(dir.path(), SPIN).cpus(2).serial(SerialTarget::Off);
+    let spin = VmConfig::new(kernel(dir.path(), SPIN))
+        .cpus(2)
+        .serial(SerialTarget::Off);
     let ended = start(spin.clone());
     drop(ended);
     let before = (entries("/proc/self/fd"), mappings());

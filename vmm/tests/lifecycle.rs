@@ -1,8 +1,6 @@
 //! The life cycle of a machine through the library: built, run, paused, stopped, restarted, with
 //! small guests.
 
-mod tiny;
-
 use std::fs;
 use std::os::fd::AsFd;
 use std::thread;
@@ -14,7 +12,9 @@ use splitring::{
     Console, ErrorKind, Event, Events, ExitReason, Machine, MachineState, Resources,
     ShutdownOutcome, VmConfig,
 };
-use tiny::{COUNT, POWEROFF, PRINT, RESET, RESET_AT_INPUT, SPIN, TRIPLE_FAULT, config, directory};
+use splitring_needs::tiny::{
+    COUNT, POWEROFF, PRINT, RESET, RESET_AT_INPUT, SPIN, TRIPLE_FAULT, directory, kernel,
+};
 
 /// A time limit that no test reaches, even on a busy host.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,7 +70,7 @@ fn each_way_to_end_has_its_reason() {
         (RESET, ExitReason::Reboot),
         (TRIPLE_FAULT, ExitReason::TripleFault { cpu: 0 }),
     ] {
-        let machine = start(config(dir.path(), code));
+        let machine = start(VmConfig::new(kernel(dir.path(), code)));
         assert_eq!(machine.wait(), reason);
         assert_eq!(machine.state(), MachineState::Ended);
         assert!(readable(machine.ended()));
@@ -84,7 +84,7 @@ fn each_way_to_end_has_its_reason() {
 fn a_paused_machine_stands_still_until_it_is_resumed() {
     let Some(dir) = directory() else { return };
     for cpus in [1, 4] {
-        let machine = start(config(dir.path(), COUNT).cpus(cpus));
+        let machine = start(VmConfig::new(kernel(dir.path(), COUNT)).cpus(cpus));
         for _ in 0..20 {
             machine.pause().expect("pauses");
             let stands = count(&machine);
@@ -103,7 +103,7 @@ fn a_paused_machine_stands_still_until_it_is_resumed() {
 #[test]
 fn commands_that_do_not_fit_the_state_say_so() {
     let Some(dir) = directory() else { return };
-    let machine = build(config(dir.path(), SPIN));
+    let machine = build(VmConfig::new(kernel(dir.path(), SPIN)));
     assert_eq!(machine.state(), MachineState::Created);
     assert_eq!(kind(machine.pause()), ErrorKind::State);
     assert_eq!(kind(machine.registers(0)), ErrorKind::State);
@@ -140,7 +140,7 @@ fn commands_that_do_not_fit_the_state_say_so() {
 #[test]
 fn a_machine_that_never_ran_stops() {
     let Some(dir) = directory() else { return };
-    let machine = build(config(dir.path(), SPIN));
+    let machine = build(VmConfig::new(kernel(dir.path(), SPIN)));
     assert_eq!(machine.stop(), ExitReason::Stopped);
     assert_eq!(kind(machine.start()), ErrorKind::Ended);
 }
@@ -149,7 +149,7 @@ fn a_machine_that_never_ran_stops() {
 fn a_shutdown_tells_how_it_turned_out() {
     let Some(dir) = directory() else { return };
     let soon = Duration::from_millis(50);
-    let machine = start(config(dir.path(), SPIN));
+    let machine = start(VmConfig::new(kernel(dir.path(), SPIN)));
     let deaf = machine.shutdown(soon).expect("it runs");
     assert_eq!(deaf, ShutdownOutcome::TimedOut);
     assert_eq!(machine.try_wait(), None);
@@ -157,7 +157,7 @@ fn a_shutdown_tells_how_it_turned_out() {
     let after = machine.shutdown(soon).expect("no error");
     assert_eq!(after, ShutdownOutcome::AlreadyEnded(ExitReason::Stopped));
     // The guest resets itself instead of shutting down.
-    let reboots = start(config(dir.path(), RESET).on_reboot(OnReboot::Restart));
+    let reboots = start(VmConfig::new(kernel(dir.path(), RESET)).on_reboot(OnReboot::Restart));
     let outcome = reboots.shutdown(PATIENCE).expect("it runs");
     assert_eq!(outcome, ShutdownOutcome::Rebooted);
 }
@@ -167,7 +167,7 @@ fn a_reboot_starts_over_until_it_is_stopped() {
     let Some(dir) = directory() else { return };
     let disk = dir.path().join("disk");
     fs::write(&disk, [0; 4096]).expect("write");
-    let with_disk = config(dir.path(), RESET)
+    let with_disk = VmConfig::new(kernel(dir.path(), RESET))
         .on_reboot(OnReboot::Restart)
         .disk(DiskConfig::new(disk));
     let machine = start(with_disk.clone());
@@ -186,7 +186,7 @@ fn a_reboot_keeps_the_lock_of_an_image() {
     let Some(dir) = directory() else { return };
     let disk = dir.path().join("disk");
     fs::write(&disk, [0; 4096]).expect("write");
-    let with_disk = config(dir.path(), RESET)
+    let with_disk = VmConfig::new(kernel(dir.path(), RESET))
         .on_reboot(OnReboot::Restart)
         .disk(DiskConfig::new(disk));
     let machine = start(with_disk.clone());
@@ -205,7 +205,7 @@ fn a_reboot_keeps_the_lock_of_an_image() {
 #[test]
 fn a_reboot_does_not_undo_a_pause() {
     let Some(dir) = directory() else { return };
-    let machine = start(config(dir.path(), RESET).on_reboot(OnReboot::Restart));
+    let machine = start(VmConfig::new(kernel(dir.path(), RESET)).on_reboot(OnReboot::Restart));
     for _ in 0..20 {
         machine.pause().expect("pauses");
         let exits = machine.exits();
@@ -219,7 +219,7 @@ fn a_reboot_does_not_undo_a_pause() {
 #[test]
 fn a_reset_builds_the_machine_again_in_its_state() {
     let Some(dir) = directory() else { return };
-    let machine = start(config(dir.path(), COUNT));
+    let machine = start(VmConfig::new(kernel(dir.path(), COUNT)));
     let events = machine.events().expect("events");
     until("the guest counts", || count(&machine) > 0);
     machine.pause().expect("pauses");
@@ -248,7 +248,8 @@ fn a_reset_builds_the_machine_again_in_its_state() {
 #[test]
 fn a_reset_takes_the_place_of_a_restart_that_waits() {
     let Some(dir) = directory() else { return };
-    let machine = start(config(dir.path(), RESET_AT_INPUT).on_reboot(OnReboot::Restart));
+    let machine =
+        start(VmConfig::new(kernel(dir.path(), RESET_AT_INPUT)).on_reboot(OnReboot::Restart));
     let events = machine.events().expect("events");
     let reboot = || assert_eq!(machine.input(b"r"), 1, "the guest's port takes it");
     for _ in 0..10 {
@@ -272,7 +273,7 @@ fn a_reset_takes_the_place_of_a_restart_that_waits() {
 #[test]
 fn an_nmi_reaches_every_vcpu_that_runs() {
     let Some(dir) = directory() else { return };
-    let machine = start(config(dir.path(), COUNT));
+    let machine = start(VmConfig::new(kernel(dir.path(), COUNT)));
     until("the guest counts", || count(&machine) > 0);
     machine.nmi().expect("injected");
     assert_eq!(machine.wait(), ExitReason::TripleFault { cpu: 0 });
@@ -281,7 +282,7 @@ fn an_nmi_reaches_every_vcpu_that_runs() {
 #[test]
 fn calls_from_many_threads_have_one_order() {
     let Some(dir) = directory() else { return };
-    let machine = start(config(dir.path(), COUNT));
+    let machine = start(VmConfig::new(kernel(dir.path(), COUNT)));
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -302,7 +303,7 @@ fn calls_from_many_threads_have_one_order() {
 #[test]
 fn a_machine_lives_until_its_last_handle_is_dropped() {
     let Some(dir) = directory() else { return };
-    let machine = start(config(dir.path(), SPIN));
+    let machine = start(VmConfig::new(kernel(dir.path(), SPIN)));
     let events = machine.events().expect("events");
     let other = machine.clone();
     drop(machine);
@@ -317,7 +318,7 @@ fn a_thread_that_blocks_every_signal_can_start_a_machine() {
     thread::scope(|scope| {
         scope.spawn(|| {
             block_all_signals();
-            let machine = start(config(dir.path(), COUNT));
+            let machine = start(VmConfig::new(kernel(dir.path(), COUNT)));
             machine.pause().expect("pauses");
             machine.resume().expect("resumes");
             assert_eq!(machine.stop(), ExitReason::Stopped);
@@ -341,7 +342,7 @@ fn console_output_reaches_the_writer() {
     let Some(dir) = directory() else { return };
     let file = tempfile::tempfile().expect("file");
     let console = Console::writer(file.try_clone().expect("clone")).expect("a console");
-    let config = config(dir.path(), PRINT);
+    let config = VmConfig::new(kernel(dir.path(), PRINT));
     let options = Resources::options().any_kvm(true).console(console);
     let resources = options.open(&config).expect("opens");
     let machine = Machine::new(config, resources).expect("builds");
@@ -356,7 +357,7 @@ fn console_output_reaches_the_writer() {
 #[test]
 fn what_is_handed_over_for_no_device_is_refused() {
     let Some(dir) = directory() else { return };
-    let config = config(dir.path(), SPIN);
+    let config = VmConfig::new(kernel(dir.path(), SPIN));
     let file = || fs::File::open(dir.path().join("kernel")).expect("open");
     for options in [
         Resources::options().disk_fd("disk7", file()),
@@ -371,7 +372,7 @@ fn what_is_handed_over_for_no_device_is_refused() {
 #[test]
 fn a_kernel_and_kvm_that_are_handed_over_need_no_path() {
     let Some(dir) = directory() else { return };
-    let mut config = config(dir.path(), POWEROFF);
+    let mut config = VmConfig::new(kernel(dir.path(), POWEROFF));
     let kernel = fs::File::open(config.kernel.take().expect("a path")).expect("open");
     let kvm = fs::File::options()
         .read(true)
@@ -395,7 +396,7 @@ fn processors(thread: i32) -> rustix::thread::CpuSet {
 #[test]
 fn every_thread_of_a_machine_can_be_pinned() {
     let Some(dir) = directory() else { return };
-    let machine = build(config(dir.path(), COUNT).cpus(3).workers(2));
+    let machine = build(VmConfig::new(kernel(dir.path(), COUNT)).cpus(3).workers(2));
     assert!(machine.vcpu_threads().is_empty(), "they have not begun");
     machine.start().expect("starts");
     let vcpus = machine.vcpu_threads();
@@ -429,7 +430,7 @@ fn every_thread_of_a_machine_can_be_pinned() {
 #[test]
 fn shared_memory_can_be_read_by_whoever_has_its_descriptor() {
     let Some(dir) = directory() else { return };
-    let config = config(dir.path(), COUNT);
+    let config = VmConfig::new(kernel(dir.path(), COUNT));
     assert!(
         start(config.clone())
             .shared_memory()

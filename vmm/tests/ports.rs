@@ -1,16 +1,14 @@
 //! I/O ports, with small guests.
 
-mod tiny;
-
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use splitring::{Console, Event, ExitReason, Machine, Resources};
-use tiny::{POWEROFF, config, directory};
+use splitring::{Console, Event, ExitReason, Machine, Resources, VmConfig};
+use splitring_needs::tiny::{POWEROFF, directory, kernel};
 
 /// A machine that runs `code` and then powers off.
 fn build(dir: &Path, code: &[u8], console: Console) -> Machine {
-    let config = config(dir, &[code, POWEROFF].concat());
+    let config = VmConfig::new(kernel(dir, &[code, POWEROFF].concat()));
     let options = Resources::options().any_kvm(true).console(console);
     Machine::new(config.clone(), options.open(&config).expect("opens")).expect("builds")
 }

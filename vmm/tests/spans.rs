@@ -1,15 +1,13 @@
 //! Log lines about a machine have its name, on every thread. In a process of its own, because the
 //! subscriber is per process.
 
-mod tiny;
-
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use splitring::config::OnReboot;
-use splitring::{Console, Event, ExitReason, Machine, Resources};
-use tiny::{PRINT, RESET, config, directory};
+use splitring::{Console, Event, ExitReason, Machine, Resources, VmConfig};
+use splitring_needs::tiny::{PRINT, RESET, directory, kernel};
 use tracing_subscriber::filter::LevelFilter;
 
 /// All log lines.
@@ -44,7 +42,7 @@ fn live(name: &str) {
     let Some(dir) = directory() else { return };
     // PRINT powers off after its letter; this guest resets instead.
     let code = [&PRINT[..7], RESET].concat();
-    let config = config(dir.path(), &code)
+    let config = VmConfig::new(kernel(dir.path(), &code))
         .name(name)
         .on_reboot(OnReboot::Restart);
     let options = Resources::options()

@@ -6,6 +6,8 @@
 //! names, which `cargo xtask test` counts. If the test runner guarantees a requirement
 //! ([`REQUIRE_KVM`], [`REQUIRE_TOOLS`]), its absence is a failure instead.
 
+pub mod tiny;
+
 use std::env;
 use std::fmt::Display;
 use std::fs::{self, File};

@@ -1,9 +1,7 @@
 //! The descriptors that a machine's process passes to the programs it starts: only those that are
 //! meant for them.
 
-#[path = "../../tests/tiny/mod.rs"]
-mod tiny;
-
+use splitring_needs::tiny;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -26,7 +24,7 @@ struct Running {
 
 impl Running {
     fn start(dir: &Path) -> Self {
-        let kernel = tiny::config(dir, tiny::SPIN).kernel.expect("a kernel");
+        let kernel = tiny::kernel(dir, tiny::SPIN);
         let script = dir.join("passt");
         fs::write(&script, FAKE_PASST).expect("write the script");
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("chmod");

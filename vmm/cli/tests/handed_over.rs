@@ -1,8 +1,5 @@
 //! Descriptors that the operator names by number are taken over once, whatever the guest does.
 
-#[path = "../../tests/tiny/mod.rs"]
-mod tiny;
-
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
+use splitring_needs::tiny;
 
 const USAGE: Option<i32> = Some(2);
 const FAILURE: Option<i32> = Some(1);
@@ -27,7 +25,7 @@ fn inherited(fd: impl AsFd) -> OwnedFd {
 }
 
 fn program(dir: &Path, code: &[u8], words: &[String]) -> Command {
-    let kernel: PathBuf = tiny::config(dir, code).kernel.expect("a kernel");
+    let kernel: PathBuf = tiny::kernel(dir, code);
     let mut command = Command::new(env!("CARGO_BIN_EXE_splitring"));
     command
         .args([
@@ -140,9 +138,7 @@ fn a_number_that_is_nothing_of_the_kind_is_named() {
 #[test]
 fn a_number_that_nobody_opened_is_not_the_programs_own_by_then() {
     let Some(dir) = tiny::directory() else { return };
-    let kernel = tiny::config(dir.path(), tiny::RESET)
-        .kernel
-        .expect("a kernel");
+    let kernel = tiny::kernel(dir.path(), tiny::RESET);
     for number in 3..=9 {
         let closed = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec \"$@\"";
         let output = Command::new("sh")

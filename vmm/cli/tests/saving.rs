@@ -2,9 +2,6 @@
 //!
 //! Skipped without /dev/kvm.
 
-#[path = "../../tests/tiny/mod.rs"]
-mod tiny;
-
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -14,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use splitring_needs::tiny;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -1,9 +1,6 @@
 //! `splitring selftest` where it can't pass, with the verdict of each case; and for an ordinary
 //! user, where it can.
 
-#[path = "../../tests/tiny/mod.rs"]
-mod tiny;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -17,6 +14,7 @@ use seccompiler::{
 };
 use splitring::selftest::{self, SelftestError, SelftestOptions, SelftestReport};
 use splitring_needs as needs;
+use splitring_needs::tiny;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_splitring");
 const SHORT: [&str; 3] = ["selftest", "--seconds", "0.01"];

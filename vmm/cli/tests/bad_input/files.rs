@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::tiny;
+use splitring_needs::tiny;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_splitring");
 pub(crate) const USAGE: i32 = 2;

@@ -8,7 +8,7 @@ use splitring::host::{self, Virtualisation};
 use splitring_needs as needs;
 
 use crate::files::{FAILURE, Files, PROGRAM, REBOOT, check, run};
-use crate::tiny;
+use splitring_needs::tiny;
 
 /// Runs the program in a mount namespace whose `/dev` was changed by `prepare`; returns `None` if
 /// this system allows no mount namespaces.

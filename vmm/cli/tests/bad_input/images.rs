@@ -4,7 +4,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::files::{FAILURE, Files, PROGRAM, REBOOT, USAGE, check, run};
-use crate::tiny;
+use splitring_needs::tiny;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -6,5 +6,3 @@ mod host;
 mod images;
 mod paths;
 mod table;
-#[path = "../../../tests/tiny/mod.rs"]
-mod tiny;

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
 use crate::files::{FAILURE, Files, PROGRAM, REBOOT, USAGE, check};
-use crate::tiny;
+use splitring_needs::tiny;
 
 #[test]
 fn paths_need_not_be_utf_8_and_may_have_commas() {

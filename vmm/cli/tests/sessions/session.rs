@@ -1,4 +1,3 @@
-#![allow(dead_code, reason = "each test binary uses some of it")]
 //! Runs the program on a terminal of its own, or on pipes.
 
 use std::ffi::{OsStr, OsString};
@@ -16,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
-use crate::tiny;
+use splitring_needs::tiny;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_splitring");
 pub(crate) const POWERED_OFF: i32 = 0;
@@ -141,7 +140,7 @@ impl Session {
 
 /// Returns the command `splitring run` with a guest that runs `code`.
 pub(crate) fn guest(dir: &Path, code: &[u8], words: &[&str]) -> Command {
-    let kernel = tiny::config(dir, code).kernel.expect("a kernel");
+    let kernel = tiny::kernel(dir, code);
     let mut command = Command::new(PROGRAM);
     command
         .args(["run", "--any-kvm", "--kernel-cache", "off", "--kernel"])

@@ -1,10 +1,6 @@
 //! The serial console on the command line: its targets, and the end of a machine whose console is
 //! not read.
 
-mod session;
-#[path = "../../tests/tiny/mod.rs"]
-mod tiny;
-
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,12 +9,14 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-use session::{
+use crate::session::{
     POWERED_OFF, SOON, STOPPED, Session, end, guest, on_pipes, signal, wait_until,
     wait_until_it_runs, wait_until_it_waits,
 };
-use tiny::{BUTTON, ECHO, FLOOD, POWEROFF, PRINT, SPIN, directory, print_lines, printed_lines};
+use rustix::process::Signal;
+use splitring_needs::tiny::{
+    BUTTON, ECHO, FLOOD, POWEROFF, PRINT, SPIN, directory, print_lines, printed_lines,
+};
 
 #[test]
 fn a_machine_whose_pipe_nobody_reads_ends_at_every_signal() {

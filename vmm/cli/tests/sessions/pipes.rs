@@ -1,15 +1,11 @@
 //! Pipes that are not read, or no longer read: the program neither panics nor aborts nor hangs.
 
-mod session;
-#[path = "../../tests/tiny/mod.rs"]
-mod tiny;
-
 use std::io;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use session::{POWERED_OFF, PROGRAM, SOON, STOPPED, end, guest, signal, wait_until_it_runs};
-use tiny::{POWEROFF, PRINT, SPIN, directory};
+use crate::session::{POWERED_OFF, PROGRAM, SOON, STOPPED, end, guest, signal, wait_until_it_runs};
+use splitring_needs::tiny::{POWEROFF, PRINT, SPIN, directory};
 
 /// A pipe whose reader has gone.
 fn closed() -> io::PipeWriter {

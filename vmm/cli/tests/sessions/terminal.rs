@@ -1,10 +1,6 @@
 //! The terminal: in raw mode while the guest uses it, with working escape keys, and restored
 //! however the program ends.
 
-mod session;
-#[path = "../../tests/tiny/mod.rs"]
-mod tiny;
-
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
@@ -12,12 +8,12 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-use session::{
+use crate::session::{
     POWERED_OFF, SOON, STOPPED, Session, Terminal, end, guest, in_session, on_terminal, signal,
     state, wait_until, wait_until_it_runs,
 };
-use tiny::{ECHO, POWEROFF, SPIN, directory};
+use rustix::process::Signal;
+use splitring_needs::tiny::{ECHO, POWEROFF, SPIN, directory, kernel};
 
 #[test]
 fn ctrl_a_x_stops_the_machine_and_gives_the_terminal_back() {
@@ -58,8 +54,7 @@ fn a_crash_gives_the_terminal_back() {
 #[test]
 fn a_refused_start_leaves_the_terminal_alone() {
     let Some(dir) = directory() else { return };
-    let kernel = tiny::config(dir.path(), SPIN).kernel;
-    let kernel = kernel.expect("a kernel").display().to_string();
+    let kernel = kernel(dir.path(), SPIN).display().to_string();
     let absent = dir.path().join("absent").display().to_string();
     let cases: [(&str, &[&str], i32); 4] = [
         ("a mistyped flag", &["--kernle", &kernel], 2),
