@@ -1,9 +1,9 @@
-//! A live queue, device's end: pop a chain, complete it, publish a batch.
+//! An active queue, device's end: pops chains, completes them, publishes batches.
 //!
 //! Size, addresses and features are frozen by type. Whatever the driver writes into the ring, a pop
-//! gives a chain of checked segments, nothing, or an error that names the head and latches the queue
-//! broken. It does not know what a request means, nor how interrupts and notifications travel.
-//! Sections 2.7.5 to 2.7.13.
+//! returns a chain of checked segments, nothing, or an error that names the head and breaks the
+//! queue. This module does not know the meaning of a request, nor how interrupts and notifications
+//! are delivered. Sections 2.7.5 to 2.7.13.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -21,29 +21,29 @@ use super::walk::{self, Rules};
 use crate::mem::{Desc, DeviceRing, GuestRam, Translator};
 use crate::ring;
 
-/// Whether the driver asked to be interrupted.
+/// Whether the driver has to be interrupted.
 #[must_use = "the driver may be waiting for this interrupt"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interrupt {
-    /// Interrupt it.
+    /// Interrupt the driver.
     Needed,
-    /// It is looking anyway, or there is nothing new.
+    /// The driver polls, or there are no new used entries.
     NotNeeded,
 }
 
 /// Why nothing can be popped. The queue is broken from then on, and so is its device until reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ChainError {
-    /// It has been broken before.
+    /// The queue was already broken.
     #[error("the queue is broken")]
     Broken,
-    /// The available index is further ahead, of what was popped or of what was published as used,
-    /// than the queue is long.
+    /// The available index is further ahead of the popped or of the published used entries than the
+    /// queue size.
     #[error("the available index jumped to {avail} where the next entry is {next}")]
     IndexJump {
         /// The driver's index.
         avail: u16,
-        /// Ours.
+        /// The next entry to pop.
         next: u16,
     },
     /// A malformed chain.
@@ -56,54 +56,55 @@ pub enum ChainError {
     },
 }
 
-/// A live queue. Everything is allocated at activation, but for a request's slot, which is made when
-/// more requests are in flight than ever before and then reused.
+/// An active queue. All memory is allocated at activation, except that of a request, which is
+/// allocated when more requests are in flight than ever before, and then reused.
 pub struct ActiveQueue<M: GuestRam> {
     ring: DeviceRing<M>,
     rules: Rules,
     /// Next entry of the available ring.
     next_avail: u16,
-    /// Entries before this one may be popped without another look at the index.
+    /// Entries before this one may be popped without loading the index again.
     horizon: u16,
-    /// Next entry of the used ring; the driver was shown those up to `published`.
+    /// Next entry of the used ring, and the published used index.
     next_used: u16,
     published: u16,
-    /// Up to where it was decided whether the driver wants an interrupt.
+    /// The used index up to which it was decided whether to interrupt the driver.
     decided: u16,
-    /// An interrupt is due whatever the driver's index says: what was last decided about is no longer
-    /// known, or too far back for indices to tell.
+    /// An interrupt is due regardless of the driver's event index: the index of the last decision
+    /// is unknown, or too far back for a comparison.
     due: bool,
-    /// Chains this pass may still take from the ring; `None` is no limit.
+    /// Number of chains that this pass may still pop; `None` is no limit.
     budget: Option<u16>,
-    /// Bytes that the chains of this pass may still hold.
+    /// Number of bytes that the chains of this pass may still have.
     bytes: u64,
     features: RingFeatures,
     drained: bool,
-    /// For each head `FREE`, or while it is in flight its place in the available ring's sequence.
+    /// Per head: `FREE`, or its position in the available ring while it is in flight.
     heads: Box<[u32]>,
-    /// Unused slots, the last used on top.
+    /// Unused slots, the most recently used last.
     pool: Vec<Box<ChainSlot<M>>>,
-    /// In order only: which positions, modulo the size, are done but wait for earlier ones.
+    /// With IN_ORDER only: the positions, modulo the size, that are completed but wait for earlier
+    /// ones.
     done: Box<[bool]>,
     /// Restored requests, the next one last.
     replay: Vec<InFlight>,
     latch: Arc<Latch>,
-    /// What was wrong with the chain that broke the queue.
+    /// The fault of the chain that broke the queue.
     fault: Option<ChainFault>,
-    /// Addresses, for `save`.
+    /// The addresses, for `save`.
     config: QueueState,
 }
 
-/// A head that is the driver's. (Positions have 16 bits.)
+/// A head that is not in flight. (Positions have 16 bits.)
 const FREE: u32 = u32::MAX;
 
-/// Bytes of a pass: some milliseconds' worth of copying.
+/// Maximum number of bytes of a pass, which take some milliseconds to copy.
 const PASS_BYTES: u64 = 16 << 20;
 
-/// So many chains without a decision about an interrupt, and it is made in the driver's favour.
+/// After this many used entries without a decision, the driver is interrupted in any case.
 const TOO_FAR: u16 = 1 << 15;
 
-/// What there is to pop.
+/// The source of the next chain.
 enum Supply {
     Nothing,
     Ring,
@@ -124,7 +125,8 @@ impl<M: GuestRam> ActiveQueue<M> {
         replay.reverse();
         let mut queue = Self {
             ring,
-            // Crossing regions, a chain may have more segments than descriptors, but not many more.
+            // A chain that crosses regions may have more segments than descriptors, but not many
+            // more.
             rules: Rules {
                 translator: Translator::new(usize::from(max_size).saturating_mul(2)),
                 limit: max_size,
@@ -155,7 +157,7 @@ impl<M: GuestRam> ActiveQueue<M> {
         queue
     }
 
-    /// In order, restored positions that are not in flight are done.
+    /// With IN_ORDER, marks restored positions that are not in flight as completed.
     fn restore_done(&mut self) {
         if !self.features.in_order {
             return;
@@ -169,27 +171,27 @@ impl<M: GuestRam> ActiveQueue<M> {
         self.advance_in_order();
     }
 
-    /// Starts a pass that may take up to `chains` chains, and none after those hold 16 MiB together,
-    /// readable and writable; a queue that was never granted any has no limit. A driver that refills
-    /// for ever, or with very long chains, is so kept from starving other queues.
+    /// Starts a pass that may pop up to `chains` chains, and no more once they have 16 MiB
+    /// together, readable and writable. Without a call there is no limit. Prevents a driver that
+    /// refills the ring permanently, or with very long chains, from starving other queues.
     pub fn grant(&mut self, chains: u16) {
         self.budget = Some(chains);
         self.bytes = PASS_BYTES;
-        // Entries already seen count anew.
+        // Entries already loaded count again.
         self.horizon = self.next_avail;
     }
 
-    /// Whether the grant is used up; there may be more in the ring.
+    /// Returns whether the pass has reached its limit; there may be more in the ring.
     #[must_use]
     pub fn spent(&self) -> bool {
         self.budget == Some(0) && self.horizon == self.next_avail
     }
 
-    /// Takes the next chain off the available ring: its descriptors are read once, its addresses
-    /// checked and translated. `None` when there is none or the grant is used up.
+    /// Pops the next chain: its descriptors are read once, its addresses checked and translated.
+    /// Returns `None` if there is none or the pass has reached its limit.
     ///
     /// # Errors
-    /// What the driver wrote is malformed; the queue is broken from then on.
+    /// The ring is malformed; the queue is broken from then on.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<DescriptorChain<M>>, ChainError> {
         if self.next_avail == self.horizon {
@@ -205,7 +207,7 @@ impl<M: GuestRam> ActiveQueue<M> {
         self.chain(position, head)
     }
 
-    /// Looks at the available index, once for as many chains as it shows.
+    /// Loads the available index, once for all the chains before it.
     #[inline(never)]
     fn supply(&mut self) -> Result<Supply, ChainError> {
         if self.latch.is_set() {
@@ -221,7 +223,8 @@ impl<M: GuestRam> ActiveQueue<M> {
         }
         let avail = ring::peer_idx(&self.ring);
         let ahead = avail.wrapping_sub(self.next_avail);
-        // A driver can offer no more than it has, and what it has not been shown as used it has not.
+        // A driver can't make more entries available than the queue has, without those not yet
+        // published as used.
         let out = avail.wrapping_sub(self.published);
         if ahead > self.ring.size() || out > self.ring.size() {
             self.latch.set();
@@ -250,16 +253,16 @@ impl<M: GuestRam> ActiveQueue<M> {
     ) -> Result<Option<DescriptorChain<M>>, ChainError> {
         match self.take(position, head) {
             Some(slot) => {
-                self.weigh(&slot);
+                self.count_bytes(&slot);
                 Ok(Some(DescriptorChain(slot)))
             }
             None => Err(self.malformed(head)),
         }
     }
 
-    /// Counts a chain's bytes. The one that exceeds the limit is still taken.
+    /// Counts a chain's bytes. The chain that exceeds the limit is still popped.
     #[inline]
-    fn weigh(&mut self, slot: &ChainSlot<M>) {
+    fn count_bytes(&mut self, slot: &ChainSlot<M>) {
         // Each is at most 2^32.
         let (readable, writable) = (slot.buffers.readable_len(), slot.buffers.writable_len());
         let left = self.bytes.checked_sub(readable.saturating_add(writable));
@@ -269,7 +272,7 @@ impl<M: GuestRam> ActiveQueue<M> {
         }
     }
 
-    /// Uses the grant up. Entries already seen are left for the next pass.
+    /// Ends the pass. Entries already loaded are left for the next pass.
     #[cold]
     fn end_pass(&mut self) {
         if self.budget.is_some() {
@@ -278,9 +281,9 @@ impl<M: GuestRam> ActiveQueue<M> {
         }
     }
 
-    /// Makes a chain of what hangs off `head`; `None` leaves the reason in `fault`. (A pointer comes
-    /// back in a register, which a whole result does not.) A chain of one is dealt with right here;
-    /// everything else is a call in the last place, so that nothing need be saved before.
+    /// Builds the chain at `head`; `None` leaves the reason in `fault`. (A pointer is returned in a
+    /// register, a whole result is not.) A chain of one descriptor is handled here; all others are
+    /// a tail call, so that no register need be saved before.
     #[inline]
     fn take(&mut self, position: u16, head: u16) -> Option<Box<ChainSlot<M>>> {
         let Some(state) = self.heads.get_mut(usize::from(head)) else {
@@ -341,8 +344,8 @@ impl<M: GuestRam> ActiveQueue<M> {
         Box::new(ChainSlot::new(self.ring.ram().clone(), latch))
     }
 
-    /// Puts a chain onto the used ring with `written` bytes, cut to what its writable part holds.
-    /// The driver sees it after [`publish`](Self::publish).
+    /// Puts a chain onto the used ring with `written` bytes, clamped to the size of its writable
+    /// part. The driver sees it after [`publish`](Self::publish).
     #[inline]
     pub fn complete(&mut self, chain: DescriptorChain<M>, written: u32) {
         let mut slot = chain.0;
@@ -362,11 +365,12 @@ impl<M: GuestRam> ActiveQueue<M> {
         self.pool.push(slot);
     }
 
-    /// The same with all that is not usual.
+    /// Completes a chain in the unusual cases.
     #[inline(never)]
     fn complete_long(&mut self, mut slot: Box<ChainSlot<M>>, written: u32) {
         if !Arc::ptr_eq(&slot.latch, &self.latch) {
-            // Another queue's: dropping it breaks that one, and this one can't be trusted either.
+            // The chain is another queue's: dropping it breaks that queue, and this one can't be
+            // trusted either.
             self.latch.set();
             return;
         }
@@ -395,7 +399,7 @@ impl<M: GuestRam> ActiveQueue<M> {
         }
     }
 
-    /// Moves on over positions that are done, up to the first that is not.
+    /// Advances over completed positions, up to the first that is not.
     fn advance_in_order(&mut self) {
         let mask = self.ring.size().wrapping_sub(1);
         while let Some(done) = self.done.get_mut(usize::from(self.next_used & mask))
@@ -405,20 +409,21 @@ impl<M: GuestRam> ActiveQueue<M> {
         }
     }
 
-    /// Shows the driver what was completed so far, for one that is looking anyway and can go on while
-    /// the batch does. [`publish`](Self::publish) has to follow, which decides about the interrupt.
+    /// Publishes the chains completed so far without a decision about an interrupt, for a driver
+    /// that polls and can continue while the batch is still processed. [`publish`](Self::publish),
+    /// which decides, has to follow.
     #[inline]
     pub fn publish_used(&mut self) {
         if self.published != self.next_used {
             self.published = self.next_used;
             ring::publish_idx(&self.ring, self.next_used);
-            // At most a queue's length is added at a time, so this is seen before the count wraps.
+            // At most a queue size is added at a time, so this is noticed before the count wraps.
             self.due |= self.unsignalled() >= TOO_FAR;
         }
     }
 
-    /// Shows the driver what was completed since the last call: one store of the index, one fence,
-    /// one decision.
+    /// Publishes the chains completed since the last call, and returns whether to interrupt the
+    /// driver: one store of the index, one fence, one decision.
     #[inline]
     pub fn publish(&mut self) -> Interrupt {
         let (old, new) = (self.decided, self.next_used);
@@ -435,49 +440,50 @@ impl<M: GuestRam> ActiveQueue<M> {
         }
     }
 
-    /// Chains completed since the last decision about an interrupt.
+    /// Returns the number of chains completed since the last decision about an interrupt.
     #[must_use]
     pub fn unsignalled(&self) -> u16 {
         self.next_used.wrapping_sub(self.decided)
     }
 
-    /// Whether the driver was shown something about which it is not decided whether to interrupt it.
-    fn owes(&self) -> bool {
+    /// Returns whether entries were published without a decision about an interrupt.
+    fn has_undecided(&self) -> bool {
         self.due || self.published != self.decided
     }
 
-    /// Whether the last pop found the available ring empty.
+    /// Returns whether the last pop found the available ring empty.
     #[must_use]
     pub fn drained(&self) -> bool {
         self.drained
     }
 
-    /// Whether the driver has made something available since, told by one load: for looking at the ring
-    /// while notifications are off. What it is, and whether it is well formed, [`pop`](Self::pop) says.
+    /// Returns whether the driver has made a chain available since, by a single load: for polling
+    /// while notifications are disabled. [`pop`](Self::pop) validates the chain.
     #[must_use]
     #[inline]
     pub fn has_available(&self) -> bool {
         ring::peer_idx(&self.ring) != self.next_avail && !self.latch.is_set()
     }
 
-    /// Asks the driver not to notify, as long as we are looking anyway.
+    /// Suppresses notifications by the driver while the ring is polled anyway.
     pub fn disable_notification(&mut self) {
         ring::disable_notifications(&self.ring, self.features.event_idx);
         self.ring.mark_used_dirty();
     }
 
-    /// Asks the driver to notify about the next chain. True when it is there already, and no
-    /// notification need come: pop again.
+    /// Requests a notification for the next chain. Returns true if it is already available; then
+    /// there may be no notification, so pop again.
     #[must_use = "a chain that is already there may bring no notification"]
     pub fn enable_notification(&mut self) -> bool {
         let next = self.next_avail;
         let more = ring::enable_notifications(&self.ring, self.features.event_idx, next);
         self.ring.mark_used_dirty();
-        // Broken, there is nothing to come back for.
+        // A broken queue has nothing to pop.
         more && !self.latch.is_set()
     }
 
-    /// Chains popped and not yet completed (in order: not yet on the used ring).
+    /// Returns the number of chains popped and not yet completed (with IN_ORDER: not yet on the
+    /// used ring).
     #[must_use]
     pub fn in_flight(&self) -> u16 {
         self.next_avail.wrapping_sub(self.next_used)
@@ -489,25 +495,26 @@ impl<M: GuestRam> ActiveQueue<M> {
         self.ring.size()
     }
 
-    /// Whether the driver, or a forgotten chain, has made the queue unusable until reset.
+    /// Returns whether the driver, or a dropped chain, has broken the queue, until reset.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.latch.is_set()
     }
 
-    /// The queue as plain numbers, for a snapshot. Requests in flight are listed; the queue restored
-    /// from it hands them out again, so they must not be completed on this one any more.
+    /// Returns the queue as plain data, for a snapshot. It lists the requests in flight; the
+    /// restored queue returns them again, so they must not be completed on this one.
     #[must_use]
     pub fn save(&self) -> QueueState {
-        // Entries that were filled and not published, which the restored queue will not fill again.
+        // Includes entries that were filled but not published, which the restored queue does not
+        // fill again.
         self.ring.mark_used_dirty();
         if self.latch.is_set() {
-            // What was popped can't be trusted, not even its number.
+            // The popped requests can't be trusted, not even their number.
             return QueueState {
                 next_avail: self.next_used,
                 next_used: self.next_used,
                 published: self.published,
-                undecided: self.owes(),
+                undecided: self.has_undecided(),
                 broken: true,
                 ..self.config.clone()
             };
@@ -520,7 +527,7 @@ impl<M: GuestRam> ActiveQueue<M> {
             next_avail: self.next_avail,
             next_used: self.next_used,
             published: self.published,
-            undecided: self.owes(),
+            undecided: self.has_undecided(),
             in_flight: live.chain(self.replay.iter().copied()).collect(),
             ..self.config.clone()
         };

@@ -1,17 +1,17 @@
-//! The seam to the owner of guest memory, and the checked range that comes out of it.
+//! The interface to the owner of guest memory, and the checked range that it returns.
 
 use core::fmt;
 
-/// What the device does to a range of guest memory.
+/// The device's access to a range of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// It reads.
+    /// Read.
     Read,
-    /// It writes, and may read.
+    /// Write, and possibly read.
     Write,
 }
 
-/// A run of guest memory that is contiguous in the host's address space too.
+/// A range of guest memory that is also contiguous in the host's address space.
 #[derive(Clone, Copy, Debug)]
 pub struct RamRegion {
     guest: u64,
@@ -19,36 +19,37 @@ pub struct RamRegion {
     host: *mut u8,
 }
 
-// SAFETY: a region is a number and a pointer that nothing dereferences without the `GuestRam` that
-// gave it, and that one is Send and Sync.
+// SAFETY: a region is a number and a pointer, which is dereferenced only together with the
+// `GuestRam` that returned it, and that is Send and Sync.
 unsafe impl Send for RamRegion {}
-// SAFETY: as above; a shared region gives out nothing but copies of the pointer.
+// SAFETY: as above; a shared region only returns copies of the pointer.
 unsafe impl Sync for RamRegion {}
 
 impl RamRegion {
-    /// A region of `len` bytes at guest-physical address `guest`, mapped at `host`.
+    /// Returns a region of `len` bytes at guest-physical address `guest`, mapped at `host`.
     ///
     /// # Safety
-    /// `host` must be valid for reads, and for writes if the region answers [`Access::Write`], of
-    /// `len` bytes for as long as the [`GuestRam`] that returns it, or a clone of it, lives; and no
-    /// Rust reference may point into it meanwhile.
+    /// `host` must be valid for reads of `len` bytes, and for writes if the region is returned for
+    /// [`Access::Write`], for as long as the [`GuestRam`] that returns it, or a clone of it, lives;
+    /// and no Rust reference may point into it meanwhile.
     #[must_use]
     pub unsafe fn new(guest: u64, len: u64, host: *mut u8) -> Self {
         Self { guest, len, host }
     }
 
-    /// A region that holds nothing.
+    /// An empty region.
     pub(crate) const EMPTY: Self = Self {
         guest: 0,
         len: 0,
         host: core::ptr::null_mut(),
     };
 
-    /// The range `addr..addr + len`, if it lies wholly in this region and is not empty.
+    /// Returns the range `addr..addr + len`, if it is completely in this region and not empty.
     #[inline(always)]
     pub(super) fn buffer(&self, addr: u64, len: u32) -> Option<Segment> {
         let offset = addr.wrapping_sub(self.guest);
-        // Outside the region both differences are huge; and so is the last byte of an empty range.
+        // Outside the region both differences wrap to large values; and so does the last byte of an
+        // empty range.
         let available = self.len.wrapping_sub(offset);
         let last = u64::from(len).wrapping_sub(1);
         (offset < self.len && last < available).then(|| Segment {
@@ -58,15 +59,15 @@ impl RamRegion {
         })
     }
 
-    /// Bytes from `addr` to the end of the region; 0 when `addr` lies outside.
+    /// Returns the number of bytes from `addr` to the end of the region, or 0 if `addr` is outside.
     #[inline]
     #[must_use]
     pub fn available(&self, addr: u64) -> u64 {
-        // Below the region the difference wraps to something larger than any length.
+        // Below the region the difference wraps to a value larger than any length.
         self.len.saturating_sub(addr.wrapping_sub(self.guest))
     }
 
-    /// The range `addr..addr + len`, if it lies wholly in this region.
+    /// Returns the range `addr..addr + len`, if it is completely in this region.
     #[inline]
     #[must_use]
     pub fn segment(&self, addr: u64, len: usize) -> Option<Segment> {
@@ -83,34 +84,35 @@ impl RamRegion {
     }
 }
 
-/// Guest memory as the owner of the mapping shows it.
+/// Guest memory, provided by the owner of the mapping.
 ///
 /// Translations may be kept for as long as the value or a clone of it lives, so a mapping may grow
-/// under it but not shrink.
+/// meanwhile but not shrink.
 ///
 /// # Safety
-/// Every region returned must be what [`RamRegion::new`] asks for, and must hold the address asked
-/// for with the access asked for.
+/// Every returned region must satisfy the contract of [`RamRegion::new`], contain the requested
+/// address and permit the requested access.
 pub unsafe trait GuestRam: Clone + Send + Sync + 'static {
-    /// The region that holds `addr` and allows `access`.
+    /// Returns the region that contains `addr` and permits `access`.
     fn region(&self, addr: u64, access: Access) -> Option<RamRegion>;
 
-    /// Whether [`mark_dirty`](Self::mark_dirty) does anything now; asked before every batch of marks.
+    /// Returns whether [`mark_dirty`](Self::mark_dirty) has an effect now. Checked before every
+    /// batch of marks.
     #[inline]
     fn tracks_dirty(&self) -> bool {
         false
     }
 
-    /// Takes note that the first `len` bytes of `segment` may have been written.
+    /// Records that the first `len` bytes of `segment` may have been written.
     fn mark_dirty(&self, segment: &Segment, len: usize) {
         let _ = (segment, len);
     }
 }
 
-/// A range of guest memory in the host's address space, bounds-checked when it was made.
+/// A range of guest memory in the host's address space, bounds-checked on creation.
 ///
-/// It has the layout of an `iovec`: pointer, then length. It does not keep the memory mapped: what it
-/// came from (a chain, say) does.
+/// It has the layout of an `iovec`: pointer, then length. It does not keep the memory mapped; its
+/// origin (for example a chain) does.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Segment {
@@ -118,35 +120,36 @@ pub struct Segment {
     len: usize,
 }
 
-// SAFETY: a segment is an address and a length; reading or writing through it is up to whoever holds
-// what keeps it mapped, and guest memory may be touched from any thread.
+// SAFETY: a segment is an address and a length. Accesses through it are the responsibility of the
+// holder of the mapping, and guest memory may be accessed from any thread.
 unsafe impl Send for Segment {}
-// SAFETY: as above; sharing a segment gives out nothing but the address.
+// SAFETY: as above; a shared segment only returns the address.
 unsafe impl Sync for Segment {}
 
 impl Segment {
-    /// First byte, in the host's address space.
+    /// Returns the address of the first byte in the host's address space.
     #[inline]
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.ptr
     }
 
-    /// Number of bytes.
+    /// Returns the number of bytes.
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is no byte in it.
+    /// Returns whether it has no bytes.
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The first `mid` bytes and the rest; `None` when there are fewer.
+    /// Splits the segment into its first `mid` bytes and the rest. Returns `None` if it has fewer
+    /// bytes.
     #[must_use]
     pub fn split_at(self, mid: usize) -> Option<(Self, Self)> {
         let rest = self.len.checked_sub(mid)?;
@@ -168,13 +171,13 @@ impl fmt::Debug for Segment {
 
 const _: () = assert!(usize::BITS >= 32, "a length of 32 bits is a usize");
 
-/// A 32-bit number, which every pointer can be moved by.
+/// Converts a 32-bit number, which is a valid pointer offset on every supported platform.
 #[inline]
 pub(super) const fn widen(number: u32) -> usize {
     number as usize
 }
 
-/// An offset into a mapping, which is no larger than the address space.
+/// Converts an offset into a mapping, which is not larger than the address space.
 #[inline]
 #[expect(
     clippy::cast_possible_truncation,

@@ -1,4 +1,4 @@
-//! From guest addresses to host addresses: descriptor tables, and the buffers of a chain.
+//! Translation of guest addresses to host addresses: descriptor tables, and the buffers of a chain.
 
 use core::cell::Cell;
 use core::marker::PhantomData;
@@ -9,24 +9,24 @@ use super::ram::widen;
 use crate::mem::{Access, GuestRam, RamRegion, Segment};
 use crate::spec::ring::MAX_CHAIN_BYTES;
 
-/// Why a range of guest addresses gave no segments.
+/// Why a range of guest addresses can't be translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Untranslatable {
-    /// It is not (wholly) memory with the access asked for.
+    /// It is not, or not completely, memory with the required access.
     OutsideRam,
-    /// Regions cut the chain into more segments than its buffers take.
+    /// The chain crosses regions and has more segments than its buffers may have.
     Fragmented,
 }
 use Untranslatable::{Fragmented, OutsideRam};
 
-/// Translates guest addresses and remembers the regions last hit, one for each kind of access.
+/// Translates guest addresses and caches the last region per kind of access.
 ///
-/// Regions come from one [`GuestRam`], which is handed in anew at every call so that a queue needs to
-/// hold it but once; translator and buffers of a queue always see the same one.
+/// The regions come from one [`GuestRam`], which is passed to every call so that a queue holds it
+/// only once; translator and buffers of a queue always use the same one.
 pub(crate) struct Translator {
     read: Cell<RamRegion>,
     write: Cell<RamRegion>,
-    /// Most segments that crossing regions may bring a chain to.
+    /// Maximum number of segments of a chain that crosses regions.
     limit: usize,
 }
 
@@ -39,8 +39,8 @@ impl Translator {
         }
     }
 
-    /// Where the descriptors of an indirect table are read from: `entries` of them at `addr`. Memory
-    /// is not asked for beyond the first region: what lies there is found out when it is walked.
+    /// Returns the source of the descriptors of an indirect table: `entries` of them at `addr`.
+    /// Only the first region is looked up: the walk finds what is behind it.
     #[inline(always)]
     pub(crate) fn table<'a, M: GuestRam>(
         &self,
@@ -55,7 +55,7 @@ impl Translator {
             .and_then(|bytes| region.segment(addr, bytes))
             .filter(|whole| whole.as_ptr().addr().is_multiple_of(align_of::<u64>()));
         Ok(match whole {
-            // SAFETY: the segment holds so many descriptors, aligned; `ram` keeps it mapped for 'a.
+            // SAFETY: the segment has this many descriptors, aligned; `ram` keeps it mapped for 'a.
             Some(whole) => Table::Whole(unsafe { Descs::new(whole.as_ptr(), entries) }),
             None => Table::Scattered(Scattered { addr, entries, ram }),
         })
@@ -69,7 +69,8 @@ impl Translator {
         }
     }
 
-    /// Makes `buffers` hold the one buffer of a chain of one, if it lies in the region last hit.
+    /// Sets `buffers` to the one buffer of a chain of one, if it is in the cached region. Returns
+    /// whether it is.
     #[inline(always)]
     pub(crate) fn single<M: GuestRam>(
         &self,
@@ -102,7 +103,8 @@ impl Translator {
         true
     }
 
-    /// Appends a buffer that is not wholly in the region last hit, or for which the vector must grow.
+    /// Appends a buffer that is not completely in the cached region, or for which the vector must
+    /// grow.
     #[cold]
     #[inline(never)]
     fn append<M: GuestRam>(
@@ -127,7 +129,7 @@ impl Translator {
             }
             buffers.segments.push(segment);
             left = left.saturating_sub(run);
-            // A range that runs over the end of the address space is nobody's memory.
+            // A range beyond the end of the address space is not memory.
             addr = match addr.checked_add(run) {
                 Some(next) => next,
                 None if left == 0 => break,
@@ -138,7 +140,7 @@ impl Translator {
     }
 }
 
-/// The region that holds `addr`: the one last hit, or another one asked for.
+/// Returns the region that contains `addr`: the cached one, or the result of a lookup.
 #[inline]
 fn look_up<M: GuestRam>(
     hint: &Cell<RamRegion>,
@@ -155,7 +157,7 @@ fn look_up<M: GuestRam>(
 /// Bytes of a descriptor.
 const DESC_BYTES: usize = 16;
 
-/// One descriptor, copied out of guest memory once: two words, so that it travels in registers.
+/// One descriptor, copied from guest memory once: two words, so that it is passed in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Desc {
     addr: u64,
@@ -164,7 +166,7 @@ pub(crate) struct Desc {
 }
 
 impl Desc {
-    /// The two halves of a descriptor as loaded from memory.
+    /// Returns the descriptor with these two halves, as loaded from memory.
     #[inline(always)]
     fn from_words(addr: u64, rest: u64) -> Self {
         Self {
@@ -173,13 +175,13 @@ impl Desc {
         }
     }
 
-    /// Guest-physical address of the buffer.
+    /// Returns the guest-physical address of the buffer.
     #[inline(always)]
     pub(crate) fn addr(self) -> u64 {
         self.addr
     }
 
-    /// Bytes of the buffer.
+    /// Returns the number of bytes of the buffer.
     #[inline(always)]
     #[expect(
         clippy::cast_possible_truncation,
@@ -189,7 +191,7 @@ impl Desc {
         self.rest as u32
     }
 
-    /// Those of `DESC_F_…` that are set and in `mask`.
+    /// Returns the `DESC_F_…` flags that are set and in `mask`.
     #[inline(always)]
     #[expect(
         clippy::cast_possible_truncation,
@@ -199,7 +201,7 @@ impl Desc {
         ((self.rest >> 32) & u64::from(mask)) as u16
     }
 
-    /// Index of the next descriptor, under `DESC_F_NEXT`: 16 bits.
+    /// Returns the index of the next descriptor, under `DESC_F_NEXT`: 16 bits.
     #[inline(always)]
     pub(crate) fn next(self) -> u32 {
         (self.rest >> 48) as u32
@@ -208,10 +210,10 @@ impl Desc {
 
 /// A table of descriptors: the ring's own, or an indirect one.
 pub(crate) trait DescSource {
-    /// Copies descriptor `index` out; `None` beyond the table.
+    /// Reads descriptor `index`, or returns `None` beyond the table.
     fn get(&self, index: u32) -> Result<Option<Desc>, Untranslatable>;
 
-    /// The same, where `index` most likely is `guess`.
+    /// As [`get`](Self::get), if `index` is most likely `guess`.
     #[inline(always)]
     fn get_likely(&self, index: u32, guess: u32) -> Result<Option<Desc>, Untranslatable> {
         let _ = guess;
@@ -219,7 +221,7 @@ pub(crate) trait DescSource {
     }
 }
 
-/// Descriptors that lie side by side in host memory.
+/// Descriptors that are contiguous in host memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Descs<'a> {
     base: *const u64,
@@ -247,7 +249,8 @@ impl Descs<'_> {
     #[inline(always)]
     pub(super) unsafe fn get_unchecked(self, index: u32) -> Desc {
         let at = widen(index).wrapping_mul(2);
-        // SAFETY: the index is below `entries`, and `new` was promised so many descriptors.
+        // SAFETY: the index is below `entries`, which is the number of descriptors promised to
+        // `new`.
         let (addr, rest) = unsafe {
             let desc = self.base.add(at);
             (desc.read_volatile(), desc.add(1).read_volatile())
@@ -326,23 +329,23 @@ impl<M: GuestRam> DescSource for Scattered<'_, M> {
     }
 }
 
-/// Fills the buffers of one chain: first what the device reads, then what it writes.
+/// Collects the buffers of one chain: first the readable, then the writable ones.
 ///
-/// Nothing of it is ever lent to a call that is not inlined, so that it stays in registers.
+/// It is passed only to inlined functions, so that it stays in registers.
 pub(crate) struct Gather<'a, M> {
     translator: &'a Translator,
     buffers: &'a mut Buffers<M>,
     /// The unused part of the vector.
     next: *mut Segment,
     end: *mut Segment,
-    /// The region last hit with the access at hand.
+    /// The cached region of the current access.
     hint: &'a Cell<RamRegion>,
-    /// Bytes of the part at hand.
+    /// Number of bytes of the current part.
     bytes: u64,
 }
 
 impl<'a, M: GuestRam> Gather<'a, M> {
-    /// Starts over with empty buffers.
+    /// Starts with empty buffers.
     #[inline(always)]
     pub(crate) fn new(translator: &'a Translator, buffers: &'a mut Buffers<M>) -> Self {
         buffers.segments.clear();
@@ -357,7 +360,7 @@ impl<'a, M: GuestRam> Gather<'a, M> {
         }
     }
 
-    /// What is done to the buffers that are added now.
+    /// Returns the access to the buffers that are added now.
     #[inline(always)]
     fn access(&self) -> Access {
         if core::ptr::eq(self.hint, &self.translator.read) {
@@ -367,7 +370,7 @@ impl<'a, M: GuestRam> Gather<'a, M> {
         }
     }
 
-    /// Segments so far.
+    /// Returns the number of segments so far.
     #[inline(always)]
     fn len(&self) -> usize {
         let start = self.buffers.segments.as_ptr().addr();
@@ -375,7 +378,7 @@ impl<'a, M: GuestRam> Gather<'a, M> {
         bytes.checked_div(size_of::<Segment>()).unwrap_or(0)
     }
 
-    /// From here on, buffers are for the device to write.
+    /// Makes the following buffers device-writable.
     #[inline(always)]
     pub(crate) fn turn_writable(&mut self) {
         self.hint = &self.translator.write;
@@ -383,7 +386,7 @@ impl<'a, M: GuestRam> Gather<'a, M> {
         self.buffers.readable_len = core::mem::take(&mut self.bytes);
     }
 
-    /// Appends `addr..addr + len`: one segment, or one for each region it crosses, or none.
+    /// Appends `addr..addr + len`: one segment, or one per region that it crosses, or none.
     #[inline(always)]
     pub(crate) fn add(&mut self, addr: u64, len: u32) -> Result<(), Untranslatable> {
         // At most 2^15 buffers of 2^32 bytes: the sum can't wrap.
@@ -408,7 +411,7 @@ impl<'a, M: GuestRam> Gather<'a, M> {
         Ok(())
     }
 
-    /// Makes the vector as long as what was written to it.
+    /// Sets the length of the vector to the number of written segments.
     #[inline(always)]
     fn settle(&mut self) {
         let len = self.len();
@@ -416,7 +419,7 @@ impl<'a, M: GuestRam> Gather<'a, M> {
         unsafe { self.buffers.segments.set_len(len) };
     }
 
-    /// Ends the buffers; false if they hold more bytes than a chain may.
+    /// Finishes the buffers. Returns false if they have more bytes than a chain may have.
     #[inline(always)]
     pub(crate) fn finish(mut self) -> bool {
         self.settle();
