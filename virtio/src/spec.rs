@@ -1,6 +1,6 @@
-//! Constants and wire structures of the specification, with their section numbers, and nothing else.
+//! Constants and wire structures of the specification, with their section numbers.
 //!
-//! Every multi-byte field is little-endian (section 1.4 of the specification); the structures have
+//! Every multi-byte field is little-endian (section 1.4 of the specification). The structures have
 //! no padding and no alignment, so they can be laid over any byte of a buffer.
 
 /// Defines structures as they are laid out in shared memory, or in a configuration space.

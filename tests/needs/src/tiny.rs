@@ -34,7 +34,8 @@ pub const ECHO: &[u8] = &[
     0xec, 0xee, 0xeb, 0xef, // in al, dx; out dx, al; jmp to the start
 ];
 
-/// mov dx, 0x604; in al, dx; test al, 1; jz to the start; then soft-off: powers off when the power button is pressed.
+/// mov dx, 0x604; in al, dx; test al, 1; jz to the start; then soft-off: powers off when the power
+/// button is pressed.
 pub const BUTTON: &[u8] = &[
     0x66, 0xba, 0x04, 0x06, 0xec, 0xa8, 0x01, 0x74, 0xf7, //
     0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4,
@@ -106,7 +107,8 @@ pub fn kernel(dir: &Path, code: &[u8]) -> PathBuf {
 ///
 /// # Panics
 ///
-/// If there is no temporary directory, or no KVM although [`REQUIRE_KVM`](crate::REQUIRE_KVM) is set.
+/// If there is no temporary directory, or no KVM although [`REQUIRE_KVM`](crate::REQUIRE_KVM) is
+/// set.
 #[must_use]
 #[track_caller]
 pub fn directory() -> Option<TempDir> {

@@ -1,5 +1,6 @@
-//! Piecewise construction of a buffer, after the RFC of February 2013 ("virtio: new API for addition
-//! of buffers, scatterlist changes", Paolo Bonzini): `start_buf`, any number of `add_sg`, `end_buf`.
+//! Piecewise construction of a buffer, after the RFC of February 2013 ("virtio: new API for
+//! addition of buffers, scatterlist changes", Paolo Bonzini): `start_buf`, any number of `add_sg`,
+//! `end_buf`.
 //!
 //! ```
 //! # use splitring_virtio::driver::{DeviceId, DmaBytes, Kick, Queue, QueueOptions, Refused};
@@ -9,7 +10,10 @@
 //!     data: ScatterList,
 //! }
 //!
-//! fn submit(queue: &mut Queue<Request>, request: Request) -> Result<Kick, Box<dyn core::error::Error>> {
+//! fn submit(
+//!     queue: &mut Queue<Request>,
+//!     request: Request,
+//! ) -> Result<Kick, Box<dyn core::error::Error>> {
 //!     let mut buffer = queue.start_buf(request, 3, 2).map_err(|refused| refused.why)?;
 //!     buffer.add_sg(|request| &request.header, 1)?;
 //!     let mut buffer = buffer.writable();
@@ -31,8 +35,8 @@
 //! ```
 //!
 //! Differences from the RFC, and the reasons:
-//! - Lists are selected from the token, which the queue keeps: the memory that the device may use is
-//!   owned, so that no borrow can end while it is in use. A list from elsewhere does not compile:
+//! - Lists are selected from the token, which the queue keeps: the memory that the device may use
+//!   is owned, so that no borrow can end while it is in use. A list from elsewhere does not compile:
 //!   ```compile_fail
 //!   # use splitring_virtio::driver::Queue;
 //!   # use splitring_virtio::scatterlist::ScatterList;
@@ -61,10 +65,10 @@
 //!       let _ = buffer.add_sg(|token| token, 1);
 //!   }
 //!   ```
-//! - Adding can fail, and dropping a buffer instead of ending it aborts it: it is not in the queue's
-//!   accounting before `end_buf`.
-//! - `end_buf` exposes nothing; one `publish` exposes any number of buffers, and its result, whether
-//!   to notify the device, must be used:
+//! - Adding can fail, and dropping a buffer instead of ending it aborts it: it is not in the
+//!   queue's accounting before `end_buf`.
+//! - `end_buf` exposes nothing; one `publish` exposes any number of buffers, and its result,
+//!   whether to notify the device, must be used:
 //!   ```
 //!   #![deny(unused_must_use)]
 //!   # use splitring_virtio::driver::Queue;

@@ -197,7 +197,8 @@ impl<'a> Cursor<'a> {
     /// Copies bytes to `dst` until it is full or none are left; returns how many.
     pub(crate) fn copy_to(&mut self, dst: &mut [u8]) -> usize {
         if let Some(piece) = self.one_piece(dst.len()) {
-            // SAFETY: the piece is as long as `dst`, and the buffers this cursor borrows keep it mapped.
+            // SAFETY: the piece is as long as `dst`, and the buffers that this cursor borrows keep
+            // it mapped.
             unsafe { copy::from_guest(dst, piece.as_ptr()) };
             return dst.len();
         }

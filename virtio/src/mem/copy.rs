@@ -13,8 +13,9 @@ pub(super) unsafe fn from_guest(dst: &mut [u8], src: *const u8) {
     let mut src = src;
     let (head, words, tail) = shape(src.addr(), dst.len());
     let mut dst = dst.as_mut_ptr();
-    // SAFETY: head + words × 8 + tail is dst.len(), so neither pointer leaves its range; guest words
-    // are aligned because `shape` put the unaligned bytes into `head`; ours are written unaligned.
+    // SAFETY: head + words × 8 + tail is dst.len(), so neither pointer leaves its range; guest
+    // words are aligned because `shape` put the unaligned bytes into `head`; ours are written
+    // unaligned.
     unsafe {
         for _ in 0..head {
             dst.write(ptr::read_volatile(src));

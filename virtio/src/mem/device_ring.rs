@@ -86,8 +86,8 @@ impl<M: GuestRam> DeviceRing<M> {
     /// Returns the descriptor table.
     #[inline]
     pub(crate) fn table(&self) -> Descs<'_> {
-        // SAFETY: `map` checked size × 16 bytes at `desc`, aligned to 16, and `ram` keeps them mapped
-        // for as long as the borrow of `self`.
+        // SAFETY: `map` checked size × 16 bytes at `desc`, aligned to 16, and `ram` keeps them
+        // mapped for as long as the borrow of `self`.
         unsafe { Descs::new(self.desc, u32::from(self.mask).wrapping_add(1)) }
     }
 

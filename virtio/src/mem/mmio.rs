@@ -27,6 +27,9 @@ pub unsafe trait Registers {
 }
 
 /// A PCI function, accessed through the environment (firmware, a unikernel, a test).
+///
+/// # Safety
+/// `map_bar` must map the registers of this function and of no other.
 pub unsafe trait PciFunction {
     /// A mapped range of a BAR.
     type Registers: Registers;
@@ -37,7 +40,7 @@ pub unsafe trait PciFunction {
     /// Writes 32 bits of configuration space at a multiple of 4.
     fn write_config(&mut self, offset: u16, value: u32);
 
-    /// Maps `len` bytes at `offset` of memory BAR `bar`. `None` if there is no such range.
+    /// Maps `len` bytes at `offset` of memory BAR `bar`. Returns `None` if there is no such range.
     fn map_bar(&mut self, bar: u8, offset: u64, len: u64) -> Option<Self::Registers>;
 }
 

@@ -25,8 +25,8 @@ pub(crate) fn parse<T: DeserializeOwned>(
     parse_with_path(text, shorthand, None).map(|(value, _)| value)
 }
 
-/// Reads `text` as the value of the device `key`; returns a configuration that has only this device.
-/// With `keys`, the value is on, off or the device's keys; otherwise it is a switch.
+/// Reads `text` as the value of the device `key`; returns a configuration that has only this
+/// device. With `keys`, the value is on, off or the device's keys; otherwise it is a switch.
 ///
 /// # Errors
 /// As [`parse`].

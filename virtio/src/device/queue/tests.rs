@@ -1,5 +1,5 @@
-//! The device's end against a driver that writes what it likes, with one regression test for each bug
-//! that others had.
+//! The device's end against a driver that writes any values, with one regression test per bug found
+//! elsewhere.
 
 mod activate;
 mod complete;
