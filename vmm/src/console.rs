@@ -63,12 +63,12 @@ pub struct Console(Arc<ConsoleInner>);
 struct ConsoleInner {
     shared: Arc<ConsoleShared>,
     thread: Option<JoinHandle<()>>,
-    kind: Kind,
+    kind: ConsoleKind,
     pty: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ConsoleKind {
     /// A target, and a thread that serves it.
     Open,
     /// A port without a target.
@@ -196,13 +196,13 @@ impl Console {
     /// in the UART only.
     #[must_use]
     pub fn null() -> Self {
-        Self::without_thread(Kind::Null)
+        Self::without_thread(ConsoleKind::Null)
     }
 
     /// Creates the console of a machine without a serial port. Input is discarded.
     #[must_use]
     pub fn off() -> Self {
-        Self::without_thread(Kind::Off)
+        Self::without_thread(ConsoleKind::Off)
     }
 
     /// Logs about this console within the machine's span from now on. The first span stays.
@@ -227,7 +227,7 @@ impl Console {
     /// the guest reads them ([`Console::null`] keeps nothing). Never blocks.
     #[must_use]
     pub fn input(&self, bytes: &[u8]) -> usize {
-        if self.0.kind == Kind::Off {
+        if self.0.kind == ConsoleKind::Off {
             return bytes.len();
         }
         let taken = self.0.shared.input.accept(bytes);
@@ -278,7 +278,7 @@ impl Console {
 
     /// Whether the machine has a serial port.
     pub(crate) fn has_port(&self) -> bool {
-        self.0.kind != Kind::Off
+        self.0.kind != ConsoleKind::Off
     }
 
     /// Returns the writer for the UART's output. Writing to it never blocks.
@@ -301,7 +301,7 @@ impl Console {
         self.0.shared.input.detach(port);
     }
 
-    fn without_thread(kind: Kind) -> Self {
+    fn without_thread(kind: ConsoleKind) -> Self {
         Self(Arc::new(ConsoleInner {
             shared: Arc::new(ConsoleShared::idle()),
             thread: None,
@@ -332,7 +332,7 @@ impl Console {
         Ok(Self(Arc::new(ConsoleInner {
             shared,
             thread: Some(thread),
-            kind: Kind::Open,
+            kind: ConsoleKind::Open,
             pty,
         })))
     }

@@ -466,7 +466,7 @@ fn map<F: PciFunction>(function: &mut F, kind: u8, least: u64) -> Option<(F::Reg
     None
 }
 
-/// Offsets of the virtio capabilities of this type.
+/// Returns the offsets of the virtio capabilities of this type.
 fn virtio_capabilities<F: PciFunction>(function: &F, kind: u8) -> impl Iterator<Item = u16> {
     capabilities(function).into_iter().filter(move |at| {
         let [id, _, _, cfg_type] = function.read_config(*at).to_le_bytes();
@@ -474,7 +474,7 @@ fn virtio_capabilities<F: PciFunction>(function: &F, kind: u8) -> impl Iterator<
     })
 }
 
-/// What the virtio capability at `at` names, by 32-bit offset and length.
+/// Returns the range that the virtio capability at `at` names, by 32-bit offset and length.
 fn range_of(function: &impl PciFunction, at: u16) -> BarRange {
     let [bar, ..] = function.read_config(at.wrapping_add(4)).to_le_bytes();
     BarRange {

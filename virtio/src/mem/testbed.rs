@@ -151,7 +151,7 @@ pub(crate) trait PlainFunction {
 /// A [`PlainFunction`] for the PCI driver.
 pub(crate) struct Function<P>(pub(crate) Rc<RefCell<P>>);
 
-pub(crate) struct BarRange<P> {
+pub(crate) struct FunctionRegisters<P> {
     function: Rc<RefCell<P>>,
     bar: u8,
     start: u64,
@@ -161,7 +161,7 @@ pub(crate) struct BarRange<P> {
 // SAFETY: every range maps the one function inside; its queues are never served by anything that
 // outlives a test.
 unsafe impl<P: PlainFunction> PciFunction for Function<P> {
-    type Registers = BarRange<P>;
+    type Registers = FunctionRegisters<P>;
 
     fn read_config(&self, offset: u16) -> u32 {
         self.0.borrow_mut().config(offset)
@@ -171,9 +171,9 @@ unsafe impl<P: PlainFunction> PciFunction for Function<P> {
         self.0.borrow_mut().set_config(offset, value);
     }
 
-    fn map_bar(&mut self, bar: u8, offset: u64, len: u64) -> Option<BarRange<P>> {
+    fn map_bar(&mut self, bar: u8, offset: u64, len: u64) -> Option<FunctionRegisters<P>> {
         let end = offset.checked_add(len)?;
-        (end <= self.0.borrow().bar_len(bar)).then(|| BarRange {
+        (end <= self.0.borrow().bar_len(bar)).then(|| FunctionRegisters {
             function: Rc::clone(&self.0),
             bar,
             start: offset,
@@ -182,7 +182,7 @@ unsafe impl<P: PlainFunction> PciFunction for Function<P> {
     }
 }
 
-impl<P: PlainFunction> BarRange<P> {
+impl<P: PlainFunction> FunctionRegisters<P> {
     fn access(&self, offset: u64, width: u8, write: Option<u32>) -> u32 {
         if offset
             .checked_add(width.into())
@@ -196,7 +196,7 @@ impl<P: PlainFunction> BarRange<P> {
 }
 
 // SAFETY: as above.
-unsafe impl<P: PlainFunction> Registers for BarRange<P> {
+unsafe impl<P: PlainFunction> Registers for FunctionRegisters<P> {
     fn read8(&self, offset: u64) -> u8 {
         self.access(offset, 1, None) as u8
     }

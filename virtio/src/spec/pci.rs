@@ -62,13 +62,13 @@ wire! {
         pub length: U32,
     }
 
-    /// A capability whose offset and length have 64 bits: that of shared memory.
+    /// A capability with a 64-bit offset and length, for shared memory.
     pub struct Capability64 {
         /// The common part, with the lower halves.
         pub cap: Capability,
         /// Upper half of the offset in the BAR.
         pub offset_hi: U32,
-        /// Upper half of the bytes in the BAR.
+        /// Upper half of the length.
         pub length_hi: U32,
     }
 

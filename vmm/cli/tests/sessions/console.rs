@@ -42,11 +42,11 @@ fn a_machine_whose_pipe_nobody_reads_ends_at_every_signal() {
 #[test]
 fn a_machine_whose_terminal_nobody_reads_ends_at_signals_and_keys() {
     let Some(dir) = directory() else { return };
-    for way in ["SIGINT", "two SIGTERM", "Ctrl-A x", "Ctrl-A c and x"] {
+    for action in ["SIGINT", "two SIGTERM", "Ctrl-A x", "Ctrl-A c and x"] {
         let mut session = Session::start(dir.path(), FLOOD, &[]);
         wait_until_it_waits(&session.program);
         let start = Instant::now();
-        match way {
+        match action {
             "SIGINT" => session.signal(Signal::INT),
             "Ctrl-A x" => session.terminal.press(b"\x01x"),
             "Ctrl-A c and x" => session.terminal.press(b"\x01c\x01x"),
@@ -57,8 +57,8 @@ fn a_machine_whose_terminal_nobody_reads_ends_at_signals_and_keys() {
                 session.signal(Signal::TERM);
             }
         }
-        assert_eq!(session.end(way).code(), Some(STOPPED), "{way}");
-        assert!(start.elapsed() < SOON, "{way}: {:?}", start.elapsed());
+        assert_eq!(session.end(action).code(), Some(STOPPED), "{action}");
+        assert!(start.elapsed() < SOON, "{action}: {:?}", start.elapsed());
     }
 }
 

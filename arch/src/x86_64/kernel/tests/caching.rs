@@ -203,9 +203,9 @@ fn damaged_entries_are_made_again() {
         }),
         ("a symbolic link", |directory| {
             let path = image(directory);
-            let aside = directory.root.path().join("aside");
-            fs::rename(&path, &aside).unwrap();
-            std::os::unix::fs::symlink(aside, path).unwrap();
+            let moved = directory.root.path().join("moved");
+            fs::rename(&path, &moved).unwrap();
+            std::os::unix::fs::symlink(moved, path).unwrap();
         }),
         ("records flipped", |directory| {
             names(directory, ".record")
