@@ -445,6 +445,6 @@ fn shared_memory_can_be_read_by_whoever_has_its_descriptor() {
     };
     assert_eq!((range.guest, range.size, range.offset), (0, 32 << 20, 0));
     let mut code = [0; COUNT.len()];
-    rustix::io::pread(&range.file, &mut code, tiny::LOAD_AT).expect("read");
+    rustix::io::pread(&range.file, &mut code, splitring_needs::tiny::LOAD_AT).expect("read");
     assert_eq!(code, COUNT);
 }

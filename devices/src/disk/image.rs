@@ -132,7 +132,7 @@ impl Image {
             read_only: config.readonly,
             writethrough: config.cache == Cache::Writethrough,
             direct: config.direct,
-            plain: config.aio == Aio::Plain,
+            plain: config.aio == Aio::Threads,
             flushes: Flushes::default(),
             refused: Refused::default(),
             spans: Arc::default(),

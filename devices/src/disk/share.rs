@@ -335,7 +335,7 @@ mod tests {
     fn a_plain_disk_shares_the_thread_of_a_ring_and_never_uses_the_ring() {
         let file = NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
-        let config = DiskConfig::new(file.path()).aio(Aio::Plain);
+        let config = DiskConfig::new(file.path()).aio(Aio::Threads);
         let disk = RawDisk::open(&config, 0, 1).unwrap();
         let Some(member) = disk.member() else {
             splitring_needs::lack("temporary files are kept in memory");

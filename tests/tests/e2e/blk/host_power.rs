@@ -41,22 +41,22 @@ const DISK_SETUPS: [DiskSetup; 5] = [
     DiskSetup {
         id: "flush",
         keys: ",aio=io_uring",
-        careless: false,
+        drops_flushes: false,
     },
     DiskSetup {
         id: "direct",
         keys: ",aio=io_uring,direct=on",
-        careless: false,
+        drops_flushes: false,
     },
     DiskSetup {
         id: "through",
         keys: ",aio=threads,cache=writethrough",
-        careless: false,
+        drops_flushes: false,
     },
     DiskSetup {
         id: "fua",
         keys: ",aio=io_uring,direct=on,cache=writethrough",
-        careless: false,
+        drops_flushes: false,
     },
     DiskSetup {
         id: "drops_flushes",

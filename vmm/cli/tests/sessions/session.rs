@@ -30,7 +30,6 @@ pub(crate) struct Terminal {
     pub(crate) keyboard: File,
     /// The end that programs use.
     pub(crate) end: File,
-    pub(crate) path: PathBuf,
     before: Termios,
 }
 
@@ -51,7 +50,6 @@ impl Terminal {
         Self {
             keyboard: File::from(keyboard),
             end,
-            path,
             before,
         }
     }
