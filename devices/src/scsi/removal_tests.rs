@@ -161,6 +161,43 @@ fn a_ring_that_is_always_full_delays_a_removal_by_its_own_length_at_most() {
 }
 
 #[test]
+fn rings_that_are_all_full_all_the_time_keep_no_disk_from_being_removed() {
+    const SIZE: u16 = 64;
+    const IDS: [&str; 3] = ["a", "b", "c"];
+    let units = IDS.map(|id| (UnitConfig::new(id), disk()));
+    let config = ScsiConfig {
+        queues: 3,
+        ..ScsiConfig::new("scsi0")
+    };
+    let device = Arc::new(Scsi::new(&config, units.into()).unwrap());
+    let handle = device.handle();
+    let mut bench = Bench::start(device, VERSION_1 | INDIRECT_DESC | feature::HOTPLUG, SIZE);
+    bench.poke(REQUEST_AT, &header(LUN, &[0; 6], 32));
+    let mut free = [SIZE; 3];
+    for id in IDS {
+        let (remote, own) = (handle.clone(), id.to_owned());
+        let remover = std::thread::spawn(move || remote.remove(&own));
+        let mut passes = 0;
+        while !remover.is_finished() && passes < 100_000 {
+            for (queue, free) in (REQUESTS..).zip(&mut free) {
+                let ring = usize::from(queue);
+                for _ in 0..*free {
+                    let buffers = [(REQUEST_AT, HEADER, false), (RESPONSE_AT, RESPONSE, true)];
+                    bench.rings[ring].offer_table(FRAMES, &buffers);
+                }
+                bench.grant(queue, SIZE / 4);
+                bench.run(queue, Cause::Resume).unwrap();
+                *free = u16::try_from(bench.rings[ring].used().len()).unwrap();
+            }
+            passes += 1;
+        }
+        let removed = remover.join().unwrap();
+        assert!(removed.is_ok(), "{id}: {removed:?} after {passes} passes");
+    }
+    assert_eq!(handle.units().len(), 0);
+}
+
+#[test]
 fn an_order_is_about_the_commands_that_were_in_the_ring_before_it() {
     const SIZE: u16 = 64;
     let hung = Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(1 << 20))));
