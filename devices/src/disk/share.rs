@@ -348,8 +348,8 @@ mod tests {
         let (offset, fua) = (0, true);
         ring.submit(seat, 1, DiskOp::Write { offset, data, fua })
             .unwrap();
-        assert_eq!(blocking_threads(), 1);
         assert_eq!(run(&mut ring, 1)[0].result, Ok(512));
+        assert_eq!(blocking_threads(), 1);
     }
 
     #[test]
