@@ -107,11 +107,24 @@ pub fn publish_idx(words: &impl Words, new: u16) {
 pub fn publish(words: &impl Words, event_idx: bool, old: u16, new: u16) -> bool {
     publish_idx(words, new);
     words.fence();
+    wants(words, event_idx, old, new)
+}
+
+/// Returns whether the other end wants a notification for the entries `old..new`. Without the fence of [`publish`]
+/// the answer may be out of date.
+#[inline]
+pub fn wants(words: &impl Words, event_idx: bool, old: u16, new: u16) -> bool {
     if event_idx {
-        need_event(words.load(Word::Event, Ordering::Relaxed), new, old)
+        need_event(event(words), new, old)
     } else {
         words.load(Word::Flags, Ordering::Relaxed) & NO_NOTIFY == 0
     }
+}
+
+/// Returns where the other end wants to be notified, under `EVENT_IDX`.
+#[inline]
+pub fn event(words: &impl Words) -> u16 {
+    words.load(Word::Event, Ordering::Relaxed)
 }
 
 /// Suppresses notifications by the other end. Under `EVENT_IDX` nothing is written: an event index

@@ -70,6 +70,9 @@ pub struct ActiveQueue<M: GuestRam> {
     published: u16,
     /// The used index up to which it was decided whether to interrupt the driver.
     decided: u16,
+    /// The driver's event index when it last wanted an interrupt. As long as it does not change, the
+    /// driver has not handled that interrupt.
+    raised: Option<u16>,
     /// An interrupt is due regardless of the driver's event index: the index of the last decision
     /// is unknown, or too far back for a comparison.
     due: bool,
@@ -137,6 +140,7 @@ impl<M: GuestRam> ActiveQueue<M> {
             next_used: state.next_used,
             published: state.published,
             decided: state.published,
+            raised: None,
             due: state.undecided,
             budget: None,
             bytes: u64::MAX,
@@ -434,6 +438,7 @@ impl<M: GuestRam> ActiveQueue<M> {
         let needed = ring::publish(&self.ring, self.features.event_idx, old, new);
         self.ring.mark_used_dirty();
         if mem::take(&mut self.due) || needed {
+            self.raised = needed.then(|| ring::event(&self.ring));
             Interrupt::Needed
         } else {
             Interrupt::NotNeeded
@@ -444,6 +449,44 @@ impl<M: GuestRam> ActiveQueue<M> {
     #[must_use]
     pub fn unsignalled(&self) -> u16 {
         self.next_used.wrapping_sub(self.decided)
+    }
+
+    /// Returns whether [`publish`](Self::publish) would find that the driver wants an interrupt, as
+    /// far as loads without a fence can tell. After a false, call `publish` to be sure.
+    #[must_use]
+    pub fn wants_interrupt(&self) -> bool {
+        self.due
+            || ring::wants(
+                &self.ring,
+                self.features.event_idx,
+                self.decided,
+                self.next_used,
+            )
+    }
+
+    /// Returns how many requests the driver has made available and not taken back, as far as the ring
+    /// shows it; never more than it has in flight. With `EVENT_IDX`, for a driver that waits for
+    /// interrupts, those count whose interrupt it has not handled yet. For other drivers they count
+    /// from the last decision about an interrupt.
+    #[must_use]
+    pub fn outstanding(&self) -> u16 {
+        // Before the event index: the driver takes requests back before it makes new ones available.
+        let avail = ring::peer_idx(&self.ring);
+        let mut taken_back = self.decided;
+        if self.features.event_idx {
+            let event = ring::event(&self.ring);
+            let waits = ring::need_event(event, self.next_used, self.decided);
+            if waits || self.raised == Some(event) {
+                taken_back = event;
+            }
+        }
+        let outstanding = avail.wrapping_sub(taken_back);
+        if outstanding <= self.ring.size() {
+            outstanding
+        } else {
+            // An invalid index, which the next pop reports, or a stale event index.
+            0
+        }
     }
 
     /// Returns whether entries were published without a decision about an interrupt.

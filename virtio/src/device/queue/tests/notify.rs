@@ -87,6 +87,70 @@ fn a_batch_shown_early_is_decided_about_as_a_whole() {
     assert_eq!(queue.publish(), Interrupt::NotNeeded);
 }
 
+/// Requests count until the driver has handled their interrupt.
+#[test]
+fn requests_are_outstanding_until_their_interrupt_is_handled() {
+    let mut driver = TestDriver::new(8);
+    let mut queue = driver.activate(EVENT);
+    for head in 0..8 {
+        driver.chain(head, &[(DATA, 16, 0)]);
+    }
+    driver.set_used_event(0);
+    for head in 0..3 {
+        driver.offer(head);
+    }
+    let chain = pop(&mut queue);
+    queue.complete(chain, 0);
+    assert!(queue.wants_interrupt());
+    assert_eq!(queue.outstanding(), 3);
+    assert_eq!(queue.publish(), Interrupt::Needed);
+    assert!(!queue.wants_interrupt());
+    driver.offer(3);
+    assert_eq!(queue.outstanding(), 4, "none is taken back");
+    // It handles the interrupt, and waits for the next one.
+    driver.set_used_event(1);
+    let chain = pop(&mut queue);
+    queue.complete(chain, 0);
+    assert_eq!(queue.outstanding(), 3);
+}
+
+/// The event index of a driver that polls stays behind and says nothing about its requests in flight.
+#[test]
+fn a_stale_event_index_does_not_count_as_requests() {
+    let mut driver = TestDriver::new(8);
+    let mut queue = driver.activate(EVENT);
+    driver.chain(0, &[(DATA, 16, 0)]);
+    driver.set_used_event(0);
+    for round in 0..100_u16 {
+        driver.offer(0);
+        let chain = pop(&mut queue);
+        queue.complete(chain, 0);
+        assert_eq!(queue.outstanding(), if round < 8 { round + 1 } else { 0 });
+        let _ = queue.publish();
+    }
+}
+
+#[test]
+fn without_event_idx_requests_are_outstanding_until_their_interrupt() {
+    let mut driver = TestDriver::new(8);
+    let mut queue = driver.activate(PLAIN);
+    for head in 0..3 {
+        driver.chain(head, &[(DATA, 16, 0)]);
+        driver.offer(head);
+    }
+    let chain = pop(&mut queue);
+    queue.complete(chain, 0);
+    assert!(queue.wants_interrupt());
+    assert_eq!(queue.outstanding(), 3);
+    assert_eq!(queue.publish(), Interrupt::Needed);
+    assert_eq!(queue.outstanding(), 2);
+    driver.set_avail_flags(AVAIL_F_NO_INTERRUPT);
+    assert!(!queue.wants_interrupt());
+    // An invalid index, which the next pop reports.
+    driver.put16(driver.avail + 2, 0x7000);
+    assert_eq!(queue.outstanding(), 0);
+}
+
 /// 2^16 entries published without a decision look like none, and more of them like few.
 #[test]
 fn more_than_two_to_the_sixteen_shown_entries_are_not_mistaken_for_few() {
