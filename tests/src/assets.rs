@@ -23,6 +23,14 @@ pub fn binary() -> PathBuf {
     variable(BINARY).into()
 }
 
+/// Names another build of it that a bench compares it with.
+pub const BASE: &str = "SPLITRING_BASE_BIN";
+
+/// That build, if there is one.
+pub fn base() -> Option<PathBuf> {
+    std::env::var_os(BASE).map(PathBuf::from)
+}
+
 /// A stock kernel of Debian 12.
 #[derive(Debug, Clone)]
 pub struct Kernel {

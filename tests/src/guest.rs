@@ -57,6 +57,12 @@ impl Launch {
             .option("--initrd", kernel.initramfs())
     }
 
+    /// Starts another build.
+    pub fn binary(mut self, path: PathBuf) -> Self {
+        self.binary = path;
+        self
+    }
+
     /// Adds an option and its value.
     pub fn option(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.arguments.push(name.into());

@@ -21,6 +21,8 @@ use sample::Table;
 pub(crate) enum Mode {
     /// One pair, by its number, for a time.
     Pair(usize),
+    /// All subjects at once, so many turns of a second for each workload.
+    Turns(usize),
     /// A fixed amount of work.
     Count,
 }
@@ -31,6 +33,7 @@ impl Mode {
             Self::Pair(number) => number..number + 1,
             // The clock is deterministic: a second round confirms that.
             Self::Count => 0..2,
+            Self::Turns(_) => 0..1,
         }
     }
 }
@@ -42,7 +45,20 @@ pub(crate) struct Plan<'a> {
     only: &'a str,
 }
 
+/// Names the subjects to measure besides Splitring, separated by commas.
+const AGAINST: &str = "SPLITRING_BENCH_AGAINST";
+
 impl Plan<'_> {
+    /// Returns whether the subject called `name` is wanted.
+    pub(crate) fn wants_subject(&self, name: &str) -> bool {
+        let wanted = |names: String| {
+            names
+                .split(',')
+                .any(|one| name == "splitring" || name == one)
+        };
+        std::env::var(AGAINST).map_or(true, wanted)
+    }
+
     /// Returns whether the workload called `name` is selected.
     pub(crate) fn wants(&self, name: &str) -> bool {
         name.contains(self.only)
@@ -59,6 +75,10 @@ fn main() {
         [device, "pair", number, file, only @ ..] => {
             let number = number.parse().expect("a number");
             measure(device, Mode::Pair(number), only).append(Path::new(file));
+        }
+        [device, "turns", turns, file, only @ ..] => {
+            let turns = turns.parse().expect("a number");
+            measure(device, Mode::Turns(turns), only).append(Path::new(file));
         }
         [device, "pairs", file] => {
             Table::read(Path::new(file)).print(device, "rates (time for pings)");

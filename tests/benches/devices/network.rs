@@ -3,7 +3,7 @@
 //! The machine's end runs from the same disk as the guest's, mounted over a loop device, so that
 //! nothing has to be installed.
 
-use splitring_tests::assets::Disk;
+use splitring_tests::assets::{self, Disk};
 use splitring_tests::guest::Guest;
 use splitring_tests::network::{Tap, Toolbox};
 
@@ -36,11 +36,15 @@ pub(crate) fn run(plan: Plan<'_>) -> Table {
     let _tap = Tap::create(&tools, TAP, "", &format!("{HOST}/24"));
     let mut table = Table::default();
     for round in plan.mode.rounds() {
-        let mut subjects = [
+        let mut subjects = vec![
             ("splitring", false),
             ("QEMU, vhost off", false),
             ("QEMU, vhost on", true),
         ];
+        if assets::base().is_some() {
+            subjects.push(("base", false));
+        }
+        subjects.retain(|(name, _)| plan.wants_subject(name));
         if round % 2 == 1 {
             subjects.reverse();
         }
@@ -49,11 +53,12 @@ pub(crate) fn run(plan: Plan<'_>) -> Table {
             let figures = peers::last_of(3, || {
                 // A new server for each run: it would wait for a guest that has crashed.
                 let _server = tools.spawn("iperf3", &["-s"]);
-                let mut guest = if subject == "splitring" {
-                    peers::splitring(root.path(), extra)
-                } else {
-                    peers::qemu(root.path(), extra)
+                let start = match subject {
+                    "splitring" => peers::splitring,
+                    "base" => peers::base,
+                    _ => peers::qemu,
                 };
+                let mut guest = start(root.path(), extra);
                 let figures = measure(&mut guest, plan);
                 guest.power_off();
                 figures
@@ -78,7 +83,7 @@ fn measure(guest: &mut Guest, plan: Plan<'_>) -> Vec<(&'static str, f64)> {
             let bound = mode.bound(TCP_COUNTED, "M");
             let summary = receiver(guest, &format!("{bound} {direction} -f m"));
             let value = match mode {
-                Mode::Pair(_) => before(&summary, "Mbits/sec"),
+                Mode::Pair(_) | Mode::Turns(_) => before(&summary, "Mbits/sec"),
                 Mode::Count => instructions(seconds(&summary), TCP_COUNTED),
             };
             figures.push((name, value));
@@ -105,7 +110,7 @@ fn measure(guest: &mut Guest, plan: Plan<'_>) -> Vec<(&'static str, f64)> {
     if plan.wants(PINGED) {
         let pings = guest.succeed(&format!("{PING} -q -i 0.002 -c {PINGS} {HOST}"));
         let value = match mode {
-            Mode::Pair(_) => average_ms(&pings),
+            Mode::Pair(_) | Mode::Turns(_) => average_ms(&pings),
             Mode::Count => average_ms(&pings) * INSTRUCTIONS_PER_S / 1000.0,
         };
         figures.push((PINGED, value));
@@ -117,7 +122,7 @@ impl Mode {
     /// Returns how long iperf3 runs: for a time, or for `count` bytes.
     fn bound(self, count: u32, unit: &str) -> String {
         match self {
-            Self::Pair(_) => format!("-t {SECONDS}"),
+            Self::Pair(_) | Self::Turns(_) => format!("-t {SECONDS}"),
             Self::Count => format!("-n {count}{unit}"),
         }
     }
@@ -125,7 +130,7 @@ impl Mode {
     /// Returns a rate in thousands per second, or in instructions per unit.
     fn rate(self, each_second: f64) -> f64 {
         match self {
-            Self::Pair(_) => each_second / 1000.0,
+            Self::Pair(_) | Self::Turns(_) => each_second / 1000.0,
             Self::Count => INSTRUCTIONS_PER_S / each_second,
         }
     }

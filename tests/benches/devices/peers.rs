@@ -4,10 +4,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
 
-use splitring_tests::assets::{Image, Kernel};
+use splitring_tests::assets::{self, Image, Kernel};
 use splitring_tests::guest::{Guest, Launch};
 
 const MEMORY: &str = "512M";
+/// Names how long Splitring's device threads look for work before they sleep, unless they are to
+/// find out.
+const POLL_US: &str = "SPLITRING_POLL_US";
 
 /// The controller of a data disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,9 +61,25 @@ pub(crate) fn last_of<T>(tries: usize, work: impl Fn() -> T) -> T {
 
 /// Starts Splitring and waits until the guest accepts typed lines.
 pub(crate) fn splitring(root: &Path, extra: Extra<'_>) -> Guest {
-    let launch = Launch::new(&Kernel::named("6.12-cloud"), Image::Vmlinux)
-        .memory(MEMORY)
-        .root_disk(root);
+    boot(launch(), root, extra)
+}
+
+/// The build of Splitring that it is compared with.
+pub(crate) fn base(root: &Path, extra: Extra<'_>) -> Guest {
+    let binary = assets::base().expect("a build to compare with");
+    boot(launch().binary(binary), root, extra)
+}
+
+fn launch() -> Launch {
+    let launch = Launch::new(&Kernel::named("6.12-cloud"), Image::Vmlinux).memory(MEMORY);
+    match std::env::var(POLL_US) {
+        Ok(window) => launch.option("--poll-us", window),
+        Err(_) => launch,
+    }
+}
+
+fn boot(launch: Launch, root: &Path, extra: Extra<'_>) -> Guest {
+    let launch = launch.root_disk(root);
     match extra {
         Extra::Disk(bus, path) => launch.disk(path, bus.key()),
         Extra::Null(bus, path) => launch.disk(path, &format!("{},format=null", bus.key())),

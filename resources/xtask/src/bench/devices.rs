@@ -5,6 +5,7 @@
 //! one pair only; then under the clock that counts instructions.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +22,11 @@ use crate::vmm;
 /// Time limits for one pair, and for counting instructions.
 const PAIR_LIMIT: Duration = Duration::from_secs(600);
 const COUNT_LIMIT: Duration = Duration::from_secs(3600);
+
+/// What the bench calls the other build, and the window.
+const BASE: &str = "SPLITRING_BASE_BIN";
+const POLL_US: &str = "SPLITRING_POLL_US";
+const AGAINST: &str = "SPLITRING_BENCH_AGAINST";
 
 /// What to measure, and how often.
 #[derive(Debug, Args)]
@@ -41,6 +47,16 @@ pub(crate) struct Options {
     /// Only workloads whose name contains TEXT, such as "randread", "QD1", "TCP" or "host→guest"
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+    /// Another build of Splitring to compare with
+    #[arg(long, value_name = "FILE")]
+    base: Option<PathBuf>,
+    /// Compare with these only, separated by commas, as "base", "QEMU" or "our blk"
+    #[arg(long, value_name = "NAMES")]
+    against: Option<String>,
+    /// Microseconds that Splitring's device threads look for work before they sleep, rather than
+    /// what they find good
+    #[arg(long, value_name = "US")]
+    poll_us: Option<u32>,
 }
 
 /// Measures `device` (`blk`, `scsi` or `net`) in a lab with these kernel modules.
@@ -68,9 +84,17 @@ pub(crate) fn run(device: &str, modules: &[&str], options: &Options, yes: bool) 
             "/usr/bin/env".into(),
             format!("{}={}", guest::BINARY, splitring.display()).into(),
             format!("{}={}", guest::ASSETS, scratch.path().display()).into(),
-            bench.clone().into(),
-            device.into(),
         ];
+        if let Some(base) = &options.base {
+            words.push(format!("{BASE}={}", base.display()).into());
+        }
+        if let Some(names) = &options.against {
+            words.push(format!("{AGAINST}={names}").into());
+        }
+        if let Some(window) = options.poll_us {
+            words.push(format!("{POLL_US}={window}").into());
+        }
+        words.extend([bench.clone().into(), device.into()]);
         words.extend(mode.iter().map(OsString::from));
         words
     };

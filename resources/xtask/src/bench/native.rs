@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Length of each timed loop in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 500)]
     millis: u64,
+    /// Another build of Splitring to compare with
+    #[arg(long, value_name = "FILE")]
+    base: Option<PathBuf>,
 }
 
 /// Operations per second of each loop.
@@ -50,16 +53,23 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
     let mut ours: BTreeMap<String, Sample> = BTreeMap::new();
     let mut theirs = ours.clone();
     let mut ratios = ours.clone();
+    let mut of_base = ours.clone();
     for run in 1..=options.runs {
         say(format!("pair {run} of {}", options.runs));
+        let base = options.base.as_deref();
         // Each goes first every second time.
-        let (a, b) = if run % 2 == 1 {
-            let a = bench.splitring()?;
-            (a, bench.qemu()?)
+        let (a, b, base) = if run % 2 == 1 {
+            let a = bench.splitring(&bench.splitring)?;
+            (a, bench.qemu()?, bench.base(base)?)
         } else {
+            let base = bench.base(base)?;
             let b = bench.qemu()?;
-            (bench.splitring()?, b)
+            (bench.splitring(&bench.splitring)?, b, base)
         };
+        for (name, base) in &base {
+            let rate = a.get(name).copied().unwrap_or_default();
+            of_base.entry(name.clone()).or_default().add(rate / base);
+        }
         for (name, rate) in &a {
             let peer = b
                 .get(name)
@@ -71,6 +81,9 @@ pub(crate) fn run(options: &Options, yes: bool) -> Result<()> {
         }
     }
     print(&ours, &theirs, &ratios);
+    for (name, ratio) in of_base {
+        println!("{name:<28} {:>18} of the other build", ratio.to_string());
+    }
     Ok(())
 }
 
@@ -139,8 +152,13 @@ impl NativeBench {
         self.dir.path().join(name)
     }
 
-    fn splitring(&self) -> Result<Rates> {
-        let mut command = Command::new(&self.splitring);
+    /// The other build's, if there is one.
+    fn base(&self, build: Option<&Path>) -> Result<Rates> {
+        build.map_or_else(|| Ok(Rates::new()), |build| self.splitring(build))
+    }
+
+    fn splitring(&self, build: &Path) -> Result<Rates> {
+        let mut command = Command::new(build);
         command.args(["run", "--any-kvm", "--serial", "null", "--memory", "128M"]);
         command.arg("--kernel").arg(self.path("guest.elf"));
         command.args([
