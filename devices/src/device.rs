@@ -151,9 +151,11 @@ pub trait QueueHandler: Send {
     /// must be waiting for a source or a timer, or return [`Outcome::More`].
     fn run(&mut self, queues: &mut QueueSet<'_>, cause: Cause) -> Result<Outcome, Broken>;
 
-    /// Whether the backend has something for the next run, told without a system call. `None` if only its sources
-    /// can tell. A worker that is about to sleep looks at the rings and here for some microseconds first, with kicks
-    /// off, and leaves alone the tasks that say `None`, whose sources it would keep waiting meanwhile.
+    /// Whether the backend has something for the next run, told without a system call. `None` if
+    /// only its sources can tell. A worker that is about to sleep looks at the rings and here for
+    /// some microseconds first, with kicks off, and leaves alone the tasks that say `None`, whose
+    /// sources it would keep waiting meanwhile. Interrupts are coalesced only for tasks that can be
+    /// looked at.
     fn poll(&mut self) -> Option<bool> {
         None
     }

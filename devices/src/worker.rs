@@ -4,14 +4,15 @@
 //! raises at most one interrupt a queue. Nothing on that way takes a lock. It doesn't know what the devices do,
 //! nor how interrupts reach the guest. The thread is made with the machine, not by the guest.
 
+mod busy_poll;
 mod calls;
-mod depth;
+mod coalesce;
 mod drain;
 mod error;
 mod event_loop;
-mod habit;
 mod pause;
-mod polling;
+mod poll_loop;
+mod polled;
 mod precedence;
 mod processor;
 mod running;
@@ -51,14 +52,16 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How long a caller of [`Worker::finish`] waits between two steps.
 const FINISH_STEP: Duration = Duration::from_millis(1);
 
-/// Round trips between two threads that a worker's window is worth when nobody says how long it is to be. A sleep that
-/// it saves spares the worker one, and the guest a kick and an interrupt, which cost several.
+/// Round trips between two threads that the longest busy-poll window is worth when nobody says how
+/// long it is to be. A sleep that it saves spares the worker one, and the guest a kick and an
+/// interrupt, which cost several.
 const WINDOW_TRIPS: u32 = 8;
+/// The same for the delay of a coalesced interrupt.
+const DELAY_TRIPS: u32 = 4;
 /// Tried so often; the fastest counts, since others may have been held up.
-const TRIPS: usize = 4;
-/// The shortest and longest window measured.
-const WINDOW_RANGE: RangeInclusive<Duration> =
-    Duration::from_micros(16)..=Duration::from_micros(1000);
+const TRIPS: usize = 8;
+/// The shortest and longest round trip that is believed.
+const TRIP_RANGE: RangeInclusive<Duration> = Duration::from_micros(2)..=Duration::from_micros(125);
 
 /// Names a task of one worker until it is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +73,8 @@ pub struct Worker {
     caller: Caller<Loop>,
     subscriber: SubscriberId,
     processor: Processor,
+    /// How long interrupts are delayed where they are coalesced.
+    delay: Duration,
     thread: Mutex<Option<JoinHandle<()>>>,
     thread_id: i32,
     on_failure: OnFailure,
@@ -78,18 +83,18 @@ pub struct Worker {
 opaque_debug! { Worker |it| { name: it.name, thread_id: it.thread_id } }
 
 impl Worker {
-    /// Starts a thread called `name` (the kernel keeps 15 bytes of it) that looks at busy rings by itself for up to
-    /// `poll_window` before it sleeps; zero is never, none is as long as it takes threads to wake each other here.
+    /// Starts a thread called `name` (the kernel keeps 15 bytes of it) that looks at busy rings by
+    /// itself for up to `max_window` before it sleeps. Zero is never; without one it follows from
+    /// the time that threads take to wake each other here.
     pub fn spawn(
         name: &str,
-        poll_window: Option<Duration>,
+        max_window: Option<Duration>,
         on_failure: OnFailure,
     ) -> io::Result<Arc<Worker>> {
         let processor = Processor::of_this_machine();
-        let poll_window = poll_window.or(processor.window());
         let mut manager = EventManager::new().map_err(|e| io::Error::other(e.to_string()))?;
         let (caller, calls) = calls()?;
-        let state = Loop::new(poll_window.unwrap_or_default(), processor, Timers::new()?);
+        let state = Loop::new(max_window.unwrap_or_default(), processor, Timers::new()?);
         let subscriber = add_loop(&mut manager, state, &calls)?;
         let reporter = Reporter {
             worker: name.to_owned(),
@@ -106,35 +111,35 @@ impl Worker {
                 span.in_scope(|| serve(manager, subscriber, calls, &reporter));
             })?;
         let thread_id = thread_id.recv().map_err(io::Error::other)?;
-        let worker = Worker {
+        let mut worker = Worker {
             name: name.to_owned(),
             caller,
             subscriber,
             processor,
+            delay: Duration::ZERO,
             thread: Mutex::new(Some(thread)),
             thread_id,
             on_failure,
         };
-        if poll_window.is_none() {
-            worker.measure_window().map_err(io::Error::other)?;
-        }
+        worker.tune(max_window).map_err(io::Error::other)?;
         Ok(Arc::new(worker))
     }
 
-    /// Makes its windows as long as what they save costs on this machine.
-    fn measure_window(&self) -> Result<(), WorkerError> {
-        let mut fastest = *WINDOW_RANGE.end();
+    /// Makes delays and windows as long as what they save costs on this machine.
+    fn tune(&mut self, max_window: Option<Duration>) -> Result<(), WorkerError> {
+        let mut trip = *TRIP_RANGE.end();
         for _ in 0..TRIPS {
             let start = Instant::now();
             self.ask(|_, _| ())?;
-            fastest = fastest.min(start.elapsed());
+            trip = trip.min(start.elapsed());
         }
-        let window = fastest
-            .saturating_mul(WINDOW_TRIPS)
-            .clamp(*WINDOW_RANGE.start(), *WINDOW_RANGE.end());
-        tracing::debug!("{}: looks for work for up to {window:?}", self.name);
+        let trip = trip.max(*TRIP_RANGE.start());
+        self.delay = trip.saturating_mul(DELAY_TRIPS);
+        let window = max_window.unwrap_or(trip.saturating_mul(WINDOW_TRIPS));
+        let (name, delay) = (&self.name, self.delay);
+        tracing::debug!("{name}: polls for up to {window:?}, delays interrupts by {delay:?}");
         self.ask(move |ops, subscriber| {
-            loop_of(ops, subscriber)?.set_poll_window(window);
+            loop_of(ops, subscriber)?.polled.set_max_window(window);
             Ok(())
         })?
     }
@@ -152,8 +157,8 @@ impl Worker {
 
     /// Takes a task in and runs it for the first time.
     pub fn add(&self, task: NewTask) -> Result<TaskId, WorkerError> {
-        let processor = self.processor;
-        self.add_entry(move || Entry::Task(Running::new(task, processor)))
+        let (processor, delay) = (self.processor, self.delay);
+        self.add_entry(move || Entry::Task(Running::new(task, processor, delay)))
     }
 
     /// Calls `action` on the loop's thread whenever `fd` is signalled. Stop it like a task.

@@ -36,11 +36,15 @@ struct Side {
 
 impl Bench {
     fn new() -> Self {
+        Self::polling(Duration::from_micros(32))
+    }
+
+    fn polling(window: Duration) -> Self {
         let failures = Arc::new(Mutex::new(Vec::new()));
         let failed = Arc::clone(&failures);
         let on_failure = Arc::new(move |failure| failed.lock().unwrap().push(failure));
         Self {
-            worker: Worker::spawn("bench", Some(Duration::from_micros(32)), on_failure).unwrap(),
+            worker: Worker::spawn("bench", Some(window), on_failure).unwrap(),
             ram: memory(),
             failures,
         }
@@ -151,13 +155,66 @@ fn no_interrupt_when_the_driver_asks_for_none() {
     assert_eq!(side.sink.interrupts(), 0);
 }
 
+/// Answers each request at once, and has a backend that can be looked at.
+struct Polled;
+
+impl QueueHandler for Polled {
+    fn run(&mut self, queues: &mut QueueSet<'_>, _: Cause) -> Result<Outcome, Broken> {
+        let (_, queue) = queues.iter().next().unwrap();
+        while let Some(chain) = queue.pop().map_err(|error| Broken::new(0, error))? {
+            queue.complete(chain, 1);
+        }
+        Ok(Outcome::Idle)
+    }
+    fn poll(&mut self) -> Option<bool> {
+        Some(false)
+    }
+    fn stop(&mut self, _: &mut QueueSet<'_>) {}
+}
+
+/// A driver that kept many requests in flight and then adds a single one hears of it, whether or
+/// not the worker polls.
+#[test]
+fn a_delayed_interrupt_comes_without_another_request() {
+    for window in [0, 1000] {
+        let bench = Bench::polling(Duration::from_micros(window));
+        let mut side = bench.add(0, feature::EVENT_IDX, Polled);
+        bench.settle();
+        for _ in 0..100 {
+            for _ in 0..64 {
+                side.offer();
+            }
+            side.kick();
+            side.wait(64);
+            let mut handled = side.sink.interrupts();
+            side.offer();
+            side.kick();
+            // One for those before may still be under way.
+            while side.ring.used().is_empty() {
+                wait_until("it is interrupted", || side.sink.interrupts() > handled);
+                handled = side.sink.interrupts();
+            }
+        }
+    }
+}
+
 /// A driver that kicks only when asked to must never be left waiting.
 #[test]
 fn no_buffer_is_forgotten_between_emptying_the_ring_and_asking_for_kicks() {
-    for features in [0, feature::EVENT_IDX] {
+    for (features, polled) in [
+        (0, false),
+        (0, true),
+        (feature::EVENT_IDX, false),
+        (feature::EVENT_IDX, true),
+    ] {
         let bench = Bench::new();
-        let mut side = bench.add(0, features, probe(Manner::Answer).0);
-        for round in 0..20_000_u16 {
+        let mut side = match polled {
+            true => bench.add(0, features, Polled),
+            false => bench.add(0, features, probe(Manner::Answer).0),
+        };
+        // Where an interrupt is delayed, kicks are off meanwhile: that takes its time.
+        let rounds = if polled { 4000 } else { 20_000_u16 };
+        for round in 0..rounds {
             let before = side.ring.available_index();
             side.offer();
             if side
@@ -451,10 +508,10 @@ fn a_task_that_never_ran_is_only_dropped_and_one_on_a_worker_is_stopped_however_
     drop(new);
     assert_eq!(record.stops.load(Ordering::SeqCst), 0);
     let (new, record) = task();
-    drop(Running::new(new, Processor::Own));
+    drop(Running::new(new, Processor::Own, Duration::ZERO));
     assert_eq!(record.stops.load(Ordering::SeqCst), 1);
     let (new, record) = task();
-    Running::new(new, Processor::Own).stop();
+    Running::new(new, Processor::Own, Duration::ZERO).stop();
     assert_eq!(record.stops.load(Ordering::SeqCst), 1, "once");
 }
 

@@ -135,6 +135,18 @@ impl GuestRing {
         all
     }
 
+    /// As [`used`](Self::used), by a driver that looks by itself: it asks for no interrupt at the
+    /// next one.
+    pub(crate) fn take_without_asking(&mut self) -> usize {
+        let index: u16 = self
+            .ram
+            .mapping()
+            .read_obj(GuestAddress(self.used_ring() + 2))
+            .unwrap();
+        fence(Ordering::SeqCst);
+        usize::from(index.wrapping_sub(std::mem::replace(&mut self.seen, index)))
+    }
+
     /// The available flags: 1 asks for no interrupts.
     pub(crate) fn set_available_flags(&self, flags: u16) {
         self.write(self.available_ring(), &flags.to_le_bytes());

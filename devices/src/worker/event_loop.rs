@@ -13,10 +13,10 @@ use vmm_sys_util::eventfd::EventFd;
 use super::calls;
 use super::error::WorkerError;
 use super::pause::Drain;
-use super::polling::{Polling, Turn};
+use super::polled::Polled;
 use super::precedence::Precedence;
 use super::processor::Processor;
-use super::running::{Manner, Next, Running};
+use super::running::{Next, Running};
 use super::timers::Timers;
 use super::watches::KICK_EVENTS;
 use crate::device::{Broken, Cause};
@@ -42,12 +42,15 @@ pub(super) const CALLS: u32 = u32::MAX;
 /// The data of the event that says that a timer ran out; likewise.
 pub(super) const TIMERS: u32 = u32::MAX - 1;
 
+/// No task's: the timer of delayed interrupts has it.
+pub(super) const NO_SLOT: u16 = u16::MAX;
+
 /// The state of the event loop: its one subscriber.
 pub(super) struct Loop {
-    slots: Vec<Option<Entry>>,
+    pub(super) slots: Vec<Option<Entry>>,
     /// Slots of tasks to run again.
     pub(super) ready: VecDeque<u16>,
-    pub(super) polling: Polling,
+    pub(super) polled: Polled,
     precedence: Precedence,
     /// Calls came in.
     pub(super) called: bool,
@@ -109,7 +112,12 @@ impl MutEventSubscriber for Loop {
                 (watcher.action)();
                 Next::Idle
             }
-            Entry::Task(running) => running.event(watch, manner(&self.polling)),
+            Entry::Task(running) => {
+                self.polled.found();
+                let next = running.event(watch, self.polled.is_on());
+                self.polled.did();
+                next
+            }
         };
         if next == Next::Halted {
             entry.unwatch(ops);
@@ -119,11 +127,11 @@ impl MutEventSubscriber for Loop {
 }
 
 impl Loop {
-    pub(super) fn new(poll_window: Duration, processor: Processor, timers: Timers) -> Self {
+    pub(super) fn new(max_window: Duration, processor: Processor, timers: Timers) -> Self {
         Self {
             slots: Vec::new(),
             ready: VecDeque::new(),
-            polling: Polling::new(poll_window, processor),
+            polled: Polled::new(max_window, processor),
             precedence: Precedence::new(),
             called: false,
             phase: Phase::Running,
@@ -135,15 +143,11 @@ impl Loop {
         }
     }
 
-    pub(super) fn set_poll_window(&mut self, window: Duration) {
-        self.polling.window = window;
-    }
-
     pub(super) fn free_slot(&self) -> Option<u16> {
         let free = self.slots.iter().position(Option::is_none);
         u16::try_from(free.unwrap_or(self.slots.len()))
             .ok()
-            .filter(|slot| *slot != u16::MAX)
+            .filter(|slot| *slot != NO_SLOT)
     }
 
     pub(super) fn put(&mut self, slot: u16, entry: Option<Entry>) {
@@ -159,7 +163,7 @@ impl Loop {
 
     pub(super) fn take(&mut self, slot: u16) -> Option<Entry> {
         self.ready.retain(|&other| other != slot);
-        self.polling.remove(slot);
+        self.polled.remove(slot);
         self.precedence.told(slot, false);
         self.parked.remove(&slot);
         self.slots.get_mut(usize::from(slot))?.take()
@@ -168,10 +172,13 @@ impl Loop {
     /// Runs the tasks whose timers have run out.
     fn go_off(&mut self, ops: &mut EventOps) {
         for (slot, token) in self.timers.expired(Instant::now()) {
+            if slot == NO_SLOT {
+                self.polled.timer_expired();
+            }
             let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
                 continue;
             };
-            let next = running.pass(Cause::Timer(token), manner(&self.polling));
+            let next = running.pass(Cause::Timer(token), self.polled.is_on());
             if next == Next::Halted {
                 running
                     .descriptors()
@@ -214,34 +221,24 @@ impl Loop {
         slots.filter_map(|(slot, entry)| Some((slot, entry.as_mut()?)))
     }
 
-    /// Ends the windows in which rings are looked at: raises the interrupts that are owed, and leaves kicks off until
-    /// the tasks run again and look at everything.
-    pub(super) fn stop_polling(&mut self) {
-        // Whoever breaks here stays in place: its first pass after resuming finds it broken again.
-        self.settle(&mut Vec::new(), false);
-        self.polling.close();
-    }
-
     /// Arranges what a pass of the task in `slot` left to do.
-    fn after(&mut self, slot: u16, next: Next) {
+    pub(super) fn after(&mut self, slot: u16, next: Next) {
         self.note_changes(slot);
         if let Some(Some(Entry::Task(running))) = self.slots.get(usize::from(slot)) {
             self.precedence.told(slot, running.flooded());
         }
         match next {
-            Next::Owe => return self.polling.owe(slot),
-            Next::Idle => {}
-            Next::Poll => self.polling.add(slot),
+            Next::Idle | Next::Halted => self.polled.remove(slot),
+            Next::Poll => self.polled.put(slot, None),
+            Next::Delayed(deadline) => self.polled.put(slot, Some(deadline)),
             Next::Again => self.push_ready(slot),
-            Next::Halted => return self.polling.remove(slot),
         }
-        self.polling.paid(slot);
     }
 
     /// A step of the task in `slot` towards having nothing in flight, while its sink lets it not run: how many requests
     /// it still has.
     pub(super) fn finish(&mut self, slot: u16) -> Option<usize> {
-        self.polling.remove(slot);
+        self.polled.remove(slot);
         let left = match self.slots.get_mut(usize::from(slot))? {
             Some(Entry::Task(running)) => running.quiesce(),
             _ => return None,
@@ -255,7 +252,7 @@ impl Loop {
         self.push_ready(slot);
     }
 
-    fn push_ready(&mut self, slot: u16) {
+    pub(super) fn push_ready(&mut self, slot: u16) {
         if !self.ready.contains(&slot) {
             self.ready.push_back(slot);
         }
@@ -263,7 +260,7 @@ impl Loop {
 
     /// How long to wait for events, in milliseconds; -1 is for ever.
     pub(super) fn wait(&self) -> i32 {
-        if self.has_ready() || !self.polling.is_empty() || !self.asked.is_empty() {
+        if self.has_ready() || self.polled.is_looking() || !self.asked.is_empty() {
             return 0;
         }
         match self.phase {
@@ -272,7 +269,7 @@ impl Loop {
         }
     }
 
-    fn has_ready(&self) -> bool {
+    pub(super) fn has_ready(&self) -> bool {
         self.runs() && !self.ready.is_empty()
     }
 
@@ -289,7 +286,8 @@ impl Loop {
             let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
                 continue;
             };
-            let next = running.pass(Cause::Resume, manner(&self.polling));
+            let next = running.pass(Cause::Resume, self.polled.is_on());
+            self.polled.did();
             if next == Next::Halted {
                 halted.extend(running.descriptors().map(|fd| (slot, fd)));
             }
@@ -298,102 +296,12 @@ impl Loop {
         halted
     }
 
-    /// Looks at the rings of the tasks that ran out of work, until the window is over, or descriptors or tasks that
-    /// have more to do want their turn.
-    pub(super) fn poll(&mut self, halted: &mut Vec<(u16, RawFd)>) {
-        if self.polling.is_empty() {
-            return;
-        }
-        let start = Instant::now();
-        let mut now = start;
-        loop {
-            let look = now;
-            let found = self.look(look, halted);
-            now = Instant::now();
-            if found {
-                self.polling.did(look, now);
-            }
-            let turn = self.polling.turn(start, now);
-            if matches!(turn, Turn::Settle | Turn::Overdue) {
-                self.settle(halted, turn == Turn::Settle);
-            }
-            if self.has_ready() || turn == Turn::Events {
-                return;
-            }
-            if turn == Turn::Sleep {
-                break;
-            }
-            self.polling.rest();
-        }
-        for slot in self.polling.close() {
-            if let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot))
-                && running.rearm() == Next::Again
-            {
-                self.push_ready(slot);
-            }
-        }
-    }
-
-    /// One look at each polled task, and a pass of those that have something. Whether any had.
-    fn look(&mut self, start: Instant, halted: &mut Vec<(u16, RawFd)>) -> bool {
-        let mut found = false;
-        // Whoever is looked at stays so until the window is over.
-        let manner = Manner {
-            poll: true,
-            ..manner(&self.polling)
-        };
-        let mut index = 0_usize;
-        while let Some(slot) = self.polling.get(index) {
-            index = index.saturating_add(1);
-            let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
-                continue;
-            };
-            if !running.has_work() {
-                continue;
-            }
-            if !found {
-                self.polling.finds(start);
-            }
-            found = true;
-            let next = running.pass(Cause::Resume, manner);
-            if next == Next::Halted {
-                halted.extend(running.descriptors().map(|fd| (slot, fd)));
-            }
-            self.after(slot, next);
-        }
-        found
-    }
-
-    /// Raises the interrupts that polled tasks owe, since their drivers went quiet or for another reason.
-    fn settle(&mut self, halted: &mut Vec<(u16, RawFd)>, quiet: bool) {
-        let mut index = 0_usize;
-        while let Some(slot) = self.polling.get(index) {
-            index = index.saturating_add(1);
-            let Some(Some(Entry::Task(running))) = self.slots.get_mut(usize::from(slot)) else {
-                continue;
-            };
-            if running.settle(quiet) == Next::Halted {
-                halted.extend(running.descriptors().map(|fd| (slot, fd)));
-                self.polling.remove(slot);
-            }
-        }
-        self.polling.settled();
-    }
-
     pub(super) fn stop_all(&mut self) {
         for entry in self.slots.drain(..).flatten() {
             if let Entry::Task(running) = entry {
                 running.stop();
             }
         }
-    }
-}
-
-fn manner(polling: &Polling) -> Manner {
-    Manner {
-        poll: polling.is_on(),
-        owe: polling.may_owe(),
-        slow: polling.is_slow(),
     }
 }
 
@@ -493,13 +401,4 @@ fn unpack(data: u32) -> (u16, usize) {
         u16::from_be_bytes([s1, s0]),
         usize::from(u16::from_be_bytes([w1, w0])),
     )
-}
-
-#[cfg(test)]
-impl Loop {
-    /// Takes in a task that owes an interrupt.
-    pub(super) fn put_owing(&mut self, slot: u16, entry: Entry) {
-        self.put(slot, Some(entry));
-        self.polling.owe(slot);
-    }
 }

@@ -2,16 +2,16 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use splitring_virtio::device::queue::Interrupt;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::depth::Depth;
+use super::coalesce::{Coalescer, QueueState};
 use super::processor::Processor;
 use super::watches::Watches;
 use crate::debug::opaque_debug;
-use crate::device::{Broken, Cause, Outcome, QueueHandler, QueueSet, Registry, TaskQueue};
+use crate::device::{Broken, Cause, Outcome, Queue, QueueHandler, QueueSet, Registry, TaskQueue};
 use crate::interrupt::InterruptSink;
 
 /// Chains a pass may take from each queue before it is the others' turn: a full queue of the usual size.
@@ -43,6 +43,9 @@ pub struct Stopped {
 pub(super) struct Running {
     pub(super) label: String,
     queues: Vec<TaskQueue>,
+    /// One for each queue.
+    coalescers: Vec<Coalescer>,
+    processor: Processor,
     handler: Box<dyn QueueHandler>,
     sink: Arc<dyn InterruptSink>,
     pub(super) watches: Watches,
@@ -52,21 +55,9 @@ pub(super) struct Running {
     timers: Vec<(u32, Option<Instant>)>,
     /// Kept open while they are watched.
     _kicks: Vec<Arc<EventFd>>,
-    depth: Depth,
     /// The device needs a reset; nothing runs until then.
     pub(super) halted: bool,
     stopped: bool,
-}
-
-/// What a worker does about tasks that run out of work.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Manner {
-    /// It looks at their rings for a while.
-    pub(super) poll: bool,
-    /// They may owe the interrupt meanwhile.
-    pub(super) owe: bool,
-    /// What they owe took long to answer.
-    pub(super) slow: bool,
 }
 
 /// What a pass leaves to do.
@@ -76,14 +67,16 @@ pub(super) enum Next {
     Idle,
     /// To look at the rings, which ask for no kicks.
     Poll,
-    /// The same, and an interrupt is owed.
-    Owe,
+    /// The same at that time at the latest: an interrupt is delayed.
+    Delayed(Instant),
     Again,
     Halted,
 }
 
 impl Running {
-    pub(super) fn new(task: NewTask, processor: Processor) -> Self {
+    /// The task, for a worker on that processor; its interrupts are delayed by `delay` where they
+    /// are coalesced.
+    pub(super) fn new(task: NewTask, processor: Processor, delay: Duration) -> Self {
         let (queues, kicks): (Vec<_>, Vec<_>) = task.queues.into_iter().unzip();
         let mut watches = Watches::default();
         for (slot, kick) in queues.iter().zip(&kicks) {
@@ -92,8 +85,11 @@ impl Running {
         for source in task.handler.sources() {
             watches.add_source(&source);
         }
+        let coalescer = |_: &TaskQueue| Coalescer::new(processor, delay);
         Self {
             label: task.label,
+            coalescers: queues.iter().map(coalescer).collect(),
+            processor,
             queues,
             handler: task.handler,
             sink: task.sink,
@@ -101,7 +97,6 @@ impl Running {
             registry: Registry::default(),
             timers: Vec::new(),
             _kicks: kicks,
-            depth: Depth::new(processor),
             halted: false,
             stopped: false,
         }
@@ -111,27 +106,26 @@ impl Running {
         self.watches.descriptors()
     }
 
-    pub(super) fn event(&mut self, watch: usize, manner: Manner) -> Next {
+    pub(super) fn event(&mut self, watch: usize, poll: bool) -> Next {
         match self.watches.cause(watch) {
-            Some(cause) => self.pass(cause, manner),
+            Some(cause) => self.pass(cause, poll),
             None => Next::Idle,
         }
     }
 
-    /// One run of the handler between switching notifications off and on again; they stay off if the worker is going
-    /// to look at the rings and the handler's backend can be looked at as well.
-    pub(super) fn pass(&mut self, cause: Cause, manner: Manner) -> Next {
+    /// One run of the handler between switching notifications off and on again. They stay off if
+    /// the worker is going to look at the rings: it polls and the handler's backend can be looked
+    /// at as well, or an interrupt is delayed.
+    pub(super) fn pass(&mut self, cause: Cause, poll: bool) -> Next {
         if self.halted || self.sink.is_broken() {
             return self.set_halted();
         }
         if !self.sink.may_run() {
             return Next::Idle;
         }
-        let half = self.depth.half().filter(|_| manner.owe);
-        let budget = half.unwrap_or(BUDGET);
-        for slot in &mut self.queues {
+        for (slot, coalescer) in self.queues.iter_mut().zip(&self.coalescers) {
             slot.queue.disable_notification();
-            slot.queue.grant(budget);
+            slot.queue.grant(coalescer.budget().unwrap_or(BUDGET));
         }
         let mut set = QueueSet::new(&mut self.queues, &mut self.registry);
         let outcome = self.handler.run(&mut set, cause);
@@ -141,51 +135,49 @@ impl Running {
             return self.halt(&broken);
         }
         let spent = self.queues.iter().any(|slot| slot.queue.spent());
+        let pollable = self.handler.poll().is_some();
+        // A driver whose device breaks gets what was done before.
+        let published = self.publish(pollable && outcome.is_ok());
         let idle = matches!(outcome, Ok(Outcome::Idle)) && !spent;
-        let poll = idle && manner.poll && self.handler.poll().is_some();
-        let owe = poll && manner.owe && self.may_owe();
-        if owe && self.depth.goes_on(self.owed(), manner.slow) {
-            for slot in &mut self.queues {
-                slot.queue.publish_used();
-            }
-            return Next::Owe;
-        }
-        if owe || (spent && half.is_some()) {
-            self.depth.complete();
-        }
-        let published = self.publish();
         // What the handler found wrong says more than that the ring is broken now.
         match outcome.and(published) {
             Err(broken) => self.halt(&broken),
             Ok(_) if !idle => Next::Again,
-            Ok(_) if poll => Next::Poll,
-            Ok(_) => self.rearm(),
+            Ok(_) => self.idle(poll && pollable),
         }
     }
 
-    /// Whether the driver loses nothing by hearing of its requests a little later: all it asked for is done, so that
-    /// the backend has nothing to do meanwhile either way.
-    fn may_owe(&self) -> bool {
-        let mut queues = self.queues.iter().map(|slot| &slot.queue);
-        self.owed() > 0 && queues.all(|queue| queue.in_flight() == 0 && !queue.is_broken())
-    }
-
-    /// Requests that the driver was not told of yet.
-    fn owed(&self) -> u16 {
-        let owed = self.queues.iter().map(|slot| slot.queue.unsignalled());
-        owed.fold(0, u16::saturating_add)
-    }
-
-    /// Raises the interrupts that are owed, since the driver went quiet or for another reason.
-    pub(super) fn settle(&mut self, quiet: bool) -> Next {
-        let owed = self.owed();
-        if quiet && owed > 0 {
-            self.depth.quiet(owed);
+    /// What is to happen after a pass that did all there was to do.
+    fn idle(&mut self, poll: bool) -> Next {
+        if let Some(deadline) = self.deadline() {
+            return Next::Delayed(deadline);
         }
-        match self.publish() {
+        // A driver on the worker's processor that keeps one request in flight adds none before its
+        // interrupt.
+        let poll = poll && (self.processor == Processor::Own || self.is_deep());
+        if poll { Next::Poll } else { self.rearm() }
+    }
+
+    fn is_deep(&self) -> bool {
+        self.coalescers.iter().any(Coalescer::is_deep)
+    }
+
+    /// When the first of the delayed interrupts is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.coalescers.iter().filter_map(Coalescer::deadline).min()
+    }
+
+    /// Raises all interrupts that are delayed.
+    pub(super) fn flush(&mut self) -> Next {
+        match self.publish(false) {
             Err(broken) => self.halt(&broken),
-            Ok(()) => Next::Poll,
+            Ok(()) => Next::Idle,
         }
+    }
+
+    /// Whether the backend has requests.
+    pub(super) fn in_flight(&self) -> bool {
+        self.queues.iter().any(|slot| slot.queue.in_flight() > 0)
     }
 
     /// One step towards a pause: takes no chains, shows the driver what is done, and returns how many requests the
@@ -197,7 +189,7 @@ impl Running {
         let mut set = QueueSet::new(&mut self.queues, &mut self.registry);
         let left = self.handler.quiesce(&mut set);
         let registered = self.register();
-        if let Err(broken) = self.publish().and(registered)
+        if let Err(broken) = self.publish(false).and(registered)
             && !self.halted
         {
             self.halt(&broken);
@@ -222,6 +214,8 @@ impl Running {
     }
 
     pub(super) fn halt(&mut self, broken: &Broken) -> Next {
+        // What other queues completed is not delayed until the reset; the break is reported below.
+        let _ = self.publish(false);
         self.sink.broken(broken);
         self.set_halted()
     }
@@ -245,15 +239,22 @@ impl Running {
         !self.halted && self.handler.flooded()
     }
 
-    /// Shows the driver what was completed: one index store and one interrupt decision a queue.
-    fn publish(&mut self) -> Result<(), Broken> {
+    /// Shows the driver what was completed, and interrupts it where that is due: at most one index
+    /// store and one interrupt decision a queue. Only where interrupts may be delayed is the
+    /// coalescer asked.
+    fn publish(&mut self, may_delay: bool) -> Result<(), Broken> {
         let mut result = Ok(());
-        for slot in &mut self.queues {
-            if slot.queue.publish() == Interrupt::Needed {
-                self.sink.queue(slot.index);
-            }
-            if slot.queue.is_broken() {
+        for (slot, coalescer) in self.queues.iter_mut().zip(&mut self.coalescers) {
+            let queue = &mut slot.queue;
+            if queue.is_broken() {
                 result = Err(Broken::new(slot.index, "the ring is broken"));
+            } else if may_delay && !coalescer.due(state_of(queue), Instant::now) {
+                queue.publish_used();
+                continue;
+            }
+            coalescer.raised();
+            if queue.publish() == Interrupt::Needed {
+                self.sink.queue(slot.index);
             }
         }
         result
@@ -281,7 +282,7 @@ impl Running {
         let mut set = QueueSet::new(&mut self.queues, &mut self.registry);
         self.handler.stop(&mut set);
         // A ring found broken here ends with the reset that stops it.
-        let _ = self.publish();
+        let _ = self.publish(false);
         let in_flight = self
             .queues
             .iter()
@@ -300,159 +301,17 @@ impl Drop for Running {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use splitring_virtio::device::queue::RingFeatures;
-
-    use super::*;
-    use crate::eventfd::eventfd;
-    use crate::testing::{GuestRing, Sink, memory};
-    use crate::worker::depth;
-    use crate::worker::event_loop::{Entry, Loop};
-    use crate::worker::timers::Timers;
-
-    const OWING: Manner = Manner {
-        poll: true,
-        owe: true,
-        slow: false,
-    };
-
-    /// Keeps the first few and answers the others.
-    struct Backend {
-        keeps: u16,
-        kept: Vec<crate::device::DescriptorChain>,
-    }
-
-    impl QueueHandler for Backend {
-        fn run(&mut self, queues: &mut QueueSet<'_>, _: Cause) -> Result<Outcome, Broken> {
-            let (_, queue) = queues.iter().next().unwrap();
-            while let Some(chain) = queue.pop().map_err(|error| Broken::new(0, error))? {
-                if self.kept.len() < usize::from(self.keeps) {
-                    self.kept.push(chain);
-                } else {
-                    queue.complete(chain, 1);
-                }
-            }
-            Ok(Outcome::Idle)
-        }
-        fn poll(&mut self) -> Option<bool> {
-            Some(false)
-        }
-        fn stop(&mut self, queues: &mut QueueSet<'_>) {
-            let (_, queue) = queues.iter().next().unwrap();
-            self.kept
-                .drain(..)
-                .for_each(|chain| queue.complete(chain, 0));
-        }
-    }
-
-    fn task(keeps: u16) -> (Running, GuestRing, Arc<Sink>) {
-        let ram = memory();
-        let ring = GuestRing::new(&ram, 0, 256);
-        let queue = ring
-            .config()
-            .activate(ram, RingFeatures::default())
-            .unwrap();
-        let sink = Arc::new(Sink::default());
-        let task = NewTask {
-            label: "task".to_owned(),
-            queues: vec![(TaskQueue { index: 0, queue }, Arc::new(eventfd().unwrap()))],
-            handler: Box::new(Backend {
-                keeps,
-                kept: Vec::new(),
-            }),
-            sink: sink.clone(),
-        };
-        let running = Running::new(task, Processor::Own);
-        (running, ring, sink)
-    }
-
-    fn offer(ring: &mut GuestRing, count: u16) {
-        for _ in 0..count {
-            ring.offer(&[(0x1000, 1, true)]);
-        }
-    }
-
-    #[test]
-    fn what_is_answered_is_shown_at_once_and_one_interrupt_follows() {
-        let (mut running, mut ring, sink) = task(0);
-        for pass in 1..=3 {
-            offer(&mut ring, 2);
-            assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
-            assert_eq!(ring.used().len(), 2, "in pass {pass}");
-        }
-        assert_eq!(sink.interrupts(), 0);
-        assert_eq!(running.settle(true), Next::Poll);
-        assert_eq!(running.settle(true), Next::Poll);
-        assert_eq!(sink.interrupts(), 1);
-    }
-
-    #[test]
-    fn nothing_is_owed_while_the_backend_works_or_when_it_is_much() {
-        let (mut running, mut ring, sink) = task(1);
-        offer(&mut ring, 2);
-        assert_eq!(running.pass(Cause::Resume, OWING), Next::Poll);
-        assert_eq!(sink.interrupts(), 1, "one is in flight");
-        let (mut running, mut ring, sink) = task(0);
-        for _ in 1..depth::MOST {
-            offer(&mut ring, 1);
-            assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
-        }
-        offer(&mut ring, 1);
-        assert_eq!(running.pass(Cause::Resume, OWING), Next::Poll);
-        assert_eq!(sink.interrupts(), 1);
-    }
-
-    #[test]
-    fn a_burst_of_the_usual_length_is_told_of_with_its_last_answer() {
-        let (mut running, mut ring, sink) = task(0);
-        for _ in 0..4 {
-            offer(&mut ring, 3);
-            running.pass(Cause::Resume, OWING);
-            running.settle(true);
-        }
-        let before = sink.interrupts();
-        for next in [Next::Owe, Next::Owe, Next::Poll] {
-            offer(&mut ring, 1);
-            assert_eq!(running.pass(Cause::Resume, OWING), next);
-        }
-        assert_eq!(sink.interrupts(), before + 1);
-    }
-
-    #[test]
-    fn a_driver_that_is_ahead_is_told_of_every_half() {
-        let (mut running, mut ring, sink) = task(0);
-        offer(&mut ring, depth::MOST);
-        for interrupts in 1..=2 {
-            assert_eq!(running.pass(Cause::Resume, OWING), Next::Again);
-            assert_eq!(sink.interrupts(), interrupts);
-        }
-        assert_eq!(ring.used().len(), usize::from(depth::MOST));
-        assert_eq!(
-            running.pass(Cause::Resume, OWING),
-            Next::Poll,
-            "nothing is owed"
-        );
-    }
-
-    #[test]
-    fn a_pause_and_a_stop_pay_what_is_owed() {
-        let owing = || {
-            let (mut running, mut ring, sink) = task(0);
-            offer(&mut ring, 1);
-            assert_eq!(running.pass(Cause::Resume, OWING), Next::Owe);
-            (running, sink)
-        };
-        let (running, sink) = owing();
-        let timers = Timers::new().unwrap();
-        let mut state = Loop::new(Duration::from_micros(32), Processor::Own, timers);
-        state.put_owing(3, Entry::Task(running));
-        state.stop_polling();
-        assert_eq!(sink.interrupts(), 1);
-        let (running, sink) = owing();
-        running.stop();
-        assert_eq!(sink.interrupts(), 1);
+fn state_of(queue: &Queue) -> QueueState {
+    QueueState {
+        completed: queue.unsignalled(),
+        in_flight: queue.in_flight(),
+        // Where the grant is used up there may be.
+        available: queue.spent() || queue.has_available(),
+        outstanding: queue.outstanding(),
+        wanted: queue.wants_interrupt(),
     }
 }
+
+#[cfg(test)]
+#[path = "running_tests.rs"]
+mod tests;

@@ -100,9 +100,6 @@ fn turn(
         if state.quit {
             return Ok(());
         }
-        if wait < 0 {
-            state.polling.woke(Instant::now());
-        }
         // Only what was ready before this round: a task that asks for more waits for the others' events.
         let round = state.ready.len();
         let mut halted = state.run_ready(round);
@@ -124,6 +121,9 @@ fn turn(
         let armed = state.timers.arm(Instant::now());
         armed.map_err(|error| format!("cannot set its timer: {error}"))?;
         wait = state.wait();
+        if wait != 0 {
+            state.polled.sleeps();
+        }
     }
 }
 
