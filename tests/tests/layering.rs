@@ -225,7 +225,7 @@ const LOGS_WITHOUT_LIMIT: &[(&str, usize, &str)] = &[
     ("disk/range.rs", 1, "once per kind of range and image"),
     ("disk/raw.rs", 3, "when an image is opened"),
     ("net/tap/sends.rs", 1, "debugging only"),
-    ("scsi/opened.rs", 1, "when a controller is opened"),
+    ("scsi/opened.rs", 2, "when a controller is opened"),
 ];
 
 #[test]

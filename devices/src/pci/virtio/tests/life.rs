@@ -119,13 +119,16 @@ fn reset_is_allowed_at_any_time() {
     assert_eq!(probe.record.stops.load(Ordering::SeqCst), 3);
 }
 
+/// A register write of a driver.
+type DriverStep = Box<dyn Fn(&mut Guest)>;
+
 #[test]
 fn a_reset_after_any_step_of_a_start_leaves_a_device_that_starts() {
     let (mut guest, probe) = guest(Manner::Hold);
     guest.enable_msix();
     // Each register write of a driver that starts the device and uses it, in order.
     let held = || probe.record.held.load(Ordering::SeqCst);
-    let mut steps: Vec<Box<dyn Fn(&mut Guest)>> = vec![
+    let mut steps: Vec<DriverStep> = vec![
         Box::new(|guest| guest.set_status(status::ACKNOWLEDGE)),
         Box::new(|guest| guest.add_status(status::DRIVER)),
         Box::new(|guest| guest.set32(reg::DRIVER_FEATURE_SELECT, 1)),
