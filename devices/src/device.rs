@@ -11,6 +11,7 @@ use thiserror::Error;
 use crate::debug::opaque_debug;
 use crate::interrupt::ConfigNotifier;
 use crate::ram::Ram;
+use crate::rings::Rings;
 
 pub use crate::fault::Broken;
 pub use crate::sources::{Interest, Registry, Source, Trigger};
@@ -62,6 +63,11 @@ pub trait VirtioDevice: Send + Sync {
         queue
     }
 
+    /// Whether a start may take queues out of [`Start::rings`], to have them served outside this process.
+    fn hands_over(&self) -> bool {
+        false
+    }
+
     /// Reads the device configuration space. Bytes past its end are to be left as they are (zero).
     fn read_config(&self, offset: usize, data: &mut [u8]);
 
@@ -77,6 +83,9 @@ pub trait VirtioDevice: Send + Sync {
     fn shared_memory_moved(&self, _id: u8, _address: Option<u64>) {}
 
     /// The driver is ready (DRIVER_OK): says which handler serves which queues. Called again after a reset.
+    ///
+    /// A queue that is served outside this process is taken out of [`Start::rings`] and kept by the handler of the task
+    /// that lists its number: [`HandedOver`](crate::handed_over::HandedOver), or one that follows the same rules.
     fn start(&self, start: Start) -> Result<Vec<Task>, StartError>;
 
     /// The driver reset the device; its tasks have been stopped and dropped.
@@ -113,6 +122,8 @@ pub struct Start {
     pub queues: Vec<ReadyQueue>,
     /// Announces changes of the configuration space, until the next reset.
     pub config: ConfigNotifier,
+    /// The same queues, for those that are to be served outside this process.
+    pub rings: Rings,
 }
 
 opaque_debug! { Start |it| { features: it.features, queues: it.queues } }
@@ -128,7 +139,8 @@ pub struct ReadyQueue {
 
 /// Work for one worker: some queues and who serves them. A queue belongs to at most one task.
 pub struct Task {
-    /// Queue numbers. Those the driver didn't enable must not be in it.
+    /// Queue numbers. Those the driver didn't enable must not be in it. Those that the device has taken out of
+    /// [`Start::rings`] name the worker; the handler has them already.
     pub queues: Vec<u16>,
     /// Who serves them.
     pub handler: Box<dyn QueueHandler>,

@@ -3,8 +3,13 @@
 //! A process that this one starts must not inherit a machine's doorbells and interrupt lines, so every eventfd is
 //! close-on-exec; nothing may wait in a read or a write of one, so it is non-blocking. `tests/tests/layering.rs`
 //! finds any that is made in another way.
+#![expect(
+    unsafe_code,
+    reason = "lends an eventfd's descriptor to whoever waits for it"
+)]
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -16,10 +21,14 @@ pub fn eventfd() -> io::Result<EventFd> {
     EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
 }
 
+/// Lends the descriptor of `event`, which has no such method itself.
+pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open until `event` is dropped, which outlives the borrow.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-
     use super::*;
 
     #[test]

@@ -117,6 +117,7 @@ impl<D: VirtioDevice> Bench<D> {
             ram: ram.clone(),
             queues: numbers.map(|index| ReadyQueue { index, size }).collect(),
             config: ConfigNotifier::new(Arc::new(NoGate)),
+            rings: Default::default(),
         };
         let running = |task: crate::device::Task| Running {
             queues: task

@@ -41,6 +41,12 @@ pub trait IntxLine: Send + Sync {}
 pub trait MsiLine: Send + Sync {
     /// Sets the message to send from now on.
     fn route(&self, message: MsiMessage) -> Result<(), WiringError>;
+
+    /// Sends the message at each signal of `trigger` as well, and at once if it is signalled already.
+    fn attach(&self, trigger: &Arc<EventFd>) -> Result<(), WiringError>;
+
+    /// Undoes [`MsiLine::attach`]: when this returns, signals of `trigger` send nothing any more.
+    fn detach(&self, trigger: &Arc<EventFd>) -> Result<(), WiringError>;
 }
 
 /// What a device writes to raise an interrupt (PCI Local Bus 3.0 §6.8).

@@ -134,6 +134,7 @@ impl TestMachine {
             ram: self.ram.clone(),
             queues: numbers.zip(areas).map(ready).collect(),
             config: ConfigNotifier::new(Arc::new(NoGate)),
+            rings: Default::default(),
         };
         let largest = self.device.queue_sizes().to_vec();
         for task in self.device.start(start).expect("started") {

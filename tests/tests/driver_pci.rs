@@ -55,6 +55,14 @@ impl MsiLine for Line {
         *self.0.lock().unwrap() = message;
         Ok(())
     }
+
+    fn attach(&self, _: &Arc<EventFd>) -> Result<(), WiringError> {
+        unreachable!("no queue is handed over")
+    }
+
+    fn detach(&self, _: &Arc<EventFd>) -> Result<(), WiringError> {
+        unreachable!("no queue is handed over")
+    }
 }
 
 impl Wiring for FakeHypervisor {

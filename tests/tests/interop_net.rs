@@ -50,6 +50,7 @@ impl Running {
             ram: ram.clone(),
             queues: ready.collect(),
             config: ConfigNotifier::new(Arc::new(NoGate)),
+            rings: Default::default(),
         };
         let queue = |index: u16| {
             let areas = queues.iter().find(|queue| queue.0 == index).unwrap().1;

@@ -351,6 +351,16 @@ impl MsiLine for MessageLine {
                 .map_err(unwired(operation()))
         })
     }
+
+    fn attach(&self, trigger: &Arc<EventFd>) -> Result<(), WiringError> {
+        let bound = self.vm.fd.register_irqfd(trigger, self.gsi);
+        bound.map_err(unwired(format!("bind message interrupt {}", self.gsi)))
+    }
+
+    fn detach(&self, trigger: &Arc<EventFd>) -> Result<(), WiringError> {
+        let unbound = self.vm.fd.unregister_irqfd(trigger, self.gsi);
+        unbound.map_err(unwired(format!("unbind message interrupt {}", self.gsi)))
+    }
 }
 
 impl Drop for MessageLine {

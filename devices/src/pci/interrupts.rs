@@ -18,6 +18,7 @@ use crate::eventfd::eventfd;
 use crate::events::{DeviceEvent, EventSink, OncePerSecond};
 use crate::interrupt::{ConfigGate, InterruptSink};
 use crate::log;
+use crate::rings::{Call, CallGate};
 use crate::throttle::Throttle;
 use crate::wiring::{IntxLine, Wiring, WiringError};
 
@@ -173,6 +174,12 @@ impl Interrupts {
         if let Some(place) = self.vector_place(queue) {
             place.store(vector, Ordering::Release);
         }
+        // A queue that is served elsewhere moves to the new one, too.
+        if let Some(queue) = queue
+            && let Some(call) = self.msix.disconnect(queue)
+        {
+            self.msix.connect(queue, vector, &call);
+        }
     }
 
     pub(super) fn vector(&self, queue: Option<u16>) -> u16 {
@@ -256,6 +263,16 @@ impl InterruptSink for Interrupts {
 
     fn may_run(&self) -> bool {
         self.bus_master.load(Ordering::Acquire)
+    }
+}
+
+impl CallGate for Interrupts {
+    fn connect(&self, index: u16, call: &Arc<Call>) {
+        self.msix.connect(index, self.vector(Some(index)), call);
+    }
+
+    fn disconnect(&self, index: u16) {
+        self.msix.disconnect(index);
     }
 }
 

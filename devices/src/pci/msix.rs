@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::eventfd::eventfd;
 use crate::log;
+use crate::rings::Call;
 use crate::throttle::Throttle;
 use crate::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
 
@@ -46,11 +47,20 @@ struct Vector {
 
 struct Table {
     entries: Box<[Entry]>,
+    /// Of the queues that are served outside this process.
+    calls: Vec<Wired>,
     function_masked: bool,
     /// The function may send messages at all.
     bus_master: bool,
     /// The function has left the bus, and never sends a message again.
     released: bool,
+}
+
+/// A call that a vector's line sends, too, while that may be sent.
+struct Wired {
+    queue: u16,
+    vector: usize,
+    call: Arc<Call>,
 }
 
 struct Entry {
@@ -91,6 +101,7 @@ impl Msix {
             enabled: AtomicBool::new(false),
             table: Mutex::new(Table {
                 entries: std::iter::repeat_with(entry).take(count).collect(),
+                calls: Vec::new(),
                 function_masked: false,
                 bus_master: false,
                 released: false,
@@ -167,12 +178,17 @@ impl Msix {
         else {
             return;
         };
+        let calls = table.calls.iter().filter(|wired| wired.vector == index);
         if silent || entry.masked {
             vector.mask();
+            calls.for_each(|wired| self.detach(entry, &wired.call));
             return;
         }
         match self.route(entry, vector) {
-            Ok(()) => vector.unmask(),
+            Ok(()) => {
+                vector.unmask();
+                calls.for_each(|wired| self.attach(entry, &wired.call));
+            }
             // The message stays pending, and the next unmasking tries again.
             Err(error) => {
                 log::error!(
@@ -183,6 +199,52 @@ impl Msix {
                     "interrupt is held back"
                 )
             }
+        }
+    }
+
+    /// Lets KVM take the signals of `call`, for `queue`, whenever `vector` may be sent.
+    pub(super) fn connect(&self, queue: u16, vector: u16, call: &Arc<Call>) {
+        let mut table = self.table();
+        let index = usize::from(vector);
+        table.calls.push(Wired {
+            queue,
+            vector: index,
+            call: Arc::clone(call),
+        });
+        self.apply(&mut table, index);
+    }
+
+    /// Undoes [`Msix::connect`]; returns the call.
+    pub(super) fn disconnect(&self, queue: u16) -> Option<Arc<Call>> {
+        let mut table = self.table();
+        let at = table.calls.iter().position(|wired| wired.queue == queue)?;
+        let wired = table.calls.swap_remove(at);
+        if let Some(entry) = table.entries.get(wired.vector) {
+            self.detach(entry, &wired.call);
+        }
+        Some(wired.call)
+    }
+
+    fn attach(&self, entry: &Entry, call: &Call) {
+        let Some(line) = entry.line.as_ref().filter(|_| !call.is_direct()) else {
+            return;
+        };
+        match line.attach(&call.fd) {
+            Ok(()) => call.set_direct(true),
+            // Its signals come to this process, and are passed on.
+            Err(error) => {
+                log::warn!(self.throttle, device = self.label, %error, "a queue's interrupt is slow")
+            }
+        }
+    }
+
+    fn detach(&self, entry: &Entry, call: &Call) {
+        let Some(line) = entry.line.as_ref().filter(|_| call.is_direct()) else {
+            return;
+        };
+        call.set_direct(false);
+        if let Err(error) = line.detach(&call.fd) {
+            log::error!(self.throttle, device = self.label, %error, "a masked interrupt may be sent");
         }
     }
 

@@ -74,6 +74,8 @@ pub struct VirtioPci {
     interrupts: Shared,
     /// A doorbell a queue.
     kicks: Vec<Arc<EventFd>>,
+    /// What interrupts the driver for each queue that is served outside this process; none if the device hands none over.
+    calls: Vec<Arc<EventFd>>,
     state: Mutex<State>,
 }
 
@@ -139,8 +141,16 @@ impl VirtioPci {
         let msix = Msix::new(vectors, requester, Arc::clone(&parts.wiring), id.clone());
         let msix = msix.map_err(host("create an eventfd"))?;
         let interrupts = Interrupts::new(id, msix, sizes.len(), page, parts.events);
-        let kicks = sizes.iter().map(|_| eventfd().map(Arc::new));
-        let kicks: Result<Vec<_>, _> = kicks.collect();
+        let events = |sizes: &[u16]| -> std::io::Result<Vec<_>> {
+            sizes.iter().map(|_| eventfd().map(Arc::new)).collect()
+        };
+        let kicks = events(sizes);
+        let handed = if parts.device.hands_over() {
+            sizes
+        } else {
+            &[]
+        };
+        let calls = events(handed);
         let (features, rules) = (parts.device.features(), parts.device.feature_rules());
         let transport = Transport::new(features, parts.mask, rules, sizes);
         let function = Arc::new(Self {
@@ -151,6 +161,7 @@ impl VirtioPci {
             gsi,
             interrupts: Arc::new(interrupts.map_err(host("create an eventfd"))?),
             kicks: kicks.map_err(host("create an eventfd"))?,
+            calls: calls.map_err(host("create an eventfd"))?,
             state: Mutex::new(State {
                 transport,
                 device_feature_select: 0,

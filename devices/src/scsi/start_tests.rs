@@ -25,6 +25,7 @@ fn start(queues: u16) -> Start {
         ram: memory(),
         queues: (0..queues + REQUEST_QUEUE).map(ready).collect(),
         config: ConfigNotifier::new(Arc::new(NoGate)),
+        rings: Default::default(),
     }
 }
 

@@ -26,6 +26,8 @@ struct Intx {
 
 struct FakeLine {
     fd: Arc<EventFd>,
+    /// Others that send the message, too.
+    more: Mutex<Vec<Arc<EventFd>>>,
     route: Mutex<Option<MsiMessage>>,
 }
 
@@ -57,6 +59,16 @@ impl MsiLine for Handle {
         *self.0.route.lock().unwrap() = Some(message);
         Ok(())
     }
+    fn attach(&self, trigger: &Arc<EventFd>) -> Result<(), WiringError> {
+        self.0.more.lock().unwrap().push(Arc::clone(trigger));
+        Ok(())
+    }
+    fn detach(&self, trigger: &Arc<EventFd>) -> Result<(), WiringError> {
+        let mut more = self.0.more.lock().unwrap();
+        let at = more.iter().position(|one| Arc::ptr_eq(one, trigger));
+        more.swap_remove(at.expect("was attached"));
+        Ok(())
+    }
 }
 
 impl FakeWiring {
@@ -86,7 +98,9 @@ impl FakeWiring {
     pub(crate) fn messages(&self) -> Vec<MsiMessage> {
         let lines = self.lines.lock().unwrap();
         let sent = |line: &Arc<FakeLine>| {
-            let count = line.fd.read().unwrap_or(0);
+            let more = line.more.lock().unwrap();
+            let all = std::iter::once(&line.fd).chain(more.iter());
+            let count: u64 = all.map(|fd| fd.read().unwrap_or(0)).sum();
             let message = *line.route.lock().unwrap();
             std::iter::repeat_n(message, usize::try_from(count).unwrap()).flatten()
         };
@@ -138,6 +152,7 @@ impl Wiring for FakeWiring {
         self.check("make an interrupt")?;
         let line = Arc::new(FakeLine {
             fd: Arc::clone(trigger),
+            more: Mutex::default(),
             route: Mutex::new(None),
         });
         self.lines.lock().unwrap().push(Arc::clone(&line));

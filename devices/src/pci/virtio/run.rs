@@ -10,6 +10,7 @@ use super::{RunningDevice, State, VirtioPci};
 use crate::device::{Broken, Queue, ReadyQueue, Start, Task, TaskQueue};
 use crate::interrupt::{ConfigNotifier, InterruptSink};
 use crate::log;
+use crate::rings::{HandedQueue, Ring, Rings};
 use crate::throttle::Throttle;
 use crate::worker::{NewTask, Worker};
 
@@ -61,8 +62,11 @@ impl VirtioPci {
             ram: self.ram.clone(),
             queues: ready,
             config: ConfigNotifier::new(self.interrupts.clone()),
+            rings: self.rings(&queues)?,
         };
+        let taken = start.rings.taken();
         let tasks = self.device.start(start).map_err(Broken::device)?;
+        queues.retain(|slot| !taken.has(slot.index));
         for task in tasks {
             let worker = self.worker_of(&task)?;
             let task = self.equip(task, &mut queues);
@@ -95,6 +99,33 @@ impl VirtioPci {
                 Ok(TaskQueue { index, queue })
             })
             .collect()
+    }
+
+    /// What the device may hand over.
+    fn rings(&self, queues: &[TaskQueue]) -> Result<Rings, Broken> {
+        let mut offered = Vec::new();
+        for slot in queues {
+            let index = slot.index;
+            let call = self.calls.get(usize::from(index));
+            let (Some(kick), Some(call)) = (self.kick(index), call) else {
+                continue;
+            };
+            let state = slot.queue.save();
+            if !state.in_flight.is_empty() || state.next_avail != state.published {
+                return Err(Broken::new(index, "requests are in flight"));
+            }
+            let ring = Ring {
+                index,
+                size: state.size,
+                desc: state.desc,
+                avail: state.avail,
+                used: state.used,
+                base: state.next_avail,
+            };
+            let (kick, call) = (Arc::clone(kick), Arc::clone(call));
+            offered.push(HandedQueue::new(ring, kick, call, self.interrupts.clone()));
+        }
+        Ok(Rings::new(offered))
     }
 
     /// Gives a task its queues, each with its doorbell.
