@@ -30,14 +30,6 @@ pub trait RingServer: Send {
     /// How far a queue has got is not known; the device needs a reset.
     fn stop(&mut self, queues: &mut [HandedQueue]) -> Result<(), Broken>;
 
-    /// Brings what is being served up to date: guest memory may have grown.
-    ///
-    /// # Errors
-    /// What the other side refused; the device needs a reset.
-    fn refresh(&mut self) -> Result<(), Broken> {
-        Ok(())
-    }
-
     /// What it waits for in this process, with tokens below 2¹⁶; edge-triggered.
     fn sources(&self) -> Vec<Source<'_>> {
         Vec::new()
@@ -100,8 +92,7 @@ impl<S: RingServer> HandedOver<S> {
                 self.serving = true;
             }
             (false, true) => self.take_back(),
-            (true, true) => self.server.refresh()?,
-            (false, false) => {}
+            (true, true) | (false, false) => {}
         }
         self.lost.clone().map_or(Ok(()), Err)
     }

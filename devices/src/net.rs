@@ -12,6 +12,7 @@ mod flood;
 mod gate;
 mod handle;
 mod header;
+mod kernel_pair;
 mod metrics;
 pub mod passt;
 pub mod port;
@@ -20,6 +21,7 @@ mod state;
 pub mod tap;
 mod tasks;
 mod transmit;
+pub mod vhost;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -38,6 +40,7 @@ pub use port::{FramePort, MOST_TAKEN, NetBackend, Offloads, Refusal};
 use crate::debug::opaque_debug;
 use crate::device::{DeviceKind, FeatureRule, Start, StartError, Task, VirtioDevice, read_window};
 use crate::events::{DeviceEvent, EventSink, NO_EVENTS};
+use crate::handed_over::HandedOver;
 use crate::interrupt::ConfigNotifier;
 use crate::limits::Limits;
 use crate::log;
@@ -46,6 +49,7 @@ use features::{OFFLOADS, RULES, guest_offloads, with_dependents};
 use filter::Filter;
 use flood::Flood;
 use gate::Gate;
+use kernel_pair::PairServer;
 use receive::Receiver;
 use state::State;
 use tasks::{ControlHandler, PairHandler};
@@ -93,6 +97,7 @@ impl Net {
         config: &NetConfig,
         backend: Arc<dyn NetBackend>,
     ) -> Self {
+        let lacking = backend.vhost().map_or(0, |(vhost, _)| vhost.lacking());
         let MacAddress(mac) = config.mac.unwrap_or(mac);
         let pairs = config.pairs().min(backend.max_pairs()).max(1);
         let mut queue_sizes = vec![config.queue_len(); usize::from(pairs).saturating_mul(2)];
@@ -107,7 +112,7 @@ impl Net {
             backend,
             state: Arc::new(State::new(id, mac, pairs)),
             limits: limits(config),
-            mask: !with_dependents(config.hidden_features()),
+            mask: !with_dependents(config.hidden_features() | lacking),
             notifier: Mutex::new(None),
             events: OnceLock::new(),
         }
@@ -119,11 +124,15 @@ impl Net {
         let _ = self.events.set(sink);
     }
 
-    /// Takes the link up or down; the guest is told, and frames are dropped while it is down.
+    /// Takes the link up or down; the guest is told, and frames are dropped while it is down. Where vhost-net moves the
+    /// frames, it stands still while the link is down: what the guest sends stays in its queues until the link is up.
     pub fn set_link(&self, up: bool) {
         let mut changed = false;
         self.change_status(|state| changed = state.set_link(up));
         if changed {
+            if let Some((vhost, _)) = self.backend.vhost() {
+                vhost.link_changed();
+            }
             let events = self.events.get().unwrap_or(&NO_EVENTS);
             events.send(|| DeviceEvent::LinkChanged {
                 device: self.state.id.clone(),
@@ -176,6 +185,39 @@ impl Net {
             speed: SPEED.into(),
             duplex: FULL_DUPLEX,
         }
+    }
+
+    /// The task of queue pair `pair`, if the driver enabled any of its queues: the kernel's, or one of ours.
+    fn data_task(&self, start: &mut Start, pair: u16) -> Result<Option<Task>, StartError> {
+        let Some((vhost, queues)) = self.backend.vhost() else {
+            return self.pair_task(start, pair);
+        };
+        let receive = pair.saturating_mul(2);
+        let both = [receive, receive.saturating_add(1)];
+        let rings: Vec<_> = both
+            .iter()
+            .filter_map(|index| start.rings.take(*index))
+            .collect();
+        if rings.is_empty() {
+            return Ok(None);
+        }
+        let parts = vhost.pair(pair).zip(queues.get(usize::from(pair)));
+        let (kernel, tap) = parts.ok_or_else(|| {
+            StartError::new(format_args!("{}: no queue pair {pair}", self.state.id))
+        })?;
+        let server = PairServer {
+            kernel,
+            tap: Arc::clone(tap),
+            ram: start.ram.clone(),
+            features: start.features,
+            metrics: self.state.metrics.pair(pair),
+            stale: !self.state.link_up(),
+            state: Arc::clone(&self.state),
+        };
+        Ok(Some(Task {
+            queues: rings.iter().map(|ring| ring.ring().index).collect(),
+            handler: Box::new(HandedOver::new(server, rings)),
+        }))
     }
 
     /// The task of queue pair `pair`, if the driver enabled any of its queues.
@@ -247,12 +289,13 @@ impl VirtioDevice for Net {
             | feature::STATUS
             | feature::MRG_RXBUF
             | feature::CTRL_VQ
-            | feature::CTRL_RX
-            | feature::CTRL_RX_EXTRA
-            | feature::CTRL_VLAN
             | feature::CTRL_MAC_ADDR
             | feature::GUEST_ANNOUNCE
             | feature::SPEED_DUPLEX;
+        // The kernel does not filter for the driver.
+        if self.backend.vhost().is_none() {
+            features |= feature::CTRL_RX | feature::CTRL_RX_EXTRA | feature::CTRL_VLAN;
+        }
         if self.pairs > 1 {
             features |= feature::MQ;
         }
@@ -290,12 +333,17 @@ impl VirtioDevice for Net {
         queue / 2
     }
 
+    fn hands_over(&self) -> bool {
+        self.backend.vhost().is_some()
+    }
+
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         read_window(self.config().as_bytes(), offset, data);
     }
 
-    fn start(&self, start: Start) -> Result<Vec<Task>, StartError> {
-        let has = |feature| start.features & feature != 0;
+    fn start(&self, mut start: Start) -> Result<Vec<Task>, StartError> {
+        let features = start.features;
+        let has = |feature| features & feature != 0;
         self.state.change_filter(|filter| {
             *filter = Filter::new(self.mac, has(feature::CTRL_RX), has(feature::CTRL_VLAN));
         });
@@ -315,7 +363,7 @@ impl VirtioDevice for Net {
         let pairs = if has(feature::MQ) { self.pairs } else { 1 };
         let mut tasks = Vec::with_capacity(usize::from(pairs).saturating_add(1));
         for pair in 0..pairs {
-            tasks.extend(self.pair_task(&start, pair)?);
+            tasks.extend(self.data_task(&mut start, pair)?);
         }
         tasks.extend(self.control_task(&start, pairs));
         Ok(tasks)

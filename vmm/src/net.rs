@@ -8,6 +8,7 @@
 
 pub use splitring_devices::net::passt::PasstError;
 pub use splitring_devices::net::tap::TapError;
+pub use splitring_devices::net::vhost::VhostError;
 pub use splitring_devices::net::{
     DirectionTotals, DropTotals, FramePort, GuestBuffers, Hidden, MOST_TAKEN, NetBackend, NetError,
     NetHandle, NetTotals, Offloads, Refusal,

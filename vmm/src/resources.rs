@@ -13,7 +13,7 @@ use std::sync::Arc;
 use splitring_arch::kernel::{CachePolicy, Initrd, Kernel};
 use splitring_devices::disk::config::Bus as DiskBus;
 use splitring_devices::disk::{self, Disk, DiskError};
-use splitring_devices::net::{self, NetBackend};
+use splitring_devices::net::{self, NetBackend, NetConfigError};
 use splitring_devices::scsi::{self, OpenController};
 
 use crate::config::{ConfigError, VmConfig};
@@ -99,6 +99,7 @@ pub struct ResourceOptions {
     initrd: Option<File>,
     disks: BTreeMap<String, DiskSource>,
     nets: BTreeMap<String, NetSource>,
+    vhosts: BTreeMap<String, Vec<OwnedFd>>,
     console: Option<Console>,
     kernel_cache: Option<PathBuf>,
     any_kvm: bool,
@@ -112,6 +113,7 @@ impl std::fmt::Debug for ResourceOptions {
             .field("initrd", &self.initrd)
             .field("disks", &self.disks.keys())
             .field("nets", &self.nets.keys())
+            .field("vhosts", &self.vhosts.keys())
             .field("kernel_cache", &self.kernel_cache)
             .field("any_kvm", &self.any_kvm)
             .finish_non_exhaustive()
@@ -163,6 +165,14 @@ impl ResourceOptions {
     pub fn net_fds(mut self, id: &str, descriptors: Vec<OwnedFd>) -> Self {
         let source = NetSource::Descriptors(descriptors);
         self.nets.insert(id.to_owned(), source);
+        self
+    }
+
+    /// Uses these descriptors of `/dev/vhost-net`, one per queue pair, for the network card `id`, whose configuration has
+    /// `vhost` on. Nobody else may use them. Without them the device is opened.
+    #[must_use]
+    pub fn vhost_fds(mut self, id: &str, descriptors: Vec<OwnedFd>) -> Self {
+        self.vhosts.insert(id.to_owned(), descriptors);
         self
     }
 
@@ -298,19 +308,33 @@ impl ResourceOptions {
                 id: id.clone(),
                 error,
             };
+            let vhost = match self.vhosts.remove(&id) {
+                Some(_) if !net.vhost => {
+                    let what = "a vhost-net descriptor";
+                    return Err(BuildError::NotInConfig { id, what });
+                }
+                given => given.unwrap_or_default(),
+            };
             let backend = match self.nets.remove(&id) {
+                Some(NetSource::Backend(backend)) if net.vhost && backend.vhost().is_none() => {
+                    let own = NetConfigError::Vhost("a backend of the embedder's");
+                    return Err(failed(own.into()).into());
+                }
                 Some(NetSource::Backend(backend)) => backend,
-                Some(NetSource::Descriptors(fds)) => net::from_fds(net, fds).map_err(failed)?,
-                None => net::open(net).map_err(failed)?,
+                Some(NetSource::Descriptors(fds)) => {
+                    net::from_fds(net, fds, vhost).map_err(failed)?
+                }
+                None => net::open(net, vhost).map_err(failed)?,
             };
             nets.insert(id, backend);
         }
-        match std::mem::take(&mut self.nets).pop_first() {
+        let backend = std::mem::take(&mut self.nets).pop_first();
+        let vhost = std::mem::take(&mut self.vhosts).pop_first();
+        let backend = backend.map(|(id, _)| (id, "a network backend"));
+        let vhost = vhost.map(|(id, _)| (id, "a vhost-net descriptor"));
+        match backend.or(vhost) {
             None => Ok(nets),
-            Some((id, _)) => Err(BuildError::NotInConfig {
-                id,
-                what: "a network backend",
-            }),
+            Some((id, what)) => Err(BuildError::NotInConfig { id, what }),
         }
     }
 }

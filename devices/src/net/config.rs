@@ -35,6 +35,8 @@ pub struct NetConfig {
     /// line takes them over before it opens the machine's resources; a library user hands over descriptors instead.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fd: Vec<RawFd>,
+    /// Have the kernel's vhost-net move the frames of a TAP interface.
+    pub vhost: bool,
     /// User-space networking through passt.
     pub passt: bool,
     /// Socket of a running passt; without it one is started.
@@ -141,6 +143,10 @@ pub const NET_KEYS: &[(&str, &str)] = &[
         "fd",
         "opened TAP descriptors, one a queue pair, as 3 or 3:4",
     ),
+    (
+        "vhost",
+        "on or off: the kernel's vhost-net moves the frames, which needs /dev/vhost-net [off]",
+    ),
     ("passt", "user-space networking without privilege, by passt"),
     ("socket", "socket of a running passt [one is started]"),
     (
@@ -192,6 +198,11 @@ pub enum NetConfigError {
     /// More than one way to reach passt.
     #[error("passt takes one of fd= (a single descriptor) and socket=")]
     PasstSocket,
+    /// A key that needs the frames in this process.
+    #[error(
+        "vhost=on has the kernel move the frames, so {0} can't be applied to them; leave one of the two out"
+    )]
+    Vhost(&'static str),
     /// passt's keys without passt.
     #[error("{0}= goes with passt only")]
     PasstOnly(&'static str),
@@ -269,6 +280,7 @@ impl NetConfig {
 
     crate::setters! {
         id: some into String;
+        vhost: bool;
         socket: some into PathBuf;
         tcp: some into String;
         udp: some into String;
@@ -323,6 +335,7 @@ impl NetConfig {
     /// The first contradiction.
     pub fn validate_card(&self) -> Result<(), NetConfigError> {
         self.check_forwarding()?;
+        self.check_vhost()?;
         if let Some(mtu) = self.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
             return Err(NetConfigError::Mtu(mtu));
         }
@@ -348,6 +361,20 @@ impl NetConfig {
         match self.mac {
             Some(mac) if !mac.is_unicast() => Err(NetConfigError::Mac(mac)),
             _ => Ok(()),
+        }
+    }
+
+    /// The kernel neither limits nor judges frames, and knows TAP interfaces only.
+    fn check_vhost(&self) -> Result<(), NetConfigError> {
+        let in_process = [
+            ("passt", self.passt),
+            ("packets=", self.packets.is_some()),
+            ("bandwidth=", self.bandwidth.is_some()),
+            ("mac-filter=on", self.mac_filter),
+        ];
+        match in_process.iter().find(|(_, given)| *given && self.vhost) {
+            Some((key, _)) => Err(NetConfigError::Vhost(key)),
+            None => Ok(()),
         }
     }
 
@@ -528,6 +555,22 @@ mod tests {
             for part in parts {
                 assert!(refusal.contains(part), "{refusal}");
             }
+        }
+    }
+
+    #[test]
+    fn vhost_is_refused_with_what_needs_the_frames_in_this_process() {
+        let vhost = tap().vhost(true);
+        assert_eq!(vhost.validate(), Ok(()));
+        assert_eq!(vhost.clone().queues(4).mtu(9000).validate(), Ok(()));
+        let cases = [
+            (NetConfig::passt().vhost(true), "passt"),
+            (vhost.clone().packets(1000), "packets="),
+            (vhost.clone().bandwidth(Bytes(1000)), "bandwidth="),
+            (vhost.mac_filter(true), "mac-filter=on"),
+        ];
+        for (config, key) in cases {
+            assert_eq!(config.validate(), Err(NetConfigError::Vhost(key)));
         }
     }
 

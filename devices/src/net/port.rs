@@ -3,12 +3,15 @@
 //! A frame on a port has a [`Header`] in front, in both directions; one of zeroes leaves nothing to be finished. Ports
 //! know no virtqueue: they get guest memory and move bytes.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use splitring_virtio::spec::net::Header;
 
 use super::buffers::GuestBuffers;
+use super::vhost::Vhost;
 
 bitflags::bitflags! {
     /// Work that one side may leave to the other.
@@ -49,6 +52,12 @@ pub trait NetBackend: Send + Sync {
     /// # Errors
     /// The card then asks the guest for a reset.
     fn open_port(&self, pair: u16) -> io::Result<Box<dyn FramePort>>;
+
+    /// The kernel's devices, where those move the frames and no port does, and the interface's queues.
+    #[doc(hidden)]
+    fn vhost(&self) -> Option<(&Vhost, &[Arc<File>])> {
+        None
+    }
 
     /// The host's name for the interface, if it has one that nobody else on this host has.
     fn interface(&self) -> Option<&str> {

@@ -104,6 +104,14 @@ impl Tap {
         Self::prepare(name, queues)
     }
 
+    /// The interface for somebody who reads and writes its queues without ports.
+    pub(super) fn into_queues(self) -> (Self, Vec<Arc<File>>) {
+        let files = self.queues.iter().map(|queue| Arc::clone(&queue.file));
+        let files = files.collect();
+        let gear = Pool::new([]);
+        (Self { gear, ..self }, files)
+    }
+
     fn prepare(name: String, queues: Vec<TapQueue>) -> Result<Self, TapError> {
         for queue in &queues {
             let len = c_int::try_from(HEADER_SIZE).unwrap_or(0);

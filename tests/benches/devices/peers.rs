@@ -43,7 +43,7 @@ pub(crate) enum Extra<'a> {
     Disk(Bus, &'a Path),
     /// A disk as large as this file that moves no data; in Splitring only.
     Null(Bus, &'a Path),
-    /// A TAP device by name, and whether QEMU uses vhost-net.
+    /// A tap device by name, and whether vhost-net moves its frames.
     Tap(&'a str, bool),
 }
 
@@ -83,7 +83,10 @@ fn boot(launch: Launch, root: &Path, extra: Extra<'_>) -> Guest {
     match extra {
         Extra::Disk(bus, path) => launch.disk(path, bus.key()),
         Extra::Null(bus, path) => launch.disk(path, &format!("{},format=null", bus.key())),
-        Extra::Tap(name, _) => launch.option("--net", format!("tap={name}")),
+        Extra::Tap(name, vhost) => {
+            let vhost = if vhost { "on" } else { "off" };
+            launch.option("--net", format!("tap={name},vhost={vhost}"))
+        }
     }
     .boot()
 }

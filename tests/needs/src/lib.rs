@@ -65,6 +65,19 @@ pub fn program(program: &str, package: &str) -> bool {
         )
 }
 
+/// Returns whether `/dev/vhost-net` opens.
+#[track_caller]
+pub fn vhost_net() -> bool {
+    let opened = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/vhost-net");
+    opened.map_or_else(
+        |error| lack(format!("/dev/vhost-net does not open: {error}")),
+        |_| true,
+    )
+}
+
 /// Returns whether `/dev/net/tun` opens.
 #[track_caller]
 pub fn tun() -> bool {

@@ -10,3 +10,4 @@ mod passt;
 mod rates;
 mod transfers;
 mod unprivileged;
+mod vhost;

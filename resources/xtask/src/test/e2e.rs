@@ -28,8 +28,9 @@ use crate::vmm;
 /// Memory of a worker: enough for the largest guest and the lab around it.
 const WORKER_MEMORY_MIB: u32 = 8192;
 /// Kernel modules for tests that create networks and block devices.
-const MODULES: [&str; 12] = [
+const MODULES: [&str; 13] = [
     "tun",
+    "vhost_net",
     "veth",
     "bridge",
     "loop",

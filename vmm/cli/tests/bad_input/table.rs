@@ -240,6 +240,12 @@ const CASES: &[Case] = &[
         &["net0", "tcp= is for a passt", "`passt -t 8080:80`"],
     ),
     case(
+        "vhost with a limit that needs the frames",
+        &["--kernel", "@kernel", "--net", "tap=t,vhost=on,packets=9"],
+        USAGE,
+        &["net0", "vhost=on", "packets= can't be applied", "leave one"],
+    ),
+    case(
         "0 workers",
         &["--kernel", "@kernel", "--workers", "0"],
         USAGE,
