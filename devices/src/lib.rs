@@ -20,6 +20,7 @@ pub mod bytes;
 mod clock;
 mod debug;
 pub mod device;
+pub mod dirty;
 pub mod disk;
 pub mod eventfd;
 pub mod events;

@@ -63,11 +63,14 @@ pub(crate) fn logged(act: impl FnOnce()) -> Vec<String> {
 
 /// Zeroed guest memory.
 pub(crate) fn memory() -> Ram {
-    let region = MmapRegionBuilder::new_with_bitmap(MEMORY as usize, None)
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)
-        .build()
-        .unwrap();
+    let region = MmapRegionBuilder::new_with_bitmap(
+        MEMORY as usize,
+        crate::dirty::DirtyPages::new(MEMORY as usize),
+    )
+    .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+    .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)
+    .build()
+    .unwrap();
     let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
     Ram::new(Arc::new(Mapping::from_regions(vec![region]).unwrap()))
 }

@@ -235,6 +235,15 @@ impl Worker {
         })?
     }
 
+    /// Returns when the loop has finished what it was doing: what it wrote before is seen by the caller, and what the
+    /// caller wrote before, by the loop. Not to be called on the loop's own thread.
+    ///
+    /// # Errors
+    /// The worker has failed.
+    pub fn sync(&self) -> Result<(), WorkerError> {
+        self.ask(|_, _| ())
+    }
+
     /// As [`pause_all`], for this worker alone.
     ///
     /// # Errors

@@ -166,7 +166,7 @@ pub fn device_ram() -> Ram {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the region is never unmapped.
     let region = unsafe {
-        MmapRegionBuilder::new_with_bitmap(LEN, None)
+        MmapRegionBuilder::new_with_bitmap(LEN, splitring_devices::dirty::DirtyPages::new(LEN))
             .with_mmap_prot(protection)
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
             .with_raw_mmap_pointer(arena.base())

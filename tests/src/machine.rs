@@ -55,11 +55,14 @@ impl TestMachine {
 
     /// Like [`TestMachine::new`], for a device that the test also holds.
     pub fn of(device: Arc<dyn VirtioDevice>) -> Self {
-        let region = MmapRegionBuilder::new_with_bitmap(MEMORY, None)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-            .build()
-            .expect("memory");
+        let region = MmapRegionBuilder::new_with_bitmap(
+            MEMORY,
+            splitring_devices::dirty::DirtyPages::new(MEMORY),
+        )
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+        .build()
+        .expect("memory");
         let start = u64::try_from(region.as_ptr().addr()).expect("64 bits");
         let region = GuestRegionMmap::new(region, GuestAddress(start)).expect("in range");
         let mapping = Mapping::from_regions(vec![region]).expect("one region");
@@ -73,7 +76,8 @@ impl TestMachine {
     }
 
     fn at(&self, offset: usize) -> NonNull<u8> {
-        let region = self.ram.mapping().iter().next().expect("one region");
+        let mapping = self.ram.mapping();
+        let region = mapping.iter().next().expect("one region");
         // SAFETY: callers stay within the mapping.
         let pointer = unsafe { region.as_ptr().add(offset) };
         NonNull::new(pointer).expect("mapped")

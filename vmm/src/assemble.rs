@@ -25,10 +25,9 @@ use splitring_devices::pci::root::{self, ConfigPorts, PciPlan, PciRoot};
 use splitring_devices::power;
 use splitring_devices::power::{Power, PowerRequest};
 use splitring_devices::pvpanic::{self, PvPanic};
-use splitring_devices::ram::Ram;
 use splitring_devices::serial::{self, Serial};
 use splitring_devices::worker::{OnFailure, Worker};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::attach::{DeviceManager, Devices};
@@ -37,7 +36,7 @@ use crate::console::Console;
 use crate::control::VcpuControl;
 use crate::error::BuildError;
 use crate::kvm::Vm;
-use crate::memory::{self, GuestMemory};
+use crate::memory::{self, GuestMemory, LiveMemory};
 use crate::resources::{InitrdFile, Resources};
 use crate::state::ExitReason;
 use crate::vcpu::{Exits, Vcpu};
@@ -58,7 +57,7 @@ const _: () = {
     assert!((layout::POWER_PORTS.end - layout::POWER_PORTS.start) as u64 == power::LEN);
 };
 
-/// KVM's memory slot for PCI configuration space; guest memory has the first ones.
+/// KVM's memory slot for PCI configuration space; guest memory has the first ones, and those behind it as it grows.
 const CONFIG_SLOT: u32 = 8;
 
 /// An eventfd that never blocks and that no child inherits.
@@ -77,9 +76,9 @@ pub(crate) struct Generation {
     pub(crate) serial: Option<Arc<Serial>>,
     pub(crate) devices: Devices,
     buses: Buses,
+    workers: Vec<Arc<Worker>>,
     // Last: KVM uses the memory until its descriptors are closed, which the fields above hold.
-    _vm: Vm,
-    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) memory: LiveMemory,
 }
 
 impl Generation {
@@ -90,6 +89,11 @@ impl Generation {
         if let Some(serial) = &self.serial {
             self.control.console().detach(serial);
         }
+    }
+
+    /// Switches the log of written pages on or off; see [`LiveMemory::log_dirty`].
+    pub(crate) fn log_dirty(&self, on: bool) -> Result<(), BuildError> {
+        Ok(self.memory.log_dirty(on, &self.workers)?)
     }
 
     /// Waits until the threads of its vCPUs are gone. To be called after [`VcpuControl::end`].
@@ -131,13 +135,20 @@ pub(crate) fn assemble(
     )?;
 
     let kernel = &resources.kernel;
-    let memory = Arc::new(create_memory(&layout, config)?);
+    let memory = create_memory(&layout, config)?;
     let initrd = load(resources, &layout, &memory)?;
 
     let vm = resources
         .host
         .create_vm(layout::KVM_TSS, layout::KVM_IDENTITY_MAP)?;
-    map_memory(&vm, &memory)?;
+    let live = LiveMemory::new(
+        vm.clone(),
+        memory,
+        config.memory.clone(),
+        layout.spare(),
+        CONFIG_SLOT + 1,
+    )?;
+    let memory = live.mapping();
 
     let buses = Buses {
         ports: Arc::new(Bus::new()),
@@ -155,7 +166,7 @@ pub(crate) fn assemble(
     let root = add_pci(config, &layout, &vm, &buses)?;
     let manager = DeviceManager {
         root: &root,
-        ram: Ram::new(Arc::clone(&memory)),
+        ram: live.ram().clone(),
         wiring: Arc::new(vm.clone()),
         workers,
         events,
@@ -180,8 +191,8 @@ pub(crate) fn assemble(
         serial,
         devices,
         buses,
-        _vm: vm,
-        memory,
+        workers: workers.to_vec(),
+        memory: live,
     })
 }
 
@@ -219,23 +230,6 @@ fn load(
     let initrd = Initrd::place(file, path, layout, kernel)?;
     initrd.copy_into(memory)?;
     Ok(Some(initrd.range()))
-}
-
-#[expect(unsafe_code, reason = "KVM is given guest memory")]
-fn map_memory(vm: &Vm, memory: &GuestMemory) -> Result<(), BuildError> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        // SAFETY: the `Generation` and every device's `Ram` keep the mapping until after the machine's descriptors are closed.
-        unsafe {
-            vm.map(
-                slot,
-                region.start_addr().0,
-                region.as_ptr(),
-                region.len(),
-                true,
-            )
-        }?;
-    }
-    Ok(())
 }
 
 fn add_power(vm: &Vm, buses: &Buses, control: &Arc<VcpuControl>) -> Result<Arc<Power>, BuildError> {
@@ -348,6 +342,7 @@ fn show_config_pages(root: &PciRoot, vm: &Vm) -> Result<(), BuildError> {
             layout::ECAM.start,
             pages.host_address().cast_mut(),
             len,
+            false,
             false,
         )
     }?;

@@ -18,7 +18,7 @@ use crate::config::ConfigError;
 use crate::host::SoftwareKvm;
 use crate::kick::KickError;
 use crate::kvm::KvmError;
-use crate::memory::MemoryError;
+use crate::memory::{LiveError, MemoryError};
 
 use crate::state::{ExitReason, MachineState};
 
@@ -179,6 +179,9 @@ pub(crate) enum BuildError {
     /// A notification or an interrupt can't be connected to KVM.
     #[error(transparent)]
     Wiring(#[from] WiringError),
+    /// The memory of a running machine can't be changed or watched.
+    #[error(transparent)]
+    Live(#[from] LiveError),
     /// Data doesn't fit into guest memory.
     #[error("cannot write {what} at guest address {guest:#x}")]
     Write {
@@ -247,7 +250,7 @@ impl BuildError {
                 BootError::CommandLineTooLong { .. } | BootError::CommandLineCharacter { .. },
             ) => ErrorKind::Config,
             Self::Kvm(_) | Self::SoftwareKvm(_) | Self::Vcpu { .. } => ErrorKind::Kvm,
-            Self::Memory(_) | Self::Write { .. } => ErrorKind::Memory,
+            Self::Memory(_) | Self::Live(_) | Self::Write { .. } => ErrorKind::Memory,
             Self::Kernel(_) | Self::Boot(_) => ErrorKind::Kernel,
             Self::Attach(AttachError::Disk { error, .. }) => error.kind(),
             Self::Attach(AttachError::Scsi(error)) => error.kind(),

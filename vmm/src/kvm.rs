@@ -13,8 +13,8 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
-    CpuId, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KvmIrqRouting,
-    kvm_userspace_memory_region,
+    CpuId, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY, KvmIrqRouting, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use splitring_devices::eventfd::eventfd;
@@ -191,7 +191,8 @@ impl Shared {
 }
 
 impl Vm {
-    /// Gives the guest `len` bytes of host memory at `guest` as slot number `slot`.
+    /// Gives the guest `len` bytes of host memory at `guest` as slot number `slot`; again, to change whether KVM notes
+    /// which pages the guest writes (`log`).
     ///
     /// # Safety
     /// `host` stays mapped for `len` bytes, and is used by this process as memory a guest writes at any time, until the last clone of this machine is gone.
@@ -202,10 +203,13 @@ impl Vm {
         host: *mut u8,
         len: u64,
         writable: bool,
+        log: bool,
     ) -> Result<(), KvmError> {
+        let access = if writable { 0 } else { KVM_MEM_READONLY };
+        let logged = if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
         let region = kvm_userspace_memory_region {
             slot,
-            flags: if writable { 0 } else { KVM_MEM_READONLY },
+            flags: access | logged,
             guest_phys_addr: guest,
             memory_size: len,
             userspace_addr: host.expose_provenance() as u64,
@@ -215,6 +219,13 @@ impl Vm {
             "map {} MiB of guest memory at {guest:#x}",
             len >> 20
         )))
+    }
+
+    /// Takes the pages of slot `slot`, of `len` bytes, that the guest wrote since the last time: a bit each.
+    pub(crate) fn take_dirty(&self, slot: u32, len: u64) -> Result<Vec<u64>, KvmError> {
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let taken = self.0.fd.get_dirty_log(slot, len);
+        taken.map_err(refused(format!("read the dirty log of slot {slot}")))
     }
 
     /// Takes the memory of slot `slot` away again.

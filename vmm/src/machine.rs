@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use splitring_devices::blk::BlkHandle;
+use splitring_devices::dirty::Dirty;
 use splitring_devices::net::NetHandle;
 use splitring_devices::scsi::ScsiHandle;
 
@@ -226,9 +227,7 @@ impl Machine {
     /// # Errors
     /// There is no such vCPU, or the machine is neither running nor paused.
     pub fn registers(&self, cpu: u32) -> Result<Registers, Error> {
-        if !matches!(self.state(), MachineState::Running | MachineState::Paused) {
-            return Err(self.wrong_state("read registers").into());
-        }
+        self.require_alive("read registers")?;
         let read = self.0.generation().control.run_on(cpu, |fd| {
             Ok(Registers::new(&fd.get_regs()?, &fd.get_sregs()?))
         })?;
@@ -240,6 +239,13 @@ impl Machine {
 
     fn cpus(&self) -> impl Iterator<Item = u32> + use<> {
         (0..).take(self.0.generation().exits.len())
+    }
+
+    fn require_alive(&self, operation: &'static str) -> Result<(), BuildError> {
+        match self.state() {
+            MachineState::Running | MachineState::Paused => Ok(()),
+            _ => Err(self.wrong_state(operation)),
+        }
     }
 
     fn require_running(&self, operation: &'static str) -> Result<(), BuildError> {
@@ -343,8 +349,47 @@ impl Machine {
     /// # Errors
     /// No descriptor can be had.
     pub fn shared_memory(&self) -> Result<Vec<SharedMemory>, Error> {
-        let shared = memory::shared(&self.0.generation().memory);
+        let shared = memory::shared(&self.0.generation().memory.mapping());
         Ok(shared.map_err(BuildError::Event)?)
+    }
+
+    /// Adds `bytes` of memory and returns their guest-physical address. The guest is not told. A restart begins with the
+    /// configured size.
+    ///
+    /// # Errors
+    /// No multiple of 2 MiB, or no room, or the dirty log is on, or the machine neither runs nor is paused.
+    // A seam: what tells the guest decides what the interface becomes.
+    #[doc(hidden)]
+    pub fn grow_memory(&self, bytes: u64) -> Result<u64, Error> {
+        let _in_span = self.0.shared.span.enter();
+        self.require_alive("grow its memory")?;
+        let grown = self.0.generation().memory.grow(bytes);
+        Ok(grown.map_err(BuildError::from)?)
+    }
+
+    /// Notes from now on which pages of memory are written, or stops that. A restart stops it.
+    ///
+    /// # Errors
+    /// KVM or a device refuses, or the machine neither runs nor is paused.
+    // A seam, as above.
+    #[doc(hidden)]
+    pub fn log_dirty_memory(&self, on: bool) -> Result<(), Error> {
+        let _in_span = self.0.shared.span.enter();
+        self.require_alive("log what is written")?;
+        Ok(self.0.generation().log_dirty(on)?)
+    }
+
+    /// Returns the pages that were written since the last call or since the log was switched on, by region.
+    ///
+    /// # Errors
+    /// The log is off, or the machine neither runs nor is paused.
+    // A seam, as above.
+    #[doc(hidden)]
+    pub fn take_dirty_memory(&self) -> Result<Vec<Dirty>, Error> {
+        let _in_span = self.0.shared.span.enter();
+        self.require_alive("say what was written")?;
+        let taken = self.0.generation().memory.take_dirty();
+        Ok(taken.map_err(BuildError::from)?)
     }
 
     /// Returns the virtio disks, in the order of the configuration: what they did, and their size to be

@@ -3,12 +3,15 @@
 //!
 //! Knows neither KVM nor where the ranges come from.
 
+mod live;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use vm_memory::bitmap::AtomicBitmap;
+use splitring_devices::dirty::DirtyPages;
+use splitring_devices::ram::Region;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -17,8 +20,8 @@ use vm_memory::{
 
 use crate::config::MemoryConfig;
 
-/// Guest memory as every crate sees it.
-pub(crate) type GuestMemory = GuestMemoryMmap<Option<AtomicBitmap>>;
+pub(crate) use live::{LiveError, LiveMemory};
+pub(crate) use splitring_devices::ram::Mapping as GuestMemory;
 
 const HUGE_PAGE: u64 = 2 << 20;
 
@@ -112,7 +115,7 @@ fn region(
     len: u64,
     file: Option<FileOffset>,
     hugepages: bool,
-) -> Result<GuestRegionMmap<Option<AtomicBitmap>>, MemoryError> {
+) -> Result<Region, MemoryError> {
     let size = usize::try_from(len).map_err(|_| too_large(len))?;
     let private = file.is_none();
     let mut flags = if private {
@@ -128,7 +131,7 @@ fn region(
     // Without MAP_NORESERVE the kernel sets huge pages aside for the whole mapping, a shared one, too, or refuses. So
     // pages that are not there fail here, and not as SIGBUS in the middle of a guest, which would end every machine of
     // the process.
-    let mut builder = MmapRegionBuilder::new_with_bitmap(size, None)
+    let mut builder = MmapRegionBuilder::new_with_bitmap(size, DirtyPages::new(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(flags);
     if let Some(file) = file {

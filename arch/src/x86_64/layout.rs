@@ -15,7 +15,8 @@
 //! 0x0000_fee0_0000                 local APICs and MSI
 //! 0x0000_feff_c000                 KVM identity map (1 page) and TSS (3 pages)
 //! 0x0001_0000_0000  RAM (high)     what did not fit below the hole
-//! top of RAM, 1 GiB aligned        64-bit MMIO window, up to the physical address width
+//! top of RAM, 1 GiB aligned        64-bit MMIO window, up to 64 GiB
+//! end of that window               memory that is added later, up to the physical address width
 //! ```
 //!
 //! I/O ports: COM1 at 0x3f8, pvpanic at 0x505, the power registers (sleep, reset, event) at 0x600,
@@ -156,6 +157,8 @@ pub struct MemoryMapEntry {
 pub struct Layout {
     ram: Vec<Range<u64>>,
     mmio64: Range<u64>,
+    /// End of the guest's physical addresses.
+    limit: u64,
 }
 
 impl Layout {
@@ -191,7 +194,7 @@ impl Layout {
             .into_iter()
             .filter(|range| !range.is_empty())
             .collect();
-        Ok(Self { ram, mmio64 })
+        Ok(Self { ram, mmio64, limit })
     }
 
     /// Returns RAM as the guest's memory slots: one range, or two with the 32-bit hole between
@@ -217,6 +220,13 @@ impl Layout {
     #[must_use]
     pub fn mmio64(&self) -> Range<u64> {
         self.mmio64.clone()
+    }
+
+    /// Returns the addresses for memory that is added while the machine runs: above everything
+    /// else, aligned to 1 GiB. It may be empty.
+    #[must_use]
+    pub fn spare(&self) -> Range<u64> {
+        self.mmio64.end..self.limit
     }
 
     /// Returns the firmware memory map (E820): usable RAM, and the reserved ranges that Linux must

@@ -1,6 +1,7 @@
 //! The device, played with by a guest on plain memory.
 
 mod bad_input;
+mod memory;
 mod pause;
 mod requests;
 mod workers;

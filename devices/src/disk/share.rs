@@ -165,7 +165,7 @@ mod tests {
     const LEN: usize = 4096;
 
     fn ram() -> Ram {
-        let region = MmapRegionBuilder::new_with_bitmap(LEN, None)
+        let region = MmapRegionBuilder::new_with_bitmap(LEN, crate::dirty::DirtyPages::new(LEN))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
             .build()

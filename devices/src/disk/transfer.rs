@@ -24,31 +24,33 @@ pub(super) const IOV_MAX: usize = 1024;
 /// Guest memory and where the host has it mapped: what a segment has to lie in.
 #[derive(Clone, Debug)]
 pub(super) struct MemoryAccess {
-    /// Address and length of each region.
+    /// Address and length of each region that there was at the start.
     regions: Vec<(usize, usize)>,
-    /// Keeps them mapped.
-    _ram: Ram,
+    /// Keeps them mapped, and knows those that came later.
+    ram: Ram,
 }
 
 impl MemoryAccess {
     pub(super) fn new(ram: Ram) -> Self {
-        let regions = ram.mapping().iter().map(|region| {
+        let mapping = ram.mapping();
+        let regions = mapping.iter().map(|region| {
             let len = usize::try_from(region.len()).unwrap_or(0);
             (region.as_ptr().addr(), len)
         });
         Self {
             regions: regions.collect(),
-            _ram: ram,
+            ram,
         }
     }
 
     #[inline]
     fn holds(&self, segment: &Segment) -> bool {
-        self.regions.iter().any(|(start, len)| {
+        let known = self.regions.iter().any(|(start, len)| {
             let offset = segment.as_ptr().addr().wrapping_sub(*start);
             len.checked_sub(offset)
                 .is_some_and(|room| segment.len() <= room)
-        })
+        });
+        known || self.ram.holds(segment.as_ptr(), segment.len())
     }
 }
 

@@ -2,16 +2,16 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::metrics::{Drop, PairMetrics};
 use super::state::State;
-use super::vhost::KernelPair;
+use super::vhost::{KernelPair, Served};
 use crate::device::{Broken, Source};
 use crate::eventfd::borrow;
 use crate::handed_over::RingServer;
 use crate::log;
-use crate::ram::Ram;
+use crate::ram::{Mirror, Ram};
 use crate::rings::HandedQueue;
 
 /// The link may have changed.
@@ -60,9 +60,17 @@ impl RingServer for PairServer {
         if std::mem::take(&mut self.stale) {
             self.discard();
         }
-        let started = self
-            .kernel
-            .start(queues, self.features, &self.ram, &self.tap);
+        let mirror: Weak<dyn Mirror> = Arc::<KernelPair>::downgrade(&self.kernel);
+        let rings = queues.iter().map(HandedQueue::ring).collect();
+        let started = self.ram.mirror(mirror, |memory, log| {
+            let served = Served {
+                rings,
+                features: self.features,
+                memory: Arc::clone(memory),
+                log: log.cloned(),
+            };
+            self.kernel.start(queues, served, &self.tap)
+        });
         started.map_err(Broken::device)
     }
 

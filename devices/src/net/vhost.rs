@@ -11,27 +11,33 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use splitring_virtio::spec::feature as ring;
 use splitring_virtio::spec::net::feature;
 use vhost::vhost_kern::VhostKernBackend;
-use vhost::vhost_kern::vhost_binding::{VHOST_NET_SET_BACKEND, vhost_vring_file};
+use vhost::vhost_kern::vhost_binding::{
+    VHOST_F_LOG_ALL, VHOST_NET_SET_BACKEND, VHOST_VRING_F_LOG, vhost_vring_file,
+};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
+use crate::dirty::OutsideLog;
 use crate::eventfd::eventfd;
 use crate::kind::ErrorKind;
-use crate::ram::{Mapping, Ram};
-use crate::rings::HandedQueue;
+use crate::ram::{Mapping, Mirror};
+use crate::rings::{HandedQueue, Ring};
 
 const DEVICE: &str = "/dev/vhost-net";
 /// What concerns the rings and the frames in them. Everything else is between the driver and this process.
 const RING_FEATURES: u64 =
     ring::VERSION_1 | ring::EVENT_IDX | ring::INDIRECT_DESC | feature::MRG_RXBUF;
+
+/// The kernel notes what it writes.
+const LOG_ALL: u64 = 1 << VHOST_F_LOG_ALL;
 
 /// Why the kernel can't move a card's frames. The messages say what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +171,19 @@ pub(super) struct KernelPair {
     pub(super) bell: Arc<EventFd>,
     /// Signalled when the kernel finds a ring broken.
     pub(super) faults: Arc<EventFd>,
+    /// What it serves now.
+    served: Mutex<Option<Served>>,
+}
+
+/// What a device serves, with what it reaches by address.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) rings: Vec<Ring>,
+    /// Those that the driver accepted.
+    pub(super) features: u64,
+    pub(super) memory: Arc<Mapping>,
+    /// Where its writes are noted.
+    pub(super) log: Option<Arc<OutsideLog>>,
 }
 
 impl KernelPair {
@@ -181,91 +200,83 @@ impl KernelPair {
             offered: 0,
             bell: event()?,
             faults: event()?,
+            served: Mutex::default(),
         };
         let fd = pair.device.as_raw_fd();
         let unusable = |source| VhostError::Descriptor { fd, source };
-        let session = pair.session(Arc::default());
+        let session = pair.session(&Arc::default());
         let offered = session.get_features().map_err(io_error).map_err(unusable)?;
         session.set_owner().map_err(io_error).map_err(unusable)?;
+        drop(session);
         pair.offered = offered;
         Ok(pair)
     }
 
-    fn session(&self, memory: Arc<Mapping>) -> Session<'_> {
+    fn session(&self, memory: &Arc<Mapping>) -> Session<'_> {
         Session {
             device: &self.device,
-            memory,
+            memory: Arc::clone(memory),
         }
     }
 
-    /// Has the kernel serve `queues` between the guest's memory and `tap` from now on.
+    fn served(&self) -> MutexGuard<'_, Option<Served>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the kernel move frames between `queues`, which `served` describes, and `tap` from now on.
     ///
     /// # Errors
     /// What the kernel refused; then it serves none of them.
     pub(super) fn start(
         &self,
         queues: &[HandedQueue],
-        features: u64,
-        ram: &Ram,
+        served: Served,
         tap: &File,
     ) -> Result<(), VhostError> {
-        let started = self.try_start(queues, features, ram, tap);
-        if started.is_err() {
-            let session = self.session(Arc::default());
-            for queue in queues {
-                // Refused where there was nothing to stop.
-                let _ = session.set_backend(queue, None);
-            }
+        let mut place = self.served();
+        let session = self.session(&served.memory);
+        let started = self.try_start(&session, queues, &served, tap);
+        if started.is_ok() {
+            *place = Some(served);
+            return Ok(());
+        }
+        for ring in &served.rings {
+            // Refused where there was nothing to stop.
+            let _ = session.set_backend(ring, None);
         }
         started
     }
 
     fn try_start(
         &self,
+        session: &Session<'_>,
         queues: &[HandedQueue],
-        features: u64,
-        ram: &Ram,
+        served: &Served,
         tap: &File,
     ) -> Result<(), VhostError> {
-        let memory = Arc::clone(ram.mapping());
-        let session = self.session(memory);
-        refused(
-            "set the features",
-            session.set_features(features & RING_FEATURES),
-        )?;
+        session.follow_log(served)?;
         session.share_memory()?;
         // One that the last driver caused.
         let _ = self.faults.read();
         for queue in queues {
-            let (vring, ring) = (vring(queue), queue.ring());
-            let addresses = VringConfigData {
-                queue_max_size: ring.size,
-                queue_size: ring.size,
-                desc_table_addr: ring.desc,
-                used_ring_addr: ring.used,
-                avail_ring_addr: ring.avail,
-                ..VringConfigData::default()
-            };
-            refused(
-                "set the size of a ring",
-                session.set_vring_num(vring, ring.size),
-            )?;
-            refused("place a ring", session.set_vring_addr(vring, &addresses))?;
-            refused(
-                "set the index of a ring",
-                session.set_vring_base(vring, ring.base),
-            )?;
-            refused("connect kicks", session.set_vring_kick(vring, queue.kick()))?;
-            refused(
-                "connect interrupts",
-                session.set_vring_call(vring, queue.call()),
-            )?;
-            refused("connect faults", session.set_vring_err(vring, &self.faults))?;
+            let ring = queue.ring();
+            let vring = vring(&ring);
+            let sized = session.set_vring_num(vring, ring.size);
+            refused("set the size of a ring", sized)?;
+            session.place(&ring, served.log.is_some())?;
+            let based = session.set_vring_base(vring, ring.base);
+            refused("set the index of a ring", based)?;
+            let connected = session
+                .set_vring_kick(vring, queue.kick())
+                .and_then(|()| session.set_vring_call(vring, queue.call()))
+                .and_then(|()| session.set_vring_err(vring, &self.faults));
+            refused("connect kicks and interrupts", connected)?;
         }
         for queue in queues {
-            session.set_backend(queue, Some(tap)).map_err(|source| {
-                let operation = "connect the interface";
-                VhostError::Refused { operation, source }
+            let connected = session.set_backend(&queue.ring(), Some(tap));
+            connected.map_err(|source| VhostError::Refused {
+                operation: "connect the interface",
+                source,
             })?;
             // For buffers whose kick came while nobody served the ring.
             let _ = queue.kick().write(1);
@@ -278,31 +289,65 @@ impl KernelPair {
     /// # Errors
     /// The kernel does not say where a ring stands. All of them are stopped all the same.
     pub(super) fn stop(&self, queues: &mut [HandedQueue]) -> Result<(), VhostError> {
-        let session = self.session(Arc::default());
+        let mut place = self.served();
+        let session = self.session(&Arc::default());
         let mut result = Ok(());
         for queue in queues {
-            let stopped = session.set_backend(queue, None).map_err(|source| {
-                let operation = "disconnect the interface";
-                VhostError::Refused { operation, source }
+            let ring = queue.ring();
+            let stopped = session.set_backend(&ring, None);
+            let stopped = stopped.map_err(|source| VhostError::Refused {
+                operation: "disconnect the interface",
+                source,
             });
-            let base = refused(
-                "read the index of a ring",
-                session.get_vring_base(vring(queue)),
-            );
-            match base {
+            let base = session.get_vring_base(vring(&ring));
+            match refused("read the index of a ring", base) {
                 // A split ring's index has 16 bits.
                 Ok(base) => queue.take_back(u16::try_from(base & 0xffff).unwrap_or(0)),
                 Err(error) => result = result.and(Err(error)),
             }
             result = result.and(stopped);
         }
+        // Memory and log are the kernel's up to here.
+        *place = None;
         result
     }
 }
 
+impl Mirror for KernelPair {
+    fn remap(&self, mapping: &Arc<Mapping>) -> io::Result<()> {
+        let mut served = self.served();
+        let Some(served) = served.as_mut() else {
+            return Ok(());
+        };
+        let shared = self.session(mapping).share_memory();
+        shared.map_err(io::Error::other)?;
+        served.memory = Arc::clone(mapping);
+        Ok(())
+    }
+
+    fn log(&self, log: Option<&Arc<OutsideLog>>) -> io::Result<()> {
+        if log.is_some() && self.offered & LOG_ALL == 0 {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let mut served = self.served();
+        let Some(served) = served.as_mut() else {
+            return Ok(());
+        };
+        // Kept until the kernel has another one, or none.
+        let old = std::mem::replace(&mut served.log, log.cloned());
+        let session = self.session(&served.memory);
+        let mut rings = served.rings.iter();
+        let followed = session
+            .follow_log(served)
+            .and_then(|()| rings.try_for_each(|ring| session.place(ring, log.is_some())));
+        drop(old);
+        followed.map_err(io::Error::other)
+    }
+}
+
 /// Number of a queue in its pair's device.
-fn vring(queue: &HandedQueue) -> usize {
-    usize::from(queue.ring().index & 1)
+fn vring(ring: &Ring) -> usize {
+    usize::from(ring.index & 1)
 }
 
 fn refused<T>(operation: &'static str, result: vhost::Result<T>) -> Result<T, VhostError> {
@@ -359,10 +404,35 @@ impl Session<'_> {
         refused("share guest memory", self.set_mem_table(&regions)).map(drop)
     }
 
+    /// Has the kernel note its writes where `served` says, and work by the features that go with it.
+    fn follow_log(&self, served: &Served) -> Result<(), VhostError> {
+        let mut features = served.features & RING_FEATURES;
+        if let Some(log) = &served.log {
+            features |= LOG_ALL;
+            let base = self.set_log_base(log.address(), None);
+            refused("share the dirty log", base)?;
+        }
+        refused("set the features", self.set_features(features))
+    }
+
+    /// Says where a ring is, and whether writes of its used part are noted.
+    fn place(&self, ring: &Ring, logged: bool) -> Result<(), VhostError> {
+        let addresses = VringConfigData {
+            queue_max_size: ring.size,
+            queue_size: ring.size,
+            flags: if logged { 1 << VHOST_VRING_F_LOG } else { 0 },
+            desc_table_addr: ring.desc,
+            used_ring_addr: ring.used,
+            avail_ring_addr: ring.avail,
+            log_addr: logged.then_some(ring.used),
+        };
+        refused("place a ring", self.set_vring_addr(vring(ring), &addresses))
+    }
+
     /// Connects a ring to the interface, or to nothing: then the kernel is done with it when this returns.
-    fn set_backend(&self, queue: &HandedQueue, tap: Option<&File>) -> io::Result<()> {
+    fn set_backend(&self, ring: &Ring, tap: Option<&File>) -> io::Result<()> {
         let backend = vhost_vring_file {
-            index: u32::from(queue.ring().index & 1),
+            index: u32::from(ring.index & 1),
             fd: tap.map_or(-1, File::as_raw_fd),
         };
         // SAFETY: the ioctl reads a vhost_vring_file that lives across the call.

@@ -326,14 +326,14 @@ impl Guest {
 
     pub(crate) fn peek(&self, addr: u64, len: usize) -> Vec<u8> {
         let mut data = vec![0; len];
-        let mapping = self.ram.mapping().as_ref();
-        Bytes::read_slice(mapping, &mut data, GuestAddress(addr)).unwrap();
+        let mapping = self.ram.mapping();
+        Bytes::read_slice(&*mapping, &mut data, GuestAddress(addr)).unwrap();
         data
     }
 
     pub(crate) fn poke(&self, addr: u64, data: &[u8]) {
-        let mapping = self.ram.mapping().as_ref();
-        Bytes::write_slice(mapping, data, GuestAddress(addr)).unwrap();
+        let mapping = self.ram.mapping();
+        Bytes::write_slice(&*mapping, data, GuestAddress(addr)).unwrap();
     }
 }
 

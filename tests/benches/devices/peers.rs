@@ -84,8 +84,8 @@ fn boot(launch: Launch, root: &Path, extra: Extra<'_>) -> Guest {
         Extra::Disk(bus, path) => launch.disk(path, bus.key()),
         Extra::Null(bus, path) => launch.disk(path, &format!("{},format=null", bus.key())),
         Extra::Tap(name, vhost) => {
-            let vhost = if vhost { "on" } else { "off" };
-            launch.option("--net", format!("tap={name},vhost={vhost}"))
+            let vhost = if vhost { ",vhost=on" } else { "" };
+            launch.option("--net", format!("tap={name}{vhost}"))
         }
     }
     .boot()

@@ -6,6 +6,7 @@
 
 use std::hint::black_box;
 use std::num::Wrapping;
+use std::sync::Arc;
 
 use splitring_virtio::device::chain::DescriptorChain;
 use splitring_virtio::device::queue::{ActiveQueue, QueueConfig, RingFeatures};
@@ -128,7 +129,7 @@ fn store16(memory: &Memory, at: u64, value: u16) {
 
 /// The driver's part of a batch: it advances the available index.
 struct Offers {
-    memory: Memory,
+    memory: Arc<Mapping>,
     idx: Wrapping<u16>,
     chains: u16,
 }
@@ -138,7 +139,6 @@ impl Offers {
         self.idx += self.chains;
         let slice = self
             .memory
-            .mapping()
             .get_slice(GuestAddress(AVAIL + 2), 2)
             .expect("in memory");
         slice
@@ -151,7 +151,7 @@ fn set_up(shape: ChainShape) -> (Memory, Offers) {
     let memory = new_memory();
     shape.lay_out(&memory);
     let offers = Offers {
-        memory: memory.clone(),
+        memory: memory.mapping(),
         idx: Wrapping(0),
         chains: shape.chains,
     };
@@ -233,11 +233,12 @@ fn peer_queue() -> Queue {
 fn peer(label: String, shape: ChainShape, batched: bool) -> Case {
     Case::new(label, shape.chains, move || {
         let (memory, mut offers) = set_up(shape);
+        let memory = memory.mapping();
         let mut queue = peer_queue();
         let mut heads: Vec<u16> = Vec::with_capacity(usize::from(SIZE));
         move || {
             offers.next();
-            let mapping = &**memory.mapping();
+            let mapping = &*memory;
             if batched {
                 for chain in queue.iter(mapping).expect("a sound ring") {
                     heads.push(chain.head_index());

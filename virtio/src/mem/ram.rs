@@ -87,7 +87,8 @@ impl RamRegion {
 /// Guest memory, provided by the owner of the mapping.
 ///
 /// Translations may be kept for as long as the value or a clone of it lives, so a mapping may grow
-/// meanwhile but not shrink.
+/// meanwhile but not shrink. Where an IOMMU translates, and may change the meaning of an address,
+/// [`translates`](Self::translates) is true: then every buffer is looked up anew.
 ///
 /// # Safety
 /// Every returned region must satisfy the contract of [`RamRegion::new`], contain the requested
@@ -95,6 +96,13 @@ impl RamRegion {
 pub unsafe trait GuestRam: Clone + Send + Sync + 'static {
     /// Returns the region that contains `addr` and permits `access`.
     fn region(&self, addr: u64, access: Access) -> Option<RamRegion>;
+
+    /// Returns whether addresses are translated on their way to memory, so that the meaning of an
+    /// address may change. Checked once per lookup; constant for a value and its clones.
+    #[inline]
+    fn translates(&self) -> bool {
+        false
+    }
 
     /// Returns whether [`mark_dirty`](Self::mark_dirty) has an effect now. Checked before every
     /// batch of marks.

@@ -140,7 +140,8 @@ impl Translator {
     }
 }
 
-/// Returns the region that contains `addr`: the cached one, or the result of a lookup.
+/// Returns the region that contains `addr`: the cached one, or the result of a lookup, which is
+/// cached unless addresses are translated.
 #[inline]
 fn look_up<M: GuestRam>(
     hint: &Cell<RamRegion>,
@@ -148,10 +149,15 @@ fn look_up<M: GuestRam>(
     addr: u64,
     access: Access,
 ) -> Result<RamRegion, Untranslatable> {
-    if hint.get().available(addr) == 0 {
-        hint.set(ram.region(addr, access).ok_or(OutsideRam)?);
+    let last = hint.get();
+    if last.available(addr) > 0 {
+        return Ok(last);
     }
-    Ok(hint.get())
+    let region = ram.region(addr, access).ok_or(OutsideRam)?;
+    if !ram.translates() {
+        hint.set(region);
+    }
+    Ok(region)
 }
 
 /// Bytes of a descriptor.
