@@ -41,12 +41,10 @@ impl PairServer {
     fn discard(&self) {
         let mut prefix = [0; PREFIX];
         let mut tap: &File = &self.tap;
-        for _ in 0..MOST_STALE {
-            match tap.read(&mut prefix) {
-                Ok(_) => self.metrics.received.drop_one(Drop::LinkDown),
-                // There is no other, or no interface any more.
-                Err(_) => break,
-            }
+        // It ends where there is no other frame, or no interface any more.
+        let read = |_| tap.read(&mut prefix).ok().filter(|len| *len > 0);
+        for _ in (0..MOST_STALE).map_while(read) {
+            self.metrics.received.drop_one(Drop::LinkDown);
         }
     }
 }

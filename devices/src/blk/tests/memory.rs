@@ -16,6 +16,9 @@ use crate::testing::pci::{Guest as Machine, wait_until};
 use crate::testing::{GuestRing, memory};
 
 const PAGE: u64 = 4096;
+/// The same as lengths in memory and in descriptors.
+const BYTES: usize = 4096;
+const LEN: u32 = 4096;
 /// Of the header, the status and the data, each in a page of its own.
 const HEADER: u64 = 0x1_0000;
 const STATUS: u64 = 0x2_0000;
@@ -27,7 +30,7 @@ const ADDED: u64 = 0x1_0000_0000;
 fn machine(aio: Aio, direct: bool) -> (Machine, tempfile::NamedTempFile) {
     // Not in memory, where O_DIRECT and io_uring do nothing else.
     let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
-    let contents = [[0x11; PAGE as usize], [0x22; PAGE as usize]].concat();
+    let contents = [[0x11; BYTES], [0x22; BYTES]].concat();
     std::fs::write(file.path(), contents).unwrap();
     let config = DiskConfig {
         aio,
@@ -51,7 +54,7 @@ fn request(machine: &mut Machine, kind: u32, page: u64, data: u64) {
     let writable = kind == request::IN;
     let chain = [
         (HEADER, 16, false),
-        (data, PAGE as u32, writable),
+        (data, LEN, writable),
         (STATUS, 1, true),
     ];
     machine.offer(0, &chain);
@@ -108,7 +111,7 @@ fn a_disk_reads_into_and_writes_from_memory_that_was_added_while_it_ran() {
             machine.kick(0);
             machine.wait_used(0, 1);
             assert_eq!(machine.peek(STATUS, 1), [status::OK], "{aio:?} {direct}");
-            let data = machine.peek(ADDED + 0x10_0000, PAGE as usize);
+            let data = machine.peek(ADDED + 0x10_0000, BYTES);
             assert!(data.iter().all(|byte| *byte == expected), "{aio:?}");
         }
     }
@@ -137,12 +140,12 @@ fn an_address_is_looked_up_anew_for_each_request_where_a_translation_may_change(
     let mut queue = queue.unwrap();
     let mut fill = |byte: u8| {
         // It crosses a page, so the pieces need not lie side by side.
-        ring.offer(&[(DATA + 0x800, PAGE as u32, true)]);
+        ring.offer(&[(DATA + 0x800, LEN, true)]);
         let mut chain = queue.pop().unwrap().unwrap();
         assert_eq!(chain.writable().len(), 2);
-        let bytes = vec![byte; PAGE as usize];
+        let bytes = vec![byte; BYTES];
         chain.writer().write_all(&bytes).unwrap();
-        queue.complete(chain, PAGE as u32);
+        queue.complete(chain, LEN);
         let _ = queue.publish();
     };
     fill(1);
