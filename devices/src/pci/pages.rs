@@ -299,6 +299,14 @@ mod tests {
     use super::*;
 
     impl ConfigPages {
+        /// What a guest loads at once without an exit.
+        pub(in crate::pci) fn load(&self, offset: usize) -> u32 {
+            assert!(offset + 4 <= BUS_SIZE && offset.is_multiple_of(4));
+            let at = self.host_address().wrapping_add(offset);
+            // SAFETY: within the mapping and aligned; the test's stand-in for the guest's own load.
+            u32::from_le(unsafe { at.cast::<u32>().read_volatile() })
+        }
+
         /// What a guest reads without an exit.
         pub(in crate::pci) fn copy(&self, offset: usize, len: usize) -> Vec<u8> {
             assert!(offset + len <= BUS_SIZE);
