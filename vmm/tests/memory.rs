@@ -1,7 +1,5 @@
 //! Guest memory while a machine runs: what its vCPU writes is logged, and memory that is added is there.
 
-mod tiny;
-
 use std::io::Write;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
@@ -9,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use splitring::config::Bytes;
 use splitring::{Console, Machine, Resources, VmConfig};
-use tiny::{POWEROFF, SPIN, config, directory};
+use splitring_needs::tiny::{POWEROFF, SPIN, directory, kernel};
 
 /// Memory of the machines here, which are so small that RAM ends below 4 GiB and the PCI window 64 GiB later.
 const MEMORY: u64 = 64 << 20;
@@ -68,7 +66,9 @@ impl Write for Lines {
 }
 
 fn small(dir: &Path, code: &[u8]) -> VmConfig {
-    config(dir, code).memory(Bytes(MEMORY))
+    VmConfig::new(kernel(dir, code))
+        .kernel_cache(false)
+        .memory(Bytes(MEMORY))
 }
 
 fn start(config: VmConfig, console: Console) -> Machine {

@@ -67,7 +67,7 @@ fn dirty(ram: &Ram) -> Vec<u64> {
 
 #[test]
 fn what_a_read_of_a_disk_writes_is_in_the_dirty_log_and_nothing_else() {
-    for aio in [Aio::Auto, Aio::Plain] {
+    for aio in [Aio::Auto, Aio::Threads] {
         let (mut machine, _file) = machine(aio, false);
         for round in 0..3_u64 {
             request(&mut machine, request::IN, 1, DATA);
@@ -92,9 +92,9 @@ fn what_a_read_of_a_disk_writes_is_in_the_dirty_log_and_nothing_else() {
 fn a_disk_reads_into_and_writes_from_memory_that_was_added_while_it_ran() {
     for (aio, direct) in [
         (Aio::Auto, false),
-        (Aio::Ring, true),
-        (Aio::Plain, true),
-        (Aio::Plain, false),
+        (Aio::IoUring, true),
+        (Aio::Threads, true),
+        (Aio::Threads, false),
     ] {
         let (mut machine, _file) = machine(aio, direct);
         request(&mut machine, request::IN, 0, ADDED);

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use splitring_needs as needs;
 use splitring_tests::dmesg;
-use splitring_tests::live::Live;
+use splitring_tests::library::LibraryGuest;
 use splitring_tests::network::content;
 
-use crate::net::ends::{Host, Net, PING};
-use crate::net::live::{card, until};
+use crate::net::endpoints::{Host, Net, PING};
+use crate::net::links::{card, until};
 
 /// Feature bits, by their place in sysfs: mergeable buffers, receive modes, indirect tables, event indices, version 1.
 const OFFERED: [(usize, u8); 5] = [(15, b'1'), (18, b'0'), (28, b'1'), (29, b'1'), (32, b'1')];
 
 /// The same bytes both ways over TCP, compared whole.
 #[track_caller]
-fn transfer(live: &mut Live, net: &Net) {
+fn transfer(live: &mut LibraryGuest, net: &Net) {
     let bytes = 8 << 20;
     let (server, line) = net.give(bytes);
     live.succeed(&line);
@@ -49,7 +49,7 @@ fn frames_that_the_kernel_moves_arrive_whole_through_pauses_links_and_reboots() 
     }
     let net = Net::number(41);
     let _tap = net.tap(&host, "multi_queue");
-    let mut live = Live::boot_nets("vhost", vec![card(&net).vhost(true).queues(2)]);
+    let mut live = LibraryGuest::boot_nets("vhost", vec![card(&net).vhost(true).queues(2)]);
     assert!(kernel_threads() >= 2, "the kernel serves two pairs");
     live.succeed(&net.set_up());
     let features = live.succeed("cat /sys/class/net/eth0/device/features");
