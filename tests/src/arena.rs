@@ -1,5 +1,6 @@
-//! Memory that several virtio implementations share in one process: both ends of `splitring-virtio`,
-//! `virtio-drivers` (through its `Hal` and `Transport`) and `virtio-queue` (through `vm-memory`).
+//! Memory that several virtio implementations share in one process: both ends of
+//! `splitring-virtio`, `virtio-drivers` (through its `Hal` and `Transport`) and `virtio-queue`
+//! (through `vm-memory`).
 //!
 //! A guest address is the pointer's value, so that all of them use the same addresses.
 #![expect(
@@ -38,7 +39,8 @@ pub struct Arena {
 pub fn arena() -> &'static Arena {
     static ARENA: OnceLock<Arena> = OnceLock::new();
     ARENA.get_or_init(|| {
-        // Looked up before the mapping exists: the kernel may merge adjacent mappings into one line.
+        // Looked up before the mapping exists: the kernel may merge adjacent mappings into one
+        // line.
         let heap = heap();
         let region = MmapRegion::new(LEN).expect("256 MiB can be mapped");
         let start = region.as_ptr().addr();

@@ -110,8 +110,8 @@ pub fn publish(words: &impl Words, event_idx: bool, old: u16, new: u16) -> bool 
     wants(words, event_idx, old, new)
 }
 
-/// Returns whether the other end wants a notification for the entries `old..new`. Without the fence of [`publish`]
-/// the answer may be out of date.
+/// Returns whether the other end wants a notification for the entries `old..new`. Without the fence
+/// of [`publish`] the answer may be out of date.
 #[inline]
 pub fn wants(words: &impl Words, event_idx: bool, old: u16, new: u16) -> bool {
     if event_idx {

@@ -70,8 +70,8 @@ pub struct ActiveQueue<M: GuestRam> {
     published: u16,
     /// The used index up to which it was decided whether to interrupt the driver.
     decided: u16,
-    /// The driver's event index when it last wanted an interrupt. As long as it does not change, the
-    /// driver has not handled that interrupt.
+    /// The driver's event index when it last wanted an interrupt. As long as it does not change,
+    /// the driver has not handled that interrupt.
     raised: Option<u16>,
     /// An interrupt is due regardless of the driver's event index: the index of the last decision
     /// is unknown, or too far back for a comparison.
@@ -464,13 +464,14 @@ impl<M: GuestRam> ActiveQueue<M> {
             )
     }
 
-    /// Returns how many requests the driver has made available and not taken back, as far as the ring
-    /// shows it; never more than it has in flight. With `EVENT_IDX`, for a driver that waits for
-    /// interrupts, those count whose interrupt it has not handled yet. For other drivers they count
-    /// from the last decision about an interrupt.
+    /// Returns how many requests the driver has made available and not taken back, as far as the
+    /// ring shows it; never more than it has in flight. With `EVENT_IDX`, for a driver that waits
+    /// for interrupts, those count whose interrupt it has not handled yet. For other drivers they
+    /// count from the last decision about an interrupt.
     #[must_use]
     pub fn outstanding(&self) -> u16 {
-        // Before the event index: the driver takes requests back before it makes new ones available.
+        // Before the event index: the driver takes requests back before it makes new ones
+        // available.
         let avail = ring::peer_idx(&self.ring);
         let mut taken_back = self.decided;
         if self.features.event_idx {

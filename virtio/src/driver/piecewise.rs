@@ -36,7 +36,8 @@
 //!
 //! Differences from the RFC, and the reasons:
 //! - Lists are selected from the token, which the queue keeps: the memory that the device may use
-//!   is owned, so that no borrow can end while it is in use. A list from elsewhere does not compile:
+//!   is owned, so that no borrow can end while it is in use. A list from elsewhere does not
+//!   compile:
 //!   ```compile_fail
 //!   # use splitring_virtio::driver::Queue;
 //!   # use splitring_virtio::scatterlist::ScatterList;

@@ -1,10 +1,11 @@
 //! A cache directory of unpacked kernels, so that later boots only copy them.
 //!
-//! This module knows files and digests. It does not know kernels: a [`CacheRecord`] has the loader's
-//! note about an image.
+//! This module knows files and digests. It does not know kernels: a [`CacheRecord`] has the
+//! loader's note about an image.
 //!
 //! ```text
-//! DIR/lock                     held while an image is added; a process that finds it held skips the cache
+//! DIR/lock                     held while an image is added; a process that finds it held goes on
+//!                              without the cache
 //! DIR/<size>-<digest>.image    whole pages, read-only, never changed
 //! DIR/<size>-<digest>.record   the record, by size and BLAKE3 digest of the original file
 //! DIR/<dev-ino-size-mtime-ctime>.record   the same record, by the state of the original file

@@ -76,8 +76,8 @@ impl KernelNote {
         self.spans.last().map_or(0, |span| span.end - self.base())
     }
 
-    /// Returns the parts of `pieces`, which are sorted, that lie in the spans, with `source` as their
-    /// source.
+    /// Returns the parts of `pieces`, which are sorted, that lie in the spans, with `source` as
+    /// their source.
     pub(super) fn cut(&self, pieces: &[Piece], source: &Source) -> Vec<Piece> {
         self.spans
             .iter()

@@ -1,7 +1,7 @@
 //! The parts of a kernel that are not zero.
 //!
-//! A third of a stock kernel's bytes are zero pages: static data, and space for the BSS. What is not
-//! copied costs neither the copy nor memory.
+//! A third of a stock kernel's bytes are zero pages: static data, and space for the BSS. What is
+//! not copied costs neither the copy nor memory.
 
 use std::io;
 use std::ops::Range;

@@ -1,11 +1,12 @@
 //! The end-to-end tests: built here, run where a stock kernel runs, by a few workers.
 //!
-//! They are the ignored tests of the target `e2e`, so that nothing else runs them by accident. Those
-//! below a module named `soak` run in the soak tier only. A worker is one lab, or one process where
-//! the host's KVM can run a stock kernel. Workers share a list and claim one test after the other. If
-//! a lab is lost, its test runs again in a new one, twice at most; a run that loses more than one lab
-//! fails. A soak run remembers which tests have passed and continues after an interruption. All other
-//! state belongs to one run, so that two runs at the same time don't disturb each other.
+//! They are the ignored tests of the target `e2e`, so that nothing else runs them by accident.
+//! Those below a module named `soak` run in the soak tier only. A worker is one lab, or one process
+//! where the host's KVM can run a stock kernel. Workers share a list and claim one test after the
+//! other. If a lab is lost, its test runs again in a new one, twice at most; a run that loses more
+//! than one lab fails. A soak run remembers which tests have passed and continues after an
+//! interruption. All other state belongs to one run, so that two runs at the same time don't
+//! disturb each other.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -150,8 +151,7 @@ fn list(binaries: &[(String, PathBuf)], tier: Tier) -> Result<Vec<Test>> {
             .with_context(|| format!("cannot run {}", binary.display()))?;
         let names = String::from_utf8(output.stdout).context("a test's name is not UTF-8")?;
         for name in names.lines().filter_map(|line| line.strip_suffix(": test")) {
-            let long = name.split("::").any(|module| module == SOAK);
-            if tier == Tier::Soak || !long {
+            if runs_in(tier, name) {
                 tests.push(Test {
                     binary: binary.clone(),
                     name: name.to_owned(),
@@ -161,6 +161,11 @@ fn list(binaries: &[(String, PathBuf)], tier: Tier) -> Result<Vec<Test>> {
         }
     }
     Ok(tests)
+}
+
+/// Returns whether the test with this path runs in `tier`.
+fn runs_in(tier: Tier, path: &str) -> bool {
+    tier == Tier::Soak || path.split("::").all(|module| module != SOAK)
 }
 
 /// Returns a hash of the files' contents.
@@ -176,3 +181,6 @@ fn key<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<String> {
         .map(|byte| format!("{byte:02x}"))
         .collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,13 @@
-//! What the host is asked for when a guest frees or zeroes blocks, by kind of storage. The device and the driver run
-//! in this process; the kernel's own trace says which calls were made and what the storage got.
+//! What the host is asked for when a guest frees or zeroes blocks, by kind of storage. The device
+//! and the driver run in this process; the kernel's own trace says which calls were made and what
+//! the storage got.
 //!
-//! | storage | UNMAP, DISCARD | WRITE SAME and WRITE ZEROES, unmapping | the same, not unmapping | LBPRZ |
+//! | storage | UNMAP, DISCARD | WRITE SAME, WRITE ZEROES unmapping | not unmapping | LBPRZ |
 //! |---|---|---|---|---|
 //! | file on ext4, xfs | a hole | a hole | zeroed range | 1 |
 //! | file on tmpfs | a hole | a hole | written, since the file system refuses | 1 |
 //! | loop, SCSI disk with WRITE SAME | discard | write-zeroes, may unmap | write-zeroes | 0 |
-//! | thin volume, dm-crypt, SCSI disk without it | discard | written by the kernel | written by the kernel | 0 |
+//! | thin volume, dm-crypt, SCSI disk without it | discard | kernel writes | kernel writes | 0 |
 
 mod commands;
 mod places;
@@ -39,8 +40,8 @@ struct Row {
     zero_again: &'static str,
 }
 
-/// A row of the table above: calls by their names, then what the storage got: discards (D), write-zeroes (N, for the
-/// trace has no letter of its own for them), writes (W).
+/// A row of the table above: calls by their names, then what the storage got: discards (D),
+/// write-zeroes (N, for the trace has no letter of its own for them), writes (W).
 const fn row(
     place: fn() -> Place,
     reads_zero: bool,

@@ -1,5 +1,5 @@
-//! The kernel's trace of what is asked of it to free and zero blocks: every fallocate(2), through io_uring or not,
-//! BLKDISCARD, vectored writes, and the requests that a block device gets.
+//! The kernel's trace of what is asked of it to free and zero blocks: every fallocate(2), through
+//! io_uring or not, BLKDISCARD, vectored writes, and the requests that a block device gets.
 
 use std::collections::BTreeMap;
 use std::fmt;

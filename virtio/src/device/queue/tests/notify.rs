@@ -114,7 +114,8 @@ fn requests_are_outstanding_until_their_interrupt_is_handled() {
     assert_eq!(queue.outstanding(), 3);
 }
 
-/// The event index of a driver that polls stays behind and says nothing about its requests in flight.
+/// The event index of a driver that polls stays behind and says nothing about its requests in
+/// flight.
 #[test]
 fn a_stale_event_index_does_not_count_as_requests() {
     let mut driver = TestDriver::new(8);
