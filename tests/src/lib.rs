@@ -1,6 +1,7 @@
 //! Test support. [`fuzz`] has the bodies of the fuzz targets, [`machine`] runs a device in the
 //! test's own process, [`arena`] is memory that several virtio implementations share, [`counting`]
-//! counts allocations, [`pairs`] makes pairwise samples. The other modules are for the end-to-end
+//! counts allocations, [`scsi`] drives a SCSI
+//! controller in it, [`pairs`] makes pairwise samples. The other modules are for the end-to-end
 //! tests: the assets that `cargo xtask test` prepares, and a Splitring process whose guest is
 //! driven over its serial console.
 //!
@@ -19,5 +20,6 @@ pub mod machine;
 pub mod network;
 pub mod pairs;
 pub mod resolver;
+pub mod scsi;
 pub mod terminal;
 pub mod user;

@@ -23,7 +23,4 @@ mod mapped;
 mod matrix;
 mod power;
 mod qcow2;
-#[path = "../scsi/guest.rs"]
-#[expect(dead_code, reason = "it can do more than these tests need")]
-mod scsi_guest;
 mod storage;

@@ -55,11 +55,11 @@ fn a_triple_fault_ends_the_machine_with_a_reason() {
 #[test]
 #[ignore = "needs a guest: cargo xtask test"]
 fn other_ways_to_reboot_end_the_machine_with_a_reason() {
-    for way in ["b", "k"] {
-        let mut guest = launch().cmdline(&format!("reboot={way}")).boot();
+    for method in ["b", "k"] {
+        let mut guest = launch().cmdline(&format!("reboot={method}")).boot();
         guest.type_line("reboot -f");
         let exit = guest.finish();
-        assert_eq!(exit.code, REBOOT, "reboot={way}: {}", exit.errors);
+        assert_eq!(exit.code, REBOOT, "reboot={method}: {}", exit.errors);
     }
 }
 

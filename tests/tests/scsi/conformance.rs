@@ -8,7 +8,7 @@ mod state;
 use splitring_devices::disk::config::Aio;
 use splitring_devices::scsi::UnitConfig;
 
-use crate::guest::{Answer, Guest, Image, one};
+use splitring_tests::scsi::{Answer, ScsiGuest, ScsiImage, one};
 
 const MISCOMPARE: [u8; 3] = [0xe, 0x1d, 0];
 const OUT_OF_RANGE: [u8; 3] = [5, 0x21, 0];
@@ -115,18 +115,18 @@ fn cdb(width: Width, opcode: u8, flags: u8, lba: u64, blocks: u32) -> Vec<u8> {
 
 /// A guest with one unit of known size.
 struct Unit {
-    guest: Guest,
+    guest: ScsiGuest,
     _file: tempfile::NamedTempFile,
     block: usize,
     blocks: u64,
 }
 
 impl Unit {
-    fn new(image: Image, unit: UnitConfig) -> Self {
+    fn new(image: ScsiImage, unit: UnitConfig) -> Self {
         let (file, device) = one(image, unit);
         let block = usize::try_from(image.block).unwrap();
         Self {
-            guest: Guest::settled(device),
+            guest: ScsiGuest::settled(device),
             _file: file,
             block,
             blocks: image.bytes / u64::from(image.block),
@@ -187,15 +187,15 @@ impl Unit {
 
 /// The disks on which every family is tested.
 fn units() -> Vec<Unit> {
-    let small = Image::default();
+    let small = ScsiImage::default();
     [
         small,
-        Image {
+        ScsiImage {
             block: 4096,
             bytes: 16 << 20,
             ..small
         },
-        Image {
+        ScsiImage {
             aio: Aio::Threads,
             discard: false,
             ..small

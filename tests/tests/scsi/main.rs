@@ -2,7 +2,6 @@
 //! of SPC-4, SBC-3 and the virtio specification.
 
 mod conformance;
-mod guest;
 mod management;
 mod memory;
 mod paths;

@@ -9,7 +9,7 @@ use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig};
 use splitring_virtio::driver::scsi::{Lun, TaskFunction};
 use splitring_virtio::spec::scsi::response;
 
-use crate::guest::{Guest, LUN};
+use splitring_tests::scsi::{LUN, ScsiGuest};
 
 const OTHER: Lun = Lun { target: 0, unit: 1 };
 const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
@@ -18,14 +18,14 @@ const LONG: Fate = Fate::Delay(200);
 
 /// Returns a guest with two units on one target and `queues` request queues, and the first unit's
 /// disk.
-fn guest(queues: u16) -> (Guest, Arc<FaultyDisk>) {
+fn guest(queues: u16) -> (ScsiGuest, Arc<FaultyDisk>) {
     let disk = || Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::new(1 << 20))));
     let (first, second) = (disk(), disk());
     let unit = |lun| UnitConfig::new(format!("disk{lun}")).target(0).lun(lun);
     let config = ScsiConfig::new("scsi0").queues(queues);
     let shared: Arc<dyn Disk> = Arc::<FaultyDisk>::clone(&first);
     let device = Scsi::new(&config, vec![(unit(0), shared), (unit(1), second)]).unwrap();
-    (Guest::settled(device), first)
+    (ScsiGuest::settled(device), first)
 }
 
 #[test]

@@ -4,7 +4,7 @@ use splitring_devices::disk::config::Aio;
 use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig};
 use splitring_virtio::driver::scsi::Lun;
 
-use crate::guest::{Guest, Image};
+use splitring_tests::scsi::{ScsiGuest, ScsiImage};
 
 /// Returns this process's resident memory in KiB, without files. Each test runs in its own process.
 fn resident() -> u64 {
@@ -19,10 +19,10 @@ fn resident() -> u64 {
 fn disks_take_little_memory(aio: Aio) {
     const DISKS: u16 = 256;
     const LIMIT_KIB: u64 = 4 << 10;
-    let image = Image {
+    let image = ScsiImage {
         bytes: 1 << 20,
         aio,
-        ..Image::default()
+        ..ScsiImage::default()
     };
     let files: Vec<_> = (0..DISKS).map(|_| image.file()).collect();
     let before = resident();
@@ -31,7 +31,7 @@ fn disks_take_little_memory(aio: Aio) {
         .zip(0..)
         .map(|(file, number)| (UnitConfig::new(format!("disk{number}")), image.open(file)));
     let config = ScsiConfig::new("scsi0");
-    let mut guest = Guest::settled(Scsi::new(&config, units.collect()).unwrap());
+    let mut guest = ScsiGuest::settled(Scsi::new(&config, units.collect()).unwrap());
     let units = guest.handle.units();
     assert_eq!(units.len(), usize::from(DISKS));
     for unit in units {

@@ -5,7 +5,7 @@ use splitring_devices::scsi::UnitConfig;
 use splitring_virtio::driver::IndirectPolicy;
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC};
 
-use crate::guest::{Guest, Image, LUN, Setup, one};
+use splitring_tests::scsi::{LUN, QueueSetup, ScsiGuest, ScsiImage, one};
 
 #[test]
 fn data_arrives_complete_with_every_framing() {
@@ -29,9 +29,9 @@ fn data_arrives_complete_with_every_framing() {
                 (256, parts[3]),
                 (8, parts[0]),
             ] {
-                let (_file, device) = one(Image::default(), UnitConfig::new("disk"));
-                let setup = Setup { size, mask, policy };
-                let mut guest = Guest::with(device, setup);
+                let (_file, device) = one(ScsiImage::default(), UnitConfig::new("disk"));
+                let setup = QueueSetup { size, mask, policy };
+                let mut guest = ScsiGuest::with(device, setup);
                 guest.settle();
                 guest.parts = parts.to_vec();
                 let blocks: u8 = if parts.len() > 2 { 8 } else { 64 };
@@ -55,8 +55,8 @@ fn data_arrives_complete_with_every_framing() {
 
 #[test]
 fn buffers_longer_than_the_transfer_leave_a_residual() {
-    let (_file, device) = one(Image::default(), UnitConfig::new("disk"));
-    let mut guest = Guest::settled(device);
+    let (_file, device) = one(ScsiImage::default(), UnitConfig::new("disk"));
+    let mut guest = ScsiGuest::settled(device);
     let read = guest
         .to(&[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[], 2048)
         .expect_good();
@@ -72,8 +72,8 @@ fn buffers_longer_than_the_transfer_leave_a_residual() {
 
 #[test]
 fn buffers_shorter_than_the_transfer_are_an_overrun() {
-    let (_file, device) = one(Image::default(), UnitConfig::new("disk"));
-    let mut guest = Guest::settled(device);
+    let (_file, device) = one(ScsiImage::default(), UnitConfig::new("disk"));
+    let mut guest = ScsiGuest::settled(device);
     let overrun = splitring_virtio::spec::scsi::response::OVERRUN;
     for (cdb, out, room) in [
         (&[0x28, 0, 0, 0, 0, 0, 0, 0, 2, 0][..], 0, 1023),
@@ -102,7 +102,7 @@ fn buffers_shorter_than_the_transfer_are_an_overrun() {
 #[test]
 fn many_commands_in_flight_on_several_queues() {
     let (_file, device) = {
-        let image = Image::default();
+        let image = ScsiImage::default();
         let file = image.file();
         let disk = image.open(&file);
         let config = splitring_devices::scsi::ScsiConfig::new("scsi0").queues(4);
@@ -111,7 +111,7 @@ fn many_commands_in_flight_on_several_queues() {
                 .unwrap();
         (file, device)
     };
-    let mut guest = Guest::settled(device);
+    let mut guest = ScsiGuest::settled(device);
     for round in 0..10u8 {
         let ids: Vec<u64> = (0..64u8)
             .map(|n| {

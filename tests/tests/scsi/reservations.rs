@@ -10,9 +10,9 @@ use splitring_virtio::driver::scsi::TaskFunction;
 use splitring_virtio::spec::scsi::response;
 use tempfile::NamedTempFile;
 
-use crate::guest::{Answer, Guest, Image, LUN};
+use splitring_tests::scsi::{Answer, LUN, ScsiGuest, ScsiImage};
 
-const SHARED: Image = Image {
+const SHARED: ScsiImage = ScsiImage {
     bytes: 1 << 20,
     block: 512,
     readonly: false,
@@ -33,7 +33,7 @@ const UNREGISTER: u8 = 0x02;
 const EXCLUSIVE_ACCESS: u8 = 3;
 
 /// Returns a machine called `name` with the image on its one controller.
-fn machine(name: &str, file: &NamedTempFile, keep: bool) -> Guest {
+fn machine(name: &str, file: &NamedTempFile, keep: bool) -> ScsiGuest {
     let reservations = if keep {
         open_reservations(file.path(), true).unwrap()
     } else {
@@ -49,12 +49,12 @@ fn shared_unit() -> UnitConfig {
     UnitConfig::new("disk").share(true)
 }
 
-fn with_disk(name: &str, disk: Arc<dyn Disk>, unit: UnitConfig) -> Guest {
+fn with_disk(name: &str, disk: Arc<dyn Disk>, unit: UnitConfig) -> ScsiGuest {
     let config = ScsiConfig::new("scsi0").machine(name);
-    Guest::settled(Scsi::new(&config, vec![(unit, disk)]).unwrap())
+    ScsiGuest::settled(Scsi::new(&config, vec![(unit, disk)]).unwrap())
 }
 
-fn pair() -> (NamedTempFile, Guest, Guest) {
+fn pair() -> (NamedTempFile, ScsiGuest, ScsiGuest) {
     let file = SHARED.file();
     let (a, b) = (machine("a", &file, false), machine("b", &file, false));
     (file, a, b)
@@ -66,7 +66,7 @@ fn list(key: u64, service_key: u64, persist: bool) -> Vec<u8> {
     list
 }
 
-fn out(guest: &mut Guest, action: u8, kind: u8, key: u64, service_key: u64) -> Answer {
+fn out(guest: &mut ScsiGuest, action: u8, kind: u8, key: u64, service_key: u64) -> Answer {
     guest.to(
         &[0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0],
         &list(key, service_key, false),
@@ -74,14 +74,14 @@ fn out(guest: &mut Guest, action: u8, kind: u8, key: u64, service_key: u64) -> A
     )
 }
 
-fn read(guest: &mut Guest, action: u8) -> Vec<u8> {
+fn read(guest: &mut ScsiGuest, action: u8) -> Vec<u8> {
     guest
         .to(&[0x5e, action, 0, 0, 0, 0, 0, 0x40, 0, 0], &[], 0x4000)
         .expect_good()
         .data
 }
 
-fn keys(guest: &mut Guest) -> Vec<u64> {
+fn keys(guest: &mut ScsiGuest) -> Vec<u64> {
     let data = read(guest, 0);
     data[8..]
         .chunks(8)
@@ -90,7 +90,7 @@ fn keys(guest: &mut Guest) -> Vec<u64> {
 }
 
 /// Returns key and type of the reservation.
-fn reservation(guest: &mut Guest) -> Option<(u64, u8)> {
+fn reservation(guest: &mut ScsiGuest) -> Option<(u64, u8)> {
     let data = read(guest, 1);
     (data.len() > 8).then(|| {
         (
@@ -100,7 +100,7 @@ fn reservation(guest: &mut Guest) -> Option<(u64, u8)> {
     })
 }
 
-fn may(guest: &mut Guest) -> (bool, bool) {
+fn may(guest: &mut ScsiGuest) -> (bool, bool) {
     let read = guest.to(&[0x28, 0, 0, 0, 0, 1, 0, 0, 1, 0], &[], 512);
     let write = guest.to(&[0x2a, 0, 0, 0, 0, 1, 0, 0, 1, 0], &[1; 512], 0);
     for answer in [&read, &write] {
@@ -228,11 +228,11 @@ fn controllers_of_one_machine_are_different_initiators() {
     let file = SHARED.file();
     let guest = |id: &str| {
         let config = ScsiConfig::new(id).machine("m");
-        Guest::settled(Scsi::new(&config, vec![(shared_unit(), SHARED.open(&file))]).unwrap())
+        ScsiGuest::settled(Scsi::new(&config, vec![(shared_unit(), SHARED.open(&file))]).unwrap())
     };
     let (mut a, mut b) = (guest("scsi0"), guest("scsi1"));
     // Both paths lead to one unit, and report that.
-    let page = |guest: &mut Guest| {
+    let page = |guest: &mut ScsiGuest| {
         guest
             .to(&[0x12, 1, 0x83, 0, 255, 0], &[], 255)
             .expect_good()
@@ -247,8 +247,8 @@ fn controllers_of_one_machine_are_different_initiators() {
 #[test]
 fn spc2_reservations_exclude_the_other_and_end_with_their_owner() {
     let (_file, mut a, mut b) = pair();
-    let reserve = |guest: &mut Guest| guest.to(&[0x16, 0, 0, 0, 0, 0], &[], 0);
-    let release = |guest: &mut Guest| guest.to(&[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0);
+    let reserve = |guest: &mut ScsiGuest| guest.to(&[0x16, 0, 0, 0, 0, 0], &[], 0);
+    let release = |guest: &mut ScsiGuest| guest.to(&[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0);
     reserve(&mut a).expect_good();
     reserve(&mut b).expect_conflict();
     release(&mut b).expect_good();
@@ -269,7 +269,7 @@ fn spc2_reservations_exclude_the_other_and_end_with_their_owner() {
 #[test]
 fn registrations_outlive_a_power_loss_if_asked_to() {
     let file = SHARED.file();
-    let register = |guest: &mut Guest, key, service_key, persist| {
+    let register = |guest: &mut ScsiGuest, key, service_key, persist| {
         guest
             .to(
                 &[0x5f, REGISTER, 0, 0, 0, 0, 0, 0, 24, 0],

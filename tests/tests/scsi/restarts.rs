@@ -10,7 +10,7 @@ use splitring_devices::scsi::{self, OpenController, ScsiConfig, ScsiError, UnitC
 use splitring_virtio::driver::scsi::Lun;
 use tempfile::NamedTempFile;
 
-use crate::guest::{Guest, Image};
+use splitring_tests::scsi::{ScsiGuest, ScsiImage};
 
 const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 const WRITE: [u8; 10] = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
@@ -33,13 +33,13 @@ fn open(disks: &[(&str, &DiskConfig)]) -> OpenController {
 
 #[test]
 fn a_restarted_machine_has_its_disks_without_opening_anything() {
-    let (first, second) = (Image::default().file(), Image::default().file());
+    let (first, second) = (ScsiImage::default().file(), ScsiImage::default().file());
     let config = scsi_disk(&first);
     let opened = open(&[("disk", &config)]);
     // No path can be opened any more.
     first.close().expect("removed");
     for start in 0..3_u8 {
-        let mut guest = Guest::settled(opened.build());
+        let mut guest = ScsiGuest::settled(opened.build());
         assert_eq!(guest.to(&READ, &[], 512).data, [start; 512]);
         guest.to(&WRITE, &[start + 1; 512], 0).expect_good();
         if start == 0 {
@@ -54,7 +54,7 @@ fn a_restarted_machine_has_its_disks_without_opening_anything() {
     }
     // Images stay locked between two starts.
     assert!(disk::open(&scsi_disk(&second)).is_err());
-    let mut guest = Guest::settled(opened.build());
+    let mut guest = ScsiGuest::settled(opened.build());
     guest.remove("second").expect("removed");
     let ids = |opened: &OpenController| -> Vec<_> {
         opened.units().into_iter().map(|unit| unit.id).collect()
@@ -62,7 +62,7 @@ fn a_restarted_machine_has_its_disks_without_opening_anything() {
     assert_eq!(ids(&opened), ["disk"]);
     drop(disk::open(&scsi_disk(&second)).expect("unlocked"));
     drop(guest);
-    let guest = Guest::settled(opened.build());
+    let guest = ScsiGuest::settled(opened.build());
     assert_eq!(guest.handle.units(), opened.units());
 }
 
@@ -71,8 +71,8 @@ fn a_handle_of_an_earlier_start_changes_nothing() {
     let disk = || -> Arc<dyn Disk> { Arc::new(MemoryDisk::new(1 << 20)) };
     let units = vec![(UnitConfig::new("disk"), disk())];
     let opened = OpenController::new(&ScsiConfig::new("scsi0"), units).expect("opened");
-    let earlier = Guest::settled(opened.build());
-    let later = Guest::settled(opened.build());
+    let earlier = ScsiGuest::settled(opened.build());
+    let later = ScsiGuest::settled(opened.build());
     let added = earlier.handle.add(UnitConfig::new("new"), disk());
     assert!(matches!(added, Err(ScsiError::Gone { .. })), "{added:?}");
     let removed = earlier.handle.remove("disk");
@@ -85,10 +85,10 @@ fn a_handle_of_an_earlier_start_changes_nothing() {
 
 #[test]
 fn modes_are_as_after_power_on_and_an_ejected_medium_stays_out() {
-    let file = Image::default().file();
+    let file = ScsiImage::default().file();
     let config = scsi_disk(&file).removable(true);
     let opened = open(&[("disk", &config)]);
-    let mut guest = Guest::settled(opened.build());
+    let mut guest = ScsiGuest::settled(opened.build());
     let before = guest.to(&MODE_SENSE_CONTROL, &[], 64).expect_good().data;
     // MODE SELECT of the control page: D_SENSE and SWP.
     let mut list = [0; 16];
@@ -100,13 +100,13 @@ fn modes_are_as_after_power_on_and_an_ejected_medium_stays_out() {
     // PREVENT MEDIUM REMOVAL is also per initiator.
     guest.to(&[0x1e, 0, 0, 0, 1, 0], &[], 0).expect_good();
     drop(guest);
-    let mut guest = Guest::settled(opened.build());
+    let mut guest = ScsiGuest::settled(opened.build());
     let after = guest.to(&MODE_SENSE_CONTROL, &[], 64).expect_good().data;
     assert_eq!(after, before);
     guest.to(&WRITE, &[1; 512], 0).expect_good();
     guest.to(&EJECT, &[], 0).expect_good();
     drop(guest);
-    let mut guest = Guest::new(opened.build());
+    let mut guest = ScsiGuest::new(opened.build());
     guest.to(&[0; 6], &[], 0).expect_sense(6, 0x29, 0);
     guest.to(&[0; 6], &[], 0).expect_sense(2, 0x3a, 0);
 }
@@ -121,13 +121,13 @@ fn a_disk_of_the_embedder_replaces_a_path() {
     let disks = [("mine".to_owned(), &config)];
     let opened = scsi::open_controllers("m", disks, &mut given).expect("opened");
     assert_eq!(given.into_keys().collect::<Vec<_>>(), ["other"]);
-    let mut guest = Guest::settled(opened[0].build());
+    let mut guest = ScsiGuest::settled(opened[0].build());
     guest.send(SECOND, &WRITE, &[7; 512], 0).expect_good();
     assert_eq!(own.contents()[..512], [7; 512]);
 }
 
 /// PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY.
-fn register(guest: &mut Guest, key: u64, persist: bool) {
+fn register(guest: &mut ScsiGuest, key: u64, persist: bool) {
     let mut list = [0; 24];
     list[8..16].copy_from_slice(&key.to_be_bytes());
     list[20] = u8::from(persist);
@@ -137,7 +137,7 @@ fn register(guest: &mut Guest, key: u64, persist: bool) {
 }
 
 /// Returns the keys that PERSISTENT RESERVE IN lists.
-fn keys(guest: &mut Guest) -> Vec<u64> {
+fn keys(guest: &mut ScsiGuest) -> Vec<u64> {
     let data = guest
         .to(&[0x5e, 0, 0, 0, 0, 0, 0, 0, 255, 0], &[], 255)
         .expect_good()
@@ -148,39 +148,39 @@ fn keys(guest: &mut Guest) -> Vec<u64> {
 
 #[test]
 fn reservations_that_persist_stay_and_others_end_when_nobody_else_uses_the_disk() {
-    let file = Image::default().file();
+    let file = ScsiImage::default().file();
     let config = scsi_disk(&file).share(true);
     let opened = open(&[("disk", &config)]);
-    let mut guest = Guest::settled(opened.build());
+    let mut guest = ScsiGuest::settled(opened.build());
     register(&mut guest, 5, true);
     drop(guest);
-    let mut guest = Guest::settled(opened.build());
+    let mut guest = ScsiGuest::settled(opened.build());
     assert_eq!(keys(&mut guest), [5]);
     register(&mut guest, 6, false);
     drop(guest);
-    let mut guest = Guest::settled(opened.build());
+    let mut guest = ScsiGuest::settled(opened.build());
     assert!(keys(&mut guest).is_empty());
     // A disk that another machine uses has not lost its power.
     let disks = [("disk".to_owned(), &config)];
     let others = scsi::open_controllers("other", disks, &mut BTreeMap::new()).expect("opened");
-    let mut other = Guest::settled(others[0].build());
+    let mut other = ScsiGuest::settled(others[0].build());
     register(&mut guest, 7, false);
     register(&mut other, 8, false);
     drop(guest);
-    let mut guest = Guest::settled(opened.build());
+    let mut guest = ScsiGuest::settled(opened.build());
     assert_eq!(keys(&mut guest), [7, 8]);
 }
 
 #[test]
 fn machines_that_read_one_image_without_sharing_it_do_not_see_each_other() {
-    let file = Image::default().file();
+    let file = ScsiImage::default().file();
     let config = scsi_disk(&file)
         .readonly(true)
         .discard(false)
         .media(Media::Cdrom);
     let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
     let (a, b) = (open(&[("cd", &config)]), open(&[("cd", &config)]));
-    let (mut a, mut b) = (Guest::settled(a.build()), Guest::settled(b.build()));
+    let (mut a, mut b) = (ScsiGuest::settled(a.build()), ScsiGuest::settled(b.build()));
     // The first reserves the medium, prevents its removal and ejects it.
     a.to(&[0x16, 0, 0, 0, 0, 0], &[], 0).expect_good();
     b.to(&read, &[], 2048).expect_good();
@@ -192,7 +192,7 @@ fn machines_that_read_one_image_without_sharing_it_do_not_see_each_other() {
 
 #[test]
 fn controllers_of_one_machine_have_one_unit_of_an_image() {
-    let file = Image::default().file();
+    let file = ScsiImage::default().file();
     let config = |controller| {
         scsi_disk(&file)
             .readonly(true)
@@ -203,7 +203,7 @@ fn controllers_of_one_machine_have_one_unit_of_an_image() {
     let (first, second) = (config(0), config(1));
     let disks = [("a".to_owned(), &first), ("b".to_owned(), &second)];
     let opened = scsi::open_controllers("m", disks, &mut BTreeMap::new()).expect("opened");
-    let [mut a, mut b] = [0, 1].map(|index| Guest::settled(opened[index].build()));
+    let [mut a, mut b] = [0, 1].map(|index| ScsiGuest::settled(opened[index].build()));
     a.to(&EJECT, &[], 0).expect_good();
     b.to(&[0; 6], &[], 0).expect_sense(2, 0x3a, 0);
 }

@@ -9,7 +9,7 @@ use splitring_devices::scsi::{Scsi, ScsiConfig, ScsiError, UnitConfig};
 use splitring_virtio::driver::scsi::{Lun, ReceivedEvent};
 use splitring_virtio::spec::scsi::{event, response};
 
-use crate::guest::{Guest, Image, LUN, one};
+use splitring_tests::scsi::{LUN, ScsiGuest, ScsiImage, one};
 
 fn disk() -> Arc<dyn Disk> {
     Arc::new(MemoryDisk::new(1 << 20))
@@ -29,7 +29,7 @@ fn controller(units: Vec<UnitConfig>) -> Scsi {
 const TEST_UNIT_READY: [u8; 6] = [0; 6];
 const INQUIRY: [u8; 6] = [0x12, 0, 0, 0, 96, 0];
 
-fn report_luns(guest: &mut Guest, lun: Lun, select: u8) -> Vec<[u8; 8]> {
+fn report_luns(guest: &mut ScsiGuest, lun: Lun, select: u8) -> Vec<[u8; 8]> {
     let data = guest
         .send(
             lun,
@@ -51,13 +51,13 @@ fn report_luns(guest: &mut Guest, lun: Lun, select: u8) -> Vec<[u8; 8]> {
 
 #[test]
 fn the_first_command_reports_power_on_except_for_those_that_never_do() {
-    let mut guest = Guest::new(controller(vec![at(0, 0)]));
+    let mut guest = ScsiGuest::new(controller(vec![at(0, 0)]));
     guest.to(&INQUIRY, &[], 96).expect_good();
     report_luns(&mut guest, LUN, 0);
     guest.to(&TEST_UNIT_READY, &[], 0).expect_sense(6, 0x29, 0);
     guest.to(&TEST_UNIT_READY, &[], 0).expect_good();
     // REQUEST SENSE returns it as data, and clears it.
-    let mut other = Guest::new(controller(vec![at(0, 0)]));
+    let mut other = ScsiGuest::new(controller(vec![at(0, 0)]));
     let sense = other.to(&[3, 0, 0, 0, 18, 0], &[], 18).expect_good().data;
     assert_eq!((sense[2], sense[12], sense[13]), (6, 0x29, 0));
     other.to(&TEST_UNIT_READY, &[], 0).expect_good();
@@ -65,7 +65,7 @@ fn the_first_command_reports_power_on_except_for_those_that_never_do() {
 
 #[test]
 fn absent_targets_and_absent_units_are_told_apart() {
-    let mut guest = Guest::settled(controller(vec![at(3, 5)]));
+    let mut guest = ScsiGuest::settled(controller(vec![at(3, 5)]));
     assert_eq!(
         guest.to(&TEST_UNIT_READY, &[], 0).response,
         response::BAD_TARGET
@@ -91,7 +91,7 @@ fn absent_targets_and_absent_units_are_told_apart() {
 #[test]
 fn units_are_listed_in_the_addressing_method_of_their_number() {
     let luns = [0, 1, 255, 256, 16383];
-    let mut guest = Guest::settled(controller(luns.map(|lun| at(7, lun)).into()));
+    let mut guest = ScsiGuest::settled(controller(luns.map(|lun| at(7, lun)).into()));
     let expected = [[0, 0], [0, 1], [0, 255], [0x41, 0], [0x7f, 0xff]];
     let expected = expected.map(|[high, low]| [high, low, 0, 0, 0, 0, 0, 0]);
     for lun in luns {
@@ -152,7 +152,7 @@ fn addresses_and_names_are_checked() {
 
 #[test]
 fn a_unit_added_while_the_guest_runs_is_announced_and_usable() {
-    let mut guest = Guest::settled(controller(vec![at(0, 0)]));
+    let mut guest = ScsiGuest::settled(controller(vec![at(0, 0)]));
     let added = guest
         .handle
         .add(UnitConfig::new("new").lun(300).target(0), disk())
@@ -195,8 +195,8 @@ fn a_unit_added_while_the_guest_runs_is_announced_and_usable() {
 
 #[test]
 fn a_removed_unit_releases_its_image() {
-    let image = Image::default();
-    let mut guest = Guest::settled(controller(Vec::new()));
+    let image = ScsiImage::default();
+    let mut guest = ScsiGuest::settled(controller(Vec::new()));
     for _ in 0..3 {
         let file = image.file();
         let disk = image.open(&file);
@@ -216,7 +216,7 @@ fn a_removed_unit_releases_its_image() {
         assert!(weak.upgrade().is_none());
         // The lock is released as well.
         drop(
-            Image {
+            ScsiImage {
                 share: false,
                 ..image
             }
@@ -227,7 +227,7 @@ fn a_removed_unit_releases_its_image() {
 
 #[test]
 fn too_many_events_become_one_that_reports_the_loss() {
-    let mut guest = Guest::settled(controller(vec![at(0, 0)]));
+    let mut guest = ScsiGuest::settled(controller(vec![at(0, 0)]));
     // More than there are buffers and queue entries for.
     for target in 1..=80 {
         guest.handle.add(at(target, 0), disk()).unwrap();
@@ -246,8 +246,8 @@ fn too_many_events_become_one_that_reports_the_loss() {
 
 #[test]
 fn a_resized_image_is_announced_on_its_path() {
-    let (file, device) = one(Image::default(), UnitConfig::new("disk"));
-    let mut guest = Guest::settled(device);
+    let (file, device) = one(ScsiImage::default(), UnitConfig::new("disk"));
+    let mut guest = ScsiGuest::settled(device);
     file.as_file().set_len(8 << 20).unwrap();
     assert_eq!(guest.handle.resize("disk").unwrap(), 8 << 20);
     let happened = guest.event().unwrap();
@@ -277,10 +277,10 @@ fn a_resized_image_is_announced_on_its_path() {
 #[test]
 fn hundreds_of_disks_share_the_queues_and_the_ring() {
     const DISKS: usize = 300;
-    let image = Image {
+    let image = ScsiImage {
         bytes: 1 << 20,
         aio: Aio::IoUring,
-        ..Image::default()
+        ..ScsiImage::default()
     };
     let files: Vec<_> = (0..DISKS).map(|_| image.file()).collect();
     let units = files.iter().enumerate().map(|(number, file)| {
@@ -292,7 +292,7 @@ fn hundreds_of_disks_share_the_queues_and_the_ring() {
         (unit, image.open(file))
     });
     let config = ScsiConfig::new("scsi0").queues(2);
-    let mut guest = Guest::settled(Scsi::new(&config, units.collect()).unwrap());
+    let mut guest = ScsiGuest::settled(Scsi::new(&config, units.collect()).unwrap());
     let units = guest.handle.units();
     assert_eq!(units.len(), DISKS);
     let lun = |number: usize| Lun {
@@ -330,15 +330,15 @@ fn hundreds_of_disks_share_the_queues_and_the_ring() {
 
 #[test]
 fn a_cdrom_is_read_only_removable_and_has_blocks_of_2048() {
-    let image = Image {
+    let image = ScsiImage {
         bytes: 2 << 20,
         readonly: true,
         discard: false,
-        ..Image::default()
+        ..ScsiImage::default()
     };
     let config = UnitConfig::new("cd").media(Media::Cdrom);
     let (_file, device) = one(image, config);
-    let mut guest = Guest::settled(device);
+    let mut guest = ScsiGuest::settled(device);
     let inquiry = guest.to(&INQUIRY, &[], 96).expect_good().data;
     assert_eq!(inquiry[..2], [5, 0x80]);
     let capacity = guest
@@ -395,8 +395,8 @@ fn serial_and_world_wide_name_are_the_operators() {
     let config = UnitConfig::new("disk")
         .serial("a serial number longer than twenty bytes")
         .wwn(0x5000_c500_15ea_71ac);
-    let (_file, device) = one(Image::default(), config);
-    let mut guest = Guest::settled(device);
+    let (_file, device) = one(ScsiImage::default(), config);
+    let mut guest = ScsiGuest::settled(device);
     let serial = guest
         .to(&[0x12, 1, 0x80, 0, 255, 0], &[], 255)
         .expect_good()
@@ -414,7 +414,7 @@ fn serial_and_world_wide_name_are_the_operators() {
 
 #[test]
 fn requests_of_a_unit_are_counted_by_kind() {
-    let mut guest = Guest::settled(controller(vec![at(0, 0)]));
+    let mut guest = ScsiGuest::settled(controller(vec![at(0, 0)]));
     guest
         .to(&[0x2a, 0, 0, 0, 0, 0, 0, 0, 2, 0], &[1; 1024], 0)
         .expect_good();

@@ -184,8 +184,8 @@ struct LoggedMachine {
 
 impl LoggedMachine {
     fn boot(images: &[Vec<u8>]) -> Self {
-        let ways = DISK_SETUPS.iter().zip(images);
-        let disks: Vec<LoggedDisk> = ways
+        let setups = DISK_SETUPS.iter().zip(images);
+        let disks: Vec<LoggedDisk> = setups
             .map(|(setup, image)| LoggedDisk::new(setup.id, image))
             .collect();
         let (mut launch, root) = guest();

@@ -15,7 +15,7 @@ use splitring_tests::library::LibraryGuest;
 use crate::blk::block::{Loop, run};
 use crate::blk::disks::{MIB, device};
 use crate::blk::mapped::Mapped;
-use crate::blk::scsi_guest::{Answer, Guest, LUN};
+use splitring_tests::scsi::{Answer, LUN, ScsiGuest};
 
 const BYTES: u64 = 16 * MIB;
 const SECTORS: u64 = BYTES / 512;
@@ -166,9 +166,9 @@ fn no_flush_succeeds_after_one_that_lost_cached_data() {
     for (setup, path) in disks() {
         guest.succeed(&write(&path));
         for _ in 0..2 {
-            let believed = flushed(&mut guest, &path);
+            let succeeded = flushed(&mut guest, &path);
             assert_eq!(
-                believed, !setup.cached,
+                succeeded, !setup.cached,
                 "{}: lost data stays lost",
                 setup.id
             );
@@ -191,18 +191,18 @@ fn backends() -> impl Iterator<Item = &'static DiskSetup> {
 }
 
 /// A controller with such a disk, and a driver of as many queues.
-fn controller(setup: &DiskSetup, medium: &FailingMedium, queues: u16) -> Guest {
+fn controller(setup: &DiskSetup, medium: &FailingMedium, queues: u16) -> ScsiGuest {
     let mut config = DiskConfig::new(medium.mapped.device()).id(setup.id);
     (setup.keys)(&mut config);
     let disk = disk::open_shared(&config, queues).expect("opened");
     let mut controller = ScsiConfig::new("scsi0");
     controller.queues = queues;
     let units = vec![(UnitConfig::new("disk"), disk)];
-    Guest::settled(Scsi::new(&controller, units).expect("a controller"))
+    ScsiGuest::settled(Scsi::new(&controller, units).expect("a controller"))
 }
 
 /// WRITE (10) of 4 KiB.
-fn write(guest: &mut Guest, queue: usize, fua: bool) -> Answer {
+fn write(guest: &mut ScsiGuest, queue: usize, fua: bool) -> Answer {
     let lba = u8::try_from(queue).expect("few") * 8;
     let cdb = [0x2a, u8::from(fua) << 3, 0, 0, 0, lba, 0, 0, 8, 0];
     let id = guest.submit(queue, LUN, &cdb, &[7; 4096], 0);
@@ -210,7 +210,7 @@ fn write(guest: &mut Guest, queue: usize, fua: bool) -> Answer {
 }
 
 /// SYNCHRONIZE CACHE (10).
-fn flush(guest: &mut Guest, queue: usize) -> Answer {
+fn flush(guest: &mut ScsiGuest, queue: usize) -> Answer {
     let id = guest.submit(queue, LUN, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0);
     guest.wait(id)
 }

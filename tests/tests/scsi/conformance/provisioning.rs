@@ -73,9 +73,9 @@ fn write_same_repeats_a_block_within_its_limits() {
 fn lengths_beyond_the_reported_limits_are_refused() {
     // Sparse, so that the range exists without disk space.
     let mut unit = Unit::new(
-        Image {
+        ScsiImage {
             bytes: 64 << 20,
-            ..Image::default()
+            ..ScsiImage::default()
         },
         UnitConfig::new("disk"),
     );
@@ -120,7 +120,7 @@ pub(super) fn unmap(unit: &mut Unit, ranges: &[(u64, u32)]) -> Answer {
 
 #[test]
 fn unmap_deallocates_all_of_its_list_or_nothing() {
-    let mut unit = Unit::new(Image::default(), UnitConfig::new("disk"));
+    let mut unit = Unit::new(ScsiImage::default(), UnitConfig::new("disk"));
     let data = vec![b'a'; unit.block * 256];
     unit.write(0, &data);
     for count in counts() {
@@ -150,7 +150,7 @@ fn unmap_deallocates_all_of_its_list_or_nothing() {
 
 #[test]
 fn malformed_unmap_lists_apply_nothing() {
-    let mut unit = Unit::new(Image::default(), UnitConfig::new("disk"));
+    let mut unit = Unit::new(ScsiImage::default(), UnitConfig::new("disk"));
     unit.write(0, &vec![9; unit.block]);
     let list = |data: u16, length: u16, bytes: usize| {
         let mut list = [data.to_be_bytes(), length.to_be_bytes(), [0; 2], [0; 2]].concat();
@@ -187,10 +187,10 @@ fn malformed_unmap_lists_apply_nothing() {
 #[test]
 fn lba_status_distinguishes_holes_from_data() {
     let mut unit = Unit::new(
-        Image {
+        ScsiImage {
             block: 4096,
             bytes: 4 << 20,
-            ..Image::default()
+            ..ScsiImage::default()
         },
         UnitConfig::new("disk"),
     );

@@ -12,10 +12,10 @@ fn disks_of_all_sizes_report_their_capacity() {
         (8 << 40, 4096),
     ] {
         let mut unit = Unit::new(
-            Image {
+            ScsiImage {
                 bytes,
                 block,
-                ..Image::default()
+                ..ScsiImage::default()
             },
             UnitConfig::new("disk"),
         );
@@ -45,7 +45,7 @@ fn disks_of_all_sizes_report_their_capacity() {
 
 #[test]
 fn reported_commands_are_the_supported_ones() {
-    let mut unit = Unit::new(Image::default(), UnitConfig::new("disk"));
+    let mut unit = Unit::new(ScsiImage::default(), UnitConfig::new("disk"));
     let list = unit
         .guest
         .to(
@@ -70,7 +70,7 @@ fn reported_commands_are_the_supported_ones() {
 
 #[test]
 fn software_write_protection_keeps_every_write_out() {
-    let mut unit = Unit::new(Image::default(), UnitConfig::new("disk"));
+    let mut unit = Unit::new(ScsiImage::default(), UnitConfig::new("disk"));
     let sense = |unit: &mut Unit, control: u8| {
         unit.guest
             .to(&[0x1a, 0x08, control << 6 | 0x0a, 0, 255, 0], &[], 255)
@@ -97,10 +97,10 @@ fn software_write_protection_keeps_every_write_out() {
 #[test]
 fn a_read_only_disk_is_write_protected() {
     let mut unit = Unit::new(
-        Image {
+        ScsiImage {
             readonly: true,
             discard: false,
-            ..Image::default()
+            ..ScsiImage::default()
         },
         UnitConfig::new("disk"),
     );
@@ -128,7 +128,7 @@ fn every_write_is_refused(unit: &mut Unit, sense: [u8; 3]) {
 
 #[test]
 fn sense_data_follows_the_format_bit() {
-    let mut unit = Unit::new(Image::default(), UnitConfig::new("disk"));
+    let mut unit = Unit::new(ScsiImage::default(), UnitConfig::new("disk"));
     let bad = cdb(Sixteen, 0x88, 0, u64::MAX, 1);
     assert_eq!(unit.guest.to(&bad, &[], 512).raw_sense[0] & 0x7f, 0x70);
     let mut page = unit
@@ -153,7 +153,7 @@ fn sense_data_follows_the_format_bit() {
 fn removable_media_are_ejected_and_loaded() {
     const NO_MEDIUM: [u8; 3] = [2, 0x3a, 0];
     let config = UnitConfig::new("disk").removable(true);
-    let mut unit = Unit::new(Image::default(), config);
+    let mut unit = Unit::new(ScsiImage::default(), config);
     assert_eq!(
         unit.guest
             .to(&[0x12, 0, 0, 0, 36, 0], &[], 36)
@@ -211,7 +211,7 @@ fn removable_media_are_ejected_and_loaded() {
 
 #[test]
 fn the_rest_of_the_mandatory_commands_answer() {
-    let mut unit = Unit::new(Image::default(), UnitConfig::new("disk"));
+    let mut unit = Unit::new(ScsiImage::default(), UnitConfig::new("disk"));
     for length in 5..=511u16 {
         let [high, low] = length.to_be_bytes();
         let answer = unit

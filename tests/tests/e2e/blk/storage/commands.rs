@@ -9,12 +9,11 @@ use splitring_devices::disk;
 use splitring_devices::disk::config::DiskConfig;
 use splitring_devices::scsi::{Scsi, ScsiConfig, UnitConfig};
 use splitring_tests::machine::TestMachine;
+use splitring_tests::scsi::{Answer, ScsiGuest};
 use splitring_virtio::driver::blk::{self, Blk, Info};
 use splitring_virtio::driver::{DeviceId, DmaBytes, Identity, Queue, QueueOptions};
 use splitring_virtio::spec::blk::{Config, Range};
 use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
-
-use crate::blk::scsi_guest::{Answer, Guest};
 
 /// How long the host may take over a command.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -39,7 +38,7 @@ impl Command {
 
 /// A driver and its device.
 pub(super) enum Session {
-    Scsi(Box<Guest>),
+    Scsi(Box<ScsiGuest>),
     Blk {
         driver: Box<Blk>,
         machine: Box<TestMachine>,
@@ -52,7 +51,7 @@ impl Session {
         let disk = disk::open_shared(&DiskConfig::new(path), 1).expect("opened");
         let units = vec![(UnitConfig::new("disk"), disk)];
         let scsi = Scsi::new(&ScsiConfig::new("scsi0"), units).expect("a controller");
-        Self::Scsi(Box::new(Guest::settled(scsi)))
+        Self::Scsi(Box::new(ScsiGuest::settled(scsi)))
     }
 
     /// A block device of the image at `path`.
@@ -144,7 +143,7 @@ impl Session {
     }
 }
 
-fn scsi(guest: &mut Guest, command: Command, start: u64, len: u64) -> Answer {
+fn scsi(guest: &mut ScsiGuest, command: Command, start: u64, len: u64) -> Answer {
     let (lba, blocks) = (
         start / BLOCK,
         u32::try_from(len / BLOCK).expect("one command"),

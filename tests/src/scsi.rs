@@ -8,7 +8,6 @@ use splitring_devices::disk::Disk;
 use splitring_devices::disk::config::{Aio, DiskConfig};
 use splitring_devices::disk::{RawDisk, SECTOR};
 use splitring_devices::scsi::{Scsi, ScsiConfig, ScsiError, ScsiHandle, UnitConfig};
-use splitring_tests::machine::TestMachine;
 use splitring_virtio::driver::scsi::{
     CONTROL_FRAME_LEN, Command, ControlQueue, EVENT_FRAME_LEN, EventQueue, FEATURES, FRAME_LEN,
     Lun, ReceivedEvent, RequestQueue, TaskFunction,
@@ -19,71 +18,89 @@ use splitring_virtio::spec::feature::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use splitring_virtio::spec::scsi::Config;
 use tempfile::NamedTempFile;
 
+use crate::machine::TestMachine;
+
 /// The first unit of the first target.
-pub(crate) const LUN: Lun = Lun { target: 0, unit: 0 };
+pub const LUN: Lun = Lun { target: 0, unit: 0 };
 
 /// Time limit of a command.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The response to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Answer {
-    pub(crate) response: u8,
-    pub(crate) status: u8,
+pub struct Answer {
+    /// The response code (5.6.6.1.1 of the virtio specification).
+    pub response: u8,
+    /// The SCSI status.
+    pub status: u8,
     /// Sense key, additional sense code and qualifier, from either format.
-    pub(crate) sense: Option<[u8; 3]>,
-    pub(crate) raw_sense: Vec<u8>,
-    pub(crate) residual: u32,
+    pub sense: Option<[u8; 3]>,
+    /// The sense data as it arrived.
+    pub raw_sense: Vec<u8>,
+    /// Bytes of the buffers that were not transferred.
+    pub residual: u32,
     /// The data-in buffer, as far as it was filled.
-    pub(crate) data: Vec<u8>,
+    pub data: Vec<u8>,
 }
 
 impl Answer {
-    pub(crate) fn good(&self) -> bool {
+    /// Returns whether the command succeeded.
+    pub fn good(&self) -> bool {
         self.response == 0 && self.status == 0
     }
 
+    /// Returns the response of a command that must succeed.
     #[track_caller]
-    pub(crate) fn expect_good(self) -> Self {
+    pub fn expect_good(self) -> Self {
         assert!(self.good(), "{self:x?}");
         self
     }
 
+    /// Asserts that the command failed with this sense key, code and qualifier.
     #[track_caller]
-    pub(crate) fn expect_sense(&self, key: u8, code: u8, qualifier: u8) {
+    pub fn expect_sense(&self, key: u8, code: u8, qualifier: u8) {
         let seen = (self.response, self.status, self.sense);
         assert_eq!(seen, (0, 2, Some([key, code, qualifier])), "{self:x?}");
         assert!(self.data.is_empty());
     }
 
+    /// Asserts that the command failed with a reservation conflict.
     #[track_caller]
-    pub(crate) fn expect_conflict(&self) {
+    pub fn expect_conflict(&self) {
         assert_eq!((self.response, self.status), (0, 0x18), "{self:x?}");
     }
 }
 
 /// A driver on a machine.
-pub(crate) struct Guest {
-    pub(crate) machine: TestMachine,
-    pub(crate) requests: Vec<RequestQueue>,
-    pub(crate) control: ControlQueue,
-    pub(crate) events: EventQueue,
-    pub(crate) handle: ScsiHandle,
+pub struct ScsiGuest {
+    /// The machine with the controller.
+    pub machine: TestMachine,
+    /// The request queues.
+    pub requests: Vec<RequestQueue>,
+    /// The control queue.
+    pub control: ControlQueue,
+    /// The event queue.
+    pub events: EventQueue,
+    /// Adds and removes units.
+    pub handle: ScsiHandle,
     done: BTreeMap<u64, Answer>,
     next: u64,
     /// How data is split into segments.
-    pub(crate) parts: Vec<usize>,
+    pub parts: Vec<usize>,
 }
 
 /// Configuration of the driver's queues.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Setup {
-    pub(crate) size: u16,
-    pub(crate) mask: u64,
-    pub(crate) policy: IndirectPolicy,
+pub struct QueueSetup {
+    /// Descriptors of each queue.
+    pub size: u16,
+    /// Feature bits that the driver may accept.
+    pub mask: u64,
+    /// When buffers are indirect.
+    pub policy: IndirectPolicy,
 }
 
-impl Default for Setup {
+impl Default for QueueSetup {
     fn default() -> Self {
         Self {
             size: 64,
@@ -93,12 +110,14 @@ impl Default for Setup {
     }
 }
 
-impl Guest {
-    pub(crate) fn new(device: Scsi) -> Self {
-        Self::with(device, Setup::default())
+impl ScsiGuest {
+    /// Returns a guest with the default configuration.
+    pub fn new(device: Scsi) -> Self {
+        Self::with(device, QueueSetup::default())
     }
 
-    pub(crate) fn with(device: Scsi, setup: Setup) -> Self {
+    /// Returns a guest with this configuration.
+    pub fn with(device: Scsi, setup: QueueSetup) -> Self {
         let handle = device.handle();
         let mut machine = TestMachine::new(device);
         let features =
@@ -148,14 +167,14 @@ impl Guest {
     }
 
     /// Returns a guest whose units have already reported their power-on.
-    pub(crate) fn settled(device: Scsi) -> Self {
+    pub fn settled(device: Scsi) -> Self {
         let mut guest = Self::new(device);
         guest.settle();
         guest
     }
 
     /// Consumes all pending unit attentions.
-    pub(crate) fn settle(&mut self) {
+    pub fn settle(&mut self) {
         for unit in self.handle.units() {
             let lun = Lun {
                 target: unit.target,
@@ -191,14 +210,7 @@ impl Guest {
     }
 
     /// Submits a command on request queue `queue`; returns its identifier.
-    pub(crate) fn submit(
-        &mut self,
-        queue: usize,
-        lun: Lun,
-        cdb: &[u8],
-        out: &[u8],
-        room: usize,
-    ) -> u64 {
+    pub fn submit(&mut self, queue: usize, lun: Lun, cdb: &[u8], out: &[u8], room: usize) -> u64 {
         let mut command = Command::new(lun, cdb);
         if !out.is_empty() {
             command = command.data_out(self.list(out.len(), |at| out[at]));
@@ -218,7 +230,7 @@ impl Guest {
     }
 
     /// Runs one pass of the device and keeps the responses.
-    pub(crate) fn turn(&mut self) {
+    pub fn turn(&mut self) {
         self.machine.run();
         for requests in &mut self.requests {
             while let Some(mut done) = requests.poll().expect("a whole queue") {
@@ -252,12 +264,12 @@ impl Guest {
     }
 
     /// Returns the response to a command, if it has arrived.
-    pub(crate) fn answer(&mut self, id: u64) -> Option<Answer> {
+    pub fn answer(&mut self, id: u64) -> Option<Answer> {
         self.done.remove(&id)
     }
 
     /// Runs the device until a command has completed.
-    pub(crate) fn wait(&mut self, id: u64) -> Answer {
+    pub fn wait(&mut self, id: u64) -> Answer {
         let start = Instant::now();
         while start.elapsed() < TIMEOUT {
             if let Some(answer) = self.answer(id) {
@@ -269,7 +281,7 @@ impl Guest {
     }
 
     /// Sends a command with `out` and a buffer of `room` bytes, and waits.
-    pub(crate) fn send(&mut self, lun: Lun, cdb: &[u8], out: &[u8], room: usize) -> Answer {
+    pub fn send(&mut self, lun: Lun, cdb: &[u8], out: &[u8], room: usize) -> Answer {
         let id = self.submit(0, lun, cdb, out, room);
         let answer = self.wait(id);
         if self
@@ -283,19 +295,19 @@ impl Guest {
     }
 
     /// Sends a command to the first unit.
-    pub(crate) fn to(&mut self, cdb: &[u8], out: &[u8], room: usize) -> Answer {
+    pub fn to(&mut self, cdb: &[u8], out: &[u8], room: usize) -> Answer {
         self.send(LUN, cdb, out, room)
     }
 
     /// Sends a task management function and returns its response.
-    pub(crate) fn manage(&mut self, lun: Lun, task: TaskFunction) -> u8 {
+    pub fn manage(&mut self, lun: Lun, task: TaskFunction) -> u8 {
         self.control.task(1, lun, task).expect("room");
         let _ = self.control.publish();
         self.concluded().expect("answered")
     }
 
     /// Returns the response to the control request in flight, after as many passes as necessary.
-    pub(crate) fn concluded(&mut self) -> Option<u8> {
+    pub fn concluded(&mut self) -> Option<u8> {
         for _ in 0..1000 {
             self.turn();
             if let Some(done) = self.control.poll().expect("a whole queue") {
@@ -306,7 +318,7 @@ impl Guest {
     }
 
     /// Removes a unit. Removal waits for the device's threads; this thread takes the part of one.
-    pub(crate) fn remove(&mut self, id: &str) -> Result<(), ScsiError> {
+    pub fn remove(&mut self, id: &str) -> Result<(), ScsiError> {
         let (handle, id) = (self.handle.clone(), id.to_owned());
         let remover = std::thread::spawn(move || handle.remove(&id));
         while !remover.is_finished() {
@@ -316,7 +328,7 @@ impl Guest {
     }
 
     /// Returns the next event.
-    pub(crate) fn event(&mut self) -> Option<ReceivedEvent> {
+    pub fn event(&mut self) -> Option<ReceivedEvent> {
         self.turn();
         let event = self.events.poll().expect("a whole queue");
         self.events.refill().expect("room");
@@ -352,16 +364,22 @@ fn code(sense: &[u8]) -> Option<[u8; 3]> {
 
 /// How an image is opened.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Image {
-    pub(crate) bytes: u64,
-    pub(crate) block: u32,
-    pub(crate) readonly: bool,
-    pub(crate) discard: bool,
-    pub(crate) aio: Aio,
-    pub(crate) share: bool,
+pub struct ScsiImage {
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Logical block size in bytes.
+    pub block: u32,
+    /// Opened for reading only.
+    pub readonly: bool,
+    /// Discards are passed on.
+    pub discard: bool,
+    /// How the host's file is accessed.
+    pub aio: Aio,
+    /// Other machines may use the image, too.
+    pub share: bool,
 }
 
-impl Default for Image {
+impl Default for ScsiImage {
     fn default() -> Self {
         Self {
             bytes: 4 << 20,
@@ -374,16 +392,16 @@ impl Default for Image {
     }
 }
 
-impl Image {
+impl ScsiImage {
     /// Creates a sparse file of this size.
-    pub(crate) fn file(&self) -> NamedTempFile {
+    pub fn file(&self) -> NamedTempFile {
         let file = NamedTempFile::new().expect("a file");
         file.as_file().set_len(self.bytes).expect("its size");
         file
     }
 
     /// Opens a file as a disk without dedicated streams.
-    pub(crate) fn open(&self, file: &NamedTempFile) -> Arc<dyn Disk> {
+    pub fn open(&self, file: &NamedTempFile) -> Arc<dyn Disk> {
         let config = DiskConfig::new(file.path())
             .readonly(self.readonly)
             .discard(self.discard)
@@ -395,7 +413,7 @@ impl Image {
 }
 
 /// Returns a controller with one disk, and its image.
-pub(crate) fn one(image: Image, unit: UnitConfig) -> (NamedTempFile, Scsi) {
+pub fn one(image: ScsiImage, unit: UnitConfig) -> (NamedTempFile, Scsi) {
     let file = image.file();
     let disk = image.open(&file);
     let scsi = Scsi::new(&ScsiConfig::new("scsi0"), vec![(unit, disk)]).expect("a controller");
