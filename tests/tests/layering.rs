@@ -1,13 +1,15 @@
-//! The rules between the crates: who may depend on whom, and that only `vmm` calls KVM.
+//! Rules between the crates and for their layout: dependencies, calls to KVM, logging, eventfds,
+//! the places of modules and tests.
 //!
-//! Read from the manifests and the sources, so that a rule can't be broken by a feature or a target
-//! that happens not to be built.
+//! They are read from the manifests and the sources, so that no feature or target that is not built
+//! can break them.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A crate's folder, and every crate of ours or of KVM's that it may depend on. Tests may use [`FOR_TESTS`], too.
+/// The folder of each crate, and the crates of this project and of KVM that it may depend on. Tests
+/// may also use [`FOR_TESTS`].
 const MAY_USE: &[(&str, &[&str])] = &[
     ("virtio", &[]),
     ("arch", &["kvm-bindings"]),
@@ -37,10 +39,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What a test needs of the machine: no part of the product.
+/// What a test needs of the machine; not a part of the product.
 const FOR_TESTS: &str = "splitring-needs";
 
-/// What a call to KVM has in its source: the crate, its ioctl type, or a number's name.
+/// Text that only a call to KVM has: the crate, its ioctl type, or the name of an ioctl.
 const MARKS: &[&str] = &[
     "kvm_ioctls",
     "KVMIO",
@@ -49,7 +51,7 @@ const MARKS: &[&str] = &[
     "KVM_CREATE_VCPU",
 ];
 
-/// The only folder whose sources may bear them.
+/// The only folder whose sources may have these marks.
 const KVM_CALLER: &str = "vmm";
 
 fn workspace() -> PathBuf {
@@ -59,7 +61,7 @@ fn workspace() -> PathBuf {
         .to_owned()
 }
 
-/// All dependency names of a manifest: normal, dev and build, for any target.
+/// Returns all dependencies in a manifest: normal, dev and build, for any target.
 fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for (key, value) in manifest {
@@ -109,7 +111,7 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn no_arrow_between_the_crates_turns_round() {
+fn crates_depend_only_on_those_they_may_use() {
     for (folder, allowed) in MAY_USE {
         let manifest = manifest(folder).unwrap_or_else(|| panic!("no manifest in {folder}"));
         for name in dependencies(&manifest) {
@@ -167,17 +169,17 @@ fn only_vmm_calls_kvm() {
     );
 }
 
-/// How tests that were skipped used to say so, which nobody counted.
+/// How skipped tests used to report themselves, so that they were not counted.
 const UNCOUNTED: [&str; 3] = [
     "eprintln!(\"not tried",
     "eprintln!(\"left out",
     "eprintln!(\"skipped",
 ];
-/// The one place that says so now.
+/// The one file that reports them now.
 const COUNTED: &str = "tests/needs/src/lib.rs";
 
 #[test]
-fn every_skipped_test_is_noted_in_one_place() {
+fn every_skipped_test_is_recorded_in_one_place() {
     let this_file = Path::new(file!()).file_name().expect("a name");
     let mut files = Vec::new();
     for (folder, _) in MAY_USE {
@@ -192,7 +194,7 @@ fn every_skipped_test_is_noted_in_one_place() {
     assert_eq!(files, [workspace().join(COUNTED)]);
 }
 
-/// The one file that may create eventfds: it makes them close-on-exec.
+/// The one file that may create eventfds. It makes them close-on-exec.
 const EVENTFD_MAKER: &str = "devices/src/eventfd.rs";
 
 #[test]
@@ -212,8 +214,8 @@ fn every_eventfd_comes_from_one_place() {
     assert_eq!(makers, [workspace().join(EVENTFD_MAKER)]);
 }
 
-/// Files of `devices` that log without a limit, how often, and why no guest can flood the log with it. Everything else
-/// logs through `devices/src/log.rs`.
+/// Files of `devices` that log without a rate limit: the number of lines, and why no guest can
+/// flood the log with them. All other lines are logged through `devices/src/log.rs`.
 const LOGS_WITHOUT_LIMIT: &[(&str, usize, &str)] = &[
     ("log.rs", 1, "the limit itself"),
     ("worker.rs", 1, "when a worker starts"),
@@ -272,4 +274,127 @@ fn virtio_needs_no_standard_library() {
         text.lines()
             .any(|line| line.trim() == "#![no_std]" || line.contains("no_std)]"))
     );
+}
+
+/// The folders of the crates that follow the layout rules of [`violations`].
+const UNIFORM: &[&str] = &[
+    "virtio",
+    "vmm/cli",
+    "arch",
+    "resources/guest",
+    "resources/xtask",
+    "tests",
+    "tests/needs",
+];
+/// The folders of the crates that do not follow them yet. When one does, move it to [`UNIFORM`]: a
+/// test fails until then.
+const NOT_YET_UNIFORM: &[&str] = &["devices", "vmm"];
+
+/// Files that include a source file by its path, and why.
+const INCLUDES: &[(&str, &str)] = &[(
+    "resources/xtask/src/host.rs",
+    "xtask may not depend on vmm, but detects hardware virtualisation by the same rule",
+)];
+
+/// The folder of the end-to-end tests, which only `cargo xtask test` runs: the only ignored ones.
+const END_TO_END: &str = "tests/tests/e2e";
+/// Maximum number of columns of a comment line.
+const COMMENT_WIDTH: usize = 100;
+
+/// Returns the layout rules that a source file breaks. `file` is its path below the workspace.
+///
+/// A module `foo` is `foo.rs`, its children are in `foo/`, and its unit tests are `foo/tests.rs`. A
+/// tier is a directory or a module, never a prefix of a name.
+fn violations(file: &str, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let name = file.rsplit('/').next().unwrap_or(file);
+    if name == "mod.rs" {
+        found.push(format!(
+            "{file}: is called mod.rs; name it after its module"
+        ));
+    }
+    if name.ends_with("_tests.rs") {
+        found.push(format!("{file}: unit tests belong in a file tests.rs"));
+    }
+    let may_include = INCLUDES.iter().any(|(includes, _)| *includes == file);
+    let is_source = file.contains("src/");
+    let is_integration = file.starts_with("tests/tests/");
+    let is_unit_test = name == "tests.rs" || file.contains("/tests/");
+    for (line, number) in text.lines().zip(1..) {
+        let code = line.trim_start();
+        let mut broken = |rule: &str| found.push(format!("{file}:{number}: {rule}"));
+        if code.starts_with("#[path") && !may_include {
+            broken("#[path] hides where a module is");
+        }
+        if is_source && code.starts_with("mod tests {") {
+            broken("unit tests belong in a file tests.rs");
+        }
+        if is_source && !is_unit_test && code == "#[test]" {
+            broken("a test outside of a file tests.rs");
+        }
+        if code.starts_with("fn soak_") || code.starts_with("fn e2e_") {
+            broken("a tier is a module, not the prefix of a test's name");
+        }
+        if code.starts_with("#[ignore") && is_integration && !file.starts_with(END_TO_END) {
+            broken("only end-to-end tests are ignored");
+        }
+        if code.starts_with("//") && line.chars().count() > COMMENT_WIDTH {
+            broken("a comment line of more than 100 columns");
+        }
+    }
+    found
+}
+
+/// Returns all violations below a folder.
+fn violations_in(folder: &str) -> Vec<String> {
+    let root = workspace();
+    let mut files = Vec::new();
+    sources(&root.join(folder), &mut files);
+    files.sort();
+    let mut found = Vec::new();
+    for path in files {
+        let text = fs::read_to_string(&path).expect("a source file");
+        let file = path.strip_prefix(&root).expect("below the workspace");
+        found.extend(violations(&file.display().to_string(), &text));
+    }
+    found
+}
+
+#[test]
+fn crates_with_the_uniform_layout_keep_it() {
+    let found: Vec<String> = UNIFORM.iter().flat_map(|it| violations_in(it)).collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn a_crate_with_the_uniform_layout_is_in_the_list() {
+    let mut listed: Vec<&str> = [UNIFORM, NOT_YET_UNIFORM].concat();
+    listed.sort_unstable();
+    let mut crates: Vec<&str> = MAY_USE.iter().map(|(folder, _)| *folder).collect();
+    crates.sort_unstable();
+    assert_eq!(listed, crates);
+    for folder in NOT_YET_UNIFORM {
+        assert!(
+            !violations_in(folder).is_empty(),
+            "{folder} follows the layout rules now: move it to UNIFORM"
+        );
+    }
+}
+
+#[test]
+fn each_layout_rule_finds_its_violation() {
+    let long = format!("// {}", "x".repeat(98));
+    for (file, text) in [
+        ("arch/src/foo/mod.rs", ""),
+        ("arch/src/foo_tests.rs", ""),
+        ("arch/src/foo.rs", "#[path = \"bar.rs\"]\nmod bar;"),
+        ("arch/src/foo.rs", "#[cfg(test)]\nmod tests {\n}"),
+        ("arch/src/foo.rs", "#[test]\nfn it_works() {}"),
+        ("tests/tests/e2e/foo.rs", "fn soak_it_works() {}"),
+        ("tests/tests/foo.rs", "#[ignore = \"slow\"]"),
+        ("arch/src/foo.rs", &long),
+    ] {
+        assert_eq!(violations(file, text).len(), 1, "{file}: {text}");
+    }
+    assert_eq!(violations("arch/src/foo/tests.rs", "#[test]"), [""; 0]);
 }

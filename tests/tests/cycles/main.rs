@@ -3,16 +3,18 @@
 //! that composes them.
 //!
 //! File A imports file B if a reader of A has to look something up in B:
-//! - a `use` in A of an item that B defines, or a path or a macro call in A's code that leads to one;
-//! - through a re-export, the file that defines the item is imported, not the one that re-exports it;
-//! - a re-export (`pub use`, `pub(crate) use`) is not an import unless the file uses the name itself;
-//!   neither is a `mod` declaration, nor a module's name at the beginning of a path;
+//! - a `use` in A of an item that B defines, or a path or a macro call in A's code that leads to
+//!   one;
+//! - through a re-export, the file that defines the item is imported, not the one that re-exports
+//!   it;
+//! - a re-export (`pub use`, `pub(crate) use`) is not an import unless the file uses the name
+//!   itself; neither is a `mod` declaration, nor a module's name at the beginning of a path;
 //! - code that only tests see (`#[cfg(test)]`) is ignored.
 //!
-//! Existing tools have other rules. `cargo modules dependencies --acyclic` and `cargo cycles` count a
-//! parent's `mod` declaration as a dependency on its child, so that every `use super::…` is a cycle.
-//! The latter does not see paths outside of `use`, does not follow re-exports, and includes tests; the
-//! former needs rust-analyzer's build of the crate.
+//! Existing tools have other rules. `cargo modules dependencies --acyclic` and `cargo cycles` count
+//! a parent's `mod` declaration as a dependency on its child, so that every `use super::…` is a
+//! cycle. The latter does not see paths outside of `use`, does not follow re-exports, and includes
+//! tests; the former needs rust-analyzer's build of the crate.
 //!
 //! Tier: quick.
 
@@ -65,17 +67,17 @@ fn reachable<'a>(imports: &'a Imports, from: &Path) -> BTreeSet<&'a Path> {
 /// Returns the shortest path from a file of the component back to itself.
 fn shortest_cycle<'a>(imports: &'a Imports, component: &BTreeSet<&'a Path>) -> Vec<&'a Path> {
     let cycles = component.iter().filter_map(|start| {
-        let mut ways = VecDeque::from([vec![*start]]);
+        let mut paths = VecDeque::from([vec![*start]]);
         let mut seen = BTreeSet::new();
-        while let Some(way) = ways.pop_front() {
-            for next in imports[*way.last()?].keys() {
-                let mut way = way.clone();
-                way.push(next);
+        while let Some(path) = paths.pop_front() {
+            for next in imports[*path.last()?].keys() {
+                let mut path = path.clone();
+                path.push(next);
                 if next == start {
-                    return Some(way);
+                    return Some(path);
                 }
                 if seen.insert(next) {
-                    ways.push_back(way);
+                    paths.push_back(path);
                 }
             }
         }
