@@ -7,6 +7,8 @@
     reason = "vouches for the machine's mapping to the ring code, which works on its bytes"
 )]
 
+mod discard;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -20,6 +22,8 @@ use vm_memory::{
 };
 
 use crate::dirty::{Dirty, DirtyPages, OutsideLog};
+
+pub(crate) use discard::DiscardError;
 
 /// The mapping: regions of guest memory, each with the pages of it that this process wrote.
 pub type Mapping = GuestMemoryMmap<DirtyPages>;
@@ -307,7 +311,7 @@ pub(crate) mod tests {
         Arc::new(Region::new(region, GuestAddress(guest)).unwrap())
     }
 
-    fn ram() -> Ram {
+    pub(crate) fn ram() -> Ram {
         let regions = vec![region(0, 2 * PAGE), region(0x10_0000, PAGE)];
         Ram::new(Arc::new(Mapping::from_arc_regions(regions).unwrap()))
     }

@@ -16,6 +16,7 @@ macro_rules! wire {
     };
 }
 
+pub mod balloon;
 pub mod blk;
 pub mod feature;
 pub mod net;

@@ -1,7 +1,8 @@
-//! The devices of a machine: each that the configuration names is built and put into its slot, on its worker.
+//! The devices of a machine: each that the configuration names is built and put into its slot, on
+//! its worker.
 //!
-//! [`KINDS`] and the entries in `registry.rs` are all that can be attached. Opens nothing, and knows neither how a device
-//! works nor KVM.
+//! [`KINDS`] and the entries in `registry.rs` are all that can be attached. Opens nothing, and
+//! knows neither how a device works nor KVM.
 
 use std::any::Any;
 use std::ops::RangeInclusive;
@@ -66,15 +67,16 @@ macro_rules! single_kinds {
             slots: $slots,
             build: |config, _, _| {
                 type Config = <$type as DeviceValue>::Config;
-                let build: fn(&Config, &str) -> Result<Built, AttachError> = $build;
-                let device = config.$key.present().map(|device| build(device, stringify!($key)));
+                let build: fn(&Config, &str, &VmConfig) -> Result<Built, AttachError> = $build;
+                let device = config.$key.present().map(|device| build(device, stringify!($key), config));
                 Ok(device.transpose()?.into_iter().collect())
             },
         }),*]
     };
 }
 
-/// Which slots the devices of a kind get: so that a device more of one kind moves no device of another.
+/// Which slots the devices of a kind get: so that a device more of one kind moves no device of
+/// another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slots {
     /// The only device gets this one.
@@ -113,7 +115,8 @@ pub(crate) struct Built {
     handle: Handle,
 }
 
-/// What the library's user can do with a device while the guest runs: a `BlkHandle`, a `NetHandle` and so on.
+/// What the library's user can do with a device while the guest runs: a `BlkHandle`, a `NetHandle`
+/// and so on.
 type Handle = Option<Arc<dyn Any + Send + Sync>>;
 
 impl Built {
@@ -177,7 +180,8 @@ impl Devices {
         self.0.iter().map(|device| device.at.slot)
     }
 
-    /// Returns the handles of type `H`: those of one kind of device, in the order of the configuration.
+    /// Returns the handles of type `H`: those of one kind of device, in the order of the
+    /// configuration.
     pub(crate) fn handles<H: Any + Clone>(&self) -> Vec<H> {
         let handles = self.0.iter().filter_map(|device| device.handle.as_deref());
         handles
@@ -323,9 +327,10 @@ impl DeviceManager<'_> {
     }
 }
 
-/// The workers in the order in which a device uses them that is plugged after `plugged` others: its first task goes to
-/// the next worker. The list itself keeps its order, so that after a reboot the same configuration assigns every disk to
-/// the same workers: its rings are bound to the threads that served them first.
+/// The workers in the order in which a device uses them that is plugged after `plugged` others: its
+/// first task goes to the next worker. The list itself keeps its order, so that after a reboot the
+/// same configuration assigns every disk to the same workers: its rings are bound to the threads
+/// that served them first.
 fn in_turn(workers: &[Arc<Worker>], plugged: usize) -> Vec<Arc<Worker>> {
     let mut workers = workers.to_vec();
     if let Some(first) = plugged.checked_rem(workers.len()) {

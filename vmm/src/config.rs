@@ -24,6 +24,7 @@ mod text;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+pub use splitring_devices::balloon::{BalloonConfig, InvalidBalloon};
 pub use splitring_devices::bytes::{Bytes, InvalidValue};
 pub use splitring_devices::disk::config::{
     Aio, Bus, Cache, DISK_KEYS, DiskConfig, Format, InvalidDisk, Media, Wwn,
@@ -406,5 +407,29 @@ mod tests {
             let refused = VmConfig { memory, ..valid() }.validate();
             assert!(matches!(refused, Err(ConfigError::Memory { .. })), "{size}");
         }
+    }
+
+    #[test]
+    fn a_balloon_that_the_machine_cannot_fill_is_refused_by_name() {
+        let refused = |memory: MemoryConfig, size| {
+            let balloon = BalloonConfig::new().size(size);
+            let config = valid().memory(memory).balloon(balloon);
+            config.validate().expect_err("impossible").to_string()
+        };
+        let memory = || MemoryConfig::new(Bytes::mib(64));
+        assert_eq!(
+            refused(memory(), Bytes::mib(65)),
+            "balloon: size: 65M is more than the guest's memory; the most is 64M"
+        );
+        assert_eq!(
+            refused(memory(), Bytes(4097)),
+            "balloon: size: 4097 is not a multiple of 4096 bytes"
+        );
+        let huge = refused(memory().hugepages(true), Bytes(0));
+        assert!(huge.contains("leave out hugepages=on"), "{huge}");
+        let taken = valid()
+            .balloon(BalloonConfig::new())
+            .disk(DiskConfig::new("/d").id("balloon"));
+        assert!(matches!(taken.validate(), Err(ConfigError::DuplicateId(_))));
     }
 }

@@ -116,6 +116,16 @@ pub(crate) enum AttachError {
         /// The cause.
         error: NetError,
     },
+    /// Another device can't be attached.
+    #[error("{id}: {problem}")]
+    Device {
+        /// The device's id.
+        id: String,
+        /// The cause.
+        problem: String,
+        /// What kind of failure it is.
+        kind: ErrorKind,
+    },
     /// A device can't be added to the PCI bus.
     #[error("{id}: {error}")]
     Pci {
@@ -136,6 +146,17 @@ pub(crate) enum AttachError {
         /// The id of the first device without a slot.
         id: String,
     },
+}
+
+impl AttachError {
+    /// `error` of the device `id`.
+    pub(crate) fn device(id: &str, kind: ErrorKind, error: impl std::fmt::Display) -> Self {
+        Self::Device {
+            id: id.to_owned(),
+            problem: error.to_string(),
+            kind,
+        }
+    }
 }
 
 /// Every error of this library.
@@ -255,6 +276,7 @@ impl BuildError {
             Self::Attach(AttachError::Disk { error, .. }) => error.kind(),
             Self::Attach(AttachError::Scsi(error)) => error.kind(),
             Self::Attach(AttachError::Net { error, .. }) => error.kind(),
+            Self::Attach(AttachError::Device { kind, .. }) => *kind,
             Self::Acpi(_)
             | Self::Place { .. }
             | Self::Pci(_)

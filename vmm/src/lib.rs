@@ -27,7 +27,7 @@
 //! | module | what it has |
 //! |---|---|
 //! | [`config`] | what a machine is made of, from TOML or JSON or by setters |
-//! | [`disk`], [`net`], [`scsi`] | handles of running devices, and the contracts for disks and network backends of one's own |
+//! | [`balloon`], [`disk`], [`net`], [`scsi`] | handles of running devices, and the contracts for disks and network backends of one's own |
 //! | [`host`] | what this host can do |
 //!
 //! More is in the crate's `examples`: events in tokio, SCSI hot-plug, one hundred machines.
@@ -52,6 +52,7 @@
 
 mod assemble;
 mod attach;
+pub mod balloon;
 pub mod config;
 mod console;
 mod control;

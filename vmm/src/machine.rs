@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use splitring_devices::balloon::BalloonHandle;
 use splitring_devices::blk::BlkHandle;
 use splitring_devices::dirty::Dirty;
 use splitring_devices::net::NetHandle;
@@ -411,6 +412,14 @@ impl Machine {
     #[must_use]
     pub fn nets(&self) -> Vec<NetHandle> {
         self.0.generation().devices.handles()
+    }
+
+    /// Returns the memory balloon, if the configuration has one. A restart makes a new one, of the size in the
+    /// configuration.
+    #[must_use]
+    pub fn balloon(&self) -> Option<BalloonHandle> {
+        let balloons = self.0.generation().devices.handles();
+        balloons.into_iter().next()
     }
 
     /// Returns the exits to user space since the machine started (or restarted).

@@ -133,7 +133,8 @@ fn region(
     // the process.
     let mut builder = MmapRegionBuilder::new_with_bitmap(size, DirtyPages::new(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(flags);
+        .with_mmap_flags(flags)
+        .with_hugetlbfs(hugepages);
     if let Some(file) = file {
         builder = builder.with_file_offset(file);
     }

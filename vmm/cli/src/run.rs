@@ -50,8 +50,9 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Failure> {
     report(&end)
 }
 
-/// Prints one line of JSON: the exit counts, each disk's and network card's I/O counters, and the
-/// bytes of serial output that were dropped.
+/// Prints one line of JSON: the exit counts, each disk's and network card's I/O counters, the
+/// balloon's counters with the guest's last statistics, and the bytes of serial output that were
+/// dropped.
 fn print_metrics(machine: &Machine, console: &Console) -> Result<(), Failure> {
     let disks = machine.disks();
     let disks: BTreeMap<_, _> = disks
@@ -67,6 +68,9 @@ fn print_metrics(machine: &Machine, console: &Console) -> Result<(), Failure> {
         .filter_map(|net| net.id().zip(net.totals()))
         .collect();
     metrics["nets"] = serde_json::to_value(nets)?;
+    if let Some(balloon) = machine.balloon() {
+        metrics["balloon"] = serde_json::to_value(balloon.totals())?;
+    }
     let lost = console.dropped() + console.finish(Duration::ZERO);
     metrics["serial"] = serde_json::json!({ "dropped": lost });
     eprint(&format!("{metrics}\n"));

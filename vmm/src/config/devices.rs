@@ -1,6 +1,8 @@
-//! What the configuration makes of the entries in `registry.rs`: fields of `VmConfig`, their setters and their flags.
+//! What the configuration makes of the entries in `registry.rs`: fields of `VmConfig`, their
+//! setters and their flags.
 
-/// A key of the configuration that stands for a device: what a command line needs to offer it as a flag.
+/// A key of the configuration that stands for a device: what a command line needs to offer it as a
+/// flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceKey {
@@ -8,7 +10,8 @@ pub struct DeviceKey {
     pub key: &'static str,
     /// What the device is.
     pub about: &'static str,
-    /// The keys of its value, with a line of help each. None if its value is a switch: `true` or `false`.
+    /// The keys of its value, with a line of help each. None if its value is a switch: `true` or
+    /// `false`.
     pub keys: &'static [(&'static str, &'static str)],
 }
 
@@ -36,7 +39,8 @@ impl<T> DeviceValue for Option<T> {
     }
 }
 
-/// Defines a configuration: a struct whose fields have their defaults behind them, with a field for each device.
+/// Defines a configuration: a struct whose fields have their defaults behind them, with a field for
+/// each device.
 macro_rules! with_devices {
     (
         [$(
@@ -78,8 +82,8 @@ macro_rules! with_devices {
                 keys: $keys,
             }),*];
 
-            /// Takes the value that the device `key` of [`DEVICES`](Self::DEVICES) has in `other`. Returns whether
-            /// there is such a key.
+            /// Takes the value that the device `key` of [`DEVICES`](Self::DEVICES) has in `other`.
+            /// Returns whether there is such a key.
             pub fn take_device(&mut self, key: &str, other: Self) -> bool {
                 match key {
                     $(stringify!($key) => self.$key = other.$key,)*

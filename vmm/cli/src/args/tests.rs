@@ -1,5 +1,7 @@
 //! The command line, its help, and the configuration that it results in.
 
+use splitring::config::BalloonConfig;
+
 use super::*;
 
 fn run_args(words: &[&str]) -> RunArgs {
@@ -78,6 +80,48 @@ fn a_device_that_is_a_switch_is_switched_by_its_flag() {
     let mut untouched = VmConfig::default();
     assert!(!untouched.take_device("cpus", VmConfig::default().cpus(2)));
     assert_eq!(untouched, VmConfig::default());
+}
+
+#[test]
+fn a_device_with_keys_is_on_off_or_on_with_some_of_them() {
+    let balloon = |words: &[&str]| {
+        let config = run_args(words).config();
+        config.map(|config| config.balloon).map_err(|failure| {
+            let Failure::Usage(error) = failure else {
+                panic!("another failure")
+            };
+            format!("{error:#}")
+        })
+    };
+    assert_eq!(balloon(&[]), Ok(None));
+    assert_eq!(balloon(&["--balloon", "off"]), Ok(None));
+    let plain = BalloonConfig::new();
+    assert_eq!(balloon(&["--balloon", "on"]), Ok(Some(plain.clone())));
+    let keys = "size=512M,deflate-on-oom=on,free-page-reporting=on,stats-interval=5";
+    let full = plain
+        .size(Bytes::mib(512))
+        .deflate_on_oom(true)
+        .free_page_reporting(true)
+        .stats_interval(5);
+    assert_eq!(balloon(&["--balloon", keys]), Ok(Some(full.clone())));
+    for (text, why) in [
+        ("maybe", "`maybe` is not key=value"),
+        ("sice=1G", "unknown field `sice`"),
+        ("size=x", "`x`"),
+        ("deflate-on-oom=perhaps", "neither on nor off"),
+    ] {
+        let refused = balloon(&["--balloon", text]).expect_err(text);
+        assert!(refused.contains(why), "{refused}");
+    }
+    // The file has the same keys, and a flag takes the place of all of them.
+    let dir = tempfile::tempdir().expect("dir");
+    let file = dir.path().join("vm.toml");
+    let text = "kernel = \"/a\"\n[balloon]\nsize = \"512M\"\ndeflate-on-oom = true\n\
+                free-page-reporting = true\nstats-interval = 5\n";
+    fs::write(&file, text).expect("write");
+    let file = file.to_str().expect("utf-8");
+    assert_eq!(balloon(&[file]), Ok(Some(full)));
+    assert_eq!(balloon(&[file, "--balloon", "off"]), Ok(None));
 }
 
 #[test]
