@@ -53,12 +53,31 @@ impl LibraryGuest {
         Self::boot_all(name, Vec::new(), nets, Resources::options())
     }
 
+    /// Boots a machine with disks, and a configuration that `change` has changed.
+    pub fn boot_changed(
+        name: &str,
+        disks: Vec<DiskConfig>,
+        change: impl FnOnce(VmConfig) -> VmConfig,
+    ) -> Self {
+        Self::boot_machine(name, disks, Vec::new(), Resources::options(), change)
+    }
+
     /// Boots a machine with disks, network devices and backends.
     pub fn boot_all(
         name: &str,
         disks: Vec<DiskConfig>,
         net: Vec<NetConfig>,
         own: ResourceOptions,
+    ) -> Self {
+        Self::boot_machine(name, disks, net, own, |config| config)
+    }
+
+    fn boot_machine(
+        name: &str,
+        disks: Vec<DiskConfig>,
+        net: Vec<NetConfig>,
+        own: ResourceOptions,
+        change: impl FnOnce(VmConfig) -> VmConfig,
     ) -> Self {
         let (send, output) = channel();
         let kernel = Kernel::named("6.12-cloud");
@@ -73,6 +92,7 @@ impl LibraryGuest {
             .memory(Bytes::mib(256));
         config.disk = disk;
         config.net = net;
+        let config = change(config);
         let console = Console::writer(Lines(send)).expect("a console");
         let resources = own.console(console).open(&config);
         let machine = Machine::new(config, resources.expect("resources")).expect("a machine");

@@ -20,6 +20,7 @@ pub(crate) const MODULES: &[&str] = &[
     "virtio_blk",
     "virtio_net",
     "virtio_rng",
+    "virtio_balloon",
     "virtio_scsi",
     "sd_mod",
     "sg",

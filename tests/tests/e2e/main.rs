@@ -4,6 +4,7 @@
 //! A test in a module named `soak` runs in the soak tier only. `--only PART` selects the tests that
 //! have PART in their path: `--only blk::power` or `--only reboot`.
 
+mod balloon;
 mod blk;
 mod boot;
 mod end;
