@@ -20,8 +20,8 @@ const PINGS: u32 = 300;
 const PING: &str = "/usr/bin/ping";
 const UDP_BYTES: u32 = 64;
 const OURS: &str = "splitring";
-/// Compared with both of ours: the card that moves frames itself, and the one whose frames the kernel moves too, whose
-/// workloads are called `vhost …`.
+/// Compared with both of ours: the card that moves frames itself, and the one whose frames the
+/// kernel moves too, whose workloads are called `vhost …`.
 const QEMU_VHOST: &str = "QEMU, vhost on";
 /// The workloads: megabits per second, thousands of received datagrams per second, milliseconds.
 const TCP_OUT: &str = "TCP guest→host";

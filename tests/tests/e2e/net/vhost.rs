@@ -12,7 +12,8 @@ use splitring_tests::network::content;
 use crate::net::endpoints::{Host, Net, PING};
 use crate::net::links::{card, until};
 
-/// Feature bits, by their place in sysfs: mergeable buffers, receive modes, indirect tables, event indices, version 1.
+/// Feature bits, by their place in sysfs: mergeable buffers, receive modes, indirect tables, event
+/// indices, version 1.
 const OFFERED: [(usize, u8); 5] = [(15, b'1'), (18, b'0'), (28, b'1'), (29, b'1'), (32, b'1')];
 
 /// The same bytes both ways over TCP, compared whole.
@@ -91,7 +92,8 @@ fn frames_that_the_kernel_moves_arrive_whole_through_pauses_links_and_reboots() 
     });
     transfer(&mut live, &net);
 
-    // A driver that goes and comes, and a machine that is built again: the interface stays the same.
+    // A driver that goes and comes, and a machine that is built again: the interface stays the
+    // same.
     live.succeed(
         "d=$(basename $(readlink /sys/class/net/eth0/device)) && cd /sys/bus/virtio/drivers/virtio_net && \
          echo $d >unbind && echo $d >bind && cd /",
