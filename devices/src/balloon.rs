@@ -11,19 +11,19 @@
 
 mod config;
 mod queues;
+mod shared;
 mod statistics;
 #[cfg(test)]
 mod tests;
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use serde::Serialize;
-use splitring_virtio::spec::balloon::{Config, PAGE_SIZE, feature, queue};
+use splitring_virtio::spec::balloon::{PAGE_SIZE, feature, queue};
 use splitring_virtio::spec::id;
 use zerocopy::IntoBytes;
 
@@ -33,10 +33,10 @@ pub use statistics::BalloonStatistics;
 use crate::bytes::Bytes;
 use crate::debug::opaque_debug;
 use crate::device::{DeviceKind, Start, StartError, Task, VirtioDevice, read_window};
-use crate::interrupt::ConfigNotifier;
 use crate::kind::ErrorKind;
 use crate::throttle::Throttle;
 use queues::{Queues, Role};
+use shared::{Counters, Shared};
 
 /// A memory controller of no particular kind.
 const KIND: DeviceKind = DeviceKind {
@@ -48,59 +48,6 @@ const KIND: DeviceKind = DeviceKind {
 pub struct Balloon(Arc<Shared>);
 
 opaque_debug! { Balloon |it| { id: it.0.id } }
-
-/// What the device, its queues and its handles share.
-struct Shared {
-    id: String,
-    features: u64,
-    queue_sizes: &'static [u16],
-    /// Pages of guest memory: the most that the balloon can hold.
-    memory: u32,
-    /// Pages wanted in the balloon, and those that the driver says are in it.
-    target: AtomicU32,
-    actual: AtomicU32,
-    /// What the guest fills free pages with.
-    poison: AtomicU32,
-    counters: Counters,
-    statistics: Mutex<Option<BalloonStatistics>>,
-    /// Statistics are wanted.
-    request: OwnedFd,
-    /// They are wanted again and again.
-    interval: Option<Duration>,
-    /// Of a device that is running.
-    notifier: Mutex<Option<ConfigNotifier>>,
-    throttle: Throttle,
-}
-
-/// Bytes, since the device was made.
-#[derive(Default)]
-struct Counters {
-    inflated: AtomicU64,
-    deflated: AtomicU64,
-    reported: AtomicU64,
-    released: AtomicU64,
-    ignored: AtomicU64,
-}
-
-impl Shared {
-    fn statistics(&self) -> MutexGuard<'_, Option<BalloonStatistics>> {
-        let statistics = self.statistics.lock();
-        statistics.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn notifier(&self) -> MutexGuard<'_, Option<ConfigNotifier>> {
-        self.notifier.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn config(&self) -> Config {
-        Config {
-            num_pages: self.target.load(Ordering::Relaxed).into(),
-            actual: self.actual.load(Ordering::Relaxed).into(),
-            free_page_hint_cmd_id: 0.into(),
-            poison_val: self.poison.load(Ordering::Relaxed).into(),
-        }
-    }
-}
 
 impl Balloon {
     /// A balloon called `id` in a machine with so much `memory`.

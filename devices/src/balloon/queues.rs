@@ -12,7 +12,7 @@ use splitring_virtio::spec::balloon::{PAGE_SIZE, feature, queue};
 use zerocopy::little_endian::U32;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::Shared;
+use super::shared::Shared;
 use super::statistics::BalloonStatistics;
 use crate::device::{Broken, Cause, DescriptorChain, Outcome, QueueHandler, QueueSet, Source};
 use crate::log;

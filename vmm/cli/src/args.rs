@@ -153,9 +153,9 @@ pub(crate) struct RunArgs {
     /// Print the resulting configuration in file format, and exit
     #[arg(long)]
     pub(crate) print_config: bool,
-    /// Print exit counts and the counters of disks, network cards and the balloon as JSON on standard
-    /// error when the machine ends; latency_us is a histogram: the number of requests by upper bound in
-    /// microseconds, in powers of two
+    /// Print exit counts and the counters of disks, network cards and the balloon as JSON on
+    /// standard error when the machine ends; latency_us is a histogram: the number of requests by
+    /// upper bound in microseconds, in powers of two
     #[arg(long)]
     pub(crate) metrics: bool,
     /// Start even if KVM has no hardware virtualisation; stock kernels do not run then
