@@ -14,6 +14,7 @@ macro_rules! tens {
     };
 }
 
+mod bad_host;
 mod block;
 mod disks;
 mod faults;

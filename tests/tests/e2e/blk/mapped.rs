@@ -36,6 +36,15 @@ impl Mapped {
         dmsetup(&["resume", &self.name]);
     }
 
+    /// Keeps what is asked of it from here on, and lets it go again.
+    pub(crate) fn hang(&self, hangs: bool) {
+        if hangs {
+            dmsetup(&["suspend", "--nolockfs", "--noflush", &self.name]);
+        } else {
+            dmsetup(&["resume", &self.name]);
+        }
+    }
+
     pub(crate) fn message(&self, words: &[&str]) {
         dmsetup(&[&["message", &self.name, "0"], words].concat());
     }
@@ -48,7 +57,10 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // It may have been removed already, and a test that failed may have left it in use.
+        // It may have been removed already, and a test that failed may have left it in use, or
+        // suspended.
+        let resume = words(&["resume", &self.name]);
+        drop(Command::new(DMSETUP).args(resume).output());
         let words = words(&["remove", &self.name]);
         drop(Command::new(DMSETUP).args(words).output());
     }

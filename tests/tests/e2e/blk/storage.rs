@@ -10,7 +10,7 @@
 //! | thin volume, dm-crypt, SCSI disk without it | discard | kernel writes | kernel writes | 0 |
 
 mod commands;
-mod places;
+pub(crate) mod places;
 mod recorder;
 
 use std::fs::File;

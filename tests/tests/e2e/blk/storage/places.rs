@@ -16,9 +16,9 @@ use crate::blk::block::{Loop, SCSI_DEBUG, adapters, disk_of, run};
 use crate::blk::mapped::Mapped;
 
 /// An image, with what it is on.
-pub(super) struct Place {
+pub(crate) struct Place {
     pub(super) name: &'static str,
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Its number, if it is a block device.
     pub(super) device: Option<(u32, u32)>,
     /// Tells how much room it takes.
@@ -164,7 +164,7 @@ fn sysfs(device: &Path, name: &str) -> PathBuf {
 }
 
 /// It has WRITE SAME.
-pub(super) fn scsi() -> Place {
+pub(crate) fn scsi() -> Place {
     adapter("scsi_debug")
 }
 
@@ -180,7 +180,7 @@ pub(super) fn plain_scsi() -> Place {
 }
 
 /// A thin volume of this many bytes, in a pool of 64 MiB.
-pub(super) fn large_thin(bytes: u64) -> Place {
+pub(crate) fn large_thin(bytes: u64) -> Place {
     let (meta, data) = (Loop::new(16 * MIB, 512), Loop::new(64 * MIB, 512));
     let (meta_path, data_path) = (meta.device.display(), data.device.display());
     let sectors = 64 * MIB / 512;
