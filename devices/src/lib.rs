@@ -46,6 +46,7 @@ mod signals;
 mod sources;
 #[cfg(test)]
 mod testing;
+pub mod threads;
 pub mod throttle;
 pub mod wiring;
 pub mod worker;

@@ -33,6 +33,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::debug::opaque_debug;
 use crate::signals::block_file_size_signal;
+use crate::threads::inherited;
 
 use calls::{Caller, calls};
 use event_loop::{Entry, Loop, Ops, Watcher, events_of, loop_of};
@@ -104,12 +105,12 @@ impl Worker {
         let span = tracing::Span::current();
         let thread = thread::Builder::new()
             .name(name.chars().take(15).collect())
-            .spawn(move || {
+            .spawn(inherited(move || {
                 block_file_size_signal();
                 // Whoever spawned it waits for this.
                 let _ = started.send(rustix::thread::gettid().as_raw_nonzero().get());
                 span.in_scope(|| serve(manager, subscriber, calls, &reporter));
-            })?;
+            }))?;
         let thread_id = thread_id.recv().map_err(io::Error::other)?;
         let mut worker = Worker {
             name: name.to_owned(),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use splitring_arch::kernel::Unsaved;
 use splitring_devices::net::NetHandle;
+use splitring_devices::threads::inherited;
 use splitring_devices::worker::{self, Failure, Worker};
 
 use crate::assemble::{self, Generation, lock, thread_name};
@@ -165,7 +166,7 @@ impl Lifecycle {
         let span = tracing::Span::current();
         thread::Builder::new()
             .name(name)
-            .spawn(move || span.in_scope(|| self.serve()))
+            .spawn(inherited(move || span.in_scope(|| self.serve())))
             .map_err(|error| BuildError::Thread {
                 what: "the machine's control".to_owned(),
                 error,
@@ -491,12 +492,12 @@ fn spawn_vcpu(
     let span = tracing::Span::current();
     thread::Builder::new()
         .name(thread_name("vcpu", index, machine))
-        .spawn(move || {
+        .spawn(inherited(move || {
             control.note_thread(index, true);
             span.in_scope(|| vcpu.run(&control));
             control.note_thread(index, false);
             control.leave();
-        })
+        }))
         .map_err(|error| {
             counted.leave();
             BuildError::Thread {

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use splitring_devices::balloon::BalloonHandle;
@@ -13,6 +13,7 @@ use splitring_devices::blk::BlkHandle;
 use splitring_devices::dirty::Dirty;
 use splitring_devices::net::NetHandle;
 use splitring_devices::scsi::ScsiHandle;
+use splitring_devices::threads::ThreadGroup;
 
 use crate::assemble::{Generation, lock};
 use crate::attach::PciDevice;
@@ -39,6 +40,8 @@ struct Owner {
     shared: Arc<MachineShared>,
     sender: Sender<Message>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Its own threads: vCPUs, workers, those that block for its disks, and that of its life cycle.
+    group: ThreadGroup,
     name: Option<String>,
     any_kvm: bool,
 }
@@ -62,24 +65,13 @@ impl Drop for Owner {
         let thread = lock(&self.thread).take();
         // A disk or a backend of the embedder's may hold the last handle: a thread of the machine's own
         // cannot wait for its own end, which comes all the same.
-        if let Some(thread) = thread.filter(|thread| !self.is_own_thread(thread)) {
+        if let Some(thread) = thread.filter(|_| !self.group.is_current()) {
             let _ = thread.join();
         }
     }
 }
 
 impl Owner {
-    /// Whether the calling thread is one of the machine's, whose life-cycle thread is `control`.
-    fn is_own_thread(&self, control: &JoinHandle<()>) -> bool {
-        let this = thread::current().id();
-        let worker = rustix::thread::gettid().as_raw_nonzero().get();
-        this == control.thread().id()
-            || self.shared.worker_threads.contains(&worker)
-            || lock(&self.generation().threads)
-                .iter()
-                .any(|vcpu| vcpu.thread().id() == this)
-    }
-
     fn generation(&self) -> Arc<Generation> {
         Arc::clone(&lock(&self.shared.current))
     }
@@ -100,6 +92,8 @@ impl Machine {
         let _in_span = resources::machine_span(&config).entered();
         crate::kick::ensure_installed()?;
         let any_kvm = resources.any_kvm;
+        let group = ThreadGroup::new();
+        let _starting = group.enter();
         let (sender, inbox) = channel();
         let lifecycle = Lifecycle::build(
             config,
@@ -114,6 +108,7 @@ impl Machine {
             shared,
             sender,
             thread: Mutex::new(Some(thread)),
+            group,
             name,
             any_kvm,
         })))

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::signals::block_file_size_signal;
+use crate::threads::inherited;
 pub(super) use queue::BlockingQueue;
 
 /// The thread, as seen by the queue it works for. It ends with the queue, or after the job it is
@@ -46,7 +47,7 @@ impl<J: Send + 'static, R: Send + 'static> BlockingThread<J, R> {
         let span = tracing::Span::current();
         thread::Builder::new()
             .name("disk-blocking".into())
-            .spawn(move || {
+            .spawn(inherited(move || {
                 block_file_size_signal();
                 let _in_span = span.entered();
                 for job in orders {
@@ -61,7 +62,7 @@ impl<J: Send + 'static, R: Send + 'static> BlockingThread<J, R> {
                         return;
                     }
                 }
-            })?;
+            }))?;
         Ok(Self {
             jobs,
             results,

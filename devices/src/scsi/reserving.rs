@@ -13,6 +13,7 @@ use super::sync::lock;
 use super::unit::{Nexus, State};
 use super::workers::{Mail, Mailbox};
 use crate::log;
+use crate::threads::inherited;
 
 /// A command that changes reservations.
 #[derive(Debug, Clone, Copy)]
@@ -138,7 +139,7 @@ fn save(nexus: &Arc<Nexus>, turn: Held, next: Box<Next>, waiter: &Arc<Mailbox>) 
     };
     let thread = std::thread::Builder::new().name("scsi-reserve".to_owned());
     // If there is none, the report is dropped with the work and says that it failed.
-    if let Err(error) = thread.spawn(work) {
+    if let Err(error) = thread.spawn(inherited(work)) {
         log::error!(
             nexus.throttle,
             "{}: cannot start a thread that keeps reservations: {error}",
