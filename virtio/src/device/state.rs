@@ -93,7 +93,8 @@ pub enum ActivateError {
     },
 }
 
-/// A request that was popped and not completed when a queue was saved.
+/// A request that was popped and not completed when a queue was saved, and on which nobody had
+/// begun to work: a receive buffer without a frame, or a request that a rate limit holds back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InFlight {
     /// Its place in the available ring's sequence.
@@ -124,7 +125,8 @@ pub struct QueueState {
     /// Entries were published without a decision about an interrupt: the restored queue decides
     /// when it publishes next.
     pub undecided: bool,
-    /// Requests popped and not completed: a restored queue returns them first.
+    /// Requests popped and not completed: a restored queue returns them first. The available ring
+    /// no longer says which they are, since the driver may have reused their entries.
     pub in_flight: Vec<InFlight>,
     /// The queue was broken, and stays so until it is reset; no request is in flight then.
     pub broken: bool,

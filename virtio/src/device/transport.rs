@@ -8,7 +8,9 @@
 use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 
-use super::queue::{QueueConfig, RingFeatures};
+use thiserror::Error;
+
+use super::queue::{QueueConfig, QueueState, RestoreError, RingFeatures};
 use crate::spec::{feature, status};
 
 /// A dependency: `feature` may be negotiated only together with at least one bit of `needs_any`.
@@ -43,6 +45,51 @@ pub enum Transition {
     },
     /// DRIVER_OK: start the device. Features and queues are frozen.
     Start,
+}
+
+/// One device's negotiation with its driver as plain numbers, for a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportState {
+    /// The status register, without NEEDS_RESET.
+    pub status: u8,
+    /// The features the driver has accepted so far.
+    pub accepted: u64,
+    /// All queues; where one is live, as it saves itself.
+    pub queues: Vec<QueueState>,
+}
+
+/// Why a saved [`TransportState`] is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum TransportError {
+    /// A status register that no sequence of writes leads to.
+    #[error("status {0:#04x} is none that a driver can reach")]
+    Status(u8),
+    /// The device offers other features than the one that was saved.
+    #[error(
+        "the driver's features {accepted:#x} are not all offered, or need others; offered are {offered:#x}"
+    )]
+    Features {
+        /// What the driver accepted.
+        accepted: u64,
+        /// What this device offers.
+        offered: u64,
+    },
+    /// The device has another number of queues.
+    #[error("the state has {found} queues, the device {known}")]
+    Queues {
+        /// Queues in the state.
+        found: usize,
+        /// Queues of this device.
+        known: usize,
+    },
+    /// One queue's state is refused.
+    #[error("queue {index}: {error}")]
+    Queue {
+        /// Which.
+        index: usize,
+        /// Why.
+        error: RestoreError,
+    },
 }
 
 /// The negotiation of one device with its driver.
@@ -182,6 +229,50 @@ impl Transport {
         self.accepted = 0;
         self.status = 0;
         self.queues.iter_mut().for_each(QueueConfig::reset);
+    }
+
+    /// Returns the negotiation as plain numbers. Live queues save themselves; here they are as the
+    /// driver configured them.
+    #[must_use]
+    pub fn save(&self) -> TransportState {
+        TransportState {
+            status: self.status,
+            accepted: self.accepted,
+            queues: self.queues.iter().map(QueueConfig::save).collect(),
+        }
+    }
+
+    /// Takes over what was saved, checked against itself and against what this device offers.
+    /// Changes nothing if it fails.
+    ///
+    /// # Errors
+    /// The state contradicts itself or the device.
+    pub fn restore(&mut self, state: TransportState) -> Result<(), TransportError> {
+        let TransportState {
+            status,
+            accepted,
+            queues,
+        } = state;
+        let negotiated = status & status::FEATURES_OK != 0;
+        if status & !DRIVER_BITS != 0 || (status & status::DRIVER_OK != 0 && !negotiated) {
+            return Err(TransportError::Status(status));
+        }
+        if queues.len() != self.queues.len() {
+            let (found, known) = (queues.len(), self.queues.len());
+            return Err(TransportError::Queues { found, known });
+        }
+        let mut next = self.clone();
+        (next.status, next.accepted) = (status, accepted);
+        if negotiated && !next.acceptable() {
+            let offered = self.offered;
+            return Err(TransportError::Features { accepted, offered });
+        }
+        for (index, (queue, state)) in next.queues.iter_mut().zip(queues).enumerate() {
+            *queue = QueueConfig::restore(queue.max_size(), state)
+                .map_err(|error| TransportError::Queue { index, error })?;
+        }
+        *self = next;
+        Ok(())
     }
 
     /// Returns the number of queues.

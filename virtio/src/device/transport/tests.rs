@@ -148,6 +148,47 @@ fn freebsd_negotiates_after_a_reset_without_probing_anew() {
 }
 
 #[test]
+fn a_saved_negotiation_goes_on_in_another_device() {
+    let mut saved = negotiated(feature::VERSION_1 | CSUM);
+    let queue = saved.open_queue(1).unwrap();
+    queue.set_desc(0x1000);
+    queue.set_ready(true);
+    let _ = saved.write_status(status::DRIVER_OK);
+    let mut restored = transport();
+    restored.restore(saved.save()).unwrap();
+    assert_eq!(restored.save(), saved.save());
+    assert!(restored.driver_ok() && restored.queue(1).unwrap().ready());
+}
+
+#[test]
+fn a_negotiation_that_cannot_have_been_is_refused_and_changes_nothing() {
+    let good = negotiated(feature::VERSION_1 | CSUM).save();
+    let refused = |change: &dyn Fn(&mut TransportState)| {
+        let mut state = good.clone();
+        change(&mut state);
+        let mut device = transport();
+        let error = device.restore(state).unwrap_err();
+        assert_eq!(device.save(), transport().save());
+        error
+    };
+    for status in [status::NEEDS_RESET, status::DRIVER_OK, 0xff] {
+        let error = refused(&|state| state.status = status);
+        assert_eq!(error, TransportError::Status(status));
+    }
+    for accepted in [0, CSUM, u64::MAX, feature::VERSION_1 | TSO] {
+        let error = refused(&|state| state.accepted = accepted);
+        assert!(
+            matches!(error, TransportError::Features { .. }),
+            "{accepted:#x}"
+        );
+    }
+    let error = refused(&|state| state.queues.truncate(1));
+    assert_eq!(error, TransportError::Queues { found: 1, known: 2 });
+    let error = refused(&|state| state.queues[1].size = 3);
+    assert!(matches!(error, TransportError::Queue { index: 1, .. }));
+}
+
+#[test]
 fn queues_are_open_until_enabled_or_started() {
     let mut transport = negotiated(feature::VERSION_1);
     assert!(transport.open_queue(2).is_none());
