@@ -6,6 +6,7 @@
 
 mod queue;
 mod request;
+mod saved;
 mod shared;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,8 +24,10 @@ use crate::disk::metrics::{DiskMetrics, DiskTotals};
 use crate::disk::{Disk, DiskError, Geometry, RangeLimits};
 use crate::events::EventSink;
 use crate::interrupt::ConfigNotifier;
+use crate::saved::{StateError, Versioned};
 use queue::{BlkQueue, CacheMode};
 use request::{Limits, MAX_RANGES};
+use saved::BlkState;
 use shared::Shared;
 
 /// Mass storage of no particular kind.
@@ -279,6 +282,28 @@ impl VirtioDevice for Blk {
         self.shared
             .writeback
             .store(self.geometry.write_cache, Ordering::Relaxed);
+    }
+
+    fn save(&self) -> Result<Versioned, StateError> {
+        Versioned::new(&BlkState {
+            block: self.geometry.logical_block,
+            capacity: self.shared.capacity.load(Ordering::Acquire),
+            writeback: self.shared.writeback.load(Ordering::Relaxed),
+        })
+    }
+
+    /// An image whose size has changed since is announced to the driver, as at run time.
+    fn restore(&self, state: &Versioned) -> Result<(), StateError> {
+        let state: BlkState = state.read()?;
+        state.check(&self.geometry)?;
+        let writeback = &self.shared.writeback;
+        writeback.store(state.writeback, Ordering::Relaxed);
+        if state.capacity != self.shared.capacity.load(Ordering::Acquire)
+            && let Some(notifier) = self.notifier().clone()
+        {
+            notifier.change(|| ());
+        }
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ use crate::debug::opaque_debug;
 use crate::interrupt::ConfigNotifier;
 use crate::ram::Ram;
 use crate::rings::Rings;
+use crate::saved::{StateError, Versioned};
 
 pub use crate::fault::Broken;
 pub use crate::sources::{Interest, Registry, Source, Trigger};
@@ -90,6 +91,26 @@ pub trait VirtioDevice: Send + Sync {
 
     /// The driver reset the device; its tasks have been stopped and dropped.
     fn reset(&self) {}
+
+    /// What of the device's own state the driver may rely on: all that a reset does not leave as it
+    /// is after [`VirtioDevice::start`] with the same features. Called when nothing of it runs.
+    ///
+    /// # Errors
+    /// It can't be saved.
+    fn save(&self) -> Result<Versioned, StateError> {
+        let device = self.id().to_owned();
+        Err(StateError::Unsupported { device })
+    }
+
+    /// Takes over what [`VirtioDevice::save`] wrote down: of a device that had been started, after
+    /// `start` and before any of its tasks runs. It is reset after an error.
+    ///
+    /// # Errors
+    /// The state is damaged, or of a device that is not like this one.
+    fn restore(&self, _state: &Versioned) -> Result<(), StateError> {
+        let device = self.id().to_owned();
+        Err(StateError::Unsupported { device })
+    }
 }
 
 /// A region of memory that a device shares with its driver.
@@ -189,6 +210,13 @@ pub trait QueueHandler: Send {
     /// The default is right for handlers whose backend has nothing once `run` has returned.
     fn quiesce(&mut self, _queues: &mut QueueSet<'_>) -> usize {
         0
+    }
+
+    /// Whether all chains that it holds can be begun anew from the ring, by another handler:
+    /// nothing of them has had an effect. Asked when the backend has nothing, before the queues are
+    /// saved.
+    fn can_be_saved(&self) -> bool {
+        true
     }
 
     /// The device needs a reset, and this handler does not run before it. Called once, when the worker finds out; a

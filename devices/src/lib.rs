@@ -39,6 +39,7 @@ pub mod pvpanic;
 pub mod ram;
 pub mod rings;
 pub mod rng;
+pub mod saved;
 pub mod scsi;
 pub mod serial;
 mod setters;

@@ -17,6 +17,7 @@ mod metrics;
 pub mod passt;
 pub mod port;
 mod receive;
+mod saved;
 mod state;
 pub mod tap;
 mod tasks;
@@ -44,6 +45,7 @@ use crate::handed_over::HandedOver;
 use crate::interrupt::ConfigNotifier;
 use crate::limits::Limits;
 use crate::log;
+use crate::saved::{StateError, Versioned};
 use control::GUEST_OFFLOADS;
 use features::{OFFLOADS, RULES, guest_offloads, with_dependents};
 use filter::Filter;
@@ -51,6 +53,7 @@ use flood::Flood;
 use gate::Gate;
 use kernel_pair::PairServer;
 use receive::Receiver;
+use saved::NetState;
 use state::State;
 use tasks::{ControlHandler, PairHandler};
 use transmit::Transmitter;
@@ -350,16 +353,18 @@ impl VirtioDevice for Net {
         let failed = |what: &str, e: std::io::Error| {
             StartError::new(format_args!("{}: cannot {what}: {e}", self.state.id))
         };
-        let offloads = guest_offloads(start.features & GUEST_OFFLOADS);
+        let wanted = start.features & GUEST_OFFLOADS;
         self.backend
-            .set_guest_offloads(offloads)
+            .set_guest_offloads(guest_offloads(wanted))
             .map_err(|e| failed("set the offloads", e))?;
+        self.state.note_guest_offloads(wanted);
         // Until the driver asks for more (section 5.1.6.5.5).
         self.backend
             .set_pairs(1)
             .map_err(|e| failed("use one queue pair", e))?;
+        self.state.note_pairs(1);
         *self.notifier.lock().unwrap_or_else(PoisonError::into_inner) = Some(start.config.clone());
-        self.state.set_can_announce(has(feature::GUEST_ANNOUNCE));
+        self.state.set_features(start.features);
         let pairs = if has(feature::MQ) { self.pairs } else { 1 };
         let mut tasks = Vec::with_capacity(usize::from(pairs).saturating_add(1));
         for pair in 0..pairs {
@@ -371,8 +376,10 @@ impl VirtioDevice for Net {
 
     fn reset(&self) {
         *self.notifier.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.state.set_can_announce(false);
+        self.state.set_features(0);
         self.state.set_announcing(false);
+        self.state.note_guest_offloads(0);
+        self.state.note_pairs(1);
         // The driver may have changed it.
         self.state.change_filter(|filter| filter.mac = self.mac);
         // The host would go on preparing frames for a driver that is gone.
@@ -381,6 +388,27 @@ impl VirtioDevice for Net {
             let throttle = &self.state.throttle;
             log::warn!(throttle, device = self.state.id, %error, "cannot reset the interface");
         }
+    }
+
+    fn save(&self) -> Result<Versioned, StateError> {
+        Versioned::new(&NetState::of(&self.state, self.mtu))
+    }
+
+    fn restore(&self, state: &Versioned) -> Result<(), StateError> {
+        let state: NetState = state.read()?;
+        let filter = state.check(&self.state, self.mtu, self.pairs)?;
+        let failed = |what: &str, e: std::io::Error| {
+            StateError::refused::<NetState>(format_args!("cannot {what}: {e}"))
+        };
+        self.backend
+            .set_guest_offloads(guest_offloads(state.guest_offloads))
+            .map_err(|e| failed("set the offloads", e))?;
+        self.backend
+            .set_pairs(state.pairs)
+            .map_err(|e| failed("use as many queue pairs", e))?;
+        self.state.change_filter(|current| *current = filter);
+        state.apply(&self.state);
+        Ok(())
     }
 }
 

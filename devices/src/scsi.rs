@@ -30,6 +30,7 @@ mod request;
 mod requests;
 mod reserve;
 mod reserving;
+mod saved;
 mod sense;
 mod slot;
 mod sync;
@@ -50,11 +51,13 @@ use crate::debug::opaque_debug;
 use crate::device::{DeviceKind, Start, StartError, Task, VirtioDevice, read_window};
 use crate::disk::Disk;
 use crate::events::EventSink;
+use crate::saved::{StateError, Versioned};
 use control::Control;
 use events::Wanted;
 use hub::Hub;
 use request::{CDB_SIZES, SENSE_SIZES, Sizes};
 use requests::Requests;
+use saved::ScsiState;
 use sense::attention;
 use sync::lock;
 
@@ -287,6 +290,18 @@ impl VirtioDevice for Scsi {
             nexus.unit.reset_by(nexus.port);
             nexus.restart(attention::POWER_ON);
         }
+    }
+
+    fn save(&self) -> Result<Versioned, StateError> {
+        let sizes = *lock(&self.sizes);
+        Versioned::new(&ScsiState::of(&self.hub, sizes))
+    }
+
+    fn restore(&self, state: &Versioned) -> Result<(), StateError> {
+        let state: ScsiState = state.read()?;
+        state.apply(&self.hub)?;
+        *lock(&self.sizes) = state.sizes();
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@
 pub(crate) mod faults;
 pub(crate) mod pci;
 pub(crate) mod probe;
+pub(crate) mod restore;
 mod ring;
 mod sink;
 mod wiring;

@@ -29,6 +29,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberId};
+use splitring_virtio::device::queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::debug::opaque_debug;
@@ -226,6 +227,14 @@ impl Worker {
             }
             thread::sleep(FINISH_STEP);
         }
+    }
+
+    /// Returns the queues of a task as they are, with their numbers. It must be paused.
+    ///
+    /// # Errors
+    /// The task runs, or holds requests that can't be begun anew.
+    pub fn save(&self, id: TaskId) -> Result<Vec<(u16, QueueState)>, WorkerError> {
+        self.ask(move |ops, subscriber| loop_of(ops, subscriber)?.save(id.0))?
     }
 
     /// Has a task look at everything, since it may run again.

@@ -4,6 +4,7 @@ mod bad_input;
 mod memory;
 mod pause;
 mod requests;
+mod saved;
 mod workers;
 
 use splitring_virtio::spec::blk::{Range, RequestHeader, request, status};

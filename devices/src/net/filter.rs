@@ -32,17 +32,17 @@ pub(crate) struct Filter {
     pub(crate) no_unicast: bool,
     /// No broadcast frame.
     pub(crate) no_broadcast: bool,
-    unicast: Table,
-    multicast: Table,
+    pub(super) unicast: Table,
+    pub(super) multicast: Table,
     /// Empty until the driver negotiated the filter: then only these pass with a tag.
-    vlans: Option<BTreeSet<u16>>,
+    pub(super) vlans: Option<BTreeSet<u16>>,
 }
 
 /// Addresses of one kind; `overflow` when the driver gave more than the device keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Table {
-    addresses: Vec<Mac>,
-    overflow: bool,
+pub(super) struct Table {
+    pub(super) addresses: Vec<Mac>,
+    pub(super) overflow: bool,
 }
 
 impl Table {

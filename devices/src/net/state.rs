@@ -2,8 +2,10 @@
 //!
 //! The data path reads atomics only; the filter it keeps a copy of, renewed when its generation moved.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use splitring_virtio::spec::net::feature;
 
 use super::filter::{Filter, Mac};
 use super::metrics::NetMetrics;
@@ -20,6 +22,12 @@ pub(super) struct State {
     announce: AtomicBool,
     /// The driver negotiated it.
     can_announce: AtomicBool,
+    /// What the driver negotiated; nothing while it does not run the card.
+    features: AtomicU64,
+    /// Feature bits of what received frames may leave to the guest, as it wants it now.
+    guest_offloads: AtomicU64,
+    /// Queue pairs that the guest listens at.
+    pairs: AtomicU16,
     filter: Mutex<Filter>,
     /// Moves on with every change of `filter`.
     filter_generation: AtomicU32,
@@ -34,6 +42,9 @@ impl State {
             link_up: AtomicBool::new(true),
             announce: AtomicBool::new(false),
             can_announce: AtomicBool::new(false),
+            features: AtomicU64::new(0),
+            guest_offloads: AtomicU64::new(0),
+            pairs: AtomicU16::new(1),
             filter: Mutex::new(Filter::new(mac, false, false)),
             filter_generation: AtomicU32::new(0),
         }
@@ -60,8 +71,33 @@ impl State {
         self.can_announce.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_can_announce(&self, can: bool) {
-        self.can_announce.store(can, Ordering::Relaxed);
+    /// The features of the driver that runs the card from now on, or none.
+    pub(super) fn set_features(&self, features: u64) {
+        self.features.store(features, Ordering::Relaxed);
+        self.can_announce
+            .store(features & feature::GUEST_ANNOUNCE != 0, Ordering::Relaxed);
+    }
+
+    pub(super) fn features(&self) -> u64 {
+        self.features.load(Ordering::Relaxed)
+    }
+
+    /// Notes what the backend was told: feature bits of the offloads.
+    pub(super) fn note_guest_offloads(&self, wanted: u64) {
+        self.guest_offloads.store(wanted, Ordering::Relaxed);
+    }
+
+    pub(super) fn guest_offloads(&self) -> u64 {
+        self.guest_offloads.load(Ordering::Relaxed)
+    }
+
+    /// Notes what the backend was told.
+    pub(super) fn note_pairs(&self, pairs: u16) {
+        self.pairs.store(pairs, Ordering::Relaxed);
+    }
+
+    pub(super) fn pairs(&self) -> u16 {
+        self.pairs.load(Ordering::Relaxed)
     }
 
     /// Changes the filter; queue pairs see it with their next frame.

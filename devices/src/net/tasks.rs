@@ -169,14 +169,20 @@ impl ControlHandler {
             }
             Command::AnnounceAck => self.state.set_announcing(false),
             Command::Pairs(pairs) => {
-                return (1..=self.max_pairs).contains(&pairs)
-                    && self.backend.set_pairs(pairs).is_ok();
+                let done =
+                    (1..=self.max_pairs).contains(&pairs) && self.backend.set_pairs(pairs).is_ok();
+                if done {
+                    self.state.note_pairs(pairs);
+                }
+                return done;
             }
             Command::GuestOffloads(wanted) => {
-                return self
-                    .backend
-                    .set_guest_offloads(guest_offloads(wanted))
-                    .is_ok();
+                let offloads = guest_offloads(wanted);
+                let done = self.backend.set_guest_offloads(offloads).is_ok();
+                if done {
+                    self.state.note_guest_offloads(wanted);
+                }
+                return done;
             }
         }
         true

@@ -3,9 +3,11 @@
 //!
 //! It keeps the bytes and says which a guest may change; what a change means is the function's.
 
-use super::pages::ConfigPage;
+use serde::{Deserialize, Serialize};
 
+use super::pages::ConfigPage;
 use crate::debug::opaque_debug;
+use crate::saved::{Layer, StateError};
 
 /// Offset of the command register; the status register is the upper half of its word.
 pub const COMMAND: u16 = 0x04;
@@ -293,6 +295,64 @@ impl ConfigSpace {
             0
         };
         Some(high << 32 | low)
+    }
+}
+
+/// The bytes of a function's configuration space, as a snapshot keeps them.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ConfigState {
+    /// Words of 32 bits, as many as a guest can write to.
+    words: Vec<u32>,
+    /// Reads by the guest reach the mapped bytes without an exit.
+    direct_reads: bool,
+}
+
+impl Layer for ConfigState {
+    const NAME: &'static str = "PCI configuration space";
+    const VERSION: u32 = 1;
+}
+
+impl ConfigSpace {
+    /// The bytes as they are.
+    pub(super) fn save(&self) -> ConfigState {
+        ConfigState {
+            words: self.offsets().map(|at| self.page.load(at)).collect(),
+            direct_reads: self.page.has_direct_reads(),
+        }
+    }
+
+    fn offsets(&self) -> impl Iterator<Item = u16> + use<> {
+        (0..SIZE).step_by(4)
+    }
+
+    /// Whether these bytes can be this function's: they differ from its own in what a guest may
+    /// write, and in whether an interrupt is pending.
+    pub(super) fn check(&self, state: &ConfigState) -> Result<(), StateError> {
+        let refused = |problem: String| StateError::refused::<ConfigState>(problem);
+        if state.words.len() != self.writable.len() {
+            return Err(refused(format!("it has {} words", state.words.len())));
+        }
+        for (at, word) in self.offsets().zip(&state.words) {
+            let own = self.page.load(at);
+            let pending = if at == COMMAND { STATUS_INTERRUPT } else { 0 };
+            if (word ^ own) & !(self.mask(at) | pending) != 0 {
+                return Err(refused(format!(
+                    "at {at:#04x} is {word:#010x}, where the function has {own:#010x}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what a guest had written into it.
+    pub(super) fn restore(&self, state: &ConfigState) {
+        for (at, word) in self.offsets().zip(&state.words) {
+            self.page.update(at, self.mask(at), *word);
+        }
+        if !state.direct_reads {
+            self.page.end_direct_reads();
+        }
     }
 }
 

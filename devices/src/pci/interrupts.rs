@@ -7,6 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use splitring_virtio::spec::pci::{NO_VECTOR, isr};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -19,6 +20,7 @@ use crate::events::{DeviceEvent, EventSink, OncePerSecond};
 use crate::interrupt::{ConfigGate, InterruptSink};
 use crate::log;
 use crate::rings::{Call, CallGate};
+use crate::saved::{Layer, StateError};
 use crate::throttle::Throttle;
 use crate::wiring::{IntxLine, Wiring, WiringError};
 
@@ -222,6 +224,67 @@ impl Interrupts {
     pub(super) fn read_config<T>(&self, read: impl FnOnce() -> T) -> T {
         let _still = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         read()
+    }
+}
+
+/// Which vectors are whose, and what the driver has not taken note of yet, as a snapshot keeps it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InterruptState {
+    config_vector: u16,
+    queue_vectors: Vec<u16>,
+    isr: u8,
+    pub(super) needs_reset: bool,
+    generation: u8,
+}
+
+impl Layer for InterruptState {
+    const NAME: &'static str = "virtio interrupts";
+    const VERSION: u32 = 1;
+}
+
+impl Interrupts {
+    /// As they are while nothing of the device runs.
+    pub(super) fn save(&self) -> InterruptState {
+        let vectors = self.queue_vectors.iter();
+        InterruptState {
+            config_vector: self.vector(None),
+            queue_vectors: vectors.map(|one| one.load(Ordering::Acquire)).collect(),
+            isr: self.isr.load(Ordering::SeqCst),
+            needs_reset: self.is_broken(),
+            generation: self.generation(),
+        }
+    }
+
+    /// Whether they can be this function's.
+    pub(super) fn check(&self, state: &InterruptState) -> Result<(), StateError> {
+        let refused = |problem: String| Err(StateError::refused::<InterruptState>(problem));
+        let (found, known) = (state.queue_vectors.len(), self.queue_vectors.len());
+        if found != known {
+            return refused(format!("{found} queues have vectors, of {known}"));
+        }
+        let mut vectors = state.queue_vectors.iter().chain([&state.config_vector]);
+        if let Some(odd) = vectors.find(|one| **one != NO_VECTOR && !self.msix.has(**one)) {
+            return refused(format!("there is no vector {odd}"));
+        }
+        if state.isr & !(isr::QUEUE | isr::CONFIG) != 0 {
+            return refused(format!("its status is {:#04x}", state.isr));
+        }
+        Ok(())
+    }
+
+    /// Takes them over. The line is asserted when it is bound, if there is a reason.
+    pub(super) fn restore(&self, state: &InterruptState) {
+        self.set_vector(None, state.config_vector);
+        for (place, vector) in self.queue_vectors.iter().zip(&state.queue_vectors) {
+            place.store(*vector, Ordering::Release);
+        }
+        self.generation.store(state.generation, Ordering::Release);
+        self.needs_reset.store(state.needs_reset, Ordering::Release);
+        self.isr.store(state.isr, Ordering::SeqCst);
+        if state.isr != 0 {
+            self.show_pending();
+        }
     }
 }
 

@@ -8,11 +8,13 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::eventfd::eventfd;
 use crate::log;
 use crate::rings::Call;
+use crate::saved::{Layer, StateError};
 use crate::throttle::Throttle;
 use crate::wiring::{MsiLine, MsiMessage, Wiring, WiringError};
 
@@ -307,6 +309,69 @@ impl Msix {
             *byte = (0..8).zip(vectors).fold(0, |bits, (bit, vector)| {
                 bits | u8::from(vector.is_pending()) << bit
             });
+        }
+    }
+}
+
+/// The vector table with the pending bits, as a snapshot keeps it. Message control is in the
+/// configuration space.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MsixState {
+    vectors: Vec<VectorState>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VectorState {
+    address: u64,
+    data: u32,
+    masked: bool,
+    pending: bool,
+}
+
+impl Layer for MsixState {
+    const NAME: &'static str = "MSI-X table";
+    const VERSION: u32 = 1;
+}
+
+impl Msix {
+    /// The table as it is.
+    pub(super) fn save(&self) -> MsixState {
+        let table = self.table();
+        let both = table.entries.iter().zip(&self.vectors);
+        let vectors = both.map(|(entry, vector)| VectorState {
+            address: entry.message.address,
+            data: entry.message.data,
+            masked: entry.masked,
+            pending: vector.is_pending(),
+        });
+        MsixState {
+            vectors: vectors.collect(),
+        }
+    }
+
+    /// Whether it can be this function's.
+    pub(super) fn check(&self, state: &MsixState) -> Result<(), StateError> {
+        let (found, known) = (state.vectors.len(), self.vectors.len());
+        if found == known {
+            return Ok(());
+        }
+        let problem = format!("it has {found} vectors, the function {known}");
+        Err(StateError::refused::<MsixState>(problem))
+    }
+
+    /// Takes the table over, of a function whose messages are off: what is pending is sent when
+    /// they are turned on.
+    pub(super) fn restore(&self, state: &MsixState) {
+        let mut table = self.table();
+        let both = table.entries.iter_mut().zip(&self.vectors);
+        for ((entry, vector), saved) in both.zip(&state.vectors) {
+            entry.message.address = saved.address;
+            entry.message.data = saved.data;
+            entry.masked = saved.masked;
+            let pending = if saved.pending { PENDING } else { 0 };
+            vector.state.store(MASKED | pending, Ordering::Release);
         }
     }
 }

@@ -18,7 +18,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -53,6 +53,8 @@ pub struct ConfigPages {
     base: NonNull<u8>,
     /// Gone once it was called.
     exit_on_read: Mutex<Option<ExitOnRead>>,
+    /// It was to be called.
+    ended: AtomicBool,
 }
 
 opaque_debug! { ConfigPages |it| { base: it.base } }
@@ -83,6 +85,7 @@ impl ConfigPages {
         let pages = Self {
             base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
             exit_on_read: Mutex::default(),
+            ended: AtomicBool::new(false),
         };
         for slot in (0..SLOTS).step_by(ABSENT_SLOTS) {
             // SAFETY: the slots lie within the range mapped above, which nothing refers to yet.
@@ -285,8 +288,15 @@ impl ConfigPage {
         }
     }
 
+    /// Whether reads by the guest need not arrive at the function, if the machine shows it the
+    /// mapping.
+    pub fn has_direct_reads(&self) -> bool {
+        !self.0.bus.ended.load(Ordering::Acquire)
+    }
+
     /// From now on reads by the guest must arrive at the function: one of its fields is not memory.
     pub fn end_direct_reads(&self) {
+        self.0.bus.ended.store(true, Ordering::Release);
         // Called under the lock: whoever comes second finds that reads arrive already.
         if let Some(hook) = self.0.bus.exit_on_read().take() {
             hook();

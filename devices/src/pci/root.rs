@@ -306,6 +306,14 @@ impl PciRoot {
         self.windows.iter().rev().find_map(in_window)
     }
 
+    /// Lets the BARs of the function in `slot` answer where its registers say, after they were
+    /// restored from a snapshot.
+    pub fn follow(&self, slot: u8) {
+        if let Some(Slot::Plugged(plugged)) = self.slots().get_mut(usize::from(slot)) {
+            self.follow_bars(plugged);
+        }
+    }
+
     fn slots(&self) -> MutexGuard<'_, [Slot; SLOTS]> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }

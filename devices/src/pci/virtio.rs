@@ -12,6 +12,7 @@
 mod common;
 mod layout;
 mod run;
+mod save;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -100,6 +101,7 @@ struct State {
 }
 
 /// What a started device has running.
+#[derive(Default)]
 struct RunningDevice {
     tasks: Vec<(Arc<Worker>, TaskId)>,
     /// The queues that have a doorbell.

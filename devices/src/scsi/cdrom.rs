@@ -30,6 +30,15 @@ pub(crate) enum TrayEvent {
     Removal = 3,
 }
 
+impl TrayEvent {
+    /// The event with this code.
+    pub(crate) fn new(code: u8) -> Option<Self> {
+        [Self::NewMedia, Self::Removal]
+            .into_iter()
+            .find(|event| *event as u8 == code)
+    }
+}
+
 /// Answers the commands of [`super::table`] that are a CD-ROM's own. `blocks` is 0 without a medium.
 pub(crate) fn answer(command: &Command, blocks: u64, tray: Tray) -> Result<Vec<u8>, Sense> {
     match *command {

@@ -16,7 +16,7 @@ use super::sync::lock;
 use super::workers::{Mail, Mailbox};
 
 /// Most events that wait.
-const MAX_WAITING: usize = 64;
+pub(super) const MAX_WAITING: usize = 64;
 
 /// Something to tell the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +139,21 @@ impl Events {
         inner.waiting.push_back(notice);
         drop(inner);
         mailbox.post(Mail::Look);
+    }
+
+    /// What waits, and whether events were dropped.
+    pub(crate) fn waiting(&self) -> (Vec<Notice>, bool) {
+        let inner = lock(&self.0);
+        (inner.waiting.iter().copied().collect(), inner.missed)
+    }
+
+    /// Has these wait, for the driver that listens now: without one, nothing waits.
+    pub(crate) fn set_waiting(&self, notices: Vec<Notice>, missed: bool) {
+        let mut inner = lock(&self.0);
+        if inner.listener.is_some() {
+            inner.waiting = notices.into();
+            inner.missed = missed;
+        }
     }
 
     /// Whether there is anything to send.

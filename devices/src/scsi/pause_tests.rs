@@ -13,6 +13,9 @@ use crate::disk::piped::piped;
 use crate::testing::pci::{Guest, PATIENCE, wait_until};
 use crate::worker::PauseError;
 
+#[path = "saved_tests.rs"]
+mod saved;
+
 const SOON: Duration = Duration::from_millis(50);
 const MEMORY: usize = 8 << 20;
 /// Bytes between one command's memory and the next one's, and where it begins.

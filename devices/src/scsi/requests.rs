@@ -223,6 +223,7 @@ impl Requests {
             end: None,
             replies: Vec::new(),
             started: self.now,
+            begun: false,
         };
         match self.free.pop() {
             Some(tag) => {
@@ -272,6 +273,7 @@ impl Requests {
         };
         let wide = u64::try_from(tag).unwrap_or(u64::MAX);
         if self.backend.admits(&task.nexus, wide) {
+            task.begun = true;
             self.backend
                 .submit(&task.nexus, wide, op, &mut task.request);
         } else {
@@ -454,6 +456,16 @@ impl QueueHandler for Requests {
         // rate limit or other commands goes on waiting.
         let with_disk = |task: &&Task| matches!(task.work, Work::Disk(_));
         self.tasks.iter().flatten().filter(with_disk).count()
+    }
+
+    fn can_be_saved(&self) -> bool {
+        let mut tasks = self.tasks.iter().flatten();
+        tasks.all(|task| match task.work {
+            Work::Locked(_) | Work::Reserving(_) => true,
+            // Between two of its steps it has had an effect.
+            Work::Queued(..) => !task.begun,
+            Work::Disk(_) | Work::Saving(_) | Work::Aborting(_) => false,
+        })
     }
 
     /// The operator may want a disk, and other machines an answer about commands to a disk that they have, too.

@@ -140,6 +140,11 @@ impl Unit {
         unit
     }
 
+    /// Whether it is one machine's own, and not shared with whoever opens the image.
+    pub(crate) fn is_private(&self) -> bool {
+        self.scope.is_some()
+    }
+
     /// Takes the turn to change the reservations; if somebody has it, `waiter` is told when to try again.
     pub(crate) fn turn(&self, waiter: &Arc<Mailbox>) -> Option<Held> {
         self.turns.take(0, 1, waiter)
@@ -394,6 +399,20 @@ impl Nexus {
     pub(crate) fn restart(&self, code: Code) {
         *lock(&self.attentions) = vec![code];
         self.attention_waits.store(true, Ordering::Release);
+    }
+
+    /// The unit attentions that wait.
+    pub(crate) fn attentions(&self) -> Vec<Code> {
+        lock(&self.attentions).clone()
+    }
+
+    /// Replaces them; only the latest are kept.
+    pub(crate) fn set_attentions(&self, codes: &[Code]) {
+        let mut waiting = lock(&self.attentions);
+        waiting.clear();
+        waiting.extend(codes.iter().rev().take(MAX_ATTENTIONS).rev());
+        self.attention_waits
+            .store(!waiting.is_empty(), Ordering::Release);
     }
 
     /// Drops a unit attention that the driver has learnt of otherwise.

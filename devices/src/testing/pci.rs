@@ -72,7 +72,17 @@ impl Guest {
         workers: &[Arc<Worker>],
         failures: Arc<Mutex<Vec<Failure>>>,
     ) -> Self {
-        let ram = memory();
+        Self::with_memory(device, mask, workers, failures, memory())
+    }
+
+    /// A machine whose memory may have been another's.
+    pub(crate) fn with_memory(
+        device: Arc<dyn VirtioDevice>,
+        mask: u64,
+        workers: &[Arc<Worker>],
+        failures: Arc<Mutex<Vec<Failure>>>,
+        ram: Ram,
+    ) -> Self {
         let mmio = Arc::new(Bus::new());
         let plan = PciPlan {
             mmio: Arc::clone(&mmio),

@@ -58,6 +58,14 @@ impl GuestRing {
         ring
     }
 
+    /// The same ring in a copy of the memory.
+    pub(crate) fn in_copy(self, ram: &Ram) -> Self {
+        Self {
+            ram: ram.clone(),
+            ..self
+        }
+    }
+
     pub(crate) fn available_ring(&self) -> u64 {
         self.base + u64::from(self.size) * 16
     }

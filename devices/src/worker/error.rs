@@ -37,6 +37,12 @@ pub enum Failure {
 /// A request to a worker failed.
 #[derive(Debug, Error)]
 pub enum WorkerError {
+    /// A task that is to be saved is not paused.
+    #[error("it is running")]
+    Runs,
+    /// A task that is to be saved has requests that have begun and wait for something.
+    #[error("requests have begun and wait for something else than the host")]
+    Holds,
     /// The worker has failed; see [`OnFailure`].
     #[error("device thread {0} has ended")]
     Gone(String),

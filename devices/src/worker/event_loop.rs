@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId};
+use splitring_virtio::device::queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::calls;
@@ -245,6 +246,16 @@ impl Loop {
         };
         self.note_changes(slot);
         Some(left)
+    }
+
+    /// The queues of the task in `slot`, which is to be paused.
+    pub(super) fn save(&mut self, slot: u16) -> Result<Vec<(u16, QueueState)>, WorkerError> {
+        let parked = self.parked.contains(&slot) && !self.runs();
+        match self.slots.get(usize::from(slot)) {
+            Some(Some(Entry::Task(running))) if parked => running.save(),
+            Some(Some(Entry::Task(_))) => Err(WorkerError::Runs),
+            _ => Err(WorkerError::NoTask),
+        }
     }
 
     /// Has the task in `slot` look at everything.

@@ -4,10 +4,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use splitring_virtio::device::queue::Interrupt;
+use splitring_virtio::device::queue::{self, Interrupt};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::coalesce::{Coalescer, QueueState};
+use super::error::WorkerError;
 use super::processor::Processor;
 use super::watches::Watches;
 use crate::debug::opaque_debug;
@@ -270,6 +271,15 @@ impl Running {
             }
         }
         next
+    }
+
+    /// The queues as they are, with their numbers; the backend has nothing.
+    pub(super) fn save(&self) -> Result<Vec<(u16, queue::QueueState)>, WorkerError> {
+        if !self.handler.can_be_saved() {
+            return Err(WorkerError::Holds);
+        }
+        let queues = self.queues.iter();
+        Ok(queues.map(|slot| (slot.index, slot.queue.save())).collect())
     }
 
     /// Ends it; nothing of it is in flight afterwards.

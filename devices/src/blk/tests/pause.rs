@@ -56,7 +56,7 @@ pub(super) fn offer(
     machine.kick(queue);
 }
 
-fn data(machine: &Machine, place: u64) -> Vec<u8> {
+pub(super) fn data(machine: &Machine, place: u64) -> Vec<u8> {
     machine.peek(at(place) + 0x100, 4096)
 }
 

@@ -7,6 +7,7 @@
 mod bad_input;
 mod pause;
 mod receive;
+mod saved;
 mod start;
 
 use std::collections::VecDeque;

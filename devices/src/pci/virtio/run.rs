@@ -34,20 +34,31 @@ impl VirtioPci {
     }
 
     fn run(&self, state: &mut State) {
-        let mut running = RunningDevice {
-            tasks: Vec::new(),
-            queues: Vec::new(),
-            bound_at: None,
-            bound: Vec::new(),
-        };
-        if let Err(broken) = self.start_tasks(state, &mut running) {
+        let started: Result<(), Broken> = self.run_after(state, || Ok(()));
+        if let Err(broken) = started {
             self.interrupts.broken(&broken);
         }
-        state.running = Some(running);
-        self.move_doorbells(state);
     }
 
-    fn start_tasks(&self, state: &State, running: &mut RunningDevice) -> Result<(), Broken> {
+    /// Starts the device; `prepare` is called when it has started, before any of its tasks runs.
+    pub(super) fn run_after<E: From<Broken>>(
+        &self,
+        state: &mut State,
+        prepare: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut running = RunningDevice::default();
+        let started = self.start_tasks(state, &mut running, prepare);
+        state.running = Some(running);
+        self.move_doorbells(state);
+        started
+    }
+
+    fn start_tasks<E: From<Broken>>(
+        &self,
+        state: &State,
+        running: &mut RunningDevice,
+        prepare: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut queues = self.activate(state)?;
         let ready = queues
             .iter()
@@ -67,6 +78,7 @@ impl VirtioPci {
         let taken = start.rings.taken();
         let tasks = self.device.start(start).map_err(Broken::device)?;
         queues.retain(|slot| !taken.has(slot.index));
+        prepare()?;
         for task in tasks {
             let worker = self.worker_of(&task)?;
             let task = self.equip(task, &mut queues);
@@ -148,7 +160,7 @@ impl VirtioPci {
     }
 
     /// Connects the interrupt line if the driver does without MSI-X.
-    fn connect_line(&self, state: &mut State) {
+    pub(super) fn connect_line(&self, state: &mut State) {
         let Some(worker) = self.workers.first() else {
             return;
         };

@@ -6,6 +6,7 @@ mod interrupts;
 mod life;
 mod master;
 mod registers;
+mod saved;
 mod space;
 
 use std::sync::Arc;

@@ -21,6 +21,8 @@ pub(super) struct Task {
     pub(super) end: Option<u8>,
     /// To be given when it has ended.
     pub(super) replies: Vec<Reply>,
+    /// A request of it was given to the disk.
+    pub(super) begun: bool,
     /// When it was taken, in nanoseconds of the metrics' clock.
     pub(super) started: u64,
 }
