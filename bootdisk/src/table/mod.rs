@@ -4,6 +4,8 @@
 
 mod gpt;
 mod mbr;
+#[cfg(test)]
+mod tests;
 
 use alloc::rc::Rc;
 use alloc::string::String;
