@@ -66,9 +66,11 @@ fn boots_from(fs: Fs, kind: FsKind) {
     ];
     for source in sources {
         let links = kind != FsKind::Fat;
+        let part = [Part::new(fs, described(source, links)).label("TEST")];
+        let Some(made) = part[0].make() else { return };
         for table in [Table::Gpt, Table::Mbr, Table::None] {
-            let part = Part::new(fs, described(source, links)).label("TEST");
-            let Some(disk) = Disk::new(table, &[part]) else {
+            let file = made.try_clone().unwrap();
+            let Some(disk) = Disk::of(table, &part, vec![file]) else {
                 return;
             };
             let survey = survey(disk);

@@ -13,10 +13,10 @@ use splitring_bootdisk::{BootFile, Budget, Choice, Plan, ReadAt, ReadFault, Surv
 use splitring_needs as needs;
 use tempfile::TempDir;
 
-pub const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// Bytes that look like a kernel's: the same ones for the same seed.
-pub fn random(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn random(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
@@ -29,7 +29,7 @@ pub fn random(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-pub fn hash(bytes: &[u8]) -> String {
+pub(crate) fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -37,7 +37,7 @@ pub fn hash(bytes: &[u8]) -> String {
 }
 
 /// The whole contents, read in pieces.
-pub fn contents(file: &BootFile) -> Vec<u8> {
+pub(crate) fn contents(file: &BootFile) -> Vec<u8> {
     let open = file.open().unwrap();
     let mut bytes = vec![0; usize::try_from(file.size()).unwrap()];
     for (index, piece) in bytes.chunks_mut(300_001).enumerate() {
@@ -52,7 +52,7 @@ pub fn contents(file: &BootFile) -> Vec<u8> {
 
 /// Files and symbolic links.
 #[derive(Debug, Clone, Default)]
-pub struct Tree(BTreeMap<String, Node>);
+pub(crate) struct Tree(BTreeMap<String, Node>);
 
 #[derive(Debug, Clone)]
 enum Node {
@@ -61,16 +61,16 @@ enum Node {
 }
 
 impl Tree {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    pub fn file(mut self, path: &str, contents: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn file(mut self, path: &str, contents: impl Into<Vec<u8>>) -> Self {
         self.0.insert(path.to_owned(), Node::File(contents.into()));
         self
     }
 
-    pub fn link(mut self, path: &str, target: &str) -> Self {
+    pub(crate) fn link(mut self, path: &str, target: &str) -> Self {
         self.0
             .insert(path.to_owned(), Node::Link(target.to_owned()));
         self
@@ -89,7 +89,7 @@ impl Tree {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fs {
+pub(crate) enum Fs {
     Fat12,
     Fat16,
     Fat32,
@@ -102,20 +102,20 @@ pub enum Fs {
 
 /// A file system to make.
 #[derive(Debug, Clone)]
-pub struct Part {
-    pub fs: Fs,
-    pub tree: Tree,
+pub(crate) struct Part {
+    pub(crate) fs: Fs,
+    pub(crate) tree: Tree,
     /// As sfdisk calls it.
-    pub kind: &'static str,
-    pub label: &'static str,
-    pub uuid: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) label: &'static str,
+    pub(crate) uuid: &'static str,
 }
 
 /// What every file system has unless it is told.
-pub const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
+pub(crate) const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
 
 impl Part {
-    pub fn new(fs: Fs, tree: Tree) -> Self {
+    pub(crate) fn new(fs: Fs, tree: Tree) -> Self {
         Self {
             fs,
             tree,
@@ -125,22 +125,22 @@ impl Part {
         }
     }
 
-    pub fn esp(tree: Tree) -> Self {
+    pub(crate) fn esp(tree: Tree) -> Self {
         Self {
             kind: "uefi",
             ..Self::new(Fs::Fat32, tree)
         }
     }
 
-    pub fn kind(self, kind: &'static str) -> Self {
+    pub(crate) fn kind(self, kind: &'static str) -> Self {
         Self { kind, ..self }
     }
 
-    pub fn label(self, label: &'static str) -> Self {
+    pub(crate) fn label(self, label: &'static str) -> Self {
         Self { label, ..self }
     }
 
-    pub fn uuid(self, uuid: &'static str) -> Self {
+    pub(crate) fn uuid(self, uuid: &'static str) -> Self {
         Self { uuid, ..self }
     }
 
@@ -156,7 +156,7 @@ impl Part {
     }
 
     /// Makes the file system; nothing if the tools are missing.
-    fn make(&self) -> Option<File> {
+    pub(crate) fn make(&self) -> Option<File> {
         let present = match self.fs {
             Fs::Fat12 | Fs::Fat16 | Fs::Fat32 => needs::program("mformat", "mtools"),
             Fs::Ext2 | Fs::Ext4 => needs::program("/sbin/mke2fs", "e2fsprogs"),
@@ -284,7 +284,7 @@ fn run(program: &str, arguments: &[&str]) {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Table {
+pub(crate) enum Table {
     Gpt,
     Mbr,
     None,
@@ -292,7 +292,7 @@ pub enum Table {
 
 /// A disk put together from a partition table and file systems.
 #[derive(Debug)]
-pub struct Disk {
+pub(crate) struct Disk {
     size: u64,
     parts: Vec<(u64, u64, File)>,
     /// The table's sectors, over everything else.
@@ -301,9 +301,13 @@ pub struct Disk {
 
 impl Disk {
     /// Makes a disk; nothing if the tools are missing. Without a table there is one part.
-    pub fn new(table: Table, parts: &[Part]) -> Option<Self> {
+    pub(crate) fn new(table: Table, parts: &[Part]) -> Option<Self> {
         let files: Option<Vec<File>> = parts.iter().map(Part::make).collect();
-        let files = files?;
+        Self::of(table, parts, files?)
+    }
+
+    /// Puts file systems that have been made onto a disk.
+    pub(crate) fn of(table: Table, parts: &[Part], files: Vec<File>) -> Option<Self> {
         let mut at = if table == Table::None { 0 } else { MIB };
         let mut script = format!(
             "label: {}\n",
@@ -350,7 +354,7 @@ impl Disk {
     }
 
     /// All its bytes.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(self.size).unwrap()];
         self.read_at(0, &mut bytes).unwrap();
         bytes
@@ -388,18 +392,18 @@ impl ReadAt for Disk {
     }
 }
 
-pub fn survey(disk: Disk) -> Survey {
+pub(crate) fn survey(disk: Disk) -> Survey {
     Survey::new(disk, Budget::new()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-pub fn plan(survey: &Survey) -> Plan {
+pub(crate) fn plan(survey: &Survey) -> Plan {
     survey
         .plan(&Choice::new())
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A unified kernel image.
-pub fn uki(sections: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn uki(sections: &[(&str, &[u8])]) -> Vec<u8> {
     const OPTIONAL: usize = 0xf0;
     let mut image = vec![0; 0x40];
     image[..2].copy_from_slice(b"MZ");
