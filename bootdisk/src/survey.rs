@@ -145,7 +145,9 @@ impl Survey {
             Content::Broken(error) => Some(error.clone()),
             _ => None,
         });
-        broken.or(refused)
+        let volumes = self.slots.iter().filter_map(Slot::volume);
+        let trouble = volumes.filter_map(|volume| volume.trouble()).next();
+        trouble.or(broken).or(refused)
     }
 }
 

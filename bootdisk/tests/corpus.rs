@@ -1,5 +1,10 @@
 //! The boot descriptions of distributions, each with the plan that is expected of it.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "images are small, and tests run on 64 bits"
+)]
+
 mod support;
 
 use splitring_bootdisk::{Choice, Plan, Source, Survey};

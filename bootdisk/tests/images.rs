@@ -1,9 +1,14 @@
 //! Images from the tools that make them: four file systems, three partition tables, four boot
 //! descriptions, and what makes each file system special.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "images are small, and tests run on 64 bits"
+)]
+
 mod support;
 
-use splitring_bootdisk::{Budget, Choice, ErrorKind, FsKind, Role, Source, Survey, TableKind};
+use splitring_bootdisk::{Budget, Choice, FsKind, Role, Source, Survey, TableKind};
 use support::{Disk, Fs, MIB, Part, Table, Tree, contents, hash, plan, random, survey, uki};
 
 const KERNEL: usize = 1_500_123;

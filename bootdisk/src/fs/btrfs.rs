@@ -13,7 +13,7 @@ use core::cell::RefCell;
 
 use lambutter::{BlockRead, Btrfs, Error, Inode, Path};
 
-use super::{Fault, Fs, FsResult, Kind, Meta, OpenFile};
+use super::contract::{Fault, Fs, FsResult, Kind, Meta, OpenFile};
 use crate::io::Region;
 
 /// The id of the top level.

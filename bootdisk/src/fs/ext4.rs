@@ -8,7 +8,7 @@ use core::error::Error as StdError;
 
 use ext4_view::{Ext4, Ext4Error, Ext4Read, File, FileType};
 
-use super::{Fault, Fs, FsResult, Kind, MAX_LISTED, Meta, OpenFile};
+use super::contract::{Fault, Fs, FsResult, Kind, MAX_LISTED, Meta, OpenFile};
 use crate::io::Region;
 
 impl Ext4Read for Region {

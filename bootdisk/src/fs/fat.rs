@@ -9,7 +9,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::{Fault, Fs, FsKind, FsResult, Identity, Kind, Meta, OpenFile};
+use super::contract::{Fault, Fs, FsKind, FsResult, Identity, Kind, Meta, OpenFile};
 use crate::bytes::{field, le16, le32, number, size};
 use crate::io::Region;
 
@@ -225,7 +225,6 @@ impl Fat {
             if number(bytes.len()) >= MAX_DIR {
                 return Err("a directory has more than 65536 entries, or runs in circles".into());
             }
-            self.region.image().memory(geometry.cluster)?;
             let mut block = vec![0; size(geometry.cluster)];
             self.region.read(self.place(cluster)?, &mut block)?;
             let ends = block

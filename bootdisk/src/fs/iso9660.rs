@@ -7,7 +7,7 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::{Fs, FsResult, Kind, Meta, OpenFile};
+use super::contract::{Fs, FsResult, Kind, Meta, OpenFile};
 use crate::bytes::{le32, number, size};
 use crate::io::Region;
 
@@ -78,7 +78,6 @@ impl Iso {
         if dir.size > MAX_DIR {
             return Err("a directory has more than 2 MiB".into());
         }
-        self.region.image().memory(dir.size)?;
         let mut bytes = vec![0; size(dir.size)];
         self.region.read(dir.start, &mut bytes)?;
         let mut records = Vec::new();

@@ -2,7 +2,8 @@
 
 use alloc::string::String;
 
-use super::{FsKind, Identity, fat};
+use super::contract::{FsKind, Identity};
+use super::fat;
 use crate::bytes::{array, field, le16, le32, le64, uuid};
 use crate::error::Result;
 use crate::io::Region;

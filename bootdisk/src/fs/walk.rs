@@ -3,7 +3,7 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::{Fault, Fs, Kind, Meta};
+use super::contract::{Fault, Fs, Kind, Meta};
 
 /// Linux follows as many (`MAXSYMLINKS`).
 const MAX_LINKS: u32 = 40;
@@ -112,7 +112,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::fs::{FsResult, OpenFile};
+    use crate::fs::contract::{FsResult, OpenFile};
 
     /// Paths with their link targets; a directory has none and ends in a slash.
     struct Names(BTreeMap<&'static str, Option<&'static str>>);

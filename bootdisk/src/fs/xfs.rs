@@ -8,7 +8,7 @@ use core::cell::RefCell;
 
 use lamxfs::{BlockRead, Error, Inode, Path, Xfs};
 
-use super::{Fault, Fs, FsResult, Kind, Meta, OpenFile};
+use super::contract::{Fault, Fs, FsResult, Kind, Meta, OpenFile};
 use crate::io::Region;
 
 /// The volume's bytes.

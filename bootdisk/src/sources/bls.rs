@@ -4,18 +4,15 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use super::entries::{BASES, FOLDER, payload, read};
 use super::grub::{self, Grub};
-use super::{Menu, loader_default, uki, unless_final};
-use crate::config::bls::{self, Entry, expand};
+use super::menu::{Menu, loader_default, unless_final};
+use crate::config::bls::{self, Entry};
 use crate::config::{glob, grubenv};
-use crate::entry::{Draft, Payload, Reference, Source, join, words};
-use crate::error::{Error, ErrorKind, OTHER_ENTRY, Result};
-use crate::fs::Volume;
+use crate::entry::{Draft, Source};
+use crate::error::Result;
 use crate::survey::Survey;
 
-/// Where the folder is: at the root of a boot partition, or below `/boot` of a root file system.
-const BASES: [&str; 2] = ["", "/boot"];
-const FOLDER: &str = "/loader/entries";
 /// The folders that GRUB's files are in.
 const GRUB: [&str; 2] = ["/grub2", "/grub"];
 
@@ -79,43 +76,6 @@ pub(super) fn menu(survey: &Survey) -> Result<Menu> {
     Ok(Menu { drafts, default })
 }
 
-/// The entries in a folder that fit the machine, each with its path.
-fn read(volume: &Volume, view: usize, folder: &str) -> Result<Vec<(Entry, String)>> {
-    let mut entries = Vec::new();
-    for name in volume.list(view, folder)? {
-        if !name.ends_with(".conf") {
-            continue;
-        }
-        let path = format!("{folder}/{name}");
-        let Some(file) = volume.file(view, &path)? else {
-            continue;
-        };
-        let entry = Entry::parse(&name, &volume.text(&file)?);
-        let boots = entry.linux.is_some() || entry.efi.is_some();
-        if boots && entry.fits() {
-            entries.push((entry, path));
-        }
-    }
-    Ok(entries)
-}
-
-/// The same for GRUB's `blscfg`, in the menu's order.
-pub(super) fn for_grub(volume: &Volume, view: usize, folder: Option<&str>) -> Result<Vec<Entry>> {
-    let folders = match folder {
-        Some(folder) => [folder.to_string()].to_vec(),
-        None => BASES.map(|base| format!("{base}{FOLDER}")).to_vec(),
-    };
-    for folder in folders {
-        let entries = read(volume, view, &folder)?;
-        let mut entries: Vec<Entry> = entries.into_iter().map(|(entry, _)| entry).collect();
-        if !entries.is_empty() {
-            entries.sort_by(bls::order);
-            return Ok(entries);
-        }
-    }
-    Ok(Vec::new())
-}
-
 /// What GRUB's environment block and configuration beside the entries say.
 fn environment(survey: &Survey, slot: usize, view: usize, base: &str) -> Result<Environment> {
     let mut environment = Environment::default();
@@ -160,16 +120,6 @@ fn environment(survey: &Survey, slot: usize, view: usize, base: &str) -> Result<
     Ok(environment)
 }
 
-/// Where a path of an entry may be: as it is, or as seen from the other side of a mount at `/boot`.
-fn places(path: &str) -> Vec<String> {
-    let path = join("/", path);
-    let other = match path.strip_prefix("/boot") {
-        Some(inner) if inner.starts_with('/') => inner.to_string(),
-        _ => format!("/boot{path}"),
-    };
-    [path, other].to_vec()
-}
-
 fn draft(
     survey: &Survey,
     (slot, view): (usize, usize),
@@ -194,62 +144,4 @@ fn draft(
         command_line,
         payload,
     })
-}
-
-/// What an entry on `slot` boots, and with which command line. `value` knows variables.
-pub(super) fn payload<'v>(
-    survey: &Survey,
-    (slot, view): (usize, usize),
-    entry: &Entry,
-    found_in: &str,
-    image_prefix: Option<&str>,
-    value: impl Fn(&str) -> Option<&'v str> + Copy,
-) -> Result<(Payload, String)> {
-    let options = words(entry.options.iter().map(String::as_str));
-    let options = words(expand(&options, value).split_ascii_whitespace());
-    let reference = |path: &str| Reference {
-        slot: Ok(slot),
-        view,
-        paths: places(path),
-    };
-    if let Some(linux) = &entry.linux {
-        let initrds = entry.initrds.iter().map(|initrd| expand(initrd, value));
-        let initrds = initrds.filter(|initrd| !initrd.is_empty());
-        let initrds = initrds.map(|initrd| reference(&initrd)).collect();
-        let image = image_prefix.map(|prefix| format!("BOOT_IMAGE={prefix}{linux}"));
-        let payload = Payload::Files {
-            kernel: reference(linux),
-            initrds,
-        };
-        return Ok((
-            payload,
-            words([image.as_deref().unwrap_or_default(), &options]),
-        ));
-    }
-    let path = entry.efi.as_deref().unwrap_or_default();
-    let volume = survey.slots.get(slot).and_then(|slot| slot.volume());
-    let file = match volume {
-        Some(volume) => volume.file(view, path)?,
-        None => None,
-    };
-    let (Some(volume), Some(file)) = (volume, file) else {
-        let error = Error::new(
-            ErrorKind::Missing,
-            "open",
-            format!("{path}, which {found_in} names"),
-            "there is no such file",
-            OTHER_ENTRY,
-        );
-        return Ok((Payload::Nothing(error), options));
-    };
-    match uki::read(volume, &file) {
-        Ok(image) => {
-            let own = uki::section(volume, &file, image.cmdline)?;
-            let own = crate::config::uki::text(own.as_bytes());
-            let line = if options.is_empty() { own } else { options };
-            Ok((Payload::Unified { slot, file, image }, line))
-        }
-        Err(error) if error.is_final() => Err(error),
-        Err(error) => Ok((Payload::Nothing(error), options)),
-    }
 }

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::Menu;
+use super::menu::Menu;
 use crate::config::extlinux::{Config, Label};
 use crate::entry::{Draft, Payload, Reference, Source, join};
 use crate::error::{Error, ErrorKind, OTHER_ENTRY, Result};

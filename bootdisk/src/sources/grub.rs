@@ -4,7 +4,8 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::{Menu, bls};
+use super::entries;
+use super::menu::Menu;
 use crate::config::bls::Entry;
 use crate::config::grub::{Boot, Host, Item, Machine, Named, SearchKey, Stop};
 use crate::entry::{Draft, Payload, Reference, Source, join, words};
@@ -45,9 +46,9 @@ impl Grub<'_> {
             return Ok(None);
         };
         let found = volume.find_anywhere(view, path);
-        // A path that GRUB couldn't follow doesn't exist for a test.
+        // What GRUB couldn't read doesn't exist for a script.
         let found = match found {
-            Err(error) if error.kind() == ErrorKind::Path => None,
+            Err(error) if !error.is_final() => None,
             found => found?,
         };
         Ok(found.map(|found| (volume, found)))
@@ -108,7 +109,7 @@ impl Host for Grub<'_> {
 
     fn entries(&self, device: &str, folder: Option<&str>) -> Result<Vec<Entry>> {
         match self.volume(device) {
-            Some((view, volume)) => bls::for_grub(volume, view, folder),
+            Some((view, volume)) => entries::for_grub(volume, view, folder),
             None => Ok(Vec::new()),
         }
     }
@@ -267,7 +268,7 @@ impl Flat<'_, '_> {
                 let value = |name: &str| Some(machine.variable(name));
                 let prefix = format!("({device})");
                 let place = (slot, self.host.view_of(slot));
-                (draft.payload, draft.command_line) = bls::payload(
+                (draft.payload, draft.command_line) = entries::payload(
                     self.host.survey,
                     place,
                     entry,

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::Menu;
+use super::menu::{Menu, unless_final};
 use crate::config::version;
 use crate::entry::{Draft, Payload, Reference, Source};
 use crate::error::Result;
@@ -162,10 +162,7 @@ fn root(survey: &Survey) -> Result<Option<Root<'_>>> {
         };
         for (view, name) in volume.views() {
             for file in ["/etc/os-release", "/usr/lib/os-release", "/sbin/init"] {
-                if super::unless_final(volume.find(view, file))?
-                    .flatten()
-                    .is_some()
-                {
+                if unless_final(volume.find(view, file))?.flatten().is_some() {
                     return Ok(Some(root(name)));
                 }
             }

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::{Menu, loader_default};
+use super::menu::{Menu, loader_default};
 use crate::config::uki::{HEAD, NotUki, Range, Uki, os_release, text};
 use crate::config::{bls, glob};
 use crate::entry::{Draft, Payload, Source};

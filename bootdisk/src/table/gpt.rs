@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use crc::{CRC_32_ISO_HDLC, Crc};
 
-use super::{Partition, Role, SECTORS, Table, TableKind};
+use super::types::{Partition, Role, SECTORS, Table, TableKind};
 use crate::bytes::{array, guid, le16, le32, le64, number, size};
 use crate::error::Result;
 use crate::io::Image;

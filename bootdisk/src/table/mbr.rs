@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-use super::{Partition, Role, Table, TableKind};
+use super::types::{Partition, Role, Table, TableKind};
 use crate::bytes::{le16, le32};
 use crate::error::Result;
 use crate::io::{Image, Region};

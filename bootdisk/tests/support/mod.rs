@@ -58,6 +58,8 @@ pub(crate) struct Tree(BTreeMap<String, Node>);
 enum Node {
     File(Vec<u8>),
     Link(String),
+    /// Zeros, of which none are stored.
+    Hole(u64),
 }
 
 impl Tree {
@@ -76,6 +78,11 @@ impl Tree {
         self
     }
 
+    pub(crate) fn hole(mut self, path: &str, size: u64) -> Self {
+        self.0.insert(path.to_owned(), Node::Hole(size));
+        self
+    }
+
     fn write(&self, root: &Path) {
         for (path, node) in &self.0 {
             let path = root.join(path.trim_start_matches('/'));
@@ -83,6 +90,7 @@ impl Tree {
             match node {
                 Node::File(bytes) => fs::write(path, bytes).unwrap(),
                 Node::Link(target) => symlink(target, path).unwrap(),
+                Node::Hole(size) => File::create(path).unwrap().set_len(*size).unwrap(),
             }
         }
     }
@@ -95,7 +103,11 @@ pub(crate) enum Fs {
     Fat32,
     Ext2,
     Ext4,
+    /// Without checksums, so that damage reaches the reader.
+    Ext4Unchecked,
     Xfs,
+    /// The same: version 4.
+    XfsUnchecked,
     Btrfs,
     Iso,
 }
@@ -147,10 +159,10 @@ impl Part {
     fn size(&self) -> u64 {
         match self.fs {
             Fs::Fat12 => 8 * MIB,
-            Fs::Fat16 | Fs::Ext2 | Fs::Ext4 | Fs::Iso => 32 * MIB,
+            Fs::Fat16 | Fs::Ext2 | Fs::Ext4 | Fs::Ext4Unchecked | Fs::Iso => 32 * MIB,
             Fs::Fat32 => 40 * MIB,
             // The least that the tools make.
-            Fs::Xfs => 300 * MIB,
+            Fs::Xfs | Fs::XfsUnchecked => 300 * MIB,
             Fs::Btrfs => 112 * MIB,
         }
     }
@@ -159,8 +171,8 @@ impl Part {
     pub(crate) fn make(&self) -> Option<File> {
         let present = match self.fs {
             Fs::Fat12 | Fs::Fat16 | Fs::Fat32 => needs::program("mformat", "mtools"),
-            Fs::Ext2 | Fs::Ext4 => needs::program("/sbin/mke2fs", "e2fsprogs"),
-            Fs::Xfs => needs::program("/sbin/mkfs.xfs", "xfsprogs"),
+            Fs::Ext2 | Fs::Ext4 | Fs::Ext4Unchecked => needs::program("/sbin/mke2fs", "e2fsprogs"),
+            Fs::Xfs | Fs::XfsUnchecked => needs::program("/sbin/mkfs.xfs", "xfsprogs"),
             Fs::Btrfs => needs::program("/sbin/mkfs.btrfs", "btrfs-progs"),
             Fs::Iso => needs::program("genisoimage", "genisoimage"),
         };
@@ -179,10 +191,16 @@ impl Part {
             Fs::Fat12 | Fs::Fat16 | Fs::Fat32 => self.fat(root, path),
             Fs::Ext2 => self.ext("ext2", root, path),
             Fs::Ext4 => self.ext("ext4", root, path),
-            Fs::Xfs => {
+            Fs::Ext4Unchecked => self.ext("ext4", root, path),
+            Fs::Xfs | Fs::XfsUnchecked => {
                 let proto = dir.path().join("proto");
                 fs::write(&proto, prototype(Path::new(root))).unwrap();
-                let uuid = format!("uuid={}", self.uuid);
+                let old = if self.fs == Fs::XfsUnchecked {
+                    "crc=0,"
+                } else {
+                    ""
+                };
+                let uuid = format!("{old}uuid={}", self.uuid);
                 let proto = proto.to_str().unwrap();
                 run(
                     "/sbin/mkfs.xfs",
@@ -212,10 +230,16 @@ impl Part {
     }
 
     fn ext(&self, kind: &str, root: &str, path: &str) {
-        let arguments = [
-            "-q", "-F", "-t", kind, "-U", self.uuid, "-L", self.label, "-d", root, path,
+        let unchecked = self.fs == Fs::Ext4Unchecked;
+        let features: &[&str] = if unchecked {
+            &["-O", "^metadata_csum"]
+        } else {
+            &[]
+        };
+        let fixed = [
+            "-q", "-F", "-t", kind, "-U", self.uuid, "-L", self.label, "-d", root,
         ];
-        run("/sbin/mke2fs", &arguments);
+        run("/sbin/mke2fs", &[&fixed, features, &[path]].concat());
     }
 
     fn fat(&self, root: &str, path: &str) {
