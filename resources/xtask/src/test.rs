@@ -185,7 +185,18 @@ fn run_tests(tier: Tier, skipped: &Skipped, yes: bool) -> Result<()> {
         succeed(command)
     };
     if tier != Tier::Quick {
-        tools::ensure(&[tools::IASL, tools::QEMU_IMG, tools::IP], "the tests", yes)?;
+        let needed = [
+            tools::IASL,
+            tools::QEMU_IMG,
+            tools::IP,
+            tools::MKE2FS,
+            tools::MKFS_XFS,
+            tools::MKFS_BTRFS,
+            tools::MFORMAT,
+            tools::SFDISK,
+            tools::GENISOIMAGE,
+        ];
+        tools::ensure(&needed, "the tests", yes)?;
         if !HostKvm::detect().runs_stock_kernels() {
             // The end-to-end tests need them anyway, and one of the tests here checks what is
             // missing besides.

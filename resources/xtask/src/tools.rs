@@ -59,6 +59,26 @@ pub(crate) const GENISOIMAGE: Tool = Tool {
     program: "genisoimage",
     package: "genisoimage",
 };
+/// Makes XFS file systems.
+pub(crate) const MKFS_XFS: Tool = Tool {
+    program: "/sbin/mkfs.xfs",
+    package: "xfsprogs",
+};
+/// Makes btrfs file systems.
+pub(crate) const MKFS_BTRFS: Tool = Tool {
+    program: "/sbin/mkfs.btrfs",
+    package: "btrfs-progs",
+};
+/// Makes FAT file systems.
+pub(crate) const MFORMAT: Tool = Tool {
+    program: "mformat",
+    package: "mtools",
+};
+/// Writes partition tables.
+pub(crate) const SFDISK: Tool = Tool {
+    program: "/sbin/sfdisk",
+    package: "fdisk",
+};
 /// Creates and checks qcow2 images.
 pub(crate) const QEMU_IMG: Tool = Tool {
     program: "qemu-img",
