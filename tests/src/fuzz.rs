@@ -4,6 +4,7 @@
 //! A body panics when an invariant is violated. The input decides what the other end does, which
 //! may be anything.
 
+pub mod bootdisk;
 pub mod device_ring;
 pub mod driver_ring;
 

@@ -63,6 +63,11 @@ fn mutated(input: &[u8], random: &mut Random) -> Vec<u8> {
 }
 
 #[test]
+fn bootdisk_survives_its_corpus_and_its_neighbours() {
+    replay("bootdisk", splitring_tests::fuzz::bootdisk::run);
+}
+
+#[test]
 fn device_ring_survives_its_corpus_and_its_neighbours() {
     replay("device_ring", splitring_tests::fuzz::device_ring::run);
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("virtio", &[]),
     ("arch", &["kvm-bindings"]),
+    ("bootdisk", &[]),
     ("devices", &["splitring-virtio"]),
     (
         "vmm",
@@ -24,7 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "kvm-ioctls",
         ],
     ),
-    ("vmm/cli", &["splitring"]),
+    ("vmm/cli", &["splitring", "splitring-bootdisk"]),
     ("resources/guest", &["splitring-virtio"]),
     ("resources/xtask", &[]),
     ("tests/needs", &[]),
@@ -33,6 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "splitring",
             "splitring-arch",
+            "splitring-bootdisk",
             "splitring-devices",
             "splitring-virtio",
         ],
@@ -267,13 +269,16 @@ fn what_a_guest_can_cause_is_logged_through_the_limit() {
 }
 
 #[test]
-fn virtio_needs_no_standard_library() {
-    let root = workspace().join("virtio/src/lib.rs");
-    let text = fs::read_to_string(root).expect("the crate's root");
-    assert!(
-        text.lines()
-            .any(|line| line.trim() == "#![no_std]" || line.contains("no_std)]"))
-    );
+fn virtio_and_bootdisk_need_no_standard_library() {
+    for folder in ["virtio", "bootdisk"] {
+        let root = workspace().join(folder).join("src/lib.rs");
+        let text = fs::read_to_string(root).expect("the crate's root");
+        assert!(
+            text.lines()
+                .any(|line| line.trim() == "#![no_std]" || line.contains("no_std)]")),
+            "{folder}"
+        );
+    }
 }
 
 /// The folders of the crates that follow the layout rules of [`violations`].

@@ -26,10 +26,11 @@ use std::path::Path;
 use imports::{Folder, Imports, Sources, imports};
 
 /// The crates, by the folder of their sources and their root file.
-const ROOTS: [(&str, &str); 5] = [
+const ROOTS: [(&str, &str); 6] = [
     ("virtio/src", "lib.rs"),
     ("devices/src", "lib.rs"),
     ("arch/src", "lib.rs"),
+    ("bootdisk/src", "lib.rs"),
     ("vmm/src", "lib.rs"),
     ("vmm/cli/src", "main.rs"),
 ];
