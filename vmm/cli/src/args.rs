@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Check what this host supports, and how to fix what is missing
     Check(CheckArgs),
+    /// List a disk image's partitions, file systems and boot entries, and what it would boot
+    Inspect(InspectArgs),
     /// Boot the embedded test guest, which exercises every device
     #[cfg(feature = "selftest")]
     Selftest(crate::selftest::SelftestArgs),
@@ -73,6 +75,19 @@ pub(crate) enum Command {
         /// Shell
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A raw disk image or a block device; it is only read
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: PathBuf,
+    /// Show what this entry would boot instead of the default: its id, title or number
+    #[arg(long)]
+    pub(crate) entry: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -13,6 +13,7 @@ mod descriptors;
 mod devices;
 mod exit;
 mod help;
+mod inspect;
 mod keyboard;
 mod keyvalue;
 mod run;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Check(args) => check::check(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
         #[cfg(feature = "selftest")]
         Command::Selftest(args) => selftest::selftest(&args),
         Command::Completions { shell } => {
