@@ -50,7 +50,7 @@ pub struct Error {
 }
 
 /// What most failures leave to the operator.
-pub(crate) const OTHER_WAY: &str =
+pub(crate) const BOOT_OTHERWISE: &str =
     "give the kernel with --kernel, or boot through firmware with --firmware";
 /// What helps when one entry is broken.
 pub(crate) const OTHER_ENTRY: &str =

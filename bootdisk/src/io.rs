@@ -15,7 +15,7 @@ use core::cell::{Cell, RefCell};
 use core::fmt;
 
 use crate::bytes::{number, size};
-use crate::error::{Error, ErrorKind, OTHER_WAY, REPAIR, Result};
+use crate::error::{BOOT_OTHERWISE, Error, ErrorKind, REPAIR, Result};
 
 /// Why a reader failed, in words for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,7 +193,7 @@ impl Image {
             "survey",
             "the disk image",
             format!("it takes more than the limit of {limit} {what}"),
-            OTHER_WAY,
+            BOOT_OTHERWISE,
         )))
     }
 

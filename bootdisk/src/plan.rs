@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use crate::contents::Contents;
 use crate::entry::{self, Draft, Files, Source, words};
-use crate::error::{Error, ErrorKind, OTHER_ENTRY, OTHER_WAY, Result};
+use crate::error::{BOOT_OTHERWISE, Error, ErrorKind, OTHER_ENTRY, Result};
 use crate::fs::FsKind;
 use crate::sources::ORDER;
 use crate::survey::Survey;
@@ -127,7 +127,7 @@ impl Survey {
     fn first(&self, choice: &Choice) -> Result<Plan> {
         let mut problem = None;
         for source in ORDER {
-            // What is there and broken is no reason to boot something else that happens to be there.
+            // A broken description is an error: booting something else would hide it.
             let menu = self.menu(source)?;
             let Some(draft) = menu.drafts.get(menu.default) else {
                 continue;
@@ -153,7 +153,7 @@ impl Survey {
                 "boot from",
                 "the disk image",
                 "it has no file system that is read: FAT, ext4, XFS, btrfs or ISO 9660",
-                OTHER_WAY,
+                BOOT_OTHERWISE,
             );
         }
         Error::new(
@@ -161,7 +161,7 @@ impl Survey {
             "boot from",
             "the disk image",
             "it has no unified kernel image, no loader/entries, no grub.cfg, no extlinux.conf and no vmlinuz",
-            OTHER_WAY,
+            BOOT_OTHERWISE,
         )
     }
 

@@ -48,7 +48,8 @@ impl Slot {
 }
 
 impl Survey {
-    /// Looks at the image behind `reader`: partition table, file systems. Reads no boot description.
+    /// Reads the partition table and identifies the file systems of the image behind `reader`.
+    /// Reads no boot description.
     ///
     /// # Errors
     ///

@@ -286,6 +286,7 @@ const UNIFORM: &[&str] = &[
     "virtio",
     "vmm/cli",
     "arch",
+    "bootdisk",
     "resources/guest",
     "resources/xtask",
     "tests",

@@ -34,7 +34,15 @@ const INVENTED: &[(&str, &str)] = &[
 const PENDING: &[&str] = &["devices"];
 
 /// The folders with source code.
-const FOLDERS: [&str; 6] = ["arch", "devices", "resources", "tests", "virtio", "vmm"];
+const FOLDERS: [&str; 7] = [
+    "arch",
+    "bootdisk",
+    "devices",
+    "resources",
+    "tests",
+    "virtio",
+    "vmm",
+];
 
 /// Identifiers with more words than this are sentences, as names of tests are.
 const MOST_WORDS: usize = 4;

@@ -1,7 +1,7 @@
 //! FAT12, FAT16 and FAT32 with long names.
 //!
-//! "Microsoft FAT Specification", August 2005, and what Linux (`fs/fat`) accepts. Names are compared
-//! without regard to case.
+//! "Microsoft FAT Specification", August 2005, and what Linux (`fs/fat`) accepts. Names are
+//! compared without regard to case.
 
 use alloc::boxed::Box;
 use alloc::format;

@@ -15,7 +15,7 @@ use super::contract::{Fault, Fs, FsKind, Identity, Kind, MAX_LISTED, Meta, OpenF
 use super::xfs;
 use super::{ext4, fat, iso9660, walk};
 use crate::bytes::{number, size};
-use crate::error::{Error, ErrorKind, OTHER_ENTRY, OTHER_WAY, REPAIR, Result};
+use crate::error::{BOOT_OTHERWISE, Error, ErrorKind, OTHER_ENTRY, REPAIR, Result};
 use crate::io::{Image, Region};
 
 /// One tree of files: a file system, or a subvolume.
@@ -83,7 +83,7 @@ impl Volume {
                 "open",
                 place.clone(),
                 fault.0,
-                OTHER_WAY,
+                BOOT_OTHERWISE,
             ),
         })?;
         let views = views.into_iter();
@@ -268,7 +268,7 @@ impl Volume {
                 "read",
                 self.named(&file.path),
                 format!("it has {} bytes, more than {MAX_TEXT}", file.meta.size),
-                OTHER_WAY,
+                BOOT_OTHERWISE,
             ));
         }
         let bytes = self.piece(file, 0, file.meta.size)?;

@@ -9,7 +9,7 @@ use super::menu::Menu;
 use crate::config::bls::Entry;
 use crate::config::grub::{Boot, Host, Item, Machine, Named, SearchKey, Stop};
 use crate::entry::{Draft, Payload, Reference, Source, join, words};
-use crate::error::{Error, ErrorKind, OTHER_ENTRY, OTHER_WAY, Result};
+use crate::error::{BOOT_OTHERWISE, Error, ErrorKind, OTHER_ENTRY, Result};
 use crate::fs::{FsKind, Kind, Located, Volume};
 use crate::survey::Survey;
 
@@ -143,8 +143,12 @@ fn stopped(host: &Grub<'_>, path: &str, stop: Stop) -> Error {
     let object = volume.map_or_else(|| path.to_string(), |volume| volume.named(path));
     match stop {
         Stop::Error(error) => error,
-        Stop::Endless(cause) => Error::new(ErrorKind::Endless, "run", object, cause, OTHER_WAY),
-        Stop::Malformed(cause) => Error::new(ErrorKind::Config, "parse", object, cause, OTHER_WAY),
+        Stop::Endless(cause) => {
+            Error::new(ErrorKind::Endless, "run", object, cause, BOOT_OTHERWISE)
+        }
+        Stop::Malformed(cause) => {
+            Error::new(ErrorKind::Config, "parse", object, cause, BOOT_OTHERWISE)
+        }
     }
 }
 
@@ -189,7 +193,7 @@ fn evaluate(host: &Grub<'_>, volume: &Volume, folder: &str, file: &Located) -> R
     Ok(Menu { drafts, default })
 }
 
-/// One level of the way to an entry.
+/// One level of the path to an entry.
 #[derive(Clone)]
 struct Step {
     index: usize,

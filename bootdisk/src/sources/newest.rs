@@ -1,4 +1,5 @@
-//! Without any description: the newest kernel in a usual folder, and the root by what looks like one.
+//! Without any description: the newest kernel in a usual folder, and the root file system by its
+//! partition type or contents.
 
 use alloc::format;
 use alloc::string::{String, ToString};

@@ -4,6 +4,9 @@
 //! an image with a partition table and every kind of description. Held: the answer is a plan or an
 //! error, and no more is read than the budget allows.
 
+#[cfg(test)]
+mod tests;
+
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -122,8 +125,8 @@ fn exercise(image: Vec<u8>) {
     );
 }
 
-/// A disk with an MBR and a FAT12 file system whose folders `GRUB`, `EFI/LINUX`, `LOADER/ENTRIES` and
-/// `SYSLINUX` all hold these files.
+/// A disk with an MBR and a FAT12 file system whose folders `GRUB`, `EFI/LINUX`, `LOADER/ENTRIES`
+/// and `SYSLINUX` all hold these files.
 fn image(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut fat = Fat {
         sectors: vec![0; SECTORS * SECTOR],
@@ -231,30 +234,4 @@ fn long(name: &str, short: &str) -> [u8; 32] {
         entry[place..place + 2].copy_from_slice(&unit.to_le_bytes());
     }
     entry
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Otherwise every input would end before anything is read.
-    #[test]
-    fn each_kind_of_description_is_reached() {
-        let boots = |files: &[(&str, &[u8])]| {
-            let survey = Survey::new(image(files), Budget::new()).unwrap();
-            let plan = survey.plan(&Choice::new());
-            plan.unwrap_or_else(|error| panic!("{files:?}: {error}"))
-                .command_line
-        };
-        let kernel: (&str, &[u8]) = ("VMLINUZ    ", b"k");
-        let grub = b"menuentry a { linux /grub/vmlinuz g }";
-        assert_eq!(
-            boots(&[("GRUB    CFG", grub), kernel]),
-            "BOOT_IMAGE=/grub/vmlinuz g"
-        );
-        let entry = b"linux /grub/vmlinuz\noptions b";
-        assert_eq!(boots(&[("A       CON", entry), kernel]), "b");
-        let label = b"label a\nkernel vmlinuz\nappend e";
-        assert_eq!(boots(&[("SYSLINUXCFG", label), kernel]), "e");
-    }
 }

@@ -1,4 +1,4 @@
-//! `splitring inspect`: what is on a disk image and what it would boot, for people and for programs.
+//! `splitring inspect`: what is on a disk image and what it would boot, for people and programs.
 //!
 //! The image is read, never written, and nothing of it is run. Its names may be anything: control
 //! characters in them do not reach the terminal.

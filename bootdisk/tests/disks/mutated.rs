@@ -3,17 +3,10 @@
 //! Bytes are changed where there are any, and checksums are put right afterwards where the reader
 //! would go no further. With `SPLITRING_SOAK` set two hundred times as many.
 
-#![allow(
-    clippy::cast_possible_truncation,
-    reason = "images are small, and tests run on 64 bits"
-)]
-
-mod support;
-
 use std::rc::Rc;
 
+use crate::support::{Disk, Fs, MIB, Part, Table, Tree, random, uki};
 use splitring_bootdisk::{Budget, Choice, ReadAt, ReadFault, Survey};
-use support::{Disk, Fs, MIB, Part, Table, Tree, random, uki};
 
 struct Random(u64);
 
@@ -237,7 +230,7 @@ fn damaged_btrfs_images_end_in_a_plan_or_an_error() {
 
 #[test]
 fn damaged_compressed_btrfs_images_end_in_a_plan_or_an_error() {
-    let image = zstd::decode_all(&include_bytes!("fixtures/suse.img.zst")[..]).unwrap();
+    let image = zstd::decode_all(&include_bytes!("../fixtures/suse.img.zst")[..]).unwrap();
     mutate(Rc::new(image), 20, Some(4096));
 }
 

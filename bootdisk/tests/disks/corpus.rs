@@ -1,18 +1,11 @@
 //! The boot descriptions of distributions, each with the plan that is expected of it.
 
-#![allow(
-    clippy::cast_possible_truncation,
-    reason = "images are small, and tests run on 64 bits"
-)]
-
-mod support;
-
+use crate::support::{Disk, Fs, Part, Table, Tree, hash, plan, random, survey, uki};
 use splitring_bootdisk::{Choice, Plan, Source, Survey};
-use support::{Disk, Fs, Part, Table, Tree, hash, plan, random, survey, uki};
 
 macro_rules! corpus {
     ($name:literal) => {
-        &include_bytes!(concat!("corpus/", $name))[..]
+        &include_bytes!(concat!("../corpus/", $name))[..]
     };
 }
 

@@ -1,14 +1,7 @@
 //! What cannot be booted: one error each, with object, operation, cause and remedy.
 
-#![allow(
-    clippy::cast_possible_truncation,
-    reason = "images are small, and tests run on 64 bits"
-)]
-
-mod support;
-
+use crate::support::{Disk, Fs, MIB, Part, Table, Tree, random, uki};
 use splitring_bootdisk::{Budget, Choice, Error, ErrorKind, ReadAt, ReadFault, Survey};
-use support::{Disk, Fs, MIB, Part, Table, Tree, random, uki};
 
 /// The error of planning an image, which is also in its listing.
 fn failure(image: impl ReadAt + 'static, choice: &Choice) -> Error {

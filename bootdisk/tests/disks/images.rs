@@ -1,15 +1,8 @@
 //! Images from the tools that make them: four file systems, three partition tables, four boot
 //! descriptions, and what makes each file system special.
 
-#![allow(
-    clippy::cast_possible_truncation,
-    reason = "images are small, and tests run on 64 bits"
-)]
-
-mod support;
-
+use crate::support::{Disk, Fs, MIB, Part, Table, Tree, contents, hash, plan, random, survey, uki};
 use splitring_bootdisk::{Budget, Choice, FsKind, Role, Source, Survey, TableKind};
-use support::{Disk, Fs, MIB, Part, Table, Tree, contents, hash, plan, random, survey, uki};
 
 const KERNEL: usize = 1_500_123;
 const INITRD: usize = 700_001;
@@ -173,7 +166,7 @@ fn fixture(compressed: &[u8]) -> Survey {
 
 #[test]
 fn btrfs_with_zstd_and_a_named_subvolume_boots() {
-    let survey = fixture(include_bytes!("fixtures/arch.img.zst"));
+    let survey = fixture(include_bytes!("../fixtures/arch.img.zst"));
     let plan = plan(&survey);
     assert_eq!(plan.id, "sys");
     assert_eq!(
@@ -186,7 +179,7 @@ fn btrfs_with_zstd_and_a_named_subvolume_boots() {
 
 #[test]
 fn btrfs_with_a_snapshot_as_default_subvolume_boots() {
-    let survey = fixture(include_bytes!("fixtures/suse.img.zst"));
+    let survey = fixture(include_bytes!("../fixtures/suse.img.zst"));
     let plan = plan(&survey);
     assert_eq!(
         plan.command_line,
@@ -211,7 +204,7 @@ fn the_newest_kernel_is_the_last_resort() {
     assert_eq!(plan.source, Source::NewestKernel);
     assert_eq!(plan.kernel.path(), "/boot/vmlinuz-6.1.0-37-amd64");
     assert_eq!(plan.initrds[0].path(), "/boot/initrd.img-6.1.0-37-amd64");
-    let line = format!("root=UUID={} ro console=ttyS0", support::UUID);
+    let line = format!("root=UUID={} ro console=ttyS0", crate::support::UUID);
     assert_eq!(plan.command_line, line);
 }
 

@@ -1,5 +1,4 @@
 //! Disk images from the tools that make them, without root.
-#![allow(dead_code, reason = "each test file uses its part of it")]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
