@@ -59,14 +59,9 @@ pub(crate) const GENISOIMAGE: Tool = Tool {
     program: "genisoimage",
     package: "genisoimage",
 };
-/// Makes XFS file systems.
-pub(crate) const MKFS_XFS: Tool = Tool {
-    program: "/sbin/mkfs.xfs",
-    package: "xfsprogs",
-};
 /// Makes btrfs file systems.
 pub(crate) const MKFS_BTRFS: Tool = Tool {
-    program: "/sbin/mkfs.btrfs",
+    program: "/usr/sbin/mkfs.btrfs",
     package: "btrfs-progs",
 };
 /// Makes FAT file systems.
@@ -76,7 +71,7 @@ pub(crate) const MFORMAT: Tool = Tool {
 };
 /// Writes partition tables.
 pub(crate) const SFDISK: Tool = Tool {
-    program: "/sbin/sfdisk",
+    program: "/usr/sbin/sfdisk",
     package: "fdisk",
 };
 /// Creates and checks qcow2 images.
