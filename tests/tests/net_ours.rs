@@ -147,7 +147,7 @@ fn frames_of_every_size_and_framing_return_in_every_receive_mode() {
                 guest.machine.collect();
                 assert!(guest.received() == Some(sent), "{len} bytes");
             }
-            assert!(guest.machine.reset() <= SIZE.into());
+            assert!(guest.machine.reset() <= u32::from(SIZE));
         }
     }
 }

@@ -18,8 +18,8 @@ use splitring_virtio::driver::scsi::Lun;
 use crate::blk::block::{Loop, SCSI_DEBUG};
 use crate::blk::disks::MIB;
 use crate::blk::mapped::Mapped;
-use crate::blk::scsi_guest::{Answer, Guest, LUN};
 use crate::blk::storage::places;
+use splitring_tests::scsi::{Answer, LUN, ScsiGuest};
 
 const BYTES: u64 = 16 * MIB;
 const SECTORS: u64 = BYTES / 512;
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A controller with the device at `path`, around the page cache so that each request meets the medium, and beside it
 /// a disk in memory.
-fn controller(path: &Path, aio: Aio) -> (Guest, Disk) {
+fn controller(path: &Path, aio: Aio) -> (ScsiGuest, Disk) {
     let other = Disk::empty(BYTES);
     let bad = DiskConfig::new(path).direct(true).aio(aio);
     let good = DiskConfig::new(other.path()).aio(Aio::IoUring);
@@ -40,16 +40,16 @@ fn controller(path: &Path, aio: Aio) -> (Guest, Disk) {
         (unit, disk::open_shared(&config, 1).expect("opened"))
     });
     let scsi = Scsi::new(&ScsiConfig::new("scsi0"), units.into()).expect("a controller");
-    (Guest::settled(scsi), other)
+    (ScsiGuest::settled(scsi), other)
 }
 
 /// READ (10) of 4 KiB.
-fn read(guest: &mut Guest, lun: Lun, mib: u8) -> Answer {
+fn read(guest: &mut ScsiGuest, lun: Lun, mib: u8) -> Answer {
     guest.send(lun, &cdb(0x28, mib), &[], 4096)
 }
 
 /// WRITE (10) of 4 KiB.
-fn write(guest: &mut Guest, lun: Lun, mib: u8) -> Answer {
+fn write(guest: &mut ScsiGuest, lun: Lun, mib: u8) -> Answer {
     guest.send(lun, &cdb(0x2a, mib), &[7; 4096], 0)
 }
 
