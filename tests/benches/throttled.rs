@@ -1,5 +1,6 @@
-//! Two disks of one event loop, the first of which the host throttles: how long a request at depth 1 of the second takes
-//! then, and alone. And what a buffered write at depth 1 costs on ext4, where the kernel takes none that must not wait.
+//! Two disks of one event loop, the first of which the host throttles: how long a request at depth
+//! 1 of the second takes then, and alone. And what a buffered write at depth 1 costs on ext4, where
+//! the kernel takes none that must not wait.
 //!
 //! It changes the machine's limits of dirty memory, so it runs in the lab only:
 //!

@@ -1,5 +1,6 @@
-//! Storage of the host that fails once, hangs, shrinks, becomes read-only or fills up below a disk in use. Each is an
-//! error of the requests that it concerns; the disk goes on, and so does whoever shares its thread.
+//! Storage of the host that fails once, hangs, shrinks, becomes read-only or fills up below a disk
+//! in use. Each is an error of the requests that it concerns; the disk goes on, and so does whoever
+//! shares its thread.
 
 use std::fs;
 use std::path::Path;
@@ -25,11 +26,12 @@ const BYTES: u64 = 16 * MIB;
 const SECTORS: u64 = BYTES / 512;
 /// The disk beside the bad one.
 const OTHER: Lun = Lun { target: 1, unit: 0 };
-/// A stop cancels, waits a bounded time for the host, and then gives up what hangs. Far longer than that.
+/// A stop cancels, waits a bounded time for the host, and then gives up what hangs. Far longer than
+/// that.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A controller with the device at `path`, around the page cache so that each request meets the medium, and beside it
-/// a disk in memory.
+/// A controller with the device at `path`, around the page cache so that each request meets the
+/// medium, and beside it a disk in memory.
 fn controller(path: &Path, aio: Aio) -> (ScsiGuest, Disk) {
     let other = Disk::empty(BYTES);
     let bad = DiskConfig::new(path).direct(true).aio(aio);
@@ -203,7 +205,8 @@ fn a_pool_that_is_full_refuses_writes_until_something_is_unmapped() {
         list[16..20].copy_from_slice(&(32_u32 << 11).to_be_bytes());
         let unmapped = guest.to(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &list, 0);
         unmapped.expect_good();
-        // What was freed can be had once the pool has made that stable, which it does once a second.
+        // What was freed can be had once the pool has made that stable, which it does once a
+        // second.
         let end = Instant::now() + PATIENCE;
         while !write(&mut guest, LUN, 200).good() {
             assert!(Instant::now() < end, "nothing was freed");
