@@ -11,6 +11,7 @@
 
 mod config;
 mod queues;
+mod saved;
 mod shared;
 mod statistics;
 #[cfg(test)]
@@ -34,8 +35,10 @@ use crate::bytes::Bytes;
 use crate::debug::opaque_debug;
 use crate::device::{DeviceKind, Start, StartError, Task, VirtioDevice, read_window};
 use crate::kind::ErrorKind;
+use crate::saved::{StateError, Versioned};
 use crate::throttle::Throttle;
 use queues::{Queues, Role};
+use saved::BalloonState;
 use shared::{Counters, Shared};
 
 /// A memory controller of no particular kind.
@@ -152,6 +155,14 @@ impl VirtioDevice for Balloon {
         self.0.actual.store(0, Ordering::Relaxed);
         self.0.poison.store(0, Ordering::Relaxed);
         self.0.statistics().take();
+    }
+
+    fn save(&self) -> Result<Versioned, StateError> {
+        Versioned::new(&BalloonState::of(&self.0))
+    }
+
+    fn restore(&self, state: &Versioned) -> Result<(), StateError> {
+        state.read::<BalloonState>()?.apply(&self.0)
     }
 }
 

@@ -431,3 +431,24 @@ fn a_balloon_needs_no_descriptor_once_it_is_plugged_in() {
         },
     );
 }
+
+#[test]
+fn a_balloon_goes_on_with_its_target_and_its_statistics_after_a_restore() {
+    use crate::testing::restore::{damaged_states_are_errors_at_worst, move_to};
+
+    let device = Arc::new(balloon());
+    let mut guest = Guest::started(Arc::<Balloon>::clone(&device));
+    device.handle().set_target(Bytes(1 << 20)).unwrap();
+    guest.bar_write(DEVICE + 4, &7_u32.to_le_bytes());
+    let statistics = usize::from(queue::STATS);
+    guest.offer(statistics, &[(LIST, 10, false)]);
+    guest.kick(queue::STATS);
+    let next = Arc::new(balloon());
+    let handle = next.handle();
+    let mut guest = move_to(guest, next, |_| ());
+    let totals = handle.totals().unwrap();
+    assert_eq!((totals.target, totals.actual), (1 << 20, 7 * PAGE_SIZE));
+    handle.request_statistics().unwrap();
+    guest.wait_used(statistics, 1);
+    damaged_states_are_errors_at_worst(&guest, || Arc::new(balloon()), 50);
+}
