@@ -4,8 +4,8 @@
 //! read-only memory, and reads then never leave the guest. Absent functions are all ones: every slot that is
 //! empty maps the same few pages, so the megabyte costs next to nothing. It doesn't know what the bytes mean.
 //!
-//! A function writes its page through a mapping of its own; [`ConfigPages::show`] puts the page onto the bus, and
-//! [`ConfigPages::hide`] takes it away again, while a guest runs. So a function that has left the bus, and whoever still
+//! A function writes its page through a mapping of its own; `ConfigPages::show` puts the page onto the bus, and
+//! `ConfigPages::hide` takes it away again, while a guest runs. So a function that has left the bus, and whoever still
 //! holds it, can change nothing that a guest sees.
 //!
 //! The one exception is the virtio window capability (VIRTIO 1.2 §4.1.4.9), whose data field reads a BAR. Its
